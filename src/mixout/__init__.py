@@ -1,0 +1,38 @@
+"""Mixout and its family: fine-tune a pretrained model and stay close to what it knew.
+
+import mixout
+mixout.apply_(model, mixout.Mixout(p=0.9))  # train as you always do
+mixout.remove_(model)                       # a plain model again
+"""
+
+from mixout import functional as functional
+from mixout import methods as methods
+from mixout import schedule as schedule
+from mixout.anchor import Distance as Distance
+from mixout.convert import apply_ as apply_
+from mixout.convert import distance as distance
+from mixout.convert import fingerprint as fingerprint
+from mixout.convert import load_state_dict_ as load_state_dict_
+from mixout.convert import remove_ as remove_
+from mixout.convert import set_p_ as set_p_
+from mixout.convert import state_dict as state_dict
+from mixout.coverage import Coverage as Coverage
+from mixout.coverage import coverage as coverage
+from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
+from mixout.errors import AnchorMismatchError as AnchorMismatchError
+from mixout.errors import InputError as InputError
+from mixout.errors import MissingExtraError as MissingExtraError
+from mixout.errors import MixoutError as MixoutError
+from mixout.errors import NotAppliedError as NotAppliedError
+from mixout.errors import NothingMixedError as NothingMixedError
+from mixout.methods import AnchorDecay as AnchorDecay
+from mixout.methods import Dropconnect as Dropconnect
+from mixout.methods import Dropout as Dropout
+from mixout.methods import Method as Method
+from mixout.methods import Mixconnect as Mixconnect
+from mixout.methods import Mixout as Mixout
+from mixout.methods import Plain as Plain
+from mixout.schedule import PScheduler as PScheduler
+from mixout.selection import Where as Where
+
+__version__ = "0.1.0"

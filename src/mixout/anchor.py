@@ -1,0 +1,188 @@
+"""Frozen starting weights: where they come from, what they are, how far the model has gone.
+
+An :class:`Anchor` is neither parameter nor buffer: absent from the state dict, from DDP's broadcasts and from every
+optimizer. It never shares memory with the weight. Layers that share a weight share its anchor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from mixout.errors import AnchorMismatchError, MissingExtraError
+
+AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
+
+
+class Anchor:
+    """The tensor u that a weight is mixed with; ``tensor`` None stands for u = 0."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self.tensor = tensor
+
+    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the weight through ``Module.to``, ``half``, ``cuda``, ...; idempotent, as those are."""
+        if self.tensor is not None:
+            self.tensor = fn(self.tensor)
+
+    def beside(self, weight: Tensor) -> Tensor | None:
+        """The tensor on the device and in the dtype of ``weight``, moved once if it is elsewhere."""
+        if self.tensor is not None and (self.tensor.device != weight.device or self.tensor.dtype != weight.dtype):
+            self.tensor = self.tensor.to(weight.device, weight.dtype)
+        return self.tensor
+
+
+class AnchorStore:
+    """Makes one anchor per parameter of ``model``, from a source, at the moment it is asked.
+
+    Args:
+        model: whose parameters are to be anchored.
+        source: None for the current weights; a state dict; a safetensors file, or a folder that holds one, read
+            tensor by tensor; another model; or 0.
+
+    Raises:
+        TypeError: if the source is none of these.
+        FileNotFoundError: if a path holds no safetensors file.
+    """
+
+    def __init__(self, model: nn.Module, source: AnchorSource) -> None:
+        self._made: dict[int, Anchor] = {}
+        self._zero = _is_zero(source)
+        self._read = None if source is None or self._zero else _reader(source)
+        self._prefixes = _prefixes(model)
+
+    def anchor(self, name: str, parameter: Tensor) -> Anchor:
+        """The anchor of ``parameter``, whose dotted name is ``name``; the same object for a tied parameter.
+
+        Raises:
+            AnchorMismatchError: if the source lacks the name or has another shape.
+            ValueError: if the current weights were asked for and the parameter has none (meta device).
+        """
+        if id(parameter) not in self._made:
+            self._made[id(parameter)] = Anchor(None if self._zero else self._tensor(name, parameter))
+        return self._made[id(parameter)]
+
+    def _tensor(self, name: str, parameter: Tensor) -> Tensor:
+        if self._read is None:
+            if parameter.is_meta:
+                raise ValueError(
+                    f"expected loaded weights, got {name} on the meta device; load them first or pass anchor="
+                )
+            return parameter.detach().clone()
+        found = next((t for t in map(self._read, self._spellings(name)) if t is not None), None)
+        if found is None:
+            raise AnchorMismatchError(
+                f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
+                "or pass an anchor that has it"
+            )
+        if found.shape != parameter.shape:
+            raise AnchorMismatchError(
+                f"expected an anchor of shape {tuple(parameter.shape)} for {name!r}, got {tuple(found.shape)}"
+            )
+        return found.detach().to(parameter.device, parameter.dtype, copy=True)
+
+    def _spellings(self, name: str) -> list[str]:
+        """A checkpoint of the body alone lacks the prefix that the model with a head has, or the other way round."""
+        bare = [name[len(prefix) :] for prefix in self._prefixes if name.startswith(prefix)]
+        return [name, *bare, *(prefix + name for prefix in self._prefixes)]
+
+
+def _is_zero(source: AnchorSource) -> bool:
+    return isinstance(source, (int, float)) and not isinstance(source, bool) and source == 0
+
+
+def _prefixes(model: nn.Module) -> list[str]:
+    prefix = getattr(model, "base_model_prefix", "")
+    return [f"{prefix}."] if isinstance(prefix, str) and prefix else []
+
+
+def _reader(source: object) -> Callable[[str], Tensor | None]:
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
+    if isinstance(source, Mapping):
+        return source.get
+    if isinstance(source, (str, Path)):
+        return _safetensors_reader(Path(source))
+    raise TypeError(f"expected anchor to be None, 0, a state dict, a path to safetensors or a model, got {source!r}")
+
+
+def _safetensors_reader(path: Path) -> Callable[[str], Tensor | None]:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise MissingExtraError(
+            'an anchor from safetensors needs the package safetensors: pip install "mixout[hf]"'
+        ) from error
+    where: dict[str, Path] = {}
+    for file in _safetensors_files(path):
+        with safe_open(file, framework="pt") as handle:
+            where.update(dict.fromkeys(handle.keys(), file))
+
+    def read(name: str) -> Tensor | None:
+        if name not in where:
+            return None
+        with safe_open(where[name], framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
+
+    return read
+
+
+def _safetensors_files(path: Path) -> Iterable[Path]:
+    if path.is_file():
+        return [path]
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({path / file for file in json.loads(index.read_text())["weight_map"].values()})
+    single = path / "model.safetensors"
+    if not single.is_file():
+        raise FileNotFoundError(f"expected a safetensors file, or a folder that holds model.safetensors, got {path}")
+    return [single]
+
+
+def fingerprint(anchors: Mapping[str, Tensor | None]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the anchors; None (u = 0) counts as such.
+
+    Example:
+        >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(2)})
+        True
+        >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.ones(2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(anchors.items()):
+        if tensor is None:
+            digest.update(f"{name}:0;".encode())
+            continue
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """||w - u||: Euclidean, over all anchored weights and for each one."""
+
+    total: float
+    by_layer: dict[str, float] = field(repr=False)
+
+
+def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
+    """||w - u|| of named (w, u) pairs, accumulated in float64; u None is 0.
+
+    Example:
+        >>> distance({"a": (torch.tensor([3.0, 4.0]), None)}).total
+        5.0
+    """
+    by_layer = {}
+    for name, (weight, anchor) in pairs.items():
+        delta = weight.detach().double() if anchor is None else weight.detach().double() - anchor.double()
+        by_layer[name] = float(torch.linalg.vector_norm(delta))
+    return Distance(total=sum(d * d for d in by_layer.values()) ** 0.5, by_layer=by_layer)

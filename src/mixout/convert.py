@@ -1,0 +1,266 @@
+"""A method on a whole model: apply_, remove_, and what a checkpoint must carry beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from mixout import anchor as anchors
+from mixout import dropouts
+from mixout.anchor import AnchorSource, AnchorStore, Distance
+from mixout.errors import AlreadyAppliedError, AnchorMismatchError, MixoutError, NotAppliedError, NothingMixedError
+from mixout.layers import Mixed, obstacle, restore_
+from mixout.masks import Stream, check_p
+from mixout.methods import Method, MixingMethod, spell
+from mixout.methods.method import Applied, Site, chosen_layers, parent
+from mixout.selection import Selection, WhereLike, resolve
+
+STATE_VERSION = 1
+
+
+def apply_(
+    model: nn.Module,
+    method: Method | Sequence[Method],
+    *,
+    where: WhereLike = None,
+    anchor: AnchorSource = None,
+    seed: int | None = None,
+    keep_dropout: bool = False,
+) -> nn.Module:
+    """Fine-tune ``model`` with ``method`` from now on; in place.
+
+    Nothing that others hold is replaced: Parameter objects, state-dict keys, ties, hooks, ``requires_grad`` and the
+    training flag stay, so optimizers may be built before or after. In eval mode the model computes what it computed.
+
+    Args:
+        model: any module.
+        method: one method, or several that are combined; at most one of them mixes.
+        where: which layers: None or ``"body"``, all linear layers of the pretrained body; ``"paper"``, those that
+            follow a dropout in the paper; ``"all"``, every linear layer; a regular expression, a
+            :class:`mixout.Where` or a predicate ``(name, module) -> bool`` on all layers that can be mixed.
+        anchor: what is mixed in: None for the weights of this moment; a state dict; a safetensors file or a folder
+            that holds one; another model; or 0.
+        seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
+            alone and so agree across ranks.
+        keep_dropout: leave the model's own dropouts on beside a mixing method.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        AlreadyAppliedError: if the model, or a part of it, carries a method already.
+        NothingMixedError: if a mixing method finds no layer.
+        AnchorMismatchError: if ``anchor`` lacks a weight or has another shape.
+        TypeError, ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from mixout import Mixout
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> apply_(model, Mixout(0.9))[0]
+        MixedLinear(in_features=4, out_features=3, bias=True, p=0.9, unit='input', noise='bernoulli', gradient='exact')
+
+    Source: Lee et al. 2020, section 3.
+    """
+    methods = (method,) if isinstance(method, Method) else tuple(method)
+    _check_methods(methods)
+    _check_fresh(model)
+    if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
+        raise TypeError(f"expected seed to be an integer or None, got {seed!r}")
+    selection = resolve(where, model)
+    if any(isinstance(m, MixingMethod) for m in methods):
+        _check_something_to_mix(model, selection)
+    site = Site(
+        model=model,
+        selection=selection,
+        anchors=AnchorStore(model, anchor),
+        stream=None if seed is None else Stream(seed),
+        keep_dropout=keep_dropout,
+        applied=Applied(methods=methods),
+    )
+    model._mixout = site.applied  # type: ignore[assignment]
+    try:
+        for one in methods:
+            one.install_(site)
+    except BaseException:
+        remove_(model)
+        raise
+    return model
+
+
+def remove_(model: nn.Module) -> nn.Module:
+    """Make ``model`` plain again: classes and dropouts as before :func:`apply_`, weights as they are, bit for bit.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+
+    Example:
+        >>> from mixout import Mixout
+        >>> model = apply_(nn.Sequential(nn.Linear(4, 3)), Mixout(0.9))
+        >>> remove_(model)
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+        )
+    """
+    root, applied = applied_to(model)
+    for module in root.modules():
+        if isinstance(module, Mixed):
+            restore_(module)
+    # Last change first: a site that was changed twice gets its first value back.
+    dropouts.restore_(root, applied.dropouts[::-1])
+    for decay in applied.decays:
+        decay.stop()
+    del root._mixout
+    return model
+
+
+def applied_to(model: nn.Module) -> tuple[nn.Module, Applied]:
+    """The module that :func:`apply_` was called on, found inside wrappers too, and what it left there.
+
+    Raises:
+        NotAppliedError: if there is none.
+    """
+    for module in model.modules():
+        applied = vars(module).get("_mixout")
+        if isinstance(applied, Applied):
+            return module, applied
+    raise NotAppliedError("expected a model with a method, got a plain one; call mixout.apply_(model, method) first")
+
+
+def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
+    """||w - u||, in total and by parameter.
+
+    Args:
+        model: a model.
+        anchor: None for the anchors that the model's method holds; else any source that :func:`apply_` takes, so
+            that models trained with and without mixing are measured alike.
+        where: with ``anchor``: which layers' weights count, as in :func:`apply_`.
+
+    Raises:
+        NotAppliedError: if ``anchor`` is None and the model holds no anchor.
+        AnchorMismatchError: if ``anchor`` lacks a weight or has another shape.
+
+    Example:
+        >>> from mixout import Mixout
+        >>> model = apply_(nn.Sequential(nn.Linear(4, 3)), Mixout(0.9))
+        >>> distance(model).total
+        0.0
+    """
+    if anchor is None:
+        root, held = anchored(model)
+        pairs = {name: (root.get_parameter(name), one.beside(root.get_parameter(name))) for name, one in held.items()}
+        return anchors.distance(pairs)
+    selection, store, pairs = resolve(where, model), AnchorStore(model, anchor), {}
+    for name, module in model.named_modules():
+        if selection.mixes(name, module):
+            for key, weight in module.named_parameters(prefix=name, recurse=False):
+                if weight.dim() >= 2:
+                    pairs[key] = (weight, store.anchor(key, weight).tensor)
+    return anchors.distance(pairs)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the anchors that the model's method holds.
+
+    Raises:
+        NotAppliedError: if the model holds no anchor.
+    """
+    return anchors.fingerprint({name: one.tensor for name, one in anchored(model)[1].items()})
+
+
+def anchored(model: nn.Module) -> tuple[nn.Module, dict[str, anchors.Anchor]]:
+    """The root and its anchors by parameter name.
+
+    Raises:
+        NotAppliedError: if there are none.
+    """
+    root, applied = applied_to(model)
+    if not applied.anchors:
+        raise NotAppliedError(
+            f"expected a method that holds an anchor, got {spell(applied.methods)}; pass anchor= to measure against one"
+        )
+    return root, applied.anchors
+
+
+def set_p_(model: nn.Module, p: float) -> None:
+    """Change p of the mixing method that ``model`` carries; a compiled model is not compiled again.
+
+    Raises:
+        NotAppliedError: if the model carries no mixing method.
+        TypeError, ValueError: if ``p`` is not a number in [0, 1].
+    """
+    _, applied = applied_to(model)
+    if applied.mixing is None:
+        raise NotAppliedError(f"expected a mixing method, got {spell(applied.methods)}")
+    if applied.mixing.noise == "gaussian" and p == 1:
+        raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1")
+    applied.mixing.p.fill_(check_p(p))
+
+
+def state_dict(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint must carry beside the weights, as JSON: method, anchor fingerprint, p, and masks drawn.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+    """
+    _, applied = applied_to(model)
+    mixing = applied.mixing
+    return {
+        "version": STATE_VERSION,
+        "methods": spell(applied.methods),
+        "fingerprint": fingerprint(model) if applied.anchors else None,
+        "p": None if mixing is None else float(mixing.p),
+        "draws": None if mixing is None or mixing.stream is None else dict(mixing.stream.counts),
+    }
+
+
+def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
+    """Continue where :func:`state_dict` was taken; refuses if ``model`` is anchored elsewhere.
+
+    The usual mistake that this finds: a fine-tuned checkpoint was loaded before :func:`apply_`, and became the anchor.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+        AnchorMismatchError: if the anchor's fingerprint differs.
+        MixoutError: if the state is of another version or method.
+    """
+    if state.get("version") != STATE_VERSION:
+        raise MixoutError(f"expected state of version {STATE_VERSION}, got {state.get('version')!r}")
+    _, applied = applied_to(model)
+    if state["methods"] != spell(applied.methods):
+        raise MixoutError(f"expected state of {spell(applied.methods)}, got {state['methods']}; apply the same method")
+    own = fingerprint(model) if applied.anchors else None
+    if state["fingerprint"] != own:
+        raise AnchorMismatchError(
+            f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
+            "load the pretrained weights, call apply_, and only then load the checkpoint"
+        )
+    if applied.mixing is not None:
+        applied.mixing.p.fill_(state["p"])
+        if applied.mixing.stream is not None:
+            applied.mixing.stream.counts = dict(state["draws"] or {})
+
+
+def _check_methods(methods: tuple[Method, ...]) -> None:
+    if not methods or not all(isinstance(m, Method) for m in methods):
+        raise TypeError(f"expected a method such as mixout.Mixout(0.9), or several, got {methods!r}")
+    if len({m.name for m in methods}) < len(methods) or sum(isinstance(m, MixingMethod) for m in methods) > 1:
+        raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
+
+
+def _check_fresh(model: nn.Module) -> None:
+    if any("_mixout" in vars(m) or isinstance(m, Mixed) for m in model.modules()):
+        raise AlreadyAppliedError(
+            "expected a plain model, got one that carries a method already; call mixout.remove_(model) first, "
+            "or combine methods: apply_(model, [first, second])"
+        )
+
+
+def _check_something_to_mix(model: nn.Module, selection: Selection) -> None:
+    if chosen_layers(model, selection):
+        return
+    wanted = {name: module for name, module in model.named_modules() if selection.mixes(name, module)}
+    reasons = [f"{name}: {obstacle(module, parent(model, name))}" for name, module in wanted.items()]
+    detail = "; ".join(reasons[:5]) if reasons else "where= matches no linear layer, or none that can be mixed"
+    raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")

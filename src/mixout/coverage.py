@@ -1,0 +1,184 @@
+"""What is mixed, what is not and why, and what still drops: the answer to "does it do anything here?"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from mixout import dropouts
+from mixout.convert import applied_to
+from mixout.dropouts import DropoutSite
+from mixout.errors import NothingMixedError
+from mixout.layers import Mixed, is_linear, mixed_class, obstacle
+from mixout.methods import MixingMethod, spell
+from mixout.methods.method import parent
+
+Kind = Literal["mixed", "plain", "bypassed"]
+
+_LOOKED_UP = re.compile(r"emb|position|cls_token|class_token|mask_token", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCoverage:
+    """One module that holds parameters of its own.
+
+    Args:
+        name: dotted name.
+        type: class name of the plain layer.
+        kind: ``mixed``; ``plain``, not mixed and not meant to be; or ``bypassed``, where a method cannot reach the
+            weight.
+        reason: why it is not mixed, or what is suspicious.
+        parameters: number of parameters that the module itself holds.
+        flops: multiply-adds per position (token, pixel) of its weights; 0 for what is looked up or element-wise.
+    """
+
+    name: str
+    type: str
+    kind: Kind
+    reason: str
+    parameters: int
+    mixed_parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What a method reaches in a model; ``str()`` is a table.
+
+    Args:
+        methods: the methods, spelled.
+        layers: every module that holds parameters of its own.
+        dropouts: the model's own dropouts that are still on.
+    """
+
+    methods: str
+    layers: tuple[LayerCoverage, ...] = field(repr=False)
+    dropouts: tuple[DropoutSite, ...] = field(repr=False)
+
+    def _of(self, kind: Kind) -> tuple[str, ...]:
+        return tuple(layer.name for layer in self.layers if layer.kind == kind)
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """Names of the mixed layers."""
+        return self._of("mixed")
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """Names of the layers that are not mixed."""
+        return self._of("plain")
+
+    @property
+    def bypassed(self) -> tuple[str, ...]:
+        """Names of the modules whose weights a method cannot reach."""
+        return self._of("bypassed")
+
+    @property
+    def parameters_mixed(self) -> float:
+        """Share of the model's parameters that are mixed, in [0, 1]; tied parameters count once."""
+        total = sum(layer.parameters for layer in self.layers)
+        return sum(layer.mixed_parameters for layer in self.layers) / total if total else 0.0
+
+    @property
+    def flops_mixed(self) -> float:
+        """Share of the multiply-adds with weights, per position, that are done with mixed weights, in [0, 1]."""
+        total = sum(layer.flops for layer in self.layers)
+        return sum(layer.flops for layer in self.layers if layer.kind == "mixed") / total if total else 0.0
+
+    def __str__(self) -> str:
+        groups: dict[tuple[str, str, str], list[LayerCoverage]] = {}
+        for layer in self.layers:
+            groups.setdefault((layer.kind, layer.type, layer.reason), []).append(layer)
+        lines = [
+            f"{self.methods}: {len(self.mixed)} layers mixed, "
+            f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
+        ]
+        width = max((len(type_name) for _, type_name, _ in groups), default=0)
+        for (kind, type_name, reason), members in sorted(groups.items()):
+            count = sum(member.parameters for member in members)
+            lines.append(f"  {kind:<9}{len(members):>4} x {type_name:<{width}}{count:>13,}  {_names(members)}")
+            if reason:
+                lines.append(f"{'':>18}{reason}")
+        lines += [f"  dropout still on: {site}" for site in self.dropouts]
+        return "\n".join(lines)
+
+
+def coverage(model: nn.Module) -> Coverage:
+    """Tell what the method that ``model`` carries reaches.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+        NothingMixedError: if its method mixes but no layer is mixed any more.
+
+    Example:
+        >>> import mixout
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Dropout(0.1))
+        >>> print(coverage(mixout.apply_(model, mixout.Mixout(0.9))))
+        mixout(0.9): 1 layers mixed, 57.1% of the parameters, 100.0% of the weights' FLOPs
+          mixed       1 x Linear              15  0
+          plain       1 x LayerNorm            6  1
+                          LayerNorm is not a layer that mixout can mix
+    """
+    root, applied = applied_to(model)
+    seen: set[int] = set()
+    layers = []
+    for name, module in root.named_modules():
+        own = [p for p in module._parameters.values() if p is not None]
+        fresh = [p for p in own if id(p) not in seen]
+        seen.update(map(id, own))
+        if own:
+            layers.append(_layer(root, name, module, sum(p.numel() for p in fresh)))
+    result = Coverage(methods=spell(applied.methods), layers=tuple(layers), dropouts=tuple(dropouts.active(root)))
+    if not result.mixed and any(isinstance(m, MixingMethod) for m in applied.methods):
+        raise NothingMixedError(f"expected {result.methods} to mix a layer, got none; the layers were replaced since")
+    return result
+
+
+def _layer(root: nn.Module, name: str, module: nn.Module, parameters: int) -> LayerCoverage:
+    kind, reason = _kind(root, name, module)
+    mixed = kind == "mixed"
+    weight = module._parameters.get("weight")
+    return LayerCoverage(
+        name=name,
+        type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
+        kind=kind,
+        reason=reason,
+        parameters=parameters,
+        mixed_parameters=min(weight.numel(), parameters) if mixed and weight is not None else 0,
+        flops=_flops(name, module),
+    )
+
+
+def _kind(root: nn.Module, name: str, module: nn.Module) -> tuple[Kind, str]:
+    if isinstance(module, Mixed):
+        if "forward" in vars(module):
+            return "bypassed", "its forward was replaced on the instance after apply_"
+        never = module._mixed.passes == 0 and any(m._mixed.passes > 0 for m in root.modules() if isinstance(m, Mixed))
+        return ("bypassed", "never called in training, while other layers were") if never else ("mixed", "")
+    if isinstance(module, nn.MultiheadAttention):
+        return "bypassed", "packed in_proj_weight, read without a layer"
+    if mixed_class(module) is None and not is_linear(module):
+        raw = [key for key, p in module._parameters.items() if p is not None and p.dim() >= 2 and key != "weight"]
+        if raw and not all(_LOOKED_UP.search(f"{name}.{key}") for key in raw):
+            return "bypassed", f"raw parameters ({', '.join(raw)}), read without a layer"
+        return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
+    problem = obstacle(module, parent(root, name))
+    return ("plain", "not chosen by where") if problem is None else ("bypassed", problem)
+
+
+def _flops(name: str, module: nn.Module) -> int:
+    if isinstance(module, nn.Embedding):
+        return 0
+    return sum(
+        p.numel()
+        for key, p in module._parameters.items()
+        if p is not None and p.dim() >= 2 and not (key != "weight" and _LOOKED_UP.search(f"{name}.{key}"))
+    )
+
+
+def _names(members: list[LayerCoverage]) -> str:
+    first, last = members[0].name or "the model", members[-1].name
+    return first if len(members) == 1 else f"{first} ... {last}"

@@ -1,0 +1,36 @@
+"""Errors that a caller may catch.
+
+Every error that mixout raises on purpose, apart from plain ``ValueError`` and ``TypeError`` for single
+arguments, derives from :class:`MixoutError`. Each also derives from the builtin exception that fits, so that
+code that knows nothing of mixout still catches it.
+"""
+
+from __future__ import annotations
+
+
+class MixoutError(Exception):
+    """Base of the errors that mixout raises on purpose."""
+
+
+class NothingMixedError(MixoutError, ValueError):
+    """A mixing method was applied, but no layer was selected that can be mixed."""
+
+
+class AlreadyAppliedError(MixoutError, RuntimeError):
+    """The model already carries a method; remove it first."""
+
+
+class NotAppliedError(MixoutError, RuntimeError):
+    """The model carries no method; apply one first."""
+
+
+class AnchorMismatchError(MixoutError, ValueError):
+    """The anchor is not the one that is expected: names, shapes or fingerprint differ."""
+
+
+class MissingExtraError(MixoutError, ImportError):
+    """An optional dependency is missing; the message names the pip command."""
+
+
+class InputError(MixoutError, ValueError):
+    """Settings or data given by the user cannot be used; the message says what to do."""

@@ -1,0 +1,236 @@
+"""mix(), mixed_linear() and mixed_embedding(): argument checks, the draw, and the choice of op.
+
+For layers of your own: all take plain tensors and know nothing of modules. In eval mode do not call them; use
+``weight``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from mixout.masks import NOISES, UNITS, Noise, Stream, Unit, check_p, draw, mask_shape, spread
+from mixout.ops.linear import column_sparse_linear
+from mixout.ops.mix import mix as mix_op
+from mixout.ops.reference import GRADIENTS, Gradient
+
+
+def mix(
+    weight: Tensor,
+    anchor: Tensor | None,
+    p: float | Tensor,
+    *,
+    unit: Unit = "input",
+    gradient: Gradient = "exact",
+    noise: Noise = "bernoulli",
+    input_dim: int = 1,
+    groups: int = 1,
+    stream: Stream | None = None,
+    key: str = "",
+) -> Tensor:
+    r"""One draw of Phi(w; u, M) = u + (M / (1-p)) (w - u), with E Phi = w.
+
+    Args:
+        weight: w, at least two dimensions: neurons in the first two, then a kernel.
+        anchor: u, of the shape and on the device of ``weight``; None for u = 0. A constant to autograd.
+        p: probability that a unit is replaced by the anchor, in [0, 1]. 0 returns ``weight``, 1 the anchor.
+        unit: what shares a coin: ``input`` neuron (mixout), ``output`` neuron, or ``element`` (mixconnect).
+        gradient: ``exact``, dPhi/dw = M/(1-p); or ``paper``, M, as in equation 2 and in the authors' code.
+        noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
+        input_dim: the dimension of the input neurons: 1 for (out, in, ...), 0 for (in, out).
+        groups: groups of a convolution, whose weight is (out, in / groups, ...).
+        stream: a seeded stream of masks; None for torch's default generators.
+        key: the layer's name within ``stream``.
+
+    Returns:
+        Phi, like ``weight``.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range, or ``anchor`` does not fit ``weight``.
+
+    Example:
+        >>> w, u = torch.ones(2, 3), torch.zeros(2, 3)
+        >>> mix(w, u, 0.0).equal(w), mix(w, u, 1.0).equal(u), mix(u, u, 0.9).equal(u)
+        (True, True, True)
+
+    Source: Lee et al. 2020, equation 4 and section 3.
+    """
+    _check(weight, anchor, unit, gradient, noise, input_dim)
+    if not isinstance(p, Tensor):
+        p = check_p(p)
+        if p == 0.0:
+            return weight
+    scale = _scale(p, noise)
+    shape = tuple(weight.shape)
+    coins = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
+    mask = spread(draw(coins, p, noise=noise, device=weight.device, stream=stream, key=key), shape)
+    return mix_op(weight, _match(anchor, weight), mask, scale, gradient=gradient)
+
+
+def mixed_linear(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None = None,
+    *,
+    p: float | Tensor,
+    unit: Unit = "input",
+    gradient: Gradient = "exact",
+    noise: Noise = "bernoulli",
+    stream: Stream | None = None,
+    key: str = "",
+) -> Tensor:
+    r"""Y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
+
+    For input units and Bernoulli coins the backward computes the kept columns of the weight's gradient only and
+    keeps only those columns of ``x``. Under ``torch.compile`` and for every other unit Phi is made by :func:`mix`.
+
+    Args:
+        x: (..., in).
+        weight: w, (out, in).
+        anchor: u, like ``weight``; None for u = 0.
+        bias: (out,), never mixed; or None.
+        p: probability that a unit is replaced by the anchor, in [0, 1].
+        unit: see :func:`mix`.
+        gradient: see :func:`mix`.
+        noise: see :func:`mix`.
+        stream: see :func:`mix`.
+        key: see :func:`mix`.
+
+    Returns:
+        (..., out), under autocast in autocast's dtype.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range or shapes do not fit.
+
+    Example:
+        >>> x, w = torch.ones(2, 3), torch.ones(4, 3)
+        >>> mixed_linear(x, w, w, p=0.9)[0]  # w equals u: nothing to draw from
+        tensor([3., 3., 3., 3.])
+
+    Source: Lee et al. 2020, section 3; the sparse backward is described in docs/design.md.
+    """
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
+    sparse = unit == "input" and noise == "bernoulli" and not torch.compiler.is_compiling()
+    if not sparse or isinstance(p, Tensor):
+        phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream, key=key)
+        return torch.nn.functional.linear(x, phi, bias)
+    _check(weight, anchor, unit, gradient, noise, 1)
+    p = check_p(p)
+    if p == 0.0:
+        return torch.nn.functional.linear(x, weight, bias)
+    # Drawn on the host: the number of kept columns is known without waiting for the device.
+    kept = draw((weight.shape[1],), p, stream=stream, key=key).nonzero().squeeze(1)
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return column_sparse_linear(
+        x.to(dtype),
+        weight,
+        _match(anchor, weight),
+        None if bias is None else bias.to(dtype),
+        kept.to(weight.device, non_blocking=True),
+        _scale(p, noise),
+        gradient=gradient,
+    )
+
+
+def mixed_embedding(
+    index: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    *,
+    p: float | Tensor,
+    unit: Unit = "input",
+    gradient: Gradient = "exact",
+    noise: Noise = "bernoulli",
+    stream: Stream | None = None,
+    key: str = "",
+    **options: Any,  # noqa: ANN401
+) -> Tensor:
+    r"""Rows ``index`` of one draw of Phi, without making the rest of Phi.
+
+    An embedding is a linear on one-hot vectors: a token is an input neuron, its row is its unit, and all its
+    occurrences in the batch share one coin.
+
+    Args:
+        index: integers of any shape.
+        weight: w, (tokens, features).
+        anchor: u, like ``weight``; None for u = 0.
+        p: probability that a unit is replaced by the anchor, in [0, 1].
+        unit: ``input`` is a token, ``output`` a feature; see :func:`mix`.
+        gradient: see :func:`mix`.
+        noise: see :func:`mix`.
+        stream: see :func:`mix`.
+        key: see :func:`mix`.
+        options: passed to :func:`torch.nn.functional.embedding` (``padding_idx``, ``sparse``, ...).
+
+    Returns:
+        (..., features).
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range or shapes do not fit.
+
+    Example:
+        >>> w, u = torch.ones(4, 2), torch.zeros(4, 2)
+        >>> mixed_embedding(torch.tensor([3]), w, u, p=1.0)
+        tensor([[0., 0.]])
+    """
+    _check(weight, anchor, unit, gradient, noise, 0)
+    rows = torch.nn.functional.embedding(index, weight, **options)
+    if not isinstance(p, Tensor):
+        p = check_p(p)
+        if p == 0.0:
+            return rows
+    scale = _scale(p, noise)
+    coins = mask_shape(tuple(weight.shape), unit, input_dim=0)
+    mask = draw(coins, p, noise=noise, device=weight.device, stream=stream, key=key)
+    if unit != "output":
+        mask = mask[index]
+    match = _match(anchor, weight)
+    anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
+    return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
+
+
+@overload
+def _scale(p: float, noise: Noise) -> float: ...
+@overload
+def _scale(p: float | Tensor, noise: Noise) -> float | Tensor: ...
+def _scale(p: float | Tensor, noise: Noise) -> float | Tensor:
+    """1 / mu; at p = 1 every coin falls on the anchor and the scale multiplies nothing."""
+    if isinstance(p, Tensor):
+        return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p)).to(torch.float32)
+    if p == 1.0 and noise == "gaussian":
+        raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1.0")
+    return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
+
+
+def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:
+    return None if anchor is None else anchor.detach().to(weight.dtype)
+
+
+def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"expected unit in {UNITS}, got {unit!r}")
+    if gradient not in GRADIENTS:
+        raise ValueError(f"expected gradient in {GRADIENTS}, got {gradient!r}")
+    if noise not in NOISES:
+        raise ValueError(f"expected noise in {NOISES}, got {noise!r}")
+    if input_dim not in (0, 1):
+        raise ValueError(f"expected input_dim 0 or 1, got {input_dim}")
+    if weight.dim() < 2:
+        raise ValueError(f"expected a weight of at least two dimensions, got shape {tuple(weight.shape)}")
+    if not weight.is_floating_point():
+        raise ValueError(f"expected a floating point weight, got {weight.dtype}")
+    if anchor is None:
+        return
+    if anchor.shape != weight.shape:
+        raise ValueError(f"expected an anchor of shape {tuple(weight.shape)}, the weight's, got {tuple(anchor.shape)}")
+    if anchor.device != weight.device:
+        raise ValueError(
+            f"expected the anchor on {weight.device}, where the weight is, got {anchor.device}; move it once"
+        )

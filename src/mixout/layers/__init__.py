@@ -1,0 +1,65 @@
+"""Layers that read their weight through :mod:`mixout.functional`, and which module becomes which.
+
+Only exact types are exchanged: a subclass may do anything with its weight. Whatever would silently not be mixed is
+named with its reason by :func:`obstacle`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from torch import Tensor, nn
+
+from mixout.layers.conv import MixedConv1d, MixedConv2d, MixedConv3d
+from mixout.layers.embedding import MixedEmbedding
+from mixout.layers.linear import MixedLinear
+from mixout.layers.mixed import Mixed as Mixed
+from mixout.layers.mixed import Mixing as Mixing
+from mixout.layers.mixed import Share as Share
+from mixout.layers.mixed import restore_ as restore_
+from mixout.layers.mixed import swap_ as swap_
+
+_MIXED: dict[type[nn.Module], type[Mixed]] = {
+    nn.Linear: MixedLinear,
+    nn.Embedding: MixedEmbedding,
+    nn.Conv1d: MixedConv1d,
+    nn.Conv2d: MixedConv2d,
+    nn.Conv3d: MixedConv3d,
+}
+
+
+def mixed_class(module: nn.Module) -> type[Mixed] | None:
+    """The mixed layer that stands for ``module``'s exact type, or None."""
+    kind = type(module)
+    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
+        from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
+
+        return MixedConv1D
+    return _MIXED.get(kind)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether ``module`` is a linear layer, also one that is mixed already, of either layout."""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", nn.Linear)
+    return isinstance(module, (nn.Linear, conv1d))
+
+
+def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
+    """Why ``module`` cannot be mixed, or None: its forward must be called, and must read a plain weight."""
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads this weight without calling the layer"
+    if mixed_class(module) is None:
+        supported = next((k.__name__ for k in _MIXED if isinstance(module, k)), None)
+        if supported is not None:
+            return f"{type(module).__name__}, a subclass of {supported}, may use its weight in its own way"
+        return f"{type(module).__name__} is not a layer that mixout can mix"
+    if "forward" in vars(module):
+        return "its forward is replaced on the instance (by hooks of another library)"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed by another tool (pruning, weight norm, ...)"
+    if type(weight.data) is not Tensor:
+        return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    return None

@@ -1,0 +1,150 @@
+"""anchor_decay(rate): weight decay towards the anchor instead of towards zero.
+
+Decoupled (default), after every optimizer step of learning rate eta: ``w <- w - eta rate (w - u)``, as AdamW does
+towards zero. Coupled: ``rate (w - u)`` is added to the gradient before the step, the derivative of the paper's
+wdecay(u, lambda), ``L(w) + (lambda / 2) ||w - u||^2``, which with u = w_pre is L2-SP without its head term.
+
+- Acts through hooks on every optimizer that steps a decayed parameter, whether built before or after; nothing
+  is added to the loss, so accumulation, loss scaling and the size of the graph are not touched.
+- Decays weights of two dimensions or more in the pretrained body (or where ``where`` says); never biases, norms or a
+  new head. The optimizer's own weight_decay pulls towards zero beside it: set it to 0.
+- Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP).
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from mixout.anchor import Anchor
+from mixout.errors import NothingMixedError
+from mixout.methods.method import Method, Site
+
+
+@dataclass(frozen=True)
+class AnchorDecay(Method):
+    """Weight decay towards the anchor.
+
+    Args:
+        rate: strength, at least 0, in units of one over learning rate (decoupled) or of the loss's curvature (coupled).
+        decoupled: after the step, scaled by the learning rate; or, if False, in the gradient before it.
+
+    Raises:
+        TypeError: if ``rate`` is not a number.
+        ValueError: if ``rate`` is negative or not finite.
+
+    Example:
+        >>> AnchorDecay(0.01)
+        AnchorDecay(rate=0.01, decoupled=True)
+    """
+
+    rate: float
+    _: KW_ONLY
+    decoupled: bool = True
+    name: ClassVar[str] = "anchor_decay"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rate, bool) or not isinstance(self.rate, (int, float)):
+            raise TypeError(f"expected rate to be a number, at least 0, got {self.rate!r}")
+        if not (self.rate >= 0 and math.isfinite(self.rate)):
+            raise ValueError(f"expected a finite rate, at least 0, got {self.rate}")
+
+    def install_(self, site: Site) -> None:
+        """Anchor every weight of the chosen region and hook the optimizers."""
+        targets = []
+        for name, module in site.model.named_modules():
+            if not site.selection.covers(name, module):
+                continue
+            for key, parameter in module.named_parameters(prefix=name, recurse=False):
+                if parameter.dim() >= 2 and parameter.is_floating_point():
+                    anchor = site.anchors.anchor(key, parameter)
+                    site.applied.anchors[key] = anchor
+                    targets.append(Target(module, key.rpartition(".")[2], anchor))
+        if not targets:
+            raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
+        site.applied.decays.append(Decay(self, targets))
+
+
+@dataclass
+class Target:
+    """A parameter, by its module, since tools exchange Parameter objects, and the anchor it decays towards."""
+
+    module: nn.Module
+    field: str
+    anchor: Anchor
+
+    def parameter(self) -> Tensor:
+        """The parameter of this moment."""
+        parameter: Tensor = getattr(self.module, self.field)
+        return parameter
+
+
+_LIVE: weakref.WeakSet[Decay] = weakref.WeakSet()
+_HOOKED: list[Any] = []
+
+
+class Decay:
+    """A decay in force: as long as this object lives, the optimizers' hooks see it. Copies decay their own model."""
+
+    def __init__(self, method: AnchorDecay, targets: list[Target]) -> None:
+        self.method = method
+        self.targets = targets
+        self._enlist()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._enlist()
+
+    def stop(self) -> None:
+        """Decay no more."""
+        _LIVE.discard(self)
+
+    def _enlist(self) -> None:
+        _LIVE.add(self)
+        if not _HOOKED:
+            _HOOKED.append(register_optimizer_step_pre_hook(_before_step))
+            _HOOKED.append(register_optimizer_step_post_hook(_after_step))
+
+    def due(self, optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """(w, u, learning rate) of every parameter that ``optimizer`` steps now; u is a zero where it is not kept."""
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        done = set()
+        for target in self.targets:
+            parameter = target.parameter()
+            if id(parameter) in rates and id(parameter) not in done:  # a tied parameter decays once
+                done.add(id(parameter))
+                anchor = target.anchor.beside(parameter)
+                yield parameter, parameter.new_zeros(()) if anchor is None else anchor, rates[id(parameter)]
+
+
+@torch.no_grad()
+def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
+    for decay in list(_LIVE):
+        if not decay.method.decoupled:
+            # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.
+            loss_scale = getattr(optimizer, "grad_scale", None)
+            for weight, anchor, _ in decay.due(optimizer):
+                penalty = (weight - anchor) * decay.method.rate
+                weight.grad.add_(penalty if loss_scale is None else penalty * loss_scale)  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
+    # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
+    skipped = getattr(optimizer, "found_inf", None)
+    for decay in list(_LIVE):
+        if decay.method.decoupled:
+            for weight, anchor, rate in decay.due(optimizer):
+                strength = rate * decay.method.rate
+                weight.sub_((weight - anchor) * (strength if skipped is None else strength * (1 - skipped)))

@@ -1,0 +1,98 @@
+"""Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(0.01)``, ``plain``.
+
+For settings files and command lines. ``parse(spell(methods)) == methods``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+from mixout.methods.anchor_decay import AnchorDecay
+from mixout.methods.dropconnect import Dropconnect
+from mixout.methods.dropout import Dropout
+from mixout.methods.method import Method
+from mixout.methods.mixconnect import Mixconnect
+from mixout.methods.mixout import Mixout
+from mixout.methods.plain import Plain
+
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, AnchorDecay, Plain)
+}
+
+_CALL = re.compile(r"\s*(?P<name>[a-z_]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
+
+
+def parse(text: str) -> tuple[Method, ...]:
+    """The methods that ``text`` names, joined by ``+``.
+
+    Raises:
+        ValueError: if a name, an argument or a value is unknown; the message names the nearest valid one.
+
+    Example:
+        >>> parse("mixout(0.7)+anchor_decay(0.01)")
+        (Mixout(p=0.7, unit='input', gradient='exact'), AnchorDecay(rate=0.01, decoupled=True))
+    """
+    return tuple(_parse_one(part) for part in re.split(r"\+(?![^()]*\))", text))
+
+
+def spell(methods: Method | Sequence[Method]) -> str:
+    """The canonical text of ``methods``, without arguments that have their default.
+
+    Example:
+        >>> spell([Mixout(0.7, gradient="paper"), AnchorDecay(0.01)])
+        'mixout(0.7, gradient=paper)+anchor_decay(0.01)'
+    """
+    several = [methods] if isinstance(methods, Method) else list(methods)
+    return "+".join(_spell_one(method) for method in several)
+
+
+def _parse_one(part: str) -> Method:
+    match = _CALL.fullmatch(part)
+    if match is None:
+        raise ValueError(f'expected a method such as "mixout(0.9)", got {part!r}')
+    name = match["name"]
+    if name not in METHODS:
+        raise ValueError(f"expected a method among {', '.join(METHODS)}, got {name!r}{_nearest(name, METHODS)}")
+    kind = METHODS[name]
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for position, argument in enumerate(filter(None, map(str.strip, (match["arguments"] or "").split(",")))):
+        key, equals, value = (piece.strip() for piece in argument.rpartition("="))
+        if not equals and (position > 0 or not known):
+            raise ValueError(f"expected arguments of {name} after the first as name=value, got {argument!r}")
+        key = key if equals else known[0]
+        if key not in known:
+            raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{_nearest(key, known)}")
+        values[key] = _value(value)
+    for f in fields(kind):  # type: ignore[arg-type]
+        if f.default is MISSING and f.name not in values:
+            raise ValueError(f'expected {name} with its {f.name}, for example "{name}(0.1)", got {part.strip()!r}')
+    return kind(**values)
+
+
+def _value(text: str) -> float | bool | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _spell_one(method: Method) -> str:
+    arguments = []
+    for position, f in enumerate(fields(method)):  # type: ignore[arg-type]
+        value = getattr(method, f.name)
+        if f.default is MISSING or value != f.default:
+            text = str(value).lower() if isinstance(value, (bool, str)) else repr(float(value))
+            arguments.append(text if position == 0 else f"{f.name}={text}")
+    return f"{method.name}({', '.join(arguments)})" if arguments else method.name
+
+
+def _nearest(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,127 @@
+"""What a method is, and what an application of methods leaves on a model.
+
+A method is a frozen description. :meth:`Method.install_` does the work on a :class:`Site`; everything that has to be
+undone or saved is written into :class:`Applied`, by dotted names, so that it survives deepcopy and pickle.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mixout import dropouts
+from mixout.anchor import Anchor, AnchorStore
+from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
+from mixout.masks import Noise, Stream, Unit, check_p
+from mixout.ops.reference import GRADIENTS, Gradient
+from mixout.selection import Selection
+
+if TYPE_CHECKING:
+    from mixout.methods.anchor_decay import Decay
+
+
+@dataclass(kw_only=True)
+class Applied:
+    """What :func:`mixout.apply_` left on a model: enough to report, to save and to undo it."""
+
+    methods: tuple[Method, ...]
+    anchors: dict[str, Anchor] = field(default_factory=dict)  # by parameter name
+    mixing: Mixing | None = None
+    decays: list[Decay] = field(default_factory=list)
+    dropouts: list[dropouts.DropoutChange] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a method is installed: the model, the layers chosen, the anchors, and the record to write into."""
+
+    model: nn.Module
+    selection: Selection
+    anchors: AnchorStore
+    stream: Stream | None
+    keep_dropout: bool
+    applied: Applied
+
+
+class Method(ABC):
+    """One way to fine-tune. Abstract; subclasses are final frozen dataclasses."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def install_(self, site: Site) -> None:
+        """Change ``site.model`` and write into ``site.applied`` how."""
+
+
+class MixingMethod(Method):
+    """A method that replaces weights by Phi. Abstract."""
+
+    p: float
+    gradient: Gradient
+    unit: Unit
+    noise: Noise
+    zero_anchor: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            TypeError: if ``p`` is not a number.
+            ValueError: if ``p`` or ``gradient`` is out of its range.
+        """
+        check_p(self.p)
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"expected gradient in {GRADIENTS}, got {self.gradient!r}")
+
+    def install_(self, site: Site) -> None:
+        """Swap the chosen layers for mixed ones and switch the model's own dropouts off."""
+        mixing = Mixing(
+            p=torch.tensor(self.p, dtype=torch.float64, device="cpu"),
+            unit=self.unit,
+            noise=self.noise,
+            gradient=self.gradient,
+            stream=site.stream,
+        )
+        chosen = chosen_layers(site.model, site.selection)
+        store = AnchorStore(site.model, 0) if self.zero_anchor else site.anchors
+        # All anchors first: one that is missing must leave the model as it was.
+        shares = {
+            name: Share(
+                name=name,
+                mixing=mixing,
+                anchor=store.anchor(f"{name}.weight" if name else "weight", _weight(module)),
+                plain=type(module),
+            )
+            for name, module in chosen.items()
+        }
+        for name, module in chosen.items():
+            mixed = mixed_class(module)
+            if mixed is not None:
+                swap_(module, mixed, shares[name])
+            site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
+        site.applied.mixing = mixing
+        if not site.keep_dropout:
+            site.applied.dropouts += dropouts.set_(site.model, 0.0)
+
+
+def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
+    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if selection.mixes(name, module) and obstacle(module, parent(model, name)) is None
+    }
+
+
+def parent(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that holds the one called ``name``."""
+    return model.get_submodule(name.rpartition(".")[0]) if name else None
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight

@@ -1,0 +1,75 @@
+"""Phi for any unit, with one weight-sized result and nothing weight-sized kept but an element mask.
+
+``Phi = u + M * scale * (w - u)`` as in :mod:`mixout.ops.reference`. Backward needs M alone, which for input and
+output units is a vector. Differentiable twice, and under ``torch.func.vmap``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixout.ops.reference import Gradient
+
+
+def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float | Tensor) -> Tensor:
+    """Compute Phi in one element-wise pass; ``anchor`` None stands for u = 0.
+
+    lerp(u, w, c) returns u at c = 0 and w at c = 1 to the bit, so the ends are exact. Its coefficient has the
+    weight's dtype, which in 16 bits would round the scale (3.33 to 3.328 at p = .7 in bf16): there M is the tensor
+    and the scale stays a Python number, which addcmul holds in float32.
+    """
+    if anchor is None:
+        return weight * (mask * scale).to(weight.dtype)
+    if weight.dtype.itemsize == 2 and not isinstance(scale, Tensor):
+        return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
+    return torch.lerp(anchor, weight, (mask * scale).to(weight.dtype))
+
+
+class _Mix(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, gradient_scale: float) -> Tensor:
+        return interpolate(weight, anchor, mask, scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, mask, _, ctx.gradient_scale = inputs
+        ctx.save_for_backward(mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (mask,) = ctx.saved_tensors
+        return grads[0] * (mask * ctx.gradient_scale).to(grads[0].dtype), None, None, None, None
+
+
+def mix(
+    weight: Tensor,
+    anchor: Tensor | None,
+    mask: Tensor,
+    scale: float | Tensor,
+    *,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``) or M (``paper``).
+
+    Args:
+        weight: w, any shape and floating dtype.
+        anchor: u, like ``weight``, or None for 0.
+        mask: M, broadcastable to ``weight``; bool or floating.
+        scale: 1 / mu, or 0 where mu is 0. A tensor where p is one, in a compiled graph: there autograd derives
+            Phi and the compiler fuses it.
+        gradient: which derivative autograd sees.
+
+    Example:
+        >>> mix(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([True, False]), 2.0)
+        tensor([[2., 0.]])
+    """
+    if isinstance(scale, Tensor):
+        phi = interpolate(weight, anchor, mask, scale)
+        return phi if gradient == "exact" else phi.detach() + mask * (weight - weight.detach())
+    result: Tensor = _Mix.apply(weight, anchor, mask, scale, scale if gradient == "exact" else 1.0)  # type: ignore[no-untyped-call]
+    return result

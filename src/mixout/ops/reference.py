@@ -1,0 +1,60 @@
+r"""The definition, in plain torch: the oracle of every other form.
+
+Equation 4 of Lee et al. 2020 (arXiv 1909.11299) with mask M, E M = mu::
+
+    Phi(w; u, M) = ((I - M) u + M w - (1 - mu) u) / mu  =  u + (M / mu) (w - u)
+
+The right-hand side is what is computed: where w equals u it is exactly u in every dtype, while the expanded form
+loses digits to cancellation. Nothing here is fast and everything is differentiable as often as you like.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Gradient = Literal["exact", "paper"]
+
+GRADIENTS: tuple[Gradient, ...] = ("exact", "paper")
+
+
+def mix(weight: Tensor, anchor: Tensor, mask: Tensor, scale: float, *, gradient: Gradient = "exact") -> Tensor:
+    r"""Phi = u + M * scale * (w - u), with ``scale = 1 / mu``.
+
+    The derivative with respect to w is M / mu (``exact``). The authors' code and equation 2 of the paper use M
+    (``paper``), which is smaller by the factor mu = 1 - p.
+
+    Args:
+        weight: w, any shape and floating dtype.
+        anchor: u, the shape of ``weight``; treated as a constant.
+        mask: M, broadcastable to ``weight``; bool or floating.
+        scale: 1 / mu, or 0 where mu is 0.
+        gradient: which derivative autograd sees.
+
+    Example:
+        >>> w, u = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+        >>> mix(w, u, torch.tensor([True, False]), 2.0)  # p = 1/2
+        tensor([[1.5000, 0.5000]])
+    """
+    anchor = anchor.detach()
+    mask = mask.to(weight.dtype)
+    if gradient == "exact":
+        return anchor + mask * scale * (weight - anchor)
+    value = anchor + mask * scale * (weight.detach() - anchor)
+    return value + mask * (weight - weight.detach())  # adds zero to the value and M to the derivative
+
+
+def mixed_linear(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: float,
+    *,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """Y = x Phi^T + b with :func:`mix`'s Phi; x is (..., in), ``weight`` (out, in), the result (..., out)."""
+    return torch.nn.functional.linear(x, mix(weight, anchor, mask, scale, gradient=gradient), bias)

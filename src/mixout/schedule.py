@@ -1,0 +1,145 @@
+"""p over the steps of a run, without recompilation.
+
+A schedule is a function of the step; :class:`PScheduler` follows it as a learning-rate scheduler follows its own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mixout.convert import set_p_
+from mixout.masks import check_p
+
+
+class Schedule(ABC):
+    """P as a function of the step, counted from 0. Abstract."""
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """P at ``step``."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same p at every step.
+
+    Args:
+        p: probability, in [0, 1].
+
+    Example:
+        >>> Constant(0.9)(5)
+        0.9
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        check_p(self.p)
+
+    def __call__(self, step: int) -> float:  # noqa: ARG002
+        """P at ``step``."""
+        return self.p
+
+
+@dataclass(frozen=True)
+class _Ramp(Schedule):
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_p(self.start)
+        check_p(self.end)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"expected steps to be an integer, at least 1, got {self.steps!r}")
+
+    def _progress(self, step: int) -> float:
+        return min(max(step, 0) / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class Linear(_Ramp):
+    """``start + (end - start) step / steps``, then ``end``.
+
+    Args:
+        start: p at step 0, in [0, 1].
+        end: p from step ``steps`` on, in [0, 1].
+        steps: length of the warm-up, at least 1.
+
+    Example:
+        >>> [Linear(0.0, 0.8, 4)(step) for step in (0, 2, 4, 9)]
+        [0.0, 0.4, 0.8, 0.8]
+    """
+
+    def __call__(self, step: int) -> float:
+        """P at ``step``."""
+        return self.start + (self.end - self.start) * self._progress(step)
+
+
+@dataclass(frozen=True)
+class Cosine(_Ramp):
+    """``start + (end - start) (1 - cos(pi step / steps)) / 2``, then ``end``.
+
+    Args:
+        start: p at step 0, in [0, 1].
+        end: p from step ``steps`` on, in [0, 1].
+        steps: length of the warm-up, at least 1.
+
+    Example:
+        >>> [round(Cosine(0.0, 0.8, 4)(step), 3) for step in (0, 1, 2, 4, 9)]
+        [0.0, 0.117, 0.4, 0.8, 0.8]
+    """
+
+    def __call__(self, step: int) -> float:
+        """P at ``step``."""
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * self._progress(step))) / 2
+
+
+class PScheduler:
+    """Keeps p of ``model`` on ``schedule``; call :meth:`step` once after every optimizer step.
+
+    Args:
+        model: a model that carries a mixing method.
+        schedule: p as a function of the step.
+
+    Raises:
+        NotAppliedError: if ``model`` carries no mixing method.
+
+    Example:
+        >>> import mixout
+        >>> model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.0))
+        >>> scheduler = PScheduler(model, Linear(0.0, 0.8, 4))
+        >>> scheduler.step()
+        >>> scheduler.p
+        0.2
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.steps = 0
+        set_p_(model, self.p)
+
+    @property
+    def p(self) -> float:
+        """P of this step."""
+        return self.schedule(self.steps)
+
+    def step(self) -> None:
+        """Go one step on."""
+        self.steps += 1
+        set_p_(self.model, self.p)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps taken."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state``."""
+        self.steps = int(state["steps"])
+        set_p_(self.model, self.p)
