@@ -1,0 +1,26 @@
+# Everything runs in .venv, which is made on first use from a package index alone.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check clean
+
+demo: $(READY)  ## fine-tune the embedded model on embedded text: table and figure in demo-output/
+	$(BIN)/mixout demo --output-dir demo-output
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+check: $(READY)  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo-output

@@ -1,0 +1,171 @@
+"""Scores of predictions against labels, named and computed as GLUE does (scikit-learn and scipy underneath).
+
+================  ==============================================================================
+``accuracy``      share of equal pairs
+``f1``            two classes: F1 of class 1; more: unweighted mean over the classes
+``matthews``      Matthews correlation of the two labelings
+``pearson``       Pearson correlation
+``spearman``      Spearman rank correlation
+================  ==============================================================================
+
+Predictions that are constant or not finite carry no information, and score 0 in the three correlations, in
+silence: a collapsed or diverged restart is a result to be counted, not a reason to lose the run. It knows
+nothing of models and logits: predictions are class numbers or values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from mixout.errors import InputError
+from mixout.finetune.extras import needs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Values = np.ndarray[Any, np.dtype[Any]]
+
+CLASSIFICATION = ("accuracy", "f1", "matthews")
+REGRESSION = ("pearson", "spearman")
+
+
+def compute(names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
+    """Score predictions.
+
+    Args:
+        names: metrics to compute.
+        predictions: class numbers or values, shape ``(n,)``.
+        labels: the truth, shape ``(n,)``.
+
+    Returns:
+        One number a name, in the order of the names; correlations lie in [-1, 1], the others in [0, 1].
+
+    Raises:
+        InputError: a name is unknown.
+        ValueError: the shapes differ, or there is nothing to score.
+
+    Example:
+        >>> compute(["accuracy", "f1"], [1, 1, 0, 0], [1, 0, 0, 0])
+        {'accuracy': 0.75, 'f1': 0.6666666666666666}
+    """
+    with needs("hf", "metrics"):
+        import numpy as np
+    got, expected = np.asarray(predictions), np.asarray(labels)
+    if got.ndim != 1 or got.shape != expected.shape or not got.size:
+        raise ValueError(
+            f"expected predictions and labels of the same shape (n,), n > 0, "
+            f"got {got.shape} and {expected.shape}; pass one prediction for each label"
+        )
+    return {name: float(_function(name)(got, expected)) for name in names}
+
+
+def chance(metric: str, labels: npt.ArrayLike) -> float:
+    """Score of the best predictor that gives every example the same answer.
+
+    For accuracy that is the majority class. Every correlation with a constant is 0.
+
+    Args:
+        metric: name of the metric.
+        labels: the truth, shape ``(n,)``.
+
+    Example:
+        >>> chance("accuracy", [0, 1, 1, 1])
+        0.75
+        >>> chance("matthews", [0, 1, 1, 1])
+        0.0
+    """
+    if metric not in ("accuracy", "f1"):
+        check(metric)
+        return 0.0
+    with needs("hf", "metrics"):
+        import numpy as np
+    expected = np.asarray(labels)
+    return max(compute([metric], np.full_like(expected, answer), expected)[metric] for answer in np.unique(expected))
+
+
+def check(name: str, *, regression: bool | None = None) -> None:
+    """Refuse a metric that does not exist or does not fit the labels.
+
+    Args:
+        name: the metric asked for.
+        regression: whether labels are values; ``None`` when that is not known yet.
+
+    Raises:
+        InputError: the name is unknown, or belongs to the other kind of labels.
+
+    Example:
+        >>> check("spearmen")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        mixout.errors.InputError: expected a metric of accuracy, f1, matthews, pearson, spearman, got ...
+    """
+    known = (*CLASSIFICATION, *REGRESSION)
+    if name not in known:
+        nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+        raise InputError(f"expected a metric of {', '.join(known)}, got {name!r}; did you mean {nearest!r}?")
+    fitting = known if regression is None else REGRESSION if regression else CLASSIFICATION
+    if name not in fitting:
+        kind = "numbers (regression)" if regression else "classes"
+        raise InputError(f"expected a metric for labels that are {kind}, got {name!r}; use one of {', '.join(fitting)}")
+
+
+def _function(name: str) -> Callable[[Values, Values], float]:
+    check(name)
+    return {
+        "accuracy": _accuracy,
+        "f1": _f1,
+        "matthews": _matthews,
+        "pearson": _pearson,
+        "spearman": _spearman,
+    }[name]
+
+
+def _accuracy(predictions: Values, labels: Values) -> float:
+    return float((predictions == labels).mean())
+
+
+def _f1(predictions: Values, labels: Values) -> float:
+    with needs("hf", "metrics"):
+        from sklearn.metrics import f1_score
+    binary = max(predictions.max(), labels.max()) <= 1
+    return float(f1_score(labels, predictions, average="binary" if binary else "macro", zero_division=0))
+
+
+def _matthews(predictions: Values, labels: Values) -> float:
+    with needs("hf", "metrics"):
+        from sklearn.metrics import matthews_corrcoef
+    # scikit-learn gives 0 here too, but warns when both sides hold one and the same class.
+    if _says_nothing(predictions) or _says_nothing(labels):
+        return 0.0
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def _pearson(predictions: Values, labels: Values) -> float:
+    with needs("hf", "metrics"):
+        from scipy.stats import pearsonr
+    if _says_nothing(predictions) or _says_nothing(labels):
+        return 0.0
+    return float(pearsonr(predictions.astype("float64"), labels.astype("float64")).statistic)
+
+
+def _spearman(predictions: Values, labels: Values) -> float:
+    with needs("hf", "metrics"):
+        from scipy.stats import spearmanr
+    if _says_nothing(predictions) or _says_nothing(labels):
+        return 0.0
+    return float(spearmanr(predictions, labels).statistic)
+
+
+def _says_nothing(values: Values) -> bool:
+    """Whether the values are constant up to the rounding of float64, or not all finite."""
+    import numpy as np
+
+    exact = values.astype("float64")
+    if not np.isfinite(exact).all():
+        return True
+    # 1e-13 of the mean is where scipy itself calls a correlation unreliable, and warns.
+    spread: float = np.linalg.norm(exact - exact.mean()).item()
+    return spread <= 1e-13 * abs(float(exact.mean()))

@@ -1,0 +1,76 @@
+"""Tasks by name: GLUE, the embedded ``docstrings``, or a path to the user's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+
+from mixout.errors import InputError
+from mixout.finetune import metrics
+from mixout.finetune.tasks import docstrings, files, glue
+from mixout.finetune.tasks.base import Split as Split
+from mixout.finetune.tasks.base import Task as Task
+from mixout.finetune.tasks.base import few_sample as few_sample
+from mixout.finetune.tasks.files import Columns as Columns
+
+EMBEDDED = "docstrings"
+
+
+def load_task(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    columns: Columns | None = None,
+    metric: str | None = None,
+) -> Task:
+    """Load a task.
+
+    Args:
+        name: a GLUE task (RTE, MRPC, CoLA, STS-B, SST-2, QNLI, WNLI, in any spelling), ``"docstrings"``, or a
+            path to a folder or file. A name wins over a folder of that name; write ``./rte`` for the folder.
+        data_dir: where GLUE's TSV files are; ``None`` for the hub.
+        columns: the columns of the user's own files.
+        metric: the primary metric instead of the task's own.
+
+    Raises:
+        InputError: the name, the metric, the files, or an option that the task does not have.
+        MissingExtraError: an optional dependency of the task is not installed.
+    """
+    if metric is not None:
+        metrics.check(metric)
+    key = glue.key_of(name)
+    own = key not in glue.LAYOUTS and key != EMBEDDED
+    # os.path.exists, unlike Path.exists, answers no to names that no file can have.
+    if own and not os.path.exists(name):
+        raise _unknown(name)
+    if data_dir is not None and key not in glue.LAYOUTS:
+        raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
+    if own:
+        return files.load(Path(name), columns=columns or Columns(), metric=metric)
+    if columns not in (None, Columns()):
+        raise InputError(
+            f"expected column names only with files of your own, got them with the task {name!r}; leave them out"
+        )
+    if key == EMBEDDED:
+        return _with_metric(docstrings.load(), metric)
+    return _with_metric(glue.load(key, data_dir=None if data_dir is None else Path(data_dir)), metric)
+
+
+def _with_metric(task: Task, metric: str | None) -> Task:
+    if metric is None:
+        return task
+    metrics.check(metric, regression=task.labels is None)
+    others = (name for name in task.metrics if name != metric)
+    return dataclasses.replace(task, metric=metric, metrics=(metric, *others))
+
+
+def _unknown(name: str) -> InputError:
+    names = {key: layout.name for key, layout in glue.LAYOUTS.items()} | {EMBEDDED: EMBEDDED}
+    # Compare the last part: whoever mistypes a task's name may well write it as a path.
+    nearest = difflib.get_close_matches(glue.key_of(Path(name).name), names, n=1, cutoff=0.0)[0]
+    return InputError(
+        f"expected a task ({', '.join(names.values())}) or a folder or file that exists, got {name!r}; "
+        f"did you mean {names[nearest]!r}?"
+    )

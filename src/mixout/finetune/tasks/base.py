@@ -1,0 +1,148 @@
+"""What a task is: two splits of labelled text, the names of the classes, the metrics; and few-sample subsets.
+
+Everything here is immutable and free of tensors. It does not read files and does not tokenize.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mixout.errors import InputError
+from mixout.finetune.extras import needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Labelled texts, in a fixed order.
+
+    Attributes:
+        text: the texts.
+        pair: the second texts of a sentence-pair task, or ``None``.
+        label: class numbers (``int``), or values (``float``) of a regression.
+
+    Raises:
+        ValueError: the lengths differ.
+
+    Example:
+        >>> split = Split(text=("good", "bad", "fine"), label=(1, 0, 1))
+        >>> len(split), split.select([2, 0])
+        (3, Split(text=('fine', 'good'), pair=None, label=(1, 1)))
+    """
+
+    text: tuple[str, ...]
+    pair: tuple[str, ...] | None = None
+    label: tuple[int, ...] | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.text), len(self.label), len(self.text if self.pair is None else self.pair))
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"expected text, label and pair of one length, got {lengths}; give one label for each text"
+            )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def select(self, indices: Iterable[int]) -> Split:
+        """Return the rows at these positions, in the order given."""
+        chosen = tuple(indices)
+        return Split(
+            text=tuple(self.text[i] for i in chosen),
+            pair=None if self.pair is None else tuple(self.pair[i] for i in chosen),
+            label=tuple(self.label[i] for i in chosen),
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the content: texts, pairs, labels and their order."""
+        return _digest([self.text, self.pair, self.label])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set with its metrics.
+
+    Attributes:
+        name: short name.
+        train: what to fit.
+        dev: what to evaluate on.
+        labels: names of the classes by class number; ``None`` for a regression.
+        metrics: everything that is reported.
+        metric: the one by which runs are compared; among ``metrics``.
+        source: one sentence on where the data came from.
+
+    Raises:
+        ValueError: ``metric`` is not among ``metrics``.
+    """
+
+    name: str
+    train: Split
+    dev: Split
+    labels: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    metric: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.metric not in self.metrics:
+            raise ValueError(f"expected the primary metric among {self.metrics}, got {self.metric!r}; add it")
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of both splits and the class names; not of the name, source or metrics."""
+        return _digest([self.train.fingerprint(), self.dev.fingerprint(), self.labels])
+
+
+def few_sample(split: Split, size: int, seed: int) -> Split:
+    """Draw a subset in which every class keeps its share, and no class is lost.
+
+    A regression's values have no classes: its subset is drawn uniformly. The generator is numpy's, of this
+    call alone; torch's global one is not touched. Rows keep their order.
+
+    Args:
+        split: what to draw from.
+        size: number of rows, at least one a class.
+        seed: decides which rows.
+
+    Raises:
+        InputError: ``size`` is smaller than the number of classes or larger than the split.
+
+    Example:
+        >>> split = Split(text=tuple("abcdefgh"), label=(0, 0, 0, 0, 0, 0, 0, 1))
+        >>> few_sample(split, 4, seed=0).label
+        (0, 0, 0, 1)
+    """
+    with needs("hf", "few-sample subsets"):
+        import numpy as np
+    members: dict[float, list[int]] = {}
+    for index, label in enumerate(split.label):
+        members.setdefault(0.0 if isinstance(label, float) else label, []).append(index)
+    if not len(members) <= size <= len(split):
+        raise InputError(
+            f"expected a training subset of {len(members)} to {len(split)} examples (every class must be "
+            f"present), got {size}; choose a size in that range"
+        )
+    strata = [members[label] for label in sorted(members)]
+    generator = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for rows, count in zip(strata, _shares([len(rows) for rows in strata], size), strict=True):
+        chosen.extend(rows[i] for i in generator.permutation(len(rows))[:count].tolist())
+    return split.select(sorted(chosen))
+
+
+def _shares(counts: list[int], size: int) -> list[int]:
+    """Split ``size`` in proportion to ``counts``: largest remainders, at least 1 and at most the count each."""
+    quotas = [size * count / sum(counts) for count in counts]
+    shares = [max(1, int(quota)) for quota in quotas]
+    while sum(shares) != size:
+        step = 1 if sum(shares) < size else -1
+        # The stratum that is furthest from its quota moves; rounding down left room, and 1 is never given up.
+        movable = [i for i, share in enumerate(shares) if 1 <= share + step <= counts[i]]
+        best = max(movable, key=lambda i: step * (quotas[i] - shares[i]))
+        shares[best] += step
+    return shares
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

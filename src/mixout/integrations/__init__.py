@@ -1,0 +1,1 @@
+"""Adapters to trainers: one file each, imported only by who needs it."""

@@ -1,0 +1,1 @@
+"""Methods compared over restarts: run what is missing, summarise, draw."""

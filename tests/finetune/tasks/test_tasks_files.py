@@ -1,0 +1,299 @@
+"""The user's own files: what they become, and what is said when they cannot be used."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from mixout.errors import InputError, MissingExtraError
+from mixout.finetune.tasks import Columns, load_task
+from mixout.finetune.tasks.tables import read
+
+TEXTS = ['He said "no", twice', "two\nlines", "ünïcode \u2028 text", "x, y", "=1+1", "NA"]
+LABELS = ["good", "bad", "good", "bad", "NA", "good"]
+
+
+def save(path, frame):
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True, force_ascii=False)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        rows = [frame.columns, *frame.itertuples(index=False)]
+        path.write_text("\n".join("\t".join(map(str, row)) for row in rows) + "\n", encoding="utf-8")
+
+
+def folder(path, train, dev="text,label\na,good\nb,bad\n", name="dev.csv"):
+    (path / "train.csv").write_bytes(train if isinstance(train, bytes) else train.encode())
+    (path / name).write_bytes(dev if isinstance(dev, bytes) else dev.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".CSV"])
+def test_what_pandas_writes_is_read_back(tmp_path, ending):
+    texts = [text.replace("\n", " ") for text in TEXTS] if ending == ".tsv" else TEXTS
+    frame = pd.DataFrame({"id": range(6), "text": texts, "label": LABELS})
+    for stem in ("train", "dev"):
+        save(tmp_path / (stem + ending.lower()), frame)
+        (tmp_path / (stem + ending.lower())).rename(tmp_path / (stem + ending))
+    task = load_task(str(tmp_path))
+    assert task.train.text == tuple(texts)
+    assert task.labels == ("NA", "bad", "good")
+    assert task.train.label == (2, 1, 2, 1, 0, 2)
+    assert (task.dev, task.train.pair, task.metric) == (task.train, None, "accuracy")
+    assert task.metrics == ("accuracy", "f1", "matthews")
+    assert (task.name, str(tmp_path) in task.source) == (tmp_path.name, False)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_pairs_scores_and_named_columns(tmp_path, ending):
+    frame = pd.DataFrame({"q": ["a", "b", "c"], "p": ["d", "e", "f"], "score": [1.0, 2.5, 3.0]})
+    save(tmp_path / f"train{ending}", frame)
+    save(tmp_path / f"validation{ending}", frame.iloc[:2])
+    task = load_task(str(tmp_path), columns=Columns(text="q", pair="p", label="score"))
+    assert (task.train.text, task.train.pair, task.train.label) == (("a", "b", "c"), ("d", "e", "f"), (1.0, 2.5, 3.0))
+    assert (len(task.dev), task.labels, task.metric, task.metrics) == (2, None, "spearman", ("spearman", "pearson"))
+
+
+def test_kinds_of_labels(tmp_path):
+    whole = folder(tmp_path, "text,label\na,10\nb,9\nc,2\n", "text,label\na,2\n")
+    assert load_task(whole).labels == ("2", "9", "10")
+    assert load_task(whole, metric="f1").metrics == ("f1", "accuracy", "matthews")
+    scores = load_task(whole, metric="pearson")
+    assert (scores.labels, scores.train.label, scores.metrics) == (None, (10.0, 9.0, 2.0), ("pearson", "spearman"))
+    versions = folder(tmp_path, "text,label\na,3.5\nb,gpt\nc,bert\n", "text,label\na,gpt\n")
+    assert load_task(versions).labels == ("3.5", "bert", "gpt")
+
+
+def test_labels_of_json_and_parquet_keep_their_meaning(tmp_path):
+    for stem in ("train", "dev"):
+        save(tmp_path / f"{stem}.parquet", pd.DataFrame({"text": ["a", "b"], "label": [1.0, 0.0]}))
+    assert load_task(str(tmp_path)).labels == ("0", "1")
+    rows = '{"text": "a", "label": true}\n{"text": "b", "label": false}\n'
+    (tmp_path / "rows").mkdir()
+    for stem in ("train", "dev"):
+        (tmp_path / "rows" / f"{stem}.jsonl").write_text(rows)
+    assert load_task(str(tmp_path / "rows")).labels == ("False", "True")
+
+
+def test_a_single_file_is_split_by_its_text(tmp_path):
+    frame = pd.DataFrame({"text": [f"text {i % 500}" for i in range(1000)], "label": ["x", "y"] * 500})
+    save(tmp_path / "all.csv", frame)
+    save(tmp_path / "mixed.csv", frame.sample(frac=1, random_state=0))
+    task, mixed = load_task(str(tmp_path / "all.csv")), load_task(str(tmp_path / "mixed.csv"))
+    assert len(task.train) + len(task.dev) == 1000
+    assert 140 <= len(task.dev) <= 260
+    assert not set(task.train.text) & set(task.dev.text)
+    assert sorted(task.dev.text) == sorted(mixed.dev.text)
+    assert (task.name, "80/20" in task.source) == ("all", True)
+
+
+def test_windows_files(tmp_path):
+    path = folder(tmp_path, b"\xef\xbb\xbftext,label\r\na,x\r\nb,y\r\n\r\n", "text,label\r\na,x\r\n")
+    assert load_task(path).train.text == ("a", "b")
+
+
+GOOD = "text,label\na,good\nb,bad\n"
+CASES = {
+    "missing column": (
+        "sentence,label\na,good\n",
+        GOOD,
+        {},
+        r"train.csv: expected a column 'text', got the columns 'sentence', 'label'; rename",
+    ),
+    "missing in dev": (GOOD, "text\na\n", {}, r"dev.csv: expected a column 'label', got the columns 'text'"),
+    "named pair": (
+        GOOD,
+        GOOD,
+        {"columns": Columns(pair="text_pair")},
+        r"train.csv: expected a column 'text_pair', got",
+    ),
+    "pair in dev only": (GOOD, "text,text_pair,label\na,b,good\n", {}, r"train.csv: expected a column 'text_pair'"),
+    "pair in train only": (
+        "text,text_pair,label\na,b,good\nc,d,bad\n",
+        GOOD,
+        {},
+        r"dev.csv: expected a column 'text_p",
+    ),
+    "column twice": ("text,text,label\na,b,good\n", GOOD, {}, r"train.csv, line 1: .* got 'text' twice; rename"),
+    "blank line": (
+        'text,label\n"a\nb",good\n\nc,bad\n',
+        GOOD,
+        {},
+        r"train.csv, line 4: expected text in column 'text', got an empty cell; fill or remove the row",
+    ),
+    "empty text": (GOOD, "text,label\na,good\n ,bad\n", {}, r"dev.csv, line 3: expected text in column 'text', got an"),
+    "empty label": (GOOD + "c,\n", GOOD, {}, r"train.csv, line 4: expected a label .* in column 'label', got an empty"),
+    "too many cells": (
+        GOOD + "c,d,e\n",
+        GOOD,
+        {},
+        r"train.csv, line 4: expected 2 cells \(text, label\), got 3; check",
+    ),
+    "open quote": (GOOD + '"c,bad\n', GOOD, {}, r"train.csv, line 4: expected comma-separated .*quotation marks"),
+    "not UTF-8": (
+        b"text,label\na,good\nb\xe9,bad\n",
+        GOOD,
+        {},
+        r"train.csv, line 3: expected UTF-8, got byte 0xe9 at offset 19; save the file as UTF-8",
+    ),
+    "empty file": (GOOD, "", {}, r"dev.csv: expected rows, got an empty file"),
+    "header only": (GOOD, "text,label\n", {}, r"dev.csv: expected rows under the header, got none"),
+    "one class": (
+        "text,label\na,x\nb,x\n",
+        GOOD,
+        {},
+        r"train.csv, line 2: .* at least 2 different labels .* got 'x' in",
+    ),
+    "new class": (GOOD, GOOD + "c,fair\n", {}, r"dev.csv, line 4: .* training rows \(bad, good\), got 'fair'; correct"),
+    "a slip in scores": (
+        "text,label\na,1.5\nb,2.5\nc,bad\n",
+        GOOD,
+        {},
+        r"train.csv, line 4: expected a number as label \(regression\), got 'bad'; correct",
+    ),
+    "dev scores": ("text,label\na,1.5\nb,2\n", GOOD, {}, r"dev.csv, line 2: expected a number as label .* got 'good'"),
+    "infinite": (
+        "text,label\na,1.5\nb,2\nc,inf\n",
+        GOOD,
+        {},
+        r"train.csv, line 4: expected a number as label .* 'inf'",
+    ),
+    "accuracy of scores": (
+        "text,label\na,1.5\nb,2\n",
+        GOOD,
+        {"metric": "accuracy"},
+        r"labels that are numbers \(regression\), got 'accuracy'; use one of pearson, spearman",
+    ),
+    "correlation of classes": (
+        GOOD,
+        GOOD,
+        {"metric": "pearson"},
+        r"labels that are classes, got 'pearson'; use one of",
+    ),
+    "unknown metric": (
+        GOOD,
+        GOOD,
+        {"metric": "acuracy"},
+        r"expected a metric of .*, got 'acuracy'; did you mean 'accur",
+    ),
+    "data_dir": (GOOD, GOOD, {"data_dir": "x"}, r"expected --data-dir only with a GLUE task, got it with the task '"),
+}
+
+
+@pytest.mark.parametrize(("train", "dev", "options", "message"), CASES.values(), ids=CASES)
+def test_files_that_cannot_be_used(tmp_path, train, dev, options, message):
+    with pytest.raises(InputError, match=message):
+        load_task(folder(tmp_path, train, dev), **options)
+
+
+def test_folders_that_lack_a_file(tmp_path):
+    with pytest.raises(
+        InputError, match=r"expected one file train in .* ends in .csv, .tsv, .* got an empty folder; add"
+    ):
+        load_task(str(tmp_path))
+    (tmp_path / "train.csv").write_text(GOOD)
+    (tmp_path / "dev.xlsx").write_text(GOOD)
+    with pytest.raises(
+        InputError, match=r"expected one file dev or validation in .*, got dev.xlsx, train.csv; add it, or"
+    ):
+        load_task(str(tmp_path))
+    (tmp_path / "dev.csv").write_text(GOOD)
+    (tmp_path / "validation.csv").write_text(GOOD)
+    with pytest.raises(InputError, match=r"got dev.csv, validation.csv; remove all but one"):
+        load_task(str(tmp_path))
+
+
+def test_single_files_that_cannot_be_used(tmp_path):
+    (tmp_path / "data.xlsx").write_text(GOOD)
+    with pytest.raises(InputError, match=r"data.xlsx: expected a file that ends in .csv, .*, got '.xlsx'; convert it"):
+        load_task(str(tmp_path / "data.xlsx"))
+    (tmp_path / "data").write_text(GOOD)
+    with pytest.raises(InputError, match=r"got 'no ending'; convert it"):
+        load_task(str(tmp_path / "data"))
+    (tmp_path / "data.csv").write_text("text,label\na,x\na,y\n")
+    with pytest.raises(
+        InputError, match=r"data.csv: expected enough different texts .* got 2 rows that all fall on one"
+    ):
+        load_task(str(tmp_path / "data.csv"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            '{"text": "a", "label": 1}\n{"text": "b" "label": 2}\n',
+            r"data.jsonl, line 2: expected a JSON object, got what",
+        ),
+        ('["a", 1]\n', r"data.jsonl, line 1: expected a JSON object, got list; write"),
+        ('{"text": "a", "label": 1}\n{"text": "b"}\n', r"data.jsonl, line 2: expected a label .* got an empty cell"),
+        ('{"text": "a", "label": [1]}\n', r"data.jsonl, line 1: expected a label .* got \[1\]"),
+        ('{"text": 5, "label": 1}\n', r"data.jsonl, line 1: expected text in column 'text', got 5;"),
+        ('{"text": null, "label": 1}\n', r"data.jsonl, line 1: expected text in column 'text', got an empty cell"),
+        (
+            '{"text": "a", "label": 1}\n\n{"text": "a", "label": 1}',
+            r"data.jsonl, line 2: expected text .* an empty cell",
+        ),
+        ('{"text": "\\ud800", "label": 1}\n', r"data.jsonl, line 1: expected a JSON object, .*surrogates"),
+        (
+            '{"text": "a", "label": 1}\n{"text": "a", "label": 1, "text_pair": "b"}\n',
+            r"data.jsonl, line 1: expected text in column 'text_pair', got an empty cell",
+        ),
+    ],
+)
+def test_json_lines_that_cannot_be_used(tmp_path, lines, message):
+    (tmp_path / "data.jsonl").write_text(lines)
+    with pytest.raises(InputError, match=message):
+        load_task(str(tmp_path / "data.jsonl"))
+
+
+def test_parquet_that_cannot_be_used(tmp_path, monkeypatch):
+    path = tmp_path / "data.parquet"
+    path.write_bytes(b"PAR1 this is none")
+    with pytest.raises(InputError, match=r"data.parquet: expected a Parquet file, got what pyarrow cannot read"):
+        load_task(str(path))
+    save(path, pd.DataFrame({"text": [], "label": []}))
+    with pytest.raises(InputError, match=r"data.parquet: expected at least one row, got none"):
+        load_task(str(path))
+    save(path, pd.DataFrame({"text": ["a", "b"], "label": [1.0, None]}))
+    with pytest.raises(InputError, match=r"data.parquet, row 2: expected a label .* got an empty cell"):
+        load_task(str(path))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"'pyarrow' .* Parquet files.*pip install \"mixout\[hf\]\""):
+        load_task(str(path))
+
+
+def test_a_file_that_cannot_be_opened(tmp_path):
+    (tmp_path / "train.csv").mkdir()
+    with pytest.raises(InputError, match=r"train.csv: expected a file that can be read, got Is a directory; check"):
+        read(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("RET", "RTE"), ("docstring", "docstrings"), ("data/colla", "CoLA"), ("stsbench", "STS-B"), ("x" * 300, ".*")],
+)
+def test_a_task_that_does_not_exist(name, nearest):
+    with pytest.raises(
+        InputError, match=rf"expected a task \(RTE, .*, docstrings\) or .* exists, .*mean '{nearest}'\?"
+    ):
+        load_task(name)
+
+
+@pytest.mark.parametrize("names", [{"text": "label"}, {"text": ""}, {"pair": "text"}, {"label": "text_pair"}])
+def test_column_names_that_cannot_be(names):
+    with pytest.raises(InputError, match=r"expected three different column names, got \("):
+        Columns(**names)
+
+
+def test_a_row_says_where_it_stands_in_a_long_file(tmp_path):
+    rows = [json.dumps({"text": f"t{i}", "label": i % 2}) for i in range(2000)]
+    rows[1234] = json.dumps({"text": "", "label": 0})
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    with pytest.raises(InputError, match=r"data.jsonl, line 1235: "):
+        load_task(str(tmp_path / "data.jsonl"))
