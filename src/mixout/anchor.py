@@ -6,8 +6,10 @@ optimizer. It never shares memory with the weight. Layers that share a weight sh
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +59,9 @@ class AnchorStore:
         self._zero = _is_zero(source)
         self._read = None if source is None or self._zero else _reader(source)
         self._prefixes = _prefixes(model)
+        self._names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(id(parameter), []).append(name)
 
     def anchor(self, name: str, parameter: Tensor) -> Anchor:
         """The anchor of ``parameter``, whose dotted name is ``name``; the same object for a tied parameter.
@@ -76,7 +81,10 @@ class AnchorStore:
                     f"expected loaded weights, got {name} on the meta device; load them first or pass anchor="
                 )
             return parameter.detach().clone()
-        found = next((t for t in map(self._read, self._spellings(name)) if t is not None), None)
+        # A checkpoint holds a tied parameter under one of its names only.
+        names = [name, *self._names.get(id(parameter), [])]
+        spellings = dict.fromkeys(spelling for one in names for spelling in self._spellings(one))
+        found = next((t for t in map(self._read, spellings) if t is not None), None)
         if found is None:
             raise AnchorMismatchError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
@@ -162,7 +170,9 @@ def fingerprint(anchors: Mapping[str, Tensor | None]) -> str:
             digest.update(f"{name}:0;".encode())
             continue
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        data = tensor.detach().cpu().contiguous()
+        if data.numel():  # its bytes where they lie: numpy may not be installed
+            digest.update((ctypes.c_char * data.nbytes).from_address(data.data_ptr()))
     return digest.hexdigest()
 
 
@@ -175,14 +185,15 @@ class Distance:
 
 
 def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
-    """||w - u|| of named (w, u) pairs, accumulated in float64; u None is 0.
+    """||w - u|| of named (w, u) pairs, accumulated in float64; u None is 0; a tied w counts once in the total.
 
     Example:
         >>> distance({"a": (torch.tensor([3.0, 4.0]), None)}).total
         5.0
     """
-    by_layer = {}
+    by_layer, squares = {}, {}
     for name, (weight, anchor) in pairs.items():
         delta = weight.detach().double() if anchor is None else weight.detach().double() - anchor.double()
         by_layer[name] = float(torch.linalg.vector_norm(delta))
-    return Distance(total=sum(d * d for d in by_layer.values()) ** 0.5, by_layer=by_layer)
+        squares[id(weight)] = by_layer[name] ** 2
+    return Distance(total=math.sqrt(sum(squares.values())), by_layer=by_layer)

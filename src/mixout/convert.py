@@ -81,7 +81,8 @@ def apply_(
     )
     model._mixout = site.applied  # type: ignore[assignment]
     try:
-        for one in methods:
+        # Mixing switches dropouts off; a Dropout beside it sets them, whatever the order it is named in.
+        for one in sorted(methods, key=lambda m: not isinstance(m, MixingMethod)):
             one.install_(site)
     except BaseException:
         remove_(model)
@@ -239,7 +240,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
     if applied.mixing is not None:
         applied.mixing.p.fill_(state["p"])
         if applied.mixing.stream is not None:
-            applied.mixing.stream.counts = dict(state["draws"] or {})
+            applied.mixing.stream.restore(state["draws"] or {})
 
 
 def _check_methods(methods: tuple[Method, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -31,7 +31,8 @@ class LayerCoverage:
         kind: ``mixed``; ``plain``, not mixed and not meant to be; or ``bypassed``, where a method cannot reach the
             weight.
         reason: why it is not mixed, or what is suspicious.
-        parameters: number of parameters that the module itself holds.
+        parameters: number of parameters that the module itself holds, tied ones with the first that holds them.
+        mixed_parameters: how many are mixed here, tied ones with the first that mixes them.
         flops: multiply-adds per position (token, pixel) of its weights; 0 for what is looked up or element-wise.
     """
 
@@ -124,13 +125,19 @@ def coverage(model: nn.Module) -> Coverage:
     """
     root, applied = applied_to(model)
     seen: set[int] = set()
+    mixed: set[int] = set()
     layers = []
     for name, module in root.named_modules():
         own = [p for p in module._parameters.values() if p is not None]
         fresh = [p for p in own if id(p) not in seen]
         seen.update(map(id, own))
         if own:
-            layers.append(_layer(root, name, module, sum(p.numel() for p in fresh)))
+            layer = _layer(root, name, module, sum(p.numel() for p in fresh))
+            weight = module._parameters.get("weight")
+            if layer.kind == "mixed" and weight is not None and id(weight) not in mixed:
+                mixed.add(id(weight))
+                layer = replace(layer, mixed_parameters=weight.numel())
+            layers.append(layer)
     result = Coverage(methods=spell(applied.methods), layers=tuple(layers), dropouts=tuple(dropouts.active(root)))
     if not result.mixed and any(isinstance(m, MixingMethod) for m in applied.methods):
         raise NothingMixedError(f"expected {result.methods} to mix a layer, got none; the layers were replaced since")
@@ -139,23 +146,19 @@ def coverage(model: nn.Module) -> Coverage:
 
 def _layer(root: nn.Module, name: str, module: nn.Module, parameters: int) -> LayerCoverage:
     kind, reason = _kind(root, name, module)
-    mixed = kind == "mixed"
-    weight = module._parameters.get("weight")
     return LayerCoverage(
         name=name,
         type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
         kind=kind,
         reason=reason,
         parameters=parameters,
-        mixed_parameters=min(weight.numel(), parameters) if mixed and weight is not None else 0,
+        mixed_parameters=0,
         flops=_flops(name, module),
     )
 
 
 def _kind(root: nn.Module, name: str, module: nn.Module) -> tuple[Kind, str]:
     if isinstance(module, Mixed):
-        if "forward" in vars(module):
-            return "bypassed", "its forward was replaced on the instance after apply_"
         never = module._mixed.passes == 0 and any(m._mixed.passes > 0 for m in root.modules() if isinstance(m, Mixed))
         return ("bypassed", "never called in training, while other layers were") if never else ("mixed", "")
     if isinstance(module, nn.MultiheadAttention):

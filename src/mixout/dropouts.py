@@ -18,13 +18,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 _NAME = re.compile(r"drop", re.IGNORECASE)
 _OF_LAYERS = re.compile(r"layer_?drop|drop_?path|path_?drop|stochastic|droppath", re.IGNORECASE)
+
+
+Kind = Literal["module", "attribute", "config", "layers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class DropoutSite:
     module: str
     field: str
     p: float
-    kind: Literal["module", "attribute", "config", "layers"]
+    kind: Kind
 
     def __str__(self) -> str:
         config = "config." if self.kind == "config" else ""
@@ -102,7 +105,7 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
     of_layers = _OF_LAYERS.search(type(module).__name__) is not None
     for field, value in vars(module).items():
         if _NAME.search(field) and _is_probability(value):
-            kind = "layers" if of_layers or _OF_LAYERS.search(field) else "attribute"
+            kind: Kind = "layers" if of_layers or _OF_LAYERS.search(field) else "attribute"
             yield DropoutSite(module=name, field=field, p=float(value), kind=kind)
     config = getattr(module, "config", None)
     for field in _fields_read(type(module)):
@@ -112,17 +115,19 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
             yield DropoutSite(module=name, field=field, p=float(value), kind=kind)
 
 
-def _is_probability(value: object) -> bool:
+def _is_probability(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 @cache
-def _fields_read(kind: type[nn.Module]) -> tuple[str, ...]:
+def _fields_read(kind: type) -> tuple[str, ...]:
     """Names of dropout fields that methods of ``kind``, other than its constructor, read as ``self.config.NAME``."""
     found: dict[str, None] = {}
     for base in kind.__mro__:
         if base is nn.Module:
             break
+        if base.__module__ == "transformers.modeling_utils":  # reads it to warn, and holds the configuration to save
+            continue
         for name, member in vars(base).items():
             if name == "__init__" or not inspect.isfunction(member):
                 continue

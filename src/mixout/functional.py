@@ -126,7 +126,7 @@ def mixed_linear(
         return torch.nn.functional.linear(x, weight, bias)
     # Drawn on the host: the number of kept columns is known without waiting for the device.
     kept = draw((weight.shape[1],), p, stream=stream, key=key).nonzero().squeeze(1)
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = _compute_dtype(x)
     return column_sparse_linear(
         x.to(dtype),
         weight,
@@ -196,6 +196,14 @@ def mixed_embedding(
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
 
 
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would compute a linear in; it leaves float64 alone, and does not know every device."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
 @overload
 def _scale(p: float, noise: Noise) -> float: ...
 @overload
@@ -203,7 +211,7 @@ def _scale(p: float | Tensor, noise: Noise) -> float | Tensor: ...
 def _scale(p: float | Tensor, noise: Noise) -> float | Tensor:
     """1 / mu; at p = 1 every coin falls on the anchor and the scale multiplies nothing."""
     if isinstance(p, Tensor):
-        return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p)).to(torch.float32)
+        return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p))
     if p == 1.0 and noise == "gaussian":
         raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1.0")
     return 0.0 if p == 1.0 else 1.0 / (1.0 - p)

@@ -16,8 +16,10 @@ there without asking the device. This file knows neither weights nor models.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import weakref
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +39,8 @@ class Stream:
 
     ``count`` is the number of draws that the layer called ``key`` has made. A recomputation under activation
     checkpointing must see the masks of its own forward, not new ones: each draw also takes one number from
-    torch's default generator, whose state checkpointing restores, and that number leads back to the count.
+    torch's default generator, whose state checkpointing restores, and in a backward pass that number leads back to
+    the count.
 
     Args:
         seed: any integer.
@@ -52,18 +55,31 @@ class Stream:
         self.seed = seed
         self.counts: dict[str, int] = {}
         self._replay: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._enlist()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._enlist()
 
     def uniform(self, shape: tuple[int, ...], key: str) -> Tensor:
         """Uniform numbers in [0, 1) of ``shape``, on the host."""
-        return torch.rand(shape, generator=self._generator(key))
+        return self._draw(shape, key, False)
 
     def normal(self, shape: tuple[int, ...], key: str) -> Tensor:
         """Standard normal numbers of ``shape``, on the host."""
-        return torch.randn(shape, generator=self._generator(key))
+        return self._draw(shape, key, True)
 
-    def _generator(self, key: str) -> torch.Generator:
+    def restore(self, counts: dict[str, int]) -> None:
+        """Continue after ``counts`` draws."""
+        self.counts = dict(counts)
+        self._replay.clear()
+
+    def generator(self, key: str) -> torch.Generator:
+        """A generator for the next draw of ``key``, or for the draw that a backward pass recomputes."""
         nonce = int(torch.empty((), dtype=torch.int64).random_())
-        count = self._replay.get((key, nonce))
+        # As torch.utils.checkpoint asks it: -1 outside a backward pass.
+        recomputing = torch._C._current_graph_task_id() != -1
+        count = self._replay.get((key, nonce)) if recomputing else None
         if count is None:
             count = self.counts[key] = self.counts.get(key, 0) + 1
             self._replay[key, nonce] = count
@@ -71,6 +87,33 @@ class Stream:
                 self._replay.popitem(last=False)
         digest = hashlib.blake2b(f"{self.seed}/{key}/{count}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+    def _draw(self, shape: tuple[int, ...], key: str, normal: bool) -> Tensor:
+        numbers: Tensor = torch.ops.mixout.draw(self.number, key, list(shape), normal)
+        return numbers
+
+    def _enlist(self) -> None:
+        self.number = next(_NUMBERS)
+        _STREAMS[self.number] = self
+
+
+# A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.
+_NUMBERS = itertools.count()
+_STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+
+
+def _draw_from_stream(stream: int, key: str, shape: list[int], normal: bool) -> Tensor:
+    toss = torch.randn if normal else torch.rand
+    return toss(shape, generator=_STREAMS[stream].generator(key))
+
+
+torch.library.define(
+    "mixout::draw",
+    "(int stream, str key, int[] shape, bool normal) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),  # never merged with an equal call, never computed again in backward
+)
+torch.library.impl("mixout::draw", "CompositeExplicitAutograd", _draw_from_stream)
+torch.library.register_fake("mixout::draw", lambda stream, key, shape, normal: torch.empty(shape))  # noqa: ARG005
 
 
 def check_p(p: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -56,15 +56,15 @@ class Where:
         )
 
 
-WhereLike: TypeAlias = str | Where | Selector | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """``mixes`` decides for layers that can be mixed, ``covers`` for every module that holds parameters."""
 
     mixes: Selector
     covers: Selector
+
+
+WhereLike: TypeAlias = str | Where | Selector | Selection | None
 
 
 def resolve(where: WhereLike, model: nn.Module) -> Selection:
@@ -75,13 +75,15 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
             feed a nonlinearity (BERT's intermediate layers), the layers that follow a dropout in the paper. ``"all"``:
             every linear layer, heads included. Another string: a regular expression. A :class:`Where`. Or a predicate
             ``(name, module) -> bool``. The last three choose among all layers that can be mixed, embeddings and
-            convolutions too.
+            convolutions too. A :class:`Selection` is returned as it is.
         model: the model.
 
     Raises:
         TypeError: if ``where`` is none of these.
         ValueError: if ``"paper"`` finds no layer to leave out in ``model``.
     """
+    if isinstance(where, Selection):
+        return where
     if where is None or where in ("body", "paper"):
         in_body = body(model)
         if where != "paper":
@@ -115,8 +117,9 @@ def body(model: nn.Module) -> Selector:
     for module in model.modules():
         if id(module) in inside or not isinstance(getattr(module, "base_model_prefix", None), str):
             continue
-        inside.update(id(m) for m in module.base_model.modules())
-        output = module.get_output_embeddings()
+        pretrained: Any = module
+        inside.update(id(m) for m in pretrained.base_model.modules())
+        output = pretrained.get_output_embeddings()
         if output is not None:
             outside.update(id(m) for m in output.modules())
     if not inside:

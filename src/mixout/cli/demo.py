@@ -35,7 +35,9 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         ),
     )
     parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--restarts", type=int, default=5, metavar="N", help="runs of each method (default: %(default)s)")
+    parser.add_argument(
+        "--restarts", type=int, default=5, metavar="N", help="runs of each method (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

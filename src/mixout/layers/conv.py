@@ -5,14 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixout.functional import mix
-from mixout.layers.mixed import Mixed
+from mixout.layers.mixed import Mixed, mixes
 
 
 def _weight(layer: Mixed, groups: int) -> Tensor:
-    if not layer.training:
+    if not mixes(layer):
         return layer.weight
     layer.count_pass()
-    return mix(layer.weight, layer._mixed.anchor.tensor, input_dim=1, groups=groups, **layer.mix_options())
+    anchor = layer._mixed.anchor.beside(layer.weight)
+    return mix(layer.weight, anchor, input_dim=1, groups=groups, **layer.mix_options())
 
 
 class MixedConv1d(Mixed, nn.Conv1d):

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from mixout.layers.linear import linear_pass
-from mixout.layers.mixed import Mixed
+from mixout.layers.mixed import Mixed, mixes
 
 
 class MixedConv1D(Mixed, Conv1D):  # type: ignore[misc]
@@ -17,8 +17,8 @@ class MixedConv1D(Mixed, Conv1D):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if not self.training:
+        if not mixes(self):
             plain: Tensor = Conv1D.forward(self, x)  # type: ignore[no-untyped-call]
             return plain
-        anchor = self._mixed.anchor.tensor
+        anchor = self._mixed.anchor.beside(self.weight)
         return linear_pass(self, x, self.weight.t(), None if anchor is None else anchor.t(), self.bias)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixout.functional import mixed_embedding
-from mixout.layers.mixed import Mixed
+from mixout.layers.mixed import Mixed, mixes
 
 
 class MixedEmbedding(Mixed, nn.Embedding):
@@ -13,13 +13,13 @@ class MixedEmbedding(Mixed, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Indices of any shape to (..., embedding_dim)."""
-        if not self.training:
+        if not mixes(self):
             return nn.Embedding.forward(self, input)
         self.count_pass()
         return mixed_embedding(
             input,
             self.weight,
-            self._mixed.anchor.tensor,
+            self._mixed.anchor.beside(self.weight),
             **self.mix_options(),
             padding_idx=self.padding_idx,
             max_norm=self.max_norm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixout.functional import mixed_linear
-from mixout.layers.mixed import Mixed
+from mixout.layers.mixed import Mixed, mixes
 
 
 def linear_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -19,6 +19,6 @@ class MixedLinear(Mixed, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if not self.training:
+        if not mixes(self):
             return nn.Linear.forward(self, input)
-        return linear_pass(self, input, self.weight, self._mixed.anchor.tensor, self.bias)
+        return linear_pass(self, input, self.weight, self._mixed.anchor.beside(self.weight), self.bias)

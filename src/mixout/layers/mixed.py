@@ -101,6 +101,14 @@ class Mixed(nn.Module):
         return f"{plain}, {self._mixed.mixing}" if plain else repr(self._mixed.mixing)
 
 
+def mixes(layer: nn.Module) -> bool:
+    """Whether this pass is mixed: in training, and not removed since.
+
+    A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after :func:`restore_`.
+    """
+    return layer.training and "_mixed" in vars(layer)
+
+
 def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
     """Make ``module`` a ``mixed`` layer that holds ``share``."""
     module._mixed = share  # type: ignore[assignment]

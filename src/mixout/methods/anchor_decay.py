@@ -128,8 +128,27 @@ class Decay:
                 yield parameter, parameter.new_zeros(()) if anchor is None else anchor, rates[id(parameter)]
 
 
+def _before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if all(decay.method.decoupled for decay in _LIVE):
+        return None
+    # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        _add_penalty(optimizer)
+        return None
+
+    def with_penalty() -> Any:  # noqa: ANN401
+        loss = closure()
+        _add_penalty(optimizer)
+        return loss
+
+    return args[:1], {**kwargs, "closure": with_penalty}
+
+
 @torch.no_grad()
-def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
+def _add_penalty(optimizer: Optimizer) -> None:
     for decay in list(_LIVE):
         if not decay.method.decoupled:
             # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.

@@ -23,7 +23,7 @@ METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, AnchorDecay, Plain)
 }
 
-_CALL = re.compile(r"\s*(?P<name>[a-z_]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
+_CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
 
 
 def parse(text: str) -> tuple[Method, ...]:
@@ -65,13 +65,18 @@ def _parse_one(part: str) -> Method:
         if not equals and (position > 0 or not known):
             raise ValueError(f"expected arguments of {name} after the first as name=value, got {argument!r}")
         key = key if equals else known[0]
+        if key in values:
+            raise ValueError(f"expected each argument of {name} once, got {key} twice in {part.strip()!r}")
         if key not in known:
             raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{_nearest(key, known)}")
         values[key] = _value(value)
     for f in fields(kind):  # type: ignore[arg-type]
         if f.default is MISSING and f.name not in values:
             raise ValueError(f'expected {name} with its {f.name}, for example "{name}(0.1)", got {part.strip()!r}')
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _value(text: str) -> float | bool | str:
@@ -94,5 +99,5 @@ def _spell_one(method: Method) -> str:
 
 
 def _nearest(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(valid), n=1)
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

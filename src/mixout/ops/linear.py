@@ -14,6 +14,7 @@ Not differentiable twice: that needs all of x; use :mod:`mixout.ops.reference` t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ class _ColumnSparseLinear(torch.autograd.Function):
         scale: float,
         gradient_scale: float,
     ) -> Tensor:
-        # Autocast casts x and bias before this function; here it would only cast Phi behind our back.
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device):
             y = torch.nn.functional.linear(x, _phi(weight, anchor, kept, scale).to(x.dtype), bias)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         x_kept = x.reshape(-1, x.shape[-1]).index_select(1, kept) if needs_weight else None
@@ -53,7 +53,7 @@ class _ColumnSparseLinear(torch.autograd.Function):
         scale, gradient_scale = ctx.scales
         grad_x = grad_weight = grad_bias = None
         rows = grad.reshape(-1, grad.shape[-1])
-        with torch.autocast(grad.device.type, enabled=False):
+        with _no_autocast(grad.device):
             if ctx.needs_input_grad[0]:
                 grad_x = grad @ _phi(weight, anchor, kept, scale).to(grad.dtype)
             if ctx.needs_input_grad[1]:
@@ -63,6 +63,12 @@ class _ColumnSparseLinear(torch.autograd.Function):
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """The caller has cast x and bias; autocast would only cast Phi behind our back. Not every device knows it."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _phi(weight: Tensor, anchor: Tensor | None, kept: Tensor, scale: float) -> Tensor:

@@ -22,10 +22,18 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     and the scale stays a Python number, which addcmul holds in float32.
     """
     if anchor is None:
-        return weight * (mask * scale).to(weight.dtype)
-    if weight.dtype.itemsize == 2 and not isinstance(scale, Tensor):
-        return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
-    return torch.lerp(anchor, weight, (mask * scale).to(weight.dtype))
+        return scaled(weight, mask, scale)
+    if weight.dtype.itemsize > 2:
+        return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
+    if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
+        return torch.lerp(anchor.float(), weight.float(), mask.float() * scale).to(weight.dtype)
+    return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
+
+
+def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
+    """Compute ``x * M * scale`` in the dtype of ``x``, without rounding the scale to it."""
+    wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+    return (x * (mask.to(wide) * scale)).to(x.dtype)
 
 
 class _Mix(torch.autograd.Function):
@@ -43,7 +51,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (mask,) = ctx.saved_tensors
-        return grads[0] * (mask * ctx.gradient_scale).to(grads[0].dtype), None, None, None, None
+        return scaled(grads[0], mask, ctx.gradient_scale), None, None, None, None
 
 
 def mix(

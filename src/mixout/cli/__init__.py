@@ -1,0 +1,68 @@
+"""The door: ``mixout <command>``. Reads the command line, calls what stands behind it, prints; decides nothing itself.
+
+Exit status: 0 done, 1 the machine failed (a full disk), 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from mixout import __version__
+from mixout.errors import InputError, MixoutError
+
+# One line a command: its module has add(subparsers) and run(args) -> int.
+COMMANDS = ("finetune", "demo")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but complaints become :class:`InputError` and options are not abbreviated."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Report a wrong command line as every other wrong input is reported."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        return int(importlib.import_module(f"mixout.cli.{args.command}").run(args))
+    except MixoutError as error:
+        # Any other exception is a bug, and must show where it is.
+        print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mixout: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="mixout", description="Fine-tune pretrained models with mixout and its family.")
+    parser.add_argument("--version", action="version", version=f"mixout {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"mixout.cli.{name}").add(commands)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command: argparse.ArgumentParser = commands.choices[args.command]
+        options = sorted(set(re.findall(r"--[a-z][a-z-]*", command.format_help())))
+        close = get_close_matches(unknown[0].partition("=")[0], options, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see {command.prog} --help"
+        raise InputError(f"expected an option of {command.prog}, got {unknown[0]!r}; {hint}")
+    return args

@@ -1,0 +1,71 @@
+"""A split of text becomes tokens, in the form that the Trainer takes; and predictions come back in the split's order.
+
+It does not pad: the Trainer's collator does, batch by batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from mixout.finetune import metrics
+from mixout.finetune.tasks import Split, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Example = dict[str, Any]
+
+
+def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
+    """Tokens and label of each example, in the order of the split."""
+    if not len(split):
+        return []
+    pairs = None if split.pair is None else list(split.pair)
+    tokens = tokenizer(list(split.text), pairs, truncation=True, max_length=max_length)
+    columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
+    return [
+        {"labels": label, **{name: column[row] for name, column in columns.items()}}
+        for row, label in enumerate(split.label)
+    ]
+
+
+@dataclass
+class DevSet:
+    """The dev set, sorted by length for evaluation: batches of like lengths hold little padding.
+
+    Args:
+        task: gives labels and metrics.
+        examples: of the dev split, in its order.
+    """
+
+    task: Task
+    examples: list[Example]
+
+    def __post_init__(self) -> None:
+        self.order = sorted(range(len(self.examples)), key=lambda row: len(self.examples[row]["input_ids"]))
+        self.predictions: tuple[float, ...] = ()
+
+    def sorted(self) -> list[Example]:
+        """The examples in the order of evaluation."""
+        return [self.examples[row] for row in self.order]
+
+    def score(self, outputs: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
+        """Scores from the model's outputs in the order of evaluation; the predictions are kept.
+
+        Args:
+            outputs: shape ``(n, classes)``, or ``(n, 1)`` for a regression.
+        """
+        values = outputs.argmax(axis=-1) if self.task.labels is not None else outputs.reshape(len(self.order))
+        found = np.empty_like(values)
+        found[self.order] = values
+        self.predictions = tuple(found.tolist())
+        return metrics.compute(self.task.metrics, found, np.asarray(self.task.dev.label))
+
+
+def first_output(outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
+    """The logits: some models return hidden states beside them, which need not be gathered."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs

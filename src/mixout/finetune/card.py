@@ -1,0 +1,119 @@
+"""The model card, README.md: how a model was trained, what it scores, and what that is worth.
+
+Made from the record alone, so it says nothing that the record does not.
+"""
+
+from __future__ import annotations
+
+import json
+
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+
+# What a reader of the card asks first; the rest is in record.json.
+_TOLD = (
+    "method",
+    "where",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "layer_decay",
+    "warmup",
+    "epochs",
+    "batch_size",
+    "accumulation",
+    "max_grad_norm",
+    "max_length",
+    "precision",
+    "init_seed",
+    "data_seed",
+    "mask_seed",
+    "subset_seed",
+)
+
+
+def write(record: Record) -> str:
+    """The card's text, Markdown with the header that model hubs read."""
+    settings = record.settings
+    kind = "regression" if record.labels is None else f"{len(record.labels)} classes"
+    parts = [
+        _header(record),
+        f"# {_short(settings.model)} on {_short(settings.task)}",
+        f"Fine-tuned with [mixout](https://arxiv.org/abs/1909.11299) {record.versions['mixout']}, "
+        f"method `{settings.method}` ({kind}). It is a plain checkpoint: "
+        f"`AutoModelForSequenceClassification.from_pretrained` loads it, and mixout is not needed to use it.",
+        "## Result",
+        _result(record),
+        "## What this number is worth",
+        _caveats(record),
+        "## How it was trained",
+        _training(record),
+        _settings_table(settings),
+        "Everything else, with every evaluation and every prediction, is in `record.json`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(record: Record) -> str:
+    """YAML; values that may hold anything are written as JSON, which is YAML too."""
+    lines = ["---", "pipeline_tag: text-classification", "library_name: transformers", "tags: [mixout]"]
+    lines.append(f"metrics: {json.dumps(list(record.scores))}")
+    if "on the hub" in record.source["model"]:
+        lines.append(f"base_model: {json.dumps(record.settings.model)}")
+    return "\n".join([*lines, "---"])
+
+
+def _result(record: Record) -> str:
+    rows = [f"| {name} | {value:.4f} |" for name, value in record.scores.items()]
+    chance = f"A constant answer scores {record.metric} {record.chance:.4f}."
+    status = "" if record.status == "finished" else " **The loss was not finite at some point: this run diverged.**"
+    return "\n".join(["| dev set | score |", "|---|---|", *rows, "", chance + status])
+
+
+def _caveats(record: Record) -> str:
+    below = record.score <= record.chance
+    lines = [
+        "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over "
+        "many seeds.",
+        "- The scores are on the dev set. Where settings were chosen by it, they are too good.",
+    ]
+    if below:
+        lines.insert(0, "- **This run is not better than a constant answer.** It failed; try another seed.")
+    return "\n".join(lines)
+
+
+def _training(record: Record) -> str:
+    new = ", ".join(f"`{name}`" for name in record.new_parameters) or "none"
+    lines = [
+        f"- Model: {record.source['model']}; {record.parameters:,} parameters; new, without pretrained weights: {new}.",
+        f"- Data: {record.source['data']} {record.train_size:,} training examples, {record.dev_size:,} in the dev set.",
+        _method(record),
+        f"- {record.steps:,} steps in {record.seconds:,.0f} seconds on {_machine(record)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _method(record: Record) -> str:
+    mixed = record.coverage["parameters_mixed"]
+    share = (
+        f"{record.coverage['layers_mixed']} layers mixed, {mixed:.1%} of the parameters" if mixed else "nothing mixed"
+    )
+    gradient = f"; gradient convention `{record.gradient}`" if record.gradient else ""
+    return (
+        f"- Method: `{record.settings.method}` on `{record.settings.where}`: {share}{gradient}. Distance from the "
+        f"pretrained weights: {record.distance:.4g}."
+    )
+
+
+def _settings_table(settings: Settings) -> str:
+    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _machine(record: Record) -> str:
+    return str(record.hardware["gpu"] or f"{record.hardware['cores']} cores of {record.hardware['processor']}")
+
+
+def _short(place: str) -> str:
+    """The last part of a path: where it lay on the machine that trained is nobody's business."""
+    return place.rstrip("/").rpartition("/")[2] or place

@@ -1,0 +1,165 @@
+"""The folder of one run: may it be used, what does it hold, from where can the run go on.
+
+::
+
+    out/
+      checkpoints/          while the run lasts
+        run.json            what is being run, and on what
+        checkpoint-120/     the trainer's own; complete once it holds mixout.json, which is written last
+      model.safetensors, config.json, tokenizer.json, ...    written at the end
+      README.md             the model card
+      record.json           written last: now the run is finished
+
+It neither trains nor loads models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from mixout.errors import InputError
+from mixout.finetune.record import RECORD_NAME, write_atomically
+from mixout.finetune.settings import Settings
+
+CHECKPOINTS = "checkpoints"
+COMPLETE = "mixout.json"
+_RUN = "run.json"
+# What is kept: the newest two, so that a complete one is left when the newest is cut off in the middle.
+KEPT = 2
+# What may change between a run and its continuation, since it does not touch the result.
+_FREE = ("report_to",)
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether ``folder`` holds a run that was begun and not finished."""
+    return (folder / CHECKPOINTS / _RUN).is_file()
+
+
+def check(folder: Path, settings: Settings, *, resume: bool) -> None:
+    """Refuse a folder that this run must not or cannot use. Nothing is written.
+
+    Raises:
+        InputError: it holds a finished run, an unfinished one without ``resume`` or with other settings, other
+            files, or nothing to resume; or it cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected output-dir as a folder, got the file {str(folder)!r}; choose another one")
+    if (folder / RECORD_NAME).exists():
+        raise InputError(
+            f"expected an output-dir without a run, got {str(folder)!r}, which holds a finished one; choose another one"
+        )
+    begun = unfinished(folder)
+    if resume and not begun:
+        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
+    if begun and not resume:
+        raise InputError(
+            f"expected an output-dir without a run, got {str(folder)!r}, which holds an unfinished one; "
+            f"continue it with --resume, or choose another one"
+        )
+    if begun:
+        _check_same(folder, settings)
+    elif folder.exists() and not _is_empty(folder):
+        raise InputError(f"expected output-dir to be empty or new, got {str(folder)!r}, which holds other files")
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"expected an output-dir that can be written to, got {str(folder)!r}: no permission for {existing}"
+        )
+
+
+def check_space(folder: Path, *, weights: int, settings: Settings) -> None:
+    """Refuse to start a run whose files will not fit on the disk.
+
+    Args:
+        folder: the run's folder, which need not exist yet.
+        weights: size of the model in bytes.
+        settings: decide how many copies of the weights are written.
+
+    Raises:
+        InputError: too little is free.
+    """
+    # Adam keeps two numbers for each weight. A new checkpoint is written before the oldest is removed.
+    each = 1 if settings.optimizer == "sgd" else 3
+    copies = 1 + (0 if settings.save == "no" else each * (KEPT + 1))
+    needed = weights * copies + (16 << 20)
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"expected {needed / 1e6:,.0f} MB of free disk for {str(folder)!r} (model and checkpoints), got "
+            f"{free / 1e6:,.0f} MB; make room, choose another output-dir, or do without checkpoints: --save no"
+        )
+
+
+def begin(folder: Path, settings: Settings, fingerprints: Mapping[str, str | None]) -> Path | None:
+    """Take the folder for this run: create it, or find the last complete checkpoint of an unfinished run.
+
+    Returns:
+        The checkpoint to go on from, or None to start from the beginning.
+
+    Raises:
+        InputError: data or pretrained weights are not those that the run began with; or the folder cannot be made.
+    """
+    plan = folder / CHECKPOINTS / _RUN
+    if plan.is_file():
+        before = json.loads(plan.read_text(encoding="utf-8"))["fingerprints"]
+        changed = [name for name in fingerprints if fingerprints[name] != before.get(name)]
+        if changed:
+            raise InputError(
+                f"expected the run in {str(folder)!r} to go on with what it began with, got other content for: "
+                f"{', '.join(changed)}; restore it, or start again in another output-dir"
+            )
+        return _last_complete(folder / CHECKPOINTS)
+    try:
+        plan.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"settings": asdict(settings), "fingerprints": dict(fingerprints)}, indent=1)
+        write_atomically(plan, text)
+    except OSError as error:
+        raise InputError(f"expected an output-dir that can be written to, got {str(folder)!r}: {error}") from error
+    return None
+
+
+def finish(folder: Path) -> None:
+    """Remove the checkpoints of a run whose record is written; what loggers left beside them is kept."""
+    checkpoints = folder / CHECKPOINTS
+    for entry in checkpoints.iterdir():
+        if entry.name.startswith("checkpoint-"):
+            shutil.rmtree(entry)
+        elif entry.name != _RUN:
+            shutil.move(entry, folder / entry.name)
+    (checkpoints / _RUN).unlink()
+    checkpoints.rmdir()
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a run may begin here: nothing there, or the folders of one that was ended before it wrote anything."""
+    entries = list(folder.iterdir())
+    if entries == [folder / CHECKPOINTS] and entries[0].is_dir():
+        entries = [entry for entry in entries[0].iterdir() if not entry.name.startswith(f".{_RUN}.")]
+    return not entries
+
+
+def _check_same(folder: Path, settings: Settings) -> None:
+    before = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))["settings"]
+    now = json.loads(json.dumps(asdict(settings)))
+    changed = [name for name in now if name not in _FREE and now[name] != before.get(name)]
+    if changed:
+        list_ = ", ".join(f"{name} (was {before.get(name)!r}, got {now[name]!r})" for name in changed)
+        raise InputError(
+            f"expected the settings of the unfinished run in {str(folder)!r}, got other values for: {list_}; "
+            f"repeat the settings that it began with, or choose another output-dir"
+        )
+
+
+def _last_complete(checkpoints: Path) -> Path | None:
+    """The newest complete checkpoint; one that was cut off while being written is removed."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for checkpoint in found:
+        if not (checkpoint / COMPLETE).is_file():
+            shutil.rmtree(checkpoint)
+    return next((path for path in reversed(found) if path.exists()), None)

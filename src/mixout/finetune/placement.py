@@ -1,0 +1,54 @@
+"""Where a run's methods go: as the settings say, but never onto weights that have no pretrained values.
+
+A new layer's only anchor would be its random initialisation, and pulling it there is a mistake that other
+implementations make in silence. Inside the body (a new pooler, say) such a layer is left out; where somebody asks for
+it by name, that is an error. What a mixed layer does is not decided here.
+"""
+
+from __future__ import annotations
+
+import mixout
+from mixout.errors import InputError
+from mixout.finetune.models import Loaded
+from mixout.finetune.settings import Settings
+from mixout.methods import AnchorDecay, Method, MixingMethod, parse
+from mixout.selection import Selection, resolve
+
+
+def apply_methods(loaded: Loaded, settings: Settings) -> None:
+    """Apply ``settings.method`` to the model; the anchor is the weights that it holds now.
+
+    Raises:
+        InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model.
+    """
+    methods = parse(settings.method)
+    try:
+        mixout.apply_(loaded.model, methods, where=_pretrained_only(loaded, methods, settings.where))
+    # Already a message for the user; it only has to become an error of the input.
+    except (TypeError, ValueError) as error:
+        raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error
+
+
+def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) -> Selection:
+    """``where``, without layers that have new parameters."""
+    chosen = resolve(where, loaded.model)
+    if not any(map(_needs_anchor, methods)):
+        return chosen
+    fresh = {name.rpartition(".")[0] for name in loaded.new}
+    # A mixing method takes layers that can be mixed, a decay alone takes every module.
+    select = chosen.mixes if any(isinstance(method, MixingMethod) for method in methods) else chosen.covers
+    caught = sorted(name for name in fresh if select(name, loaded.model.get_submodule(name)))
+    if caught and where not in ("body", "paper"):
+        raise InputError(
+            f"expected where to select layers with pretrained weights, got {where!r}, which selects "
+            f"{', '.join(caught)}: a head anchored by request without weights; use where='body', or an expression "
+            f"that leaves it out"
+        )
+    return Selection(
+        mixes=lambda name, module: chosen.mixes(name, module) and name not in fresh,
+        covers=lambda name, module: chosen.covers(name, module) and name not in fresh,
+    )
+
+
+def _needs_anchor(method: Method) -> bool:
+    return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and not method.zero_anchor)

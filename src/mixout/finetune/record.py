@@ -1,0 +1,181 @@
+"""The result of one run as a value, ``record.json``: written once, whole, as the last act of the run.
+
+A folder that holds it is a finished run; nothing else decides that. It knows nothing of models, and needs neither
+torch nor transformers to be read, so that an analysis can read thousands.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from mixout.errors import InputError
+from mixout.finetune.settings import Settings
+
+RECORD_NAME = "record.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The dev set's loss and scores after ``step`` optimizer steps."""
+
+    step: int
+    epoch: float
+    loss: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The training loss, averaged over the steps since the entry before it, and the last step's gradient and rate."""
+
+    step: int
+    epoch: float
+    loss: float
+    gradient_norm: float | None
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one run did.
+
+    Args:
+        status: ``"finished"``, or ``"diverged"`` where a loss was not finite.
+        settings: resolved, with every seed.
+        digest: of the settings, the run's identity.
+        metric: name of the score that counts.
+        score: its value at the end, on the dev set.
+        scores: all of the task's scores at the end.
+        chance: what a constant answer scores on the dev set.
+        evaluations: in the order of the steps.
+        training: the course of the training loss.
+        predictions: for the dev set, in its order: numbers of classes, or values.
+        labels: names of the classes; None for regression.
+        train_size: examples trained on.
+        dev_size: examples in the dev set.
+        steps: optimizer steps.
+        parameters: number of parameters of the model.
+        new_parameters: names of those without pretrained weights.
+        distance: ``||w - w_pre||`` over every parameter that has pretrained weights, mixed or not.
+        distance_by_layer: the same for each module.
+        coverage: what the method covers: counts of layers, shares of parameters and FLOPs.
+        gradient: convention of the mixing method's gradient, ``"exact"`` or ``"paper"``; None without mixing.
+        seconds: spent in training; evaluations, loading and work lost in an interruption are not counted.
+        evaluation_seconds: spent in evaluations.
+        peak_memory: bytes, ``host`` and ``device``; None where it cannot be measured.
+        source: where model and data came from, in words.
+        fingerprints: sha256 of what went in: ``anchor``, ``train``, ``dev``, ``weights``.
+        versions: of mixout, Python and the libraries.
+        hardware: processor, cores, accelerator, operating system.
+        finished_at: UTC, ISO 8601.
+    """
+
+    status: str
+    settings: Settings
+    digest: str
+    metric: str
+    score: float
+    scores: dict[str, float]
+    chance: float
+    evaluations: tuple[Evaluation, ...]
+    training: tuple[Progress, ...]
+    predictions: tuple[float, ...]
+    labels: tuple[str, ...] | None
+    train_size: int
+    dev_size: int
+    steps: int
+    parameters: int
+    new_parameters: tuple[str, ...]
+    distance: float
+    distance_by_layer: dict[str, float]
+    coverage: dict[str, Any]
+    gradient: str | None
+    seconds: float
+    evaluation_seconds: float
+    peak_memory: dict[str, int | None]
+    source: dict[str, str]
+    fingerprints: dict[str, str | None]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    finished_at: str
+
+    def to_json(self) -> str:
+        """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
+        values = {"format": _FORMAT, **asdict(self)}
+        lines = [f'"{name}": {json.dumps(_portable(value), allow_nan=False)}' for name, value in values.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """The record that :meth:`to_json` wrote.
+
+        Raises:
+            InputError: the text is no record, or one of another format.
+        """
+        try:
+            values = cast("dict[str, Any]", _exact(json.loads(text)))
+            if values.pop("format") != _FORMAT:
+                raise InputError(
+                    f"expected a record of format {_FORMAT}, got another; read it with the mixout of its time"
+                )
+            values["settings"] = Settings.from_json(json.dumps(values["settings"]))
+            values["evaluations"] = tuple(Evaluation(**item) for item in values["evaluations"])
+            values["training"] = tuple(Progress(**item) for item in values["training"])
+            for name in ("predictions", "labels", "new_parameters"):
+                values[name] = None if values[name] is None else tuple(values[name])
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"expected a record as mixout writes it, got something else: {error!r}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write ``record.json`` into ``folder``, atomically."""
+        write_atomically(folder / RECORD_NAME, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Read ``record.json`` from ``folder``."""
+        return cls.from_json((folder / RECORD_NAME).read_text(encoding="utf-8"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it exists whole or not at all, also when the machine stops in between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# JSON has no NaN. Strings keep the kind apart, which null would not, and every reader accepts them.
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _portable(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(item) for item in value]
+    return value
+
+
+def _exact(value: object, key: str = "") -> object:
+    # Names are never numbers: a class may well be called 'inf'.
+    if isinstance(value, str) and value in _NOT_FINITE and key not in ("labels", "settings", "new_parameters"):
+        return _NOT_FINITE[value]
+    if isinstance(value, dict):
+        return {name: _exact(item, key if key == "settings" else name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_exact(item, key) for item in value]
+    return value

@@ -1,0 +1,216 @@
+"""Settings -> result. The only file that trains; the Trainer of transformers does the work.
+
+Check settings and folder; load task and model; apply the method, so that the anchor is the pretrained weights, also on
+resume; check space; only then write, and train. A resumed run ends as an uninterrupted one: bit for bit on the CPU, on
+a GPU up to the order of its additions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mixout
+from mixout.anchor import distance, fingerprint
+from mixout.errors import InputError, MissingExtraError
+from mixout.finetune import card, environment, folder, metrics, models, trainer
+from mixout.finetune.batches import DevSet, encode
+from mixout.finetune.extras import needs
+from mixout.finetune.placement import apply_methods
+from mixout.finetune.record import Evaluation, Progress, Record, write_atomically
+from mixout.finetune.settings import Settings, nearest
+from mixout.finetune.tasks import Columns, Task, few_sample, load_task
+from mixout.integrations.huggingface import quiet
+from mixout.methods import MixingMethod, parse
+
+with needs("hf", "fine-tuning"):
+    from transformers import TrainerState
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+
+def finetune(
+    settings: Settings,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    keep_model: bool = True,
+    report: trainer.Report | None = None,
+    bars: bool = False,
+) -> Record:
+    """Fine-tune one model on one task with one method.
+
+    Args:
+        settings: what to run.
+        output_dir: a folder that is new, empty, or holds this run unfinished. Holds in the end a checkpoint that
+            ``from_pretrained`` loads, the tokenizer, ``record.json`` and a model card.
+        resume: continue the unfinished run in ``output_dir`` from its last checkpoint.
+        keep_model: write model, tokenizer and card; without them the record is all that is left of the run.
+        report: called with one line of progress now and then; None for silence.
+        bars: show progress bars on stderr.
+
+    Returns:
+        The record, as written.
+
+    Raises:
+        InputError: settings, data or folder cannot be used; nothing has been written then.
+        MissingExtraError: the embedded model or a logger is not installed.
+        AnchorMismatchError: on resume, the pretrained weights are not those that the run began with.
+    """
+    settings = settings.resolved()
+    place = Path(output_dir)
+    folder.check(place, settings, resume=resume)
+    _check_machine(settings)
+    task = _task(settings)
+    with quiet():
+        loaded = models.load(settings.model, labels=task.labels, init_seed=settings.stream_seed("init"))
+        _check_length(settings, loaded)
+        start = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if name not in loaded.new}
+        apply_methods(loaded, settings)
+        fingerprints = {
+            "anchor": fingerprint(start),
+            "train": task.train.fingerprint(),
+            "dev": task.dev.fingerprint(),
+            "weights": loaded.sha256,
+        }
+        size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+        folder.check_space(place, weights=size, settings=settings)
+        checkpoint = folder.begin(place, settings, fingerprints)
+        dev = DevSet(task, encode(task.dev, loaded.tokenizer, settings.max_length))
+        state = trainer.train(
+            settings, place, loaded, task, dev, checkpoint=checkpoint, report=report or _silence, bars=bars
+        )
+        record = _record(settings, task, loaded, dev, state, start=start, fingerprints=fingerprints)
+        _write(place, loaded, record, keep_model=keep_model)
+    return record
+
+
+def _silence(_line: str) -> None:
+    pass
+
+
+def _task(settings: Settings) -> Task:
+    columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
+    task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
+    if settings.train_size is None:
+        return task
+    return replace(task, train=few_sample(task.train, settings.train_size, settings.resolved().subset_seed or 0))
+
+
+def _check_machine(settings: Settings) -> None:
+    """Refuse what this machine cannot do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("expected one process, got a launch with several; start mixout finetune directly")
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("expected precision 'fp16' on a CUDA device, got none; use 'bf16' or 'fp32'")
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    for name in settings.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(
+                f"expected a logger of transformers, got {name!r}{nearest(name, [*INTEGRATION_TO_CALLBACK])}"
+            )
+        if name not in installed:
+            raise MissingExtraError(f"expected the logger {name!r} to be installed, got none; run: pip install {name}")
+
+
+def _check_length(settings: Settings, loaded: models.Loaded) -> None:
+    limit = models.longest_input(loaded)
+    if limit is not None and settings.max_length > limit:
+        raise InputError(
+            f"expected max_length <= {limit}, the most that {settings.model!r} takes, got {settings.max_length}"
+        )
+
+
+def _record(
+    settings: Settings,
+    task: Task,
+    loaded: models.Loaded,
+    dev: DevSet,
+    state: TrainerState,
+    *,
+    start: dict[str, torch.Tensor],
+    fingerprints: dict[str, str | None],
+) -> Record:
+    history = state.log_history
+    training = tuple(_progress(entry) for entry in history if "loss" in entry)
+    evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
+    moved = distance({n: (p, start[n].to(p.device)) for n, p in loaded.model.named_parameters() if n in start})
+    losses = [entry.loss for entry in training] + [entry.loss for entry in evaluations]
+    scores = evaluations[-1].scores
+    return Record(
+        status="finished" if all(map(math.isfinite, losses)) else "diverged",
+        settings=settings,
+        digest=settings.digest(),
+        metric=task.metric,
+        score=scores[task.metric],
+        scores=scores,
+        chance=metrics.chance(task.metric, list(task.dev.label)),
+        evaluations=evaluations,
+        training=training,
+        predictions=dev.predictions,
+        labels=task.labels,
+        train_size=len(task.train),
+        dev_size=len(task.dev),
+        steps=state.global_step,
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+        new_parameters=tuple(sorted(loaded.new)),
+        distance=moved.total,
+        distance_by_layer=moved.by_layer,
+        coverage=_coverage(loaded.model),
+        gradient=next((m.gradient for m in parse(settings.method) if isinstance(m, MixingMethod)), None),
+        seconds=next(entry["seconds"] for entry in reversed(history) if "seconds" in entry),
+        evaluation_seconds=sum(entry.get("eval_runtime", 0.0) for entry in history),
+        peak_memory=environment.peak_memory(),
+        source={"model": loaded.source, "data": task.source},
+        fingerprints=fingerprints,
+        versions=environment.versions(),
+        hardware=environment.hardware(),
+        finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _progress(entry: Mapping[str, Any]) -> Progress:
+    return Progress(
+        step=entry["step"],
+        epoch=entry["epoch"],
+        loss=entry["loss"],
+        gradient_norm=entry.get("grad_norm"),
+        learning_rate=entry["learning_rate"],
+    )
+
+
+def _evaluation(entry: Mapping[str, Any], task: Task) -> Evaluation:
+    scores = {name: entry[f"eval_{name}"] for name in task.metrics}
+    return Evaluation(step=entry["step"], epoch=entry["epoch"], loss=entry["eval_loss"], scores=scores)
+
+
+def _coverage(model: torch.nn.Module) -> dict[str, Any]:
+    found = mixout.coverage(model)
+    return {
+        "layers_mixed": len(found.mixed),
+        "layers_plain": len(found.plain),
+        "layers_bypassed": len(found.bypassed),
+        "parameters_mixed": found.parameters_mixed,
+        "flops_mixed": found.flops_mixed,
+        "dropouts_on": len(found.dropouts),
+    }
+
+
+def _write(place: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
+    """The plain model, its tokenizer and card; then the record, which makes the run a finished one."""
+    if keep_model:
+        model = mixout.remove_(loaded.model)
+        model.save_pretrained(place)  # type: ignore[operator]
+        loaded.tokenizer.save_pretrained(place)
+        write_atomically(place / "README.md", card.write(record))
+    record.write(place)
+    folder.finish(place)

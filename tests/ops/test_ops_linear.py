@@ -1,0 +1,144 @@
+"""The column-sparse linear against ops.reference under autograd, and what it keeps and allocates."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mixout.functional import mixed_linear
+from mixout.ops import reference
+from mixout.ops.linear import column_sparse_linear
+
+
+def case(batch, out, inputs, keep, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((*batch, inputs), (out, inputs), (out, inputs), (out,), (*batch, out))
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
+    return tensors, torch.rand(inputs, generator=generator) < keep
+
+
+def compare(batch, out, inputs, keep, gradient, *, bias, seed=0, scale=3.7):
+    (x, w, u, b, g), mask = case(batch, out, inputs, keep, seed)
+    leaves = [t.requires_grad_() for t in ((x, w, b) if bias else (x, w))]
+    kept = mask.nonzero().squeeze(1)
+    y = column_sparse_linear(x, w, u, b if bias else None, kept, scale, gradient=gradient)
+    oracle = reference.mixed_linear(x, w, u, b if bias else None, mask, scale, gradient=gradient)
+    torch.testing.assert_close(y, oracle, rtol=1e-11, atol=1e-11)
+    mine, theirs = (torch.autograd.grad(z, leaves, g) for z in (y, oracle))
+    for name, a, e in zip(("x", "weight", "bias"), mine, theirs, strict=False):
+        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-11, msg=lambda m, name=name: f"gradient of {name}: {m}")
+    assert not mine[1][:, ~mask].any()  # exactly zero, not small
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3), (2, 1, 3), (0,), (2, 0, 3)])
+@pytest.mark.parametrize("keep", [0.0, 0.4, 1.1])
+def test_output_and_every_gradient_match_the_definition(batch, bias, gradient, keep):
+    compare(batch, 4, 7, keep, gradient, bias=bias)
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=3),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.floats(0, 1),
+    st.integers(0, 99),
+    st.floats(1, 100),
+)
+@settings(max_examples=50, deadline=None)
+def test_any_shape(batch, out, inputs, keep, seed, scale):
+    compare(tuple(batch), out, inputs, keep, "exact", bias=True, seed=seed, scale=scale)
+
+
+def saved_by(function):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = function()
+    return y, saved
+
+
+@pytest.mark.parametrize("anchored", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed):
+    """Trap: mask of weight size stored for backward. Only w and u themselves, x[:, K] and K are kept."""
+    rows, size, p = 50, 100, 0.9
+    x = torch.randn(rows, size, requires_grad=True)
+    w, u = torch.randn(size, size, requires_grad=True), torch.randn(size, size)
+    weight, anchor = (w.t(), u.t()) if transposed else (w, u)
+    y, saved = saved_by(lambda: mixed_linear(x, weight, anchor if anchored else None, None, p=p))
+    own = {w.untyped_storage().data_ptr(), u.untyped_storage().data_ptr()}
+    others = [t for t in saved if t.untyped_storage().data_ptr() not in own]
+    assert x.untyped_storage().data_ptr() not in {t.untyped_storage().data_ptr() for t in saved}
+    assert sum(t.numel() for t in others) < 0.3 * rows * size  # about (1-p) of x, and the indices
+    assert len(saved) - len(others) == (2 if anchored else 1)
+    y.sum().backward()
+
+
+def test_a_frozen_weight_keeps_no_x():
+    x = torch.randn(50, 100, requires_grad=True)
+    w, u = torch.randn(100, 100), torch.randn(100, 100)
+    _, saved = saved_by(lambda: mixed_linear(x, w, u, p=0.5))
+    assert all(t.shape != x.shape and t.shape[0] != 50 for t in saved)
+
+
+class Allocations(TorchDispatchMode):
+    """Counts results as large as the weight that live in storage of their own."""
+
+    def __init__(self, like, *known):
+        super().__init__()
+        self.numel = like.numel()
+        self.known = {t.untyped_storage().data_ptr() for t in known}
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, torch.Tensor) and t.numel() >= self.numel:
+                pointer = t.untyped_storage().data_ptr()
+                if pointer not in self.known:
+                    self.known.add(pointer)
+                    self.found.append((str(func), t))  # kept alive: no storage is used twice
+        return out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "most"),
+    [(torch.float32, False, 1), (torch.float32, True, 2), (torch.bfloat16, False, 2)],
+    ids=["fp32", "autocast", "bf16"],
+)
+def test_weight_sized_temporaries_of_the_forward(dtype, autocast, most):
+    """Trap: five weight-sized temporaries in forward."""
+    w, u = torch.randn(60, 70).to(dtype).requires_grad_(), torch.randn(60, 70).to(dtype)
+    x = torch.randn(3, 70).to(dtype)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Allocations(w, w, u) as mode:
+        y = mixed_linear(x, w, u, p=0.9)
+    assert 1 <= len(mode.found) <= most, [name for name, _ in mode.found]
+    with Allocations(w, w, u) as mode:
+        y.float().sum().backward()
+    assert len(mode.found) <= most + 1, [name for name, _ in mode.found]  # the gradient, and Phi again where x needs it
+
+
+def test_the_weights_gradient_is_computed_for_the_kept_columns_only():
+    """grad_w[:, K] = s g^T x[:, K] is a GEMM of |K| columns: no full-size product is made."""
+
+    class Products(TorchDispatchMode):
+        columns: list[int]
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if "mm" in str(func):
+                self.columns.append(out.shape[-1])
+            return out
+
+    x, w, u = torch.randn(8, 1000), torch.randn(5, 1000, requires_grad=True), torch.randn(5, 1000)
+    y = mixed_linear(x, w, u, p=0.9)
+    mode = Products()
+    mode.columns = []
+    with mode:
+        y.sum().backward()
+    kept = int((w.grad.abs().sum(0) != 0).sum())
+    assert mode.columns == [kept]
+    assert kept < 200

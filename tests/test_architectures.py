@@ -1,0 +1,144 @@
+"""BERT, GPT-2, T5, Llama and ViT from small random configurations: apply, train, save, reload, remove."""
+
+import pytest
+import torch
+
+import mixout
+from mixout import AnchorDecay, Mixconnect, Mixout
+
+transformers = pytest.importorskip("transformers")
+
+H, F, V, L = 16, 24, 30, 2  # width, feed-forward width, vocabulary, layers
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def bert():
+    config = transformers.BertConfig(
+        hidden_size=H, num_hidden_layers=L, num_attention_heads=2, intermediate_size=F, vocab_size=V
+    )
+    inputs = {"input_ids": IDS, "labels": torch.tensor([0, 1])}
+    # query, key, value, output, intermediate, output of each layer, and the pooler
+    return transformers.BertForSequenceClassification(config), inputs, 6 * L + 1, L * (4 * H * H + 2 * H * F) + H * H, L
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        n_embd=H, n_layer=L, n_head=2, vocab_size=V, n_positions=20, bos_token_id=0, eos_token_id=1
+    )
+    # c_attn (H, 3H), c_proj, c_fc (H, 4H), c_proj
+    return transformers.GPT2LMHeadModel(config), {"input_ids": IDS, "labels": IDS}, 4 * L, L * 12 * H * H, L
+
+
+def t5():
+    config = transformers.T5Config(
+        d_model=H, d_kv=8, d_ff=F, num_layers=L, num_heads=2, vocab_size=V, decoder_start_token_id=0
+    )
+    # q, k, v, o, wi, wo in the encoder; four more for the cross attention in the decoder
+    mixed, weights = 6 * L + 10 * L, L * (12 * H * H + 4 * H * F)
+    return transformers.T5ForConditionalGeneration(config), {"input_ids": IDS, "labels": IDS}, mixed, weights, 2 * L
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        hidden_size=H, num_hidden_layers=L, num_attention_heads=2, num_key_value_heads=1, intermediate_size=F,
+        vocab_size=V, attention_dropout=0.1,
+    )  # fmt: skip
+    # q, o; k, v of one head of two; gate, up, down
+    weights = L * (2 * H * H + 2 * H * H // 2 + 3 * H * F)
+    return transformers.LlamaForCausalLM(config), {"input_ids": IDS, "labels": IDS}, 7 * L, weights, 2 * L
+
+
+def vit():
+    config = transformers.ViTConfig(
+        hidden_size=H, num_hidden_layers=L, num_attention_heads=2, intermediate_size=F, image_size=8, patch_size=4,
+        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    )  # fmt: skip
+    inputs = {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])}
+    return transformers.ViTForImageClassification(config), inputs, 6 * L, L * (4 * H * H + 2 * H * F), L
+
+
+MODELS = [bert, gpt2, t5, llama, vit]
+
+
+def settings(model):
+    """The configuration without what loading writes into it."""
+    return {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "architectures", "dtype")}
+
+
+def built(make):
+    torch.manual_seed(0)
+    return make()
+
+
+@pytest.mark.parametrize(
+    "method", [Mixout(0.7), [Mixout(0.5, unit="output"), AnchorDecay(0.1)], Mixconnect(0.3)], ids=str
+)
+@pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
+def test_apply_train_save_reload_remove(make, method, tmp_path):
+    model, inputs, *_ = built(make)
+    plain = model.eval()(**inputs).logits.detach()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    keys = list(model.state_dict())
+    mixout.apply_(model, method)
+    assert model(**inputs).logits.equal(plain)  # eval mode: bit-identical
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = model.train()(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert torch.stack(losses).isfinite().all()
+    assert mixout.distance(model).total > 0
+    assert not any("never called" in layer.reason for layer in mixout.coverage(model).layers)
+    assert list(model.state_dict()) == keys
+
+    trained = model.eval()(**inputs).logits.detach()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert again(**inputs).logits.equal(trained)
+    mixout.remove_(model)
+    assert model(**inputs).logits.equal(trained)
+    assert [type(m) for m in model.modules()] == [type(m) for m in again.modules()]
+    assert settings(model) == settings(again)
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
+def test_coverage_by_hand(make):
+    model, _, layers, weights, feeding = built(make)
+    total = sum(p.numel() for p in model.parameters())
+    mixout.apply_(model, Mixout(0.9))
+    coverage = mixout.coverage(model)
+    assert len(coverage.mixed) == layers
+    assert coverage.bypassed == ()
+    assert coverage.dropouts == ()
+    assert coverage.parameters_mixed == pytest.approx(weights / total)
+    assert sum(layer.parameters for layer in coverage.layers) == total
+    mixout.remove_(model)
+    mixout.apply_(model, Mixout(0.9), where="paper")
+    assert len(mixout.coverage(model).mixed) == layers - feeding
+
+
+def test_flops_by_hand():
+    model, *_ = built(bert)
+    coverage = mixout.coverage(mixout.apply_(model, Mixout(0.9)))
+    mixed = L * (4 * H * H + 2 * H * F) + H * H
+    assert coverage.flops_mixed == pytest.approx(mixed / (mixed + 2 * H))  # the classifier of two labels is plain
+    model, *_ = built(gpt2)
+    coverage = mixout.coverage(mixout.apply_(model, Mixout(0.9)))
+    assert coverage.flops_mixed == pytest.approx(L * 12 * H * H / (L * 12 * H * H + H * V))  # the head is a product
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
+def test_every_mixed_weight_learns_and_p_one_is_the_pretrained_body(make):
+    model, inputs, *_ = built(make)
+    mixout.apply_(model, Mixout(1.0))
+    model.train()
+    before = model(**inputs).logits.detach()
+    with torch.no_grad():
+        for name in mixout.coverage(model).mixed:
+            model.get_submodule(name).weight.add_(1.0)
+    assert model(**inputs).logits.equal(before)  # p = 1: the anchor, whatever the weights
+    mixout.set_p_(model, 0.3)
+    model(**inputs).loss.backward()
+    assert all(model.get_submodule(name).weight.grad is not None for name in mixout.coverage(model).mixed)

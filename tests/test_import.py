@@ -1,0 +1,146 @@
+"""import mixout needs torch and nothing else, and exports exactly its public names."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mixout
+
+PUBLIC = {
+    "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
+    "InputError", "Method", "Mixconnect", "Mixout", "MixoutError", "MissingExtraError", "NotAppliedError",
+    "NothingMixedError", "PScheduler", "Plain", "Where", "apply_", "coverage", "distance", "fingerprint", "functional",
+    "load_state_dict_", "methods", "remove_", "schedule", "set_p_", "state_dict",
+}  # fmt: skip
+
+BLOCKER = """
+import importlib.abc, sys
+
+class Without(importlib.abc.MetaPathFinder):
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            return None  # as where it is not installed, also to importlib.util.find_spec
+        return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) if hasattr(finder, "find_spec") else finder for finder in sys.meta_path]
+"""
+
+USE = """
+import torch, mixout
+from torch import nn
+model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1), nn.Embedding(3, 2))
+mixout.apply_(model, [mixout.Mixout(0.5), mixout.AnchorDecay(0.1)], seed=3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model[0](torch.ones(2, 4)).sum().backward()
+optimizer.step()
+print(mixout.coverage(model))
+assert mixout.distance(model).total > 0
+state = mixout.state_dict(model)
+mixout.load_state_dict_(model, state)
+assert len(mixout.fingerprint(model)) == 64
+mixout.PScheduler(model, mixout.schedule.Linear(0.0, 0.5, 3)).step()
+mixout.remove_(model)
+try:
+    mixout.apply_(model, mixout.Mixout(0.5), anchor="model.safetensors")
+except mixout.MissingExtraError as error:
+    assert "pip install" in str(error), error
+else:
+    raise SystemExit("expected MissingExtraError")
+"""
+
+
+def in_a_process(program):
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def distributions_beside_torch():
+    """Top-level modules of every installed distribution that torch does not require."""
+    required, queue = set(), ["torch"]
+    while queue:
+        name = re.sub(r"[-_.]+", "-", queue.pop()).lower()
+        if name in required:
+            continue
+        required.add(name)
+        try:
+            wanted = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        queue += [re.match(r"[\w.-]+", line)[0] for line in wanted if "extra ==" not in line]
+    by_module = importlib.metadata.packages_distributions()
+    normal = {m: {re.sub(r"[-_.]+", "-", d).lower() for d in names} for m, names in by_module.items()}
+    keep = {"mixout", *sys.stdlib_module_names}
+    return {m for m, names in normal.items() if not names & required and m not in keep and m.isidentifier()}
+
+
+def test_importing_mixout_loads_nothing_but_torch():
+    program = (
+        "import torch, sys; before = set(sys.modules); import mixout; print(*(set(sys.modules) - before), sep='\\n')"
+    )
+    loaded = {name.partition(".")[0] for name in in_a_process(program).split()}
+    third_party = loaded - set(sys.stdlib_module_names) - {"mixout", "torch"}
+    assert not third_party
+    names = set(in_a_process("import mixout, sys; print(*sys.modules, sep='\\n')").split())
+    assert not names & {
+        "transformers",
+        "matplotlib",
+        "accelerate",
+        "safetensors",
+        "pandas",
+        "scipy",
+        "sklearn",
+        "datasets",
+    }
+    assert not any(
+        name.startswith(("mixout.finetune", "mixout.cli", "mixout.integrations", "mixout.study")) for name in names
+    )
+
+
+def test_mixout_works_in_an_environment_with_torch_alone():
+    """numpy is not among torch's requirements: it is blocked as well."""
+    blocked = distributions_beside_torch()
+    assert {"transformers", "numpy", "safetensors"} <= blocked
+    assert "1 layers mixed" in in_a_process(BLOCKER.format(blocked=blocked) + USE)
+
+
+def test_the_public_names():
+    exported = {
+        alias.asname
+        for node in ast.parse(Path(mixout.__file__).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert exported == PUBLIC
+    for name in PUBLIC:
+        assert getattr(mixout, name) is not None
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"functional", "methods", "schedule"}))
+def test_every_public_name_is_documented(name):
+    assert (getattr(mixout, name).__doc__ or "").strip()
+
+
+def test_the_version_is_the_packages():
+    assert mixout.__version__ == importlib.metadata.version("mixout")
+
+
+def test_errors_derive_from_the_builtin_that_fits():
+    for error, builtin in {
+        mixout.NothingMixedError: ValueError,
+        mixout.AlreadyAppliedError: RuntimeError,
+        mixout.NotAppliedError: RuntimeError,
+        mixout.AnchorMismatchError: ValueError,
+        mixout.MissingExtraError: ImportError,
+        mixout.InputError: ValueError,
+    }.items():
+        assert issubclass(error, builtin)
+        assert issubclass(error, mixout.MixoutError)

@@ -1,0 +1,130 @@
+"""The laws of the masks, their shapes by meaning, and the two sources of randomness."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixout.masks import NOISES, UNITS, Stream, check_p, draw, mask_shape, spread
+
+P = st.floats(0.0, 1.0)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.7, 0.9])
+def test_bernoulli_mask_keeps_with_probability_one_minus_p(p):
+    torch.manual_seed(0)
+    mask = draw((200_000,), p)
+    assert mask.dtype == torch.bool
+    assert abs(mask.double().mean().item() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / 200_000) + 1e-12
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_gaussian_mask_has_bernoullis_mean_and_variance(p):
+    torch.manual_seed(0)
+    mask = draw((200_000,), p, noise="gaussian").double()
+    assert abs(mask.mean().item() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / 200_000)
+    assert mask.var().item() == pytest.approx(p * (1 - p), rel=0.02)
+    assert mask.unique().numel() > 100_000
+
+
+@given(P, st.integers(0, 50))
+@settings(max_examples=30, deadline=None)
+def test_ends_are_certain(p, size):
+    assert draw((size,), 0.0).all()
+    assert not draw((size,), 1.0).any()
+    assert draw((size,), p).shape == (size,)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_the_unit_is_defined_by_meaning_not_by_dimension_zero(out, inputs, kernel_dims):
+    """Trap: mask axis fixed to dimension 0 is wrong for layers stored as (in, out), embeddings and convolutions."""
+    kernel = (3,) * kernel_dims
+    ones = (1,) * kernel_dims
+    assert mask_shape((out, inputs, *kernel), "input") == (1, inputs, *ones)
+    assert mask_shape((out, inputs, *kernel), "output") == (out, 1, *ones)
+    assert mask_shape((out, inputs, *kernel), "element") == (out, inputs, *kernel)
+    assert mask_shape((inputs, out), "input", input_dim=0) == (inputs, 1)
+    assert mask_shape((inputs, out), "output", input_dim=0) == (1, out)
+
+
+@pytest.mark.parametrize(("rows", "per_group", "groups"), [(8, 2, 4), (6, 1, 6), (12, 1, 6), (6, 3, 2), (4, 5, 1)])
+def test_grouped_convolution_has_one_coin_per_input_channel(rows, per_group, groups):
+    shape = (rows, per_group, 3)
+    coins = mask_shape(shape, "input", groups=groups)
+    assert math.prod(coins) == per_group * groups  # as many coins as input channels
+    mask = torch.arange(per_group * groups).reshape(coins)
+    full = spread(mask, shape).expand(shape)
+    for row in range(rows):
+        group = row // (rows // groups)
+        for j in range(per_group):
+            assert (full[row, j] == group * per_group + j).all()
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.2, math.nan, math.inf])
+def test_p_outside_its_range_says_expected_and_got(bad):
+    with pytest.raises(ValueError, match=r"expected p in \[0, 1\].*got"):
+        check_p(bad)
+
+
+@pytest.mark.parametrize("bad", ["0.5", None, True, [0.5]])
+def test_p_that_is_no_number_is_a_type_error(bad):
+    with pytest.raises(TypeError, match="expected p to be a number"):
+        check_p(bad)
+
+
+def test_integers_are_probabilities_too():
+    assert check_p(1) == 1.0
+    assert isinstance(check_p(0), float)
+
+
+def test_torch_manual_seed_decides_unseeded_masks():
+    torch.manual_seed(3)
+    first = draw((64,), 0.5)
+    assert not draw((64,), 0.5).equal(first)
+    torch.manual_seed(3)
+    assert draw((64,), 0.5).equal(first)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_stream_follows_from_seed_key_and_count_alone(noise):
+    one, two, other = Stream(7), Stream(7), Stream(8)
+    torch.manual_seed(0)
+    a = [draw((64,), 0.5, noise=noise, stream=one, key="x") for _ in range(3)]
+    torch.manual_seed(99)
+    torch.rand(17)
+    b = [draw((64,), 0.5, noise=noise, stream=two, key="x") for _ in range(3)]
+    c = [draw((64,), 0.5, noise=noise, stream=other, key="x") for _ in range(3)]
+    assert all(x.equal(y) for x, y in zip(a, b, strict=True))
+    assert not any(x.equal(y) for x, y in zip(a, c, strict=True))
+    assert not a[0].equal(a[1])
+    assert not a[1].equal(a[2])
+
+
+def test_a_streams_keys_are_independent():
+    stream = Stream(7)
+    assert not draw((64,), 0.5, stream=stream, key="a").equal(draw((64,), 0.5, stream=stream, key="b"))
+
+
+def test_a_stream_does_not_depend_on_reseeding_the_global_generator():
+    """Trap: ranks that disagree by accident. One rank seeds torch once, the other before every forward pass."""
+    one, two = Stream(7), Stream(7)
+    torch.manual_seed(0)
+    once = [draw((64,), 0.5, stream=one, key="x") for _ in range(4)]
+    often = []
+    for _ in range(4):
+        torch.manual_seed(0)
+        often.append(draw((64,), 0.5, stream=two, key="x"))
+    assert all(x.equal(y) for x, y in zip(once, often, strict=True))
+
+
+def test_a_stream_mask_has_the_right_mean():
+    kept = sum(draw((1000,), 0.7, stream=Stream(seed), key="x").sum().item() for seed in range(100))
+    assert kept / 100_000 == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 100_000))
+
+
+def test_units_are_the_three_documented():
+    assert UNITS == ("input", "output", "element")
+    assert NOISES == ("bernoulli", "gaussian")

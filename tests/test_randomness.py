@@ -1,0 +1,194 @@
+"""Masks and the random stream: seeds, resume, checkpointing, two processes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mixout
+from mixout import Dropconnect, Mixconnect, Mixout
+
+METHODS = [
+    Mixout(0.5),
+    Mixout(0.5, unit="output"),
+    Mixconnect(0.5),
+    Mixconnect(0.5, noise="gaussian"),
+    Dropconnect(0.5),
+]
+
+
+def net(method=METHODS[0], seed=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+    mixout.apply_(model, method, seed=seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+def inputs(n=2):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(n)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_manual_seed_decides_the_masks(method):
+    model, (x, _) = net(method), inputs()
+    torch.manual_seed(5)
+    first, second = model(x), model(x)
+    torch.manual_seed(5)
+    assert model(x).equal(first)
+    assert model(x).equal(second)
+    assert not first.equal(second)
+    torch.manual_seed(6)
+    assert not model(x).equal(first)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_a_restored_rng_state_repeats_the_masks(method):
+    """Trap: a private torch.Generator is not saved by trainers."""
+    model, (x, _) = net(method), inputs()
+    model(x)
+    state = torch.get_rng_state()
+    expected = [model(x) for _ in range(3)]
+    torch.set_rng_state(state)
+    assert all(model(x).equal(y) for y in expected)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_no_draw_in_eval_mode(seed):
+    """Trap: a draw in eval mode."""
+    model, (x, _) = net(seed=seed), inputs()
+    model(x)
+    global_state, own = torch.get_rng_state(), mixout.state_dict(model)
+    model.eval()
+    assert model(x).equal(model(x))
+    assert torch.get_rng_state().equal(global_state)
+    assert mixout.state_dict(model) == own
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_layers_have_masks_of_their_own(seed):
+    model = mixout.apply_(
+        nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(3))), Mixout(0.5), anchor=0, seed=seed
+    )
+    kept = [(layer(torch.eye(64)) != 0).all(1) for layer in model]
+    assert all(0 < k.sum() < 64 for k in kept)
+    assert not kept[0].equal(kept[1])
+    assert not kept[1].equal(kept[2])
+
+
+def run(model, xs, wrap):
+    """Forward passes first, then one backward: the gradients and the outputs."""
+    model.zero_grad()
+    torch.manual_seed(9)
+    outputs = [wrap(model, x) for x in xs]
+    (outputs[0].pow(2).sum() + sum((k + 2) * y.pow(3).sum() for k, y in enumerate(outputs[1:]))).backward()
+    return [y.detach() for y in outputs], [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_activation_checkpointing_changes_nothing(passes, method, reentrant, seed):
+    """Traps: a fresh mask in activation-checkpoint recomputation; two forward passes before one backward."""
+
+    def checkpointed(model, x):
+        y = x.requires_grad_()
+        for block in (model[:2], model[2:4], model[4:]):
+            y = checkpoint(block, y, use_reentrant=reentrant)
+        return y
+
+    plain = run(net(method, seed), inputs(passes), lambda model, x: model(x))
+    wrapped = run(net(method, seed), inputs(passes), checkpointed)
+    for a, b in zip(plain[0] + plain[1], wrapped[0] + wrapped[1], strict=True):
+        assert a.equal(b)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_training_under_checkpointing_is_training_without(seed):
+    """Several steps: recomputations must not disturb the draws of the steps after them."""
+    results = []
+    for reentrant in (None, True, False):
+        model = net(seed=seed)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        torch.manual_seed(9)
+        for x in inputs(4):
+            optimizer.zero_grad()
+            y = model(x) if reentrant is None else checkpoint(model, x.requires_grad_(), use_reentrant=reentrant)
+            y.pow(2).sum().backward()
+            optimizer.step()
+        results.append([p.detach().clone() for p in model.parameters()] + [mixout.state_dict(model)["draws"]])
+    for other in results[1:]:
+        assert other[-1] == results[0][-1]
+        assert all(a.equal(b) for a, b in zip(results[0][:-1], other[:-1], strict=True))
+
+
+PROGRAM = """
+import sys, torch, mixout
+from torch import nn
+mode = sys.argv[1]
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+mixout.apply_(model, mixout.Mixout(0.5), seed=11)
+with torch.no_grad():
+    [p.add_(1.0) for p in model.parameters()]
+torch.manual_seed(int(sys.argv[2]))
+for step in range(4):
+    if mode == "reseeding":
+        torch.manual_seed(77)
+    if mode == "drawing":
+        torch.rand(5)
+    print([round(v, 4) for v in model(torch.ones(8)).tolist()])
+"""
+
+
+def in_a_process(mode, seed):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode, str(seed)], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.splitlines()
+
+
+def test_an_explicit_seed_agrees_across_processes_whatever_else_is_drawn():
+    """Trap: ranks that disagree (or agree) by accident."""
+    first = in_a_process("plain", 1)
+    assert len(set(first)) == 4
+    assert in_a_process("drawing", 2) == first
+    assert in_a_process("reseeding", 3) == first
+
+
+def test_two_seeds_differ():
+    x = inputs()[0]
+    assert not net(seed=1)(x).equal(net(seed=2)(x))
+    assert net(seed=1)(x).equal(net(seed=1)(x))
+
+
+def test_a_restored_state_continues_the_draws():
+    model, (x, _) = net(seed=3), inputs()
+    for _ in range(3):
+        model(x)
+    state = mixout.state_dict(model)
+    expected = [model(x) for _ in range(2)]
+    other = net(seed=3)
+    torch.manual_seed(1234)
+    mixout.load_state_dict_(other, state)
+    assert all(other(x).equal(y) for y in expected)
+    assert mixout.state_dict(other) == mixout.state_dict(model)
+
+
+def test_a_restored_state_continues_the_draws_in_the_same_process():
+    """Rolled back with the global RNG state, as a trainer does: the count must go on as it did before."""
+    model, (x, _) = net(seed=3), inputs()
+    model(x)
+    state, rng = mixout.state_dict(model), torch.get_rng_state()
+    expected, after = [model(x) for _ in range(2)], mixout.state_dict(model)
+    mixout.load_state_dict_(model, state)
+    torch.set_rng_state(rng)
+    assert all(model(x).equal(y) for y in expected)
+    assert mixout.state_dict(model) == after
