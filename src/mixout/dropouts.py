@@ -108,7 +108,7 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
             kind: Kind = "layers" if of_layers or _OF_LAYERS.search(field) else "attribute"
             yield DropoutSite(module=name, field=field, p=float(value), kind=kind)
     config = getattr(module, "config", None)
-    for field in _fields_read(type(module)):
+    for field in _fields_read(type(module)):  # type: ignore[arg-type]  # a class is hashable
         value = getattr(config, field, None)
         if _is_probability(value):
             kind = "layers" if _OF_LAYERS.search(field) else "config"
