@@ -37,7 +37,9 @@ def main() -> None:
         records = run(base, [method], RESTARTS, args.output_dir / f"{rate:g}", report=print)
         (row,) = summarise(records)
         versions = {name: records[0].versions[name] for name in ("torch", "transformers")}
-        rows.append({"learning_rate": rate, **asdict(row), **versions, "cpu": records[0].hardware["processor"]})
+        found = asdict(row)
+        del found["seconds"]  # shards share the machine
+        rows.append({"learning_rate": rate, **found, **versions, "cpu": records[0].hardware["processor"]})
     if args.shard is None:
         with RESULTS.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -115,7 +115,22 @@ def test_a_weight_cast_behind_our_back_casts_the_anchor_once():
     for parameter in model.parameters():
         parameter.data = parameter.data.double()
     model(torch.randn(3, 4, dtype=torch.float64))
-    assert {t.dtype for t in anchors(model).values()} == {torch.float64}
+    layer = model.body.first
+    beside = layer._mixed.anchor.beside(layer.weight)
+    assert beside.dtype == torch.float64
+    model(torch.randn(3, 4, dtype=torch.float64))
+    assert layer._mixed.anchor.beside(layer.weight) is beside
+
+
+def test_weights_that_are_only_lent_do_not_change_the_anchor():
+    model = mixout.apply_(fresh(), Mixout(0.5))
+    before = {name: tensor.clone() for name, tensor in anchors(model).items()}
+    lent = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
+    torch.func.functional_call(model, lent, torch.randn(3, 4, dtype=torch.bfloat16))
+    torch.func.functional_call(model, {n: p.to("meta") for n, p in lent.items()}, torch.randn(3, 4, device="meta").bfloat16())
+    assert all(tensor.equal(before[name]) for name, tensor in anchors(model).items())
+    assert mixout.distance(model).total == 0.0
+    model(torch.randn(3, 4))
 
 
 def test_a_meta_parameter_has_no_weights_to_anchor():

@@ -150,3 +150,54 @@ def test_layers_exchanged_behind_our_back_are_an_error():
     model[0] = nn.Linear(4, 4)
     with pytest.raises(mixout.NothingMixedError, match="replaced"):
         mixout.coverage(model)
+
+
+def test_remove_copes_with_a_dropout_that_is_gone():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1), nn.Sequential(nn.Dropout(0.2), nn.Linear(3, 2)))
+    mixout.apply_(model, mixout.Mixout(0.5))
+    model[1] = nn.Identity()
+    mixout.remove_(model)
+    assert type(model[0]) is nn.Linear
+    assert model[2][0].p == 0.2
+    mixout.apply_(model, mixout.Mixout(0.5))
+
+
+def test_parts_with_methods_of_their_own():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    mixout.apply_(model[0], mixout.Mixout(0.5))
+    mixout.apply_(model[1], mixout.Mixout(0.5))
+    with pytest.raises(mixout.MixoutError, match="2 parts with their own"):
+        mixout.set_p_(model, 0.9)
+    mixout.remove_(model)
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+
+
+def test_a_part_of_a_mixed_model_is_told_apart_from_a_plain_one():
+    model = mixout.apply_(nn.Sequential(nn.Sequential(nn.Linear(4, 3))), mixout.Mixout(0.5))
+    with pytest.raises(mixout.NotAppliedError, match="got a part of it"):
+        mixout.remove_(model[0])
+
+
+def test_an_anchor_that_nothing_would_use_is_an_error():
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="whose anchor is 0"):
+        mixout.apply_(model, mixout.Dropconnect(0.1), anchor=model.state_dict())
+    with pytest.raises(mixout.NothingMixedError, match=r"dropouts to set to 0\.1"):
+        mixout.apply_(model, mixout.Dropout(0.1))
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_state_of_another_seed_is_refused():
+    first = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.5), seed=1)
+    second = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.5), seed=2)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(mixout.MixoutError, match=r"seed=2, got .* seed=1"):
+        mixout.load_state_dict_(second, mixout.state_dict(first))
+
+
+def test_training_refuses_the_dtypes_that_eval_refuses():
+    layer = mixout.apply_(nn.Linear(4, 3), mixout.Mixout(0.5))
+    with pytest.raises(ValueError, match=r"expected x in torch.float32, .* got torch.float64"):
+        layer(torch.randn(2, 4, dtype=torch.float64))
+    with pytest.raises(RuntimeError):
+        layer.eval()(torch.randn(2, 4, dtype=torch.float64))

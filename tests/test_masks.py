@@ -90,13 +90,13 @@ def test_torch_manual_seed_decides_unseeded_masks():
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_stream_follows_from_seed_key_and_count_alone(noise):
-    one, two, other = Stream(7), Stream(7), Stream(8)
+    one, two, other = Stream(7, "x"), Stream(7, "x"), Stream(8, "x")
     torch.manual_seed(0)
-    a = [draw((64,), 0.5, noise=noise, stream=one, key="x") for _ in range(3)]
+    a = [draw((64,), 0.5, noise=noise, stream=one) for _ in range(3)]
     torch.manual_seed(99)
     torch.rand(17)
-    b = [draw((64,), 0.5, noise=noise, stream=two, key="x") for _ in range(3)]
-    c = [draw((64,), 0.5, noise=noise, stream=other, key="x") for _ in range(3)]
+    b = [draw((64,), 0.5, noise=noise, stream=two) for _ in range(3)]
+    c = [draw((64,), 0.5, noise=noise, stream=other) for _ in range(3)]
     assert all(x.equal(y) for x, y in zip(a, b, strict=True))
     assert not any(x.equal(y) for x, y in zip(a, c, strict=True))
     assert not a[0].equal(a[1])
@@ -104,25 +104,34 @@ def test_a_stream_follows_from_seed_key_and_count_alone(noise):
 
 
 def test_a_streams_keys_are_independent():
-    stream = Stream(7)
-    assert not draw((64,), 0.5, stream=stream, key="a").equal(draw((64,), 0.5, stream=stream, key="b"))
+    assert not draw((64,), 0.5, stream=Stream(7, "a")).equal(draw((64,), 0.5, stream=Stream(7, "b")))
 
 
 def test_a_stream_does_not_depend_on_reseeding_the_global_generator():
     """Trap: ranks that disagree by accident. One rank seeds torch once, the other before every forward pass."""
     one, two = Stream(7), Stream(7)
     torch.manual_seed(0)
-    once = [draw((64,), 0.5, stream=one, key="x") for _ in range(4)]
+    once = [draw((64,), 0.5, stream=one) for _ in range(4)]
     often = []
     for _ in range(4):
         torch.manual_seed(0)
-        often.append(draw((64,), 0.5, stream=two, key="x"))
+        often.append(draw((64,), 0.5, stream=two))
     assert all(x.equal(y) for x, y in zip(once, often, strict=True))
 
 
 def test_a_stream_mask_has_the_right_mean():
-    kept = sum(draw((1000,), 0.7, stream=Stream(seed), key="x").sum().item() for seed in range(100))
+    kept = sum(draw((1000,), 0.7, stream=Stream(seed)).sum().item() for seed in range(100))
     assert kept / 100_000 == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 100_000))
+
+
+@pytest.mark.parametrize("stream", [None, Stream(1)], ids=["default", "stream"])
+def test_masks_do_not_depend_on_the_default_dtype(stream):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        kept = draw((200_000,), 0.999, stream=stream).float().mean().item()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert kept == pytest.approx(0.001, abs=5 * math.sqrt(0.001 / 200_000))
 
 
 def test_units_are_the_three_documented():

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from torch import nn
 
 import mixout
@@ -101,3 +102,26 @@ def test_decay_covers_the_body_or_what_where_says():
     mixout.remove_(model)
     mixout.apply_(model, mixout.AnchorDecay(0.1), where="classifier|embedding")
     assert set(model._mixout.anchors) == {"classifier.weight", "embedding.weight"}
+
+
+@pytest.mark.parametrize("case", ["clip", "t5", "whisper"])
+def test_heads_of_models_without_a_body_under_their_prefix_are_not_mixed(case):
+    import transformers
+
+    tiny = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if case == "clip":
+        vision = {**tiny, "image_size": 8, "patch_size": 4}
+        config = transformers.CLIPConfig(text_config={**tiny, "vocab_size": 9}, vision_config=vision)
+        model, heads = transformers.CLIPForImageClassification(config), {"classifier"}
+    elif case == "t5":
+        config = transformers.T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+        model, heads = transformers.T5ForQuestionAnswering(config), {"qa_outputs"}
+    else:
+        sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        config = transformers.WhisperConfig(
+            vocab_size=60, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, pad_token_id=1, **sizes
+        )
+        model, heads = transformers.WhisperForAudioClassification(config), {"projector", "classifier"}
+    mixed = set(mixout.coverage(mixout.apply_(model, mixout.Mixout(0.5))).mixed)
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert mixed == linear - heads

@@ -28,17 +28,36 @@ class Anchor:
 
     def __init__(self, tensor: Tensor | None) -> None:
         self.tensor = tensor
+        self._elsewhere: Tensor | None = None
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the weight through ``Module.to``, ``half``, ``cuda``, ...; idempotent, as those are."""
         if self.tensor is not None:
             self.tensor = fn(self.tensor)
+            self._elsewhere = None
 
-    def beside(self, weight: Tensor) -> Tensor | None:
-        """The tensor on the device and in the dtype of ``weight``, moved once if it is elsewhere."""
-        if self.tensor is not None and (self.tensor.device != weight.device or self.tensor.dtype != weight.dtype):
+    def follow(self, weight: Tensor) -> Tensor | None:
+        """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
+        if self.tensor is not None and not _alike(self.tensor, weight):
             self.tensor = self.tensor.to(weight.device, weight.dtype)
         return self.tensor
+
+    def beside(self, weight: Tensor) -> Tensor | None:
+        """The tensor on the device and in the dtype of ``weight``, which a pass reads.
+
+        A weight that was moved without its module's knowledge, or only lent (``functional_call``), gets a copy, made
+        once; the anchor itself stays what it is.
+        """
+        if self.tensor is None or _alike(self.tensor, weight):
+            return self.tensor
+        copy = self._elsewhere
+        if copy is None or not _alike(copy, weight):
+            copy = self._elsewhere = self.tensor.to(weight.device, weight.dtype)
+        return copy
+
+
+def _alike(tensor: Tensor, weight: Tensor) -> bool:
+    return tensor.device == weight.device and tensor.dtype == weight.dtype
 
 
 class AnchorStore:
@@ -56,7 +75,7 @@ class AnchorStore:
 
     def __init__(self, model: nn.Module, source: AnchorSource) -> None:
         self._made: dict[int, Anchor] = {}
-        self._zero = _is_zero(source)
+        self._zero = is_zero(source)
         self._read = None if source is None or self._zero else _reader(source)
         self._prefixes = _prefixes(model)
         self._names: dict[int, list[str]] = {}
@@ -102,7 +121,8 @@ class AnchorStore:
         return [name, *bare, *(prefix + name for prefix in self._prefixes)]
 
 
-def _is_zero(source: AnchorSource) -> bool:
+def is_zero(source: AnchorSource) -> bool:
+    """Whether the source is the number 0."""
     return isinstance(source, (int, float)) and not isinstance(source, bool) and source == 0
 
 
@@ -193,7 +213,11 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
     """
     by_layer, squares = {}, {}
     for name, (weight, anchor) in pairs.items():
-        delta = weight.detach().double() if anchor is None else weight.detach().double() - anchor.double()
+        # One pair at a time, and in double precision on the host where the device has none (MPS).
+        device = weight.device if weight.device.type == "cuda" else torch.device("cpu")
+        delta = weight.detach().to(device, copy=True).double()
+        if anchor is not None:
+            delta -= anchor.to(device).double()
         by_layer[name] = float(torch.linalg.vector_norm(delta))
         squares[id(weight)] = by_layer[name] ** 2
     return Distance(total=math.sqrt(sum(squares.values())), by_layer=by_layer)

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixout import anchor as anchors
 from mixout import dropouts
-from mixout.anchor import AnchorSource, AnchorStore, Distance
+from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero
 from mixout.errors import AlreadyAppliedError, AnchorMismatchError, MixoutError, NotAppliedError, NothingMixedError
 from mixout.layers import Mixed, obstacle, restore_
 from mixout.masks import Stream, check_p
@@ -66,6 +66,7 @@ def apply_(
     methods = (method,) if isinstance(method, Method) else tuple(method)
     _check_methods(methods)
     _check_fresh(model)
+    _check_anchor_used(methods, anchor)
     if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
         raise TypeError(f"expected seed to be an integer or None, got {seed!r}")
     selection = resolve(where, model)
@@ -75,9 +76,9 @@ def apply_(
         model=model,
         selection=selection,
         anchors=AnchorStore(model, anchor),
-        stream=None if seed is None else Stream(seed),
+        seed=seed,
         keep_dropout=keep_dropout,
-        applied=Applied(methods=methods),
+        applied=Applied(methods=methods, seed=seed),
     )
     model._mixout = site.applied  # type: ignore[assignment]
     try:
@@ -104,15 +105,19 @@ def remove_(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=4, out_features=3, bias=True)
         )
     """
-    root, applied = applied_to(model)
-    for module in root.modules():
-        if isinstance(module, Mixed):
-            restore_(module)
-    # Last change first: a site that was changed twice gets its first value back.
-    dropouts.restore_(root, applied.dropouts[::-1])
-    for decay in applied.decays:
-        decay.stop()
-    del root._mixout
+    found = _roots(model)
+    if not found:
+        applied_to(model)  # says what is wrong
+    for root in found:
+        applied: Applied = root._mixout  # type: ignore[assignment]
+        del root._mixout
+        for decay in applied.decays:
+            decay.stop()
+        for module in root.modules():
+            if isinstance(module, Mixed):
+                restore_(module)
+        # Last change first: a site that was changed twice gets its first value back.
+        dropouts.restore_(root, applied.dropouts[::-1])
     return model
 
 
@@ -120,13 +125,21 @@ def applied_to(model: nn.Module) -> tuple[nn.Module, Applied]:
     """The module that :func:`apply_` was called on, found inside wrappers too, and what it left there.
 
     Raises:
-        NotAppliedError: if there is none.
+        NotAppliedError: if there is none, or if it lies around ``model``.
+        MixoutError: if several parts of ``model`` carry a method of their own.
     """
-    for module in model.modules():
-        applied = vars(module).get("_mixout")
-        if isinstance(applied, Applied):
-            return module, applied
+    found = _roots(model)
+    if len(found) > 1:
+        raise MixoutError(f"expected a model with one method, got {len(found)} parts with their own; call it on each")
+    if found:
+        return found[0], found[0]._mixout  # type: ignore[return-value]
+    if any(isinstance(module, Mixed) for module in model.modules()):
+        raise NotAppliedError("expected the module that apply_ was called on, got a part of it; call it on the whole")
     raise NotAppliedError("expected a model with a method, got a plain one; call mixout.apply_(model, method) first")
+
+
+def _roots(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(vars(module).get("_mixout"), Applied)]
 
 
 def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
@@ -205,14 +218,15 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
     Raises:
         NotAppliedError: if the model carries no method.
     """
-    _, applied = applied_to(model)
+    root, applied = applied_to(model)
     mixing = applied.mixing
     return {
         "version": STATE_VERSION,
         "methods": spell(applied.methods),
         "fingerprint": fingerprint(model) if applied.anchors else None,
         "p": None if mixing is None else float(mixing.p),
-        "draws": None if mixing is None or mixing.stream is None else dict(mixing.stream.counts),
+        "seed": applied.seed,
+        "draws": {name: stream.count for name, stream in _streams(root).items()},
     }
 
 
@@ -228,9 +242,13 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
     """
     if state.get("version") != STATE_VERSION:
         raise MixoutError(f"expected state of version {STATE_VERSION}, got {state.get('version')!r}")
-    _, applied = applied_to(model)
-    if state["methods"] != spell(applied.methods):
-        raise MixoutError(f"expected state of {spell(applied.methods)}, got {state['methods']}; apply the same method")
+    root, applied = applied_to(model)
+    own_method = spell(applied.methods), applied.seed
+    if (state["methods"], state["seed"]) != own_method:
+        raise MixoutError(
+            f"expected state of {own_method[0]} with seed={own_method[1]}, got {state['methods']} with "
+            f"seed={state['seed']}; apply the same method with the same seed"
+        )
     own = fingerprint(model) if applied.anchors else None
     if state["fingerprint"] != own:
         raise AnchorMismatchError(
@@ -239,8 +257,16 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
         )
     if applied.mixing is not None:
         applied.mixing.p.fill_(state["p"])
-        if applied.mixing.stream is not None:
-            applied.mixing.stream.restore(state["draws"] or {})
+        for name, stream in _streams(root).items():
+            stream.restore(state["draws"].get(name, 0))
+
+
+def _streams(root: nn.Module) -> dict[str, Stream]:
+    return {
+        name: module._mixed.stream
+        for name, module in root.named_modules()
+        if isinstance(module, Mixed) and module._mixed.stream is not None
+    }
 
 
 def _check_methods(methods: tuple[Method, ...]) -> None:
@@ -248,6 +274,15 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
         raise TypeError(f"expected a method such as mixout.Mixout(0.9), or several, got {methods!r}")
     if len({m.name for m in methods}) < len(methods) or sum(isinstance(m, MixingMethod) for m in methods) > 1:
         raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
+
+
+def _check_anchor_used(methods: tuple[Method, ...], anchor: AnchorSource) -> None:
+    if (
+        anchor is not None
+        and not is_zero(anchor)
+        and all(isinstance(m, MixingMethod) and m.zero_anchor for m in methods)
+    ):
+        raise ValueError(f"expected no anchor for {spell(methods)}, whose anchor is 0, got one; leave anchor= out")
 
 
 def _check_fresh(model: nn.Module) -> None:

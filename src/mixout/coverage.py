@@ -45,9 +45,9 @@ class LayerCoverage:
     flops: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Coverage:
-    """What a method reaches in a model; ``str()`` is a table.
+    """What a method reaches in a model; prints itself as a table.
 
     Args:
         methods: the methods, spelled.
@@ -88,6 +88,9 @@ class Coverage:
         """Share of the multiply-adds with weights, per position, that are done with mixed weights, in [0, 1]."""
         total = sum(layer.flops for layer in self.layers)
         return sum(layer.flops for layer in self.layers if layer.kind == "mixed") / total if total else 0.0
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         groups: dict[tuple[str, str, str], list[LayerCoverage]] = {}
@@ -159,7 +162,8 @@ def _layer(root: nn.Module, name: str, module: nn.Module, parameters: int) -> La
 
 def _kind(root: nn.Module, name: str, module: nn.Module) -> tuple[Kind, str]:
     if isinstance(module, Mixed):
-        never = module._mixed.passes == 0 and any(m._mixed.passes > 0 for m in root.modules() if isinstance(m, Mixed))
+        called = [m._mixed.passes > 0 or m._mixed.compiled for m in root.modules() if isinstance(m, Mixed)]
+        never = not (module._mixed.passes or module._mixed.compiled) and any(called)
         return ("bypassed", "never called in training, while other layers were") if never else ("mixed", "")
     if isinstance(module, nn.MultiheadAttention):
         return "bypassed", "packed in_proj_weight, read without a layer"
@@ -169,7 +173,7 @@ def _kind(root: nn.Module, name: str, module: nn.Module) -> tuple[Kind, str]:
             return "bypassed", f"raw parameters ({', '.join(raw)}), read without a layer"
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
     problem = obstacle(module, parent(root, name))
-    return ("plain", "not chosen by where") if problem is None else ("bypassed", problem)
+    return ("plain", "not chosen") if problem is None else ("bypassed", problem)
 
 
 def _flops(name: str, module: nn.Module) -> int:

@@ -93,9 +93,11 @@ def set_(model: nn.Module, p: float) -> list[DropoutChange]:
 
 
 def restore_(model: nn.Module, changes: list[DropoutChange]) -> None:
-    """Undo :func:`set_`."""
+    """Undo :func:`set_`; a module that is gone since needs nothing."""
+    modules = dict(model.named_modules())
     for change in changes:
-        setattr(model.get_submodule(change.module), change.field, change.before)
+        if hasattr(modules.get(change.module), change.field):
+            setattr(modules[change.module], change.field, change.before)
 
 
 def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:

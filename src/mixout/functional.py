@@ -28,7 +28,6 @@ def mix(
     input_dim: int = 1,
     groups: int = 1,
     stream: Stream | None = None,
-    key: str = "",
 ) -> Tensor:
     r"""One draw of Phi(w; u, M) = u + (M / (1-p)) (w - u), with E Phi = w.
 
@@ -42,7 +41,6 @@ def mix(
         input_dim: the dimension of the input neurons: 1 for (out, in, ...), 0 for (in, out).
         groups: groups of a convolution, whose weight is (out, in / groups, ...).
         stream: a seeded stream of masks; None for torch's default generators.
-        key: the layer's name within ``stream``.
 
     Returns:
         Phi, like ``weight``.
@@ -66,7 +64,7 @@ def mix(
     scale = _scale(p, noise)
     shape = tuple(weight.shape)
     coins = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-    mask = spread(draw(coins, p, noise=noise, device=weight.device, stream=stream, key=key), shape)
+    mask = spread(draw(coins, p, noise=noise, device=weight.device, stream=stream), shape)
     return mix_op(weight, _match(anchor, weight), mask, scale, gradient=gradient)
 
 
@@ -81,7 +79,6 @@ def mixed_linear(
     gradient: Gradient = "exact",
     noise: Noise = "bernoulli",
     stream: Stream | None = None,
-    key: str = "",
 ) -> Tensor:
     r"""Y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
 
@@ -98,7 +95,6 @@ def mixed_linear(
         gradient: see :func:`mix`.
         noise: see :func:`mix`.
         stream: see :func:`mix`.
-        key: see :func:`mix`.
 
     Returns:
         (..., out), under autocast in autocast's dtype.
@@ -118,15 +114,17 @@ def mixed_linear(
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
     sparse = unit == "input" and noise == "bernoulli" and not torch.compiler.is_compiling()
     if not sparse or isinstance(p, Tensor):
-        phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream, key=key)
+        phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
         return torch.nn.functional.linear(x, phi, bias)
     _check(weight, anchor, unit, gradient, noise, 1)
     p = check_p(p)
     if p == 0.0:
         return torch.nn.functional.linear(x, weight, bias)
+    if x.dtype != weight.dtype and _autocast_dtype(x) is None:
+        raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     # Drawn on the host: the number of kept columns is known without waiting for the device.
-    kept = draw((weight.shape[1],), p, stream=stream, key=key).nonzero().squeeze(1)
-    dtype = _compute_dtype(x)
+    kept = draw((weight.shape[1],), p, stream=stream).nonzero().squeeze(1)
+    dtype = _autocast_dtype(x) or weight.dtype
     return column_sparse_linear(
         x.to(dtype),
         weight,
@@ -148,7 +146,6 @@ def mixed_embedding(
     gradient: Gradient = "exact",
     noise: Noise = "bernoulli",
     stream: Stream | None = None,
-    key: str = "",
     **options: Any,  # noqa: ANN401
 ) -> Tensor:
     r"""Rows ``index`` of one draw of Phi, without making the rest of Phi.
@@ -165,7 +162,6 @@ def mixed_embedding(
         gradient: see :func:`mix`.
         noise: see :func:`mix`.
         stream: see :func:`mix`.
-        key: see :func:`mix`.
         options: passed to :func:`torch.nn.functional.embedding` (``padding_idx``, ``sparse``, ...).
 
     Returns:
@@ -188,7 +184,7 @@ def mixed_embedding(
             return rows
     scale = _scale(p, noise)
     coins = mask_shape(tuple(weight.shape), unit, input_dim=0)
-    mask = draw(coins, p, noise=noise, device=weight.device, stream=stream, key=key)
+    mask = draw(coins, p, noise=noise, device=weight.device, stream=stream)
     if unit != "output":
         mask = mask[index]
     match = _match(anchor, weight)
@@ -196,11 +192,11 @@ def mixed_embedding(
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What autocast would compute a linear in; it leaves float64 alone, and does not know every device."""
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes a linear in, if it is on; it leaves float64 alone, and does not know every device."""
     kind = x.device.type
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return x.dtype
+        return None
     return torch.get_autocast_dtype(kind)
 
 

@@ -9,8 +9,7 @@ the same mean and variance. One coin belongs to one *unit*:
 
 Randomness is dropout's: without a seed the masks come from torch's default generators, so that
 ``torch.manual_seed`` decides them, a restored RNG state repeats them and activation checkpointing replays them.
-With a seed they come from a :class:`Stream`. Unit coins are tossed on the host, so that their number is known
-there without asking the device. This file knows neither weights nor models.
+With a seed they come from a :class:`Stream`. This file knows neither weights nor models.
 """
 
 from __future__ import annotations
@@ -30,71 +29,69 @@ Noise = Literal["bernoulli", "gaussian"]
 UNITS: tuple[Unit, ...] = ("input", "output", "element")
 NOISES: tuple[Noise, ...] = ("bernoulli", "gaussian")
 
-# Forward passes that a checkpointed block may lie behind; one entry is about 150 bytes.
-REMEMBERED_DRAWS = 65_536
+# Forward passes that may lie between a layer's forward and its recomputation; one entry is about 100 bytes.
+REMEMBERED_DRAWS = 1024
 
 
 class Stream:
-    """Masks that follow from ``(seed, key, count)`` alone: equal on every rank, whatever else is drawn.
+    """One layer's masks, which follow from ``(seed, key, count)`` alone: equal on every rank, whatever else is drawn.
 
-    ``count`` is the number of draws that the layer called ``key`` has made. A recomputation under activation
-    checkpointing must see the masks of its own forward, not new ones: each draw also takes one number from
-    torch's default generator, whose state checkpointing restores, and in a backward pass that number leads back to
-    the count.
+    ``count`` is the number of draws so far. A recomputation under activation checkpointing must see the masks of its
+    own forward, not new ones: each draw also takes one number from torch's default generator, whose state
+    checkpointing restores, and in a backward pass that number leads back to the count.
 
     Args:
         seed: any integer.
+        key: tells the layers of a model apart.
 
     Example:
-        >>> a, b = Stream(7), Stream(7)
-        >>> bool((a.uniform((4,), "layer") == b.uniform((4,), "layer")).all())
+        >>> a, b = Stream(7, "layer"), Stream(7, "layer")
+        >>> bool((a.draw((4,)) == b.draw((4,))).all())
         True
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, key: str = "") -> None:
         self.seed = seed
-        self.counts: dict[str, int] = {}
-        self._replay: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self.key = key
+        self.count = 0
         self._enlist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"seed": self.seed, "key": self.key, "count": self.count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._enlist()
 
-    def uniform(self, shape: tuple[int, ...], key: str) -> Tensor:
-        """Uniform numbers in [0, 1) of ``shape``, on the host."""
-        return self._draw(shape, key, False)
+    def draw(self, shape: tuple[int, ...], *, normal: bool = False) -> Tensor:
+        """Uniform numbers in [0, 1), or standard normal ones, of ``shape``, float32, on the host."""
+        numbers: Tensor = torch.ops.mixout.draw(self._number, list(shape), normal)
+        return numbers
 
-    def normal(self, shape: tuple[int, ...], key: str) -> Tensor:
-        """Standard normal numbers of ``shape``, on the host."""
-        return self._draw(shape, key, True)
-
-    def restore(self, counts: dict[str, int]) -> None:
-        """Continue after ``counts`` draws."""
-        self.counts = dict(counts)
+    def restore(self, count: int) -> None:
+        """Continue after ``count`` draws."""
+        self.count = count
         self._replay.clear()
 
-    def generator(self, key: str) -> torch.Generator:
-        """A generator for the next draw of ``key``, or for the draw that a backward pass recomputes."""
+    def generator(self) -> torch.Generator:
+        """A generator for the next draw, or for the draw that a backward pass recomputes."""
         nonce = int(torch.empty((), dtype=torch.int64).random_())
         # As torch.utils.checkpoint asks it: -1 outside a backward pass.
         recomputing = torch._C._current_graph_task_id() != -1
-        count = self._replay.get((key, nonce)) if recomputing else None
+        count = self._replay.get(nonce) if recomputing else None
         if count is None:
-            count = self.counts[key] = self.counts.get(key, 0) + 1
-            self._replay[key, nonce] = count
+            count = self.count = self.count + 1
+            self._replay[nonce] = count
             if len(self._replay) > REMEMBERED_DRAWS:
                 self._replay.popitem(last=False)
-        digest = hashlib.blake2b(f"{self.seed}/{key}/{count}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed}/{self.key}/{count}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
-    def _draw(self, shape: tuple[int, ...], key: str, normal: bool) -> Tensor:
-        numbers: Tensor = torch.ops.mixout.draw(self.number, key, list(shape), normal)
-        return numbers
-
     def _enlist(self) -> None:
-        self.number = next(_NUMBERS)
-        _STREAMS[self.number] = self
+        self._replay: OrderedDict[int, int] = OrderedDict()
+        # A tensor, not an integer, which a compiled graph would take for a constant and be compiled for each layer.
+        self._number = torch.tensor(next(_NUMBERS), device="cpu")
+        _STREAMS[int(self._number)] = self
 
 
 # A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.
@@ -102,18 +99,21 @@ _NUMBERS = itertools.count()
 _STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
 
 
-def _draw_from_stream(stream: int, key: str, shape: list[int], normal: bool) -> Tensor:
+def _draw_from_stream(stream: Tensor, shape: list[int], normal: bool) -> Tensor:
     toss = torch.randn if normal else torch.rand
-    return toss(shape, generator=_STREAMS[stream].generator(key))
+    return toss(shape, generator=_STREAMS[int(stream)].generator(), dtype=torch.float32)
 
 
 torch.library.define(
     "mixout::draw",
-    "(int stream, str key, int[] shape, bool normal) -> Tensor",
+    "(Tensor stream, int[] shape, bool normal) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded,),  # never merged with an equal call, never computed again in backward
 )
-torch.library.impl("mixout::draw", "CompositeExplicitAutograd", _draw_from_stream)
-torch.library.register_fake("mixout::draw", lambda stream, key, shape, normal: torch.empty(shape))  # noqa: ARG005
+torch.library.impl("mixout::draw", "cpu", _draw_from_stream)
+torch.library.register_fake(
+    "mixout::draw",
+    lambda stream, shape, normal: torch.empty(shape, dtype=torch.float32, device="cpu"),  # noqa: ARG005
+)
 
 
 def check_p(p: float) -> float:
@@ -137,7 +137,6 @@ def draw(
     noise: Noise = "bernoulli",
     device: torch.device | str = "cpu",
     stream: Stream | None = None,
-    key: str = "",
 ) -> Tensor:
     """Draw a mask M with mean 1-p and variance p(1-p).
 
@@ -147,7 +146,6 @@ def draw(
         noise: the law of M.
         device: where to draw; a stream draws on the host and moves the result.
         stream: the seeded stream, or None for torch's default generator of ``device``.
-        key: the layer's name within ``stream``.
 
     Returns:
         Bernoulli: a bool tensor, True where the fine-tuned weight is kept. Gaussian: float32.
@@ -156,11 +154,13 @@ def draw(
         >>> draw((3,), 0.0).tolist(), draw((3,), 1.0).tolist()
         ([True, True, True], [False, False, False])
     """
-    if noise == "gaussian":
-        normal = torch.randn(shape, device=device) if stream is None else stream.normal(shape, key).to(device)
-        return (1 - p) + (p * (1 - p)) ** 0.5 * normal
-    uniform = torch.rand(shape, device=device) if stream is None else stream.uniform(shape, key).to(device)
-    return uniform >= p
+    # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
+    if stream is not None:
+        numbers = stream.draw(shape, normal=noise == "gaussian").to(device)
+    else:
+        toss = torch.randn if noise == "gaussian" else torch.rand
+        numbers = toss(shape, device=device, dtype=torch.float32)
+    return numbers >= p if noise == "bernoulli" else (1 - p) + (p * (1 - p)) ** 0.5 * numbers
 
 
 def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1, groups: int = 1) -> tuple[int, ...]:

@@ -115,16 +115,29 @@ def body(model: nn.Module) -> Selector:
     inside: set[int] = set()
     outside: set[int] = set()
     for module in model.modules():
-        if id(module) in inside or not isinstance(getattr(module, "base_model_prefix", None), str):
+        if not isinstance(getattr(module, "base_model_prefix", None), str):
             continue
         pretrained: Any = module
-        inside.update(id(m) for m in pretrained.base_model.modules())
+        if pretrained.base_model is not module or not _has_head(module):
+            inside.update(id(m) for m in pretrained.base_model.modules())
         output = pretrained.get_output_embeddings()
         if output is not None:
             outside.update(id(m) for m in output.modules())
     if not inside:
         return lambda *_: True
     return lambda _, module: id(module) in inside and id(module) not in outside
+
+
+def _has_head(module: nn.Module) -> bool:
+    """Whether a model of transformers that is its own ``base_model`` is a body with a head around it.
+
+    Some classes (CLIPForImageClassification, T5ForQuestionAnswering) do not keep their body under its prefix; then
+    the pretrained models among their parts are the body.
+    """
+    parts = (m for m in module.modules() if m is not module)
+    return re.search(r"For[A-Z]", type(module).__name__) is not None and any(
+        isinstance(getattr(part, "base_model_prefix", None), str) for part in parts
+    )
 
 
 def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:

@@ -282,3 +282,32 @@ def test_an_fp16_step_that_the_scaler_skips_decays_nothing():
 def test_nothing_to_decay_is_an_error():
     with pytest.raises(mixout.NothingMixedError, match="two dimensions"):
         mixout.apply_(nn.LayerNorm(3), AnchorDecay(RATE))
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer around another one, as SAM, Lookahead and ZeRO are."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_nested_optimizers_decay_once(decoupled):
+    layer = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    mixout.apply_(layer, AnchorDecay(0.5, decoupled=decoupled), anchor=0)
+    layer.weight.grad = torch.zeros(2, 2)
+    optimizer = Wrapper(torch.optim.SGD(layer.parameters(), lr=1.0))
+    optimizer.step()
+    assert layer.weight.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    # A step that raises leaves nothing behind.
+    layer.weight.grad = torch.zeros(2, 2)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    torch.optim.SGD(layer.parameters(), lr=1.0).step()
+    assert layer.weight.tolist() == [[0.25, 0.25], [0.25, 0.25]]

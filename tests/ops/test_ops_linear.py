@@ -77,10 +77,10 @@ def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed):
 
 
 def test_a_frozen_weight_keeps_no_x():
-    x = torch.randn(50, 100, requires_grad=True)
+    x = torch.randn(3, 100, requires_grad=True)
     w, u = torch.randn(100, 100), torch.randn(100, 100)
     _, saved = saved_by(lambda: mixed_linear(x, w, u, p=0.5))
-    assert all(t.shape != x.shape and t.shape[0] != 50 for t in saved)
+    assert all(t.shape != x.shape and t.shape[0] != 3 for t in saved)
 
 
 class Allocations(TorchDispatchMode):

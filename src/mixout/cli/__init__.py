@@ -10,11 +10,11 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NoReturn
 
 from mixout import __version__
 from mixout.errors import InputError, MixoutError
+from mixout.methods.grammar import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("finetune", "demo")
@@ -62,7 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if unknown:
         command: argparse.ArgumentParser = commands.choices[args.command]
         options = sorted(set(re.findall(r"--[a-z][a-z-]*", command.format_help())))
-        close = get_close_matches(unknown[0].partition("=")[0], options, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"see {command.prog} --help"
-        raise InputError(f"expected an option of {command.prog}, got {unknown[0]!r}; {hint}")
+        # Without the dashes, which the nearest option has in any case.
+        hint = nearest(unknown[0].partition("=")[0].lstrip("-"), options) or f"; see {command.prog} --help"
+        raise InputError(f"expected an option of {command.prog}, got {unknown[0]!r}{hint}")
     return args

@@ -36,12 +36,13 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     )
     parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
-        "--restarts", type=int, default=5, metavar="N", help="runs of each method (default: %(default)s)"
+        "--restarts", type=int, default=4, metavar="N", help="runs of each method (default: %(default)s)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, print the table, write table.csv and figure.png."""
+    from mixout.finetune.disk import WriteError, writing
     from mixout.finetune.record import write_atomically
     from mixout.study.figures import strip_plot
     from mixout.study.restarts import run as run_restarts
@@ -54,13 +55,20 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     try:
-        records = run_restarts(SETTINGS, METHODS, args.restarts, folder / "runs", report=_report)
+        with writing(folder):
+            records = run_restarts(SETTINGS, METHODS, args.restarts, folder / "runs", report=_report)
+            rows = summarise(records)
+            write_atomically(folder / "table.csv", to_csv(rows))
+            strip_plot(records, folder / "figure.png")
     except KeyboardInterrupt:
         print(f"mixout: interrupted; finished runs are kept in {folder}: call it again to continue", file=sys.stderr)
         return 130
-    rows = summarise(records)
-    write_atomically(folder / "table.csv", to_csv(rows))
-    strip_plot(records, folder / "figure.png")
+    except WriteError as error:
+        print(
+            f"mixout: error: {error}; finished runs are kept: make room, then call it again to continue",
+            file=sys.stderr,
+        )
+        return 1
     print(f"\n{table(rows)}\n\ntable {folder / 'table.csv'}, figure {folder / 'figure.png'}")
     return 0
 

@@ -28,14 +28,12 @@ class Mixing:
         unit: what shares a coin.
         noise: the law of the mask.
         gradient: the convention of the derivative.
-        stream: seeded masks, or None for torch's default generators.
     """
 
     p: Tensor
     unit: Unit
     noise: Noise
     gradient: Gradient
-    stream: Stream | None
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
@@ -47,13 +45,14 @@ class Mixing:
 
 @dataclass(kw_only=True)
 class Share:
-    """What one layer has of it: its name, its anchor, its plain class, and in how many passes it was mixed."""
+    """What one layer has of it: anchor, plain class, seeded masks or None, and in how many passes it was mixed."""
 
-    name: str
     mixing: Mixing
     anchor: Anchor
     plain: type[nn.Module]
+    stream: Stream | None
     passes: int = 0
+    compiled: bool = False
 
 
 class MixOptions(TypedDict):
@@ -64,7 +63,6 @@ class MixOptions(TypedDict):
     gradient: Gradient
     noise: Noise
     stream: Stream | None
-    key: str
 
 
 class Mixed(nn.Module):
@@ -81,13 +79,14 @@ class Mixed(nn.Module):
             "unit": mixing.unit,
             "gradient": mixing.gradient,
             "noise": mixing.noise,
-            "stream": mixing.stream,
-            "key": self._mixed.name,
+            "stream": self._mixed.stream,
         }
 
     def count_pass(self) -> None:
-        """Count, so that coverage can tell a layer that is never called; not in a graph, which it would break."""
-        if not torch.compiler.is_compiling():
+        """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
+        if torch.compiler.is_compiling():
+            self._mixed.compiled = True
+        else:
             self._mixed.passes += 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

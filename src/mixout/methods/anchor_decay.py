@@ -14,9 +14,11 @@ wdecay(u, lambda), ``L(w) + (lambda / 2) ||w - u||^2``, which with u = w_pre is 
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -92,6 +94,7 @@ class Target:
 
 _LIVE: weakref.WeakSet[Decay] = weakref.WeakSet()
 _HOOKED: list[Any] = []
+_STEPS_FILE = Optimizer.profile_hook_step.__code__.co_filename
 
 
 class Decay:
@@ -119,13 +122,30 @@ class Decay:
     def due(self, optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, Any]]:
         """(w, u, learning rate) of every parameter that ``optimizer`` steps now; u is a zero where it is not kept."""
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        done = set()
+        done = {id(p) for outer in _enclosing(optimizer) for group in outer.param_groups for p in group["params"]}
         for target in self.targets:
             parameter = target.parameter()
             if id(parameter) in rates and id(parameter) not in done:  # a tied parameter decays once
                 done.add(id(parameter))
-                anchor = target.anchor.beside(parameter)
+                anchor = target.anchor.follow(parameter)
                 yield parameter, parameter.new_zeros(()) if anchor is None else anchor, rates[id(parameter)]
+
+
+def _enclosing(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizers within whose step ``optimizer`` steps (SAM, Lookahead, ZeRO): what they hold, they decay.
+
+    Read off the call stack, where torch's wrapper of ``step`` holds the optimizer as ``self``: a count of our own would
+    be wrong from the first step on that raises.
+    """
+    found = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == _STEPS_FILE:
+            outer = frame.f_locals.get("self")
+            if isinstance(outer, Optimizer) and outer is not optimizer:
+                found.append(outer)
+        frame = frame.f_back
+    return found
 
 
 def _before_step(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mixout import dropouts
+from mixout.errors import NothingMixedError
 from mixout.masks import check_p
 from mixout.methods.method import Method, Site
 
@@ -42,4 +43,7 @@ class Dropout(Method):
 
     def install_(self, site: Site) -> None:
         """Set every dropout of the model to p."""
-        site.applied.dropouts += dropouts.set_(site.model, self.p)
+        changes = dropouts.set_(site.model, self.p)
+        if self.p > 0 and not changes:
+            raise NothingMixedError(f"expected a model with dropouts to set to {self.p}, got none in it")
+        site.applied.dropouts += changes

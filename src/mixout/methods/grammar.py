@@ -56,7 +56,7 @@ def _parse_one(part: str) -> Method:
         raise ValueError(f'expected a method such as "mixout(0.9)", got {part!r}')
     name = match["name"]
     if name not in METHODS:
-        raise ValueError(f"expected a method among {', '.join(METHODS)}, got {name!r}{_nearest(name, METHODS)}")
+        raise ValueError(f"expected a method among {', '.join(METHODS)}, got {name!r}{nearest(name, METHODS)}")
     kind = METHODS[name]
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def _parse_one(part: str) -> Method:
         if key in values:
             raise ValueError(f"expected each argument of {name} once, got {key} twice in {part.strip()!r}")
         if key not in known:
-            raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{_nearest(key, known)}")
+            raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{nearest(key, known)}")
         values[key] = _value(value)
     for f in fields(kind):  # type: ignore[arg-type]
         if f.default is MISSING and f.name not in values:
@@ -98,6 +98,12 @@ def _spell_one(method: Method) -> str:
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
 
 
-def _nearest(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
+def nearest(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
+    """The end of a message about an unknown ``name``: the valid one that it resembles, or nothing.
+
+    Example:
+        >>> nearest("mixuot", METHODS)
+        "; did you mean 'mixout'?"
+    """
     close = difflib.get_close_matches(name.lower().replace("-", "_"), list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

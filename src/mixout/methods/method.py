@@ -29,6 +29,7 @@ class Applied:
     """What :func:`mixout.apply_` left on a model: enough to report, to save and to undo it."""
 
     methods: tuple[Method, ...]
+    seed: int | None
     anchors: dict[str, Anchor] = field(default_factory=dict)  # by parameter name
     mixing: Mixing | None = None
     decays: list[Decay] = field(default_factory=list)
@@ -42,7 +43,7 @@ class Site:
     model: nn.Module
     selection: Selection
     anchors: AnchorStore
-    stream: Stream | None
+    seed: int | None
     keep_dropout: bool
     applied: Applied
 
@@ -84,17 +85,16 @@ class MixingMethod(Method):
             unit=self.unit,
             noise=self.noise,
             gradient=self.gradient,
-            stream=site.stream,
         )
         chosen = chosen_layers(site.model, site.selection)
         store = AnchorStore(site.model, 0) if self.zero_anchor else site.anchors
         # All anchors first: one that is missing must leave the model as it was.
         shares = {
             name: Share(
-                name=name,
                 mixing=mixing,
                 anchor=store.anchor(f"{name}.weight" if name else "weight", _weight(module)),
                 plain=type(module),
+                stream=None if site.seed is None else Stream(site.seed, name),
             )
             for name, module in chosen.items()
         }

@@ -78,6 +78,6 @@ def mix(
     """
     if isinstance(scale, Tensor):
         phi = interpolate(weight, anchor, mask, scale)
-        return phi if gradient == "exact" else phi.detach() + mask * (weight - weight.detach())
+        return phi if gradient == "exact" else phi.detach() + mask.to(weight.dtype) * (weight - weight.detach())
     result: Tensor = _Mix.apply(weight, anchor, mask, scale, scale if gradient == "exact" else 1.0)  # type: ignore[no-untyped-call]
     return result

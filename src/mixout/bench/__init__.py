@@ -1,0 +1,1 @@
+"""The benchmark suite: what a training step costs, in ratios of interleaved pairs to plain fine-tuning."""

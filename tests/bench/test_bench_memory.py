@@ -1,0 +1,44 @@
+"""Bytes that autograd keeps, against what is known of single operations and of mixout's linear."""
+
+import pytest
+import torch
+from torch import nn
+
+from mixout.bench.cases import build
+from mixout.bench.memory import saved_bytes, usage
+from mixout.bench.plan import Plan
+from mixout.bench.variants import PLAIN, STEP, Variant, anchors
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_a_storage_counts_once_and_parameters_do_not():
+    x, w = torch.ones(50, 40), torch.ones(30, 40, requires_grad=True)
+    two = lambda: nn.functional.linear(x, w) + nn.functional.linear(x[:25].repeat(2, 1), 2 * w)  # noqa: E731
+    # x, its copy of 25 + 25 rows; 2 w is not kept, since no input needs a gradient.
+    assert saved_bytes(two, [w]) == 4 * (50 * 40 + 50 * 40)
+    views = lambda: nn.functional.linear(x[:1], w) + nn.functional.linear(x[1:2], w)  # noqa: E731
+    assert saved_bytes(views, [w]) == 4 * 50 * 40
+
+
+def test_usage_of_a_model(bert):
+    plan = Plan(cases=(bert,), pairs=1, quick=True, compile=False, device=torch.device("cpu"))
+    found = {str(variant): usage(bert, variant, plan, quiet) for variant in (PLAIN, *STEP) if variant.mode == "train"}
+    mixed = sum(m.weight.nbytes for n, m in build(bert, "cpu").named_modules() if isinstance(m, nn.Linear)) - 4 * 16 * 2
+    plain, sparse, authors = found["dropout(0)"], found["mixout(0.9)"], found["authors(0.9)"]
+    assert plain["saved"] == plain["saved+anchor"]
+    assert sparse["saved"] < plain["saved"]  # thin inputs, no mask, no Phi
+    for one in (sparse, authors):
+        assert one["saved+anchor"] - one["saved"] == mixed
+    assert authors["saved"] == plain["saved"] + 2 * mixed  # the mask and Phi
+
+
+def test_anchors_are_found_in_either_form(bert):
+    for method in ("mixout", "authors"):
+        model = Variant(method=method, p=0.5).install_(build(bert, "cpu"))
+        assert len(list(anchors(model))) == 2 * 6 + 1
+    assert not list(anchors(PLAIN.install_(build(bert, "cpu"))))
