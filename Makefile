@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: table and figure in demo-output/
 	$(BIN)/mixout demo --output-dir demo-output
@@ -17,10 +17,13 @@ check: $(READY)  ## style, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(READY)  ## time and memory as ratios to plain fine-tuning: tables and figures in out/bench/
+	$(BIN)/mixout bench
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output out

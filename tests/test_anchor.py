@@ -127,7 +127,8 @@ def test_weights_that_are_only_lent_do_not_change_the_anchor():
     before = {name: tensor.clone() for name, tensor in anchors(model).items()}
     lent = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
     torch.func.functional_call(model, lent, torch.randn(3, 4, dtype=torch.bfloat16))
-    torch.func.functional_call(model, {n: p.to("meta") for n, p in lent.items()}, torch.randn(3, 4, device="meta").bfloat16())
+    meta = {name: p.to("meta") for name, p in lent.items()}
+    torch.func.functional_call(model, meta, torch.randn(3, 4, device="meta").bfloat16())
     assert all(tensor.equal(before[name]) for name, tensor in anchors(model).items())
     assert mixout.distance(model).total == 0.0
     model(torch.randn(3, 4))

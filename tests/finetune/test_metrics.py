@@ -37,10 +37,11 @@ def ranks(x):
 @given(CLASSES)
 def test_classification_metrics_agree_with_their_definitions(pairs):
     got, truth = (list(side) for side in zip(*pairs, strict=True))
-    scores = metrics.compute(["accuracy", "f1"], got, truth)
+    classes = 4 if max(got + truth) > 1 else 2
+    scores = metrics.compute(["accuracy", "f1"], got, truth, classes=classes)
     assert scores["accuracy"] == pytest.approx(sum(g == t for g, t in pairs) / len(pairs))
-    present = sorted(set(got) | set(truth))
-    if present[-1] <= 1:
+    present = sorted(set(truth))
+    if classes == 2:
         assert scores["f1"] == pytest.approx(f1_of(1, got, truth))
     else:
         assert scores["f1"] == pytest.approx(sum(f1_of(c, got, truth) for c in present) / len(present))
@@ -50,14 +51,16 @@ def test_classification_metrics_agree_with_their_definitions(pairs):
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
 def test_matthews_of_two_classes_is_the_correlation_of_the_indicators(pairs):
     got, truth = (list(side) for side in zip(*pairs, strict=True))
-    assert metrics.compute(["matthews"], got, truth)["matthews"] == pytest.approx(correlation(got, truth), abs=1e-12)
+    assert metrics.compute(["matthews"], got, truth, classes=2)["matthews"] == pytest.approx(
+        correlation(got, truth), abs=1e-12
+    )
 
 
 @settings(deadline=None)  # the first call imports scikit-learn or scipy
 @given(st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=1, max_size=40))
 def test_correlations_agree_with_their_definitions(pairs):
     got, truth = ([value / 8 for value in side] for side in zip(*pairs, strict=True))
-    scores = metrics.compute(["pearson", "spearman"], np.array(got), truth)
+    scores = metrics.compute(["pearson", "spearman"], np.array(got), truth, classes=None)
     assert scores["pearson"] == pytest.approx(correlation(got, truth), abs=1e-9)
     assert scores["spearman"] == pytest.approx(correlation(ranks(got), ranks(truth)), abs=1e-9)
 
@@ -75,39 +78,51 @@ def test_correlations_agree_with_their_definitions(pairs):
 @pytest.mark.parametrize("name", ["pearson", "spearman", "matthews"])
 def test_predictions_that_say_nothing_score_zero_in_silence(name, predictions):
     labels = [0, 1, 0, 1, 1] if name == "matthews" else [0.5, 1.0, 2.0, 3.0, 4.0]
-    assert metrics.compute([name], predictions, labels) == {name: 0.0}
+    assert metrics.compute([name], predictions, labels, classes=None) == {name: 0.0}
 
 
 @pytest.mark.parametrize("name", ["pearson", "spearman", "matthews"])
 def test_constant_labels_and_single_examples_score_zero(name):
-    assert metrics.compute([name], [0, 1, 1], [1, 1, 1]) == {name: 0.0}
-    assert metrics.compute([name], [1], [1]) == {name: 0.0}
+    assert metrics.compute([name], [0, 1, 1], [1, 1, 1], classes=2) == {name: 0.0}
+    assert metrics.compute([name], [1], [1], classes=2) == {name: 0.0}
 
 
 def test_small_but_real_differences_count():
     values = np.array([1.0, 2.0, 3.0, 4.0])
-    assert metrics.compute(["pearson"], 1e-9 * values, values)["pearson"] == pytest.approx(1.0)
+    assert metrics.compute(["pearson"], 1e-9 * values, values, classes=None)["pearson"] == pytest.approx(1.0)
 
 
 def test_chance_is_the_best_constant_answer():
-    assert metrics.chance("accuracy", [0, 0, 1, 2]) == 0.5
+    assert metrics.chance("accuracy", [0, 0, 1, 2], classes=3) == 0.5
     # 279 of MRPC's 408 dev pairs are positive: precision .684, recall 1.
-    assert metrics.chance("f1", [1] * 279 + [0] * 129) == pytest.approx(2 * 279 / (279 + 408))
-    assert metrics.chance("f1", [0, 0, 0, 1]) == pytest.approx(2 * 0.25 / 1.25)
-    assert metrics.chance("f1", [0, 0, 1, 2]) == pytest.approx((2 * 2 / 6) / 3)
-    assert [metrics.chance(name, [0, 1, 1]) for name in ("matthews", "pearson", "spearman")] == [0.0, 0.0, 0.0]
+    assert metrics.chance("f1", [1] * 279 + [0] * 129, classes=2) == pytest.approx(2 * 279 / (279 + 408))
+    assert metrics.chance("f1", [0, 0, 0, 1], classes=2) == pytest.approx(2 * 0.25 / 1.25)
+    assert metrics.chance("f1", [0, 0, 1, 2], classes=3) == pytest.approx((2 * 2 / 6) / 3)
+    assert all(metrics.chance(name, [0, 1, 1], classes=2) == 0.0 for name in ("matthews", "pearson", "spearman"))
+
+
+def test_the_task_decides_what_f1_is_not_the_data():
+    # Three classes, of which the dev set holds two: macro, with a stray prediction of the third and without.
+    truth = [0, 0, 1, 1]
+    for stray in (0, 2):
+        got = [0, stray, 1, 1]
+        expected = (f1_of(0, got, truth) + f1_of(1, got, truth)) / 2
+        assert metrics.compute(["f1"], got, truth, classes=3)["f1"] == pytest.approx(expected)
+    assert metrics.compute(["f1"], truth, truth, classes=3)["f1"] == 1.0
+    assert metrics.chance("f1", truth, classes=3) == pytest.approx((2 * 2 / 6) / 2)
+    assert metrics.chance("f1", truth, classes=2) == pytest.approx(2 * 2 / 6)
 
 
 def test_names_keep_their_order():
-    assert list(metrics.compute(["f1", "accuracy"], [0, 1], [0, 1])) == ["f1", "accuracy"]
+    assert list(metrics.compute(["f1", "accuracy"], [0, 1], [0, 1], classes=2)) == ["f1", "accuracy"]
 
 
-@pytest.mark.parametrize("call", [metrics.check, lambda name: metrics.chance(name, [0, 1])])
+@pytest.mark.parametrize("call", [metrics.check, lambda name: metrics.chance(name, [0, 1], classes=2)])
 def test_an_unknown_metric_names_the_nearest(call):
     with pytest.raises(InputError, match=r"accuracy, f1, matthews, .* got 'Accuracy!'; did you mean 'accuracy'\?"):
         call("Accuracy!")
     with pytest.raises(InputError, match=r"did you mean 'matthews'\?"):
-        metrics.compute(["mathews"], [0], [0])
+        metrics.compute(["mathews"], [0], [0], classes=2)
 
 
 def test_a_metric_for_the_other_kind_of_labels():
@@ -122,7 +137,7 @@ def test_a_metric_for_the_other_kind_of_labels():
 @pytest.mark.parametrize(("got", "truth"), [([0, 1], [0]), ([], []), ([[0]], [[0]])])
 def test_shapes_that_cannot_be_scored(got, truth):
     with pytest.raises(ValueError, match=r"expected predictions and labels of the same shape \(n,\), n > 0, got \("):
-        metrics.compute(["accuracy"], got, truth)
+        metrics.compute(["accuracy"], got, truth, classes=2)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +153,4 @@ def test_without_the_extra(monkeypatch, module, name):
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(MissingExtraError, match=r'pip install "mixout\[hf\]"'):
-        metrics.compute([name], [0, 1], [0, 1])
+        metrics.compute([name], [0, 1], [0, 1], classes=2 if name == "f1" else None)

@@ -119,7 +119,24 @@ def test_the_embedded_model_missing_names_the_pip_command(monkeypatch: pytest.Mo
         load("minilm", labels=LABELS, init_seed=0)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere"])
+def test_a_tokenizer_that_needs_another_package_says_so(tiny_bert, monkeypatch: pytest.MonkeyPatch):
+    def lacking(*_, **__):
+        raise ImportError("\nLlamaTokenizer requires the SentencePiece library, which was not found.\nMore advice.")
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lacking)
+    with pytest.raises(MissingExtraError, match=r"requires the SentencePiece library, which was not found\.; install"):
+        load(tiny_bert, labels=LABELS, init_seed=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_streams_of_the_gpu_are_left_alone(tiny_bert):
+    torch.cuda.manual_seed_all(5)
+    state = torch.cuda.get_rng_state()
+    load(tiny_bert, labels=LABELS, init_seed=0)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere", "~nosuchuser/nowhere"])
 def test_a_folder_that_is_not_there(name):
     with pytest.raises(InputError, match="no such folder"):
         load(name, labels=LABELS, init_seed=0)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 def test_what_is_no_record_is_refused(text):
     with pytest.raises(InputError, match="expected a record"):
         Record.from_json(text)
+
+
+def test_reading_records_needs_no_transformers():
+    script = "import sys, mixout.finetune.record; print('transformers' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "False\n"
 
 
 def test_every_field_is_documented():

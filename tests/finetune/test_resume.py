@@ -21,7 +21,6 @@ from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.finetune.trainer import Course
-from mixout.integrations.huggingface import AnchorCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +30,6 @@ VICTIM = """
 import os, signal, sys
 from mixout import cli
 from mixout.finetune import trainer
-from mixout.integrations import huggingface
 
 when, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
@@ -47,7 +45,7 @@ def deadly(kind, name):
 kind, name = {
     "step ends": (trainer.Course, "on_step_end"),
     "in a step": (trainer.TextTrainer, "compute_loss"),
-    "checkpoint is written": (huggingface.AnchorCallback, "on_save"),
+    "checkpoint is written": (trainer.Course, "on_save"),
 }[when]
 deadly(kind, name)
 sys.exit(cli.main(sys.argv[4:]))
@@ -138,7 +136,7 @@ def test_an_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(settings,
     assert "--resume" in died.stderr
     assert str(tmp_path / "stopped") in died.stderr
     assert "Traceback" not in died.stderr
-    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-5" / "mixout.json").is_file()
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-5" / "complete").is_file()
     finetune(chosen, tmp_path / "stopped", resume=True)
     finetune(chosen, tmp_path / "whole")
     check_equal(tmp_path / "whole", tmp_path / "stopped")
@@ -263,18 +261,9 @@ def test_other_pretrained_weights_are_refused(settings, tiny_bert, tmp_path):
 
 def test_the_checkpoints_anchor_is_compared(settings, tmp_path):
     interrupted(settings(save=4), tmp_path / "out", 9)
-    state = tmp_path / "out" / "checkpoints" / "checkpoint-8" / "mixout.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"fingerprint": "0" * 64}))
+    state = tmp_path / "out" / "checkpoints" / "checkpoint-8" / "trainer_state.json"
+    values = json.loads(state.read_text())
+    values["stateful_callbacks"]["AnchorCallback"]["attributes"]["mixout"]["fingerprint"] = "0" * 64
+    state.write_text(json.dumps(values))
     with pytest.raises(AnchorMismatchError, match="0000"):
         finetune(settings(save=4), tmp_path / "out", resume=True)
-
-
-def test_a_checkpoint_of_a_trainer_without_the_callback_is_refused(tmp_path):
-    class Args:
-        output_dir = str(tmp_path)
-
-    class State:
-        global_step = 3
-
-    with pytest.raises(AnchorMismatchError, match="without AnchorCallback"):
-        AnchorCallback().on_train_begin(Args(), State(), None, model=torch.nn.Linear(1, 1))

@@ -70,6 +70,25 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
     assert len({settings.digest() for settings in changed}) == len(changed)
 
 
+def test_a_name_is_no_path_whatever_lies_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = [{"task": "RTE"}, {"task": "sts-b"}, {"task": "docstrings"}, {"model": "minilm"}]
+    before = [Settings(**values).digest() for values in chosen]
+    for name in ("RTE", "sts-b", "docstrings", "minilm"):
+        (tmp_path / name).mkdir()
+    assert [Settings(**values).digest() for values in chosen] == before
+    assert Settings(task="./RTE").digest() != Settings(task="RTE").digest()
+    assert Settings(task="./RTE").digest() == Settings(task=tmp_path / "RTE").digest()
+
+
+def test_two_spellings_of_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    spellings = ["model", "./model", "~/model", str(tmp_path / "model")]
+    assert len({Settings(model=spelling).digest() for spelling in spellings}) == 1
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -104,6 +123,8 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
         ({"epochs": 0.0}, "> 0"),
         ({"max_grad_norm": -1}, ">= 0"),
         ({"report_to": (1,)}, "loggers"),
+        ({"report_to": "wandb"}, "'wandb'"),
+        ({"report_to": None}, "loggers"),
     ],
 )
 def test_wrong_values_are_named(values, said):

@@ -3,8 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import shutil
-from collections.abc import Callable
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,7 @@ import transformers
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
-import mixout
-from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import folder, models
-from mixout.finetune.placement import apply_methods
+from mixout.finetune import models, train
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
@@ -26,17 +22,6 @@ from mixout.layers import Mixed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RTE = Path(__file__).parents[3] / "shared" / "data" / "glue"
-
-
-@pytest.fixture
-def settings(tiny_bert, tiny_task) -> Callable[..., Settings]:
-    """Settings of a run of 2 epochs of 6 steps; the last batch has 2 of 8 examples."""
-
-    def build(**changes) -> Settings:
-        values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "epochs": 2.0}
-        return Settings(**(values | {"batch_size": 8, "method": "mixout(0.5)", "save": "no"} | changes))
-
-    return build
 
 
 def weights(place: Path) -> dict[str, torch.Tensor]:
@@ -264,131 +249,39 @@ def test_plain_keeps_the_configurations_dropouts_and_dropout_0_has_none(settings
     assert (config.hidden_dropout_prob, config.use_cache) == (0.1, True)
 
 
-# --- the new head --------------------------------------------------------------------------------------------------
+def test_the_callers_random_streams_go_on(settings, tmp_path):
+    def draw() -> list[float]:
+        drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        return drawn + ([float(torch.rand((), device="cuda"))] if torch.cuda.is_available() else [])
+
+    def seed() -> None:
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    seed()
+    expected = draw()
+    seed()
+    finetune(settings(epochs=0.1), tmp_path / "out")
+    assert draw() == expected
 
 
-def applied(settings: Settings) -> torch.nn.Module:
-    loaded = models.load(settings.model, labels=("a", "b"), init_seed=0)
-    apply_methods(loaded, settings)
-    return loaded.model
+def test_the_start_is_not_copied_to_the_models_device(settings, tiny_bert, monkeypatch: pytest.MonkeyPatch):
+    # A second copy of all weights on the GPU, beside the optimizer's state, may not fit. Here "meta" is the GPU.
+    seen = {}
 
+    def spy(pairs):
+        seen.update(pairs)
+        raise KeyboardInterrupt
 
-def mixed(model: torch.nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, Mixed)}
-
-
-def test_the_new_head_is_not_mixed(settings):
-    names = mixed(applied(settings()))
-    assert "bert.pooler.dense" in names
-    assert "classifier" not in names
-
-
-def test_a_new_pooler_is_neither_mixed_nor_decayed(settings, tiny_bert, tmp_path):
-    transformers.BertModel.from_pretrained(tiny_bert, add_pooling_layer=False).save_pretrained(tmp_path)
-    for file in Path(tiny_bert).glob("tokenizer*"):
-        shutil.copy(file, tmp_path)
-    with_pooler = mixed(applied(settings()))
-    assert mixed(applied(settings(model=tmp_path))) == with_pooler - {"bert.pooler.dense"}
-    decayed = mixout.distance(applied(settings(model=tmp_path, method="anchor_decay(0.1)"))).by_layer
-    assert "bert.pooler.dense.weight" not in decayed
-    assert "bert.embeddings.word_embeddings.weight" in decayed
-
-
-@pytest.mark.parametrize("where", ["all", "class", "."])
-@pytest.mark.parametrize("method", ["mixout(0.5)", "mixconnect(0.5)", "anchor_decay(0.1)"])
-def test_a_new_head_anchored_by_request_is_an_error(settings, tmp_path, where, method):
-    with pytest.raises(InputError, match=r"classifier.*without weights"):
-        finetune(settings(where=where, method=method), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_head_with_weights_may_be_anchored_and_one_without_may_be_zeroed(settings, tmp_path):
-    finetune(settings(), tmp_path / "first")
-    assert "classifier" in mixed(applied(settings(model=tmp_path / "first", where="all")))
-    assert "classifier" in mixed(applied(settings(where="all", method="dropconnect(0.5)")))
-
-
-# --- refused before anything is written ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"max_length": 65}, "max_length <= 64"),
-        ({"train_size": 43}, "got 43"),
-        ({"precision": "fp16"}, "CUDA"),
-        ({"report_to": ("tensorbord",)}, "'tensorboard'"),
-        ({"task": "rtee"}, "RTE"),
-        ({"text_column": "sentence"}, "'sentence'"),
-        ({"metric": "accurracy"}, "accuracy"),
-        ({"model": "./nowhere"}, "no such folder"),
-        ({"where": "no such layer"}, "got none"),
-    ],
-)
-def test_wrong_input_is_refused_before_anything_is_written(settings, tmp_path, changes, said):
-    if "precision" in changes and torch.cuda.is_available():
-        pytest.skip("a CUDA device takes fp16")
-    with pytest.raises((InputError, mixout.NothingMixedError)) as caught:
-        finetune(settings(**changes), tmp_path / "out")
-    assert said in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_logger_that_is_not_installed_names_the_pip_command(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mixout.finetune.train.get_available_reporting_integrations", lambda: [])
-    with pytest.raises(MissingExtraError, match="pip install wandb"):
-        finetune(settings(report_to=("wandb",)), tmp_path / "out")
-
-
-def test_several_processes_are_refused(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        finetune(settings(), tmp_path / "out")
-
-
-def test_folders_that_are_taken(settings, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file"):
-        finetune(settings(), tmp_path / "file")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match="other files"):
-        finetune(settings(), tmp_path / "other")
-    finetune(settings(epochs=0.1), tmp_path / "done")
-    before = (tmp_path / "done" / "record.json").read_bytes()
-    for resume in (False, True):
-        with pytest.raises(InputError, match="finished"):
-            finetune(settings(epochs=0.1), tmp_path / "done", resume=resume)
-    assert (tmp_path / "done" / "record.json").read_bytes() == before
-    with pytest.raises(InputError, match="leave out --resume"):
-        finetune(settings(), tmp_path / "new", resume=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "file", "other"]
-
-
-def test_an_empty_folder_is_welcome(settings, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / ".run.json.123.tmp").write_text("{")
-    finetune(settings(epochs=0.1), tmp_path)
-    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
-
-
-def test_a_folder_that_cannot_be_written_to(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    # A file system that refuses, to everybody: the tests may run as root.
-    if Path("/proc/self").is_dir():
-        with pytest.raises(InputError, match="can be written to"):
-            finetune(settings(), Path("/proc/self/out"))
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(InputError, match="no permission"):
-        finetune(settings(), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_is_too_small(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
-    with pytest.raises(InputError, match=r"1 MB.*--save no"):
-        finetune(settings(), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(train, "distance", spy)
+    loaded = models.load(tiny_bert, labels=("a", "b"), init_seed=0)
+    start = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+    loaded.model.to("meta")
+    with pytest.raises(KeyboardInterrupt):
+        train._record(settings(), None, loaded, None, transformers.TrainerState(), start=start, fingerprints={})
+    assert seen.keys() == start.keys()
+    assert all(anchor is start[name] for name, (_, anchor) in seen.items())
 
 
 # --- a real model on real text -------------------------------------------------------------------------------------

@@ -51,8 +51,23 @@ def test_asking_for_more_runs_only_what_is_missing(base, tmp_path, monkeypatch):
     more = run(base, 2, tmp_path, lines)
     assert [(s.method, s.seed) for s in ran] == [("dropout(0.0)", 1), ("mixout(0.5)", 1)]
     assert more[:2] == first
+    lines = [line for line in lines if line.startswith("[")]
     assert len(lines) == 4
     assert lines[-1].startswith("[4/4] mixout(0.5), restart 1: accuracy ")
+
+
+def test_a_long_run_shows_that_it_is_alive(base, tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(restarts, "_SECONDS_BETWEEN_LINES", 1e9)
+    run(base, 1, tmp_path / "short", lines)
+    assert not any(line.startswith(" ") for line in lines)
+    lines.clear()
+    monkeypatch.setattr(restarts, "_SECONDS_BETWEEN_LINES", 0.0)
+    run(base, 1, tmp_path / "long", lines)
+    within = [line for line in lines if line.startswith("  ")]
+    assert within[0].startswith("  dropout(0.0), restart 0: step 1/6, ")
+    assert any(line.startswith("  mixout(0.5), restart 0: step 6/6, epoch 1.00") for line in within)
+    assert [line[:5] for line in lines if not line.startswith(" ")] == ["[1/2]", "[2/2]"]
 
 
 def test_an_interruption_loses_no_finished_run(base, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ Batches are full: no padding, no attention mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
+from mixout.methods.grammar import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +103,7 @@ def find(name: str) -> Case:
     """
     if name in CASES:
         return CASES[name]
-    close = get_close_matches(name, CASES, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"expected a case among {', '.join(CASES)}, got {name!r}{hint}")
+    raise InputError(f"expected a case among {', '.join(CASES)}, got {name!r}{nearest(name, CASES)}")
 
 
 def build(case: Case, device: torch.device | str) -> nn.Module:

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from mixout.errors import InputError
@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
     """The columns that say on what and when: they are equal in all rows of a file."""
     found = versions()
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         **{name: "" if value is None else str(value) for name, value in hardware().items()},
         **{name: found[name] for name in _VERSIONS if name in found},
     }

@@ -17,7 +17,7 @@ from mixout.errors import InputError, MixoutError
 from mixout.methods.grammar import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("finetune", "demo")
+COMMANDS = ("bench", "demo", "finetune")
 
 
 class Parser(argparse.ArgumentParser):

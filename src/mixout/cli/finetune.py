@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
+from mixout.methods import METHODS
 
 if TYPE_CHECKING:
     from mixout.finetune.record import Record
@@ -48,6 +49,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 def run(args: argparse.Namespace) -> int:
     """Train, report on stderr while it lasts, print the result on stdout."""
     settings = _settings(args)
+    from mixout.finetune.disk import WriteError
     from mixout.finetune.train import finetune
 
     folder = Path(args.output_dir or Path("out") / settings.digest()[:12])
@@ -59,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
         )
         print(f"mixout: interrupted; {way_on}", file=sys.stderr)
         return 130
-    except OSError as error:
-        # Input that cannot be read is an InputError by now: this is a disk that filled up, or a file system that went.
+    except WriteError as error:
         print(
-            f"mixout: error: could not write to {folder}: {error}; make room and continue with --resume",
+            f"mixout: error: {error}; make room, then continue with the same options and "
+            f"--output-dir {folder} --resume",
             file=sys.stderr,
         )
         return 1
@@ -104,11 +106,22 @@ def _method(method: str | None, p: float | None) -> str:
     """The method's text from ``--method`` and ``--p``."""
     if p is None:
         return Settings().method if method is None else method
-    if method is not None and ("(" in method or "+" in method):
+    name = "mixout" if method is None else method.strip()
+    if "(" in name or "+" in name:
         raise InputError(
             f"expected --p only with the bare name of a method, got --method {method!r}; write p inside it"
         )
-    return f"{method or 'mixout'}({p!r})"
+    # An unknown name goes on, to be refused as every unknown name is.
+    if name in METHODS and not _has_p(name):
+        raise InputError(
+            f"expected --p only with a method that has a p ({', '.join(filter(_has_p, METHODS))}), got --method "
+            f"{method!r}; leave out --p"
+        )
+    return f"{name}({p!r})"
+
+
+def _has_p(name: str) -> bool:
+    return any(item.name == "p" for item in fields(METHODS[name]))  # type: ignore[arg-type]
 
 
 def _report(line: str) -> None:

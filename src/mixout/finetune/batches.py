@@ -63,7 +63,7 @@ class DevSet:
         found = np.empty_like(values)
         found[self.order] = values
         self.predictions = tuple(found.tolist())
-        return metrics.compute(self.task.metrics, found, np.asarray(self.task.dev.label))
+        return metrics.compute(self.task.metrics, found, np.asarray(self.task.dev.label), classes=self.task.classes)
 
 
 def first_output(outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:

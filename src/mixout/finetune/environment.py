@@ -1,9 +1,11 @@
-"""On what a run ran: versions, hardware, peak memory. It measures nothing else and changes nothing."""
+"""On what a run ran: versions, hardware, peak memory. It measures nothing else."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,9 +42,27 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def forget_peak_memory() -> None:
+    """Let :func:`peak_memory` count from here.
+
+    Linux forgets the peak of the host too, unless the process may not ask for it (a locked-down container); elsewhere
+    ``host`` stays the peak since the process started.
+    """
+    # Before its first use CUDA has no peak to forget.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory() -> dict[str, int | None]:
-    """Peak bytes of this process so far (``host``) and of torch on the GPU (``device``); None where unknown."""
+    """Peak bytes of this process (``host``) and of torch on the GPU (``device``); None where unknown.
+
+    Counted from :func:`forget_peak_memory`, as far as that reaches.
+    """
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    if (host := _high_water()) is not None:
+        return {"host": host, "device": device}
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -50,6 +70,16 @@ def peak_memory() -> dict[str, int | None]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Bytes on macOS, KiB elsewhere.
     return {"host": peak if sys.platform == "darwin" else peak * 1024, "device": device}
+
+
+def _high_water() -> int | None:
+    """VmHWM of Linux, which unlike ``ru_maxrss`` can be reset, and does not start with the parent process's peak."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def _processor() -> str:

@@ -5,7 +5,7 @@
     out/
       checkpoints/          while the run lasts
         run.json            what is being run, and on what
-        checkpoint-120/     the trainer's own; complete once it holds mixout.json, which is written last
+        checkpoint-120/     the trainer's own; complete once it holds the file "complete", which is written last
       model.safetensors, config.json, tokenizer.json, ...    written at the end
       README.md             the model card
       record.json           written last: now the run is finished
@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from mixout.finetune.record import RECORD_NAME, write_atomically
 from mixout.finetune.settings import Settings
 
 CHECKPOINTS = "checkpoints"
-COMPLETE = "mixout.json"
+_COMPLETE = "complete"
 _RUN = "run.json"
 # What is kept: the newest two, so that a complete one is left when the newest is cut off in the middle.
 KEPT = 2
@@ -65,7 +66,7 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> None:
         _check_same(folder, settings)
     elif folder.exists() and not _is_empty(folder):
         raise InputError(f"expected output-dir to be empty or new, got {str(folder)!r}, which holds other files")
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = _existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(
             f"expected an output-dir that can be written to, got {str(folder)!r}: no permission for {existing}"
@@ -87,8 +88,7 @@ def check_space(folder: Path, *, weights: int, settings: Settings) -> None:
     each = 1 if settings.optimizer == "sgd" else 3
     copies = 1 + (0 if settings.save == "no" else each * (KEPT + 1))
     needed = weights * copies + (16 << 20)
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
         raise InputError(
             f"expected {needed / 1e6:,.0f} MB of free disk for {str(folder)!r} (model and checkpoints), got "
@@ -115,13 +115,25 @@ def begin(folder: Path, settings: Settings, fingerprints: Mapping[str, str | Non
                 f"{', '.join(changed)}; restore it, or start again in another output-dir"
             )
         return _last_complete(folder / CHECKPOINTS)
-    try:
+    with making(folder):
         plan.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"settings": asdict(settings), "fingerprints": dict(fingerprints)}, indent=1)
         write_atomically(plan, text)
+    return None
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """A failure of the file system in the body, before training, is one of the folder that was chosen."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"expected an output-dir that can be written to, got {str(folder)!r}: {error}") from error
-    return None
+
+
+def complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as complete: everything else of it is written."""
+    write_atomically(checkpoint / _COMPLETE, "")
 
 
 def finish(folder: Path) -> None:
@@ -134,6 +146,11 @@ def finish(folder: Path) -> None:
             shutil.move(entry, folder / entry.name)
     (checkpoints / _RUN).unlink()
     checkpoints.rmdir()
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest of its parents that exists."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _is_empty(folder: Path) -> bool:
@@ -160,6 +177,6 @@ def _last_complete(checkpoints: Path) -> Path | None:
     """The newest complete checkpoint; one that was cut off while being written is removed."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for checkpoint in found:
-        if not (checkpoint / COMPLETE).is_file():
+        if not (checkpoint / _COMPLETE).is_file():
             shutil.rmtree(checkpoint)
     return next((path for path in reversed(found) if path.exists()), None)

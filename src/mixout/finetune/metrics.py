@@ -2,7 +2,7 @@
 
 ================  ==============================================================================
 ``accuracy``      share of equal pairs
-``f1``            two classes: F1 of class 1; more: unweighted mean over the classes
+``f1``            two classes: F1 of class 1; more: unweighted mean over the classes that the labels hold
 ``matthews``      Matthews correlation of the two labelings
 ``pearson``       Pearson correlation
 ``spearman``      Spearman rank correlation
@@ -15,12 +15,12 @@ nothing of models and logits: predictions are class numbers or values.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
+from mixout.methods.grammar import nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,13 +32,16 @@ CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
 
 
-def compute(names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
+def compute(
+    names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayLike, *, classes: int | None
+) -> dict[str, float]:
     """Score predictions.
 
     Args:
         names: metrics to compute.
         predictions: class numbers or values, shape ``(n,)``.
         labels: the truth, shape ``(n,)``.
+        classes: number of the task's classes, of which ``labels`` need not hold all; ``None`` for a regression.
 
     Returns:
         One number a name, in the order of the names; correlations lie in [-1, 1], the others in [0, 1].
@@ -48,7 +51,7 @@ def compute(names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayL
         ValueError: the shapes differ, or there is nothing to score.
 
     Example:
-        >>> compute(["accuracy", "f1"], [1, 1, 0, 0], [1, 0, 0, 0])
+        >>> compute(["accuracy", "f1"], [1, 1, 0, 0], [1, 0, 0, 0], classes=2)
         {'accuracy': 0.75, 'f1': 0.6666666666666666}
     """
     with needs("hf", "metrics"):
@@ -59,10 +62,10 @@ def compute(names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayL
             f"expected predictions and labels of the same shape (n,), n > 0, "
             f"got {got.shape} and {expected.shape}; pass one prediction for each label"
         )
-    return {name: float(_function(name)(got, expected)) for name in names}
+    return {name: float(_function(name, classes)(got, expected)) for name in names}
 
 
-def chance(metric: str, labels: npt.ArrayLike) -> float:
+def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
     """Score of the best predictor that gives every example the same answer.
 
     For accuracy that is the majority class. Every correlation with a constant is 0.
@@ -70,11 +73,12 @@ def chance(metric: str, labels: npt.ArrayLike) -> float:
     Args:
         metric: name of the metric.
         labels: the truth, shape ``(n,)``.
+        classes: number of the task's classes; ``None`` for a regression.
 
     Example:
-        >>> chance("accuracy", [0, 1, 1, 1])
+        >>> chance("accuracy", [0, 1, 1, 1], classes=2)
         0.75
-        >>> chance("matthews", [0, 1, 1, 1])
+        >>> chance("matthews", [0, 1, 1, 1], classes=2)
         0.0
     """
     if metric not in ("accuracy", "f1"):
@@ -83,7 +87,8 @@ def chance(metric: str, labels: npt.ArrayLike) -> float:
     with needs("hf", "metrics"):
         import numpy as np
     expected = np.asarray(labels)
-    return max(compute([metric], np.full_like(expected, answer), expected)[metric] for answer in np.unique(expected))
+    constants = (np.full_like(expected, answer) for answer in np.unique(expected))
+    return max(compute([metric], constant, expected, classes=classes)[metric] for constant in constants)
 
 
 def check(name: str, *, regression: bool | None = None) -> None:
@@ -104,19 +109,18 @@ def check(name: str, *, regression: bool | None = None) -> None:
     """
     known = (*CLASSIFICATION, *REGRESSION)
     if name not in known:
-        nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
-        raise InputError(f"expected a metric of {', '.join(known)}, got {name!r}; did you mean {nearest!r}?")
+        raise InputError(f"expected a metric of {', '.join(known)}, got {name!r}{nearest(name, known)}")
     fitting = known if regression is None else REGRESSION if regression else CLASSIFICATION
     if name not in fitting:
         kind = "numbers (regression)" if regression else "classes"
         raise InputError(f"expected a metric for labels that are {kind}, got {name!r}; use one of {', '.join(fitting)}")
 
 
-def _function(name: str) -> Callable[[Values, Values], float]:
+def _function(name: str, classes: int | None) -> Callable[[Values, Values], float]:
     check(name)
     return {
         "accuracy": _accuracy,
-        "f1": _f1,
+        "f1": _f1 if classes == 2 else _macro_f1,
         "matthews": _matthews,
         "pearson": _pearson,
         "spearman": _spearman,
@@ -130,8 +134,15 @@ def _accuracy(predictions: Values, labels: Values) -> float:
 def _f1(predictions: Values, labels: Values) -> float:
     with needs("hf", "metrics"):
         from sklearn.metrics import f1_score
-    binary = max(predictions.max(), labels.max()) <= 1
-    return float(f1_score(labels, predictions, average="binary" if binary else "macro", zero_division=0))
+    return float(f1_score(labels, predictions, average="binary", zero_division=0))
+
+
+def _macro_f1(predictions: Values, labels: Values) -> float:
+    with needs("hf", "metrics"):
+        import numpy as np
+        from sklearn.metrics import f1_score
+    # Over the labels' classes: a stray prediction of another one is a miss, and must not change what is averaged.
+    return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0))
 
 
 def _matthews(predictions: Values, labels: Values) -> float:

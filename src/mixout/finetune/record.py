@@ -1,7 +1,7 @@
 """The result of one run as a value, ``record.json``: written once, whole, as the last act of the run.
 
-A folder that holds it is a finished run; nothing else decides that. It knows nothing of models, and needs neither
-torch nor transformers to be read, so that an analysis can read thousands.
+A folder that holds it is a finished run; nothing else decides that. It knows nothing of models and does not import
+transformers, only torch, which comes with the package: an analysis of thousands of records starts fast.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Record:
         gradient: convention of the mixing method's gradient, ``"exact"`` or ``"paper"``; None without mixing.
         seconds: spent in training; evaluations, loading and work lost in an interruption are not counted.
         evaluation_seconds: spent in evaluations.
-        peak_memory: bytes, ``host`` and ``device``; None where it cannot be measured.
+        peak_memory: bytes at the run's peak, ``host`` and ``device``; None where it cannot be measured. Where the
+            system cannot forget the process's earlier peak (other than Linux), ``host`` is that of the process.
         source: where model and data came from, in words.
         fingerprints: sha256 of what went in: ``anchor``, ``train``, ``dev``, ``weights``.
         versions: of mixout, Python and the libraries.

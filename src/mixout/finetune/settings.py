@@ -14,14 +14,16 @@ import math
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
 from mixout.errors import InputError
+from mixout.finetune.tasks import is_path
 from mixout.methods import parse, spell
+from mixout.methods.grammar import nearest
 
 T = TypeVar("T")
 
+EMBEDDED = "minilm"
 OPTIMIZERS = ("adamw", "bertadam", "sgd")
 PRECISIONS = ("fp32", "bf16", "fp16")
 EVALUATIONS = ("epoch", "end")
@@ -51,7 +53,7 @@ class Settings:
         True
     """
 
-    model: str = _option("minilm", "hub name or folder of a pretrained model, or 'minilm' (embedded, offline)")
+    model: str = _option(EMBEDDED, "hub name or folder of a pretrained model, or 'minilm' (embedded, offline)")
     task: str = _option("docstrings", "GLUE name, 'docstrings' (embedded, offline), or a folder or file of your own")
     data_dir: str | None = _option(None, "folder with the TSV files of GLUE; without it the hub is asked")
     text_column: str = _option("text", "column with the text, in files of your own")
@@ -92,7 +94,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every field, and bring the method into its canonical spelling."""
         # JSON knows lists only, and paths may come as os.PathLike.
-        object.__setattr__(self, "report_to", tuple(self.report_to))
+        if isinstance(self.report_to, list):
+            object.__setattr__(self, "report_to", tuple(self.report_to))
         for name in _PATHS:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
@@ -149,20 +152,28 @@ class Settings:
     def digest(self) -> str:
         """The run's identity: sha256 of the resolved settings.
 
-        Equal for two spellings of one path. ``report_to`` is left out: it changes what is watched, not the result.
+        Equal for two spellings of one path; a name that is no path stays itself, whatever lies in the working
+        directory. ``report_to`` is left out: it changes what is watched, not the result.
         """
         values = asdict(self.resolved())
         del values["report_to"]
-        for name in _PATHS:
-            if values[name] is not None and os.path.exists(values[name]):
-                values[name] = os.path.realpath(values[name])
+        for name, used in _used_paths(self).items():
+            if os.path.exists(used):
+                values[name] = os.path.realpath(used)
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def nearest(name: str, names: list[str] | tuple[str, ...]) -> str:
-    """The end of an error message: the nearest valid name, or all of them."""
-    close = get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"
+def _used_paths(settings: Settings) -> dict[str, str]:
+    """The settings that are read as paths: those that whoever loads them does not take for a name."""
+    found = {}
+    model = os.path.expanduser(settings.model)
+    if settings.model != EMBEDDED and os.path.isdir(model):
+        found["model"] = model
+    if is_path(settings.task):
+        found["task"] = settings.task
+    if settings.data_dir is not None:
+        found["data_dir"] = settings.data_dir
+    return found
 
 
 def _check_names(settings: Settings) -> None:
@@ -185,8 +196,10 @@ def _check_names(settings: Settings) -> None:
     save = settings.save
     if save not in ("epoch", "no") and (isinstance(save, (str, bool)) or save < 1):
         raise InputError(f"expected save as 'epoch', 'no' or a number of steps >= 1, got {save!r}")
-    if not all(isinstance(name, str) for name in settings.report_to):
-        raise InputError(f"expected report_to as names of loggers, got {settings.report_to!r}")
+    loggers: object = settings.report_to
+    # A text is a sequence of texts too: its letters.
+    if not isinstance(loggers, tuple) or not all(isinstance(name, str) for name in loggers):
+        raise InputError(f'expected report_to as names of loggers, such as ("tensorboard",), got {loggers!r}')
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """Settings -> result. The only file that trains; the Trainer of transformers does the work.
 
 Check settings and folder; load task and model; apply the method, so that the anchor is the pretrained weights, also on
-resume; check space; only then write, and train. A resumed run ends as an uninterrupted one: bit for bit on the CPU, on
-a GPU up to the order of its additions.
+resume; check space and set the Trainer up; only then write, and train. The process keeps its random streams. A
+resumed run ends as an uninterrupted one: bit for bit on the CPU, on a GPU up to the order of its additions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ import torch
 import mixout
 from mixout.anchor import distance, fingerprint
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import card, environment, folder, metrics, models, trainer
+from mixout.finetune import card, disk, environment, folder, metrics, models, trainer
 from mixout.finetune.batches import DevSet, encode
 from mixout.finetune.extras import needs
+from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.placement import apply_methods
 from mixout.finetune.record import Evaluation, Progress, Record, write_atomically
-from mixout.finetune.settings import Settings, nearest
+from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Columns, Task, few_sample, load_task
-from mixout.integrations.huggingface import quiet
 from mixout.methods import MixingMethod, parse
+from mixout.methods.grammar import nearest
 
 with needs("hf", "fine-tuning"):
     from transformers import TrainerState
@@ -65,13 +66,15 @@ def finetune(
         InputError: settings, data or folder cannot be used; nothing has been written then.
         MissingExtraError: the embedded model or a logger is not installed.
         AnchorMismatchError: on resume, the pretrained weights are not those that the run began with.
+        WriteError: a file could not be written during training or at its end (a full disk); the run can be resumed.
     """
     settings = settings.resolved()
     place = Path(output_dir)
     folder.check(place, settings, resume=resume)
     _check_machine(settings)
     task = _task(settings)
-    with quiet():
+    environment.forget_peak_memory()
+    with quiet(), own_streams():
         loaded = models.load(settings.model, labels=task.labels, init_seed=settings.stream_seed("init"))
         _check_length(settings, loaded)
         start = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if name not in loaded.new}
@@ -84,13 +87,15 @@ def finetune(
         }
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings)
-        checkpoint = folder.begin(place, settings, fingerprints)
         dev = DevSet(task, encode(task.dev, loaded.tokenizer, settings.max_length))
-        state = trainer.train(
-            settings, place, loaded, task, dev, checkpoint=checkpoint, report=report or _silence, bars=bars
-        )
-        record = _record(settings, task, loaded, dev, state, start=start, fingerprints=fingerprints)
-        _write(place, loaded, record, keep_model=keep_model)
+        with folder.making(place):
+            run = trainer.build(settings, place, loaded, task, dev, report=report or _silence, bars=bars)
+        # The last check: from here on the folder holds an unfinished run of these very settings.
+        checkpoint = folder.begin(place, settings, fingerprints)
+        with disk.writing(place):
+            state = trainer.train(run, checkpoint)
+            record = _record(settings, task, loaded, dev, state, start=start, fingerprints=fingerprints)
+            _write(place, loaded, record, keep_model=keep_model)
     return record
 
 
@@ -116,7 +121,8 @@ def _check_machine(settings: Settings) -> None:
     for name in settings.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise InputError(
-                f"expected a logger of transformers, got {name!r}{nearest(name, [*INTEGRATION_TO_CALLBACK])}"
+                f"expected a logger of transformers ({', '.join(INTEGRATION_TO_CALLBACK)}), "
+                f"got {name!r}{nearest(name, INTEGRATION_TO_CALLBACK)}"
             )
         if name not in installed:
             raise MissingExtraError(f"expected the logger {name!r} to be installed, got none; run: pip install {name}")
@@ -143,7 +149,8 @@ def _record(
     history = state.log_history
     training = tuple(_progress(entry) for entry in history if "loss" in entry)
     evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
-    moved = distance({n: (p, start[n].to(p.device)) for n, p in loaded.model.named_parameters() if n in start})
+    # Pairs as they lie: a second copy of all the weights need not fit on the GPU.
+    moved = distance({name: (p, start[name]) for name, p in loaded.model.named_parameters() if name in start})
     losses = [entry.loss for entry in training] + [entry.loss for entry in evaluations]
     scores = evaluations[-1].scores
     return Record(
@@ -153,7 +160,7 @@ def _record(
         metric=task.metric,
         score=scores[task.metric],
         scores=scores,
-        chance=metrics.chance(task.metric, list(task.dev.label)),
+        chance=metrics.chance(task.metric, list(task.dev.label), classes=task.classes),
         evaluations=evaluations,
         training=training,
         predictions=dev.predictions,
@@ -174,7 +181,7 @@ def _record(
         fingerprints=fingerprints,
         versions=environment.versions(),
         hardware=environment.hardware(),
-        finished_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import folder, optimizers
 from mixout.finetune.batches import DevSet, encode, first_output
 from mixout.finetune.extras import needs
@@ -28,6 +29,7 @@ from mixout.integrations.huggingface import AnchorCallback
 
 with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
+    import transformers
     from transformers import (
         DataCollatorWithPadding,
         PrinterCallback,
@@ -41,6 +43,13 @@ with needs("hf", "fine-tuning"):
     )
 
 Report = Callable[[str], None]
+
+# An older Trainer would divide the loss of an accumulated batch once more, in silence.
+if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+    raise MissingExtraError(
+        f"expected transformers >= 5.19 for fine-tuning, got {transformers.__version__}; "
+        f'run: pip install --upgrade "mixout[hf]"'
+    )
 
 
 class Course(TrainerCallback):
@@ -87,6 +96,10 @@ class Course(TrainerCallback):
         if args.disable_tqdm and step % max(1, state.max_steps // 10) == 0 and not control.should_evaluate:
             self.report(f"  step {step}/{state.max_steps}, {self.seconds():.0f} s")
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say that the checkpoint is whole."""
+        folder.complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say how it stands."""
         found = kwargs["metrics"]
@@ -106,6 +119,9 @@ class TextTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, *, settings: Settings, course: Course, **options: Any) -> None:
+        config = options["model"].config
+        # super() turns the cache of keys and values off, which is right for training and wrong in a checkpoint.
+        self.cache = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
         super().__init__(**options)
         self.settings = settings
         self.course = course
@@ -164,47 +180,25 @@ class Bars(ProgressCallback):
         """Print nothing."""
 
 
-def train(
-    settings: Settings,
-    place: Path,
-    loaded: Loaded,
-    task: Task,
-    dev: DevSet,
-    *,
-    checkpoint: Path | None,
-    report: Report,
-    bars: bool,
-) -> TrainerState:
-    """Train the model in place.
+def build(
+    settings: Settings, place: Path, loaded: Loaded, task: Task, dev: DevSet, *, report: Report, bars: bool
+) -> TextTrainer:
+    """Everything up to training, so that whatever can be wrong is found before a run is begun.
 
     Args:
         settings: resolved.
-        place: the run's folder.
-        loaded: the model, with its method applied.
+        place: the run's folder; an empty folder for the checkpoints is made in it.
+        loaded: the model, with its method applied; it moves to the device.
         task: the data; ``dev`` is its dev set, encoded.
         dev: scores each evaluation and keeps the last predictions.
-        checkpoint: where to go on from; None to start.
         report: called with one line of progress now and then.
         bars: show progress bars.
 
-    Returns:
-        The Trainer's state, with the history of the whole run.
+    Raises:
+        InputError: settings that transformers, the machine or the model does not take.
     """
-    config = loaded.model.config
-    before = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
-    run = _build(settings, place, loaded, task, dev, report=report, bars=bars)
-    # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
-    set_seed(run.args.seed)
-    run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # The Trainer turned the cache of keys and values off, which is right for training and wrong in a checkpoint.
-    del config.use_cache
-    config.update(before)
-    return run.state
-
-
-def _build(
-    settings: Settings, place: Path, loaded: Loaded, task: Task, dev: DevSet, *, report: Report, bars: bool
-) -> TextTrainer:
+    # Built later, on the device; what is wrong with it shows now.
+    optimizers.groups(loaded.model, settings)
     args = _arguments(settings, place, bars=bars)
     examples = encode(task.train, loaded.tokenizer, settings.max_length)
     steps_per_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulation)
@@ -228,8 +222,39 @@ def _build(
     return trainer
 
 
+def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
+    """Train the model in place.
+
+    Args:
+        run: as :func:`build` made it.
+        checkpoint: where to go on from; None to start.
+
+    Returns:
+        The Trainer's state, with the history of the whole run.
+    """
+    # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
+    set_seed(run.args.seed)
+    run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    config: Any = run.model.config  # type: ignore[union-attr]
+    del config.use_cache
+    config.update(run.cache)
+    return run.state
+
+
 def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
-    args = TrainingArguments(
+    try:
+        args = _training_arguments(settings, place, bars=bars)
+    # Such as bf16 on a GPU that has none, or an accelerate that is too old.
+    except (ImportError, ValueError) as error:
+        raise InputError(f"expected settings that transformers takes on this machine, got: {error}") from error
+    if args.n_gpu > 1:
+        # Several visible GPUs would mean DataParallel, whose replicas leave the anchors on the first.
+        args._n_gpu = 1
+    return args
+
+
+def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(place / folder.CHECKPOINTS),
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=max(32, settings.batch_size),
@@ -257,7 +282,3 @@ def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgume
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
-    if args.n_gpu > 1:
-        # Several visible GPUs would mean DataParallel, whose replicas leave the anchors on the first.
-        args._n_gpu = 1
-    return args

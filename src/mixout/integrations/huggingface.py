@@ -7,75 +7,67 @@ weights, and nobody would notice. It does not train, and it changes no setting o
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.utils import logging
+    from transformers.trainer_callback import ExportableState
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         f'expected transformers to be installed, got no {error.name!r}; run: pip install "mixout[hf]"'
     ) from error
 
-STATE_NAME = "mixout.json"
+_KEY = "mixout"
 
 
-class AnchorCallback(TrainerCallback):
-    """Saves :func:`mixout.state_dict` beside each checkpoint, and checks it when training is resumed.
+class AnchorCallback(TrainerCallback, ExportableState):
+    """Saves :func:`mixout.state_dict` with each checkpoint, and checks it when training is resumed.
 
-    Apply the method to the pretrained model first, then let the Trainer load the checkpoint's weights:
+    It lies in the checkpoint's ``trainer_state.json``, which the Trainer writes in one process and reads in all, from
+    wherever it resumes. Apply the method to the pretrained model first, then let the Trainer load the checkpoint's
+    weights:
 
     >>> import inspect; from transformers import Trainer
     >>> "callbacks" in inspect.signature(Trainer).parameters  # Trainer(model, ..., callbacks=[AnchorCallback()])
     True
 
     Raises:
+        NotAppliedError: when training begins, if the model carries no method.
         AnchorMismatchError: on resume, if the model is anchored elsewhere than the run that wrote the checkpoint, or
             if the checkpoint was written without this callback.
     """
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The checkpoint is complete from here on: this file is the last one in it."""
-        file = _state_file(args, state)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mixout.state_dict(kwargs["model"])), encoding="utf-8")
-        temporary.replace(file)
+    def __init__(self) -> None:
+        self._model: nn.Module | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """On resume, the checkpoint's weights are loaded by now and the anchor must still be the old one."""
-        if state.global_step == 0:
-            return
-        file = _state_file(args, state)
-        if not file.is_file():
+        model: nn.Module = kwargs["model"]
+        # Without a method this raises: now, not hours later at the first checkpoint.
+        mixout.state_dict(model)
+        if state.global_step:
+            mixout.load_state_dict_(model, self._saved(state))
+        self._model = model
+
+    def state(self) -> dict[str, Any]:
+        """What goes into ``trainer_state.json``; the Trainer asks before training too, and then there is nothing."""
+        saved = {} if self._model is None else {_KEY: mixout.state_dict(self._model)}
+        return {"args": {}, "attributes": saved}
+
+    def _saved(self, state: TrainerState) -> dict[str, Any]:
+        callbacks: Any = state.stateful_callbacks
+        own = callbacks.get(type(self).__name__, {})
+        saved: dict[str, Any] | None = own.get("attributes", {}).get(_KEY)
+        if saved is None:
             raise AnchorMismatchError(
-                f"expected {STATE_NAME} in the checkpoint {str(file.parent)!r}, got none; "
+                f"expected the checkpoint of step {state.global_step} to hold the anchor's fingerprint, got none; "
                 f"the anchor of a run saved without AnchorCallback cannot be checked, start it again"
             )
-        mixout.load_state_dict_(kwargs["model"], json.loads(file.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No advice and no bars for loading from transformers in the body; its errors still show."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _state_file(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE_NAME
+        return saved

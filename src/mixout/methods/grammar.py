@@ -105,5 +105,10 @@ def nearest(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
         >>> nearest("mixuot", METHODS)
         "; did you mean 'mixout'?"
     """
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(valid), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    folded = {_fold(one): one for one in valid}
+    close = difflib.get_close_matches(_fold(name), list(folded), n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("-", "_")

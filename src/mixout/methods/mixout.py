@@ -4,8 +4,8 @@
 
 - Does: pulls towards the anchor, adaptively, as dropout pulls towards zero (Corollary 1.1: for a loss of strong
   convexity c, E L(Phi) >= L(w) + c p / (2 (1-p)) ||w - u||^2).
-- Costs: a copy of the mixed weights; per training pass one element-wise pass over them, and 1-p of the weight-gradient
-  GEMM instead of all of it.
+- Costs: a copy of the mixed weights; per training pass two element-wise passes over them (forward and backward), and
+  1-p of the weight-gradient GEMM instead of all of it.
 - Helps: where little data and an unstable optimizer make restarts fail. See docs/methods.md for when it does not.
 - Source: Lee, Cho, Kang, ICLR 2020, arXiv 1909.11299, section 3.
 """

@@ -18,6 +18,8 @@ from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 
+_SECONDS_BETWEEN_LINES = 5.0
+
 
 def run(
     base: Settings,
@@ -34,13 +36,14 @@ def run(
         methods: texts such as ``"mixout(0.9)"``.
         restarts: number of runs of each method, at least 1.
         folder: holds one folder a run.
-        report: called with one line of progress after each run.
+        report: called with one line of progress after each run, and with one every few seconds within it.
 
     Returns:
         One record a run, restart by restart.
 
     Raises:
         InputError: the settings cannot be used, or a run in ``folder`` has other settings.
+        WriteError: a run's files could not be written; call it again to continue.
     """
     if restarts < 1:
         raise InputError(f"expected restarts >= 1, got {restarts}")
@@ -52,7 +55,9 @@ def run(
         place = folder / f"{settings.method}-{settings.seed}"
         record = _finished(place, settings)
         if record is None:
-            record = finetune(settings, place, resume=unfinished(place), keep_model=False)
+            record = finetune(
+                settings, place, resume=unfinished(place), keep_model=False, report=_within(settings, report)
+            )
             ran += 1
         records.append(record)
         left = (time.perf_counter() - began) / ran * (len(grid) - number) if ran else 0.0
@@ -61,6 +66,20 @@ def run(
             f"({record.seconds:.0f} s of training), about {left:.0f} s left"
         )
     return records
+
+
+def _within(settings: Settings, report: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass on where a run stands, but not every line: short runs say nothing, long ones show that they are alive."""
+    told = time.perf_counter()
+
+    def passing(line: str) -> None:
+        nonlocal told
+        now = time.perf_counter()
+        if line.lstrip().startswith("step ") and now - told >= _SECONDS_BETWEEN_LINES:
+            told = now
+            report(f"  {settings.method}, restart {settings.seed}: {line.strip()}")
+
+    return passing
 
 
 def _finished(place: Path, settings: Settings) -> Record | None:

@@ -104,9 +104,22 @@ HEADER = "index\tsentence1\tsentence2\tlabel\n"
     ],
 )
 def test_files_that_are_not_the_task(tmp_path, dev, message):
-    write(tmp_path / "RTE", HEADER + "0\tA\tB\tentailment\n", dev)
+    write(tmp_path / "RTE", HEADER + "0\tA\tB\tentailment\n1\tC\tD\tnot_entailment\n", dev)
     with pytest.raises(InputError, match=message):
         load_task("RTE", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "dev"),
+    [
+        ("RTE", HEADER + "0\tA\tB\tentailment\n1\tC\tD\tentailment\n", HEADER + "0\tA\tB\tnot_entailment\n"),
+        ("STS-B", "sentence1\tsentence2\tscore\nA\tB\t2.5\nC\tD\t2.5\n", "sentence1\tsentence2\tscore\nA\tB\t1\n"),
+    ],
+)
+def test_nothing_to_learn(tmp_path, name, train, dev):
+    write(tmp_path, train, dev)
+    with pytest.raises(InputError, match=r"train.tsv, line 2: expected at least 2 different labels to train on"):
+        load_task(name, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("score", ["5.5", "-1", "nan", "good"])

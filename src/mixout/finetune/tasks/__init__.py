@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mixout.finetune.tasks.base import Split as Split
 from mixout.finetune.tasks.base import Task as Task
 from mixout.finetune.tasks.base import few_sample as few_sample
 from mixout.finetune.tasks.files import Columns as Columns
+from mixout.methods.grammar import nearest
 
 EMBEDDED = "docstrings"
 
@@ -41,7 +41,7 @@ def load_task(
     if metric is not None:
         metrics.check(metric)
     key = glue.key_of(name)
-    own = key not in glue.LAYOUTS and key != EMBEDDED
+    own = is_path(name)
     # os.path.exists, unlike Path.exists, answers no to names that no file can have.
     if own and not os.path.exists(name):
         raise _unknown(name)
@@ -58,6 +58,11 @@ def load_task(
     return _with_metric(glue.load(key, data_dir=None if data_dir is None else Path(data_dir)), metric)
 
 
+def is_path(name: str) -> bool:
+    """Whether a task's name means a folder or file, which need not exist, rather than a task that we know."""
+    return glue.key_of(name) not in {*glue.LAYOUTS, EMBEDDED}
+
+
 def _with_metric(task: Task, metric: str | None) -> Task:
     if metric is None:
         return task
@@ -69,8 +74,7 @@ def _with_metric(task: Task, metric: str | None) -> Task:
 def _unknown(name: str) -> InputError:
     names = {key: layout.name for key, layout in glue.LAYOUTS.items()} | {EMBEDDED: EMBEDDED}
     # Compare the last part: whoever mistypes a task's name may well write it as a path.
-    nearest = difflib.get_close_matches(glue.key_of(Path(name).name), names, n=1, cutoff=0.0)[0]
+    hint = nearest(glue.key_of(Path(name).name), names) or "; check the path"
     return InputError(
-        f"expected a task ({', '.join(names.values())}) or a folder or file that exists, got {name!r}; "
-        f"did you mean {names[nearest]!r}?"
+        f"expected a task ({', '.join(names.values())}) or a folder or file that exists, got {name!r}{hint}"
     )

@@ -89,6 +89,11 @@ class Task:
         if self.metric not in self.metrics:
             raise ValueError(f"expected the primary metric among {self.metrics}, got {self.metric!r}; add it")
 
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, also of those that a split lacks; ``None`` for a regression."""
+        return None if self.labels is None else len(self.labels)
+
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of both splits and the class names; not of the name, source or metrics."""
         return _digest([self.train.fingerprint(), self.dev.fingerprint(), self.labels])

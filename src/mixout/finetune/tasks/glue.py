@@ -138,8 +138,14 @@ def _from_folder(key: str, data_dir: Path) -> tuple[Split, Split]:
             f"got no {' and no '.join(missing)}; check --data-dir"
         )
     header = LAYOUTS[key].header
-    train, dev = (read_tsv(folder / name, header=header) for name in ("train.tsv", "dev.tsv"))
-    return _split(LAYOUTS[key], train), _split(LAYOUTS[key], dev)
+    tables = [read_tsv(folder / name, header=header) for name in ("train.tsv", "dev.tsv")]
+    train, dev = (_split(LAYOUTS[key], table) for table in tables)
+    if len(set(train.label)) < 2:
+        raise InputError(
+            f"{tables[0].where(0)}: expected at least 2 different labels to train on, got the same one in every row; "
+            f"get the file again"
+        )
+    return train, dev
 
 
 def _split(layout: Layout, table: Table) -> Split:

@@ -1,0 +1,114 @@
+"""A disk that fills up, made by a limit on the size of a file that the kernel enforces on a child process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixout.cli import main
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+
+pytest.importorskip("resource", reason="only POSIX limits the size of files")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# With SIGXFSZ ignored a write beyond the limit is an error, as on a full disk.
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from mixout.cli import demo, main
+from mixout.finetune.settings import Settings
+if sys.argv[2] == "demo":
+    demo.SETTINGS = Settings.from_json(sys.argv.pop())
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(sys.argv[2:]))
+"""
+TOKENIZER = """
+import resource, signal, sys
+from pathlib import Path
+from tokenizers import Tokenizer
+from mixout.finetune.disk import WriteError, writing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+core = Tokenizer.from_file(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    with writing(Path("out")):
+        core.save(sys.argv[2])
+except WriteError as error:
+    sys.exit(str(error))
+"""
+
+
+def limited(size: int, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, str(size), *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def error_of(ended: subprocess.CompletedProcess) -> str:
+    """The one line that the command ended with, after its lines of progress."""
+    assert ended.returncode == 1, ended.stderr
+    *progress, error = ended.stderr.splitlines()
+    assert all(line.startswith(("mixout(", "[", "  ", "MiniLM")) for line in progress), ended.stderr
+    assert re.match(r"mixout: error: could not write to .*; .*make room", error)
+    return error
+
+
+@pytest.fixture
+def options(tiny_bert, tiny_task, tmp_path) -> list[str]:
+    return [
+        "finetune", "--model", tiny_bert, "--task", tiny_task, "--output-dir", str(tmp_path / "out"),
+        "--max-length", "32", "--epochs", "0.5", "--batch-size", "8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("save", "share", "said"),
+    [
+        ("no", 0.5, "os error"),  # safetensors, at the end
+        ("1", 0.5, "os error"),  # safetensors, in a checkpoint
+        ("1", 1.5, "inline_container"),  # torch: the optimizer's state is twice the weights
+    ],
+)
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(options, tiny_bert, tmp_path, save, share, said):
+    weights = (Path(tiny_bert) / "model.safetensors").stat().st_size
+    error = error_of(limited(int(share * weights), *options, "--save", save))
+    assert said in error
+    assert f"--output-dir {tmp_path / 'out'} --resume" in error
+    assert not (tmp_path / "out" / "record.json").exists()
+    assert main([*options, "--save", save, "--resume"]) == 0
+    assert Record.read(tmp_path / "out").steps == 3
+
+
+def test_the_exception_of_tokenizers(tiny_bert, tmp_path):
+    words = [str(Path(tiny_bert) / "tokenizer.json"), str(tmp_path / "tokenizer.json")]
+    ended = subprocess.run([sys.executable, "-c", TOKENIZER, *words], capture_output=True, text=True, timeout=120)
+    assert ended.stderr.startswith("could not write to out: ")
+
+
+def test_the_demo_says_it_too_and_goes_on(tiny_bert, tiny_task, tmp_path):
+    base = Settings(model=tiny_bert, task=tiny_task, max_length=32, epochs=0.5, batch_size=8, save="no").to_json()
+    words = ["demo", "--restarts", "1", "--output-dir", str(tmp_path / "demo")]
+    assert "call it again to continue" in error_of(limited(3000, *words, base))
+    # The figure is larger than every record.
+    assert "call it again to continue" in error_of(limited(12000, *words, base))
+    assert len(list((tmp_path / "demo").rglob("record.json"))) == 3
+    assert limited(1 << 30, *words, base).returncode == 0
+
+
+def test_other_errors_are_not_the_disks():
+    from mixout.finetune.disk import writing
+
+    for error in (RuntimeError("CUDA out of memory"), ValueError("a bug"), OSError("no route to the logger")):
+        with pytest.raises(type(error), match=str(error)) as caught, writing(Path("out")):
+            raise error
+        assert caught.value is error

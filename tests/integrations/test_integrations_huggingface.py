@@ -1,0 +1,106 @@
+"""The callback in a Trainer of the user's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import mixout
+from mixout.errors import AnchorMismatchError, NotAppliedError
+from mixout.integrations.huggingface import AnchorCallback
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Model(torch.nn.Module):
+    """A loss that falls."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layer = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.layer(x).squeeze(-1) - labels) ** 2).mean()}
+
+
+def trainer(model: torch.nn.Module, place: Path, *, steps: int = 4, callback: bool = True) -> transformers.Trainer:
+    rows = [{"x": torch.full((4,), row / 8), "labels": torch.tensor(1.0)} for row in range(8)]
+    args = transformers.TrainingArguments(
+        output_dir=str(place), max_steps=steps, save_steps=2, per_device_train_batch_size=2, learning_rate=0.1,
+        report_to="none", use_cpu=True, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+    )  # fmt: skip
+    callbacks = [AnchorCallback()] if callback else []
+    found = transformers.Trainer(model, args, train_dataset=rows, callbacks=callbacks)
+    found.remove_callback(transformers.PrinterCallback)
+    return found
+
+
+def mixed(seed: int = 0) -> torch.nn.Module:
+    return mixout.apply_(Model(seed), mixout.Mixout(0.5), where="all")
+
+
+def test_a_checkpoint_in_another_folder_is_checked_and_taken(tmp_path):
+    whole = mixed()
+    trainer(whole, tmp_path / "first").train()
+    place = tmp_path / "moved"
+    (tmp_path / "first" / "checkpoint-2").rename(place)
+    resumed = mixed()
+    trainer(resumed, tmp_path / "second").train(resume_from_checkpoint=str(place))
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    # The name and step of a checkpoint say nothing of where it came from.
+    (tmp_path / "third").mkdir()
+    (tmp_path / "first" / "checkpoint-4").rename(tmp_path / "third" / "checkpoint-2")
+    with pytest.raises(AnchorMismatchError, match="call apply_"):
+        trainer(mixed(seed=1), tmp_path / "third").train(resume_from_checkpoint=str(place))
+
+
+def test_the_fine_tuned_weights_as_anchor_are_refused(tmp_path):
+    model = mixed()
+    trainer(model, tmp_path).train()
+    again = mixout.apply_(mixout.remove_(model), mixout.Mixout(0.5), where="all")
+    with pytest.raises(AnchorMismatchError, match="call apply_"):
+        trainer(again, tmp_path, steps=6).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
+    trainer(mixed(), tmp_path, callback=False).train()
+    with pytest.raises(AnchorMismatchError, match="without AnchorCallback"):
+        trainer(mixed(), tmp_path, steps=6).train(resume_from_checkpoint=True)
+
+
+def test_a_model_without_a_method_fails_before_the_first_step(tmp_path):
+    run = trainer(Model(), tmp_path)
+    with pytest.raises(NotAppliedError):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_two_processes_write_one_checkpoint(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_integrations_huggingface import mixed, torch, trainer\n"
+        "place, checkpoint = sys.argv[1], (sys.argv[2:] or [None])[0]\n"
+        "trainer(mixed(), place).train(resume_from_checkpoint=checkpoint)\n"
+        # Left to the interpreter's end, one process may abort when the other is gone.
+        "torch.distributed.barrier(); torch.distributed.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    for words in ([tmp_path / "a"], [tmp_path / "b", checkpoint]):
+        ended = subprocess.run(
+            [*launch, *map(str, words)],
+            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+    assert '"fingerprint"' in (tmp_path / "b" / "checkpoint-4" / "trainer_state.json").read_text()
+    assert not list(tmp_path.rglob("*.tmp"))
