@@ -85,7 +85,7 @@ def test_the_plan_follows_the_command_line():
 
 
 def test_what_cannot_be():
-    with pytest.raises(InputError, match="did you mean minilm"):
+    with pytest.raises(InputError, match="did you mean 'minilm'"):
         find("minlm")
     with pytest.raises(InputError, match="pairs >= 1, got 0"):
         plan(pairs=0)
