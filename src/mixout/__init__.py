@@ -9,13 +9,13 @@ from mixout import functional as functional
 from mixout import methods as methods
 from mixout import schedule as schedule
 from mixout.anchor import Distance as Distance
+from mixout.checkpoint import load_state_dict_ as load_state_dict_
+from mixout.checkpoint import state_dict as state_dict
 from mixout.convert import apply_ as apply_
 from mixout.convert import distance as distance
 from mixout.convert import fingerprint as fingerprint
-from mixout.convert import load_state_dict_ as load_state_dict_
 from mixout.convert import remove_ as remove_
 from mixout.convert import set_p_ as set_p_
-from mixout.convert import state_dict as state_dict
 from mixout.coverage import Coverage as Coverage
 from mixout.coverage import coverage as coverage
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError

@@ -1,23 +1,20 @@
-"""A method on a whole model: apply_, remove_, and what a checkpoint must carry beside the weights."""
+"""A method on a whole model: apply_, remove_, and what can be asked of the result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from mixout import anchor as anchors
 from mixout import dropouts
 from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero
-from mixout.errors import AlreadyAppliedError, AnchorMismatchError, MixoutError, NotAppliedError, NothingMixedError
+from mixout.errors import AlreadyAppliedError, MixoutError, NotAppliedError, NothingMixedError
 from mixout.layers import Mixed, obstacle, restore_
-from mixout.masks import Stream, check_p
+from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
 from mixout.methods.method import Applied, Site, chosen_layers, parent
 from mixout.selection import Selection, WhereLike, resolve
-
-STATE_VERSION = 1
 
 
 def apply_(
@@ -210,63 +207,6 @@ def set_p_(model: nn.Module, p: float) -> None:
     if applied.mixing.noise == "gaussian" and p == 1:
         raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1")
     applied.mixing.p.fill_(check_p(p))
-
-
-def state_dict(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint must carry beside the weights, as JSON: method, anchor fingerprint, p, and masks drawn.
-
-    Raises:
-        NotAppliedError: if the model carries no method.
-    """
-    root, applied = applied_to(model)
-    mixing = applied.mixing
-    return {
-        "version": STATE_VERSION,
-        "methods": spell(applied.methods),
-        "fingerprint": fingerprint(model) if applied.anchors else None,
-        "p": None if mixing is None else float(mixing.p),
-        "seed": applied.seed,
-        "draws": {name: stream.count for name, stream in _streams(root).items()},
-    }
-
-
-def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
-    """Continue where :func:`state_dict` was taken; refuses if ``model`` is anchored elsewhere.
-
-    The usual mistake that this finds: a fine-tuned checkpoint was loaded before :func:`apply_`, and became the anchor.
-
-    Raises:
-        NotAppliedError: if the model carries no method.
-        AnchorMismatchError: if the anchor's fingerprint differs.
-        MixoutError: if the state is of another version or method.
-    """
-    if state.get("version") != STATE_VERSION:
-        raise MixoutError(f"expected state of version {STATE_VERSION}, got {state.get('version')!r}")
-    root, applied = applied_to(model)
-    own_method = spell(applied.methods), applied.seed
-    if (state["methods"], state["seed"]) != own_method:
-        raise MixoutError(
-            f"expected state of {own_method[0]} with seed={own_method[1]}, got {state['methods']} with "
-            f"seed={state['seed']}; apply the same method with the same seed"
-        )
-    own = fingerprint(model) if applied.anchors else None
-    if state["fingerprint"] != own:
-        raise AnchorMismatchError(
-            f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
-            "load the pretrained weights, call apply_, and only then load the checkpoint"
-        )
-    if applied.mixing is not None:
-        applied.mixing.p.fill_(state["p"])
-        for name, stream in _streams(root).items():
-            stream.restore(state["draws"].get(name, 0))
-
-
-def _streams(root: nn.Module) -> dict[str, Stream]:
-    return {
-        name: module._mixed.stream
-        for name, module in root.named_modules()
-        if isinstance(module, Mixed) and module._mixed.stream is not None
-    }
 
 
 def _check_methods(methods: tuple[Method, ...]) -> None:
