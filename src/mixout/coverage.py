@@ -129,13 +129,15 @@ def coverage(model: nn.Module) -> Coverage:
     root, applied = applied_to(model)
     seen: set[int] = set()
     mixed: set[int] = set()
+    trained = any(isinstance(module, Mixed) and _called(module) for module in root.modules())
     layers = []
     for name, module in root.named_modules():
         own = [p for p in module._parameters.values() if p is not None]
         fresh = [p for p in own if id(p) not in seen]
         seen.update(map(id, own))
         if own:
-            layer = _layer(root, name, module, sum(p.numel() for p in fresh))
+            kind, reason = _kind(name, module, parent(root, name), trained=trained)
+            layer = _layer(name, module, kind, reason, sum(p.numel() for p in fresh))
             weight = module._parameters.get("weight")
             if layer.kind == "mixed" and weight is not None and id(weight) not in mixed:
                 mixed.add(id(weight))
@@ -147,8 +149,7 @@ def coverage(model: nn.Module) -> Coverage:
     return result
 
 
-def _layer(root: nn.Module, name: str, module: nn.Module, parameters: int) -> LayerCoverage:
-    kind, reason = _kind(root, name, module)
+def _layer(name: str, module: nn.Module, kind: Kind, reason: str, parameters: int) -> LayerCoverage:
     return LayerCoverage(
         name=name,
         type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
@@ -160,10 +161,14 @@ def _layer(root: nn.Module, name: str, module: nn.Module, parameters: int) -> La
     )
 
 
-def _kind(root: nn.Module, name: str, module: nn.Module) -> tuple[Kind, str]:
+def _called(layer: Mixed) -> bool:
+    return layer._mixed.passes > 0 or layer._mixed.compiled
+
+
+def _kind(name: str, module: nn.Module, holder: nn.Module | None, *, trained: bool) -> tuple[Kind, str]:
+    """What ``module``, held by ``holder``, is; ``trained``: some mixed layer has been called in training."""
     if isinstance(module, Mixed):
-        called = [m._mixed.passes > 0 or m._mixed.compiled for m in root.modules() if isinstance(m, Mixed)]
-        never = not (module._mixed.passes or module._mixed.compiled) and any(called)
+        never = trained and not _called(module)
         return ("bypassed", "never called in training, while other layers were") if never else ("mixed", "")
     if isinstance(module, nn.MultiheadAttention):
         return "bypassed", "packed in_proj_weight, read without a layer"
@@ -172,7 +177,7 @@ def _kind(root: nn.Module, name: str, module: nn.Module) -> tuple[Kind, str]:
         if raw and not all(_LOOKED_UP.search(f"{name}.{key}") for key in raw):
             return "bypassed", f"raw parameters ({', '.join(raw)}), read without a layer"
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
-    problem = obstacle(module, parent(root, name))
+    problem = obstacle(module, holder)
     return ("plain", "not chosen") if problem is None else ("bypassed", problem)
 
 
