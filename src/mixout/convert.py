@@ -204,9 +204,7 @@ def set_p_(model: nn.Module, p: float) -> None:
     _, applied = applied_to(model)
     if applied.mixing is None:
         raise NotAppliedError(f"expected a mixing method, got {spell(applied.methods)}")
-    if applied.mixing.noise == "gaussian" and p == 1:
-        raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1")
-    applied.mixing.p.fill_(check_p(p))
+    applied.mixing.p.fill_(check_p(p, applied.mixing.noise))
 
 
 def _check_methods(methods: tuple[Method, ...]) -> None:

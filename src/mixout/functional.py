@@ -58,10 +58,10 @@ def mix(
     """
     _check(weight, anchor, unit, gradient, noise, input_dim)
     if not isinstance(p, Tensor):
-        p = check_p(p)
+        p = check_p(p, noise)
         if p == 0.0:
             return weight
-    scale = _scale(p, noise)
+    scale = _scale(p)
     shape = tuple(weight.shape)
     coins = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
     mask = spread(draw(coins, p, noise=noise, device=weight.device, stream=stream), shape)
@@ -117,7 +117,7 @@ def mixed_linear(
         phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
         return torch.nn.functional.linear(x, phi, bias)
     _check(weight, anchor, unit, gradient, noise, 1)
-    p = check_p(p)
+    p = check_p(p, noise)
     if p == 0.0:
         return torch.nn.functional.linear(x, weight, bias)
     if x.dtype != weight.dtype and _autocast_dtype(x) is None:
@@ -131,7 +131,7 @@ def mixed_linear(
         _match(anchor, weight),
         None if bias is None else bias.to(dtype),
         kept.to(weight.device, non_blocking=True),
-        _scale(p, noise),
+        _scale(p),
         gradient=gradient,
     )
 
@@ -179,10 +179,10 @@ def mixed_embedding(
     _check(weight, anchor, unit, gradient, noise, 0)
     rows = torch.nn.functional.embedding(index, weight, **options)
     if not isinstance(p, Tensor):
-        p = check_p(p)
+        p = check_p(p, noise)
         if p == 0.0:
             return rows
-    scale = _scale(p, noise)
+    scale = _scale(p)
     coins = mask_shape(tuple(weight.shape), unit, input_dim=0)
     mask = draw(coins, p, noise=noise, device=weight.device, stream=stream)
     if unit != "output":
@@ -201,15 +201,13 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 @overload
-def _scale(p: float, noise: Noise) -> float: ...
+def _scale(p: float) -> float: ...
 @overload
-def _scale(p: float | Tensor, noise: Noise) -> float | Tensor: ...
-def _scale(p: float | Tensor, noise: Noise) -> float | Tensor:
+def _scale(p: float | Tensor) -> float | Tensor: ...
+def _scale(p: float | Tensor) -> float | Tensor:
     """1 / mu; at p = 1 every coin falls on the anchor and the scale multiplies nothing."""
     if isinstance(p, Tensor):
         return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p))
-    if p == 1.0 and noise == "gaussian":
-        raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1.0")
     return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
 
 

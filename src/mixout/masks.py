@@ -116,17 +116,19 @@ torch.library.register_fake(
 )
 
 
-def check_p(p: float) -> float:
-    """Return ``p`` as a float, or say what is wrong with it.
+def check_p(p: float, noise: Noise = "bernoulli") -> float:
+    """Return ``p`` as a float, or say what is wrong with it for this noise.
 
     Raises:
         TypeError: if ``p`` is not a number.
-        ValueError: if ``p`` is outside [0, 1].
+        ValueError: if ``p`` is outside [0, 1], or is 1 for Gaussian noise.
     """
     if isinstance(p, bool) or not isinstance(p, (int, float)):
         raise TypeError(f"expected p to be a number in [0, 1], got {p!r}")
     if not 0.0 <= p <= 1.0:  # also refuses nan
         raise ValueError(f"expected p in [0, 1], the probability that a unit is replaced by the anchor, got {p}")
+    if noise == "gaussian" and p == 1:
+        raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1")
     return float(p)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from mixout.masks import NOISES, Noise, Unit
+from mixout.masks import NOISES, Noise, Unit, check_p
 from mixout.methods.method import MixingMethod
 from mixout.ops.reference import Gradient
 
@@ -47,8 +47,7 @@ class Mixconnect(MixingMethod):
         self.check()
         if self.noise not in NOISES:
             raise ValueError(f"expected noise in {NOISES}, got {self.noise!r}")
-        if self.noise == "gaussian" and self.p == 1:
-            raise ValueError("expected p in [0, 1) for gaussian noise, whose variance p/(1-p) has no limit at 1, got 1")
+        check_p(self.p, self.noise)
 
     @classmethod
     def from_moments(cls, mean: float, variance: float, *, noise: Noise = "gaussian") -> Mixconnect:
