@@ -8,6 +8,12 @@ import mixout
 from mixout import Mixconnect, Mixout, PScheduler
 from mixout.schedule import Linear
 
+# torch's own, of the way its compiler traces autograd functions.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
 
 def net(method, seed=None, dtype=torch.float32):
     torch.manual_seed(0)
@@ -27,8 +33,6 @@ def _fresh_dynamo():
 
 
 @pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_schedule_of_p_compiles_once_and_masks_are_fresh(backend):
     """Traps: a schedule of p that recompiles at each value; a Python-integer seed recompiles every step."""
     model = net(Mixout(0.5))

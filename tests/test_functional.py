@@ -32,6 +32,12 @@ def all_masks(shape, p):
         yield torch.tensor(coins).reshape(shape), p ** coins.count(False) * (1 - p) ** coins.count(True)
 
 
+def toss(monkeypatch, mask):
+    """Let the next draws be ``mask``."""
+    monkeypatch.setattr(functional, "draw", lambda shape, *_, **__: mask.reshape(shape))
+    monkeypatch.setattr(functional, "coins", lambda shape, *_, **__: lambda: mask.reshape(shape))
+
+
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("p", [0.3, 0.9])
 def test_mix_is_unbiased_over_all_masks(unit, p, monkeypatch):
@@ -39,7 +45,7 @@ def test_mix_is_unbiased_over_all_masks(unit, p, monkeypatch):
     w, u = tensors((2, 3), (2, 3))
     mean, mean_gradient, total = torch.zeros_like(w), torch.zeros_like(w), 0.0
     for mask, chance in all_masks(COINS[unit], p):
-        monkeypatch.setattr(functional, "draw", lambda shape, *_, mask=mask, **__: mask.reshape(shape))
+        toss(monkeypatch, mask)
         leaf = w.clone().requires_grad_()
         phi = mix(leaf, u, p, unit=unit)
         phi.sum().backward()
@@ -51,10 +57,17 @@ def test_mix_is_unbiased_over_all_masks(unit, p, monkeypatch):
     torch.testing.assert_close(mean_gradient, torch.ones_like(w), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+FORMS = {"dense": (1.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
+
+
+@pytest.mark.parametrize(
+    ("unit", "form"), [*(("input", form) for form in FORMS), ("output", "dense"), ("element", "dense")]
+)
 @pytest.mark.parametrize("bias", [True, False])
-def test_mixed_linear_is_unbiased_over_all_masks(unit, bias, monkeypatch):
-    """Output, gradient of x, of w and of b: the mean over all masks is the plain linear's."""
+def test_mixed_linear_is_unbiased_over_all_masks(unit, form, bias, monkeypatch):
+    """Output, gradient of x, of w and of b: the mean over all masks is the plain linear's, in each form."""
+    monkeypatch.setattr(functional, "SPARSE_FROM", FORMS[form][0])
+    monkeypatch.setattr(functional, "SPLIT_BELOW", FORMS[form][1])
     p = 0.7
     x, w, u, b, g = tensors((4, 3), (2, 3), (2, 3), (2,), (4, 2))
     leaves = [x, w, b] if bias else [x, w]
@@ -63,7 +76,7 @@ def test_mixed_linear_is_unbiased_over_all_masks(unit, bias, monkeypatch):
     expected = [y.detach(), *torch.autograd.grad(y, plain, g)]
     means = [torch.zeros_like(e) for e in expected]
     for mask, chance in all_masks(COINS[unit], p):
-        monkeypatch.setattr(functional, "draw", lambda shape, *_, mask=mask, **__: mask.reshape(shape))
+        toss(monkeypatch, mask)
         mine = [t.clone().requires_grad_() for t in leaves]
         out = mixed_linear(mine[0], mine[1], u, mine[2] if bias else None, p=p, unit=unit)
         for total, value in zip(means, [out.detach(), *torch.autograd.grad(out, mine, g)], strict=True):
@@ -77,7 +90,7 @@ def test_mixed_embedding_is_unbiased_over_all_masks(monkeypatch):
     w, u = tensors((4, 3), (4, 3))
     mean = torch.zeros(2, 2, 3, dtype=torch.float64)
     for mask, chance in all_masks((4, 1), p):
-        monkeypatch.setattr(functional, "draw", lambda shape, *_, mask=mask, **__: mask.reshape(shape))
+        toss(monkeypatch, mask)
         mean += chance * mixed_embedding(index, w, u, p=p)
     torch.testing.assert_close(mean, w[index], rtol=1e-12, atol=1e-12)
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixout import masks
 from mixout.masks import NOISES, UNITS, Stream, check_p, draw, mask_shape, spread
 
 P = st.floats(0.0, 1.0)
@@ -137,3 +138,26 @@ def test_masks_do_not_depend_on_the_default_dtype(stream):
 def test_units_are_the_three_documented():
     assert UNITS == ("input", "output", "element")
     assert NOISES == ("bernoulli", "gaussian")
+
+
+@pytest.mark.parametrize("p", [0.0, 1 / 256, 0.1, 0.5, 0.9, 1 - 1e-9, 1.0])
+def test_coins_have_the_law_of_draw_and_are_equal_each_time(p):
+    """Bernoulli to the fraction of a byte: the share kept within five standard deviations, in rows and columns."""
+    torch.manual_seed(0)
+    mask = masks.coins((1000, 403), p)
+    drawn = mask()
+    assert drawn.dtype == torch.bool
+    assert drawn.shape == (1000, 403)
+    assert drawn.equal(mask())
+    count, q = drawn.numel(), 1 - p
+    assert abs(int(drawn.sum()) - count * q) <= 5 * (count * q * p) ** 0.5 + 1e-3
+    if 0.05 < p < 0.95:  # independent: the variance of row sums is binomial
+        variance = float(drawn.sum(1).double().var())
+        assert variance == pytest.approx(403 * p * q, rel=0.25)
+
+
+def test_coins_resolve_a_p_between_two_bytes():
+    """p = .9 is 230.4 / 256: two neighbours of it that a byte cannot tell apart differ by the coins they should."""
+    torch.manual_seed(0)
+    low, high = masks.coins((2000, 2000), 230.1 / 256)(), masks.coins((2000, 2000), 230.9 / 256)()
+    assert int(low.sum()) - int(high.sum()) == pytest.approx(4e6 * 0.8 / 256, rel=0.1)

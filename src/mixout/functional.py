@@ -6,15 +6,25 @@ For layers of your own: all take plain tensors and know nothing of modules. In e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from mixout.masks import NOISES, UNITS, Noise, Stream, Unit, check_p, draw, mask_shape, spread
-from mixout.ops.linear import column_sparse_linear
+from mixout.masks import NOISES, UNITS, Noise, Stream, Unit, check_p, coins, draw, mask_shape, spread
+from mixout.ops.autocast import autocast_dtype
+from mixout.ops.dense import dense_linear
+from mixout.ops.graph import graph_linear
 from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import GRADIENTS, Gradient
+from mixout.ops.sparse import column_sparse_linear
+from mixout.ops.split import split_linear
+
+# Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
+SPARSE_FROM = 0.3
+# Tokens times the share of kept columns up to which Phi is not made; measured in benchmarks/levers.py.
+SPLIT_BELOW = 48
 
 
 def mix(
@@ -63,8 +73,11 @@ def mix(
             return weight
     scale = _scale(p)
     shape = tuple(weight.shape)
-    coins = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-    mask = spread(draw(coins, p, noise=noise, device=weight.device, stream=stream), shape)
+    if unit == "element" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
+        mask = coins(shape, p, noise=noise, device=weight.device, stream=stream)()  # as mixed_linear draws it
+    else:
+        tossed = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
+        mask = spread(draw(tossed, p, noise=noise, device=weight.device, stream=stream), shape)
     return mix_op(weight, _match(anchor, weight), mask, scale, gradient=gradient)
 
 
@@ -112,28 +125,44 @@ def mixed_linear(
     """
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
-    sparse = unit == "input" and noise == "bernoulli" and not torch.compiler.is_compiling()
-    if not sparse or isinstance(p, Tensor):
+    sparse = unit == "input" and noise == "bernoulli"
+    compiling = torch.compiler.is_compiling()
+    if compiling and not sparse:
         phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
         return torch.nn.functional.linear(x, phi, bias)
     _check(weight, anchor, unit, gradient, noise, 1)
-    p = check_p(p, noise)
-    if p == 0.0:
-        return torch.nn.functional.linear(x, weight, bias)
-    if x.dtype != weight.dtype and _autocast_dtype(x) is None:
+    if not compiling or not isinstance(p, Tensor):
+        p = check_p(float(p) if isinstance(p, Tensor) else p, noise)
+        if p == 0.0:
+            return torch.nn.functional.linear(x, weight, bias)
+    if x.dtype != weight.dtype and autocast_dtype(x) is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
+    dtype = autocast_dtype(x) or weight.dtype
+    read = x.to(dtype), weight, _match(anchor, weight), None if bias is None else bias.to(dtype)
+    scale = _scale(p)
+    if not sparse:
+        return dense_linear(*read, _coins(weight, float(p), unit, noise, stream), float(scale), gradient=gradient)
     # Drawn on the host: the number of kept columns is known without waiting for the device.
-    kept = draw((weight.shape[1],), p, stream=stream).nonzero().squeeze(1)
-    dtype = _autocast_dtype(x) or weight.dtype
-    return column_sparse_linear(
-        x.to(dtype),
-        weight,
-        _match(anchor, weight),
-        None if bias is None else bias.to(dtype),
-        kept.to(weight.device, non_blocking=True),
-        _scale(p),
-        gradient=gradient,
-    )
+    kept = draw((weight.shape[1],), p, stream=stream)
+    if compiling:
+        scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
+        return graph_linear(*read, kept, scale, gradient=gradient)
+    if p < SPARSE_FROM:
+        mask = kept.to(weight.device, non_blocking=True)
+        return dense_linear(*read, lambda: mask, float(scale), gradient=gradient)
+    columns = kept.nonzero().squeeze(1)
+    few = (x.numel() // x.shape[-1]) * len(columns) <= SPLIT_BELOW * weight.shape[1]
+    form = split_linear if few else column_sparse_linear
+    return form(*read, columns.to(weight.device, non_blocking=True), float(scale), gradient=gradient)
+
+
+def _coins(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Callable[[], Tensor]:
+    """Element masks are drawn again when they are needed again; a mask with one coin a neuron is kept."""
+    shape = tuple(weight.shape)
+    if unit == "element":
+        return coins(shape, p, noise=noise, device=weight.device, stream=stream)
+    mask = draw(mask_shape(shape, unit), p, noise=noise, device=weight.device, stream=stream)
+    return lambda: mask
 
 
 def mixed_embedding(
@@ -183,21 +212,13 @@ def mixed_embedding(
         if p == 0.0:
             return rows
     scale = _scale(p)
-    coins = mask_shape(tuple(weight.shape), unit, input_dim=0)
-    mask = draw(coins, p, noise=noise, device=weight.device, stream=stream)
+    tossed = mask_shape(tuple(weight.shape), unit, input_dim=0)
+    mask = draw(tossed, p, noise=noise, device=weight.device, stream=stream)
     if unit != "output":
         mask = mask[index]
     match = _match(anchor, weight)
     anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes a linear in, if it is on; it leaves float64 alone, and does not know every device."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
 
 
 @overload

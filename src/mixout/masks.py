@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import weakref
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -97,11 +99,13 @@ class Stream:
 # A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.
 _NUMBERS = itertools.count()
 _STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+_NO_STREAM = torch.tensor(-1, device="cpu")
 
 
 def _draw_from_stream(stream: Tensor, shape: list[int], normal: bool) -> Tensor:
     toss = torch.randn if normal else torch.rand
-    return toss(shape, generator=_STREAMS[int(stream)].generator(), dtype=torch.float32)
+    generator = None if int(stream) < 0 else _STREAMS[int(stream)].generator()
+    return toss(shape, generator=generator, dtype=torch.float32)
 
 
 torch.library.define(
@@ -114,6 +118,78 @@ torch.library.register_fake(
     "mixout::draw",
     lambda stream, shape, normal: torch.empty(shape, dtype=torch.float32, device="cpu"),  # noqa: ARG005
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coins:
+    """A mask as the seed it is drawn from: the same mask each time, so that a backward pass need not keep it.
+
+    Args:
+        seed: of a generator of its own.
+        shape: of the mask.
+        p: probability that a unit is replaced by the anchor.
+        noise: the law of M.
+        device: where to draw.
+    """
+
+    seed: int
+    shape: tuple[int, ...]
+    p: float
+    noise: Noise
+    device: torch.device
+
+    def __call__(self) -> Tensor:
+        """The mask; see :func:`draw`."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        if self.noise == "gaussian":
+            return _gaussian(
+                torch.randn(self.shape, device=self.device, dtype=torch.float32, generator=generator), self.p
+            )
+        if self.device.type == "cpu":
+            return _bytewise(self.shape, self.p, generator)
+        return torch.rand(self.shape, device=self.device, dtype=torch.float32, generator=generator) >= self.p
+
+
+def coins(
+    shape: tuple[int, ...],
+    p: float,
+    *,
+    noise: Noise = "bernoulli",
+    device: torch.device | str = "cpu",
+    stream: Stream | None = None,
+) -> Coins:
+    """A mask with the law of :func:`draw`'s that is drawn when it is called; arguments as there.
+
+    Example:
+        >>> mask = coins((4, 3), 0.5)
+        >>> mask().equal(mask())
+        True
+    """
+    generator = None if stream is None else stream.generator()
+    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
+    return Coins(seed=seed, shape=shape, p=p, noise=noise, device=torch.device(device))
+
+
+def _bytewise(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
+    """Bernoulli coins from a random byte each: torch draws one after the other on the host, whatever their size.
+
+    A byte below 256 p falls on the anchor, one above on w; one in 256 is equal to the whole part of 256 p, and a
+    further number decides by the fraction.
+    """
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    numbers = words.view(torch.uint8)[:count]
+    whole = int(256 * p)
+    if whole == 256:  # p = 1
+        return torch.zeros(shape, dtype=torch.bool)
+    kept = numbers > whole
+    undecided = (numbers == whole).nonzero().squeeze(1)
+    kept[undecided] = torch.rand(len(undecided), dtype=torch.float32, generator=generator) >= 256 * p - whole
+    return kept.view(shape)
+
+
+def _gaussian(numbers: Tensor, p: float | Tensor) -> Tensor:
+    return (1 - p) + (p * (1 - p)) ** 0.5 * numbers
 
 
 def check_p(p: float, noise: Noise = "bernoulli") -> float:
@@ -159,10 +235,13 @@ def draw(
     # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
     if stream is not None:
         numbers = stream.draw(shape, normal=noise == "gaussian").to(device)
+    elif torch.compiler.is_compiling() and torch.device(device).type == "cpu":
+        # The compiler's own random numbers would be others than those of a pass that is not compiled.
+        numbers = torch.ops.mixout.draw(_NO_STREAM, list(shape), noise == "gaussian")
     else:
         toss = torch.randn if noise == "gaussian" else torch.rand
         numbers = toss(shape, device=device, dtype=torch.float32)
-    return numbers >= p if noise == "bernoulli" else (1 - p) + (p * (1 - p)) ** 0.5 * numbers
+    return numbers >= p if noise == "bernoulli" else _gaussian(numbers, p)
 
 
 def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1, groups: int = 1) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     """
     if anchor is None:
         return scaled(weight, mask, scale)
+    if mask.dtype == torch.bool and mask.shape == weight.shape and not isinstance(scale, Tensor):
+        return torch.where(mask, torch.lerp(anchor, weight, scale), anchor)  # no coefficient as large as the weight
     if weight.dtype.itemsize > 2:
         return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
@@ -34,6 +36,13 @@ def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
     """Compute ``x * M * scale`` in the dtype of ``x``, without rounding the scale to it."""
     wide = torch.float32 if x.dtype.itemsize == 2 else x.dtype
     return (x * (mask.to(wide) * scale)).to(x.dtype)
+
+
+def mask_(grad: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Compute ``grad * M * scale`` in place, in the dtype of ``grad``, without rounding the scale to it."""
+    if mask.dtype == torch.bool:
+        return grad.mul_(mask).mul_(scale)
+    return grad.mul_(mask.to(grad.dtype)).mul_(scale)
 
 
 class _Mix(torch.autograd.Function):

@@ -9,18 +9,18 @@ With kept columns K, about (1-p) of them, and s = 1/(1-p)::
 
 Plain fine-tuning needs three full GEMMs, this needs 2 + (1-p). Kept for backward: x[:, K] and the indices; Phi is
 built again from w, u and K, so nothing weight-sized outlives the forward but w and u themselves.
-Not differentiable twice: that needs all of x; use :mod:`mixout.ops.reference` there.
+Not differentiable twice: that needs all of x; :mod:`mixout.ops.dense` keeps it.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import interpolate
 from mixout.ops.reference import Gradient
 
@@ -37,7 +37,7 @@ class _ColumnSparseLinear(torch.autograd.Function):
         scale: float,
         gradient_scale: float,
     ) -> Tensor:
-        with _no_autocast(x.device):
+        with without_autocast(x.device):
             y = torch.nn.functional.linear(x, _phi(weight, anchor, kept, scale).to(x.dtype), bias)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         x_kept = x.reshape(-1, x.shape[-1]).index_select(1, kept) if needs_weight else None
@@ -53,27 +53,26 @@ class _ColumnSparseLinear(torch.autograd.Function):
         scale, gradient_scale = ctx.scales
         grad_x = grad_weight = grad_bias = None
         rows = grad.reshape(-1, grad.shape[-1])
-        with _no_autocast(grad.device):
+        with without_autocast(grad.device):
             if ctx.needs_input_grad[0]:
                 grad_x = grad @ _phi(weight, anchor, kept, scale).to(grad.dtype)
             if ctx.needs_input_grad[1]:
                 shape, dtype = ctx.weight_like
-                columns = (rows.t() @ x_kept).to(dtype).mul_(gradient_scale)
-                grad_weight = columns.new_zeros(shape).index_copy_(1, kept, columns)
+                grad_weight = spread_columns(rows.t() @ x_kept, kept, shape, dtype, gradient_scale)
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """The caller has cast x and bias; autocast would only cast Phi behind our back. Not every device knows it."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
-
-
 def _phi(weight: Tensor, anchor: Tensor | None, kept: Tensor, scale: float) -> Tensor:
     mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
     return interpolate(weight, anchor, mask, scale)
+
+
+def spread_columns(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
+    """The weight's gradient: ``columns``, (out, |K|), times ``scale`` at the places ``kept``, and 0 elsewhere."""
+    columns = columns.to(dtype).mul_(scale)
+    return columns.new_zeros(shape).index_copy_(1, kept, columns)
 
 
 def column_sparse_linear(

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mixout import functional
 from mixout.functional import mixed_linear
 from mixout.ops import reference
-from mixout.ops.linear import column_sparse_linear
+from mixout.ops.sparse import column_sparse_linear
+from mixout.ops.split import split_linear
 
 
 def case(batch, out, inputs, keep, seed=0, dtype=torch.float64):
@@ -61,8 +63,9 @@ def saved_by(function):
 
 @pytest.mark.parametrize("anchored", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed):
+def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed, monkeypatch):
     """Trap: mask of weight size stored for backward. Only w and u themselves, x[:, K] and K are kept."""
+    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
     rows, size, p = 50, 100, 0.9
     x = torch.randn(rows, size, requires_grad=True)
     w, u = torch.randn(size, size, requires_grad=True), torch.randn(size, size)
@@ -108,8 +111,9 @@ class Allocations(TorchDispatchMode):
     [(torch.float32, False, 1), (torch.float32, True, 2), (torch.bfloat16, False, 2)],
     ids=["fp32", "autocast", "bf16"],
 )
-def test_weight_sized_temporaries_of_the_forward(dtype, autocast, most):
+def test_weight_sized_temporaries_of_the_forward(dtype, autocast, most, monkeypatch):
     """Trap: five weight-sized temporaries in forward."""
+    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
     w, u = torch.randn(60, 70).to(dtype).requires_grad_(), torch.randn(60, 70).to(dtype)
     x = torch.randn(3, 70).to(dtype)
     torch.manual_seed(0)
@@ -142,3 +146,43 @@ def test_the_weights_gradient_is_computed_for_the_kept_columns_only():
     kept = int((w.grad.abs().sum(0) != 0).sum())
     assert mode.columns == [kept]
     assert kept < 200
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("anchored", [True, False])
+def test_the_split_form_is_the_sparse_form(tokens, anchored):
+    """The same outputs and gradients as the form that makes Phi; where w equals u, the anchor's output to the bit."""
+    x, w, u, b, g = (torch.randn(s, dtype=torch.float64) for s in ((tokens, 9), (5, 9), (5, 9), (5,), (tokens, 5)))
+    kept = torch.tensor([0, 3, 8])
+    results = []
+    for form in (column_sparse_linear, split_linear):
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        y = form(leaves[0], leaves[1], u if anchored else None, leaves[2], kept, 3.0)
+        results.append([y, *torch.autograd.grad(y, leaves, g)])
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert split_linear(x, u.clone(), u, b, kept, 3.0).equal(torch.nn.functional.linear(x, u, b))
+
+
+def test_few_tokens_make_no_weight_sized_tensor_in_forward():
+    """The split form reads the weight and the anchor and writes thin matrices only."""
+    w, u, x = torch.randn(60, 70, requires_grad=True), torch.randn(60, 70), torch.randn(3, 70)
+    with Allocations(w, w, u) as mode:
+        mixed_linear(x, w, u, p=0.9)
+    assert mode.found == []
+
+
+def test_element_masks_are_not_kept_but_drawn_again():
+    """Trap: mask of weight size stored for backward; the gradient still is that of the forward's own mask."""
+    x, w, u = torch.randn(5, 40, requires_grad=True), torch.randn(30, 40, requires_grad=True), torch.zeros(30, 40)
+    torch.manual_seed(3)
+    y, saved = saved_by(lambda: mixed_linear(x, w, u, p=0.8, unit="element"))
+    torch.rand(7)  # whatever is drawn in between
+    y.sum().backward()
+    own = {t.untyped_storage().data_ptr() for t in (x, w, u)}
+    assert all(t.untyped_storage().data_ptr() in own for t in saved)
+    torch.manual_seed(3)
+    phi = functional.mix(w.detach(), u, 0.8, unit="element")
+    torch.testing.assert_close(y, x @ phi.t())
+    torch.testing.assert_close(x.grad, phi.sum(0).expand(5, 40))
+    torch.testing.assert_close(w.grad, x.detach().sum(0) * (phi != 0) * 5.0)
