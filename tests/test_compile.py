@@ -88,3 +88,58 @@ def test_an_explicit_seed_compiles_fullgraph_too():
         found = [compiled(x) for _ in range(4)]
     for y in found:
         torch.testing.assert_close(y, eager(x))  # the masks of the seed, compiled or not
+
+
+def blocks():
+    from transformers import BertConfig, LlamaConfig
+    from transformers.models.bert.modeling_bert import BertLayer
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sdpa = {"attn_implementation": "sdpa"}
+    llama = LlamaConfig(**shape, num_key_value_heads=1, **sdpa)
+    rotary = LlamaRotaryEmbedding(llama)(torch.zeros(2, 5, 16), torch.arange(5)[None])
+    bert = BertConfig(**shape, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0, **sdpa)
+    return {
+        "bert": (BertLayer(bert), {}),
+        "llama": (LlamaDecoderLayer(llama, 0), {"position_embeddings": rotary}),
+    }
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_transformer_block_compiles_once_with_fresh_masks(name):
+    """fullgraph, fifty steps without compiling again, a fresh mask in each, which the seed decides."""
+    torch.manual_seed(0)
+    block, extra = blocks()[name]
+    mixout.apply_(block, Mixout(0.8), where="all")
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(2, 5, 16)
+
+    def step(function, seed):
+        torch.manual_seed(seed)
+        out = function(x, **extra)
+        out = out[0] if isinstance(out, tuple) else out
+        block.zero_grad()
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in block.parameters() if p.grad is not None)]
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    step(compiled, 0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        outputs = [step(compiled, seed) for seed in range(50)]
+    assert len({float(one[0].sum()) for one in outputs}) == 50
+    torch.testing.assert_close(outputs[17], step(compiled, 17))
+
+
+def test_more_columns_than_expected_travel_behind_the_static_shape():
+    """mixout::keep shows the graph one column; all kept ones reach mixout::columns, and a copy is refused."""
+    x, g, w = torch.randn(4, 6), torch.randn(4, 3), torch.randn(3, 6)
+    mask = torch.tensor([True, False, True, True, True, True])
+    kept, same = torch.ops.mixout.keep(x, mask)
+    assert kept.shape == (4,)
+    gradient = torch.ops.mixout.columns(g, kept, same, w, torch.tensor(2.0))
+    torch.testing.assert_close(gradient, 2.0 * (g.t() @ x) * mask)
+    with pytest.raises(RuntimeError, match="got copies"):
+        torch.ops.mixout.columns(g, kept.clone(), same, w, torch.tensor(2.0))

@@ -23,8 +23,8 @@ from mixout.ops.split import split_linear
 
 # Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
 SPARSE_FROM = 0.3
-# Tokens times the share of kept columns up to which Phi is not made; measured in benchmarks/levers.py.
-SPLIT_BELOW = 48
+# Tokens times the share of kept columns up to which Phi is not made.
+SPLIT_BELOW = 16
 
 
 def mix(

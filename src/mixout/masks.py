@@ -236,7 +236,7 @@ def draw(
     if stream is not None:
         numbers = stream.draw(shape, normal=noise == "gaussian").to(device)
     elif torch.compiler.is_compiling() and torch.device(device).type == "cpu":
-        # The compiler's own random numbers would be others than those of a pass that is not compiled.
+        # Opaque to the compiler, which would else replace torch's generator by one of its own.
         numbers = torch.ops.mixout.draw(_NO_STREAM, list(shape), noise == "gaussian")
     else:
         toss = torch.randn if noise == "gaussian" else torch.rand
