@@ -1,0 +1,6 @@
+"""From runs to numbers and plain sentences. It reads results, never runs anything and never draws."""
+
+from mixout.finetune.extras import needs
+
+with needs("hf", "the analysis of studies"):
+    import scipy as scipy

@@ -1,0 +1,212 @@
+"""Every method against one baseline, restart by restart, with one correction over all of these comparisons.
+
+Only the difference of means is tested in the family. The other numbers describe: their intervals and p values hold one
+at a time. Scores of runs that crashed enter as chance (see ``Run.counted``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypedDict
+
+import numpy as np
+
+from mixout.errors import InputError
+from mixout.methods.grammar import nearest
+from mixout.study.analysis.bootstrap import Array, bca
+from mixout.study.analysis.comparison import Comparison as Comparison
+from mixout.study.analysis.grouping import CellKey, by_cell
+from mixout.study.analysis.permutation import brown_forsythe, exchanged_labels, holm, sign_flips, smallest_p
+from mixout.study.analysis.proportions import newcombe, superiority
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.sentences import describe
+
+_USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
+
+
+class _Failures(TypedDict):
+    failed: int | None
+    baseline_failed: int | None
+    failure_runs: int
+    failure_runs_baseline: int
+    failure_difference: float | None
+    failure_low: float | None
+    failure_high: float | None
+
+
+class _Levels(TypedDict):
+    level_difference: float | None
+    level_low: float | None
+    level_high: float | None
+
+
+def compare(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0) -> list[Comparison]:
+    """Compare each method with the baseline on the same task and with the same factors.
+
+    Paired by restart number over the restarts that both have; as independent samples where the runs are not paired or
+    have no restart in common. Cells without the baseline's counterpart, or without any score, are not compared.
+
+    Args:
+        runs: of a study.
+        baseline: its label; by default the first method that is plain or dropout, else the first.
+        seed: of bootstrap and permutations.
+
+    Returns:
+        One comparison for each cell that is not the baseline's, in the order of their first run.
+
+    Raises:
+        InputError: no run, an unknown baseline, or a task with several metrics.
+
+    Example:
+        >>> runs = [
+        ...     Run(task="RTE", method=method, restart=k, score=0.6 + 0.02 * k + gain)
+        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
+        ...     for k in range(8)
+        ... ]
+        >>> [found] = compare(runs)
+        >>> found.baseline, round(found.difference, 3), round(found.p_permutation, 4)
+        ('plain', 0.05, 0.0078)
+    """
+    cells = by_cell(runs)
+    baseline = choose_baseline([key.method for key in cells], baseline)
+    points = points_of(cells)
+    found = []
+    for key, cell in cells.items():
+        other = cells.get(CellKey(key.task, baseline, key.factors))
+        if key.method == baseline or other is None:
+            continue
+        if cell[0].metric != other[0].metric:
+            raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
+        comparison = _compare(key, baseline, cell, other, points[key.task], seed)
+        found += [comparison] if comparison is not None else []
+    corrected = holm([comparison.p_permutation for comparison in found])
+    found = [replace(one, p_holm=p, family=len(found)) for one, p in zip(found, corrected, strict=True)]
+    return [replace(one, sentence=describe(one)) for one in found]
+
+
+def choose_baseline(methods: Sequence[str], baseline: str | None = None) -> str:
+    """The label that the others are compared with.
+
+    Args:
+        methods: labels, the first first.
+        baseline: the user's choice, or None for the first that is plain or dropout, else the first.
+
+    Raises:
+        InputError: the choice is none of the methods.
+
+    Example:
+        >>> choose_baseline(["mixout(0.9)", "dropout(0.1)", "plain"])
+        'dropout(0.1)'
+    """
+    if baseline is None:
+        return next((method for method in methods if _USUAL_BASELINE.match(method)), methods[0])
+    if baseline not in methods:
+        known = list(dict.fromkeys(methods))
+        raise InputError(f"expected a baseline among {', '.join(known)}, got {baseline!r}{nearest(baseline, known)}")
+    return baseline
+
+
+def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
+    """Factor from scores to points for each task: 100 where all its scores lie in [-1, 1], else 1."""
+    largest: dict[str, float] = {}
+    for key, cell in cells.items():
+        scores = [abs(run.counted) for run in cell if np.isfinite(run.counted)]
+        largest[key.task] = max([largest.get(key.task, 0.0), *scores])
+    return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()}
+
+
+def counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
+    """The runs of two cells that can be compared, and whether those at the same position are a pair.
+
+    Pairs over the restarts that both cells have; all runs, unpaired, where the restart number does not identify the
+    seeds or where no restart is common.
+    """
+    common = {run.restart for run in cell} & {run.restart for run in other}
+    if not (cell[0].paired and other[0].paired and common):
+        return cell, other, False
+    return [run for run in cell if run.restart in common], [run for run in other if run.restart in common], True
+
+
+def with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
+    """Their scores; where paired, a pair with a missing score is left out."""
+    x, y = (np.array([run.counted for run in runs], dtype=np.float64) for runs in (cell, other))
+    if paired:
+        both = np.isfinite(x) & np.isfinite(y)
+        return x[both], y[both]
+    return x[np.isfinite(x)], y[np.isfinite(y)]
+
+
+def _compare(
+    key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, seed: int
+) -> Comparison | None:
+    every = len(cell) + len(other)
+    cell, other, paired = counterparts(cell, other)
+    failures = _failures(cell, other, paired)
+    levels = _levels(cell, other, seed)
+    x, y = with_scores(cell, other, paired)
+    if not len(x) or not len(y):
+        return None
+    differences = x - y if paired else np.empty(0)
+    samples = [differences] if paired else [x, y]
+    low, high = bca(samples, (lambda d: d.mean(-1)) if paired else (lambda a, b: a.mean(-1) - b.mean(-1)), seed=seed)
+    p = sign_flips(differences, seed=seed) if paired else exchanged_labels(x, y, seed=seed)
+    improvement, improvement_low, improvement_high = superiority(x, y)
+    return Comparison(
+        task=key.task,
+        method=key.method,
+        baseline=baseline,
+        factors=dict(key.factors),
+        metric=cell[0].metric,
+        paired=paired,
+        n=len(x),
+        n_baseline=len(y),
+        left_out=every - len(x) - len(y),
+        at_chance=sum(bool(np.isnan(run.score) and np.isfinite(run.counted)) for run in (*cell, *other)),
+        mean=float(x.mean()),
+        baseline_mean=float(y.mean()),
+        sd=float(x.std(ddof=1)) if len(x) > 1 else None,
+        baseline_sd=float(y.std(ddof=1)) if len(y) > 1 else None,
+        differences=tuple(differences.tolist()),
+        difference=float(differences.mean() if paired else x.mean() - y.mean()),
+        low=low,
+        high=high,
+        p_permutation=p,
+        p_smallest=smallest_p(len(x), None if paired else len(y)),
+        p_holm=p,
+        family=1,
+        improvement=improvement,
+        improvement_low=improvement_low,
+        improvement_high=improvement_high,
+        **failures,
+        **levels,
+        p_variance=brown_forsythe(x, y),
+        points=points,
+        sentence="",
+    )
+
+
+def _failures(cell: list[Run], other: list[Run], paired: bool) -> _Failures:
+    one, two = [run.failed for run in cell], [run.failed for run in other]
+    known = cell[0].chance is not None and other[0].chance is not None
+    low, high = newcombe(one, two, paired=paired) if known else (None, None)
+    return _Failures(
+        failed=sum(one) if known else None,
+        baseline_failed=sum(two) if known else None,
+        failure_runs=len(one),
+        failure_runs_baseline=len(two),
+        failure_difference=sum(one) / len(one) - sum(two) / len(two) if known else None,
+        failure_low=low,
+        failure_high=high,
+    )
+
+
+def _levels(cell: list[Run], other: list[Run], seed: int) -> _Levels:
+    """Means over what did not fail: which runs those are differs between methods, so there are no pairs."""
+    known = cell[0].chance is not None and other[0].chance is not None
+    x, y = (np.array([run.score for run in runs if not run.failed], dtype=np.float64) for runs in (cell, other))
+    if not known or not len(x) or not len(y):
+        return _Levels(level_difference=None, level_low=None, level_high=None)
+    low, high = bca([x, y], lambda a, b: a.mean(-1) - b.mean(-1), seed=seed)
+    return _Levels(level_difference=float(x.mean() - y.mean()), level_low=low, level_high=high)

@@ -1,0 +1,193 @@
+"""What training did, beside the score: distance to the anchor per layer, scores over steps, p against score."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixout.study.analysis.cells import Cell
+from mixout.study.analysis.grouping import by_cell
+from mixout.study.analysis.runs import Run
+
+_MIXING = re.compile(r"\b(?:mixout|mixconnect|dropconnect|dropout)\((?P<inside>[^()]*)\)")
+_NUMBER = re.compile(r"(?<![\w.])(?:p=)?(?P<p>(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(?![\w.=])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDistance:
+    """Distance of one layer to its pretrained weights, over the restarts of a cell that know it."""
+
+    task: str
+    method: str
+    factors: dict[str, str]
+    layer: str
+    n: int
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Scores over the steps of a cell's runs; at each step over the runs that were evaluated there.
+
+    Args:
+        task: of the runs.
+        method: of the runs.
+        factors: of the runs.
+        steps: optimizer steps, ascending.
+        n: runs at each step.
+        mean: at each step.
+        sd: at each step; None of a single run.
+        min: lowest at each step.
+        max: highest at each step.
+    """
+
+    task: str
+    method: str
+    factors: dict[str, str]
+    steps: tuple[int, ...]
+    n: tuple[int, ...]
+    mean: tuple[float, ...]
+    sd: tuple[float | None, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """Cells whose methods differ in p alone, in the order of p.
+
+    Args:
+        task: of the cells.
+        family: the method with its p written as ``p``.
+        factors: of the cells.
+        p: of each cell.
+        cells: with means, intervals and failure rates.
+    """
+
+    task: str
+    family: str
+    factors: dict[str, str]
+    p: tuple[float, ...]
+    cells: tuple[Cell, ...]
+
+
+def distances(runs: Iterable[Run]) -> list[LayerDistance]:
+    """Distance to the pretrained weights for each cell and layer, layers in the order of the model.
+
+    Example:
+        >>> runs = [
+        ...     Run(task="RTE", method="plain", restart=k, score=0.7, distance_by_layer={"layer.0": 1.0 + k})
+        ...     for k in (0, 1)
+        ... ]
+        >>> [found] = distances(runs)
+        >>> found.layer, found.mean
+        ('layer.0', 1.5)
+    """
+    found = []
+    for key, cell in by_cell(runs).items():
+        layers: dict[str, list[float]] = {}
+        for run in cell:
+            for layer, distance in run.distance_by_layer.items():
+                if math.isfinite(distance):
+                    layers.setdefault(layer, []).append(distance)
+        found += [
+            LayerDistance(
+                task=key.task,
+                method=key.method,
+                factors=dict(key.factors),
+                layer=layer,
+                n=len(values),
+                mean=float(np.mean(values)),
+                sd=_sd(values),
+            )
+            for layer, values in layers.items()
+        ]
+    return found
+
+
+def curves(runs: Iterable[Run]) -> list[Curve]:
+    """Scores over the steps for each cell that has any; evaluations without a score are left out.
+
+    Example:
+        >>> courses = [((10, 0.5), (20, 0.7)), ((10, 0.6), (20, 0.9))]
+        >>> runs = [Run(task="RTE", method="plain", restart=k, score=0.7, evaluations=e) for k, e in enumerate(courses)]
+        >>> [found] = curves(runs)
+        >>> found.steps, [round(mean, 2) for mean in found.mean]
+        ((10, 20), [0.55, 0.8])
+    """
+    found = []
+    for key, cell in by_cell(runs).items():
+        at: dict[int, list[float]] = {}
+        for run in cell:
+            for step, score in run.evaluations:
+                if math.isfinite(score):
+                    at.setdefault(step, []).append(score)
+        if at:
+            ordered = sorted(at.items())
+            found.append(
+                Curve(
+                    task=key.task,
+                    method=key.method,
+                    factors=dict(key.factors),
+                    steps=tuple(step for step, _ in ordered),
+                    n=tuple(len(scores) for _, scores in ordered),
+                    mean=tuple(float(np.mean(scores)) for _, scores in ordered),
+                    sd=tuple(_sd(scores) for _, scores in ordered),
+                    min=tuple(min(scores) for _, scores in ordered),
+                    max=tuple(max(scores) for _, scores in ordered),
+                )
+            )
+    return found
+
+
+def doses(cells: Iterable[Cell]) -> list[Dose]:
+    """The families of methods that occur with two or more values of p on one task.
+
+    Args:
+        cells: from :func:`mixout.study.analysis.cells.summarise`.
+
+    Example:
+        >>> from mixout.study.analysis.cells import summarise
+        >>> labels = ("mixout(0.9)", "mixout(0.5)", "plain")
+        >>> runs = [Run(task="RTE", method=label, restart=0, score=0.7) for label in labels]
+        >>> [(dose.family, dose.p) for dose in doses(summarise(runs))]
+        [('mixout(p)', (0.5, 0.9))]
+    """
+    families: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, Cell]]] = {}
+    for cell in cells:
+        split = split_p(cell.method)
+        if split is not None:
+            family, p = split
+            families.setdefault((cell.task, family, tuple(sorted(cell.factors.items()))), []).append((p, cell))
+    found = []
+    for (task, family, factors), members in families.items():
+        if len({p for p, _ in members}) > 1:
+            members.sort(key=lambda member: member[0])
+            ps, several = zip(*members, strict=True)
+            found.append(Dose(task=task, family=family, factors=dict(factors), p=ps, cells=several))
+    return found
+
+
+def split_p(method: str) -> tuple[str, float] | None:
+    """A mixing method's label without its p, and that p; None for a label that has none.
+
+    Example:
+        >>> split_p("mixout(w_pre, 0.7)+anchor_decay(0.01)")
+        ('mixout(w_pre, p)+anchor_decay(0.01)', 0.7)
+        >>> split_p("plain") is None
+        True
+    """
+    for call in _MIXING.finditer(method):
+        number = _NUMBER.search(method, call.start("inside"), call.end("inside"))
+        if number is not None:
+            return f"{method[: number.start()]}p{method[number.end() :]}", float(number["p"])
+    return None
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,116 @@
+"""Everything that a study's runs show, as one value: numbers with intervals, sentences, and what could not be said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from mixout.study.analysis.aggregate import Aggregate, aggregate
+from mixout.study.analysis.bootstrap import SMALLEST
+from mixout.study.analysis.cells import Cell, summarise
+from mixout.study.analysis.compare import choose_baseline, compare
+from mixout.study.analysis.comparison import Comparison
+from mixout.study.analysis.grouping import place
+from mixout.study.analysis.mechanism import Curve, Dose, LayerDistance, curves, distances, doses
+from mixout.study.analysis.power import Power, plan
+from mixout.study.analysis.predictions import Instability, instability
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.sentences import overall
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The analysis of one study.
+
+    Args:
+        baseline: with which methods are compared.
+        seed: of every bootstrap, permutation and simulation.
+        verdict: what all comparisons together show, in words.
+        cells: each method on each task.
+        comparisons: with the baseline, task by task.
+        aggregates: over tasks.
+        powers: restarts that the comparisons need.
+        instabilities: of predictions.
+        distances: to the pretrained weights, by layer.
+        curves: scores over steps.
+        doses: p against score.
+        notes: what was left out or could not be compared, in words.
+    """
+
+    baseline: str
+    seed: int
+    verdict: str
+    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
+    aggregates: tuple[Aggregate, ...]
+    powers: tuple[Power, ...]
+    instabilities: tuple[Instability, ...]
+    distances: tuple[LayerDistance, ...]
+    curves: tuple[Curve, ...]
+    doses: tuple[Dose, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """One JSON object with the fields' names; unknown numbers are null."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, allow_nan=False, indent=1, ensure_ascii=False) + "\n"
+
+
+def analyse(runs: Iterable[Run], *, baseline: str | None = None, seed: int = 0) -> Summary:
+    """Analyse the runs of a study.
+
+    Args:
+        runs: all of them, failed ones too.
+        baseline: label of the method that the others are compared with; by default the first that is plain or dropout,
+            else the first.
+        seed: of every random number; the same runs and seed give the same summary, byte for byte.
+
+    Raises:
+        InputError: no run, runs that contradict each other, or an unknown baseline.
+
+    Example:
+        >>> runs = [
+        ...     Run(task="RTE", method=method, restart=k, score=0.6 + 0.02 * k + gain, chance=0.5)
+        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
+        ...     for k in range(8)
+        ... ]
+        >>> analyse(runs).verdict
+        'Of 1 comparison with plain, 1 shows a difference of means after correction. Higher: mixout(0.9) on RTE.'
+    """
+    every = list(runs)
+    cells = summarise(every, seed=seed)
+    baseline = choose_baseline([cell.method for cell in cells], baseline)
+    comparisons = compare(every, baseline, seed=seed)
+    return Summary(
+        baseline=baseline,
+        seed=seed,
+        verdict=overall(comparisons),
+        cells=tuple(cells),
+        comparisons=tuple(comparisons),
+        aggregates=tuple(aggregate(every, baseline, seed=seed)),
+        powers=tuple(plan(comparisons, seed=seed)),
+        instabilities=tuple(instability(every)),
+        distances=tuple(distances(every)),
+        curves=tuple(curves(every)),
+        doses=tuple(doses(cells)),
+        notes=tuple(_notes(cells, comparisons, baseline)),
+    )
+
+
+def _notes(cells: list[Cell], comparisons: list[Comparison], baseline: str) -> list[str]:
+    unknown = dict.fromkeys(cell.task for cell in cells if cell.chance is None)
+    notes = [f"{task}: chance is not known, so failed runs were not counted." for task in unknown]
+    done = {(c.task, c.method, tuple(sorted(c.factors.items()))) for c in comparisons}
+    for cell in cells:
+        factors = tuple(sorted(cell.factors.items()))
+        name = f"{cell.method} on {place(cell.task, factors)}"
+        if cell.method != baseline and (cell.task, cell.method, factors) not in done:
+            notes.append(f"{name} was not compared: it or {baseline} has no scores there.")
+        if cell.unscored:
+            treated = "left out" if cell.chance is None else "counted as chance"
+            notes.append(f"{name}: {cell.unscored} of {cell.runs} runs without a score {treated}.")
+        if cell.n < SMALLEST:
+            notes.append(f"{name}: {cell.n} score{'' if cell.n == 1 else 's'}, too few for an interval.")
+    return notes

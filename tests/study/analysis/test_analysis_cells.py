@@ -1,0 +1,123 @@
+"""Numbers of a cell, against numpy, scipy and enumeration of every subset."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mixout.study.analysis.cells import Cell, expected_best, summarise
+from mixout.study.analysis.runs import Run
+
+SPREAD = np.random.default_rng(0).uniform(0.4, 0.9, 12).tolist()
+
+
+def runs(scores, *, method: str = "plain", chance: float | None = 0.5, **more) -> list[Run]:
+    return [
+        Run(**({"task": "RTE", "method": method, "restart": k, "score": score, "chance": chance} | more))
+        for k, score in enumerate(scores)
+    ]
+
+
+def cell(scores, **more) -> Cell:
+    (found,) = summarise(runs(scores, **more))
+    return found
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=25))
+def test_statistics_equal_numpy_and_scipy(hundredths):
+    scores = np.array(hundredths) / 100
+    found = cell(scores)
+    assert (found.n, found.runs, found.unscored) == (len(scores), len(scores), 0)
+    assert found.mean == pytest.approx(np.mean(scores))
+    assert found.median == pytest.approx(np.median(scores))
+    assert found.iqm == pytest.approx(stats.trim_mean(scores, 0.25))
+    assert (found.min, found.max) == (scores.min(), scores.max())
+    assert found.failed == np.sum(scores <= 0.5)
+    oracle = stats.binomtest(found.failed, found.n).proportion_ci(method="wilson")
+    assert (found.failure_low, found.failure_high) == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+    if len(scores) > 1:
+        assert found.sd == pytest.approx(np.std(scores, ddof=1))
+    else:
+        assert found.sd is None
+    if len(scores) > 2:
+        assert found.mean_low <= found.mean + 1e-12
+        assert found.mean_high >= found.mean - 1e-12
+    else:
+        assert found.mean_low is found.mean_high is None
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=8))
+def test_best_of_k_by_all_subsets(scores):
+    expected = [np.mean([max(subset) for subset in combinations(scores, k)]) for k in range(1, len(scores) + 1)]
+    assert expected_best(scores) == pytest.approx(expected)
+
+
+def test_best_of_k_has_no_bias():
+    # 20 uniform scores: the expected largest of k is k / (k + 1), whatever the number that was observed.
+    drawn = np.random.default_rng(0).uniform(size=(4000, 20))
+    means = np.mean([expected_best(row) for row in drawn], axis=0)
+    assert means == pytest.approx([k / (k + 1) for k in range(1, 21)], abs=0.005)
+
+
+def test_best_of_k_of_many_runs_does_not_overflow():
+    scores = np.random.default_rng(0).normal(size=1500)
+    best = expected_best(scores)
+    assert best[0] == pytest.approx(scores.mean())
+    assert best[-1] == pytest.approx(scores.max())
+    assert np.all(np.diff(best) >= -1e-12)
+    assert len(expected_best([])) == 0
+
+
+def test_a_run_without_score_counts_as_chance():
+    found = cell([0.9, math.nan, 0.7])
+    assert (found.n, found.runs, found.unscored, found.failed) == (3, 3, 1, 1)
+    assert found.scores == (0.9, 0.5, 0.7)
+    assert found.mean == pytest.approx(0.7)
+
+
+def test_where_chance_is_unknown_it_is_left_out_and_counted():
+    found = cell([0.9, math.nan, 0.7], chance=None)
+    assert (found.n, found.runs, found.unscored) == (2, 3, 1)
+    assert found.restarts == (0, 2)
+    assert found.mean == pytest.approx(0.8)
+    assert (found.failed, found.failure_rate, found.failure_low, found.failure_high) == (None,) * 4
+
+
+def test_a_diverged_run_keeps_its_score_and_counts_as_failed():
+    found = summarise([*runs([0.9, 0.8]), Run(task="RTE", method="plain", restart=2, score=0.7, status="diverged")])[0]
+    assert (found.failed, found.failure_rate, found.mean) == (1, pytest.approx(1 / 3), pytest.approx(0.8))
+
+
+def test_nothing_but_crashes():
+    found = cell([math.nan, math.nan], chance=None)
+    assert (found.n, found.mean, found.sd, found.iqm, found.max, found.best_of) == (0, None, None, None, None, ())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_equal_scores_need_no_warning(n):
+    found = cell([0.527] * n)
+    assert found.mean == pytest.approx(0.527)
+    assert found.best_of == pytest.approx([0.527] * n)
+    assert (found.mean_low is None) == (n < 3)
+    if n > 1:
+        assert found.sd == pytest.approx(0.0, abs=1e-12)
+
+
+def test_costs():
+    found = cell([0.6, 0.7], seconds=3.0, peak_memory=7, distance=2.0)
+    assert (found.seconds, found.peak_memory, found.distance) == (3.0, 7, 2.0)
+    without = cell([0.6, 0.7])
+    assert (without.seconds, without.peak_memory, without.distance) == (None, None, None)
+
+
+def test_a_cell_does_not_depend_on_the_others():
+    alone = summarise(runs(SPREAD), seed=3)
+    together = summarise([*runs([0.1, 0.2, 0.5, 0.4], method="other"), *runs(SPREAD)], seed=3)
+    assert together[1:] == alone
+    assert summarise(runs(SPREAD), seed=4) != alone

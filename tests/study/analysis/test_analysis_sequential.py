@@ -1,0 +1,130 @@
+"""Looking after each batch: intervals against scipy, and coverage at the look where one stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixout.errors import InputError
+from mixout.study.analysis.compare import compare
+from mixout.study.analysis.comparison import Comparison
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.sequential import Look, look_at, until_width
+
+DRAW = np.random.default_rng(0)
+X, Y = DRAW.normal(0.7, 0.05, 12), DRAW.normal(0.66, 0.08, 12)
+
+
+def runs(x, y, **more) -> list[Run]:
+    return [
+        Run(task="RTE", method=method, restart=k, score=float(score), **more)
+        for method, several in (("plain", y), ("mixout(0.9)", x))
+        for k, score in enumerate(several)
+    ]
+
+
+def at(x, y, width: float, look: int = 1, looks: int = 1, **more) -> Look:
+    (found,) = until_width(runs(x, y, **more), width, look=look, looks=looks)
+    return found
+
+
+@pytest.mark.parametrize("looks", [1, 5])
+def test_each_look_has_its_share_of_alpha(looks):
+    found = at(X, Y, 1.0, looks=looks)
+    interval = stats.ttest_1samp(100 * (X - Y), 0.0).confidence_interval(1 - 0.05 / looks)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.level == pytest.approx(1 - 0.05 / looks)
+    assert (found.n, found.difference) == (12, pytest.approx(100 * np.mean(X - Y)))
+
+
+def test_unpaired_restarts_have_welchs_interval():
+    found = at(X, Y[:9], 1.0, paired=False)
+    interval = stats.ttest_ind(100 * X, 100 * Y[:9], equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.n == 9
+
+
+def test_it_stops_when_narrow_enough_or_out_of_looks():
+    width = at(X, Y, 1.0, looks=3).high - at(X, Y, 1.0, looks=3).low
+    narrow, wide = at(X, Y, width * 1.001, looks=3), at(X, Y, width * 0.999, looks=3)
+    assert (narrow.reached, narrow.stop) == (True, True)
+    assert (wide.reached, wide.stop) == (False, False)
+    last = at(X, Y, width * 0.999, look=3, looks=3)
+    assert (last.reached, last.stop) == (False, True)
+    assert narrow.needed <= 12 < wide.needed <= 13
+
+
+def test_few_restarts_or_no_spread_never_reach_it():
+    assert not at(X[:4], Y[:4], 1e6).reached
+    equal = at(Y + 0.01, Y, 5.0)
+    assert (equal.reached, equal.needed) == (False, None)
+    assert at([0.6], [0.5], 5.0).low is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 0.0, "look": 1, "looks": 1}, "expected a width > 0 in points, got 0.0"),
+        ({"width": 1.0, "look": 4, "looks": 3}, "expected look between 1 and the 3 planned, got 4; plan more looks"),
+        ({"width": 1.0, "look": 1, "looks": 3, "level": 1.0}, "expected level between 0 and 1, got 1.0"),
+    ],
+)
+def test_impossible_looks_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        until_width(runs(X, Y), **arguments)
+
+
+def studies(draw, law, *, batch: int, looks: int, width: float, level: float, spend: bool) -> float:
+    """Share of simulated studies whose interval, at the look where the rule stops, holds the true difference, 0."""
+    (template,) = compare(runs(X * 100, Y * 100))
+    hits, number = 0, 1000
+    for _ in range(number):
+        differences = law(draw, batch * looks)
+        for look in range(1, looks + 1):
+            seen = seen_so_far(template, differences[: batch * look])
+            if spend:
+                found = look_at(seen, width, look=look, looks=looks, level=level)
+            else:  # as if each look were the only one
+                found = look_at(seen, width, look=1, looks=1, level=level)
+            if found.reached or look == looks:
+                hits += found.low <= 0.0 <= found.high
+                break
+    return hits / number
+
+
+def seen_so_far(template: Comparison, differences: np.ndarray) -> Comparison:
+    return replace(
+        template,
+        n=len(differences),
+        n_baseline=len(differences),
+        differences=tuple(differences),
+        difference=float(differences.mean()),
+        points=1.0,
+    )
+
+
+def normal(draw, n):
+    return draw.normal(0.0, 8.0, n)
+
+
+def two_heaps(draw, n):
+    """Differences of runs that fail in 3 of 10 cases, as in CoLA."""
+    fails = draw.random((2, n)) < 0.3
+    return (np.where(fails, 0.0, 60.0) + draw.normal(0, 2, (2, n)) * ~fails).T @ np.array([1.0, -1.0])
+
+
+@pytest.mark.parametrize(("law", "width"), [(normal, 9.0), (two_heaps, 40.0)])
+def test_coverage_at_the_stop(law, width):
+    covered = studies(np.random.default_rng(1), law, batch=5, looks=5, width=width, level=0.9, spend=True)
+    naive = studies(np.random.default_rng(1), law, batch=5, looks=5, width=width, level=0.9, spend=False)
+    assert covered >= 0.9
+    assert naive < covered
+
+
+def test_stopping_without_spending_covers_less_than_it_says():
+    # The reason for the correction: narrow by luck at the first look, where the spread is underestimated.
+    naive = studies(np.random.default_rng(2), normal, batch=5, looks=5, width=9.0, level=0.9, spend=False)
+    assert naive < 0.88

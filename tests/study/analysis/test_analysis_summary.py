@@ -1,0 +1,129 @@
+"""A study as one value: complete, repeatable, and readable by anything that reads JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from mixout.errors import InputError
+from mixout.study.analysis.aggregate import aggregate
+from mixout.study.analysis.cells import summarise
+from mixout.study.analysis.compare import compare
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.summary import Summary, analyse
+
+
+def study() -> list[Run]:
+    draw = np.random.default_rng(0)
+    return [
+        Run(
+            task=task,
+            method=method,
+            restart=k,
+            score=float(draw.uniform(0.5, 0.7) + gain),
+            chance=0.55,
+            evaluations=((10, 0.5), (20, 0.6)),
+            predictions=tuple(draw.integers(0, 2, 6).astype(float)),
+            distance_by_layer={"layer.0": 1.0},
+        )
+        for task in ("RTE", "MRPC")
+        for method, gain in (("mixout(0.5)", 0.1), ("plain", 0.0), ("mixout(0.9)", 0.12))
+        for k in range(8)
+    ]
+
+
+def test_everything_is_in_it():
+    found = analyse(study(), seed=2)
+    assert found.baseline == "plain"
+    assert list(found.cells) == summarise(study(), seed=2)
+    assert list(found.comparisons) == compare(study(), "plain", seed=2)
+    assert list(found.aggregates) == aggregate(study(), "plain", seed=2)
+    counts = {
+        field.name: len(getattr(found, field.name)) for field in fields(Summary) if field.type.startswith("tuple")
+    }
+    assert counts == {
+        "cells": 6,
+        "comparisons": 4,
+        "aggregates": 2,
+        "powers": 4,
+        "instabilities": 6,
+        "distances": 6,
+        "curves": 6,
+        "doses": 2,
+        "notes": 0,
+    }
+
+
+def test_json_holds_the_same_numbers():
+    found = analyse(study())
+    read = json.loads(found.to_json())
+    assert read["format"] == 1
+    assert [cell["mean"] for cell in read["cells"]] == [cell.mean for cell in found.cells]
+    assert [c["sentence"] for c in read["comparisons"]] == [c.sentence for c in found.comparisons]
+
+
+def test_the_same_in_another_process_and_whatever_the_order_within_cells(tmp_path):
+    program = (
+        "import sys; from mixout.study.analysis.runs import read_scores\n"
+        "from mixout.study.analysis.summary import analyse\n"
+        "sys.stdout.write(analyse(read_scores(sys.argv[1]), seed=3).to_json())"
+    )
+    rows = [(r.task, r.method, r.restart, repr(r.score), r.chance) for r in study()]
+    cells = {}
+    for row in rows:
+        cells.setdefault(row[:2], []).append(row)
+    shuffled = [row for cell in cells.values() for row in random.Random(0).sample(cell, len(cell))]
+    printed = []
+    for name, order in (("one", rows), ("other", shuffled)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text(
+            "\n".join(",".join(map(str, row)) for row in [("task", "method", "restart", "score", "chance"), *order])
+        )
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=True)
+        printed.append(done.stdout)
+    assert printed[0] == printed[1]
+
+
+def test_what_could_not_be_said_is_noted():
+    runs = [
+        *(Run(task="RTE", method="plain", restart=k, score=0.6, chance=0.5) for k in range(3)),
+        Run(task="RTE", method="mixout(0.9)", restart=0, score=math.nan, status="failed"),
+        Run(task="CoLA", method="mixout(0.9)", restart=0, score=math.nan, status="failed"),
+        Run(task="CoLA", method="mixout(0.9)", restart=1, score=0.3),
+    ]
+    assert analyse(runs).notes == (
+        "CoLA: chance is not known, so failed runs were not counted.",
+        "mixout(0.9) on RTE: 1 of 1 runs without a score counted as chance.",
+        "mixout(0.9) on RTE: 1 score, too few for an interval.",
+        "mixout(0.9) on CoLA was not compared: it or plain has no scores there.",
+        "mixout(0.9) on CoLA: 1 of 2 runs without a score left out.",
+        "mixout(0.9) on CoLA: 1 score, too few for an interval.",
+    )
+
+
+def test_one_run_and_nothing_but_crashes_need_no_warning():
+    alone = analyse([Run(task="RTE", method="plain", restart=0, score=0.6)])
+    assert alone.verdict == "Nothing was compared: a comparison needs two methods with scores on the same task."
+    crashed = analyse([Run(task="RTE", method="plain", restart=k, score=math.nan, status="failed") for k in range(4)])
+    assert json.loads(crashed.to_json())["cells"][0]["mean"] is None
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(InputError, match="expected at least one run"):
+        analyse([])
+    with pytest.raises(InputError, match="expected a baseline among"):
+        analyse(study(), baseline="mixout")
+
+
+def test_without_scipy_the_extra_is_named():
+    program = "import sys, mixout; sys.modules['scipy'] = None; import mixout.study.analysis.summary"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'run: pip install "mixout[hf]"' in done.stderr
