@@ -1,0 +1,169 @@
+"""From panels to pictures: one SVG a panel for the page, one PNG and SVG a chart for papers and slides.
+
+A panel is drawn twice, into axes of the same size in points: alone, since a page lays panels out by the width of the
+screen, and beside the chart's other panels under titles, in a file. Sizes are absolute: no layout engine moves things.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixout.finetune.extras import needs
+from mixout.study.report.looks import INK, PAPER, TEXT, WIDTH, look, style
+from mixout.study.report.svg import inline
+
+with needs("demo", "figures"):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+_POINTS = 72.0  # to the inch
+_RIGHT, _BOTTOM = 8.0, 36.0
+_TITLE, _GAP, _LEGEND = 24.0, 14.0, 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes, usually a task.
+
+    Args:
+        title: of the panel.
+        description: what is drawn, in words and numbers, for who does not see it.
+        height: of the axes, in points.
+        draw: draws into axes of that height, :attr:`width` wide.
+        left: room for the labels of the vertical axis, in points.
+        top: room above the axes, in points.
+    """
+
+    title: str
+    description: str
+    height: float
+    draw: Callable[[Axes], None]
+    left: float = 4.0
+    top: float = 4.0
+
+    @property
+    def width(self) -> float:
+        """Width of the axes in points."""
+        return WIDTH - self.left - _RIGHT
+
+    @property
+    def whole(self) -> float:
+        """Height of the panel with its axis labels, in points."""
+        return self.top + self.height + _BOTTOM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Panels that answer one question.
+
+    Args:
+        name: of the files, and of the place in the page.
+        title: of the section.
+        caption: how to read it.
+        panels: in the order of the tasks.
+        legend: number and label of each method that is told apart by its look; empty where rows are labelled.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    legend: tuple[tuple[int, str], ...] = ()
+
+
+def page_svgs(chart: Chart) -> list[str]:
+    """Each panel as an ``<svg>`` element."""
+    return [
+        inline(
+            _svg(_figure([panel], chart, titles=False)),
+            prefix=f"{chart.name}-{number}",
+            title=f"{chart.title}: {panel.title}",
+            description=panel.description,
+        )
+        for number, panel in enumerate(chart.panels)
+    ]
+
+
+def swatch(chart: Chart, number: int) -> str:
+    """Line and mark of a method, for the chart's legend in the page."""
+    with style():
+        figure = Figure(figsize=(28 / _POINTS, 12 / _POINTS), facecolor="none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.axis("off")
+        axes.set_xlim(0, 28)
+        axes.set_ylim(0, 12)
+        axes.add_line(_handle(number, [2, 14, 26], [6, 6, 6]))
+        return inline(_svg(figure), prefix=f"{chart.name}-legend-{number}")
+
+
+def write_files(chart: Chart, folder: Path) -> None:
+    """Write ``NAME.svg`` and ``NAME.png`` with all panels, titled, on white."""
+    figure = _figure(chart.panels, chart, titles=True)
+    figure.set_facecolor(PAPER)
+    (folder / f"{chart.name}.svg").write_text(_svg(figure), encoding="utf-8")
+    with style():
+        FigureCanvasAgg(figure)
+        figure.savefig(folder / f"{chart.name}.png", dpi=150, metadata={"Software": None})
+
+
+def _figure(panels: Sequence[Panel], chart: Chart, *, titles: bool) -> Figure:
+    """The panels in rows of two; in a file with titles and, below, the legend."""
+    columns = min(2, len(panels))
+    rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    head = _TITLE if titles else 0.0
+    legend = chart.legend if titles else ()
+    width = columns * WIDTH + (columns - 1) * _GAP
+    across = max(1, int(width // (7 * max([len(label) for _, label in legend], default=1) + 40)))
+    foot = _LEGEND * math.ceil(len(legend) / across) + (10.0 if legend else 0.0)
+    heights = [head + max(panel.whole for panel in row) for row in rows]
+    total = sum(heights) + _GAP * (len(rows) - 1) + foot
+    with style():
+        figure = Figure(figsize=(width / _POINTS, total / _POINTS), facecolor="none")
+        below = total
+        for row, height in zip(rows, heights, strict=True):
+            for column, panel in enumerate(row):
+                left = column * (WIDTH + _GAP) + panel.left
+                bottom = below - head - panel.top - panel.height
+                axes = figure.add_axes((left / width, bottom / total, panel.width / width, panel.height / total))
+                _prepare(axes)
+                panel.draw(axes)
+                if titles:
+                    at = (column * (WIDTH + _GAP) + 4) / width, (below - 14) / total
+                    figure.text(*at, panel.title, size=TEXT + 1, weight="bold", color=INK)
+            below -= height + _GAP
+        if legend:
+            handles = [_handle(number) for number, _ in legend]
+            figure.legend(
+                handles, [label for _, label in legend], loc="lower left", ncols=across, handlelength=2.8,
+                bbox_to_anchor=(0, 0), borderaxespad=0.4, columnspacing=1.6,
+            )  # fmt: skip
+    return figure
+
+
+def _prepare(axes: Axes) -> None:
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0, pad=5)
+    axes.grid(visible=True)
+
+
+def _handle(number: int, x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
+    shown = look(number)
+    # In a swatch only the middle of three points has a mark.
+    return Line2D(
+        x, y, color=shown.color, linestyle=shown.line, linewidth=1.6, marker=shown.mark, markersize=6,
+        markevery=[1] if x else None,
+    )  # fmt: skip
+
+
+def _svg(figure: Figure) -> str:
+    with style():
+        text = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(text, format="svg", metadata=metadata)
+    return text.getvalue()

@@ -1,0 +1,108 @@
+"""The sections of the page, in their order: from the answer to how it was made. Those without data stay empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.summary import Summary
+from mixout.study.report import cell_tables, comparison_tables, curve_charts, row_charts
+from mixout.study.report.canvas import Chart
+from mixout.study.report.labels import Labels
+from mixout.study.report.page import Section
+from mixout.study.report.row_charts import tasks
+from mixout.study.report.tables import Table
+
+
+def results(summary: Summary, runs: Sequence[Run]) -> list[Section]:
+    """What came out: scores, comparisons, curves, costs."""
+    labels = Labels(summary.cells)
+    scores = [
+        cell_tables.scores(place, [cell for cell in summary.cells if cell.task == task], labels)
+        for place, task in enumerate(tasks(summary.cells))
+    ]
+    differences = [
+        comparison_tables.differences(place, [one for one in summary.comparisons if one.task == task], labels)
+        for place, task in enumerate(tasks(summary.comparisons))
+    ]
+    across = comparison_tables.across(summary.aggregates, labels)
+    restarts = comparison_tables.restarts(summary.powers, summary.comparisons, labels)
+    return [
+        _section("tables", "Scores", [cell_tables.overview(summary.cells, labels), *scores]),
+        _drawn(row_charts.scores(summary.cells, runs, labels)),
+        _drawn(curve_charts.over_p(summary.doses)),
+        _drawn(row_charts.differences(summary.comparisons, labels), [*differences, across]),
+        _drawn(curve_charts.best_of(summary.cells, labels)),
+        _section("enough", "Enough restarts?", [restarts]),
+        _drawn(curve_charts.over_steps(summary.curves, runs, labels)),
+        _drawn(
+            row_charts.disagreement(summary.instabilities, labels),
+            [cell_tables.instability(summary.instabilities, labels)],
+        ),
+        _drawn(curve_charts.over_layers(summary.distances, labels)),
+        _section("costs", "Costs", [cell_tables.costs(summary.cells, labels)]),
+    ]
+
+
+def origins(
+    runs: Sequence[Run],
+    *,
+    seed: int,
+    commands: Sequence[str],
+    environment: Mapping[str, object],
+    settings: Mapping[str, object],
+) -> list[Section]:
+    """How the numbers came about: what failed, settings, machine, and how to do it again."""
+    failed = [run for run in runs if run.status != "finished" or run.error]
+    return [
+        Section(
+            name="failures",
+            title="Unfinished runs",
+            folded=tuple((_described(run), run.error or "No error was recorded.") for run in failed),
+        ),
+        Section(name="settings", title="Settings", pairs=_pairs(settings)),
+        Section(name="environment", title="Environment", pairs=_pairs(environment)),
+        Section(name="reproduce", title="Reproduce", code="\n".join(commands)),
+        Section(name="reading", title="Words", pairs=_words(seed)),
+    ]
+
+
+def _section(name: str, title: str, tables: Sequence[Table | None]) -> Section:
+    return Section(name=name, title=title, tables=tuple(table for table in tables if table is not None))
+
+
+def _drawn(chart: Chart | None, tables: Sequence[Table | None] = ()) -> Section:
+    """A chart's section; without the chart there is nothing that its tables could say."""
+    if chart is None:
+        return Section(name="", title="")
+    kept = tuple(table for table in tables if table is not None)
+    return Section(name=chart.name, title=chart.title, chart=chart, tables=kept)
+
+
+def _pairs(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value if isinstance(value, str) else _plain(value)) for name, value in values.items())
+
+
+def _plain(value: object) -> str:
+    """Anything that is no text: as JSON, which is read without knowing Python."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(item if isinstance(item, str) else _plain(item) for item in value) or "none"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _words(seed: int) -> tuple[tuple[str, str], ...]:
+    return (
+        ("failed", "A run that ended at or below the score of a constant answer, or that did not finish."),
+        ("95 % interval", f"Of a mean or difference: bootstrap, BCa, 9,999 resamples, seed {seed}. Of a failure rate: "
+                          "Wilson. Of a difference of failure rates: Newcombe."),
+        ("p", "Two-sided permutation test of the difference of means; in pairs, by exchanging signs."),
+        ("p, Holm", "The same after Holm's correction over all comparisons of this report."),
+        ("P(better)", "Chance that a run of the method beats one of the baseline; ties count half."),
+        ("IQM", "Interquartile mean: the mean of the middle half of the scores."),
+    )  # fmt: skip
+
+
+def _described(run: Run) -> str:
+    factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
+    return f"{run.method} on {run.task}{factors}, restart {run.restart}: {run.status}"

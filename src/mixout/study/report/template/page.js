@@ -1,0 +1,58 @@
+"use strict";
+// Sorting: each head of a column becomes a button, so that it is found and pressed by keyboard too.
+for (const table of document.querySelectorAll("table")) {
+  table.querySelectorAll("thead th").forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => sort(table, head, column));
+  });
+}
+
+function sort(table, head, column) {
+  const numeric = head.classList.contains("number");
+  // Numbers are looked at from the highest down, names from A on.
+  const first = numeric ? "descending" : "ascending";
+  const other = numeric ? "ascending" : "descending";
+  const direction = head.getAttribute("aria-sort") === first ? other : first;
+  table.querySelectorAll("thead th").forEach((each) => each.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", direction);
+  const sign = direction === "ascending" ? 1 : -1;
+  const value = (row) => row.cells[column];
+  const rows = [...table.tBodies[0].rows];
+  rows.sort((a, b) => {
+    if (!numeric) return sign * value(a).textContent.trim().localeCompare(value(b).textContent.trim());
+    const [x, y] = [a, b].map((row) => parseFloat(value(row).dataset.order ?? "NaN"));
+    // What has no number comes last, whatever the direction.
+    if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);
+    return sign * (x - y);
+  });
+  table.tBodies[0].append(...rows);
+}
+
+// A legend's entry brings its method out in every figure; pressed again, all are equal.
+const entries = document.querySelectorAll(".legend li");
+for (const entry of entries) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("aria-pressed", "false");
+  button.append(...entry.childNodes);
+  entry.append(button);
+  button.addEventListener("click", () => bringOut(button, entry.dataset.method));
+}
+
+function bringOut(button, method) {
+  const off = button.getAttribute("aria-pressed") === "true";
+  document.querySelectorAll(".legend button").forEach((each) => {
+    each.setAttribute("aria-pressed", String(!off && each.parentNode.dataset.method === method));
+  });
+  document.querySelectorAll(".panels .method").forEach((group) => {
+    group.classList.toggle("faded", !off && !group.classList.contains("m" + method));
+  });
+}
+
+// On paper nothing can be unfolded. Sentences that are left folded have their numbers in the tables.
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details.failure")) details.open = true;
+});

@@ -1,0 +1,118 @@
+"""Numbers as text, the same everywhere in a report. It computes nothing and decides nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+MISSING = "\u2013"
+
+
+class Scores:
+    """Scores of one task as text: three decimals where all are fractions, else one.
+
+    Args:
+        scores: that occur in the task.
+
+    Example:
+        >>> text = Scores([0.5, 0.61])
+        >>> text.value(0.57), text.difference(-0.0712), text.interval(0.5, None)
+        ('0.570', '\u22120.071', '\u2013')
+        >>> Scores([56.5]).interval(52.3, 60.81)
+        '[52.3, 60.8]'
+    """
+
+    def __init__(self, scores: Iterable[float]) -> None:
+        self._digits = 3 if all(abs(score) <= 1 for score in scores if math.isfinite(score)) else 1
+
+    def value(self, value: float | None) -> str:
+        """A score."""
+        return number(value, self._digits)
+
+    def difference(self, value: float | None) -> str:
+        """With its sign."""
+        return number(value, self._digits, sign=True)
+
+    def interval(self, low: float | None, high: float | None, *, sign: bool = False) -> str:
+        """Both ends in brackets."""
+        return interval(low, high, self._digits, sign=sign)
+
+
+def number(value: float | None, digits: int, *, sign: bool = False) -> str:
+    """With a true minus sign; a dash where there is none.
+
+    Example:
+        >>> number(-0.0004, 2), number(1.5, 1, sign=True), number(None, 1)
+        ('0.00', '+1.5', '\u2013')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "\u2212")
+
+
+def interval(low: float | None, high: float | None, digits: int, *, sign: bool = False) -> str:
+    """Both ends in brackets; a dash where there are none."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return MISSING
+    return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
+
+
+def percent(share: float | None) -> str:
+    """A share as a whole percentage.
+
+    Example:
+        >>> percent(0.356)
+        '36 %'
+    """
+    return MISSING if share is None else f"{share * 100:.0f} %"
+
+
+def percentages(low: float | None, high: float | None, *, sign: bool = False) -> str:
+    """The ends of an interval of shares in whole percentages; empty where there are none.
+
+    Example:
+        >>> percentages(0.181, 0.567), percentages(None, None)
+        ('[18, 57]', '')
+    """
+    return "" if low is None or high is None else interval(low * 100, high * 100, 0, sign=sign)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours, whichever is read most easily.
+
+    Example:
+        >>> duration(8.25), duration(75), duration(8000)
+        ('8.2 s', '75 s', '2.2 h')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def memory(size: float | None) -> str:
+    """Bytes in MB or GB.
+
+    Example:
+        >>> memory(1_234_000_000), memory(87_000_000)
+        ('1.23 GB', '87 MB')
+    """
+    if size is None:
+        return MISSING
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def count(quantity: int, noun: str) -> str:
+    """A number and what is counted.
+
+    Example:
+        >>> count(1, "run"), count(1200, "run")
+        ('1 run', '1,200 runs')
+    """
+    return f"{quantity:,} {noun}{'' if quantity == 1 else 's'}"

@@ -1,0 +1,122 @@
+"""A report as a folder: the page, its figures and tables as files, and every number in full precision.
+
+::
+
+    FOLDER/
+      index.html          written last: one self-contained page
+      figures/*.svg, *.png
+      cells.csv           one row for each method on each task
+      comparisons.csv     one row for each comparison with the baseline
+      runs.csv            one row a run; read again by ``read_scores``
+      tables.md, tables.tex
+      summary.json        everything, with intervals and curves
+
+The same runs give the same bytes. It computes no statistics.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mixout.finetune.record import write_atomically
+from mixout.study.analysis.runs import Run, to_csv_rows
+from mixout.study.analysis.summary import Summary, analyse
+from mixout.study.report import sections
+from mixout.study.report.canvas import write_files
+from mixout.study.report.page import Section, render
+from mixout.study.report.tables import to_latex, to_markdown
+from mixout.study.report.verdict import facts, verdict
+
+_FILES = (
+    ("runs.csv", "every run, one a row"),
+    ("cells.csv", "every method on every task, in full precision"),
+    ("comparisons.csv", "every comparison, in full precision"),
+    ("summary.json", "all numbers, with curves"),
+    ("tables.md", "the tables in Markdown"),
+    ("tables.tex", "the tables in LaTeX"),
+)
+
+
+def write_report(
+    runs: Sequence[Run],
+    folder: str | Path,
+    *,
+    title: str,
+    baseline: str | None = None,
+    commands: Sequence[str] = (),
+    environment: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Path:
+    """Analyse runs and write the report; files of an earlier one are replaced.
+
+    Args:
+        runs: of a study, failed ones too.
+        folder: made where it does not exist.
+        title: of the page.
+        baseline: label of the method that the others are compared with; by default the first that is plain or dropout,
+            else the first.
+        commands: lines that make the runs and this report again.
+        environment: versions and hardware, name to value.
+        settings: that all runs share, name to value.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: no run, runs that contradict each other, or an unknown baseline.
+        OSError: the folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> runs = [Run(task="RTE", method="plain", restart=k, score=0.5 + 0.1 * k) for k in (0, 1)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(runs, folder, title="Two restarts").name
+        'index.html'
+    """
+    folder = Path(folder)
+    summary = analyse(runs, baseline=baseline)
+    origins = sections.origins(
+        runs, seed=summary.seed, commands=commands, environment=environment or {}, settings=settings or {}
+    )
+    results = sections.results(summary, runs)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for section in results:
+        if section.chart is not None:
+            write_files(section.chart, folder / "figures")
+    _write_numbers(summary, runs, folder)
+    tables = [table for section in results for table in section.tables]
+    write_atomically(folder / "tables.md", to_markdown(tables))
+    write_atomically(folder / "tables.tex", to_latex(tables))
+    files = Section(name="files", title="Files", links=_FILES)
+    page = folder / "index.html"
+    write_atomically(page, render(title, facts(summary.cells), [verdict(summary), *results, *origins, files]))
+    return page
+
+
+def _write_numbers(summary: Summary, runs: Sequence[Run], folder: Path) -> None:
+    # Curves and lists stand in the JSON file; in a table they would be texts that nothing reads.
+    for name, items in (("cells", summary.cells), ("comparisons", summary.comparisons)):
+        rows = [_flat(asdict(item)) for item in items]
+        write_atomically(folder / f"{name}.csv", _csv(rows))
+    write_atomically(folder / "runs.csv", _csv(to_csv_rows(runs)))
+    write_atomically(folder / "summary.json", summary.to_json())
+
+
+def _flat(values: dict[str, object]) -> dict[str, object]:
+    """Scalars and factors, one column each."""
+    factors = values.pop("factors")
+    scalars = {name: value for name, value in values.items() if not isinstance(value, tuple)}
+    return scalars | (factors if isinstance(factors, dict) else {})
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> str:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
