@@ -5,7 +5,7 @@ READY := .venv/ready
 
 .PHONY: demo test check bench clean
 
-demo: $(READY)  ## fine-tune the embedded model on embedded text: table and figure in demo-output/
+demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
 
 test: $(READY)  ## all tests

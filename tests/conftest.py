@@ -65,3 +65,32 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> str:
                 words.insert(draw.randrange(len(words)), WORDS[row % 2])
                 writer.writerow([" ".join(words), ("first", "second")[row % 2]])
     return str(folder)
+
+
+@pytest.fixture
+def study_file(tiny_bert: str, tiny_task: str, tmp_path) -> str:
+    """A study file: two methods and two restarts of the tiny model on the tiny task, runs of six steps."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f"""
+[study]
+name = "tiny"
+restarts = 2
+baseline = "dropout(0.0)"
+[settings]
+model = {tiny_bert!r}
+max_length = 32
+epochs = 1
+batch_size = 8
+learning_rate = 1e-2
+save = "no"
+[[task]]
+name = {tiny_task!r}
+label = "words"
+[[method]]
+name = "dropout(0.0)"
+[[method]]
+name = "mixout(.5)"
+"""
+    )
+    return str(path)

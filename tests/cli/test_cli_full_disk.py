@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mixout.cli import main
+from mixout.cli import demo, main
 from mixout.finetune.record import Record
-from mixout.finetune.settings import Settings
 
 pytest.importorskip("resource", reason="only POSIX limits the size of files")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,9 +21,8 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from mixout.cli import demo, main
-from mixout.finetune.settings import Settings
 if sys.argv[2] == "demo":
-    demo.SETTINGS = Settings.from_json(sys.argv.pop())
+    demo.STUDY = sys.argv.pop()
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(main(sys.argv[2:]))
 """
@@ -58,7 +56,7 @@ def error_of(ended: subprocess.CompletedProcess) -> str:
     """The one line that the command ended with, after its lines of progress."""
     assert ended.returncode == 1, ended.stderr
     *progress, error = ended.stderr.splitlines()
-    assert all(line.startswith(("mixout(", "[", "  ", "MiniLM")) for line in progress), ended.stderr
+    assert all(line.startswith(("mixout(", "[", "  ", "/", "2 of 4 runs")) for line in progress), ended.stderr
     assert re.match(r"mixout: error: could not write to .*; .*make room", error)
     return error
 
@@ -95,14 +93,27 @@ def test_the_exception_of_tokenizers(tiny_bert, tmp_path):
     assert ended.stderr.startswith("could not write to out: ")
 
 
-def test_the_demo_says_it_too_and_goes_on(tiny_bert, tiny_task, tmp_path):
-    base = Settings(model=tiny_bert, task=tiny_task, max_length=32, epochs=0.5, batch_size=8, save="no").to_json()
+def test_a_study_stops_and_loses_nothing(study_file, tmp_path):
+    ledger = tmp_path / "ledger"
+    words = ["study", "run", study_file, "--ledger", str(ledger)]
+    assert main([*words, "--pilot"]) == 0
+    before = {path: path.read_bytes() for path in (ledger / "runs").rglob("*.json")}
+    # Larger than run.json and smaller than record.json: the first new run trains, and cannot be written.
+    assert "call it again to continue" in error_of(limited(2000, *words))
+    assert {path: path.read_bytes() for path in (ledger / "runs").rglob("*.json")} == before
+    assert main(words) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(ledger.rglob("record.json"))) == 4
+
+
+def test_the_demo_says_it_too_and_goes_on(study_file, tmp_path, monkeypatch):
     words = ["demo", "--restarts", "1", "--output-dir", str(tmp_path / "demo")]
-    assert "call it again to continue" in error_of(limited(3000, *words, base))
-    # The figure is larger than every record.
-    assert "call it again to continue" in error_of(limited(12000, *words, base))
-    assert len(list((tmp_path / "demo").rglob("record.json"))) == 3
-    assert limited(1 << 30, *words, base).returncode == 0
+    assert "call it again to continue" in error_of(limited(2000, *words, study_file))
+    # The report is larger than every record.
+    assert "call it again to continue" in error_of(limited(12000, *words, study_file))
+    assert len(list((tmp_path / "demo").rglob("record.json"))) == 2
+    monkeypatch.setattr(demo, "STUDY", study_file)
+    assert main(words) == 0
 
 
 def test_other_errors_are_not_the_disks():

@@ -17,7 +17,7 @@ from mixout.errors import InputError, MixoutError
 from mixout.methods.grammar import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("bench", "demo", "finetune")
+COMMANDS = ("bench", "demo", "finetune", "study")
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +60,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         importlib.import_module(f"mixout.cli.{name}").add(commands)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        command: argparse.ArgumentParser = commands.choices[args.command]
+        # A command with subcommands says which of them it was.
+        command: argparse.ArgumentParser = getattr(args, "parser", commands.choices[args.command])
         options = sorted(set(re.findall(r"--[a-z][a-z-]*", command.format_help())))
         # Without the dashes, which the nearest option has in any case.
         hint = nearest(unknown[0].partition("=")[0].lstrip("-"), options) or f"; see {command.prog} --help"

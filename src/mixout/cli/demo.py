@@ -1,37 +1,26 @@
-"""``mixout demo``: the embedded model on embedded text, with and without mixout, over several restarts."""
+"""``mixout demo``: the study of the embedded model on embedded text, with and without mixout, and its report."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixout.finetune.settings import Settings
-
-# Found by a small search, stated in docs/demo.md.
-METHODS = ("dropout(0.0)", "dropout(0.1)", "mixout(0.5)")
-SETTINGS = Settings(
-    task="docstrings",
-    train_size=200,
-    max_length=64,
-    optimizer="adamw",
-    learning_rate=5e-4,
-    epochs=5,
-    batch_size=16,
-    evaluate="end",
-    save="no",
-)
+# The study; what it runs and how its settings were found: docs/demo.md.
+STUDY = "demo"
 
 
 def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     """Add the command to the parser's ``commands``."""
     parser = commands.add_parser(
         "demo",
-        help="compare methods over restarts on embedded data: a table and a figure in minutes, offline",
+        help="compare methods over restarts on embedded data: a report in minutes, offline",
         description=(
             "Fine-tune MiniLM on few examples of 'docstrings' (which library does this sentence come from?) with "
-            "several methods and restarts. Finished runs are kept: call it again to continue, or with more restarts."
+            "several methods and restarts, and write a report. Finished runs are kept: call it again to continue, or "
+            "with more restarts."
         ),
     )
     parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help="default: %(default)s")
@@ -41,37 +30,35 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing, print the table, write table.csv and figure.png."""
-    from mixout.finetune.disk import WriteError, writing
-    from mixout.finetune.record import write_atomically
-    from mixout.study.figures import strip_plot
-    from mixout.study.restarts import run as run_restarts
-    from mixout.study.summary import summarise, table, to_csv
+    """Run what is missing, write the report, print where it is."""
+    from mixout.cli.study.running import guarded
+    from mixout.finetune.disk import writing
+    from mixout.study.declaration import read
+    from mixout.study.executors.local import LocalExecutor
+    from mixout.study.ledger import Ledger
+    from mixout.study.progress import Report
+    from mixout.study.reporting import report_on
+    from mixout.study.runner import run as run_missing
 
     folder = Path(args.output_dir)
+    study = replace(read(STUDY), restarts=args.restarts)
+    planned = study.runs()
+    settings = planned[0].settings
     print(
-        f"MiniLM-L6 on {SETTINGS.task!r}: which library does this sentence come from? {SETTINGS.train_size} training "
-        f"examples, {len(METHODS)} methods, {args.restarts} restarts each.",
+        f"{settings.model} on {study.tasks[0].label!r}: {settings.train_size} training examples, "
+        f"{len(study.methods)} methods, {study.restarts} restarts each.",
         file=sys.stderr,
     )
-    try:
+    ledger = Ledger(folder / "ledger")
+
+    def work(report: Report) -> int:
+        tally = run_missing(planned, ledger, LocalExecutor(), report=report)
+        # In the terms of the study's command: with it the demo can be enlarged and exported, too.
+        options = f"{STUDY} --restarts {study.restarts} --ledger {ledger.folder}"
+        commands = [f"mixout study run {options}", f"mixout study report {options}"]
         with writing(folder):
-            records = run_restarts(SETTINGS, METHODS, args.restarts, folder / "runs", report=_report)
-            rows = summarise(records)
-            write_atomically(folder / "table.csv", to_csv(rows))
-            strip_plot(records, folder / "figure.png")
-    except KeyboardInterrupt:
-        print(f"mixout: interrupted; finished runs are kept in {folder}: call it again to continue", file=sys.stderr)
-        return 130
-    except WriteError as error:
-        print(
-            f"mixout: error: {error}; finished runs are kept: make room, then call it again to continue",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"\n{table(rows)}\n\ntable {folder / 'table.csv'}, figure {folder / 'figure.png'}")
-    return 0
+            page = report_on(study, planned, ledger.read(), folder / "report", commands=commands)
+        print(f"report {page}")
+        return 1 if tally.failed else 0
 
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return guarded(work, folder)

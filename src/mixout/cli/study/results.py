@@ -1,0 +1,100 @@
+"""``mixout study report`` and ``export``: what runs showed, as a page and as a table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mixout.cli.study.declared import declared, planned
+from mixout.errors import InputError
+from mixout.finetune.disk import WriteError, writing
+from mixout.finetune.extras import needs
+from mixout.finetune.record import write_atomically
+from mixout.study.analysis.runs import read_scores, to_csv_rows
+from mixout.study.ledger import Ledger
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write a report on a study, or on a table of scores."""
+    if (args.file is None) == (args.scores is None):
+        raise InputError("expected either a study FILE or --scores CSV, got both or neither")
+    folder = Path(args.output_dir)
+    try:
+        with writing(folder):
+            page = _on_scores(args, folder) if args.file is None else _on_study(args, folder)
+    except WriteError as error:
+        print(f"mixout: error: {error}; make room, then call it again", file=sys.stderr)
+        return 1
+    print(f"report {page}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write all runs as one table."""
+    path = Path(args.output)
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
+    ledger, asked = Ledger(args.ledger), planned(args)
+    runs = ledger.runs() if asked is None else ledger.read().of(asked)
+    if not runs:
+        raise InputError(f"expected runs in {args.ledger}, got none; run the study first")
+    rows = to_csv_rows(runs)
+    try:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".csv":
+                _write_csv(path, rows)
+            else:
+                _write_parquet(path, rows)
+    except WriteError as error:
+        print(f"mixout: error: {error}; make room, then call it again", file=sys.stderr)
+        return 1
+    print(f"{len(rows)} runs in {path}")
+    return 0
+
+
+def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
+    from mixout.study.report import write_report  # not before: it loads matplotlib
+
+    command = shlex.join(["mixout", "study", "report", "--scores", args.scores])
+    return write_report(
+        read_scores(args.scores),
+        folder,
+        title=args.title or Path(args.scores).stem,
+        baseline=args.baseline,
+        commands=[command],
+    )
+
+
+def _on_study(args: argparse.Namespace, folder: Path) -> Path:
+    from mixout.study.reporting import report_on
+
+    study = declared(args)
+    runs = study.runs()
+    contents = Ledger(args.ledger).read()
+    missing = sum(run.id not in contents.entries for run in runs)
+    if missing:
+        print(f"{missing} of {len(runs)} runs are missing; the report is on the others", file=sys.stderr)
+    options = ["--restarts", str(study.restarts), *(["--set", *args.set] if args.set else [])]
+    commands = [shlex.join(["mixout", "study", step, args.file, *options]) for step in ("run", "report")]
+    return report_on(study, runs, contents, folder, commands=commands, title=args.title, baseline=args.baseline)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with needs("hf", "Parquet files"):
+        import pyarrow
+        import pyarrow.parquet
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)

@@ -1,0 +1,158 @@
+"""A study file, TOML, becomes a :class:`mixout.study.grid.Study`.
+
+::
+
+    [study]
+    name = "demo"
+    restarts = 4                  # restart k uses seed k for every method, so that differences are paired
+    baseline = "dropout(0.1)"     # optional: the label that the others are compared with
+
+    [settings]                    # shared by all runs: any of `mixout finetune`'s options
+    epochs = 5
+
+    [[task]]
+    name = "docstrings"           # as --task takes it; optional: label, and settings of this task
+
+    [[method]]
+    name = "mixout(0.5)"          # as --method takes it; optional: label, and settings of this method
+    learning_rate = 1e-4
+
+    [factors]                     # optional: every combination of these settings is run
+    train_size = [100, 200]
+
+Paths count from where the command runs. Files that come with mixout are found by their names: ``demo``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mixout.errors import InputError
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import is_path
+from mixout.methods.grammar import nearest
+from mixout.study.grid import Axis, Study, check_settings, text_of
+
+_SHIPPED = files("mixout") / "studies"
+
+
+def read(path: str | Path) -> Study:
+    """The study that a TOML file declares.
+
+    Args:
+        path: the file, or the name of one that comes with mixout.
+
+    Raises:
+        InputError: the file cannot be read, or what it says cannot be; the message names the file.
+
+    Example:
+        >>> read("demo").name
+        'demo'
+    """
+    try:
+        text = (_SHIPPED / f"{path}.toml" if str(path) in shipped() else Path(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        hint = nearest(Path(path).stem, shipped())
+        raise InputError(
+            f"expected a study file, or one that comes with mixout ({', '.join(shipped())}), got {str(path)!r}: "
+            f"{error}{hint}"
+        ) from error
+    try:
+        return parse(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def shipped() -> list[str]:
+    """The names of the study files that come with mixout."""
+    return sorted(Path(file.name).stem for file in _SHIPPED.iterdir() if file.name.endswith(".toml"))
+
+
+def parse(text: str) -> Study:
+    """The study that the text of a TOML file declares.
+
+    Raises:
+        InputError: it is no TOML, or what it says cannot be.
+
+    Example:
+        >>> study = parse('''
+        ... [study]
+        ... name = "two"
+        ... restarts = 2
+        ... [settings]
+        ... train_size = 16
+        ... [[task]]
+        ... name = "docstrings"
+        ... [[method]]
+        ... name = "mixout(.5)"
+        ... ''')
+        >>> [str(run) for run in study.runs()]
+        ['docstrings, mixout(0.5), restart 0', 'docstrings, mixout(0.5), restart 1']
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"expected TOML, got what does not parse: {error}") from error
+    _check_keys("a study file", tables, ("study", "settings", "task", "method", "factors"))
+    for name in ("study", "settings", "factors"):
+        if not isinstance(tables.get(name, {}), dict):
+            raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
+    head = tables.get("study", {})
+    _check_keys("[study]", head, ("name", "restarts", "baseline"))
+    for name in ("name", "restarts"):
+        if name not in head:
+            raise InputError(f"expected {name} under [study], got none; add it")
+    return Study(
+        name=head["name"],
+        restarts=head["restarts"],
+        baseline=head.get("baseline"),
+        settings=tables.get("settings", {}),
+        tasks=[_axis("task", number, table) for number, table in _entries(tables, "task")],
+        methods=[_axis("method", number, table) for number, table in _entries(tables, "method")],
+        factors=tables.get("factors", {}),
+    )
+
+
+def _entries(tables: Mapping[str, Any], kind: str) -> list[tuple[int, dict[str, Any]]]:
+    entries = tables.get(kind, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"expected [[{kind}]] with two brackets, once for each {kind}, got {entries!r}")
+    return list(enumerate(entries, start=1))
+
+
+def _axis(kind: str, number: int, table: Mapping[str, Any]) -> Axis:
+    where = f"[[{kind}]] {number}"
+    own = dict(table)
+    names = [key for key in ("name", kind) if key in own]
+    if len(names) != 1:
+        raise InputError(f"{where}: expected one name, got {' and '.join(names) or 'none'}; write name = ...")
+    name = own.pop(names[0])
+    label = own.pop("label", None)
+    check_settings(where, own, also=("name", "label"))
+    try:
+        # Brings the method into its canonical spelling, and finds out here what is wrong with it.
+        settings = Settings(**own, **{kind: name})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    own[kind] = getattr(settings, kind)
+    if label is None:
+        label = _label(kind, name, own)
+    return Axis(label=label, settings=own)
+
+
+def _check_keys(where: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in table:
+        if name not in known:
+            raise InputError(f"expected {where} to hold {', '.join(known)}, got {name!r}{nearest(name, known)}")
+
+
+def _label(kind: str, name: str, own: Mapping[str, Any]) -> str:
+    """What results call a task or method that was given no label."""
+    if kind == "task":
+        return Path(name).name if is_path(name) else name
+    extra = "".join(f", {key} {text_of(value)}" for key, value in own.items() if key != kind)
+    return f"{own[kind]}{extra}"

@@ -1,0 +1,88 @@
+"""Where runs happen: one contract, whose members are this process (``local``) and a Ray cluster (``ray``).
+
+An executor is given jobs and hands back outcomes. It decides neither what is run nor what becomes of a failure, and
+writes nothing but the folder of a job.
+"""
+
+from __future__ import annotations
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from mixout.finetune.settings import Settings
+
+Tell = Callable[[str, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt at one run.
+
+    Args:
+        id: the run's identity.
+        settings: what to run.
+        folder: where the run's files are to be in the end; may hold what an attempt left that was cut off.
+        again: start anew, whatever ``folder`` holds: an attempt has failed.
+    """
+
+    id: str
+    settings: Settings
+    folder: Path
+    again: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended.
+
+    Args:
+        job: which one.
+        seconds: from its start to its end; None where it did not end by itself.
+        error: the traceback of what was raised; None where the finished run lies in the job's folder.
+        lost: the process or machine went away, which says nothing about the run.
+    """
+
+    job: Job
+    seconds: float | None = None
+    error: str | None = None
+    lost: bool = False
+
+
+class Executor(ABC):
+    """Runs jobs, up to ``slots`` at a time. A context: leaving it gives up what still runs."""
+
+    slots: int
+
+    @abstractmethod
+    def start(self, job: Job) -> None:
+        """Take a job. At most ``slots`` are taken at a time; each comes back from :meth:`wait`."""
+
+    @abstractmethod
+    def wait(self, tell: Tell) -> Outcome:
+        """The next job that ends.
+
+        Args:
+            tell: called with the identity of a running job and a line on where it stands, now and then.
+
+        Raises:
+            MixoutError: the input is wrong: it would be wrong for the next attempt, too.
+            WriteError: a disk is full.
+        """
+
+    def __enter__(self) -> Executor:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give up what still runs."""
+
+
+def trace_of(error: BaseException) -> str:
+    """The traceback of an exception as text."""
+    return "".join(traceback.format_exception(error))

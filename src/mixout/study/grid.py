@@ -1,0 +1,212 @@
+"""The grid of a study: tasks x methods x factors x restarts become runs, every value checked before anything runs.
+
+The settings of a method come before those of a task, and these before the shared ones. Restart k uses seed k for every
+method, so that differences are paired. Files are read by :mod:`mixout.study.declaration`; nothing is run here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from mixout.errors import InputError
+from mixout.finetune.settings import Settings
+from mixout.methods.grammar import nearest
+from mixout.study.identity import Inputs
+
+_NAMES = tuple(item.name for item in fields(Settings))
+_PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
+# A factor changes the result, and gets a column of that name beside those of the score.
+_NO_FACTORS = (*_PLACED, "report_to", "save", "metric")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One task or one method of a study: what it is called, and the settings that are its own."""
+
+    label: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One run of a study, not yet run.
+
+    Args:
+        id: identity, see :mod:`mixout.study.identity`.
+        task: label.
+        method: label.
+        restart: also the seed.
+        factors: the values that make this cell, as text.
+        settings: everything that the run needs.
+        metric: the score that counts.
+        chance: what a constant answer scores.
+    """
+
+    id: str
+    task: str
+    method: str
+    restart: int
+    factors: dict[str, str]
+    settings: Settings
+    metric: str
+    chance: float
+
+    @property
+    def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+        """What the restarts of this run share."""
+        return self.task, self.method, tuple(sorted(self.factors.items()))
+
+    def __str__(self) -> str:
+        factors = "".join(f", {name} {value}" for name, value in self.factors.items())
+        return f"{self.task}, {self.method}{factors}, restart {self.restart}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Tasks x methods x factors x restarts.
+
+    Args:
+        name: of the study.
+        restarts: runs of each cell, at least 1.
+        tasks: at least one, with labels that differ.
+        methods: at least one, with labels that differ.
+        baseline: label of a method; None for none.
+        settings: shared by all runs.
+        factors: setting -> its values.
+
+    Raises:
+        InputError: a name is unknown, or a value cannot be.
+    """
+
+    name: str
+    restarts: int
+    tasks: Sequence[Axis]
+    methods: Sequence[Axis]
+    baseline: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise InputError(f"expected a name of the study, got {self.name!r}")
+        if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
+            raise InputError(f"expected restarts as a whole number >= 1, got {self.restarts!r}")
+        check_settings("[settings]", self.settings)
+        for kind, axes in (("task", self.tasks), ("method", self.methods)):
+            _check_axes(kind, axes)
+        _check_factors(self.factors, [*self.tasks, *self.methods])
+        labels = [axis.label for axis in self.methods]
+        if self.baseline is not None and self.baseline not in labels:
+            raise InputError(
+                f"expected baseline as the label of a method ({', '.join(map(repr, labels))}), "
+                f"got {self.baseline!r}{nearest(str(self.baseline), labels)}"
+            )
+
+    def with_settings(self, changes: Mapping[str, Any]) -> Study:
+        """The study with other shared settings; what a task or method says itself stays."""
+        return replace(self, settings={**self.settings, **changes})
+
+    def runs(self, inputs: Inputs | None = None) -> list[Planned]:
+        """All runs: restart by restart, so that at any time there is a fair table.
+
+        Args:
+            inputs: data and weights that are known already.
+
+        Raises:
+            InputError: a value cannot be, data or models are missing, or two cells are the same.
+            MissingExtraError: the embedded model or task is not installed.
+        """
+        known = inputs or Inputs()
+        combinations = list(itertools.product(*self.factors.values()))
+        runs: dict[str, Planned] = {}
+        for restart, task, values, method in itertools.product(
+            range(self.restarts), self.tasks, combinations, self.methods
+        ):
+            factors = dict(zip(self.factors, values, strict=True))
+            run = _planned(self.settings, task, method, factors, restart, known)
+            if run.id in runs:
+                raise InputError(
+                    f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
+                    f"remove one of them"
+                )
+            runs[run.id] = run
+        return list(runs.values())
+
+
+def _planned(
+    shared: Mapping[str, Any], task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs
+) -> Planned:
+    values = {**shared, **task.settings, **factors, **method.settings, "seed": restart}
+    try:
+        settings = Settings(**values)
+        id = inputs.identity(settings)
+        metric, chance = inputs.goal(settings)
+    except InputError as error:
+        where = "".join(f", {name} {text_of(value)}" for name, value in factors.items())
+        raise InputError(f"{task.label}, {method.label}{where}: {error}") from error
+    texts = {name: text_of(value) for name, value in factors.items()}
+    return Planned(
+        id=id,
+        task=task.label,
+        method=method.label,
+        restart=restart,
+        factors=texts,
+        settings=settings,
+        metric=metric,
+        chance=chance,
+    )
+
+
+def check_settings(where: str, table: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:
+    """Refuse names that are no settings, and those that a study places elsewhere.
+
+    Raises:
+        InputError: the message begins with ``where`` and names the nearest setting.
+    """
+    for name in table:
+        if name in _PLACED:
+            raise InputError(f"{where}: expected settings without {name!r}; {_PLACED[name]}")
+        if name not in _NAMES:
+            raise InputError(f"{where}: expected a setting, got {name!r}{nearest(name, [*_NAMES, *also])}")
+
+
+def _check_axes(kind: str, axes: Sequence[Axis]) -> None:
+    if not axes:
+        raise InputError(f"expected at least one {kind}, got none; add [[{kind}]]")
+    seen: set[str] = set()
+    for axis in axes:
+        if not isinstance(axis.label, str) or not axis.label.strip():
+            raise InputError(f"expected the label of a {kind} as text, got {axis.label!r}")
+        if kind not in axis.settings:
+            raise InputError(f"expected the settings of the {kind} {axis.label!r} to hold {kind!r}, got none")
+        check_settings(f"{kind} {axis.label!r}", {name: axis.settings[name] for name in axis.settings if name != kind})
+        if axis.label in seen:
+            raise InputError(f"expected every {kind} under its own label, got {axis.label!r} twice; give it a label")
+        seen.add(axis.label)
+
+
+def _check_factors(factors: Mapping[str, Sequence[Any]], axes: Sequence[Axis]) -> None:
+    known = [name for name in _NAMES if name not in _NO_FACTORS]
+    for name, values in factors.items():
+        if name not in known:
+            raise InputError(f"expected a factor among {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise InputError(f"expected the values of the factor {name} as a list, got {values!r}")
+        for axis in axes:
+            if name in axis.settings:
+                raise InputError(
+                    f"expected {name} either as a factor or as a setting of {axis.label!r}, got both; remove one"
+                )
+
+
+def text_of(value: object) -> str:
+    """A value as results show it: 3.0 and 3 are one number.
+
+    Example:
+        >>> text_of(3.0), text_of(2e-5), text_of("adamw")
+        ('3', '2e-05', 'adamw')
+    """
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -1,0 +1,102 @@
+"""What makes two runs the same run, wherever their files lie: a hash of settings, data and weights.
+
+Settings that are paths stand for content: the sha256 of the data takes the place of ``task``, ``data_dir`` and the
+columns, that of the weights the place of ``model``. So two machines with the files in different folders agree, and a
+file that changed makes another run. Settings at their default are left out, so that a setting that is added later does
+not make every earlier run another one; a changed default is a new major version, which is part of the identity. Device,
+loggers and the number of workers are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+
+import mixout
+from mixout.finetune.metrics import chance
+from mixout.finetune.models import revision
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Columns, Task, few_sample, load_task
+from mixout.methods import MixingMethod, parse
+
+_COLUMNS = ("text_column", "pair_column", "label_column")
+# Represented by content, by the four resolved seeds, or without influence on the result.
+_LEFT_OUT = ("model", "task", "data_dir", *_COLUMNS, "metric", "seed", "report_to")
+
+
+class Inputs:
+    """The data and weights that runs ask for, each read once.
+
+    Example:
+        >>> inputs = Inputs()
+        >>> settings = Settings(train_size=16)
+        >>> inputs.identity(settings) == inputs.identity(Settings(train_size=16, report_to=("wandb",)))
+        True
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[tuple[str | None, ...], tuple[Task, str]] = {}
+        self._weights: dict[str, str] = {}
+        self._chances: dict[tuple[str, str], float] = {}
+        self._subsets: set[tuple[str, int, int]] = set()
+
+    def identity(self, settings: Settings) -> str:
+        """The run's identity, 64 hexadecimal digits.
+
+        Raises:
+            InputError: data or model are missing, or the data have fewer examples than the settings ask for.
+            MissingExtraError: the embedded model or task is not installed.
+        """
+        task, data = self._data(settings)
+        if settings.model not in self._weights:
+            self._weights[settings.model] = revision(settings.model)
+        resolved = settings.resolved()
+        values = {
+            item.name: getattr(resolved, item.name)
+            for item in fields(resolved)
+            if item.name not in _LEFT_OUT and getattr(resolved, item.name) != item.default
+        }
+        methods = parse(settings.method)
+        values |= {
+            "method": settings.method,
+            "gradient": next((method.gradient for method in methods if isinstance(method, MixingMethod)), None),
+            "metric": task.metric,
+            "data": data,
+            "weights": self._weights[settings.model],
+            "mixout": compatible(mixout.__version__),
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+    def goal(self, settings: Settings) -> tuple[str, float]:
+        """The metric that counts, and what a constant answer scores on the dev set."""
+        task, data = self._data(settings)
+        key = (data, task.metric)
+        if key not in self._chances:
+            self._chances[key] = chance(task.metric, list(task.dev.label), classes=task.classes)
+        return task.metric, self._chances[key]
+
+    def _data(self, settings: Settings) -> tuple[Task, str]:
+        key = (settings.task, settings.data_dir, settings.metric, *(getattr(settings, name) for name in _COLUMNS))
+        if key not in self._tasks:
+            columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
+            task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
+            self._tasks[key] = (task, task.fingerprint())
+        task, data = self._tasks[key]
+        if settings.train_size is not None:
+            subset = (data, settings.train_size, settings.resolved().subset_seed or 0)
+            if subset not in self._subsets:
+                few_sample(task.train, settings.train_size, subset[2])
+                self._subsets.add(subset)
+        return task, data
+
+
+def compatible(version: str) -> str:
+    """The part of a version within which results stay what they are: the major one, and before 1.0 the minor too.
+
+    Example:
+        >>> compatible("2.4.1"), compatible("0.1.0")
+        ('2', '0.1')
+    """
+    major, minor = version.split(".")[:2]
+    return f"{major}.{minor}" if major == "0" else major

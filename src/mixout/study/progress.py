@@ -1,0 +1,130 @@
+"""How far a study is: lines with counts, failures, the time left, and how long runs are expected to take.
+
+Lines that start with two spaces say where a run stands; the others say that one has ended.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from mixout.finetune.record import Record
+from mixout.study.grid import Planned
+from mixout.study.ledger import Contents
+
+Report = Callable[[str], None]
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Clock:
+    """What runs take, from those that have ended: the mean of the cell, else of the task, else of all.
+
+    Example:
+        >>> Clock().expect([]) is None
+        True
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[object, list[float]] = {}
+
+    @classmethod
+    def of(cls, planned: Iterable[Planned], contents: Contents) -> Clock:
+        """With what a ledger knows about these runs."""
+        clock = cls()
+        for run in planned:
+            entry = contents.entries.get(run.id)
+            if entry is not None and entry.wall is not None:
+                clock.add(run, entry.wall)
+        return clock
+
+    def add(self, run: Planned, seconds: float) -> None:
+        """One more run has ended."""
+        for key in (run.cell, run.task, None):
+            self._seconds.setdefault(key, []).append(seconds)
+
+    def expect(self, runs: Sequence[Planned]) -> float | None:
+        """Seconds that these runs take one after the other; None where no run has ended yet."""
+        if None not in self._seconds:
+            return None
+        return math.fsum(
+            statistics.fmean(next(self._seconds[key] for key in (run.cell, run.task, None) if key in self._seconds))
+            for run in runs
+        )
+
+
+class Course:
+    """The lines of a study that runs.
+
+    Args:
+        planned: all runs of the study.
+        missing: those of them that are to be run.
+        clock: what earlier runs took; it learns from the present ones.
+        report: called with each line.
+    """
+
+    def __init__(self, planned: Sequence[Planned], missing: Sequence[Planned], clock: Clock, report: Report) -> None:
+        self.ended = 0
+        self.failed = 0
+        self._total = len(planned)
+        self._left = {run.id: run for run in missing}
+        self._clock = clock
+        self._report = report
+        self._began = self._told = time.perf_counter()
+        self._worked = 0.0
+        before = len(planned) - len(missing)
+        if before:
+            report(f"{before} of {self._total} runs are there already")
+
+    def within(self, id: str, line: str) -> None:
+        """Pass on where a run stands, but not every line: short runs say nothing, long ones that they are alive."""
+        now = time.perf_counter()
+        if now - self._told >= _SECONDS_BETWEEN_LINES and id in self._left:
+            self._told = now
+            self._report(f"  {self._left[id]}: {line.strip()}")
+
+    def finished(self, run: Planned, record: Record, wall: float | None) -> None:
+        """A run has ended with a record."""
+        if wall is not None:
+            self._clock.add(run, wall)
+            self._worked += wall
+        diverged = "" if record.status == "finished" else f", {record.status}"
+        self._end(run, f"{record.metric} {record.score:.3f}{diverged} ({record.seconds:.0f} s of training)")
+
+    def gave_up(self, run: Planned, attempts: int, error: str) -> None:
+        """A run has failed for good."""
+        self.failed += 1
+        self._end(run, f"failed after {attempts} attempts: {error}")
+
+    def retries(self, run: Planned, attempt: int, error: str) -> None:
+        """A run has failed, and is tried again."""
+        self._report(f"{run}: attempt {attempt} failed, trying again: {error}")
+
+    def _end(self, run: Planned, how: str) -> None:
+        self.ended += 1
+        del self._left[run.id]
+        failed = f", {self.failed} failed" if self.failed else ""
+        self._report(f"[{self._total - len(self._left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        work = self._clock.expect(list(self._left.values()))
+        if not self._left or work is None or not self._worked:
+            return ""
+        # Several at a time: so much work a second so far, so much is left.
+        speed = self._worked / (time.perf_counter() - self._began)
+        return f", about {in_words(work / speed)} left"
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people.
+
+    Example:
+        >>> in_words(42.4), in_words(600), in_words(9000), in_words(5e5)
+        ('42 s', '10 min', '2.5 h', '5.8 days')
+    """
+    for limit, unit, form in ((100, 1, ".0f} s"), (100 * 60, 60, ".0f} min"), (48 * 3600, 3600, ".1f} h")):
+        if seconds < limit:
+            return f"{{:{form}".format(seconds / unit)
+    return f"{seconds / 86400:.1f} days"

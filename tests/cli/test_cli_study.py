@@ -1,0 +1,269 @@
+"""mixout study from the command line: plan, run, look, report, export, clean up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from mixout.cli import main
+from mixout.errors import InputError
+from mixout.study.analysis.runs import read_scores
+from mixout.study.executors import local
+from mixout.study.ledger import Ledger
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Study = Callable[..., int]
+
+
+@pytest.fixture
+def study(study_file: str, tmp_path: Path) -> Study:
+    """Call a subcommand on the tiny study and a ledger of its own; returns the exit status."""
+
+    def call(step: str, *words: str, file: str | None = study_file) -> int:
+        return main(["study", step, *([file] if file else []), "--ledger", str(tmp_path / "ledger"), *words])
+
+    return call
+
+
+@pytest.fixture
+def failing(monkeypatch) -> pytest.MonkeyPatch:
+    """mixout(0.5) raises with seed 1."""
+    original = local.finetune
+
+    def fails(settings, *args, **options):
+        if settings.method == "mixout(0.5)" and settings.seed == 1:
+            raise RuntimeError("CUDA out of memory")
+        return original(settings, *args, **options)
+
+    monkeypatch.setattr(local, "finetune", fails)
+    return monkeypatch
+
+
+def numbers(line: str) -> list[str]:
+    """The cells of a row after task and method."""
+    return line.split()[2:]
+
+
+def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
+    assert study("plan") == 0
+    printed = capsys.readouterr().out
+    assert "tiny: 4 runs = 1 task x 2 methods x 2 restarts" in printed
+    assert [numbers(line) for line in printed.splitlines()[3:5]] == [["2", "0", "0", "2", "?"]] * 2
+    assert "4 to run" in printed
+    assert f"mixout study run {study_file} --pilot" in printed
+    assert not (tmp_path / "ledger").exists()
+
+    assert study("run", "--pilot") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("2 runs in this call, 0 of them failed")
+    # No terminal: plain lines.
+    assert re.fullmatch(r"(\[[12]/2\] words, [^\n]+\n){2}", printed.err)
+    assert study("plan", "--restarts", "3") == 0
+    printed = capsys.readouterr().out
+    assert [numbers(line)[:4] for line in printed.splitlines()[3:5]] == [["3", "1", "0", "2"]] * 2
+    assert re.search(r"4 to run, about \d+ s one after the other", printed)
+
+    assert study("run") == 0
+    assert "2 of 4 runs are there already" in capsys.readouterr().err
+    assert study("status") == 0
+    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]] == [["2", "2", "0", "0"]] * 2
+
+    assert study("report", "--restarts", "3", "--output-dir", str(tmp_path / "report"), "--title", "Tiny & small") == 0
+    printed = capsys.readouterr()
+    page = tmp_path / "report" / "index.html"
+    assert printed.out == f"report {page}\n"
+    assert printed.err == "2 of 6 runs are missing; the report is on the others\n"
+    text = page.read_text()
+    for part in ("Tiny &amp; small", "mixout(0.5)", "dropout(0.0)", "learning_rate", "torch", "study run"):
+        assert part in text
+    assert study("plan") == 0
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_settings_of_the_command_line(study, tmp_path, capsys):
+    assert study("plan", "--set", "epochs=0.5", "where=paper", "--set", "train_size=16", "--restarts", "1") == 0
+    assert "tiny: 2 runs = " in capsys.readouterr().out
+    assert study("run", "--set", "epochs=0.5", "where=paper", "train_size=16", "--restarts", "1") == 0
+    described = [json.loads(path.read_text())["settings"] for path in tmp_path.rglob("run.json")]
+    assert [(one["epochs"], one["where"], one["train_size"]) for one in described] == [(0.5, "paper", 16)] * 2
+    # Other settings, other runs.
+    capsys.readouterr()
+    assert study("status") == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[1:3]] == [["2", "0", "0", "2"]] * 2
+
+
+def test_export_reads_back(study, tmp_path, failing):
+    assert study("run") == 1
+    assert study("export", "--output", str(tmp_path / "runs.csv")) == 0
+    assert study("export", "--output", str(tmp_path / "runs.parquet"), file=None) == 0
+    read = read_scores(tmp_path / "runs.csv")
+    kept = Ledger(tmp_path / "ledger").runs()
+    assert sorted((r.method, r.restart, r.status, r.id, r.distance) for r in read) == sorted(
+        (r.method, r.restart, r.status, r.id, r.distance) for r in kept
+    )
+    with (tmp_path / "runs.csv").open(newline="") as handle:
+        names = csv.DictReader(handle).fieldnames
+    table = pyarrow.parquet.read_table(tmp_path / "runs.parquet", use_threads=False)
+    assert table.column_names == names
+    assert table.column("id").to_pylist() == [run.id for run in kept]
+    # The exported table is as good as the study.
+    words = ["study", "report", "--scores", str(tmp_path / "runs.csv"), "--output-dir", str(tmp_path / "report")]
+    assert main(words) == 0
+    assert "dropout(0.0)" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_what_failed_is_shown_and_retried(study, tmp_path, failing, capsys):
+    assert study("run") == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith("4 runs in this call, 1 of them failed")
+    assert "mixout study status" in printed.err
+    assert study("status") == 0
+    shown = capsys.readouterr().out
+    assert "failed after 2 attempts: words, mixout(0.5), restart 1: RuntimeError: CUDA out of memory" in shown
+    assert "CUDA out of memory" in (Path(re.search(r"traceback: ([^;]+);", shown)[1]) / "failure.json").read_text()
+    assert study("run") == 0  # failed is not missing
+    assert study("retry", "--retries", "0") == 1
+    failing.undo()
+    assert study("retry") == 0
+    capsys.readouterr()
+    assert study("status") == 0
+    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]] == [["2", "2", "0", "0"]] * 2
+
+
+def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys):
+    ledger = Ledger(tmp_path / "ledger")
+    assert study("run", "--restarts", "3") == 0
+    entries = sorted(ledger.read().entries.values(), key=lambda entry: (entry.run.restart, entry.run.method))
+    # Another result of the first, as if from another machine; half a copy of the second; a run that was cut off.
+    record = entries[0].record
+    assert record is not None
+    place = tmp_path / "other"
+    shutil.copytree(entries[0].folder, place)
+    text = (place / "record.json").read_text().replace(f'"distance": {record.distance}', '"distance": 123.0')
+    (place / "record.json").write_text(text.replace(record.finished_at, "2999-01-01T00:00:00+00:00"))
+    from mixout.finetune.record import Record
+    from mixout.study.entry import result_of
+
+    name = f"{entries[0].run.id}.{result_of(Record.read(place))[:12]}"
+    place.rename(ledger.folder / "runs" / name)
+    whole = entries[1].folder / "record.json"
+    whole.write_text(whole.read_text()[:1000])
+    (ledger.folder / "work" / "cut-off").mkdir(parents=True)
+
+    capsys.readouterr()
+    assert study("status") == 0
+    printed = capsys.readouterr().out
+    assert "conflict: words, dropout(0.0), restart 0 came out in 2 ways" in printed
+    assert f"damaged: {entries[1].folder}" in printed
+    assert "1 folders of runs that were cut off" in printed
+
+    # Restart 2 is not in the file.
+    assert study("prune") == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("5 folders would be removed; do so with --yes\n")
+    assert study("prune", "--yes") == 0
+    assert capsys.readouterr().out.endswith("5 folders removed\n")
+    left = {path.name for path in (ledger.folder / "runs").iterdir()}
+    assert left == {entries[0].folder.name, entries[2].folder.name, entries[3].folder.name}
+    assert study("prune", file=None) == 0
+    assert capsys.readouterr().out == "0 folders removed\n"
+    assert study("run") == 0
+    assert capsys.readouterr().out.startswith("1 runs in this call")
+
+
+def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsys):
+    original = local.finetune
+
+    def interrupted(settings, *args, **options):
+        if settings.seed == 1:
+            raise KeyboardInterrupt
+        return original(settings, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "finetune", interrupted)
+        assert study("run") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"mixout: interrupted; finished runs are kept in {tmp_path / 'ledger'}: call it again to continue"
+    )
+    assert study("run") == 0
+    assert capsys.readouterr().out.startswith("2 runs in this call")
+
+
+@pytest.mark.parametrize(
+    ("words", "looks", "last"),
+    [
+        # Any interval is narrow enough, as soon as there are five restarts: at the third look of two restarts each.
+        (["--until-width", "10000", "--looks", "4"], 3, "narrow enough"),
+        # None is; after the last look that was planned it ends all the same.
+        (["--until-width", "5", "--looks", "2"], 2, "not narrow enough, probably"),
+    ],
+)
+def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, last):
+    # Five epochs: otherwise all scores are those of a constant answer.
+    assert study("run", "--set", "epochs=5", *words) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("look ")]
+    assert len(said) == looks
+    assert said[0].startswith(f"look 1 of {words[-1]}: mixout(0.5) against dropout(0.0) on words, 2 restarts: ")
+    assert last in said[-1]
+    assert len(Ledger(tmp_path / "ledger").runs()) == 2 * 2 * looks
+
+
+@pytest.mark.parametrize(
+    ("step", "words", "said"),
+    [
+        ("run", ["--workers", "2", "--executor", "local"], "use --executor ray"),
+        ("run", ["--ray-address", "auto", "--executor", "local"], "--ray-address only with --executor ray"),
+        ("run", ["--gpus-per-run", "0.5"], "--gpus-per-run only with --executor ray"),
+        ("run", ["--workers", "0"], "workers >= 1, got 0"),
+        ("run", ["--restarts", "0"], "restarts as a whole number >= 1, got 0"),
+        ("run", ["--restart", "3"], "did you mean '--restarts'"),
+        ("run", ["--retries", "-1"], "retries >= 0, got -1"),
+        ("run", ["--set", "epoch=3"], "did you mean 'epochs'"),
+        ("run", ["--set", "epochs"], "--set NAME=VALUE, got 'epochs'"),
+        ("run", ["--set", "seed=3"], "restart k has seed k"),
+        ("run", ["--pilot", "--until-width", "1"], "either --pilot or --until-width"),
+        ("run", ["--until-width", "1", "--looks", "0"], "looks >= 1, got 0"),
+        ("run", ["--until-width", "-1"], "width > 0 in points"),
+        ("export", ["--output", "runs.xlsx"], ".csv or .parquet"),
+        ("export", [], "got none; run the study first"),
+        ("report", ["--scores", "runs.csv"], "either a study FILE or --scores"),
+        ("report", [], "run the study first"),
+        ("pln", [], "pln"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(study, step, words, said, tmp_path, monkeypatch, capsys):
+    def never(*_, **__):
+        raise AssertionError("nothing is to run")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "finetune", never)
+    assert study(step, *words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    error = printed.err.splitlines()[-1]
+    assert error.startswith("mixout: error: ")
+    assert said in error
+
+
+def test_options_that_need_a_file(study, capsys):
+    assert study("status", "--restarts", "3", file=None) == 2
+    assert "name the FILE" in capsys.readouterr().err
+    assert study("status", file=None) == 0
+    assert "no runs in" in capsys.readouterr().out
+
+
+def test_an_error_of_a_run_ends_the_study(study, capsys, monkeypatch):
+    def wrong(*_, **__):
+        raise InputError("expected max_length <= 16")
+
+    monkeypatch.setattr(local, "finetune", wrong)
+    assert study("run") == 2
+    assert capsys.readouterr().err == "mixout: error: expected max_length <= 16\n"

@@ -1,0 +1,216 @@
+"""Ray for real: machines as processes on this one. Machines and workers are killed, and the table is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixout.errors import InputError
+from mixout.study import progress, runner
+from mixout.study.executors import Job
+from mixout.study.executors.local import LocalExecutor
+from mixout.study.executors.ray import RayExecutor
+from mixout.study.ledger import Ledger
+from mixout.study.runner import Tally, run
+
+if not Path("/proc").is_dir():
+    pytest.skip("processes are found through /proc", allow_module_level=True)
+# Read when Ray is imported: loopback addresses only, see mixout.study.executors.ray. Workers inherit the rest.
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+pytest.importorskip("ray")
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Ray leaves pipes and log files of the processes that it ends to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    # What Ray will do with GPUs in a later version.
+    pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without room for runs, where the driver is, and two machines with a core each."""
+    from ray.cluster_utils import Cluster
+
+    small = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
+    with pytest.MonkeyPatch.context() as patch:
+        # Whoever trains on one core uses one thread, and so do we: the order of additions must not differ.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+        machines = [made.add_node(num_cpus=1, **small) for _ in range(2)]
+        made.machines = machines
+        yield made
+        made.shutdown()
+
+
+def outcomes(ledger: Ledger) -> list[tuple]:
+    """Everything that came out, without what a clock or the machine has a part in."""
+    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
+
+
+def workers() -> list[int]:
+    """Processes that are at work on a run: Ray names them after what they do."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if place.read_bytes().startswith(b"ray::_attempt"):
+                found.append(int(place.parent.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def children(of: int) -> set[int]:
+    """All processes that descend from this one."""
+    parents: dict[int, int] = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(place.parent.name)] = int(place.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found, before = {of}, set[int]()
+    while found != before:
+        before = set(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found - {of}
+
+
+def stopped_in_the_middle(machines: list[Any]) -> tuple[Any, int]:
+    """A machine with a run on it, which is halted, so that it does not end before the machine does."""
+    for _ in range(600):
+        for machine in machines:
+            [raylet] = machine.all_processes["raylet"]
+            for worker in children(raylet.process.pid) & set(workers()):
+                os.kill(worker, signal.SIGSTOP)
+                if worker in workers():
+                    return machine, worker
+                os.kill(worker, signal.SIGCONT)
+        time.sleep(0.05)
+    raise AssertionError("no machine is at work")
+
+
+def test_a_machine_goes_away_in_the_middle(cluster, declare, tmp_path):
+    planned = declare(restarts=2, settings={"epochs": 20, "evaluate": "end"}).runs()
+    lines: list[str] = []
+
+    def kill_one(line: str) -> None:
+        lines.append(line)
+        if line.startswith("[1/4]"):
+            machine, worker = stopped_in_the_middle(cluster.machines)
+            cluster.machines.remove(machine)
+            cluster.remove_node(machine, allow_graceful=False)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+    ledger = Ledger(tmp_path / "ray")
+    assert run(planned, ledger, RayExecutor(address=cluster.address), report=kill_one) == Tally(ran=4, failed=0)
+    assert len(cluster.machines) == 1
+    assert any("attempt 1 failed, trying again: " in line for line in lines), lines
+    assert sorted(line[:5] for line in lines if line.startswith("[")) == [f"[{k}/4]" for k in range(1, 5)]
+    here = Ledger(tmp_path / "local")
+    run(planned, here, LocalExecutor(), report=lambda _: None)
+    assert outcomes(ledger) == outcomes(here)
+    contents = ledger.read()
+    assert (contents.leftovers, contents.damaged, contents.conflicts) == ([], {}, {})
+
+
+def test_a_run_that_kills_its_worker_is_recorded_and_the_study_goes_on(cluster, declare, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(runner, "LOSSES", 1)
+    deadly, _ = declare(restarts=1, settings={"epochs": 400, "evaluate": "end"}).runs()
+    _, harmless = declare(restarts=1).runs()
+    lines: list[str] = []
+
+    def kill_it(line: str) -> None:
+        lines.append(line)
+        if "step" in line and line.startswith("  words, dropout(0.0), restart 0"):
+            for worker in workers():
+                os.kill(worker, signal.SIGKILL)
+
+    ledger = Ledger(tmp_path)
+    executor = RayExecutor(address=cluster.address, workers=1)
+    assert run([deadly, harmless], ledger, executor, report=kill_it) == Tally(ran=2, failed=1)
+    entry = ledger.read().entries[deadly.id]
+    assert (entry.record, entry.attempts) == (None, 2)
+    assert entry.traceback is not None
+    assert entry.traceback.startswith("WorkerCrashedError: ")
+    assert ledger.read().entries[harmless.id].run.status == "finished"
+
+
+def test_a_machine_with_other_data_is_refused(cluster, declare, tmp_path):
+    planned = declare(restarts=1).runs()[:1]
+    with RayExecutor(address=cluster.address) as executor:
+        executor.start(Job(id="0" * 64, settings=planned[0].settings, folder=tmp_path / "run"))
+        with pytest.raises(InputError, match=r"on .*: expected data, weights and mixout as they are"):
+            executor.wait(lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_room_is_said(cluster, declare):
+    with (
+        pytest.raises(InputError, match="a machine with 99 cores and 0 GPUs"),
+        RayExecutor(address=cluster.address, cpus=99),
+    ):
+        pass
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses, in the kernel's hexadecimal form, on which these processes wait for connections."""
+    sockets = {f"socket:[{inode}]" for inode in _inodes(pids)}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                found.add(local.partition(":")[0])
+    return found
+
+
+def _inodes(pids: set[int]) -> Iterator[str]:
+    for pid in pids:
+        for handle in Path("/proc", str(pid), "fd").glob("*"):
+            try:
+                target = os.readlink(handle)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                yield target[8:-1]
+
+
+def test_a_cluster_of_ones_own_listens_to_nobody_else(declare, tmp_path):
+    before = children(os.getpid())
+    planned = declare(restarts=1).runs()[:1]
+    with RayExecutor(workers=1) as executor:
+        executor.start(Job(id=planned[0].id, settings=planned[0].settings, folder=tmp_path / "run"))
+        outcome = executor.wait(lambda *_: None)
+        heard = listening(children(os.getpid()) - before)
+    assert outcome.error is None
+    assert (tmp_path / "run" / "record.json").is_file()
+    # 127.0.0.1, and the same as an IPv6 address.
+    assert heard
+    assert heard <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+Build = Callable[[], RayExecutor]
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: RayExecutor(workers=0), "workers >= 1, got 0"),
+        (lambda: RayExecutor(), "got neither"),
+        (lambda: RayExecutor(workers=1, gpus=-1), "gpus per run >= 0"),
+        (lambda: RayExecutor(workers=1, cpus=float("nan")), "cpus per run >= 0"),
+    ],
+)
+def test_numbers_that_cannot_be(build: Build, said):
+    with pytest.raises(InputError, match=said):
+        build()

@@ -1,0 +1,85 @@
+"""Study files: what they may say, what they may not, and the one that comes with mixout."""
+
+from __future__ import annotations
+
+import pytest
+
+from mixout.errors import InputError
+from mixout.study.declaration import parse, read, shipped
+
+GOOD = """
+[study]
+name = "two"
+restarts = 3
+[[task]]
+name = "RTE"
+data_dir = "glue"
+[[task]]
+name = "data/reviews.csv"
+[[method]]
+name = "mixout(.90)"
+[[method]]
+method = "dropout(0.1)"
+epochs = 20
+learning_rate = 1e-5
+[[method]]
+name = "plain"
+label = "SGD"
+optimizer = "sgd"
+[factors]
+learning_rate = [1e-5, 2e-5]
+"""
+
+
+def test_labels_and_settings():
+    study = parse(GOOD.replace("learning_rate = 1e-5\n", "warmup = 0.2\n", 1))
+    assert [axis.label for axis in study.tasks] == ["RTE", "reviews.csv"]
+    assert study.tasks[0].settings == {"task": "RTE", "data_dir": "glue"}
+    assert [axis.label for axis in study.methods] == ["mixout(0.9)", "dropout(0.1), epochs 20, warmup 0.2", "SGD"]
+    assert study.methods[2].settings == {"method": "plain", "optimizer": "sgd"}
+    assert (study.name, study.restarts, study.baseline) == ("two", 3, None)
+    assert study.factors == {"learning_rate": [1e-5, 2e-5]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("", "", "either as a factor or as a setting"),
+        ("[study]", "[stdy]", "did you mean 'study'"),
+        ("restarts", "restart", "did you mean 'restarts'"),
+        ("restarts = 3", "", "expected restarts under"),
+        ("[factors]", "[[factors]]", r"\[factors\] as a table"),
+        ("[[task]]", "[task]", "does not parse"),
+        ('name = "RTE"', 'name = "RTE"\ntask = "RTE"', r"\[\[task\]\] 1: expected one name, got name and task"),
+        ('name = "RTE"', "", r"\[\[task\]\] 1: expected one name, got none"),
+        ('name = "RTE"', 'nme = "RTE"\nname = "RTE"', r"\[\[task\]\] 1: expected a setting, got 'nme'.*'name'"),
+        ("mixout(.90)", "mixuot(.90)", r"\[\[method\]\] 1: method: .*did you mean 'mixout'"),
+        ("mixout(.90)", "mixout(1.5)", r"\[\[method\]\] 1: .*1.5"),
+        ("epochs", "epoch", r"\[\[method\]\] 2: .*did you mean 'epochs'"),
+        ('"sgd"', '"sgdm"', r"\[\[method\]\] 3: .*did you mean 'sgd'"),
+        ('label = "SGD"', "label = 3", "label of a method as text, got 3"),
+    ],
+)
+def test_what_a_file_may_not_say(tmp_path, old, new, said):
+    path = tmp_path / "study.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(InputError, match=said) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_one_bracket_instead_of_two():
+    with pytest.raises(InputError, match="two brackets"):
+        parse('[study]\nname = "a"\nrestarts = 1\n[task]\nname = "RTE"\n')
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(InputError, match=r"got './demo.tom'.*did you mean 'demo'"):
+        read("./demo.tom")
+
+
+def test_the_files_that_come_with_mixout_can_be_read():
+    assert "demo" in shipped()
+    for name in shipped():
+        assert read(name).tasks
+    assert [axis.label for axis in read("demo").methods] == ["dropout(0.0)", "dropout(0.1)", "mixout(0.5)"]

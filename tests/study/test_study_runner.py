@@ -1,0 +1,265 @@
+"""Only what is missing runs; failures, interrupts and wrong input lose nothing that was finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mixout.errors import InputError
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+from mixout.finetune.trainer import Course as Steps
+from mixout.study import progress
+from mixout.study.executors import local
+from mixout.study.executors.local import LocalExecutor
+from mixout.study.grid import Planned
+from mixout.study.ledger import Ledger
+from mixout.study.runner import Tally, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Hook = Callable[[Settings], None]
+
+
+def execute(planned: list[Planned], ledger: Ledger, lines: list[str] | None = None, **options: object) -> Tally:
+    return run(planned, ledger, LocalExecutor(), report=(lambda _: None) if lines is None else lines.append, **options)
+
+
+def outcomes(ledger: Ledger) -> list[tuple]:
+    """Everything that came out, without what a clock or the machine has a part in."""
+    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[Settings]:
+    """The settings of each call of finetune."""
+    return hooked(monkeypatch, lambda _: None)
+
+
+def hooked(monkeypatch, hook: Hook) -> list[Settings]:
+    """Let ``hook`` see, and perhaps end, each run before it begins."""
+    calls: list[Settings] = []
+    original = local.finetune
+
+    def watched(settings: Settings, *args: object, **options: object) -> Record:
+        calls.append(settings)
+        hook(settings)
+        return original(settings, *args, **options)
+
+    monkeypatch.setattr(local, "finetune", watched)
+    return calls
+
+
+def test_a_study(declare, tmp_path):
+    ledger, lines = Ledger(tmp_path), []
+    assert execute(declare().runs(), ledger, lines) == Tally(ran=4, failed=0)
+    runs = ledger.runs()
+    assert [(r.method, r.restart) for r in runs] == [
+        ("dropout(0.0)", 0), ("dropout(0.0)", 1), ("mixout(0.5)", 0), ("mixout(0.5)", 1),
+    ]  # fmt: skip
+    assert all(r.status == "finished" for r in runs)
+    assert runs[0].distance != runs[1].distance  # restarts differ
+    assert [line[:5] for line in lines if not line.startswith(" ")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert lines[0].startswith("[1/4] words, dropout(0.0), restart 0: accuracy ")
+    assert lines[0].endswith(" left")
+    # The record and its place, no model, no checkpoint.
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"lock", "run.json", "record.json"}
+
+
+def test_more_restarts_run_only_what_is_new(declare, tmp_path, ran):
+    ledger, lines = Ledger(tmp_path), []
+    execute(declare(restarts=2).runs(), ledger)
+    before = outcomes(ledger)
+    ran.clear()
+    assert execute(declare(restarts=4).runs(), ledger, lines) == Tally(ran=4, failed=0)
+    assert [(s.method, s.seed) for s in ran] == [
+        ("dropout(0.0)", 2), ("mixout(0.5)", 2), ("dropout(0.0)", 3), ("mixout(0.5)", 3),
+    ]  # fmt: skip
+    assert lines[0] == "4 of 8 runs are there already"
+    assert set(before) < set(outcomes(ledger))
+    ran.clear()
+    assert execute(declare(restarts=3).runs(), ledger) == Tally(ran=0, failed=0)
+    assert not ran
+    # The same as all at once.
+    whole = Ledger(tmp_path / "whole")
+    execute(declare(restarts=4).runs(), whole)
+    assert outcomes(whole) == outcomes(ledger)
+
+
+def test_a_run_that_raises_is_tried_again(declare, tmp_path, monkeypatch):
+    failed: list[int] = []
+
+    def once(settings: Settings) -> None:
+        if settings.seed == 1 and not failed:
+            failed.append(1)
+            raise MemoryError("3 GB")
+
+    ran = hooked(monkeypatch, once)
+    lines: list[str] = []
+    assert execute(declare().runs(), Ledger(tmp_path / "a"), lines) == Tally(ran=4, failed=0)
+    assert len(ran) == 5
+    assert "words, dropout(0.0), restart 1: attempt 1 failed, trying again: MemoryError: 3 GB" in lines
+    execute(declare().runs(), Ledger(tmp_path / "b"))
+    assert outcomes(Ledger(tmp_path / "a")) == outcomes(Ledger(tmp_path / "b"))
+
+
+def test_a_run_that_always_raises_is_recorded_and_the_study_goes_on(declare, tmp_path, monkeypatch):
+    def always(settings: Settings) -> None:
+        if settings.seed == 0 and settings.method == "dropout(0.0)":
+            raise RuntimeError("CUDA out of memory")
+
+    ledger, lines, planned = Ledger(tmp_path), [], declare().runs()
+    with monkeypatch.context() as patch:
+        ran = hooked(patch, always)
+        assert execute(planned, ledger, lines) == Tally(ran=4, failed=1)
+        assert len(ran) == 5
+        assert execute(planned, ledger, retries=0) == Tally(ran=0, failed=0)  # failed is not missing
+    assert [(r.status, r.error) for r in ledger.runs() if r.failed and r.status == "failed"] == [
+        ("failed", "RuntimeError: CUDA out of memory")
+    ]
+    failure = ledger.read().entries[planned[0].id]
+    assert failure.attempts == 2
+    assert failure.traceback is not None
+    assert "in always" in failure.traceback
+    assert ", 1 failed" in lines[-1]
+    # Again, on request: now it works.
+    assert execute(planned, ledger, again=True) == Tally(ran=1, failed=0)
+    assert execute(planned, ledger, again=True) == Tally(ran=0, failed=0)
+    whole = Ledger(tmp_path / "whole")
+    execute(planned, whole)
+    assert outcomes(whole) == outcomes(ledger)
+
+
+def test_attempts_are_counted_on(declare, tmp_path, monkeypatch):
+    def always(settings: Settings) -> None:
+        raise RuntimeError("no")
+
+    hooked(monkeypatch, always)
+    ledger, planned = Ledger(tmp_path), declare(restarts=1).runs()[:1]
+    execute(planned, ledger, retries=2)
+    assert ledger.read().entries[planned[0].id].attempts == 3
+    execute(planned, ledger, retries=0, again=True)
+    assert ledger.read().entries[planned[0].id].attempts == 4
+
+
+def test_wrong_input_ends_the_study(declare, tmp_path, monkeypatch):
+    def wrong(settings: Settings) -> None:
+        if settings.seed == 1:
+            raise InputError("expected something else")
+
+    ran = hooked(monkeypatch, wrong)
+    ledger = Ledger(tmp_path)
+    with pytest.raises(InputError, match="something else"):
+        execute(declare(restarts=3).runs(), ledger)
+    assert len(ran) == 3
+    assert [r.restart for r in ledger.runs()] == [0, 0]
+
+
+def test_an_interrupt_keeps_what_is_finished(declare, tmp_path, monkeypatch):
+    def interrupted(settings: Settings) -> None:
+        if settings.seed == 1:
+            raise KeyboardInterrupt
+
+    ledger, planned = Ledger(tmp_path / "a"), declare().runs()
+    with monkeypatch.context() as patch:
+        hooked(patch, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(planned, ledger)
+    assert [r.restart for r in ledger.runs()] == [0, 0]
+    assert execute(planned, ledger) == Tally(ran=2, failed=0)
+    whole = Ledger(tmp_path / "b")
+    execute(planned, whole)
+    assert outcomes(whole) == outcomes(ledger)
+
+
+class Stopped(BaseException):
+    """Ends the process, as a signal would."""
+
+
+@pytest.mark.parametrize(("save", "where"), [("no", "from the start"), (2, "from step 2")])
+def test_a_run_that_was_cut_off_goes_on_only_with_checkpoints(declare, tmp_path, monkeypatch, save, where):
+    planned, ledger = declare(restarts=1, settings={"save": save}).runs(), Ledger(tmp_path / "a")
+
+    def stop(self, args, state, control, **rest):
+        on_step_end(self, args, state, control, **rest)
+        if state.global_step == 3:
+            raise Stopped
+
+    on_step_end = Steps.on_step_end
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "on_step_end", stop)
+        with pytest.raises(Stopped):
+            execute(planned, ledger)
+    assert len(ledger.read().leftovers) == 1
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    execute(planned, ledger, lines)
+    assert lines[0].endswith(where)
+    whole = Ledger(tmp_path / "b")
+    execute(planned, whole)
+    assert outcomes(whole) == outcomes(ledger)
+    assert not any((tmp_path / "a").rglob("checkpoints"))
+
+
+def test_a_cut_off_run_whose_files_have_moved_starts_anew(declare, tmp_path, monkeypatch, tiny_bert):
+    shutil.copytree(tiny_bert, tmp_path / "copy")
+    ledger = Ledger(tmp_path / "a")
+
+    def stop(self, args, state, control, **rest):
+        on_step_end(self, args, state, control, **rest)
+        if state.global_step == 3:
+            raise Stopped
+
+    on_step_end = Steps.on_step_end
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "on_step_end", stop)
+        with pytest.raises(Stopped):
+            execute(declare(restarts=1, settings={"save": 1}).runs(), ledger)
+    moved = declare(restarts=1, settings={"save": 1, "model": str(tmp_path / "copy")}).runs()
+    assert execute(moved, ledger) == Tally(ran=2, failed=0)
+
+
+def test_killed_between_the_record_and_the_ledger(declare, tmp_path, monkeypatch, ran):
+    ledger, planned = Ledger(tmp_path), declare(restarts=1).runs()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(Stopped()))
+        with pytest.raises(Stopped):
+            execute(planned, ledger)
+    assert len(ran) == 1
+    assert execute(planned, ledger) == Tally(ran=2, failed=0)
+    assert len(ran) == 2  # the first was taken over
+    assert {r.method for r in ledger.runs()} == {"dropout(0.0)", "mixout(0.5)"}
+
+
+def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch):
+    lines: list[str] = []
+    planned = declare(restarts=1).runs()
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1e9)
+    execute(planned, Ledger(tmp_path / "short"), lines)
+    assert not any(line.startswith(" ") for line in lines)
+    lines.clear()
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    execute(planned, Ledger(tmp_path / "long"), lines)
+    within = [line for line in lines if line.startswith("  ")]
+    assert any(line.startswith("  words, dropout(0.0), restart 0: step 1/6, ") for line in within)
+    assert any(line.startswith("  words, mixout(0.5), restart 0: step 6/6, epoch 1.00") for line in within)
+
+
+def test_settings_stay_with_the_run(declare, tmp_path):
+    ledger, planned = Ledger(tmp_path), declare(restarts=1, factors={"epochs": [0.5]}).runs()
+    execute(planned, ledger)
+    [described] = [json.loads(p.read_text()) for p in tmp_path.rglob("run.json") if planned[1].id in str(p)]
+    assert described["factors"] == {"epochs": "0.5"}
+    assert Settings.from_json(json.dumps(described["settings"])) == planned[1].settings
+    assert described["wall"] > 0
+
+
+def test_a_negative_number_of_retries_is_refused(declare, tmp_path):
+    with pytest.raises(InputError, match="retries >= 0, got -1"):
+        execute(declare().runs(), Ledger(tmp_path), retries=-1)
+    assert not os.listdir(tmp_path)
