@@ -3,21 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from mixout.errors import InputError
-from mixout.finetune.optimizers import BERTAdam, build, groups, layer_levels
+from mixout.finetune.optimizers import BERTAdam, build, groups
 from mixout.finetune.settings import Settings
-
-SMALL = {"vocab_size": 20, "num_labels": 2}
-
-
-def bert(layers: int = 3) -> nn.Module:
-    config = transformers.BertConfig(
-        hidden_size=8, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=8, **SMALL
-    )
-    return transformers.BertForSequenceClassification(config)
 
 
 def oracle(weight, gradients, rates, *, beta1=0.9, beta2=0.999, eps=1e-6, decay=0.0):
@@ -95,80 +85,8 @@ def test_bertadam_refuses(wrong):
         BERTAdam([nn.Parameter(torch.ones(1))], **wrong)
 
 
-def t5() -> nn.Module:
-    config = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, **SMALL)
-    return transformers.T5ForSequenceClassification(config)
-
-
-def gpt2() -> nn.Module:
-    config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1, **SMALL)
-    return transformers.GPT2ForSequenceClassification(config)
-
-
-def llama() -> nn.Module:
-    config = transformers.LlamaConfig(
-        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, **SMALL
-    )
-    return transformers.LlamaForSequenceClassification(config)
-
-
-@pytest.mark.parametrize(
-    ("build_model", "expected"),
-    [
-        (
-            bert,
-            {
-                "bert.embeddings.word_embeddings.weight": 0,
-                "bert.embeddings.LayerNorm.weight": 0,
-                "bert.encoder.layer.0.attention.self.query.weight": 1,
-                "bert.encoder.layer.2.output.dense.bias": 3,
-                "bert.pooler.dense.weight": 4,
-                "classifier.weight": 4,
-            },
-        ),
-        (
-            gpt2,
-            {
-                "transformer.wte.weight": 0,
-                "transformer.wpe.weight": 0,
-                "transformer.h.0.ln_1.weight": 1,
-                "transformer.h.1.mlp.c_fc.weight": 2,
-                "transformer.ln_f.weight": 3,
-                "score.weight": 3,
-            },
-        ),
-        (
-            t5,
-            {
-                "transformer.shared.weight": 0,
-                "transformer.encoder.block.0.layer.0.SelfAttention.q.weight": 1,
-                "transformer.encoder.block.1.layer.0.SelfAttention.q.weight": 2,
-                "transformer.encoder.final_layer_norm.weight": 2,
-                "transformer.decoder.block.0.layer.0.SelfAttention.q.weight": 3,
-                "transformer.decoder.block.1.layer.2.DenseReluDense.wo.weight": 4,
-                "transformer.decoder.final_layer_norm.weight": 5,
-                "classification_head.dense.weight": 5,
-            },
-        ),
-        (
-            llama,
-            {
-                "model.embed_tokens.weight": 0,
-                "model.layers.0.mlp.up_proj.weight": 1,
-                "model.layers.1.input_layernorm.weight": 2,
-                "model.norm.weight": 3,
-                "score.weight": 3,
-            },
-        ),
-    ],
-)
-def test_levels(build_model, expected):
-    levels = layer_levels(build_model())
-    assert {name: levels[name] for name in expected} == expected
-
-
-def test_layer_wise_rates_reach_every_parameter_once():
-    model = bert(layers=2)
+def test_layer_wise_rates_reach_every_parameter_once(small_model):
+    model = small_model("bert")
     settings = Settings(learning_rate=1.0, layer_decay=0.5, weight_decay=0.01)
     chosen = groups(model, settings)
     rates = {id(p): group["lr"] for group in chosen for p in group["params"]}
@@ -180,15 +98,9 @@ def test_layer_wise_rates_reach_every_parameter_once():
     assert by_name["bert.embeddings.LayerNorm.bias"] == 0.125
 
 
-def test_more_than_nine_layers_are_told_apart():
-    levels = layer_levels(bert(layers=11))
-    assert levels["bert.encoder.layer.1.output.dense.weight"] == 2
-    assert levels["bert.encoder.layer.10.output.dense.weight"] == 11
-
-
-@pytest.mark.parametrize("build_model", [bert, gpt2, t5, llama])
-def test_biases_and_norms_do_not_decay(build_model):
-    model = build_model()
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama"])
+def test_biases_and_norms_do_not_decay(small_model, name):
+    model = small_model(name)
     chosen = groups(model, Settings(weight_decay=0.1))
     decayed = {id(p) for group in chosen if group["weight_decay"] for p in group["params"]}
     for name, module in model.named_modules():
@@ -197,8 +109,8 @@ def test_biases_and_norms_do_not_decay(build_model):
             assert (id(parameter) in decayed) == expected, f"{name}.{key}"
 
 
-def test_frozen_parameters_are_left_out():
-    model = bert()
+def test_frozen_parameters_are_left_out(small_model):
+    model = small_model("bert")
     model.bert.embeddings.requires_grad_(False)
     chosen = {id(p) for group in groups(model, Settings(layer_decay=0.9)) for p in group["params"]}
     assert chosen == {id(p) for p in model.parameters() if p.requires_grad}
@@ -214,9 +126,20 @@ def test_layer_wise_rates_without_blocks_are_refused():
 @pytest.mark.parametrize(
     ("name", "kind"), [("adamw", torch.optim.AdamW), ("bertadam", BERTAdam), ("sgd", torch.optim.SGD)]
 )
-def test_the_optimizer_that_is_named(name, kind):
-    optimizer = build(bert(), Settings(optimizer=name, learning_rate=0.25))
+def test_the_optimizer_that_is_named(small_model, name, kind):
+    optimizer = build(small_model("bert"), Settings(optimizer=name, learning_rate=0.25))
     assert type(optimizer) is kind
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
     if name == "adamw":
         assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_sgd_has_no_momentum():
+    weight = nn.Parameter(torch.tensor([3.0]))
+    model = nn.Module()
+    model.weight = weight
+    optimizer = build(model, Settings(optimizer="sgd", learning_rate=0.5))
+    for gradient in (1.0, -2.0, 0.0):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+    assert weight.item() == 3.0 - 0.5 * (1.0 - 2.0)

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from mixout.errors import AnchorMismatchError, InputError
+from mixout.finetune.course import Course
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
-from mixout.finetune.trainer import Course
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VICTIM = """
 import os, signal, sys
 from mixout import cli
-from mixout.finetune import trainer
+from mixout.finetune import course, trainer
 
 when, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
@@ -43,9 +43,9 @@ def deadly(kind, name):
     setattr(kind, name, wrapped)
 
 kind, name = {
-    "step ends": (trainer.Course, "on_step_end"),
+    "step ends": (course.Course, "on_step_end"),
     "in a step": (trainer.TextTrainer, "compute_loss"),
-    "checkpoint is written": (trainer.Course, "on_save"),
+    "checkpoint is written": (course.Course, "on_save"),
 }[when]
 deadly(kind, name)
 sys.exit(cli.main(sys.argv[4:]))
@@ -173,6 +173,7 @@ def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Cour
         ({"save": 5, "epochs": 2.5, "evaluate": "end"}, 12),
         ({"save": 1, "optimizer": "sgd", "learning_rate": 0.1, "method": "dropout(0.3)"}, 17),
         ({"save": 7, "method": "mixconnect(0.5)", "precision": "bf16"}, 8),
+        ({"save": 4, "batching": "bucketed", "reinit_layers": 1}, 9),
         ({"save": "no"}, 9),
         ({"save": 16}, 3),
     ],
@@ -236,6 +237,17 @@ def test_other_settings_are_refused_by_name(settings, tmp_path):
     assert "batch_size" not in str(caught.value)
     # Another spelling of the same run, and other loggers, are no other settings.
     finetune(settings(save=4, init_seed=0, method="mixout(.50) + anchor_decay(0.1)"), tmp_path / "out", resume=True)
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on(settings, tmp_path):
+    interrupted(settings(save=4), tmp_path / "out", 9)
+    plan = tmp_path / "out" / "checkpoints" / "run.json"
+    values = json.loads(plan.read_text())
+    del values["settings"]["batching"], values["settings"]["reinit_layers"]
+    plan.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"batching \(was 'random', got 'bucketed'\)"):
+        finetune(settings(save=4, batching="bucketed"), tmp_path / "out", resume=True)
+    finetune(settings(save=4), tmp_path / "out", resume=True)
 
 
 def test_other_data_are_refused(settings, tiny_task, tmp_path):

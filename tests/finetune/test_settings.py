@@ -70,6 +70,26 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
     assert len({settings.digest() for settings in changed}) == len(changed)
 
 
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ({}, "859e6e3fe17ca92082f48b66c784760839d10f3de5d60aafd063d2fc276816eb"),
+        (
+            {"method": "mixout(0.7)+anchor_decay(0.01)", "seed": 3, "optimizer": "bertadam"},
+            "c6605a09679527de279657361bbac1e0b1905e5433b0d73d910faab312077329",
+        ),
+    ],
+)
+def test_settings_that_came_later_leave_earlier_digests_alone(values, digest):
+    # As version 0.1.0 gave them, before reinit_layers and batching.
+    assert Settings(**values).digest() == digest
+    assert Settings(**values, reinit_layers=1).digest() != digest
+    assert Settings(**values, batching="bucketed").digest() != digest
+    earlier = json.loads(Settings(**values).to_json())
+    del earlier["reinit_layers"], earlier["batching"]
+    assert Settings.from_json(json.dumps(earlier)) == Settings(**values)
+
+
 def test_a_name_is_no_path_whatever_lies_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     chosen = [{"task": "RTE"}, {"task": "sts-b"}, {"task": "docstrings"}, {"model": "minilm"}]
@@ -101,6 +121,9 @@ def test_two_spellings_of_a_models_folder(tmp_path: Path, monkeypatch: pytest.Mo
         ({"where": "layer.("}, "regular expression"),
         ({"optimizer": "adam"}, "adamw"),
         ({"precision": "fp8"}, "fp16"),
+        ({"batching": "bucket"}, "'bucketed'"),
+        ({"reinit_layers": -1}, ">= 0"),
+        ({"reinit_layers": 1.0}, "whole number"),
         ({"evaluate": "never"}, "epoch"),
         ({"save": 0}, "save"),
         ({"save": "sometimes"}, "save"),

@@ -10,7 +10,7 @@ import torch
 
 import mixout
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import folder, optimizers, trainer
+from mixout.finetune import cache, folder, trainer
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,10 +41,8 @@ def test_wrong_input_is_refused_before_anything_is_written(settings, tmp_path, c
 
 def test_what_the_model_or_transformers_refuses_begins_no_run(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
     chosen = settings(layer_decay=0.9, save=4)
-    with monkeypatch.context() as patch:
-        patch.setattr(optimizers, "_blocks", lambda _model: [])
-        with pytest.raises(InputError, match=r"use layer_decay=1\.0"):
-            finetune(chosen, tmp_path / "out")
+    with pytest.raises(InputError, match="reinit_layers <= 2"):
+        finetune(settings(reinit_layers=3), tmp_path / "out")
     with monkeypatch.context() as patch:
 
         def refuse(*_, **__):
@@ -54,7 +52,7 @@ def test_what_the_model_or_transformers_refuses_begins_no_run(settings, tmp_path
         with pytest.raises(InputError, match="bf16/gpu"):
             finetune(chosen, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "encode", refuse)
+        patch.setattr(cache, "encode", refuse)
         with pytest.raises(ValueError, match="bf16/gpu"):
             finetune(chosen, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

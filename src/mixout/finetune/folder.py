@@ -162,11 +162,12 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, settings: Settings) -> None:
-    before = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))["settings"]
-    now = json.loads(json.dumps(asdict(settings)))
-    changed = [name for name in now if name not in _FREE and now[name] != before.get(name)]
+    begun = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))["settings"]
+    # Through Settings: a run begun before a setting existed has its default.
+    before, now = (json.loads(one.to_json()) for one in (Settings.from_json(json.dumps(begun)), settings))
+    changed = [name for name in now if name not in _FREE and now[name] != before[name]]
     if changed:
-        list_ = ", ".join(f"{name} (was {before.get(name)!r}, got {now[name]!r})" for name in changed)
+        list_ = ", ".join(f"{name} (was {before[name]!r}, got {now[name]!r})" for name in changed)
         raise InputError(
             f"expected the settings of the unfinished run in {str(folder)!r}, got other values for: {list_}; "
             f"repeat the settings that it began with, or choose another output-dir"

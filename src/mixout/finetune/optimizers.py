@@ -8,6 +8,9 @@ the failures.
 Layer-wise rates (Howard and Ruder 2018): rate * decay ** (blocks above it + 1) for a block, so that the embeddings
 learn slowest and the head at the full rate.
 
+SGD is plain: no momentum. It is the control in which the gradient's size counts, since nothing divides by it: with
+``gradient=paper`` mixout's steps are shorter by 1-p there. It needs far higher rates than Adam.
+
 Decay towards the anchor is not here: ``mixout.AnchorDecay`` acts on any optimizer.
 """
 
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mixout.errors import InputError
+from mixout.finetune.levels import layer_levels
 from mixout.finetune.settings import Settings
 
 
@@ -136,57 +139,6 @@ def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
         group = found.setdefault((level, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(found.values())
-
-
-def layer_levels(model: nn.Module) -> dict[str, int]:
-    """How far from the bottom each parameter lies: embeddings 0, block k (from 0) k + 1, head and pooler the most.
-
-    Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its
-    decoder's. What lies between takes the level of the block before it.
-
-    Raises:
-        InputError: the body has no module list.
-
-    Example:
-        >>> model = torch.nn.Module()
-        >>> model.embed = torch.nn.Embedding(3, 2)
-        >>> model.layer = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False) for _ in range(2)])
-        >>> model.head = torch.nn.Linear(2, 1, bias=False)
-        >>> layer_levels(model)
-        {'embed.weight': 0, 'layer.0.weight': 1, 'layer.1.weight': 2, 'head.weight': 3}
-    """
-    blocks = _blocks(model)
-    if not blocks:
-        raise InputError(
-            f"expected a model whose blocks lie in a torch.nn.ModuleList, so that layer_decay can tell them apart, "
-            f"got {type(model).__name__} without one; use layer_decay=1.0"
-        )
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    levels: dict[str, int] = {}
-    seen = 0
-    for name, parameter in model.named_parameters():
-        inside = next((number for number, prefix in enumerate(blocks) if name.startswith(prefix)), None)
-        if inside is not None:
-            seen = levels[name] = inside + 1
-        elif id(parameter) in tables or "embed" in name:
-            levels[name] = 0
-        else:
-            levels[name] = seen + 1 if seen == len(blocks) else seen
-    return levels
-
-
-def _blocks(model: nn.Module) -> list[str]:
-    """Name prefixes of the blocks, bottom first."""
-    body = getattr(model, "base_model", model)
-    start = next((f"{name}." for name, module in model.named_modules() if module is body and name), "")
-    outermost: list[str] = []
-    found: list[str] = []
-    for name, module in body.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in outermost)
-        if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
-            outermost.append(name)
-            found += [f"{start}{name}.{number}." for number in range(len(module))]
-    return found
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

@@ -25,11 +25,15 @@ T = TypeVar("T")
 
 EMBEDDED = "minilm"
 OPTIMIZERS = ("adamw", "bertadam", "sgd")
+BATCHINGS = ("random", "bucketed")
 PRECISIONS = ("fp32", "bf16", "fp16")
 EVALUATIONS = ("epoch", "end")
 PRESETS = ("body", "paper", "all")
 _PATHS = ("model", "task", "data_dir")
 _SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed")
+_LEAST = {"batch_size": 1, "accumulation": 1, "max_length": 2, "train_size": 1, "reinit_layers": 0}
+# Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
+_LATER = ("reinit_layers", "batching")
 
 
 def _option(default: T, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> T:
@@ -76,14 +80,25 @@ class Settings:
         None, "seed of --train-size; 0 unless given, whatever --seed is, so restarts share the subset", kind=int
     )
     optimizer: str = _option(
-        "adamw", "optimizer; 'bertadam' has no bias correction, as in the paper", choices=OPTIMIZERS
+        "adamw",
+        "optimizer; 'bertadam' has no bias correction, as in the paper; 'sgd' has no momentum",
+        choices=OPTIMIZERS,
     )
     learning_rate: float = _option(2e-5, "highest learning rate, reached after the warm-up", kind=float)
     weight_decay: float = _option(0.0, "decay of the weights towards 0; not of biases and norms", kind=float)
     layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down", kind=float)
+    reinit_layers: int = _option(
+        0, "blocks at the top, and what lies above them, that start anew without their pretrained weights", kind=int
+    )
     warmup: float = _option(0.1, "share of the steps in which the learning rate rises", kind=float)
     epochs: float = _option(3.0, "passes over the training data", kind=float)
     batch_size: int = _option(32, "examples per batch", kind=int)
+    batching: str = _option(
+        "random",
+        "what a batch is made of: any examples, as in the paper, or 'bucketed': examples of like length, which hold "
+        "less padding",
+        choices=BATCHINGS,
+    )
     accumulation: int = _option(1, "batches per optimizer step", kind=int)
     max_grad_norm: float = _option(1.0, "clip the gradient to this norm; 0 turns clipping off", kind=float)
     precision: str = _option("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
@@ -153,10 +168,14 @@ class Settings:
         """The run's identity: sha256 of the resolved settings.
 
         Equal for two spellings of one path; a name that is no path stays itself, whatever lies in the working
-        directory. ``report_to`` is left out: it changes what is watched, not the result.
+        directory. ``report_to`` is left out: it changes what is watched, not the result. A setting that came later is
+        left out at its default, so that it leaves the identity of earlier runs alone.
         """
         values = asdict(self.resolved())
         del values["report_to"]
+        for item in fields(self):
+            if item.name in _LATER and values[item.name] == item.default:
+                del values[item.name]
         for name, used in _used_paths(self).items():
             if os.path.exists(used):
                 values[name] = os.path.realpath(used)
@@ -220,7 +239,7 @@ def _check_numbers(settings: Settings) -> None:
         seed = getattr(settings, name)
         if seed is not None or name == "seed":
             check(name, int, isinstance(seed, int) and 0 <= seed < 2**63, "in [0, 2**63)")
-    for name, least in (("batch_size", 1), ("accumulation", 1), ("max_length", 2), ("train_size", 1)):
+    for name, least in _LEAST.items():
         number = getattr(settings, name)
         if number is not None or name != "train_size":
             check(name, int, isinstance(number, int) and number >= least, f">= {least}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,16 @@ import mixout
 from mixout.anchor import distance, fingerprint
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import card, disk, environment, folder, metrics, models, trainer
-from mixout.finetune.batches import DevSet, encode
+from mixout.finetune.batches import DevSet
+from mixout.finetune.cache import Cache
+from mixout.finetune.course import Report
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.placement import apply_methods
 from mixout.finetune.record import Evaluation, Progress, Record, write_atomically
+from mixout.finetune.reinit import reinitialise_
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Columns, Task, few_sample, load_task
+from mixout.finetune.tasks import Task
 from mixout.methods import MixingMethod, parse
 from mixout.methods.grammar import nearest
 
@@ -45,8 +47,9 @@ def finetune(
     *,
     resume: bool = False,
     keep_model: bool = True,
-    report: trainer.Report | None = None,
+    report: Report | None = None,
     bars: bool = False,
+    cache: Cache | None = None,
 ) -> Record:
     """Fine-tune one model on one task with one method.
 
@@ -58,6 +61,7 @@ def finetune(
         keep_model: write model, tokenizer and card; without them the record is all that is left of the run.
         report: called with one line of progress now and then; None for silence.
         bars: show progress bars on stderr.
+        cache: what earlier runs of this process have read, to be used again; the result is the same.
 
     Returns:
         The record, as written.
@@ -72,12 +76,15 @@ def finetune(
     place = Path(output_dir)
     folder.check(place, settings, resume=resume)
     _check_machine(settings)
-    task = _task(settings)
+    shared = cache or Cache()
+    task = shared.task(settings)
     environment.forget_peak_memory()
     with quiet(), own_streams():
-        loaded = models.load(settings.model, labels=task.labels, init_seed=settings.stream_seed("init"))
+        init_seed = settings.stream_seed("init")
+        loaded, pretrained = shared.model(settings.model, labels=task.labels, init_seed=init_seed)
+        loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         _check_length(settings, loaded)
-        start = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if name not in loaded.new}
+        start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         apply_methods(loaded, settings)
         fingerprints = {
             "anchor": fingerprint(start),
@@ -87,9 +94,10 @@ def finetune(
         }
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings)
-        dev = DevSet(task, encode(task.dev, loaded.tokenizer, settings.max_length))
+        examples = shared.tokens(task.train, settings.max_length)
+        dev = DevSet(task, shared.tokens(task.dev, settings.max_length))
         with folder.making(place):
-            run = trainer.build(settings, place, loaded, task, dev, report=report or _silence, bars=bars)
+            run = trainer.build(settings, place, loaded, task, examples, dev, report=report or _silence, bars=bars)
         # The last check: from here on the folder holds an unfinished run of these very settings.
         checkpoint = folder.begin(place, settings, fingerprints)
         with disk.writing(place):
@@ -101,14 +109,6 @@ def finetune(
 
 def _silence(_line: str) -> None:
     pass
-
-
-def _task(settings: Settings) -> Task:
-    columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-    task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
-    if settings.train_size is None:
-        return task
-    return replace(task, train=few_sample(task.train, settings.train_size, settings.resolved().subset_seed or 0))
 
 
 def _check_machine(settings: Settings) -> None:
@@ -143,7 +143,7 @@ def _record(
     dev: DevSet,
     state: TrainerState,
     *,
-    start: dict[str, torch.Tensor],
+    start: Mapping[str, torch.Tensor],
     fingerprints: dict[str, str | None],
 ) -> Record:
     history = state.log_history

@@ -1,18 +1,16 @@
 """The Trainer of transformers, set up so that a run is exactly repeatable and exactly resumable.
 
-Everything that is logged, evaluated or saved happens at the end of an optimizer step and in this order, so a checkpoint
-holds all that came before it. Three random streams: the new head (drawn by the loader); the order of the examples (the
-Trainer's ``data_seed``); and torch's global stream, which only masks and dropouts draw from while training.
+Three random streams: the new head (drawn by the loader); the order of the examples (the Trainer's ``data_seed``, or
+``Buckets``); and torch's global stream, which only masks and dropouts draw from while training.
 
 There is no training loop here. One process, one device.
 """
 
-# ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
+# ruff: noqa: ANN401  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,9 @@ import torch
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import folder, optimizers
-from mixout.finetune.batches import DevSet, encode, first_output
+from mixout.finetune.batches import DevSet, Example, first_output
+from mixout.finetune.buckets import Buckets
+from mixout.finetune.course import Bars, Course, Report
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
@@ -35,14 +35,10 @@ with needs("hf", "fine-tuning"):
         PrinterCallback,
         ProgressCallback,
         Trainer,
-        TrainerCallback,
-        TrainerControl,
         TrainerState,
         TrainingArguments,
         set_seed,
     )
-
-Report = Callable[[str], None]
 
 # An older Trainer would divide the loss of an accumulated batch once more, in silence.
 if not hasattr(Trainer, "loss_is_scaled_for_ga"):
@@ -52,65 +48,6 @@ if not hasattr(Trainer, "loss_is_scaled_for_ga"):
     )
 
 
-class Course(TrainerCallback):
-    """What happens at the end of a step: logging, evaluation, checkpoint; and the clock.
-
-    All three at one point and in that order, unlike the Trainer's own epochs, whose end comes after a checkpoint of
-    the epoch's last step: resumed from there, it would skip that evaluation. Logging comes with every checkpoint, for
-    the Trainer forgets a loss that is summed up but not yet logged. There is no checkpoint of the last step: the
-    result follows at once.
-    """
-
-    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task, report: Report) -> None:
-        self.settings = settings
-        self.steps_per_epoch = steps_per_epoch
-        self.task = task
-        self.report = report
-        self.began = 0.0
-        self.paused = 0.0
-
-    def seconds(self) -> float:
-        """Spent in training so far, without evaluations; a resumed run counts on from its checkpoint."""
-        return time.perf_counter() - self.began - self.paused
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the clock."""
-        before = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
-        self.began = time.perf_counter() - before
-        where = f"from step {state.global_step}" if state.global_step else "from the start"
-        self.report(
-            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, "
-            f"{math.ceil(self.settings.epochs * 100) / 100:g} epochs, {where}"
-        )
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide what the Trainer does next."""
-        step, save = state.global_step, self.settings.save
-        last, epoch_ends = step >= state.max_steps, step % self.steps_per_epoch == 0
-        control.should_evaluate = last or (epoch_ends and self.settings.evaluate == "epoch")
-        control.should_save = not last and (epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0)
-        control.should_log = last or control.should_evaluate or control.should_save
-        # A bar says it already.
-        if args.disable_tqdm and step % max(1, state.max_steps // 10) == 0 and not control.should_evaluate:
-            self.report(f"  step {step}/{state.max_steps}, {self.seconds():.0f} s")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say that the checkpoint is whole."""
-        folder.complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say how it stands."""
-        found = kwargs["metrics"]
-        loss = next(entry["loss"] for entry in reversed(state.log_history) if "loss" in entry)
-        scores = ", ".join(f"{name} {found[f'eval_{name}']:.4f}" for name in self.task.metrics)
-        self.report(
-            f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}: training loss {loss:.4f}, "
-            f"dev loss {found['eval_loss']:.4f}, {scores}"
-        )
-
-
 class TextTrainer(Trainer):
     """The Trainer with our optimizers, a loss that accumulation does not change, and evaluations that draw nothing."""
 
@@ -118,13 +55,14 @@ class TextTrainer(Trainer):
     # takes any that accepts keyword arguments to do so; BERT's does not, and its gradient would grow with accumulation.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, settings: Settings, course: Course, **options: Any) -> None:
+    def __init__(self, *, settings: Settings, course: Course, order: Buckets | None, **options: Any) -> None:
         config = options["model"].config
         # super() turns the cache of keys and values off, which is right for training and wrong in a checkpoint.
         self.cache = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
         super().__init__(**options)
         self.settings = settings
         self.course = course
+        self.order = order
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of the settings."""
@@ -132,6 +70,11 @@ class TextTrainer(Trainer):
             trained: torch.nn.Module = self.model if model is None else model  # type: ignore[assignment]
             self.optimizer = optimizers.build(trained, self.settings)
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any | None = None) -> torch.utils.data.Sampler[int] | None:
+        """The order of the training examples: the one that was given, or the Trainer's own."""
+        own: torch.utils.data.Sampler[int] | None = super()._get_train_sampler(train_dataset)
+        return own if self.order is None else self.order
 
     def compute_loss(
         self,
@@ -173,15 +116,16 @@ class TextTrainer(Trainer):
         super().log(logs, start_time)
 
 
-class Bars(ProgressCallback):
-    """The Trainer's bars, without its raw logs in between: the lines of ``report`` say it in words."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Print nothing."""
-
-
 def build(
-    settings: Settings, place: Path, loaded: Loaded, task: Task, dev: DevSet, *, report: Report, bars: bool
+    settings: Settings,
+    place: Path,
+    loaded: Loaded,
+    task: Task,
+    examples: list[Example],
+    dev: DevSet,
+    *,
+    report: Report,
+    bars: bool,
 ) -> TextTrainer:
     """Everything up to training, so that whatever can be wrong is found before a run is begun.
 
@@ -189,8 +133,9 @@ def build(
         settings: resolved.
         place: the run's folder; an empty folder for the checkpoints is made in it.
         loaded: the model, with its method applied; it moves to the device.
-        task: the data; ``dev`` is its dev set, encoded.
-        dev: scores each evaluation and keeps the last predictions.
+        task: the data.
+        examples: its training set, encoded.
+        dev: its dev set, encoded; scores each evaluation and keeps the last predictions.
         report: called with one line of progress now and then.
         bars: show progress bars.
 
@@ -200,12 +145,12 @@ def build(
     # Built later, on the device; what is wrong with it shows now.
     optimizers.groups(loaded.model, settings)
     args = _arguments(settings, place, bars=bars)
-    examples = encode(task.train, loaded.tokenizer, settings.max_length)
     steps_per_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulation)
     course = Course(settings, steps_per_epoch, task, report)
     trainer = TextTrainer(
         settings=settings,
         course=course,
+        order=_order(settings, examples),
         model=loaded.model,
         args=args,
         train_dataset=examples,
@@ -239,6 +184,13 @@ def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
     del config.use_cache
     config.update(run.cache)
     return run.state
+
+
+def _order(settings: Settings, examples: list[Example]) -> Buckets | None:
+    if settings.batching == "random":
+        return None
+    lengths = [len(example["input_ids"]) for example in examples]
+    return Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
 
 
 def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from mixout.errors import InputError, MixoutError
+from mixout.finetune.cache import Cache
 from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.folder import unfinished
 from mixout.finetune.train import finetune
@@ -17,13 +18,14 @@ class LocalExecutor(Executor):
     """One process, sequential.
 
     A run that was cut off goes on from its last checkpoint where its settings make checkpoints; otherwise it starts
-    anew.
+    anew. Weights and tokens are read once for all runs.
     """
 
     slots = 1
 
     def __init__(self) -> None:
         self._job: Job | None = None
+        self._cache = Cache()
 
     def start(self, job: Job) -> None:
         """Take a job; it runs in :meth:`wait`."""
@@ -38,7 +40,7 @@ class LocalExecutor(Executor):
         job, self._job = self._job, None
         began = time.perf_counter()
         try:
-            _run(job, tell)
+            _run(job, self._cache, tell)
         except (MixoutError, WriteError):
             raise
         # Whatever a run may raise: the study goes on, and the traceback is recorded.
@@ -52,14 +54,14 @@ class LocalExecutor(Executor):
         """Nothing runs between two calls."""
 
 
-def _run(job: Job, tell: Tell) -> None:
+def _run(job: Job, cache: Cache, tell: Tell) -> None:
     def report(line: str) -> None:
         tell(job.id, line)
 
     resume = unfinished(job.folder) and job.settings.save != "no" and not job.again
     if resume:
         try:
-            finetune(job.settings, job.folder, resume=True, keep_model=False, report=report)
+            finetune(job.settings, job.folder, resume=True, keep_model=False, report=report, cache=cache)
         except InputError as error:
             # Such as paths that have moved since. From the start it is the same run.
             report(f"cannot go on where the run was cut off, so it starts anew: {error}")
@@ -68,4 +70,4 @@ def _run(job: Job, tell: Tell) -> None:
     with writing(job.folder):
         if job.folder.exists():
             shutil.rmtree(job.folder)
-    finetune(job.settings, job.folder, keep_model=False, report=report)
+    finetune(job.settings, job.folder, keep_model=False, report=report, cache=cache)

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from mixout.errors import InputError, MixoutError
+from mixout.finetune.cache import Cache
 from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.extras import needs
 from mixout.finetune.record import RECORD_NAME, write_atomically
@@ -216,7 +217,7 @@ def _attempt(id: str, settings: Settings, board: Any) -> _Answer:  # noqa: ANN40
             )
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "run"
-            finetune(settings, place, keep_model=False, report=lambda line: board.put.remote(id, line))
+            finetune(settings, place, keep_model=False, report=lambda line: board.put.remote(id, line), cache=_cache)
             found = (path for path in sorted(place.rglob("*")) if path.is_file())
             files = {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
     except (MixoutError, WriteError) as raised:
@@ -229,6 +230,7 @@ def _attempt(id: str, settings: Settings, board: Any) -> _Answer:  # noqa: ANN40
 
 # A worker serves many runs: data and weights are read once in each.
 _inputs = Inputs()
+_cache = Cache()
 
 
 def _write(place: Path, files: dict[str, bytes]) -> None:

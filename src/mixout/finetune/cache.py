@@ -1,0 +1,106 @@
+"""What the runs of one process share: pretrained weights, tokenizer, tokens, data of the hub. Nothing that is trained.
+
+A run from the cache equals one from the files, bit for bit: it gets copies, and its new output head is drawn by the
+same code. Nothing goes stale while a process lives: texts are known by their content, and a model's folder is read
+again when a file in it has changed. What comes from the hub is asked for once.
+
+One model is kept, the last: a study that goes task by task reads it once a task. Not for several threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mixout.finetune import models
+from mixout.finetune.batches import Example, encode
+from mixout.finetune.pretrained import Pretrained, keep, make
+from mixout.finetune.settings import EMBEDDED, Settings
+from mixout.finetune.tasks import Columns, Split, Task, few_sample, is_path, load_task
+
+
+class Cache:
+    """Hands out what a run needs, and keeps what the next one may share.
+
+    Example:
+        >>> cache = Cache()
+        >>> first, _ = cache.model("minilm", labels=("no", "yes"), init_seed=0)
+        >>> second, _ = cache.model("minilm", labels=("no", "yes"), init_seed=0)
+        >>> first.model is second.model
+        False
+        >>> bool((first.model.classifier.weight == second.model.classifier.weight).all())
+        True
+    """
+
+    def __init__(self) -> None:
+        self._model: tuple[Hashable, Pretrained] | None = None
+        self._tasks: dict[Hashable, Task] = {}
+        self._tokens: dict[Hashable, list[Example]] = {}
+
+    def task(self, settings: Settings) -> Task:
+        """The task of ``settings``, its training data cut to ``train_size``."""
+        task = self._task(settings)
+        if settings.train_size is None:
+            return task
+        return replace(task, train=few_sample(task.train, settings.train_size, settings.resolved().subset_seed or 0))
+
+    def model(
+        self, model: str, *, labels: tuple[str, ...] | None, init_seed: int
+    ) -> tuple[models.Loaded, Mapping[str, Tensor]]:
+        """What :func:`mixout.finetune.models.load` gives, and the pretrained values of its parameters.
+
+        The values are shared: they are there to be read. Parameters that are new have none.
+        """
+        key = (model, labels, _signature(model))
+        if self._model is not None and self._model[0] == key:
+            kept = self._model[1]
+            loaded = make(kept, init_seed=init_seed)
+        else:
+            # Gone before the next one is read: both need not fit into memory.
+            self._model = None
+            self._tokens.clear()
+            loaded = models.load(model, labels=labels, init_seed=init_seed)
+            kept = keep(loaded)
+            self._model = key, kept
+        names = (name for name, _ in loaded.model.named_parameters())
+        return loaded, {name: kept.state[name] for name in names if name in kept.state}
+
+    def tokens(self, split: Split, max_length: int) -> list[Example]:
+        """A split in the tokens of the last model; shared, to be read.
+
+        Raises:
+            RuntimeError: no model was asked for yet.
+        """
+        if self._model is None:
+            raise RuntimeError("expected a model before its tokens, got none; call model() first")
+        key = (split.fingerprint(), max_length)
+        if key not in self._tokens:
+            # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
+            tokenizer = copy.deepcopy(self._model[1].tokenizer)
+            self._tokens[key] = encode(split, tokenizer, max_length)
+        return self._tokens[key]
+
+    def _task(self, settings: Settings) -> Task:
+        columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
+        arguments: dict[str, Any] = {"data_dir": settings.data_dir, "columns": columns, "metric": settings.metric}
+        if settings.data_dir is not None or is_path(settings.task):
+            return load_task(settings.task, **arguments)
+        key = (settings.task, columns, settings.metric)
+        if key not in self._tasks:
+            self._tasks[key] = load_task(settings.task, **arguments)
+        return self._tasks[key]
+
+
+def _signature(model: str) -> Hashable:
+    """What changes when a file of a model's folder does; nothing for the embedded one and for names of the hub."""
+    folder = Path(os.path.expanduser(model))
+    if model == EMBEDDED or not folder.is_dir():
+        return None
+    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found)
