@@ -13,8 +13,8 @@ import mixout
 
 PUBLIC = {
     "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
-    "InputError", "Method", "Mixconnect", "Mixout", "MixoutError", "MissingExtraError", "NotAppliedError",
-    "NothingMixedError", "PScheduler", "Plain", "Where", "apply_", "coverage", "distance", "fingerprint", "functional",
+    "GradientMask", "InputError", "Method", "Mixconnect", "Mixout", "MixoutError", "MissingExtraError",
+    "NotAppliedError", "NothingMixedError", "PScheduler", "Plain", "Where", "apply_", "coverage", "distance", "fingerprint", "functional",
     "load_state_dict_", "methods", "remove_", "schedule", "set_p_", "state_dict",
 }  # fmt: skip
 

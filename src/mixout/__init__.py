@@ -28,6 +28,7 @@ from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.methods import AnchorDecay as AnchorDecay
 from mixout.methods import Dropconnect as Dropconnect
 from mixout.methods import Dropout as Dropout
+from mixout.methods import GradientMask as GradientMask
 from mixout.methods import Method as Method
 from mixout.methods import Mixconnect as Mixconnect
 from mixout.methods import Mixout as Mixout

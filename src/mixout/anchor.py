@@ -56,6 +56,17 @@ class Anchor:
         return copy
 
 
+class OwnWeight(Anchor):
+    """The weight itself as the anchor: Phi is w, and only the gradient is masked."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def beside(self, weight: Tensor) -> Tensor:
+        """The weight, as a constant."""
+        return weight.detach()
+
+
 def _alike(tensor: Tensor, weight: Tensor) -> bool:
     return tensor.device == weight.device and tensor.dtype == weight.dtype
 

@@ -218,9 +218,9 @@ def _check_anchor_used(methods: tuple[Method, ...], anchor: AnchorSource) -> Non
     if (
         anchor is not None
         and not is_zero(anchor)
-        and all(isinstance(m, MixingMethod) and m.zero_anchor for m in methods)
+        and all(isinstance(m, MixingMethod) and not m.takes_anchor for m in methods)
     ):
-        raise ValueError(f"expected no anchor for {spell(methods)}, whose anchor is 0, got one; leave anchor= out")
+        raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
 
 
 def _check_fresh(model: nn.Module) -> None:

@@ -46,7 +46,8 @@ def mix(
         anchor: u, of the shape and on the device of ``weight``; None for u = 0. A constant to autograd.
         p: probability that a unit is replaced by the anchor, in [0, 1]. 0 returns ``weight``, 1 the anchor.
         unit: what shares a coin: ``input`` neuron (mixout), ``output`` neuron, or ``element`` (mixconnect).
-        gradient: ``exact``, dPhi/dw = M/(1-p); or ``paper``, M, as in equation 2 and in the authors' code.
+        gradient: ``exact``, dPhi/dw = M/(1-p); ``paper``, M, as in equation 2 and in the authors' code; or
+            ``dense``, 1, a control.
         noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
         input_dim: the dimension of the input neurons: 1 for (out, in, ...), 0 for (in, out).
         groups: groups of a convolution, whose weight is (out, in / groups, ...).
@@ -125,7 +126,7 @@ def mixed_linear(
     """
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
-    sparse = unit == "input" and noise == "bernoulli"
+    sparse = unit == "input" and noise == "bernoulli" and gradient != "dense"
     compiling = torch.compiler.is_compiling()
     if compiling and not sparse:
         phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)

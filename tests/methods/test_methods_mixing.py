@@ -9,11 +9,14 @@ from torch import nn
 from torch.nn.functional import linear
 
 import mixout
-from mixout import AnchorDecay, Dropconnect, Dropout, Mixconnect, Mixout, Plain
+from mixout import AnchorDecay, Dropconnect, Dropout, GradientMask, Mixconnect, Mixout, Plain
 
 ALL = [
     Mixout(0.7),
     Mixout(0.7, unit="output", gradient="paper"),
+    Mixout(0.7, gradient="dense"),
+    GradientMask(0.7),
+    GradientMask(0.4, unit="element", gradient="paper"),
     Mixconnect(0.3),
     Mixconnect(0.3, noise="gaussian"),
     Dropconnect(0.2),
@@ -173,3 +176,38 @@ def test_mixout_beside_an_explicit_dropout_keeps_it_in_either_order(methods):
     model = mixout.apply_(net(), methods)
     assert model[2].p == 0.1
     assert mixout.remove_(model)[2].p == 0.25
+
+
+@pytest.mark.parametrize("unit", ["input", "output", "element"])
+@pytest.mark.parametrize("tokens", [6, 600])
+def test_the_controls_separate_mixouts_forward_from_its_gradient(unit, tokens):
+    """gradient_mask: w forward, mixout's gradient; gradient=dense: mixout's forward, the gradient without a mask."""
+    torch.manual_seed(0)
+    x = torch.randn(tokens, 6, dtype=torch.float64)
+    results = {}
+    for method in (Mixout(0.5, unit=unit), Mixout(0.5, unit=unit, gradient="dense"), GradientMask(0.5, unit=unit)):
+        layer = mixout.apply_(net()[0], method)
+        with torch.no_grad():
+            layer.weight.add_(1.0)
+        torch.manual_seed(7)
+        y = layer(x)
+        y.sum().backward()
+        results[mixout.methods.spell(method)] = y.detach(), layer.weight.grad
+    (mixed, sparse), (dense_y, dense), (masked_y, masked) = results.values()
+    torch.testing.assert_close(dense_y, mixed)
+    torch.testing.assert_close(masked, sparse)
+    plain = linear(x, layer.weight, layer.bias).detach()
+    torch.testing.assert_close(masked_y, plain)
+    assert not torch.allclose(mixed, plain)
+    torch.testing.assert_close(dense, x.sum(0).expand(5, 6))
+    assert int((sparse == 0).sum()) > 0
+
+
+def test_a_gradient_mask_holds_no_anchor():
+    model = mixout.apply_(net(), GradientMask(0.5))
+    with pytest.raises(mixout.NotAppliedError, match="holds an anchor"):
+        mixout.fingerprint(model)
+    with pytest.raises(ValueError, match="expected no anchor for gradient_mask"):
+        mixout.apply_(net(), GradientMask(0.5), anchor=net())
+    with pytest.raises(ValueError, match="masks nothing"):
+        GradientMask(0.5, gradient="dense")

@@ -51,4 +51,4 @@ def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) ->
 
 
 def _needs_anchor(method: Method) -> bool:
-    return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and not method.zero_anchor)
+    return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and method.takes_anchor)

@@ -3,6 +3,7 @@
 from mixout.methods.anchor_decay import AnchorDecay as AnchorDecay
 from mixout.methods.dropconnect import Dropconnect as Dropconnect
 from mixout.methods.dropout import Dropout as Dropout
+from mixout.methods.gradient_mask import GradientMask as GradientMask
 from mixout.methods.grammar import METHODS as METHODS
 from mixout.methods.grammar import parse as parse
 from mixout.methods.grammar import spell as spell

@@ -14,13 +14,14 @@ from typing import Any
 from mixout.methods.anchor_decay import AnchorDecay
 from mixout.methods.dropconnect import Dropconnect
 from mixout.methods.dropout import Dropout
+from mixout.methods.gradient_mask import GradientMask
 from mixout.methods.method import Method
 from mixout.methods.mixconnect import Mixconnect
 from mixout.methods.mixout import Mixout
 from mixout.methods.plain import Plain
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, AnchorDecay, Plain)
+    kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, Plain)
 }
 
 _CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")

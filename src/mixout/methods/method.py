@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import dropouts
-from mixout.anchor import Anchor, AnchorStore
+from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
 from mixout.masks import Noise, Stream, Unit, check_p
 from mixout.ops.reference import GRADIENTS, Gradient
@@ -66,6 +66,12 @@ class MixingMethod(Method):
     unit: Unit
     noise: Noise
     zero_anchor: ClassVar[bool] = False
+    own_anchor: ClassVar[bool] = False
+
+    @property
+    def takes_anchor(self) -> bool:
+        """Whether there is an anchor to choose: not where it is 0, or the weight itself."""
+        return not (self.zero_anchor or self.own_anchor)
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -88,11 +94,12 @@ class MixingMethod(Method):
         )
         chosen = chosen_layers(site.model, site.selection)
         store = AnchorStore(site.model, 0) if self.zero_anchor else site.anchors
+        own = OwnWeight() if self.own_anchor else None
         # All anchors first: one that is missing must leave the model as it was.
         shares = {
             name: Share(
                 mixing=mixing,
-                anchor=store.anchor(f"{name}.weight" if name else "weight", _weight(module)),
+                anchor=own or store.anchor(f"{name}.weight" if name else "weight", _weight(module)),
                 plain=type(module),
                 stream=None if site.seed is None else Stream(site.seed, name),
             )
@@ -102,7 +109,8 @@ class MixingMethod(Method):
             mixed = mixed_class(module)
             if mixed is not None:
                 swap_(module, mixed, shares[name])
-            site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
+            if own is None:
+                site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
         site.applied.mixing = mixing
         if not site.keep_dropout:
             site.applied.dropouts += dropouts.set_(site.model, 0.0)

@@ -27,7 +27,8 @@ class Mixout(MixingMethod):
     Args:
         p: probability that a unit is replaced by the anchor, in [0, 1]. The paper uses .7 to .9.
         unit: what shares a coin: an ``input`` neuron (the paper), an ``output`` neuron or an ``element``.
-        gradient: ``exact``, the derivative of the forward; or ``paper``, smaller by 1-p, as in the authors' code.
+        gradient: ``exact``, the derivative of the forward; ``paper``, smaller by 1-p, as in the authors' code; or
+            ``dense``, every column's as if nothing were mixed: a control.
 
     Raises:
         TypeError: if ``p`` is not a number.

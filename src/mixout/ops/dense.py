@@ -35,7 +35,7 @@ class _DenseLinear(torch.autograd.Function):
         bias: Tensor | None,
         mask: Callable[[], Tensor],
         scale: float,
-        gradient_scale: float,
+        gradient_scale: float | None,
     ) -> Tensor:
         with without_autocast(x.device):
             y = torch.nn.functional.linear(x, interpolate(weight, anchor, mask(), scale).to(x.dtype), bias)
@@ -55,8 +55,9 @@ class _DenseLinear(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_x = grad @ interpolate(weight, anchor, mask, ctx.scale).to(grad.dtype)
             if ctx.needs_input_grad[1]:
-                full = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
-                grad_weight = mask_(full, mask, ctx.gradient_scale)
+                grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
+                if ctx.gradient_scale is not None:
+                    grad_weight = mask_(grad_weight, mask, ctx.gradient_scale)
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None
@@ -82,7 +83,8 @@ def dense_linear(
         mask: gives M, broadcastable to ``weight``; called in forward and again in backward, each time with the same
             result.
         scale: 1 / mu, or 0 where mu is 0.
-        gradient: ``exact``, the derivative of the forward; or ``paper``, without the factor ``scale``.
+        gradient: ``exact``, the derivative of the forward; ``paper``, without the factor ``scale``; or ``dense``,
+            g^T x as it is.
 
     Returns:
         (..., out).
@@ -94,6 +96,6 @@ def dense_linear(
         tensor([[10.]])
     """
     result: Tensor = _DenseLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, anchor, bias, mask, scale, scale if gradient == "exact" else 1.0
+        x, weight, anchor, bias, mask, scale, {"exact": scale, "paper": 1.0, "dense": None}[gradient]
     )
     return result

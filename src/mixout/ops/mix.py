@@ -71,7 +71,7 @@ def mix(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``) or M (``paper``).
+    """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``), M (``paper``) or 1 (``dense``).
 
     Args:
         weight: w, any shape and floating dtype.
@@ -85,6 +85,8 @@ def mix(
         >>> mix(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([True, False]), 2.0)
         tensor([[2., 0.]])
     """
+    if gradient == "dense":
+        return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())
     if isinstance(scale, Tensor):
         phi = interpolate(weight, anchor, mask, scale)
         return phi if gradient == "exact" else phi.detach() + mask.to(weight.dtype) * (weight - weight.detach())

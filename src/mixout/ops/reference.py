@@ -15,16 +15,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Gradient = Literal["exact", "paper"]
+Gradient = Literal["exact", "paper", "dense"]
 
-GRADIENTS: tuple[Gradient, ...] = ("exact", "paper")
+GRADIENTS: tuple[Gradient, ...] = ("exact", "paper", "dense")
 
 
 def mix(weight: Tensor, anchor: Tensor, mask: Tensor, scale: float, *, gradient: Gradient = "exact") -> Tensor:
     r"""Phi = u + M * scale * (w - u), with ``scale = 1 / mu``.
 
     The derivative with respect to w is M / mu (``exact``). The authors' code and equation 2 of the paper use M
-    (``paper``), which is smaller by the factor mu = 1 - p.
+    (``paper``), which is smaller by the factor mu = 1 - p. ``dense`` is 1, as if nothing were mixed: a control that
+    keeps mixout's forward and drops its sparse gradient.
 
     Args:
         weight: w, any shape and floating dtype.
@@ -43,7 +44,8 @@ def mix(weight: Tensor, anchor: Tensor, mask: Tensor, scale: float, *, gradient:
     if gradient == "exact":
         return anchor + mask * scale * (weight - anchor)
     value = anchor + mask * scale * (weight.detach() - anchor)
-    return value + mask * (weight - weight.detach())  # adds zero to the value and M to the derivative
+    slope = mask if gradient == "paper" else 1.0
+    return value + slope * (weight - weight.detach())  # adds zero to the value and M, or 1, to the derivative
 
 
 def mixed_linear(
