@@ -171,21 +171,38 @@ def coins(
 
 
 def _bytewise(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
-    """Bernoulli coins from a random byte each: torch draws one after the other on the host, whatever their size.
+    """Bernoulli coins from a random byte each: the host draws one number after the other, and so eight coins at once.
 
-    A byte below 256 p falls on the anchor, one above on w; one in 256 is equal to the whole part of 256 p, and a
-    further number decides by the fraction.
+    A byte below a bound falls on the anchor. The bound is a whole number, 256 p is none: the nearer one is taken, and
+    the few coins that are too many on one side are turned over, each with the same probability. Where these lie is a
+    Bernoulli process of its own, whose gaps are geometric.
     """
     count = math.prod(shape)
     words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    numbers = words.view(torch.uint8)[:count]
-    whole = int(256 * p)
-    if whole == 256:  # p = 1
-        return torch.zeros(shape, dtype=torch.bool)
-    kept = numbers > whole
-    undecided = (numbers == whole).nonzero().squeeze(1)
-    kept[undecided] = torch.rand(len(undecided), dtype=torch.float32, generator=generator) >= 256 * p - whole
+    bound = round(256 * p)
+    every = words.view(torch.uint8)[:count]
+    kept = every >= bound if bound < 256 else torch.zeros_like(every, dtype=torch.bool)
+    if 256 * p > bound:  # too many are kept
+        share = (256 * p - bound) / (256 - bound)
+        # Turned over on what is kept only: a coin that fell on the anchor stays there.
+        kept[_process(count, share, generator)] = False
+    elif 256 * p < bound:
+        kept[_process(count, (bound - 256 * p) / bound, generator)] = True
     return kept.view(shape)
+
+
+def _process(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    """The places, in rising order, at which ``count`` coins of a small ``probability`` show heads."""
+    found: list[Tensor] = []
+    last = -1
+    while last < count:
+        expected = (count - last) * probability
+        gaps = torch.empty(int(expected + 4 * expected**0.5) + 8, dtype=torch.float64)
+        places = last + gaps.geometric_(probability, generator=generator).cumsum(0)
+        found.append(places)
+        last = int(min(float(places[-1]), count))
+    every = torch.cat(found)
+    return every[every < count].long()
 
 
 def _gaussian(numbers: Tensor, p: float | Tensor) -> Tensor:

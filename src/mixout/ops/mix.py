@@ -24,7 +24,9 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     if anchor is None:
         return scaled(weight, mask, scale)
     if mask.dtype == torch.bool and mask.shape == weight.shape and not isinstance(scale, Tensor):
-        return torch.where(mask, torch.lerp(anchor, weight, scale), anchor)  # no coefficient as large as the weight
+        # No coefficient as large as the weight; and in place: a CPU pays more for fresh memory than for the pass.
+        phi = torch.lerp(anchor, weight, scale)
+        return torch.where(mask, phi, anchor, out=None if phi.requires_grad else phi)
     if weight.dtype.itemsize > 2:
         return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
