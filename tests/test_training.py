@@ -1,0 +1,133 @@
+"""What training loops do to a mixed model: accumulation, loss scaling, checkpointing, in each form of the linear."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mixout
+from mixout import GradientMask, Mixconnect, Mixout, functional
+
+# The values of SPARSE_FROM and SPLIT_BELOW that lead to a form, whatever p and the batch are.
+FORMS = {"dense": (2.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
+METHODS = [Mixout(0.5), Mixout(0.5, gradient="paper"), Mixconnect(0.5), GradientMask(0.5)]
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    monkeypatch.setattr(functional, "SPARSE_FROM", FORMS[request.param][0])
+    monkeypatch.setattr(functional, "SPLIT_BELOW", FORMS[request.param][1])
+    return request.param
+
+
+def net(method, device="cpu"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).to(device)
+    mixout.apply_(model, method)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def gradients(model):
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_accumulated_micro_batches_have_masks_of_their_own_and_their_gradients_add(form, method):
+    model, batches = net(method), torch.randn(3, 5, 12).unbind()
+    alone = []
+    torch.manual_seed(5)
+    for batch in batches:
+        model.zero_grad()
+        model(batch).square().sum().backward()
+        alone.append(gradients(model))
+    model.zero_grad()
+    torch.manual_seed(5)
+    for batch in batches:
+        model(batch).square().sum().backward()
+    for total, *parts in zip(gradients(model), *alone, strict=True):
+        torch.testing.assert_close(total, sum(parts))
+    patterns = [tuple((grads[0] == 0).flatten().tolist()) for grads in alone]
+    assert len(set(patterns)) == 3
+
+
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_a_scaled_loss_under_autocast_gives_the_unscaled_gradient_and_a_skipped_step_changes_nothing(form, method):
+    model, x = net(method), torch.randn(5, 12)
+
+    def loss():
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x).float().square().sum()
+
+    loss().backward()
+    expected = gradients(model)
+    assert all(gradient.dtype == torch.float32 for gradient in expected)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(loss()).backward()
+    scaler.unscale_(optimizer)
+    for ours, unscaled in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(ours, unscaled, rtol=1e-2, atol=1e-3)  # bfloat16 rounds the same at each power of 2
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    model[0].weight.grad[0, 0] = torch.inf
+    optimizer2 = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.zeros(()))
+    scaler.step(optimizer2)
+    assert all(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_two_forwards_before_one_backward_under_checkpointing(form, method, reentrant):
+    """Traps: a fresh mask in the recomputation; the recomputation of the first pass with the masks of the last."""
+    model, xs = net(method), torch.randn(2, 5, 12).unbind()
+
+    def run(wrap):
+        model.zero_grad()
+        torch.manual_seed(5)
+        first, second = (wrap(x) for x in xs)
+        (first.square().sum() + 3 * second.pow(3).sum()).backward()
+        return gradients(model)
+
+    plain = run(model)
+    again = run(lambda x: checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant))
+    assert all(a.equal(b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_a_frozen_layer_gets_no_gradient_and_passes_one_on(form, method):
+    model, x = net(method), torch.randn(5, 12)
+    model[2].requires_grad_(False)
+    torch.manual_seed(5)
+    model(x).square().sum().backward()
+    assert model[2].weight.grad is None
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_no_step_waits_for_the_gpu(form, method):
+    """Ten steps in which any synchronisation of host and device is an error."""
+    model, x = net(method, "cuda"), torch.randn(5, 12, device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step():
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    step()
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
