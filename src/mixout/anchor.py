@@ -24,31 +24,40 @@ AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | 
 
 
 class Anchor:
-    """The tensor u that a weight is mixed with; ``tensor`` None stands for u = 0."""
+    """The tensor u that a weight is mixed with; ``tensor`` None stands for u = 0.
 
-    def __init__(self, tensor: Tensor | None) -> None:
+    Args:
+        tensor: u.
+        fixed: it keeps its dtype and place, whatever happens to the weight, and is cast and moved in each pass.
+    """
+
+    def __init__(self, tensor: Tensor | None, *, fixed: bool = False) -> None:
         self.tensor = tensor
+        self.fixed = fixed
         self._elsewhere: Tensor | None = None
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the weight through ``Module.to``, ``half``, ``cuda``, ...; idempotent, as those are."""
-        if self.tensor is not None:
+        if self.tensor is not None and not self.fixed:
             self.tensor = fn(self.tensor)
             self._elsewhere = None
 
     def follow(self, weight: Tensor) -> Tensor | None:
         """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
-        if self.tensor is not None and not _alike(self.tensor, weight):
-            self.tensor = self.tensor.to(weight.device, weight.dtype)
-        return self.tensor
+        if self.tensor is None or _alike(self.tensor, weight):
+            return self.tensor
+        moved = self.tensor.to(weight.device, weight.dtype)
+        if not self.fixed:
+            self.tensor = moved
+        return moved
 
     def beside(self, weight: Tensor) -> Tensor | None:
-        """The tensor on the device and in the dtype of ``weight``, which a pass reads.
+        """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is.
 
         A weight that was moved without its module's knowledge, or only lent (``functional_call``), gets a copy, made
         once; the anchor itself stays what it is.
         """
-        if self.tensor is None or _alike(self.tensor, weight):
+        if self.tensor is None or self.fixed or _alike(self.tensor, weight):
             return self.tensor
         copy = self._elsewhere
         if copy is None or not _alike(copy, weight):
@@ -78,13 +87,19 @@ class AnchorStore:
         model: whose parameters are to be anchored.
         source: None for the current weights; a state dict; a safetensors file, or a folder that holds one, read
             tensor by tensor; another model; or 0.
+        dtype: to keep anchors in; None for the weights' own.
+        host: keep anchors in the host's memory, pinned where there is a GPU.
 
     Raises:
         TypeError: if the source is none of these.
         FileNotFoundError: if a path holds no safetensors file.
     """
 
-    def __init__(self, model: nn.Module, source: AnchorSource) -> None:
+    def __init__(
+        self, model: nn.Module, source: AnchorSource, *, dtype: torch.dtype | None = None, host: bool = False
+    ) -> None:
+        self._dtype = dtype
+        self._host = host
         self._made: dict[int, Anchor] = {}
         self._zero = is_zero(source)
         self._read = None if source is None or self._zero else _reader(source)
@@ -98,11 +113,27 @@ class AnchorStore:
 
         Raises:
             AnchorMismatchError: if the source lacks the name or has another shape.
-            ValueError: if the current weights were asked for and the parameter has none (meta device).
+            ValueError: if the current weights were asked for and the parameter has none (meta device), or if the dtype
+                does not hold the anchor exactly.
         """
         if id(parameter) not in self._made:
-            self._made[id(parameter)] = Anchor(None if self._zero else self._tensor(name, parameter))
+            tensor = None if self._zero else self._stored(name, self._tensor(name, parameter))
+            self._made[id(parameter)] = Anchor(tensor, fixed=self._host or self._dtype is not None)
         return self._made[id(parameter)]
+
+    def _stored(self, name: str, tensor: Tensor) -> Tensor:
+        """In the dtype and the memory in which anchors are kept."""
+        if self._dtype is not None:
+            narrow = tensor.to(self._dtype)
+            if not narrow.to(tensor.dtype).equal(tensor):
+                raise ValueError(
+                    f"expected an anchor that {self._dtype} holds exactly, got {name!r}, which it would round; "
+                    "leave anchor_dtype out, or start from a checkpoint in that dtype"
+                )
+            tensor = narrow
+        if self._host:
+            tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
+        return tensor
 
     def _tensor(self, name: str, parameter: Tensor) -> Tensor:
         if self._read is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import torch
 from torch import nn
 
 from mixout import anchor as anchors
@@ -25,6 +27,8 @@ def apply_(
     anchor: AnchorSource = None,
     seed: int | None = None,
     keep_dropout: bool = False,
+    anchor_dtype: torch.dtype | None = None,
+    anchor_device: Literal["cpu"] | None = None,
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
@@ -42,6 +46,10 @@ def apply_(
         seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
             alone and so agree across ranks.
         keep_dropout: leave the model's own dropouts on beside a mixing method.
+        anchor_dtype: keep the anchors in this dtype, which must hold them exactly, as bfloat16 holds the weights of a
+            checkpoint in bfloat16; they are cast in each pass. None for the weights' own.
+        anchor_device: ``"cpu"`` keeps the anchors in the host's memory, pinned where there is a GPU, and copies each in
+            the pass that reads it, for models whose anchors do not fit beside them. None: they follow the weights.
 
     Returns:
         ``model``.
@@ -66,13 +74,19 @@ def apply_(
     _check_anchor_used(methods, anchor)
     if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
         raise TypeError(f"expected seed to be an integer or None, got {seed!r}")
+    if anchor_device not in (None, "cpu"):
+        raise ValueError(
+            f"expected anchor_device 'cpu' or None, got {anchor_device!r}; by default anchors follow the weights"
+        )
+    if anchor_dtype is not None and not anchor_dtype.is_floating_point:
+        raise ValueError(f"expected anchor_dtype as a floating point dtype, got {anchor_dtype}")
     selection = resolve(where, model)
     if any(isinstance(m, MixingMethod) for m in methods):
         _check_something_to_mix(model, selection)
     site = Site(
         model=model,
         selection=selection,
-        anchors=AnchorStore(model, anchor),
+        anchors=AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None),
         seed=seed,
         keep_dropout=keep_dropout,
         applied=Applied(methods=methods, seed=seed),

@@ -43,7 +43,8 @@ def mix(
 
     Args:
         weight: w, at least two dimensions: neurons in the first two, then a kernel.
-        anchor: u, of the shape and on the device of ``weight``; None for u = 0. A constant to autograd.
+        anchor: u, of the shape and on the device of ``weight``, or pinned on the host; None for u = 0. A constant to
+            autograd.
         p: probability that a unit is replaced by the anchor, in [0, 1]. 0 returns ``weight``, 1 the anchor.
         unit: what shares a coin: ``input`` neuron (mixout), ``output`` neuron, or ``element`` (mixconnect).
         gradient: ``exact``, dPhi/dw = M/(1-p); ``paper``, M, as in equation 2 and in the authors' code; or
@@ -139,7 +140,7 @@ def mixed_linear(
     if x.dtype != weight.dtype and autocast_dtype(x) is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     dtype = autocast_dtype(x) or weight.dtype
-    read = x.to(dtype), weight, _match(anchor, weight), None if bias is None else bias.to(dtype)
+    read = x.to(dtype), weight, None if anchor is None else anchor.detach(), None if bias is None else bias.to(dtype)
     scale = _scale(p)
     if not sparse:
         return dense_linear(*read, _coins(weight, float(p), unit, noise, stream), float(scale), gradient=gradient)
@@ -234,7 +235,7 @@ def _scale(p: float | Tensor) -> float | Tensor:
 
 
 def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:
-    return None if anchor is None else anchor.detach().to(weight.dtype)
+    return None if anchor is None else anchor.detach().to(weight.device, weight.dtype, non_blocking=True)
 
 
 def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:
@@ -254,7 +255,7 @@ def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, nois
         return
     if anchor.shape != weight.shape:
         raise ValueError(f"expected an anchor of shape {tuple(weight.shape)}, the weight's, got {tuple(anchor.shape)}")
-    if anchor.device != weight.device:
+    if anchor.device != weight.device and not anchor.is_pinned():
         raise ValueError(
             f"expected the anchor on {weight.device}, where the weight is, got {anchor.device}; move it once"
         )

@@ -23,6 +23,7 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     """
     if anchor is None:
         return scaled(weight, mask, scale)
+    anchor = beside(anchor, weight)
     if mask.dtype == torch.bool and mask.shape == weight.shape and not isinstance(scale, Tensor):
         # No coefficient as large as the weight; and in place: a CPU pays more for fresh memory than for the pass.
         phi = torch.lerp(anchor, weight, scale)
@@ -32,6 +33,11 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
         return torch.lerp(anchor.float(), weight.float(), mask.float() * scale).to(weight.dtype)
     return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
+
+
+def beside(anchor: Tensor, weight: Tensor) -> Tensor:
+    """The anchor where the weight is and in its dtype: itself, but for anchors that are kept smaller or elsewhere."""
+    return anchor.to(weight.device, weight.dtype, non_blocking=True)
 
 
 def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixout.ops.autocast import without_autocast
+from mixout.ops.mix import beside
 from mixout.ops.reference import Gradient
 from mixout.ops.sparse import spread_columns
 
@@ -41,14 +42,15 @@ class _SplitLinear(torch.autograd.Function):
         x_kept = rows.index_select(1, kept)
         delta = weight.index_select(1, kept)
         if anchor is not None:
-            delta -= anchor.index_select(1, kept)
+            near = beside(anchor, weight)
+            delta -= near.index_select(1, kept)
         delta = delta.mul_(scale).to(x.dtype)
         with without_autocast(x.device):
             if anchor is None:
                 y = torch.nn.functional.linear(x_kept, delta, bias)
             else:
                 # In this order: where w equals u the second term is 0 and y is the anchor's output to the bit.
-                y = torch.nn.functional.linear(rows, anchor.to(x.dtype), bias).addmm_(x_kept, delta.t())
+                y = torch.nn.functional.linear(rows, near.to(x.dtype), bias).addmm_(x_kept, delta.t())
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(
             x_kept if needs_weight else None, delta if needs_x else None, anchor if needs_x else None, kept
@@ -70,7 +72,7 @@ class _SplitLinear(torch.autograd.Function):
                 if anchor is None:
                     grad_x = rows.new_zeros(rows.shape[0], shape[1]).index_copy_(1, kept, thin)
                 else:
-                    grad_x = (rows @ anchor.to(rows.dtype)).index_add_(1, kept, thin)
+                    grad_x = (rows @ beside(anchor, rows)).index_add_(1, kept, thin)
                 grad_x = grad_x.view(*grad.shape[:-1], shape[1])
             if ctx.needs_input_grad[1]:
                 grad_weight = spread_columns(rows.t() @ x_kept, kept, shape, dtype, ctx.gradient_scale)

@@ -1,0 +1,78 @@
+"""Anchors that are kept in another dtype or in the host's memory: the same training, other bytes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import mixout
+from mixout import AnchorDecay, Mixconnect, Mixout, functional
+
+METHODS = [Mixout(0.5), Mixout(0.1), Mixconnect(0.5), AnchorDecay(0.1), [Mixout(0.9), AnchorDecay(0.1)]]
+
+
+def net():
+    """Two layers whose weights bfloat16 holds exactly, in float32."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3)).bfloat16().float()
+
+
+def train(model, method, device="cpu", **options):
+    model = mixout.apply_(model.to(device), method, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(5)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(6, 12).to(device)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def anchors(model):
+    return [m._mixed.anchor.tensor for m in model.modules() if hasattr(m, "_mixed")]
+
+
+@pytest.mark.parametrize("split", [0, 10**9])
+@pytest.mark.parametrize("options", [{"anchor_dtype": torch.bfloat16}, {"anchor_device": "cpu"}], ids=["bf16", "host"])
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_training_is_that_with_the_default_anchor_bit_for_bit(method, options, split, monkeypatch):
+    monkeypatch.setattr(functional, "SPLIT_BELOW", split)
+    usual, kept = train(net(), method), train(net(), method, **options)
+    assert all(a.equal(b) for a, b in zip(usual.parameters(), kept.parameters(), strict=True))
+    assert mixout.distance(usual).total == mixout.distance(kept).total > 0
+
+
+def test_a_bf16_anchor_stays_half_as_large_through_casts_copies_and_passes():
+    model = train(net(), Mixout(0.5), anchor_dtype=torch.bfloat16)
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double(), model.half()):
+        assert {t.dtype for t in anchors(one)} == {torch.bfloat16}
+    saved = []
+    x = torch.randn(600, 12, dtype=torch.float16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(x)
+    like_weights = [t for t in saved if t.dtype == torch.float16 and t.shape == (16, 12)]
+    assert [t.data_ptr() for t in like_weights] == [model[0].weight.data_ptr()]  # no cast anchor outlives the forward
+
+
+def test_a_dtype_that_would_round_the_anchor_is_refused():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"expected an anchor that torch.bfloat16 holds exactly, got '0.weight'"):
+        mixout.apply_(model, Mixout(0.5), anchor_dtype=torch.bfloat16)
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(ValueError, match="expected anchor_dtype as a floating point dtype"):
+        mixout.apply_(model, Mixout(0.5), anchor_dtype=torch.int8)
+    with pytest.raises(ValueError, match="expected anchor_device 'cpu' or None, got 'cuda'"):
+        mixout.apply_(model, Mixout(0.5), anchor_device="cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", [Mixout(0.5), Mixconnect(0.5)], ids=mixout.methods.spell)
+def test_a_host_anchor_stays_pinned_on_the_host(method):
+    usual, kept = train(net(), method, "cuda"), train(net(), method, "cuda", anchor_device="cpu")
+    assert all(t.device.type == "cpu" and t.is_pinned() for t in anchors(kept))
+    for a, b in zip(usual.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
