@@ -66,7 +66,8 @@ def test_every_setting_is_an_option(seen):
         "max_length": 64, "seed": 1, "init_seed": 2, "data_seed": 3, "mask_seed": 4, "subset_seed": 5,
         "optimizer": "bertadam", "learning_rate": 0.5, "weight_decay": 0.25, "layer_decay": 0.75, "warmup": 0.0,
         "epochs": 1.5, "batch_size": 2, "accumulation": 3, "max_grad_norm": 0.0, "precision": "bf16",
-        "evaluate": "end", "save": 7, "reinit_layers": 2, "batching": "bucketed", "report_to": ("tensorboard", "wandb"),
+        "evaluate": "end", "save": 7, "reinit_layers": 2, "batching": "bucketed", "head": "dropout",
+        "report_to": ("tensorboard", "wandb"),
     }  # fmt: skip
     assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
     words = ["finetune", "--resume"]

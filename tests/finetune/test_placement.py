@@ -59,3 +59,44 @@ def test_a_head_with_weights_may_be_anchored_and_one_without_may_be_zeroed(setti
     finetune(settings(), tmp_path / "first")
     assert "classifier" in mixed(applied(settings(model=tmp_path / "first", where="all")))
     assert "classifier" in mixed(applied(settings(where="all", method="dropconnect(0.5)")))
+
+
+def test_a_new_head_mixed_on_purpose(settings):
+    model = applied(settings(head="mixout", method="mixout(0.7)+anchor_decay(0.1)", where="paper"))
+    assert mixed(model) == mixed(applied(settings(where="paper"))) | {"classifier"}
+    assert all(module.p == 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    head = model.train().classifier
+    first = head.weight.detach().clone()
+    with torch.no_grad():
+        head.weight.add_(1.0)
+        head.bias.zero_()
+        # Each column is that of the first weights, or further from them by 1/(1-p).
+        away = head(torch.eye(16)) - first.T
+    assert {round(value, 4) for value in away.flatten().tolist()} == {0.0, round(1 / 0.3, 4)}
+    # What has no pretrained weights is not decayed.
+    head.weight.grad = torch.zeros_like(first)
+    torch.optim.SGD([head.weight], lr=0.1).step()
+    assert torch.equal(head.weight, first + 1.0)
+
+
+def test_dropout_before_the_head_alone(settings):
+    model = applied(settings(head="dropout", method="mixout(0.7)"))
+    assert mixed(model) == mixed(applied(settings(method="mixout(0.7)")))
+    found = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    assert found.pop("dropout") == 0.7
+    assert set(found.values()) == {0.0}
+    plain = mixout.remove_(model)
+    assert {module.p for module in plain.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
+
+
+def test_a_head_with_weights_is_no_new_head(settings, tmp_path):
+    finetune(settings(), tmp_path / "first")
+    with pytest.raises(InputError, match="new linear output head"):
+        applied(settings(model=tmp_path / "first", head="mixout"))
+
+
+def test_a_model_without_a_dropout_before_its_head(small_model, settings):
+    model = small_model("llama")
+    loaded = models.Loaded(model=model, tokenizer=None, new=frozenset({"score.weight"}), source="", sha256=None)
+    with pytest.raises(InputError, match="dropout before its head"):
+        apply_methods(loaded, settings(head="dropout"))

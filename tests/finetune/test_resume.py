@@ -174,6 +174,7 @@ def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Cour
         ({"save": 1, "optimizer": "sgd", "learning_rate": 0.1, "method": "dropout(0.3)"}, 17),
         ({"save": 7, "method": "mixconnect(0.5)", "precision": "bf16"}, 8),
         ({"save": 4, "batching": "bucketed", "reinit_layers": 1}, 9),
+        ({"save": 4, "head": "mixout"}, 9),
         ({"save": "no"}, 9),
         ({"save": 16}, 3),
     ],
@@ -243,7 +244,8 @@ def test_a_run_begun_before_a_setting_existed_goes_on(settings, tmp_path):
     interrupted(settings(save=4), tmp_path / "out", 9)
     plan = tmp_path / "out" / "checkpoints" / "run.json"
     values = json.loads(plan.read_text())
-    del values["settings"]["batching"], values["settings"]["reinit_layers"]
+    for name in ("batching", "reinit_layers", "head"):
+        del values["settings"][name]
     plan.write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"batching \(was 'random', got 'bucketed'\)"):
         finetune(settings(save=4, batching="bucketed"), tmp_path / "out", resume=True)

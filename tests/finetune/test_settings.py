@@ -81,12 +81,13 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
     ],
 )
 def test_settings_that_came_later_leave_earlier_digests_alone(values, digest):
-    # As version 0.1.0 gave them, before reinit_layers and batching.
+    # As they were before reinit_layers, batching and head.
     assert Settings(**values).digest() == digest
     assert Settings(**values, reinit_layers=1).digest() != digest
     assert Settings(**values, batching="bucketed").digest() != digest
+    assert len({digest, *(Settings(**values, head=head).digest() for head in ("mixout", "dropout"))}) == 3
     earlier = json.loads(Settings(**values).to_json())
-    del earlier["reinit_layers"], earlier["batching"]
+    del earlier["reinit_layers"], earlier["batching"], earlier["head"]
     assert Settings.from_json(json.dumps(earlier)) == Settings(**values)
 
 
@@ -122,6 +123,10 @@ def test_two_spellings_of_a_models_folder(tmp_path: Path, monkeypatch: pytest.Mo
         ({"optimizer": "adam"}, "adamw"),
         ({"precision": "fp8"}, "fp16"),
         ({"batching": "bucket"}, "'bucketed'"),
+        ({"head": "mixuot"}, "'mixout'"),
+        ({"head": "mixout", "method": "plain"}, "head='plain'"),
+        ({"head": "dropout", "method": "dropout(0.1)+anchor_decay(0.1)"}, "head='plain'"),
+        ({"head": "dropout", "method": "dropconnect(0.1)"}, "pretrained weights"),
         ({"reinit_layers": -1}, ">= 0"),
         ({"reinit_layers": 1.0}, "whole number"),
         ({"evaluate": "never"}, "epoch"),

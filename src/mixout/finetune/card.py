@@ -14,6 +14,7 @@ from mixout.finetune.settings import Settings
 _TOLD = (
     "method",
     "where",
+    "head",
     "optimizer",
     "learning_rate",
     "weight_decay",

@@ -2,31 +2,40 @@
 
 A new layer's only anchor would be its random initialisation, and pulling it there is a mistake that other
 implementations make in silence. Inside the body (a new pooler, say) such a layer is left out; where somebody asks for
-it by name, that is an error. What a mixed layer does is not decided here.
+it by name, that is an error. Only ``head`` does it on purpose, as the paper's table 3 does: the new output layer mixed
+with its first weights, or its input dropped. What a mixed layer does is not decided here.
 """
 
 from __future__ import annotations
 
 import mixout
+from mixout import dropouts
 from mixout.errors import InputError
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
+from mixout.layers import is_linear
 from mixout.methods import AnchorDecay, Method, MixingMethod, parse
-from mixout.selection import Selection, resolve
+from mixout.selection import Selection, body, resolve
 
 
 def apply_methods(loaded: Loaded, settings: Settings) -> None:
     """Apply ``settings.method`` to the model; the anchor is the weights that it holds now.
 
     Raises:
-        InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model.
+        InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model; or the model
+            has no head of the kind that ``head`` asks for.
     """
     methods = parse(settings.method)
     try:
-        mixout.apply_(loaded.model, methods, where=_pretrained_only(loaded, methods, settings.where))
+        where = _pretrained_only(loaded, methods, settings.where)
+        if settings.head == "mixout":
+            where = _with_new_head(loaded, where)
+        mixout.apply_(loaded.model, methods, where=where)
     # Already a message for the user; it only has to become an error of the input.
     except (TypeError, ValueError) as error:
         raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error
+    if settings.head == "dropout":
+        _drop_before_head(loaded, next(method.p for method in methods if isinstance(method, MixingMethod)))
 
 
 def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) -> Selection:
@@ -52,3 +61,25 @@ def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) ->
 
 def _needs_anchor(method: Method) -> bool:
     return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and method.takes_anchor)
+
+
+def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:
+    """``chosen`` and the new linear layers outside the body, to be mixed but not to be decayed."""
+    in_body = body(loaded.model)
+    fresh = {name: loaded.model.get_submodule(name) for name in (key.rpartition(".")[0] for key in loaded.new)}
+    heads = {name for name, module in fresh.items() if is_linear(module) and not in_body(name, module)}
+    if not heads:
+        raise InputError("expected a model with a new linear output head for head='mixout', got none; use 'plain'")
+    return Selection(mixes=lambda name, module: name in heads or chosen.mixes(name, module), covers=chosen.covers)
+
+
+def _drop_before_head(loaded: Loaded, p: float) -> None:
+    """Set the dropouts outside the body, which a mixing method has switched off, to ``p``."""
+    in_body = body(loaded.model)
+    names = [site.module for site in dropouts.find(loaded.model) if site.kind == "module"]
+    modules = {name: loaded.model.get_submodule(name) for name in names}
+    outside = [module for name, module in modules.items() if not in_body(name, module)]
+    if not outside:
+        raise InputError("expected a model with a dropout before its head for head='dropout', got none; use 'plain'")
+    for module in outside:
+        module.p = p  # type: ignore[assignment]

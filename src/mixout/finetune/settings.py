@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from mixout.errors import InputError
 from mixout.finetune.tasks import is_path
-from mixout.methods import parse, spell
+from mixout.methods import MixingMethod, parse, spell
 from mixout.methods.grammar import nearest
 
 T = TypeVar("T")
@@ -28,12 +28,13 @@ OPTIMIZERS = ("adamw", "bertadam", "sgd")
 BATCHINGS = ("random", "bucketed")
 PRECISIONS = ("fp32", "bf16", "fp16")
 EVALUATIONS = ("epoch", "end")
+HEADS = ("plain", "mixout", "dropout")
 PRESETS = ("body", "paper", "all")
 _PATHS = ("model", "task", "data_dir")
 _SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed")
 _LEAST = {"batch_size": 1, "accumulation": 1, "max_length": 2, "train_size": 1, "reinit_layers": 0}
 # Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
-_LATER = ("reinit_layers", "batching")
+_LATER = ("head", "reinit_layers", "batching")
 
 
 def _option(default: T, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> T:
@@ -69,6 +70,12 @@ class Settings:
     method: str = _option("mixout(0.9)", "method, e.g. 'mixout(0.9)' or 'mixout(0.7)+anchor_decay(0.01)'")
     where: str = _option(
         "body", "layers the method acts on: 'body', 'paper', 'all', or a regular expression on their names"
+    )
+    head: str = _option(
+        "plain",
+        "what acts on the new output head, beside a mixing method and with its p: nothing, 'mixout' towards its first "
+        "weights, or 'dropout'",
+        choices=HEADS,
     )
     train_size: int | None = _option(None, "train on a random subset of this size", kind=int)
     max_length: int = _option(128, "longest input, in tokens; longer ones are cut", kind=int)
@@ -120,6 +127,12 @@ class Settings:
             object.__setattr__(self, "method", spell(parse(self.method)))
         except (TypeError, ValueError) as error:
             raise InputError(f"method: {error}") from error
+        mixed = any(isinstance(method, MixingMethod) and method.takes_anchor for method in parse(self.method))
+        if self.head != "plain" and not mixed:
+            raise InputError(
+                f"expected head={self.head!r} only beside a method that mixes with pretrained weights, whose p it "
+                f"takes, got {self.method!r}; use head='plain'"
+            )
 
     def resolved(self) -> Settings:
         """The same run with every seed written out."""
