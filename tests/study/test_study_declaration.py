@@ -68,6 +68,32 @@ def test_what_a_file_may_not_say(tmp_path, old, new, said):
     assert str(path) in str(caught.value)
 
 
+def test_a_study_on_the_base_of_another():
+    text = """
+[study]
+base = "demo"
+name = "longer"
+[settings]
+epochs = 9
+[[method]]
+name = "dropout(0.1)"
+[factors]
+warmup = [0.0, 0.1]
+"""
+    base, study = read("demo"), parse(text)
+    assert (study.name, study.restarts, study.baseline) == ("longer", base.restarts, base.baseline)
+    assert study.settings == {**base.settings, "epochs": 9}
+    assert study.tasks == base.tasks
+    assert [axis.label for axis in study.methods] == ["dropout(0.1)"]
+    assert study.factors == {"warmup": [0.0, 0.1]}
+
+
+@pytest.mark.parametrize("base", ["demmo", "./demo.toml", 3, ["demo"]])
+def test_a_base_that_does_not_come_with_mixout(base):
+    with pytest.raises(InputError, match=r"base as a study that comes with mixout \(.*demo.*\), got"):
+        parse(f'[study]\nname = "a"\nrestarts = 1\nbase = {base!r}\n')
+
+
 def test_one_bracket_instead_of_two():
     with pytest.raises(InputError, match="two brackets"):
         parse('[study]\nname = "a"\nrestarts = 1\n[task]\nname = "RTE"\n')

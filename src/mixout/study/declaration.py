@@ -20,7 +20,9 @@
     [factors]                     # optional: every combination of these settings is run
     train_size = [100, 200]
 
-Paths count from where the command runs. Files that come with mixout are found by their names: ``demo``.
+Paths count from where the command runs. Files that come with mixout are found by their names: ``demo``. A file with
+``base = "table1"`` under ``[study]`` is the study of that name, but for what it says itself: each setting alone; tasks,
+methods and factors as a whole.
 """
 
 from __future__ import annotations
@@ -97,12 +99,8 @@ def parse(text: str) -> Study:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"expected TOML, got what does not parse: {error}") from error
-    _check_keys("a study file", tables, ("study", "settings", "task", "method", "factors"))
-    for name in ("study", "settings", "factors"):
-        if not isinstance(tables.get(name, {}), dict):
-            raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
+    tables = _complete(tables)
     head = tables.get("study", {})
-    _check_keys("[study]", head, ("name", "restarts", "baseline"))
     for name in ("name", "restarts"):
         if name not in head:
             raise InputError(f"expected {name} under [study], got none; add it")
@@ -115,6 +113,27 @@ def parse(text: str) -> Study:
         methods=[_axis("method", number, table) for number, table in _entries(tables, "method")],
         factors=tables.get("factors", {}),
     )
+
+
+def _complete(tables: dict[str, Any]) -> dict[str, Any]:
+    """What a file says, and what it leaves to the study that it names as its base."""
+    _check_keys("a study file", tables, ("study", "settings", "task", "method", "factors"))
+    for name in ("study", "settings", "factors"):
+        if not isinstance(tables.get(name, {}), dict):
+            raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
+    head = tables.get("study", {})
+    _check_keys("[study]", head, ("name", "restarts", "baseline", "base"))
+    if "base" not in head:
+        return tables
+    # Not any path: files that name each other would have no end.
+    if head["base"] not in shipped():
+        raise InputError(
+            f"expected base as a study that comes with mixout ({', '.join(shipped())}), "
+            f"got {head['base']!r}{nearest(str(head['base']), shipped())}"
+        )
+    base = _complete(tomllib.loads((_SHIPPED / f"{head['base']}.toml").read_text(encoding="utf-8")))
+    both = {name: {**base.get(name, {}), **tables.get(name, {})} for name in ("study", "settings")}
+    return {**base, **tables, **both}
 
 
 def _entries(tables: Mapping[str, Any], kind: str) -> list[tuple[int, dict[str, Any]]]:
