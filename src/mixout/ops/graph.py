@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import interpolate
 from mixout.ops.reference import Gradient
-from mixout.ops.sparse import spread_columns
+from mixout.ops.sparse import thin_gradient
 
 
 def _keep(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,9 +44,8 @@ def _columns(grad: Tensor, x_kept: Tensor, mask: Tensor, weight: Tensor, scale: 
             "do not offload them through saved-tensor hooks, or do not compile"
         )
     behind = x_kept.as_strided((tokens, len(kept)), (len(kept), 1), 0)
-    columns = grad.reshape(tokens, -1).t() @ behind
     place = kept.to(grad.device, non_blocking=True)
-    return spread_columns(columns, place, tuple(weight.shape), weight.dtype, float(scale))
+    return thin_gradient(grad.reshape(tokens, -1), behind, place, tuple(weight.shape), weight.dtype, float(scale))
 
 
 torch.library.define("mixout::keep", "(Tensor x, Tensor mask) -> (Tensor, Tensor)")

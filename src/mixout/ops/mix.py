@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout.ops.ahead import fetch
 from mixout.ops.reference import Gradient
 
 
@@ -36,7 +37,12 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
 
 
 def beside(anchor: Tensor, weight: Tensor) -> Tensor:
-    """The anchor where the weight is and in its dtype: itself, but for anchors that are kept smaller or elsewhere."""
+    """The anchor where the weight is and in its dtype: itself, but for anchors that are kept smaller or elsewhere.
+
+    One that comes from the host is good until the next is asked for.
+    """
+    if weight.is_cuda and not anchor.is_cuda and not torch.compiler.is_compiling():
+        anchor = fetch(anchor, weight.device)
     return anchor.to(weight.device, weight.dtype, non_blocking=True)
 
 
@@ -48,6 +54,8 @@ def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
 
 def mask_(grad: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Compute ``grad * M * scale`` in place, in the dtype of ``grad``, without rounding the scale to it."""
+    if mask.shape != grad.shape and grad.dtype.itemsize > 2:
+        return grad.mul_(mask.to(grad.dtype) * scale)  # one pass: the coefficient is small
     if mask.dtype == torch.bool:
         return grad.mul_(mask).mul_(scale)
     return grad.mul_(mask.to(grad.dtype)).mul_(scale)

@@ -58,7 +58,7 @@ class _ColumnSparseLinear(torch.autograd.Function):
                 grad_x = grad @ _phi(weight, anchor, kept, scale).to(grad.dtype)
             if ctx.needs_input_grad[1]:
                 shape, dtype = ctx.weight_like
-                grad_weight = spread_columns(rows.t() @ x_kept, kept, shape, dtype, gradient_scale)
+                grad_weight = thin_gradient(rows, x_kept, kept, shape, dtype, gradient_scale)
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None
@@ -69,9 +69,14 @@ def _phi(weight: Tensor, anchor: Tensor | None, kept: Tensor, scale: float) -> T
     return interpolate(weight, anchor, mask, scale)
 
 
-def spread_columns(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
-    """The weight's gradient: ``columns``, (out, |K|), times ``scale`` at the places ``kept``, and 0 elsewhere."""
-    columns = columns.to(dtype).mul_(scale)
+def thin_gradient(
+    grad: Tensor, x_kept: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float
+) -> Tensor:
+    """The weight's gradient, (out, in): ``scale`` g^T x[:, K] at the places ``kept``, and 0 elsewhere.
+
+    Computed as its transpose, (|K|, out): a product with few rows is faster than one with few columns.
+    """
+    columns = (x_kept.t() @ grad).t().to(dtype).mul_(scale)
     return columns.new_zeros(shape).index_copy_(1, kept, columns)
 
 

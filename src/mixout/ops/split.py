@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import beside
 from mixout.ops.reference import Gradient
-from mixout.ops.sparse import spread_columns
+from mixout.ops.sparse import thin_gradient
 
 
 class _SplitLinear(torch.autograd.Function):
@@ -75,7 +75,7 @@ class _SplitLinear(torch.autograd.Function):
                     grad_x = (rows @ beside(anchor, rows)).index_add_(1, kept, thin)
                 grad_x = grad_x.view(*grad.shape[:-1], shape[1])
             if ctx.needs_input_grad[1]:
-                grad_weight = spread_columns(rows.t() @ x_kept, kept, shape, dtype, ctx.gradient_scale)
+                grad_weight = thin_gradient(rows, x_kept, kept, shape, dtype, ctx.gradient_scale)
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None
