@@ -30,12 +30,12 @@ def test_quick_runs_end_to_end(tmp_path, capsys, monkeypatch: pytest.MonkeyPatch
         "step.csv", "layer.csv", "memory.csv", "ratio-over-p.png", "ratio-over-tokens.png", "memory-over-p.png",
     }  # fmt: skip
     rows = {what: from_csv((place / f"{what}.csv").read_text()) for what in ("step", "layer", "memory")}
-    assert len(rows["step"]) == 7 + 3  # every variant, and three with a quarter of the batch
+    assert len(rows["step"]) == 8 + 3  # every variant, and three with a quarter of the batch
     assert {row.tokens for row in rows["step"]} == {24, 6}
     assert [row.label for row in rows["layer"]] == [str(variant) for variant in WEIGHTS]
-    assert len(rows["memory"]) == 2 * 6
+    assert len(rows["memory"]) == 2 * 7
     assert all(row.what == what and row.ratio > 0 for what in rows for row in rows[what])
-    assert len(re.findall(r"^(?:step|layer|memory) ", printed.out, re.MULTILINE)) == 10 + 5 + 12
+    assert len(re.findall(r"^(?:step|layer|memory) ", printed.out, re.MULTILINE)) == 11 + 5 + 14
     assert "step: tiny-bert, 24 tokens, mixout(0.9): 1 pairs with plain" in printed.err
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in place.glob("*.png"))
 
@@ -44,7 +44,7 @@ def test_one_kind_alone_writes_its_file_anew(tmp_path, capsys):
     (tmp_path / "memory.csv").write_text("of another time")
     assert cli.main(["bench", "--what", "memory", "--case", "tiny", "--output-dir", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory-over-p.png", "memory.csv"]
-    assert len(from_csv((tmp_path / "memory.csv").read_text())) == 12
+    assert len(from_csv((tmp_path / "memory.csv").read_text())) == 14
 
 
 def test_a_layer_alone():

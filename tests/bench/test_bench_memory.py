@@ -7,7 +7,7 @@ from torch import nn
 from mixout.bench.cases import build
 from mixout.bench.memory import saved_bytes, usage
 from mixout.bench.plan import Plan
-from mixout.bench.variants import PLAIN, STEP, Variant, anchors
+from mixout.bench.variants import PLAIN, Variant, anchors, step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,14 +27,23 @@ def test_a_storage_counts_once_and_parameters_do_not():
 
 def test_usage_of_a_model(bert):
     plan = Plan(cases=(bert,), pairs=1, quick=True, compile=False, device=torch.device("cpu"))
-    found = {str(variant): usage(bert, variant, plan, quiet) for variant in (PLAIN, *STEP) if variant.mode == "train"}
+    variants = [variant for variant in (PLAIN, *step(plan.device)) if variant.mode == "train"]
+    found = {str(variant): usage(bert, variant, plan, quiet) for variant in variants}
     mixed = sum(m.weight.nbytes for n, m in build(bert, "cpu").named_modules() if isinstance(m, nn.Linear)) - 4 * 16 * 2
     plain, sparse, authors = found["dropout(0)"], found["mixout(0.9)"], found["authors(0.9)"]
     assert plain["saved"] == plain["saved+anchor"]
     assert sparse["saved"] < plain["saved"]  # thin inputs, no mask, no Phi
     for one in (sparse, authors):
         assert one["saved+anchor"] - one["saved"] == mixed
+    narrow = found["mixout(0.9), bf16 anchor"]
+    assert narrow["saved+anchor"] - narrow["saved"] == mixed // 2
     assert authors["saved"] == plain["saved"] + 2 * mixed  # the mask and Phi
+
+
+def test_on_a_gpu_anchors_in_the_hosts_memory_are_compared_too():
+    places = {device: [variant.anchor for variant in step(torch.device(device))] for device in ("cpu", "cuda")}
+    assert places["cuda"].count("host") == 1
+    assert [place for place in places["cuda"] if place != "host"] == places["cpu"]
 
 
 def test_anchors_are_found_in_either_form(bert):

@@ -13,9 +13,14 @@ from mixout.errors import InputError
 
 ROW = Row(
     what="step", case="minilm", tokens=4096, precision="fp32", compiled=False, method="mixout", p=0.9, mode="train",
-    quantity="time", ratio=0.6871, low=1 / 3, high=0.71, pairs=10, floor=0.7098, plain=1.23456789, value=0.84827,
+    anchor="", quantity="time", ratio=0.6871, low=1 / 3, high=0.71, pairs=10, floor=0.7098, plain=1.23456789,
+    value=0.84827,
 )  # fmt: skip
-ROWS = [ROW, replace(ROW, mode="eval", compiled=True, p=0.1), replace(ROW, what="memory", quantity="saved", floor=None)]
+ROWS = [
+    ROW,
+    replace(ROW, mode="eval", compiled=True, p=0.1),
+    replace(ROW, what="memory", quantity="saved", floor=None, anchor="bf16"),
+]
 
 
 def test_csv_there_and_back():
@@ -44,4 +49,5 @@ def test_the_table_has_ratios_and_no_absolute_times():
     ]  # fmt: skip
     assert "mixout(0.1), eval" in lines[2]
     assert "fp32 compiled" in lines[2]
+    assert "mixout(0.9), bf16 anchor" in lines[3]
     assert "1.23" not in table(ROWS)

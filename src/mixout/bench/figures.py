@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row], folder: Path, suffix: str = "") -> list[Path]:
     Returns:
         The files written.
     """
-    training = [row for row in rows if row.mode == "train"]
+    training = [row for row in rows if row.mode == "train" and not row.anchor]
     steps = [row for row in training if row.what == "step"]
     # What autograd keeps is not all that a method costs: drawn with the anchors, and on a GPU as the peak.
     memory = [row for row in training if row.what == "memory" and row.quantity != "saved"]

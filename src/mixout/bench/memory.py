@@ -16,7 +16,7 @@ from mixout.bench.cases import Case, inputs
 from mixout.bench.plan import Plan, Report
 from mixout.bench.runs import autocast, called, compiling, model_of, release, train_run
 from mixout.bench.table import Row
-from mixout.bench.variants import PLAIN, STEP, Variant, anchors
+from mixout.bench.variants import PLAIN, Variant, anchors, step
 
 
 def measure(plan: Plan, report: Report) -> Iterator[Row]:
@@ -29,7 +29,7 @@ def measure(plan: Plan, report: Report) -> Iterator[Row]:
     for case in plan.cases:
         with compiling(plan):
             plain = usage(case, PLAIN, plan, report)
-            for variant in STEP:
+            for variant in step(plan.device):
                 if variant.mode == "train":
                     of_variant = usage(case, variant, plan, report)
                     yield from (_row(case, variant, plan, name, plain[name], of_variant[name]) for name in plain)
@@ -50,7 +50,8 @@ def usage(case: Case, variant: Variant, plan: Plan, report: Report) -> dict[str,
 
     held = list(anchors(model))
     saved = saved_bytes(forward, chain(model.parameters(), model.buffers(), held))
-    found = {"saved": saved, "saved+anchor": saved + sum(anchor.nbytes for anchor in held)}
+    there = sum(anchor.nbytes for anchor in held if anchor.device.type == plan.device.type)
+    found = {"saved": saved, "saved+anchor": saved + there}
     if plan.device.type == "cuda":
         run = train_run(model, case, plan)
         run()  # makes the optimizer's state
@@ -100,6 +101,7 @@ def _row(case: Case, variant: Variant, plan: Plan, quantity: str, plain: int, va
         method=variant.method,
         p=variant.p,
         mode=variant.mode,
+        anchor=variant.anchor,
         quantity=quantity,
         ratio=ratio,
         low=ratio,

@@ -96,6 +96,7 @@ def compare(
         method=variant.method,
         p=variant.p,
         mode=variant.mode,
+        anchor=variant.anchor,
         quantity="time",
         ratio=paired.ratio,
         low=paired.low,

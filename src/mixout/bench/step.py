@@ -13,7 +13,7 @@ from mixout.bench.floor import count
 from mixout.bench.plan import Plan, Report
 from mixout.bench.runs import compare, compiling, eval_run, model_of, release, train_run
 from mixout.bench.table import Row
-from mixout.bench.variants import PLAIN, STEP, SWEEP, Variant
+from mixout.bench.variants import PLAIN, SWEEP, Variant, step
 
 
 def measure(plan: Plan, report: Report) -> Iterator[Row]:
@@ -24,7 +24,7 @@ def measure(plan: Plan, report: Report) -> Iterator[Row]:
         report: takes a line on each comparison that is begun.
     """
     for case in plan.cases:
-        yield from _measure(case, STEP, plan, report)
+        yield from _measure(case, step(plan.device), plan, report)
     for case in plan.smaller:
         yield from _measure(case, SWEEP, plan, report)
 

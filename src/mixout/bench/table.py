@@ -30,6 +30,7 @@ class Row:
         method: name of the method.
         p: its probability.
         mode: ``train`` or ``eval``.
+        anchor: how anchors are kept: empty, as the weights; ``bf16``; or ``host``.
         quantity: ``time``; ``saved``, what autograd keeps for backward; ``saved+anchor``, the anchors included; or
             ``peak``, allocated on the GPU.
         ratio: to plain fine-tuning, median of the pairs.
@@ -49,6 +50,7 @@ class Row:
     method: str
     p: float
     mode: str
+    anchor: str
     quantity: str
     ratio: float
     low: float
@@ -61,7 +63,17 @@ class Row:
     @property
     def label(self) -> str:
         """The method with its p."""
-        return f"{self.method}({self.p:g})" + ("" if self.mode == "train" else ", eval")
+        return label(self.method, self.p, self.mode, self.anchor)
+
+
+def label(method: str, p: float, mode: str, anchor: str) -> str:
+    """A method with its p, and what is unusual about it.
+
+    Example:
+        >>> label("mixout", 0.9, "train", ""), label("mixout", 0.9, "eval", ""), label("mixout", 0.9, "train", "bf16")
+        ('mixout(0.9)', 'mixout(0.9), eval', 'mixout(0.9), bf16 anchor')
+    """
+    return f"{method}({p:g})" + ("" if mode == "train" else ", eval") + (f", {anchor} anchor" if anchor else "")
 
 
 def table(rows: Sequence[Row]) -> str:

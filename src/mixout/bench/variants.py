@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 import mixout
 from mixout.bench.authors import AuthorsLinear, apply_authors_
+from mixout.bench.table import label
 from mixout.layers import Mixed
 
 Mode = Literal["train", "eval"]
+Place = Literal["", "bf16", "host"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Variant:
         method: ``authors``, or the name of a method of mixout that takes p.
         p: its probability.
         mode: ``train``, a whole training step; or ``eval``, a forward pass without gradients.
+        anchor: how anchors are kept: as the weights are; in bfloat16; or in the host's memory.
 
     Example:
         >>> str(Variant(method="mixout", p=0.9))
@@ -32,9 +36,10 @@ class Variant:
     method: str
     p: float
     mode: Mode = "train"
+    anchor: Place = ""
 
     def __str__(self) -> str:
-        return f"{self.method}({self.p:g})" + ("" if self.mode == "train" else ", eval")
+        return label(self.method, self.p, self.mode, self.anchor)
 
     @property
     def spared(self) -> float:
@@ -49,7 +54,10 @@ class Variant:
         """Make ``model``, which is plain and on its device, this variant."""
         if self.method == "authors":
             return apply_authors_(model, self.p)
-        return mixout.apply_(model, mixout.methods.parse(f"{self.method}({self.p})"))
+        method = mixout.methods.parse(f"{self.method}({self.p})")
+        if self.anchor == "bf16":  # as the weights of a checkpoint in bfloat16, which that dtype holds exactly
+            return mixout.apply_(model.bfloat16().float(), method, anchor_dtype=torch.bfloat16)
+        return mixout.apply_(model, method, anchor_device="cpu" if self.anchor == "host" else None)
 
 
 # Plain fine-tuning is without any dropout: it does the least work of all that people run.
@@ -61,8 +69,19 @@ WEIGHTS = (
     Variant(method="mixconnect", p=0.9),
     Variant(method="authors", p=0.9),
 )
-STEP = (Variant(method="dropout", p=0.1), *WEIGHTS, Variant(method="mixout", p=0.9, mode="eval"))
+STEP = (
+    Variant(method="dropout", p=0.1),
+    *WEIGHTS,
+    Variant(method="mixout", p=0.9, anchor="bf16"),
+    Variant(method="mixout", p=0.9, anchor="host"),
+    Variant(method="mixout", p=0.9, mode="eval"),
+)
 SWEEP = (Variant(method="dropout", p=0.1), Variant(method="mixout", p=0.9), Variant(method="authors", p=0.9))
+
+
+def step(device: torch.device) -> tuple[Variant, ...]:
+    """What is compared on ``device``: on a CPU anchors lie in the host's memory anyway."""
+    return tuple(variant for variant in STEP if device.type != "cpu" or variant.anchor != "host")
 
 
 def anchors(model: nn.Module) -> Iterator[Tensor]:
