@@ -1,5 +1,7 @@
 """Bytes that autograd keeps, against what is known of single operations and of mixout's linear."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,21 @@ def test_a_storage_counts_once_and_parameters_do_not():
     assert saved_bytes(two, [w]) == 4 * (50 * 40 + 50 * 40)
     views = lambda: nn.functional.linear(x[:1], w) + nn.functional.linear(x[1:2], w)  # noqa: E731
     assert saved_bytes(views, [w]) == 4 * 50 * 40
+
+
+def test_nothing_is_left_of_what_was_measured():
+    class Exponential(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.node = torch.zeros(1)
+            nodes.append(weakref.ref(ctx.node))
+            result = x.exp()
+            ctx.save_for_backward(result)  # its own result
+            return result
+
+    nodes, w = [], torch.ones(3, 4, requires_grad=True)
+    assert saved_bytes(lambda: Exponential.apply(w).sum(), [w]) == 48
+    assert nodes[0]() is None
 
 
 def test_usage_of_a_model(bert):

@@ -79,8 +79,10 @@ def saved_bytes(forward: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        # Without its history: an operation that kept its own result would hold itself, and all before it, for ever.
+        bare = tensor.detach()
+        kept[bare.untyped_storage().data_ptr()] = bare
+        return bare
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
