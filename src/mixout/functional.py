@@ -98,8 +98,8 @@ def mixed_linear(
     r"""Y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
 
     For input units and Bernoulli coins with p from .3 on, and under ``torch.compile`` with every p, the backward
-    computes the kept columns of the weight's gradient only and keeps only those columns of ``x``; with few tokens Phi is
-    not made at all. For every other mask nothing as large as the weight is kept but an anchor.
+    computes the kept columns of the weight's gradient only and keeps only those columns of ``x``; with few tokens Phi
+    is not made at all. For every other mask nothing as large as the weight is kept but an anchor.
 
     Args:
         x: (..., in).
