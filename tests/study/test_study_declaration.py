@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from mixout.errors import InputError
@@ -102,6 +105,14 @@ def test_one_bracket_instead_of_two():
 def test_a_file_that_is_not_there():
     with pytest.raises(InputError, match=r"got './demo.tom'.*did you mean 'demo'"):
         read("./demo.tom")
+
+
+def test_the_file_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    study = parse(example)
+    assert study.baseline == study.methods[0].label == "dropout(0.1)"
+    assert study.methods[0].settings["weight_decay"] == 0.01
 
 
 def test_the_files_that_come_with_mixout_can_be_read():

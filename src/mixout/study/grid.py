@@ -143,6 +143,8 @@ def _planned(
     try:
         settings = Settings(**values)
         id = inputs.identity(settings)
+        if restart == 0:  # the others differ in their seeds alone
+            inputs.check(settings)
         metric, chance = inputs.goal(settings)
     except InputError as error:
         where = "".join(f", {name} {text_of(value)}" for name, value in factors.items())
