@@ -71,6 +71,14 @@ def test_what_a_file_may_not_say(tmp_path, old, new, said):
     assert str(path) in str(caught.value)
 
 
+def test_a_baseline_without_the_settings_that_are_part_of_its_label():
+    text = GOOD.replace("learning_rate = 1e-5\n", "", 1).replace(
+        "restarts = 3", 'restarts = 3\nbaseline = "dropout(0.1)"'
+    )
+    with pytest.raises(InputError, match=r"got 'dropout\(0.1\)'; did you mean 'dropout\(0.1\), epochs 20'\?"):
+        parse(text)
+
+
 def test_a_study_on_the_base_of_another():
     text = """
 [study]
