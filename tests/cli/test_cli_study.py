@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +60,8 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     assert "tiny: 4 runs = 1 task x 2 methods x 2 restarts" in printed
     assert [numbers(line) for line in printed.splitlines()[3:5]] == [["2", "0", "0", "2", "?"]] * 2
     assert "4 to run" in printed
-    assert f"mixout study run {study_file} --pilot" in printed
+    again = f"mixout study run {study_file} --ledger {tmp_path / 'ledger'}"
+    assert f"'{again} --pilot'" in printed
     assert not (tmp_path / "ledger").exists()
 
     assert study("run", "--pilot") == 0
@@ -82,8 +85,17 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     assert printed.out == f"report {page}\n"
     assert printed.err == "2 of 6 runs are missing; the report is on the others\n"
     text = page.read_text()
-    for part in ("Tiny &amp; small", "mixout(0.5)", "dropout(0.0)", "learning_rate", "torch", "study run"):
+    for part in ("Tiny &amp; small", "mixout(0.5)", "dropout(0.0)", "learning_rate", "torch"):
         assert part in text
+    # The very commands: called again, they write this report.
+    options = f"{study_file} --restarts 3 --ledger {tmp_path / 'ledger'}"
+    shown = [line for line in html.unescape(text).splitlines() if "mixout study " in line]
+    assert shown[0].endswith(f"mixout study run {options}")
+    assert shown[1].startswith(f"mixout study report {options} --title 'Tiny & small' --output-dir ")
+    words = shlex.split(shown[1].partition("</code>")[0].partition("</pre>")[0])
+    assert main(words[1:]) == 0
+    assert page.read_text() == text
+    capsys.readouterr()
     assert study("plan") == 0
     assert "nothing is missing" in capsys.readouterr().out
 
@@ -236,7 +248,8 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
         ("export", [], "got none; run the study first"),
         ("report", ["--scores", "runs.csv"], "either a study FILE or --scores"),
         ("report", [], "run the study first"),
-        ("pln", [], "pln"),
+        ("pln", [], "did you mean 'plan'"),
+        ("run", ["--executor", "rai"], "did you mean 'ray'"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(study, step, words, said, tmp_path, monkeypatch, capsys):

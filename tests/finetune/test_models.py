@@ -12,7 +12,7 @@ import transformers
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import models
-from mixout.finetune.models import load, longest_input
+from mixout.finetune.models import load, longest_input, outline, revision
 
 LABELS = ("no", "yes")
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -158,3 +158,21 @@ def test_folders_that_hold_no_model_for_text(tiny_bert, tmp_path):
     (broken / "model.safetensors").unlink()
     with pytest.raises(InputError, match="broken"):
         load(str(broken), labels=LABELS, init_seed=0)
+
+
+def test_an_outline_is_the_model_without_its_weights(tiny_bert):
+    shape, whole = outline(tiny_bert), load(tiny_bert, labels=("no", "yes"), init_seed=0)
+    assert {name: p.shape for name, p in shape.model.named_parameters()} == {
+        name: p.shape for name, p in whole.model.named_parameters()
+    }
+    assert {p.device.type for p in shape.model.parameters()} == {"meta"}
+    assert longest_input(shape) == longest_input(whole) == 64
+
+
+def test_a_misspelt_model_is_answered_with_the_one_that_is_embedded(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", unreachable)
+    with pytest.raises(InputError, match=r"got 'minilmm'.*; did you mean 'minilm'\?"):
+        revision("minilmm")

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ({"text_column": "sentence"}, "'sentence'"),
         ({"metric": "accurracy"}, "accuracy"),
         ({"model": "./nowhere"}, "no such folder"),
-        ({"where": "no such layer"}, "got none"),
+        ({"where": "no such layer"}, "got 'no such layer'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(settings, tmp_path, changes, said):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from mixout.errors import InputError
@@ -68,6 +71,14 @@ def test_what_a_file_may_not_say(tmp_path, old, new, said):
     assert str(path) in str(caught.value)
 
 
+def test_a_baseline_without_the_settings_that_are_part_of_its_label():
+    text = GOOD.replace("learning_rate = 1e-5\n", "", 1).replace(
+        "restarts = 3", 'restarts = 3\nbaseline = "dropout(0.1)"'
+    )
+    with pytest.raises(InputError, match=r"got 'dropout\(0.1\)'; did you mean 'dropout\(0.1\), epochs 20'\?"):
+        parse(text)
+
+
 def test_a_study_on_the_base_of_another():
     text = """
 [study]
@@ -102,6 +113,14 @@ def test_one_bracket_instead_of_two():
 def test_a_file_that_is_not_there():
     with pytest.raises(InputError, match=r"got './demo.tom'.*did you mean 'demo'"):
         read("./demo.tom")
+
+
+def test_the_file_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    study = parse(example)
+    assert study.baseline == study.methods[0].label == "dropout(0.1)"
+    assert study.methods[0].settings["weight_decay"] == 0.01
 
 
 def test_the_files_that_come_with_mixout_can_be_read():

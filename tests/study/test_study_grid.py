@@ -62,6 +62,10 @@ PLAIN = {"method": "plain"}
         ({"settings": {"epochs": -1}}, r"words, dropout\(0.0\): expected epochs > 0, got -1"),
         ({"settings": {"train_size": 43}}, "training subset of 2 to 42"),
         ({"settings": {"model": "./nowhere"}}, "no such folder"),
+        # Held against the model's shape: positions, blocks, names of layers.
+        ({"settings": {"max_length": 65}}, r"words, dropout\(0.0\): expected max_length <= 64, .* got 65"),
+        ({"factors": {"reinit_layers": [0, 3]}}, "reinit_layers 3: expected reinit_layers <= 2"),
+        ({"settings": {"where": "papr"}}, r"words, mixout\(0.5\): expected where .* got 'papr'; did you mean 'paper'"),
         ({"methods": []}, "at least one method"),
         ({"methods": [Axis(label="a", settings=PLAIN), Axis(label="a", settings=PLAIN)]}, "'a' twice"),
         ({"methods": [Axis(label="a", settings=PLAIN), Axis(label="b", settings=PLAIN)]}, "every cell once"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import fields, replace
 
 import pytest
@@ -65,13 +67,24 @@ def write(folder, rows) -> None:
 
 
 @pytest.fixture(scope="module")
-def expand(glue: str, tiny_bert: str):
-    """The runs of a study, with the tiny model in the place of its own."""
+def shape(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model with as many blocks and positions as BERT-large; planning reads no weights."""
+    place = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("shape") / "bert")
+    large = {"config.json": {"num_hidden_layers": 24, "max_position_embeddings": 512},
+             "tokenizer_config.json": {"model_max_length": 512}}  # fmt: skip
+    for name, values in large.items():
+        (place / name).write_text(json.dumps(json.loads((place / name).read_text()) | values))
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def expand(glue: str, shape: str):
+    """The runs of a study, with a stand-in for its model."""
     inputs, known = Inputs(), {}
 
     def build(name: str) -> list[Planned]:
         if name not in known:
-            stand_in = {"model": tiny_bert, "data_dir": glue}
+            stand_in = {"model": shape, "data_dir": glue}
             known[name] = read(name).with_settings(stand_in).runs(inputs)
         return known[name]
 

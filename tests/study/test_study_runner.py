@@ -259,6 +259,17 @@ def test_settings_stay_with_the_run(declare, tmp_path):
     assert described["wall"] > 0
 
 
+def test_half_precision_is_a_setting_that_is_kept_with_the_run(declare, tmp_path):
+    planned, ledger = declare(restarts=1, factors={"precision": ["fp32", "bf16"]}).runs(), Ledger(tmp_path)
+    assert execute(planned, ledger) == Tally(ran=4, failed=0)
+    records = [ledger.read().entries[run.id].record for run in planned]
+    assert [record.settings.precision for record in records] == ["fp32", "fp32", "bf16", "bf16"]
+    for whole, half in zip(records[:2], records[2:], strict=True):
+        # Autocast was on: the same course, but for what eight bits of mantissa leave of it.
+        assert half.training != whole.training
+        assert half.distance == pytest.approx(whole.distance, rel=0.05)
+
+
 def test_a_negative_number_of_retries_is_refused(declare, tmp_path):
     with pytest.raises(InputError, match="retries >= 0, got -1"):
         execute(declare().runs(), Ledger(tmp_path), retries=-1)

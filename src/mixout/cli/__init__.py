@@ -18,6 +18,8 @@ from mixout.methods.grammar import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("bench", "demo", "finetune", "study")
+# How argparse complains of an unknown command or value.
+_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +30,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Report a wrong command line as every other wrong input is reported."""
-        raise InputError(f"{message}; see {self.prog} --help")
+        hint = ""
+        if choice := _CHOICE.search(message):
+            hint = nearest(choice["given"], re.findall(r"[^\s,']+", choice["known"]))
+        raise InputError(f"{message}{hint or f'; see {self.prog} --help'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,9 @@ import torch
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.extras import needs
-from mixout.finetune.isolation import own_streams
+from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.settings import EMBEDDED
+from mixout.methods.grammar import nearest
 
 with needs("hf", "fine-tuning"):
     from safetensors import SafetensorError
@@ -77,7 +79,7 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
     place, source = _find(model)
     local = place != model or os.path.isdir(place)
     sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
-    try:
+    with _reading(model):
         with own_streams():
             torch.manual_seed(init_seed)
             network, info = AutoModelForSequenceClassification.from_pretrained(
@@ -92,19 +94,34 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
             )
         # After the model: without a network, whoever comes first waits for the hub's retries.
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"expected a pretrained model for text classification ({EMBEDDED!r}, a folder with config.json and "
-            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
-        ) from error
-    except ImportError as error:
-        raise MissingExtraError(
-            f"expected everything that {model!r} needs to be installed, got: {_first_line(error)}; install that package"
-        ) from error
     _ensure_padding(network, tokenizer, model)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=_new(network, info), source=source, sha256=sha256)
+
+
+def outline(model: str) -> Loaded:
+    """A model's shape and tokenizer: all parameters on the meta device, none of them known to be new.
+
+    Args:
+        model: as for :func:`load`.
+
+    Raises:
+        InputError: there is no such model, it cannot be read, or it is not meant for text classification.
+        MissingExtraError: the embedded model's package is not installed, or one that this model or tokenizer needs.
+
+    Example:
+        >>> next(outline("minilm").model.parameters()).device
+        device(type='meta')
+    """
+    place, source = _find(model)
+    local = place != model or os.path.isdir(place)
+    with _reading(model):
+        with quiet(), own_streams(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(place, local_files_only=local)
+            network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+    return Loaded(model=network, tokenizer=tokenizer, new=frozenset(), source=source, sha256=None)
 
 
 def revision(model: str) -> str:
@@ -137,6 +154,7 @@ def revision(model: str) -> str:
     except (OSError, ValueError) as error:
         raise InputError(
             f"expected a model ({EMBEDDED!r}, a folder, or a name on the hub), got {model!r}: {_first_line(error)}"
+            f"{nearest(model, [EMBEDDED])}"
         ) from error
     return str(getattr(config, "_commit_hash", None) or model)
 
@@ -147,6 +165,22 @@ def longest_input(loaded: Loaded) -> int | None:
     # Tokenizers without a limit say 1e30.
     known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
     return min(known, default=None)
+
+
+@contextmanager
+def _reading(model: str) -> Iterator[None]:
+    """What reading a model's files in the body may raise, as errors of the input."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"expected a pretrained model for text classification ({EMBEDDED!r}, a folder with config.json and "
+            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
+        ) from error
+    except ImportError as error:
+        raise MissingExtraError(
+            f"expected everything that {model!r} needs to be installed, got: {_first_line(error)}; install that package"
+        ) from error
 
 
 def _find(model: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import copy
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from mixout.errors import InputError
 from mixout.finetune.isolation import own_streams
@@ -40,11 +41,9 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
     """
     if layers == 0:
         return loaded
-    found = blocks(loaded.model)
-    if layers > len(found):
-        raise InputError(f"expected reinit_layers <= {len(found)}, the blocks that the model has, got {layers}")
+    below = len(blocks(loaded.model)) - len(top_blocks(loaded.model, layers))
     levels = layer_levels(loaded.model)
-    names = {name for name, level in levels.items() if level > len(found) - layers} - loaded.new
+    names = {name for name, level in levels.items() if level > below} - loaded.new
     with own_streams(), torch.no_grad():
         torch.manual_seed(seed)
         # All of it: some classes scale a block's weights by the depth of the model.
@@ -52,3 +51,15 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
         for name in names:
             loaded.model.get_parameter(name).copy_(fresh.get_parameter(name))
     return replace(loaded, new=loaded.new | names)
+
+
+def top_blocks(model: nn.Module, layers: int) -> list[str]:
+    """Name prefixes of the top ``layers`` blocks.
+
+    Raises:
+        InputError: the model has fewer, or none that can be found.
+    """
+    found = blocks(model)
+    if layers > len(found):
+        raise InputError(f"expected reinit_layers <= {len(found)}, the blocks that the model has, got {layers}")
+    return found[len(found) - layers :]

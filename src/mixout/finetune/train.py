@@ -25,6 +25,7 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.course import Report
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
+from mixout.finetune.limits import check_limits
 from mixout.finetune.placement import apply_methods
 from mixout.finetune.record import Evaluation, Progress, Record, write_atomically
 from mixout.finetune.reinit import reinitialise_
@@ -82,8 +83,8 @@ def finetune(
     with quiet(), own_streams():
         init_seed = settings.stream_seed("init")
         loaded, pretrained = shared.model(settings.model, labels=task.labels, init_seed=init_seed)
+        check_limits(settings, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
-        _check_length(settings, loaded)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         apply_methods(loaded, settings)
         fingerprints = {
@@ -126,14 +127,6 @@ def _check_machine(settings: Settings) -> None:
             )
         if name not in installed:
             raise MissingExtraError(f"expected the logger {name!r} to be installed, got none; run: pip install {name}")
-
-
-def _check_length(settings: Settings, loaded: models.Loaded) -> None:
-    limit = models.longest_input(loaded)
-    if limit is not None and settings.max_length > limit:
-        raise InputError(
-            f"expected max_length <= {limit}, the most that {settings.model!r} takes, got {settings.max_length}"
-        )
 
 
 def _record(

@@ -100,9 +100,11 @@ class Study:
         _check_factors(self.factors, [*self.tasks, *self.methods])
         labels = [axis.label for axis in self.methods]
         if self.baseline is not None and self.baseline not in labels:
+            # A label that nobody gave goes on with the method's own settings.
+            longer = [f"; did you mean {label!r}?" for label in labels if label.startswith(f"{self.baseline},")]
             raise InputError(
                 f"expected baseline as the label of a method ({', '.join(map(repr, labels))}), "
-                f"got {self.baseline!r}{nearest(str(self.baseline), labels)}"
+                f"got {self.baseline!r}{(longer or [nearest(str(self.baseline), labels)])[0]}"
             )
 
     def with_settings(self, changes: Mapping[str, Any]) -> Study:
@@ -143,6 +145,8 @@ def _planned(
     try:
         settings = Settings(**values)
         id = inputs.identity(settings)
+        if restart == 0:  # the others differ in their seeds alone
+            inputs.check(settings)
         metric, chance = inputs.goal(settings)
     except InputError as error:
         where = "".join(f", {name} {text_of(value)}" for name, value in factors.items())

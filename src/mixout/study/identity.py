@@ -14,8 +14,9 @@ import json
 from dataclasses import fields
 
 import mixout
+from mixout.finetune.limits import check_limits
 from mixout.finetune.metrics import chance
-from mixout.finetune.models import revision
+from mixout.finetune.models import Loaded, outline, revision
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Columns, Task, few_sample, load_task
 from mixout.methods import MixingMethod, parse
@@ -38,6 +39,7 @@ class Inputs:
     def __init__(self) -> None:
         self._tasks: dict[tuple[str | None, ...], tuple[Task, str]] = {}
         self._weights: dict[str, str] = {}
+        self._outlines: dict[str, Loaded] = {}
         self._chances: dict[tuple[str, str], float] = {}
         self._subsets: set[tuple[str, int, int]] = set()
 
@@ -67,6 +69,17 @@ class Inputs:
             "mixout": compatible(mixout.__version__),
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+    def check(self, settings: Settings) -> None:
+        """Hold the settings against the model's shape, of which no weight is read.
+
+        Raises:
+            InputError: the model cannot be read, or cannot take what the settings ask for.
+            MissingExtraError: the embedded model, or a package that a model needs, is not installed.
+        """
+        if settings.model not in self._outlines:
+            self._outlines[settings.model] = outline(settings.model)
+        check_limits(settings, self._outlines[settings.model])
 
     def goal(self, settings: Settings) -> tuple[str, float]:
         """The metric that counts, and what a constant answer scores on the dev set."""

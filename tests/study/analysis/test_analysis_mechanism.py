@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
+from mixout.anchor import distance
+from mixout.finetune.models import load
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.mechanism import curves, distances, doses, split_p
+from mixout.study.analysis.mechanism import curves, distances, doses, layer_distances, split_p
 from mixout.study.analysis.runs import Run
 
 
@@ -30,6 +33,19 @@ def test_distances_by_layer_over_the_runs_that_know_them():
         ("mixout(0.9)", "layer.1", 1, 0.5),
     ]
     assert [d.sd for d in found] == [pytest.approx(0.5**0.5), None, None]
+
+
+def test_a_layer_is_a_block_and_the_layers_make_up_the_whole(tiny_bert):
+    whole = load(tiny_bert, labels=("no", "yes"), init_seed=0)
+    pretrained = {name: p.detach() for name, p in whole.model.named_parameters() if name not in whole.new}
+    draw = torch.Generator().manual_seed(0)
+    pairs = {name: (p + torch.randn(p.shape, generator=draw), p) for name, p in pretrained.items()}
+    moved = distance(pairs)
+    found = layer_distances(moved.by_layer)
+    assert list(found) == ["bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "bert.pooler"]
+    assert math.hypot(*found.values()) == pytest.approx(moved.total)
+    second = torch.cat([(w - u).flatten() for name, (w, u) in pairs.items() if ".layer.1." in name])
+    assert found["bert.encoder.layer.1"] == pytest.approx(float(second.norm()))
 
 
 def test_curves_over_the_runs_that_were_evaluated_there():

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from mixout.study.analysis.compare import compare
 from mixout.study.analysis.comparison import Comparison
+from mixout.study.analysis.runs import Run
 from mixout.study.analysis.sentences import describe, overall, p_value
 
 SEEN = Comparison(
@@ -145,3 +148,15 @@ def test_all_together():
         "Of 3 comparisons with dropout(0.1), 2 show a difference of means after correction. Higher: a on RTE. "
         "Lower: b on RTE. The other 1 shows none, which does not mean that there is none."
     )
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("n", range(2, 9))
+def test_a_failure_rate_is_shown_only_where_an_exact_test_can_show_it(paired, n):
+    chance = {"chance": 0.5, "paired": paired}
+    runs = [Run(task="RTE", method="plain", restart=k, score=0.5, **chance) for k in range(n)]
+    runs += [Run(task="RTE", method="mixout(0.7)", restart=k, score=0.7 + k / 100, **chance) for k in range(n)]
+    [found] = compare(runs)
+    p = stats.binomtest(n, n).pvalue if paired else stats.fisher_exact([[0, n], [n, 0]]).pvalue
+    assert ("evidence of a lower failure rate" in found.sentence) == (p <= 0.05)
+    assert ("so few restarts cannot show a difference of failure rates" in found.sentence) == (p > 0.05)

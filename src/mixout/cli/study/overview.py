@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from mixout.cli.study.declared import declared, planned
@@ -33,7 +34,7 @@ def plan(args: argparse.Namespace) -> int:
     elif seconds is None:
         print(
             f"\n{len(left)} to run. How long that takes is not known yet: "
-            f"'mixout study run {args.file} --pilot' runs restart 0 of each cell"
+            f"'{_command('run', args)} --pilot' runs restart 0 of each cell"
         )
     else:
         print(f"\n{len(left)} to run, about {in_words(seconds)} one after the other")
@@ -51,7 +52,7 @@ def status(args: argparse.Namespace) -> int:
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:
             print(f"\nfailed after {entry.attempts} attempts: {_name(entry.run)}: {entry.run.error}")
-            print(f"  traceback: {entry.folder}; try again: mixout study retry")
+            print(f"  traceback: {entry.folder}; try again: {_command('retry', args)}")
     for id, entries in contents.conflicts.items():
         if id in shown:
             scores = ", ".join(f"{entry.run.metric} {entry.run.score:.4f}" for entry in entries)
@@ -102,6 +103,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def _count(number: int, what: str) -> str:
     """As in "1 task", "2 tasks"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _command(step: str, args: argparse.Namespace) -> str:
+    """What to call next, on the same study and ledger."""
+    settings = ["--set", *args.set] if args.set else []
+    restarts = [] if args.restarts is None else ["--restarts", str(args.restarts)]
+    return shlex.join(["mixout", "study", step, args.file or "FILE", "--ledger", args.ledger, *restarts, *settings])
 
 
 def _name(run: Run) -> str:

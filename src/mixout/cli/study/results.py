@@ -61,13 +61,12 @@ def export(args: argparse.Namespace) -> int:
 def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.report import write_report  # not before: it loads matplotlib
 
-    command = shlex.join(["mixout", "study", "report", "--scores", args.scores])
     return write_report(
         read_scores(args.scores),
         folder,
         title=args.title or Path(args.scores).stem,
         baseline=args.baseline,
-        commands=[command],
+        commands=[shlex.join(["mixout", "study", "report", "--scores", args.scores, *_presentation(args)])],
     )
 
 
@@ -80,9 +79,19 @@ def _on_study(args: argparse.Namespace, folder: Path) -> Path:
     missing = sum(run.id not in contents.entries for run in runs)
     if missing:
         print(f"{missing} of {len(runs)} runs are missing; the report is on the others", file=sys.stderr)
-    options = ["--restarts", str(study.restarts), *(["--set", *args.set] if args.set else [])]
-    commands = [shlex.join(["mixout", "study", step, args.file, *options]) for step in ("run", "report")]
+    options = [args.file, "--restarts", str(study.restarts), "--ledger", args.ledger]
+    options += ["--set", *args.set] if args.set else []
+    commands = [
+        shlex.join(["mixout", "study", "run", *options]),
+        shlex.join(["mixout", "study", "report", *options, *_presentation(args)]),
+    ]
     return report_on(study, runs, contents, folder, commands=commands, title=args.title, baseline=args.baseline)
+
+
+def _presentation(args: argparse.Namespace) -> list[str]:
+    """The options that decide what a report is called, what it compares with, and where it lies."""
+    chosen = {"--baseline": args.baseline, "--title": args.title, "--output-dir": args.output_dir}
+    return [word for name, value in chosen.items() if value is not None for word in (name, value)]
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

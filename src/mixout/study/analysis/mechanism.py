@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"(?<![\w.])(?:p=)?(?P<p>(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(?!
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDistance:
-    """Distance of one layer to its pretrained weights, over the restarts of a cell that know it."""
+    """Distance of one layer, see :func:`layer_distances`, to its pretrained weights, over the restarts of a cell."""
 
     task: str
     method: str
@@ -92,7 +92,7 @@ def distances(runs: Iterable[Run]) -> list[LayerDistance]:
     for key, cell in by_cell(runs).items():
         layers: dict[str, list[float]] = {}
         for run in cell:
-            for layer, distance in run.distance_by_layer.items():
+            for layer, distance in layer_distances(run.distance_by_layer).items():
                 if math.isfinite(distance):
                     layers.setdefault(layer, []).append(distance)
         found += [
@@ -108,6 +108,33 @@ def distances(runs: Iterable[Run]) -> list[LayerDistance]:
             for layer, values in layers.items()
         ]
     return found
+
+
+def layer_distances(distances: Mapping[str, float]) -> dict[str, float]:
+    """Euclidean distance of each layer from those of its parameters.
+
+    A layer is a numbered block of the model; what lies outside of the blocks goes by the module that holds it.
+
+    Args:
+        distances: name of a parameter -> its distance.
+
+    Returns:
+        Name of a layer -> the root of its parameters' sum of squares, in the order of their first parameters.
+
+    Example:
+        >>> parts = {"bert.embeddings.word.weight": 1.0, "bert.layer.0.key.weight": 3.0, "bert.layer.0.key.bias": 4.0}
+        >>> layer_distances(parts)
+        {'bert.embeddings': 1.0, 'bert.layer.0': 5.0}
+    """
+    paths = [name.split(".") for name in distances]
+    # What all names begin with, such as "bert", tells nothing apart.
+    shared = next((at for at, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), 0)
+    squares: dict[str, float] = {}
+    for path, distance in zip(paths, distances.values(), strict=True):
+        number = next((at for at, part in enumerate(path) if part.isdecimal()), shared)
+        layer = ".".join(path[: number + 1])
+        squares[layer] = squares.get(layer, 0.0) + distance**2
+    return {layer: math.sqrt(square) for layer, square in squares.items()}
 
 
 def curves(runs: Iterable[Run]) -> list[Curve]:

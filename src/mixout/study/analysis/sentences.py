@@ -87,6 +87,10 @@ def _failures(c: Comparison) -> str:
     )
     if c.failure_low <= 0.0 <= c.failure_high:
         return f"{counts}: this shows no difference of failure rates."
+    # Newcombe's interval excludes 0 even where 2 of 2 meet 0 of 2. Exact tests of failed or not (McNemar's in pairs,
+    # else Fisher's) reach no smaller p than the test of the means.
+    if c.p_smallest > ALPHA:
+        return f"{counts}: so few restarts cannot show a difference of failure rates."
     rates = f"{counts}: evidence of a {'lower' if c.failure_high < 0.0 else 'higher'} failure rate, uncorrected."
     return f"{rates} {_levels(c)}"
 

@@ -34,11 +34,11 @@ def overview(cells: Sequence[Cell], labels: Labels) -> Table | None:
                 )
             )
         rows.append(tuple(values))
-    metrics = {cell.task: cell.metric for cell in cells}
+    metrics = {cell.task: "" if cell.metric == "score" else f", {cell.metric}" for cell in cells}
     return Table(
         name="overview",
         title="Mean (max) on each task",
-        columns=(METHOD, *(Column(name=f"{task}, {metrics[task]}") for task in names)),
+        columns=(METHOD, *(Column(name=f"{task}{metrics[task]}") for task in names)),
         rows=tuple(rows),
         note="Marked: the highest mean of a task, which need not be a difference that the data show. A maximum grows "
         "with the number of restarts.",
@@ -78,7 +78,8 @@ def scores(place: int, cells: Sequence[Cell], labels: Labels) -> Table:
         Column(name="failed", explanation="runs at or below chance, or not finished"),
         Column(name="failure rate", explanation="share of failed runs with its Wilson interval"),
     )
-    notes = [f"Score: {cells[0].metric}."]
+    # A table of scores need not say which metric it holds.
+    notes = [] if cells[0].metric == "score" else [f"Score: {cells[0].metric}."]
     if cells[0].chance is not None:
         notes.append(f"Chance, the score of a constant answer: {text.value(cells[0].chance)}.")
     unscored = sum(cell.unscored for cell in cells)

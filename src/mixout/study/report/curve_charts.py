@@ -157,8 +157,8 @@ def over_layers(distances: Sequence[LayerDistance], labels: Labels) -> Chart | N
     return chart(
         "over-layers",
         "Distance by layer",
-        "How far training went from the pretrained weights (Euclidean norm), layer by layer, averaged over restarts. "
-        "Ticks are the model's numbered blocks.",
+        "How far training went from the pretrained weights (Euclidean norm), averaged over restarts. The numbers are "
+        "the model's blocks; left of them are its embeddings, right of them what lies above.",
         panels,
         labels.all(),
     )
