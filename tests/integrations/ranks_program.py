@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import mixout
@@ -62,7 +62,7 @@ def batch(step, part, rank):
 def train(
     model, inputs, parts=(1,) * STEPS, *, steps=range(STEPS), sync="no_sync", order="zero_first", ps=None, to_none=True
 ):
-    """``inputs(step, part)`` -> x; ``parts``: micro-batches of each step. Adam has a memory: a wrong gradient of one step stays visible."""
+    """``inputs(step, part)`` -> x; ``parts``: micro-batches of each step. Adam remembers a wrong gradient."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     gradients = []
     for step in steps:
@@ -71,15 +71,13 @@ def train(
         if order == "zero_first":
             optimizer.zero_grad(set_to_none=to_none)
         for part in range(parts[step]):
-            quiet = sync == "no_sync" and part < parts[step] - 1 and isinstance(model, DDP)
+            quiet = sync == "no_sync" and part < parts[step] - 1 and isinstance(model, DistributedDataParallel)
             with model.no_sync() if quiet else nullcontext():
                 loss = model(inputs(step, part)).pow(2).mean() / parts[step]
                 if order == "zero_late":
                     optimizer.zero_grad(set_to_none=to_none)
                 loss.backward()
-        gradients.append(
-            {n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        )
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
     return gradients
 
@@ -109,7 +107,7 @@ def run_case(name, rank):
     options, wrap, training, sent = CASES[name]
     torch.manual_seed(100 + rank)  # global seeds that differ, and other draws in between
     model = net(**options)
-    ddp = DDP(model, **wrap)
+    ddp = DistributedDataParallel(model, **wrap)
     traffic = []
     if sent:
         send_kept_columns_(ddp)
@@ -145,7 +143,7 @@ def error(function, *args):
 
 def late(model, rank):
     """apply_ came before the process group."""
-    train(DDP(model), lambda step, part: batch(step, part, rank))
+    train(DistributedDataParallel(model), lambda step, part: batch(step, part, rank))
     return {"weights": weights(model), "state": mixout.state_dict(model)}
 
 
@@ -153,13 +151,13 @@ def resumed(rank):
     """Two steps; then a fresh model goes on, which would have agreed on another seed."""
     torch.manual_seed(100 + rank)
     model = net()
-    train(DDP(model), lambda step, part: batch(step, part, rank), steps=range(2))
+    train(DistributedDataParallel(model), lambda step, part: batch(step, part, rank), steps=range(2))
     state, trained = mixout.state_dict(model), weights(model)
     torch.manual_seed(999 + rank)
     other = net()
     mixout.load_state_dict_(other, state)
     other.load_state_dict(trained)
-    expected, gone_on = (DDP(m) for m in (model, other))
+    expected, gone_on = (DistributedDataParallel(m) for m in (model, other))
     for ddp in (expected, gone_on):
         train(ddp, lambda step, part: batch(step, part, rank), steps=[2])
     return {"uninterrupted": weights(model), "resumed": weights(other)}
@@ -176,16 +174,18 @@ def disagreements(rank):
     model(x)
     mixout.set_p_(model, 0.5 + rank / 10)
     found["p later"] = error(check_ranks, model)
-    ddp = DDP(net(seed=1))
+    ddp = DistributedDataParallel(net(seed=1))
     send_kept_columns_(ddp)
     if rank == 0:
         ddp.module(x)
     found["draws"] = error(lambda: ddp(x).sum().backward())
-    ddp = DDP(net(seed=1))
+    ddp = DistributedDataParallel(net(seed=1))
     send_kept_columns_(ddp)
     found["penalty"] = error(lambda: (ddp(x).sum() + ddp.module.first.weight.sum()).backward())
-    found["scope"] = error(send_kept_columns_, DDP(net(scope="rank")))
-    found["nothing"] = error(send_kept_columns_, DDP(mixout.apply_(nn.Linear(4, 4), mixout.Mixconnect(0.5))))
+    found["scope"] = error(send_kept_columns_, DistributedDataParallel(net(scope="rank")))
+    found["nothing"] = error(
+        send_kept_columns_, DistributedDataParallel(mixout.apply_(nn.Linear(4, 4), mixout.Mixconnect(0.5)))
+    )
     return found
 
 
@@ -211,7 +211,7 @@ def kept_anchor(rank):
         model[0].weight.fill_(rank)
         model[0]._mixed.anchor.tensor.fill_(rank)
         model[1].running_mean.fill_(rank)
-    ddp = DDP(model)
+    ddp = DistributedDataParallel(model)
     ddp(batch(0, 0, rank)).sum().backward()
     return {"weight": model[0].weight.max().item(), "anchor": model[0]._mixed.anchor.tensor.max().item()}
 
@@ -219,7 +219,7 @@ def kept_anchor(rank):
 def compiled(rank):
     torch.manual_seed(100 + rank)
     model = net(p=0.5)
-    ddp = DDP(torch.compile(model, backend="eager", fullgraph=True))
+    ddp = DistributedDataParallel(torch.compile(model, backend="eager", fullgraph=True))
     send_kept_columns_(ddp)
     train(ddp, lambda step, part: batch(step, part, rank))
     return {"weights": weights(model), "state": mixout.state_dict(model)}

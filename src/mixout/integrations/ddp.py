@@ -2,7 +2,8 @@
 
 With equal masks on all ranks the gradient of a mixed weight is zero in the same columns everywhere, so of N weights
 (1-p) N travel instead of N. Each rank knows the kept columns K from its own stream of masks: nothing is sent to agree
-on them, and no device is asked. Several passes before one synchronisation (``no_sync``) send the union of their columns.
+on them, and no device is asked. Several passes before one synchronisation (``no_sync``) send the union of their
+columns.
 
 It does not wrap a model and changes no result: the average is DDP's. It needs torch only.
 """
@@ -196,7 +197,7 @@ class _KeptColumns:
         pieces = [self._piece(*pair) for pair in zip(bucket.parameters(), bucket.gradients(), strict=True)]
         sizes = [torch.Size(piece.shape).numel() for piece in pieces]
         message = buffer.new_empty(sum(sizes))
-        parts = [part.view(piece.shape) for part, piece in zip(message.split(sizes), pieces, strict=True)]
+        parts = [part.view(piece.shape) for part, piece in zip(torch.split(message, sizes), pieces, strict=True)]
         for piece, part in zip(pieces, parts, strict=True):
             left = piece.pack(part)
             self.left_behind = left if self.left_behind is None else self.left_behind + left
