@@ -124,7 +124,7 @@ def mixing_seconds(model: Model, layout: str, gpus: int) -> float:
 
 
 def all_gather_seconds(size: float, gpus: int) -> float:
-    """Of ``size`` bytes: within nodes over NVLink, between nodes each GPU moves an eighth. A reduce-scatter is equal."""
+    """Of ``size`` bytes: within nodes by NVLink, between nodes each GPU moves an eighth. A reduce-scatter is equal."""
     nodes = gpus // NODE
     within = (NODE - 1) / NODE * size / NVLINK
     between = (nodes - 1) / nodes * size / NODE / INFINIBAND
@@ -146,7 +146,7 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
     share = gpus if sharded else 1
     weights = 2 * (model.total + (trained if lora else 0)) / share
     gradients = 2 * trained / share
-    optimizer = 12 * trained / (gpus if sharded or not lora else 1)
+    optimizer = 12 * trained / (1 if layout == "lora, ddp" else gpus)
     anchor = 2 * model.mixed / share if mixed and not lora else 0.0
     if sharded:
         weights += 2 * 2 * model.mixed / model.layers  # two blocks are whole at a time
@@ -157,7 +157,7 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
     compute = compute_seconds(model, lora=lora, sparse=mixed)
     mixing = mixing_seconds(model, layout, gpus) if mixed else 0.0
     gathered = 2 * model.total if sharded else 0.0
-    rounds = 1 if sharded and not lora else 2  # reduce-scatter, or all-reduce
+    rounds = 1 if sharded else 2  # reduce-scatter, or all-reduce
     communication = rounds * all_gather_seconds(sent, gpus) + 2 * all_gather_seconds(gathered, gpus)
     if layout == "ddp + sharded optimizer":
         communication += all_gather_seconds(2 * model.total, gpus)  # the stepped weights
@@ -205,8 +205,8 @@ def anchors(model: Model) -> str:
     shards = ", ".join(f"{whole / gpus:.2f} on {gpus}" for gpus in GPUS)
     return (
         f"{model.name}: {model.total / 1e9:.2f}e9 parameters, {model.mixed / 1e9:.2f}e9 mixed; anchor float32 "
-        f"{2 * whole:.1f} GB, bfloat16 {whole:.1f} GB, sharded bfloat16 {shards} GPUs; from the host whole {pcie:.2f} s "
-        f"a pass, a shard of 8 {pcie / 8:.3f} s"
+        f"{2 * whole:.1f} GB, bfloat16 {whole:.1f} GB, sharded bfloat16 {shards} GPUs; from the host whole "
+        f"{pcie:.2f} s a pass, a shard of 8 {pcie / 8:.3f} s"
     )
 
 
@@ -235,17 +235,16 @@ def main() -> None:
     for model in MODELS:
         print(anchors(model))
     print(
-        f"measured at p = {P}, on a CPU: a step {found['step over floor']:.3f} of its floor, {found['share sent']:.4f} of"
+        f"measured at p = {P}, on a CPU: a step {found['step over floor']:.3f} of its floor, "
+        f"{found['share sent']:.4f} of a mixed gradient sent by the hook"
     )
-    print("a mixed gradient sent by the hook (1-p is computed with below)")
-    print(
-        "model  GPUs  layout                   method                      GB/GPU   sent GB  compute  mixing  comm.  step s"
-    )
+    print("model  GPUs  layout                  method                       GB/GPU   sent: gradient + weights, GB")
     for one in rows:
         print(
-            f"{one.model:<5}{one.gpus:>6}  {one.layout:<24} {one.method:<26} {one.total_gb:>7.1f}{'' if one.fits_80gb else '!'}"
-            f"  {one.gradient_sent_gb:>5.2f} + {one.weights_sent_gb:>6.2f}  {one.compute_s:.3f}  {one.mixing_s:.3f}  "
-            f"{one.communication_s:.3f}  {one.overlapped_s:.3f} to {one.exposed_s:.3f}"
+            f"{one.model:<5}{one.gpus:>6}  {one.layout:<24}{one.method:<26}"
+            f"{one.total_gb:>8.1f}{' ' if one.fits_80gb else '!'}  {one.gradient_sent_gb:>7.3f} + "
+            f"{one.weights_sent_gb:>6.2f}  compute {one.compute_s:.3f} s, mixing {one.mixing_s:.3f} s, "
+            f"communication {one.communication_s:.3f} s: {one.overlapped_s:.3f} to {one.exposed_s:.3f} s"
         )
 
 
