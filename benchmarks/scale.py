@@ -94,6 +94,7 @@ class Row:
     communication_s: float
     overlapped_s: float
     exposed_s: float
+    hidden_from_tokens: float
 
 
 def compute_seconds(model: Model, *, lora: bool, sparse: bool) -> float:
@@ -181,6 +182,7 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
         communication_s=communication,
         overlapped_s=max(compute + mixing, communication),
         exposed_s=compute + mixing + communication,
+        hidden_from_tokens=max(0.0, (communication - mixing) / compute * TOKENS),
     )
 
 
