@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 import mixout
 from mixout.integrations.ddp import check_ranks, send_kept_columns_
@@ -27,9 +28,11 @@ STATIC = (1, 2, 2)  # DDP cannot record a static graph under no_sync
 class Net(nn.Module):
     """A branch that is not used, a layer that may be checkpointed, and one that is not mixed."""
 
-    def __init__(self, checkpointed=False):
+    def __init__(self, checkpointed=False, transposed=False):
         super().__init__()
         self.first, self.middle, self.unused = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(6, 6)
+        if transposed:
+            self.middle = Conv1D(16, 16)
         self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 4)
         self.checkpointed = checkpointed
 
@@ -39,11 +42,11 @@ class Net(nn.Module):
         return self.head(self.norm(torch.tanh(x)))
 
 
-def net(p=0.5, *, checkpointed=False, used=True, **options):
+def net(p=0.5, *, checkpointed=False, transposed=False, used=True, **options):
     """Weights that are the same everywhere, and have left the anchor."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
-    model = Net(checkpointed).double()
+    model = Net(checkpointed, transposed).double()
     if used:
         del model.unused
     mixout.apply_(model, mixout.Mixout(p), where="first|middle|unused", **options)
@@ -91,6 +94,7 @@ CASES = {
     "checkpointed": ({"checkpointed": True}, {}, {"parts": TWICE}, False),
     "sent": ({}, {}, {}, True),
     "sent, small buckets": ({}, {"bucket_cap_mb": 0.001}, {}, True),
+    "sent, Conv1D": ({"transposed": True}, {}, {"parts": TWICE}, True),
     "sent, accumulated": ({}, {}, {"parts": TWICE}, True),
     "sent, views": ({}, {"gradient_as_bucket_view": True}, {"parts": (3, 1, 2)}, True),
     "sent, static_graph": ({}, {"static_graph": True}, {"parts": STATIC}, True),

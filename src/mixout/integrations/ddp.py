@@ -75,8 +75,9 @@ def send_kept_columns_(ddp: DistributedDataParallel) -> None:
     Linear layers (also transformers' ``Conv1D``) with input units and Bernoulli coins are meant; every other gradient
     travels as usual. Before each synchronisation 16 bytes tell whether all ranks agree; if not, every rank raises.
 
-    Gradients must be freed between steps (``zero_grad()``, whose default is ``set_to_none=True``): where they are only
-    set to zero, columns of old steps travel too. p must not change between a forward and its synchronisation.
+    On one rank nothing is done. Gradients must be freed between steps (``zero_grad()``, whose default is
+    ``set_to_none=True``): where they are only set to zero, columns of old steps travel too. p must not change between a
+    forward and its synchronisation.
 
     Args:
         ddp: a model that :func:`mixout.apply_` was called on, wrapped; without a communication hook of its own.
@@ -100,6 +101,8 @@ def send_kept_columns_(ddp: DistributedDataParallel) -> None:
         raise NothingMixedError(
             "expected a mixed linear layer with input units and Bernoulli coins, got none; leave this hook out"
         )
+    if dist.get_world_size(ddp.process_group) == 1:
+        return
     # On the host, whatever the gradients' backend is: comparing must not wait for a device.
     members = dist.get_process_group_ranks(ddp.process_group)
     host = dist.new_group(members, backend="gloo", use_local_synchronization=True)
