@@ -25,6 +25,7 @@ from mixout.errors import MissingExtraError as MissingExtraError
 from mixout.errors import MixoutError as MixoutError
 from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
+from mixout.errors import RankMismatchError as RankMismatchError
 from mixout.methods import AnchorDecay as AnchorDecay
 from mixout.methods import Dropconnect as Dropconnect
 from mixout.methods import Dropout as Dropout

@@ -1,7 +1,7 @@
 """What a checkpoint must carry beside the weights, so that a run goes on as if it had not stopped.
 
 Weights are saved by whoever saves them. This is the rest: which method, the anchor's fingerprint, p, and with a seed
-the number of masks drawn so far.
+and on several ranks the seed and the number of masks drawn so far.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mixout.layers import Mixed
 from mixout.masks import Stream
 from mixout.methods import spell
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 def state_dict(model: nn.Module) -> dict[str, Any]:
@@ -32,7 +32,9 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
         "methods": spell(applied.methods),
         "fingerprint": fingerprint(model) if applied.anchors else None,
         "p": None if mixing is None else float(mixing.p),
-        "seed": applied.seed,
+        "seed": applied.seed.given,
+        "scope": applied.seed.scope,
+        "agreed_seed": applied.seed.value,
         "draws": {name: stream.count for name, stream in _streams(root).items()},
     }
 
@@ -50,11 +52,12 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
     if state.get("version") != STATE_VERSION:
         raise MixoutError(f"expected state of version {STATE_VERSION}, got {state.get('version')!r}")
     root, applied = applied_to(model)
-    own_method = spell(applied.methods), applied.seed
-    if (state["methods"], state["seed"]) != own_method:
+    own_method = spell(applied.methods), applied.seed.given, applied.seed.scope
+    if (state["methods"], state["seed"], state["scope"]) != own_method:
         raise MixoutError(
-            f"expected state of {own_method[0]} with seed={own_method[1]}, got {state['methods']} with "
-            f"seed={state['seed']}; apply the same method with the same seed"
+            f"expected state of {own_method[0]} with seed={own_method[1]} and scope={own_method[2]!r}, got "
+            f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
+            "the same seed and scope"
         )
     own = fingerprint(model) if applied.anchors else None
     if state["fingerprint"] != own:
@@ -62,6 +65,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
+    applied.seed.value = state["agreed_seed"]
     if applied.mixing is not None:
         applied.mixing.p.fill_(state["p"])
         for name, stream in _streams(root).items():
@@ -72,5 +76,5 @@ def _streams(root: nn.Module) -> dict[str, Stream]:
     return {
         name: module._mixed.stream
         for name, module in root.named_modules()
-        if isinstance(module, Mixed) and module._mixed.stream is not None
+        if isinstance(module, Mixed) and module._mixed.drawn_from is not None
     }

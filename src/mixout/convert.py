@@ -16,6 +16,7 @@ from mixout.layers import Mixed, obstacle, restore_
 from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
 from mixout.methods.method import Applied, Site, chosen_layers, parent
+from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.selection import Selection, WhereLike, resolve
 
 
@@ -26,6 +27,7 @@ def apply_(
     where: WhereLike = None,
     anchor: AnchorSource = None,
     seed: int | None = None,
+    scope: Scope = "all",
     keep_dropout: bool = False,
     anchor_dtype: torch.dtype | None = None,
     anchor_device: Literal["cpu"] | None = None,
@@ -44,7 +46,9 @@ def apply_(
         anchor: what is mixed in: None for the weights of this moment; a state dict; a safetensors file or a folder
             that holds one; another model; or 0.
         seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
-            alone and so agree across ranks.
+            alone.
+        scope: in a distributed run, whether ``"all"`` ranks toss the same coins, as one device would (without a seed
+            they take rank 0's in their first training pass), or each ``"rank"`` its own. See docs/integrations/ddp.md.
         keep_dropout: leave the model's own dropouts on beside a mixing method.
         anchor_dtype: keep the anchors in this dtype, which must hold them exactly, as bfloat16 holds the weights of a
             checkpoint in bfloat16; they are cast in each pass. None for the weights' own.
@@ -74,6 +78,8 @@ def apply_(
     _check_anchor_used(methods, anchor)
     if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
         raise TypeError(f"expected seed to be an integer or None, got {seed!r}")
+    if scope not in SCOPES:
+        raise ValueError(f"expected scope in {SCOPES}, got {scope!r}")
     if anchor_device not in (None, "cpu"):
         raise ValueError(
             f"expected anchor_device 'cpu' or None, got {anchor_device!r}; by default anchors follow the weights"
@@ -87,9 +93,8 @@ def apply_(
         model=model,
         selection=selection,
         anchors=AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None),
-        seed=seed,
         keep_dropout=keep_dropout,
-        applied=Applied(methods=methods, seed=seed),
+        applied=Applied(methods=methods, seed=SharedSeed(seed, scope)),
     )
     model._mixout = site.applied  # type: ignore[assignment]
     try:

@@ -28,6 +28,10 @@ class AnchorMismatchError(MixoutError, ValueError):
     """The anchor is not the one that is expected: names, shapes or fingerprint differ."""
 
 
+class RankMismatchError(MixoutError, RuntimeError):
+    """Ranks of a distributed run differ where they should agree; the message says in what."""
+
+
 class MissingExtraError(MixoutError, ImportError):
     """An optional dependency is missing; the message names the pip command."""
 

@@ -9,7 +9,7 @@ the same mean and variance. One coin belongs to one *unit*:
 
 Randomness is dropout's: without a seed the masks come from torch's default generators, so that
 ``torch.manual_seed`` decides them, a restored RNG state repeats them and activation checkpointing replays them.
-With a seed they come from a :class:`Stream`. This file knows neither weights nor models.
+With a seed, and on several ranks, they come from a :class:`Stream`. This file knows neither weights nor models.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mixout.ranks import SharedSeed
+
 Unit = Literal["input", "output", "element"]
 Noise = Literal["bernoulli", "gaussian"]
 
@@ -38,12 +40,14 @@ REMEMBERED_DRAWS = 1024
 class Stream:
     """One layer's masks, which follow from ``(seed, key, count)`` alone: equal on every rank, whatever else is drawn.
 
+    Where each rank has its own coins and there is no seed, they follow from the default generator and the rank instead.
+
     ``count`` is the number of draws so far. A recomputation under activation checkpointing must see the masks of its
     own forward, not new ones: each draw also takes one number from torch's default generator, whose state
     checkpointing restores, and in a backward pass that number leads back to the count.
 
     Args:
-        seed: any integer.
+        seed: any integer; or the seed that the layers of a model share.
         key: tells the layers of a model apart.
 
     Example:
@@ -52,7 +56,7 @@ class Stream:
         True
     """
 
-    def __init__(self, seed: int, key: str = "") -> None:
+    def __init__(self, seed: int | SharedSeed, key: str = "") -> None:
         self.seed = seed
         self.key = key
         self.count = 0
@@ -77,7 +81,10 @@ class Stream:
 
     def generator(self) -> torch.Generator:
         """A generator for the next draw, or for the draw that a backward pass recomputes."""
-        nonce = int(torch.empty((), dtype=torch.int64).random_())
+        if not isinstance(self.seed, int) and self.seed.by_pass:
+            return _generator(f"{_nonce()}/{self.seed.settled()}/{self.key}")
+        seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
+        nonce = _nonce()
         # As torch.utils.checkpoint asks it: -1 outside a backward pass.
         recomputing = torch._C._current_graph_task_id() != -1
         count = self._replay.get(nonce) if recomputing else None
@@ -86,14 +93,27 @@ class Stream:
             self._replay[nonce] = count
             if len(self._replay) > REMEMBERED_DRAWS:
                 self._replay.popitem(last=False)
-        digest = hashlib.blake2b(f"{self.seed}/{self.key}/{count}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return _generator(f"{seed}/{self.key}/{count}")
+
+    def drawn(self, count: int, size: int) -> Tensor:
+        """The uniform numbers of draw ``count``, of shape (size,), again; not where each rank has its own coins."""
+        seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
+        return torch.rand(size, generator=_generator(f"{seed}/{self.key}/{count}"), dtype=torch.float32)
 
     def _enlist(self) -> None:
         self._replay: OrderedDict[int, int] = OrderedDict()
         # A tensor, not an integer, which a compiled graph would take for a constant and be compiled for each layer.
         self._number = torch.tensor(next(_NUMBERS), device="cpu")
         _STREAMS[int(self._number)] = self
+
+
+def _nonce() -> int:
+    return int(torch.empty((), dtype=torch.int64).random_())
+
+
+def _generator(origin: str) -> torch.Generator:
+    digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 # A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.

@@ -45,14 +45,20 @@ class Mixing:
 
 @dataclass(kw_only=True)
 class Share:
-    """What one layer has of it: anchor, plain class, seeded masks or None, and in how many passes it was mixed."""
+    """What one layer has of it: anchor, plain class, the stream of its masks, and in how many passes it was mixed."""
 
     mixing: Mixing
     anchor: Anchor
     plain: type[nn.Module]
-    stream: Stream | None
+    stream: Stream
     passes: int = 0
     compiled: bool = False
+
+    @property
+    def drawn_from(self) -> Stream | None:
+        """The stream if masks come from it; None if they come from torch's default generators."""
+        seed = self.stream.seed
+        return self.stream if isinstance(seed, int) or seed.in_force else None
 
 
 class MixOptions(TypedDict):
@@ -79,7 +85,7 @@ class Mixed(nn.Module):
             "unit": mixing.unit,
             "gradient": mixing.gradient,
             "noise": mixing.noise,
-            "stream": self._mixed.stream,
+            "stream": self._mixed.drawn_from,
         }
 
     def count_pass(self) -> None:

@@ -6,6 +6,7 @@ undone or saved is written into :class:`Applied`, by dotted names, so that it su
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -18,6 +19,7 @@ from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
 from mixout.masks import Noise, Stream, Unit, check_p
 from mixout.ops.reference import GRADIENTS, Gradient
+from mixout.ranks import SharedSeed
 from mixout.selection import Selection
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Applied:
     """What :func:`mixout.apply_` left on a model: enough to report, to save and to undo it."""
 
     methods: tuple[Method, ...]
-    seed: int | None
+    seed: SharedSeed
     anchors: dict[str, Anchor] = field(default_factory=dict)  # by parameter name
     mixing: Mixing | None = None
     decays: list[Decay] = field(default_factory=list)
@@ -43,7 +45,6 @@ class Site:
     model: nn.Module
     selection: Selection
     anchors: AnchorStore
-    seed: int | None
     keep_dropout: bool
     applied: Applied
 
@@ -101,10 +102,11 @@ class MixingMethod(Method):
                 mixing=mixing,
                 anchor=own or store.anchor(f"{name}.weight" if name else "weight", _weight(module)),
                 plain=type(module),
-                stream=None if site.seed is None else Stream(site.seed, name),
+                stream=Stream(site.applied.seed, name),
             )
             for name, module in chosen.items()
         }
+        site.applied.seed.subject = _subject(self, shares, chosen)
         for name, module in chosen.items():
             mixed = mixed_class(module)
             if mixed is not None:
@@ -114,6 +116,18 @@ class MixingMethod(Method):
         site.applied.mixing = mixing
         if not site.keep_dropout:
             site.applied.dropouts += dropouts.set_(site.model, 0.0)
+
+
+def _subject(method: Method, shares: dict[str, Share], layers: dict[str, nn.Module]) -> str:
+    """What ranks must have in common, in short: the method, the layers, and a few numbers of each anchor."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, share in shares.items():
+        weight, anchor = _weight(layers[name]), share.anchor.tensor
+        digest.update(f"{name}:{tuple(weight.shape)}".encode())
+        # A shard differs from rank to rank, and must.
+        if anchor is not None and type(weight.data) is Tensor:
+            digest.update(str(anchor.flatten()[:: max(1, anchor.numel() // 16)].tolist()).encode())
+    return f"{method} on {len(shares)} layers, digest of layers and anchors {digest.hexdigest()}"
 
 
 def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:

@@ -1,0 +1,181 @@
+"""Two and four real processes over gloo against one process with all their examples."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import mixout
+from mixout import Mixout
+from mixout.integrations.ddp import send_kept_columns_
+
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+spec = importlib.util.spec_from_file_location("ranks_program", PROGRAM)
+ranks_program = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ranks_program)
+CASES = ranks_program.CASES
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """By number of ranks: what each rank wrote."""
+    found = {}
+    for world in (2, 4):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, PROGRAM, folder, str(world)],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        found[world] = [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+    return found
+
+
+def one_process(name, world, seed):
+    """The same training of one process with all ranks' examples and the seed on which they agreed."""
+    options, _, training, _ = CASES[name]
+    model = ranks_program.net(**options | {"checkpointed": False}, seed=seed)
+    together = lambda step, part: torch.cat([ranks_program.batch(step, part, rank) for rank in range(world)])  # noqa: E731
+    gradients = ranks_program.train(model, together, **training)
+    return ranks_program.weights(model), gradients, mixout.state_dict(model)
+
+
+def assert_close(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("world", "name"), [*((2, name) for name in CASES), (4, "accumulated"), (4, "sent, accumulated")]
+)
+def test_several_ranks_are_one_process_with_all_examples(results, world, name):
+    for rank in results[world]:
+        got = rank["cases"][name]
+        weights, _, state = one_process(name, world, got["state"]["agreed_seed"])
+        assert_close(got["weights"], weights)
+        assert got["state"]["draws"] == state["draws"]
+
+
+def test_rank_0s_generator_decides_the_seed(results):
+    torch.manual_seed(100)
+    torch.rand(1)  # what rank 0 drew before its first mask
+    expected = int(torch.empty((), dtype=torch.int64).random_())
+    seeds = {rank["cases"]["accumulated"]["state"]["agreed_seed"] for world in (2, 4) for rank in results[world]}
+    assert seeds == {expected}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_group_that_comes_after_apply(results, world):
+    for rank in results[world]:
+        weights, _, _ = one_process("plain", world, rank["late"]["state"]["agreed_seed"])
+        assert_close(rank["late"]["weights"], weights)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_restored_state_brings_the_agreed_seed(results, world):
+    for rank in results[world]:
+        assert all(w.equal(rank["resumed"]["resumed"][n]) for n, w in rank["resumed"]["uninterrupted"].items())
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_anchors_are_not_broadcast(results, world):
+    """Trap: as a buffer, DDP re-broadcasts the anchor at every forward."""
+    for number, rank in enumerate(results[world]):
+        assert rank["anchor"] == {"weight": 0.0, "anchor": float(number)}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("sent")])
+def test_bytes_are_those_of_the_columns_that_one_process_fills(results, name):
+    """Its gradient has numbers other than zero in the kept columns of mixed weights, and everywhere else."""
+    got = results[2][0]["cases"][name]
+    _, gradients, _ = one_process(name, 2, got["state"]["agreed_seed"])
+    every = sum(parameter.numel() for parameter in ranks_program.net(**CASES[name][0]).parameters())
+    needed = 0
+    for gradient in gradients:
+        mixed = {n: g for n, g in gradient.items() if n in ("first.weight", "middle.weight")}
+        dense = every - sum(g.numel() for g in mixed.values()) - 42 * ("find_unused" in name)
+        if "Conv1D" in name:  # its weight is (in, out): a unit is a row
+            mixed["middle.weight"] = mixed["middle.weight"].t()
+        needed += 8 * (dense + sum(int((g != 0).any(0).sum()) * g.shape[0] for g in mixed.values())) + 16
+    if "find_unused" in name:
+        needed += 8 * 6 * ranks_program.STEPS  # the unused bias; no column of the unused weight
+    if name == "sent, zeros kept":  # old columns are not told from new ones
+        assert needed < got["bytes"]
+    elif name == "sent, each part synchronised":  # the first part's columns, and then both parts'
+        assert needed < got["bytes"] < 2 * needed
+    else:
+        assert got["bytes"] == needed
+    assert got["bytes"] < 8 * every * sum(CASES[name][2].get("parts", (1,) * ranks_program.STEPS))
+
+
+def test_a_compiled_model_under_ddp(results):
+    for rank in results[2]:
+        weights, _, _ = one_process("plain", 2, rank["compiled"]["state"]["agreed_seed"])
+        assert_close(rank["compiled"]["weights"], weights)
+
+
+def test_accelerate(results):
+    for rank in results[2]:
+        got = rank["accelerated"]
+        assert got["kind"] == "DistributedDataParallel"
+        weights, _, _ = one_process("accumulated", 2, got["state"]["agreed_seed"])
+        assert_close(got["weights"], weights)
+
+
+def test_each_rank_its_own_masks(results):
+    first, second = (rank["own"] for rank in results[2])
+    for seed in (None, 5):
+        assert not first[seed][0].equal(second[seed][0])  # although the global seeds are equal
+        assert not first[seed][0].equal(first[seed][1])
+    assert first[None][2].equal(first[None][0])  # a restored RNG state repeats them
+    assert not first[5][2].equal(first[5][0])  # with a seed the count goes on
+
+
+@pytest.mark.parametrize(
+    ("what", "ranks", "message"),
+    [
+        ("seed", {1}, "expected every rank to apply what rank 0 applied"),
+        ("p", {1}, "expected every rank to apply what rank 0 applied"),
+        ("anchor", {1}, "digest of layers and anchors"),
+        ("p later", {0, 1}, "expected the same p on every rank, got 0.5 on rank 0 and 0.6 on rank 1; set p from"),
+        ("draws", {0, 1}, "expected the same draws on every rank, got {'first': 2, 'middle': 2"),
+        ("penalty", {0, 1}, "expected no gradient outside the columns that mixout kept"),
+        ("scope", {0, 1}, "expected equal masks on all ranks, got scope='rank'"),
+        ("nothing", {0, 1}, "expected a mixed linear layer with input units"),
+    ],
+)
+def test_ranks_that_disagree_are_told(results, what, ranks, message):
+    found = [rank["errors"][what] for rank in results[2]]
+    assert {number for number, text in enumerate(found) if message in text} == ranks, found
+    assert all(text == "none" for number, text in enumerate(found) if number not in ranks)
+
+
+def test_one_process_knows_no_scope():
+    """Without torch.distributed the default generators decide, as dropout's."""
+    x = torch.ones(4)
+    outputs = []
+    for scope in ("all", "rank"):
+        torch.manual_seed(0)
+        model = mixout.apply_(nn.Sequential(nn.Linear(4, 4)), Mixout(0.5), anchor=0, scope=scope)
+        torch.manual_seed(1)
+        outputs.append(model(x))
+        assert mixout.state_dict(model)["agreed_seed"] is None
+    assert outputs[0].equal(outputs[1])
+    with pytest.raises(ValueError, match="expected scope in"):
+        mixout.apply_(nn.Linear(2, 2), Mixout(0.5), scope="none")
+
+
+def test_only_ddp_takes_the_hook():
+    with pytest.raises(TypeError, match="wrap the model first"):
+        send_kept_columns_(nn.Linear(2, 2))
