@@ -16,8 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mixout.finetune import batches, causal, data, models
-from mixout.finetune.batches import Example
+from mixout.finetune import causal, data, models
+from mixout.finetune.batches import Example, encode
 from mixout.finetune.pretrained import Pretrained, keep, make
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
@@ -85,7 +85,7 @@ class Cache:
             if isinstance(split, Documents):
                 self._tokens[key] = causal.encode(split, tokenizer, max_length)
             else:
-                self._tokens[key] = batches.encode(split, tokenizer, max_length)
+                self._tokens[key] = encode(split, tokenizer, max_length)
         return self._tokens[key]
 
     def _task(self, settings: Settings) -> Task | Corpus:

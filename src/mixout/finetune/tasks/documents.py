@@ -166,8 +166,9 @@ def documents(file: Path, column: str) -> Documents:
             "convert it to one of them"
         )
     if file.suffix.lower() == ".txt":
-        # Indentation and trailing blanks are text; only the blank lines between documents are not.
-        pieces = re.split(r"\n(?:[^\S\n]*\n)+", read_text(file).replace("\r\n", "\n"))
+        # Indentation and trailing blanks are text; only blank lines are not, at both ends of the file too.
+        whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
+        pieces = re.split(r"\n(?:[^\S\n]*\n)+", whole)
         return Documents(text=tuple(piece.strip("\n") for piece in pieces if piece.strip()))
     table = read(file)
     paired = {PROMPT, COMPLETION} <= set(table.columns)
