@@ -58,7 +58,7 @@ def test_a_language_model(tiny_llama, tiny_text, tmp_path, capsys):
     record, printed = Record.read(tmp_path / "out"), capsys.readouterr().out
     assert record.metric == "original_log_likelihood"
     _, before, _ = printed.splitlines()
-    assert before.startswith("before training: original_log_likelihood")
+    assert before.startswith("before training: log_likelihood")
     for entry in (record.evaluations[0], record.evaluations[-1]):
         assert f"original_perplexity {entry.scores['original_perplexity']:.4f}" in printed
 

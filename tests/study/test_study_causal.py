@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 
 import pytest
@@ -58,7 +56,8 @@ name = "mixout(.5)"
     assert len({run.chance for run in runs if run.task == "new"}) == 1
     for run in runs:
         assert run.score < 0
-        assert run.chance is not None and run.chance < 0
+        assert run.chance is not None
+        assert run.chance < 0
         assert run.evaluations[0][0] == 0
         assert run.evaluations[-1][1] == run.score
     assert len({run.evaluations[0] for run in runs if run.task == "new"}) == 1
