@@ -34,13 +34,13 @@ SCORES = ("log_likelihood", "original_log_likelihood")
 METHODS = ("plain", "mixout(0.7)", "anchor_decay(20)")
 
 
-def main() -> None:
-    """Pretrain, fine-tune three times, print both losses."""
+def main(*, original: int = 240, new: int = 40, dev: int = 30, epochs: float = 4.0) -> None:
+    """Pretrain, fine-tune three times, print both losses; the sizes are numbers of docstrings."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        write_text("scipy", place / "original", train=240, dev=30)
-        write_text("networkx", place / "new", train=40, dev=30)
-        base = pretrain(place, epochs=4)
+        write_text("scipy", place / "original", train=original, dev=dev)
+        write_text("networkx", place / "new", train=new, dev=dev)
+        base = pretrain(place, epochs=epochs)
         print(f"{'method':<20} {'new domain':>16} {'original domain':>18}")
         for method in METHODS:
             record = adapt(place, base, method=method)

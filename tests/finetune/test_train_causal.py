@@ -162,6 +162,25 @@ def test_where_says_whether_the_pretrained_head_is_mixed(causal, tiny_llama):
     assert found == {"body": False, "paper": False, "all": True}
 
 
+@pytest.mark.parametrize(
+    ("tied", "where", "pulled"), [(True, "body", True), (False, "body", False), (False, "all", True)]
+)
+def test_where_says_whether_the_pretrained_head_is_decayed(causal, tiny_llama, tied, where, pulled):
+    loaded = models.load_causal(tiny_llama)
+    head = loaded.model.lm_head
+    if not tied:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    apply_methods(loaded, causal(method="anchor_decay(0.5)", where=where))
+    before = head.weight.detach().clone()
+    optimizer = torch.optim.SGD(loaded.model.parameters(), lr=1.0)
+    with torch.no_grad():
+        head.weight.add_(1.0)
+    for parameter in loaded.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(head.weight.detach(), before + (0.5 if pulled else 1.0))
+
+
 def test_a_loss_that_is_not_finite_is_a_diverged_run_without_a_score(causal, tmp_path):
     options = {"method": "plain", "optimizer": "sgd", "learning_rate": 1e30, "max_grad_norm": 0.0, "epochs": 0.5}
     record = finetune(causal(**options), tmp_path / "out")
