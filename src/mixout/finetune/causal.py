@@ -147,7 +147,14 @@ class DevTexts:
 
 
 def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
-    """Windows -> a batch, padded on the right; nothing attends to the padding, so it may be any token."""
+    """Windows -> a batch, padded on the right; nothing attends to the padding, so it may be any token.
+
+    Example:
+        >>> two = [{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}, {"input_ids": [7, 8], "labels": [-100, 8]}]
+        >>> batch = collate(two)
+        >>> batch["attention_mask"].tolist(), batch["labels"].tolist()
+        ([[1, 1, 1], [1, 1, 0]], [[-100, 5, 6], [-100, 8, -100]])
+    """
     tokens = [torch.tensor(window["input_ids"]) for window in windows]
     labels = [torch.tensor(window["labels"]) for window in windows]
     return {
