@@ -2,7 +2,7 @@
 
     python examples/causal_lm.py
 
-Offline there is no pretrained causal language model, so one is made here: a Llama of 0.15 million parameters reads the
+Offline there is no pretrained causal language model, so one is made here: a Llama of 0.13 million parameters reads the
 docstrings of scipy (the original domain), and is then fine-tuned on few docstrings of networkx (the new one). Printed
 are the held-out losses of both, in nats per token. A number of one restart is no result: docs/causal-lm.md has those.
 
@@ -31,7 +31,7 @@ from mixout.finetune.train import finetune
 
 VOCABULARY = 500
 SCORES = ("log_likelihood", "original_log_likelihood")
-METHODS = ("plain", "mixout(0.7)", "anchor_decay(20)")
+METHODS = ("plain", "mixout(0.7)", "anchor_decay(40)")
 
 
 def main(*, original: int = 240, new: int = 40, dev: int = 30, epochs: float = 4.0) -> None:
