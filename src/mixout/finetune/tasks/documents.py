@@ -195,7 +195,7 @@ def draw(part: Documents, size: int, seed: int) -> Documents:
 
     Example:
         >>> draw(Documents(text=tuple("abcdef")), 2, seed=0).text
-        ('c', 'f')
+        ('c', 'd')
     """
     with needs("hf", "few-sample subsets"):
         import numpy as np
