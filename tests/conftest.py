@@ -67,6 +67,58 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a Llama, 2 layers, 16 wide; its tokenizer has one token a word and begins a text with ``<s>``.
+
+    As many of its kind it has no padding token, and an end token that it does not write itself.
+    """
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    names = ["<s>", "</s>", "<unk>", *WORDS]
+    config = LlamaConfig(
+        vocab_size=len(names),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(config)
+    # What a run must hand on, and what the configuration of the model does not say.
+    model.generation_config.temperature, model.generation_config.do_sample = 0.6, True
+    model.save_pretrained(folder)
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **special).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder with train.txt (30 documents), dev.txt (11) and other.txt (9), whose words follow another rule."""
+    folder = tmp_path_factory.mktemp("text") / "prose"
+    folder.mkdir()
+    draw = random.Random(0)
+    for name, count, step in (("train", 30, 1), ("dev", 11, 1), ("other", 9, 5)):
+        documents = []
+        for _ in range(count):
+            first = draw.randrange(len(WORDS))
+            documents.append(" ".join(WORDS[(first + step * k) % len(WORDS)] for k in range(draw.randint(2, 29))))
+        (folder / f"{name}.txt").write_text("\n\n".join(documents) + "\n")
+    return str(folder)
+
+
 @pytest.fixture
 def study_file(tiny_bert: str, tiny_task: str, tmp_path) -> str:
     """A study file: two methods and two restarts of the tiny model on the tiny task, runs of six steps."""

@@ -51,6 +51,18 @@ def test_a_run(options, tmp_path, capsys):
     assert all(line.startswith(("mixout(0.9)", "  step")) for line in printed.err.splitlines())
 
 
+def test_a_language_model(tiny_llama, tiny_text, tmp_path, capsys):
+    words = ["finetune", "--task-type", "causal-lm", "--model", tiny_llama, "--task", tiny_text, "--epochs", "0.2"]
+    words += ["--original", f"{tiny_text}/other.txt", "--output-dir", str(tmp_path / "out"), "--max-length", "12"]
+    assert main([*words, "--save", "no", "--metric", "original_log_likelihood"]) == 0
+    record, printed = Record.read(tmp_path / "out"), capsys.readouterr().out
+    assert record.metric == "original_log_likelihood"
+    _, before, _ = printed.splitlines()
+    assert before.startswith("before training: log_likelihood")
+    for entry in (record.evaluations[0], record.evaluations[-1]):
+        assert f"original_perplexity {entry.scores['original_perplexity']:.4f}" in printed
+
+
 def test_without_options_it_is_the_default_settings(seen, monkeypatch: pytest.MonkeyPatch):
     assert main(["finetune"]) == 130
     settings, place, rest = seen[0]
@@ -67,7 +79,7 @@ def test_every_setting_is_an_option(seen):
         "optimizer": "bertadam", "learning_rate": 0.5, "weight_decay": 0.25, "layer_decay": 0.75, "warmup": 0.0,
         "epochs": 1.5, "batch_size": 2, "accumulation": 3, "max_grad_norm": 0.0, "precision": "bf16",
         "evaluate": "end", "save": 7, "reinit_layers": 2, "batching": "bucketed", "head": "dropout",
-        "report_to": ("tensorboard", "wandb"),
+        "task_type": "causal-lm", "original": "o.txt", "report_to": ("tensorboard", "wandb"),
     }  # fmt: skip
     assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
     words = ["finetune", "--resume"]

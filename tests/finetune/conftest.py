@@ -22,6 +22,18 @@ def settings(tiny_bert, tiny_task) -> Callable[..., Settings]:
 
 
 @pytest.fixture
+def causal(tiny_llama, tiny_text) -> Callable[..., Settings]:
+    """Settings of a language model's run of 2 epochs; documents of up to 31 tokens in windows of up to 12."""
+
+    def build(**changes) -> Settings:
+        values = {"task_type": "causal-lm", "model": tiny_llama, "task": tiny_text, "max_length": 12, "epochs": 2.0}
+        values |= {"original": f"{tiny_text}/other.txt", "learning_rate": 1e-2, "batch_size": 8, "save": "no"}
+        return Settings(**(values | {"method": "mixout(0.5)"} | changes))
+
+    return build
+
+
+@pytest.fixture
 def small_model() -> Callable[..., Any]:
     """A model for two classes with random weights, by the name of its architecture."""
     import transformers

@@ -165,6 +165,30 @@ def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Cour
             finetune(settings, place)
 
 
+def test_a_killed_language_model(causal, tmp_path):
+    # Killed in its second epoch: what it knew before training comes from the checkpoint, and is not looked up again.
+    chosen = causal(save=3, method="mixout(0.5)+anchor_decay(0.1)", accumulation=2)
+    died = die(chosen, tmp_path / "killed", "step ends", 5)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
+    lines: list[str] = []
+    finetune(chosen, tmp_path / "killed", resume=True, report=lines.append)
+    assert "from step 3" in lines[0]
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "killed")
+    assert [entry.step for entry in Record.read(tmp_path / "killed").evaluations] == [0, 4, 8]
+
+
+def test_other_text_of_the_original_domain_is_refused(causal, tiny_text, tmp_path):
+    other = tmp_path / "other.txt"
+    shutil.copy(f"{tiny_text}/other.txt", other)
+    chosen = causal(save=4, original=other)
+    interrupted(chosen, tmp_path / "out", 6)
+    other.write_text("bata bavi")
+    with pytest.raises(InputError, match="other content for: original"):
+        finetune(chosen, tmp_path / "out", resume=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "step"),
     [

@@ -81,13 +81,16 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
     ],
 )
 def test_settings_that_came_later_leave_earlier_digests_alone(values, digest):
-    # As they were before reinit_layers, batching and head.
+    # As they were before reinit_layers, batching, head, task_type and original.
     assert Settings(**values).digest() == digest
     assert Settings(**values, reinit_layers=1).digest() != digest
     assert Settings(**values, batching="bucketed").digest() != digest
     assert len({digest, *(Settings(**values, head=head).digest() for head in ("mixout", "dropout"))}) == 3
+    assert Settings(**values, task_type="causal-lm").digest() != digest
+    assert Settings(**values, original="a.txt").digest() != digest
     earlier = json.loads(Settings(**values).to_json())
-    del earlier["reinit_layers"], earlier["batching"], earlier["head"]
+    for name in ("reinit_layers", "batching", "head", "task_type", "original"):
+        del earlier[name]
     assert Settings.from_json(json.dumps(earlier)) == Settings(**values)
 
 

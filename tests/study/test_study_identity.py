@@ -124,3 +124,18 @@ def test_what_is_missing_is_said(settings):
         identity(replace(settings, train_size=1000))
     with pytest.raises(InputError, match="no such folder"):
         identity(replace(settings, model="./nowhere"))
+
+
+def test_a_language_models_data_count_by_content(tiny_llama, tiny_text, tmp_path):
+    settings = Settings(task_type="causal-lm", model=tiny_llama, task=tiny_text, original=f"{tiny_text}/other.txt")
+    first = identity(settings)
+    assert Inputs().goal(settings) == ("log_likelihood", None)
+    shutil.copytree(tiny_text, tmp_path / "elsewhere")
+    moved = replace(settings, task=str(tmp_path / "elsewhere"), original=str(tmp_path / "elsewhere" / "other.txt"))
+    assert identity(moved) == first
+    assert identity(replace(settings, original=None)) != first
+    assert identity(replace(settings, metric="original_log_likelihood")) != first
+    Path(moved.original or "").write_text("bata bavi")
+    assert identity(moved) != first
+    with pytest.raises(InputError, match="1 to 30 documents"):
+        identity(replace(settings, train_size=31))

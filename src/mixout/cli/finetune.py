@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from mixout.finetune.record import Record
 
 _GROUPS = {
-    "what": ("model", "task", "data_dir", "text_column", "pair_column", "label_column", "metric"),
+    "what": (
+        "model",
+        "task",
+        "task_type",
+        "original",
+        "data_dir",
+        "text_column",
+        "pair_column",
+        "label_column",
+        "metric",
+    ),
     "method": ("method", "where"),
     "seeds and subset": ("train_size", "seed", "init_seed", "data_seed", "mask_seed", "subset_seed"),
 }
@@ -31,7 +41,8 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser = commands.add_parser(
         "finetune",
         help="train one model on one task with one method",
-        description="Train one model on one task with one method. Without options: MiniLM on 'docstrings', offline.",
+        description="Train one model on one task with one method. Without options: MiniLM on 'docstrings', offline. "
+        "With --task-type causal-lm: a language model on text of your own.",
     )
     parser.add_argument(
         "--output-dir", metavar="DIR", help="where the result goes; default: out/<digest of the settings>"
@@ -133,8 +144,13 @@ def _report(line: str) -> None:
 
 def _summary(record: Record, folder: Path) -> str:
     scores = ", ".join(f"{name} {value:.4f}" for name, value in record.scores.items())
+    before = "".join(
+        f"\nbefore training: {', '.join(f'{name} {value:.4f}' for name, value in first.scores.items())}"
+        for first in record.evaluations[:1]
+        if first.step == 0
+    )
     return (
         f"{record.settings.method} on {record.settings.task}: {scores} "
-        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training\n"
+        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{before}\n"
         f"model, record.json and model card: {folder}"
     )

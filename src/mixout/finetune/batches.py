@@ -1,6 +1,6 @@
-"""A split of text becomes tokens, in the form that the Trainer takes; and predictions come back in the split's order.
+"""A split of labelled text becomes tokens, in the form that the Trainer takes; what is minimised on them, and scored.
 
-It does not pad: the Trainer's collator does, batch by batch.
+It does not pad: the Trainer's collator does, batch by batch. The same for language models is in ``causal``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
 
 from mixout.finetune import metrics
+from mixout.finetune.extras import needs
 from mixout.finetune.tasks import Split, Task
+
+with needs("hf", "fine-tuning"):
+    from transformers import DataCollatorWithPadding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -35,7 +40,9 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
 
 @dataclass
 class DevSet:
-    """The dev set, sorted by length for evaluation: batches of like lengths hold little padding.
+    """The dev set of classes or values: the loss, and what evaluations keep and score.
+
+    It is sorted by length for evaluation: batches of like lengths hold little padding.
 
     Args:
         task: gives labels and metrics.
@@ -45,6 +52,9 @@ class DevSet:
     task: Task
     examples: list[Example]
 
+    # The Trainer's mean over batches, each weighted with its examples, is the loss.
+    mean_of_batches = True
+
     def __post_init__(self) -> None:
         self.order = sorted(range(len(self.examples)), key=lambda row: len(self.examples[row]["input_ids"]))
         self.predictions: tuple[float, ...] = ()
@@ -52,6 +62,24 @@ class DevSet:
     def sorted(self) -> list[Example]:
         """The examples in the order of evaluation."""
         return [self.examples[row] for row in self.order]
+
+    def collator(self, tokenizer: Tokenizer) -> DataCollatorWithPadding:
+        """What makes a batch of examples."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the examples of the cross-entropy, or for a regression of the squared error."""
+        if self.task.labels is None:
+            return mse_loss(logits.float().reshape(-1), labels.float(), reduction="sum")
+        return cross_entropy(logits.float(), labels, reduction="sum")
+
+    def parts(self, labels: Tensor) -> int:
+        """How many examples there are."""
+        return len(labels)
+
+    def keep(self, outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
+        """The logits: some models return hidden states beside them, which need not be gathered."""
+        return outputs[0] if isinstance(outputs, tuple) else outputs
 
     def score(self, outputs: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
         """Scores from the model's outputs in the order of evaluation; the predictions are kept.
@@ -65,7 +93,6 @@ class DevSet:
         self.predictions = tuple(found.tolist())
         return metrics.compute(self.task.metrics, found, np.asarray(self.task.dev.label), classes=self.task.classes)
 
-
-def first_output(outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
-    """The logits: some models return hidden states beside them, which need not be gathered."""
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+    def chance(self) -> float:
+        """What a constant answer scores."""
+        return metrics.chance(self.task.metric, list(self.task.dev.label), classes=self.task.classes)

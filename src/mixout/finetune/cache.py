@@ -12,17 +12,16 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from mixout.finetune import models
+from mixout.finetune import causal, data, models
 from mixout.finetune.batches import Example, encode
 from mixout.finetune.pretrained import Pretrained, keep, make
-from mixout.finetune.settings import EMBEDDED, Settings
-from mixout.finetune.tasks import Columns, Split, Task, few_sample, is_path, load_task
+from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
+from mixout.finetune.tasks import Split, Task, is_path
+from mixout.finetune.tasks.documents import Corpus, Documents
 
 
 class Cache:
@@ -40,24 +39,21 @@ class Cache:
 
     def __init__(self) -> None:
         self._model: tuple[Hashable, Pretrained] | None = None
-        self._tasks: dict[Hashable, Task] = {}
+        self._tasks: dict[Hashable, Task | Corpus] = {}
         self._tokens: dict[Hashable, list[Example]] = {}
 
-    def task(self, settings: Settings) -> Task:
+    def task(self, settings: Settings) -> Task | Corpus:
         """The task of ``settings``, its training data cut to ``train_size``."""
-        task = self._task(settings)
-        if settings.train_size is None:
-            return task
-        return replace(task, train=few_sample(task.train, settings.train_size, settings.resolved().subset_seed or 0))
+        return data.subset(self._task(settings), settings)
 
     def model(
-        self, model: str, *, labels: tuple[str, ...] | None, init_seed: int
+        self, model: str, *, labels: tuple[str, ...] | None, init_seed: int, task_type: str = TASK_TYPES[0]
     ) -> tuple[models.Loaded, Mapping[str, Tensor]]:
-        """What :func:`mixout.finetune.models.load` gives, and the pretrained values of its parameters.
+        """What :mod:`mixout.finetune.models` loads for a type of task, and the pretrained values of its parameters.
 
         The values are shared: they are there to be read. Parameters that are new have none.
         """
-        key = (model, labels, _signature(model))
+        key = (model, task_type, labels, _signature(model))
         if self._model is not None and self._model[0] == key:
             kept = self._model[1]
             loaded = make(kept, init_seed=init_seed)
@@ -65,13 +61,16 @@ class Cache:
             # Gone before the next one is read: both need not fit into memory.
             self._model = None
             self._tokens.clear()
-            loaded = models.load(model, labels=labels, init_seed=init_seed)
+            if task_type == CAUSAL:
+                loaded = models.load_causal(model)
+            else:
+                loaded = models.load(model, labels=labels, init_seed=init_seed)
             kept = keep(loaded)
             self._model = key, kept
         names = (name for name, _ in loaded.model.named_parameters())
         return loaded, {name: kept.state[name] for name in names if name in kept.state}
 
-    def tokens(self, split: Split, max_length: int) -> list[Example]:
+    def tokens(self, split: Split | Documents, max_length: int) -> list[Example]:
         """A split in the tokens of the last model; shared, to be read.
 
         Raises:
@@ -83,17 +82,19 @@ class Cache:
         if key not in self._tokens:
             # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
             tokenizer = copy.deepcopy(self._model[1].tokenizer)
-            self._tokens[key] = encode(split, tokenizer, max_length)
+            if isinstance(split, Documents):
+                self._tokens[key] = causal.encode(split, tokenizer, max_length)
+            else:
+                self._tokens[key] = encode(split, tokenizer, max_length)
         return self._tokens[key]
 
-    def _task(self, settings: Settings) -> Task:
-        columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-        arguments: dict[str, Any] = {"data_dir": settings.data_dir, "columns": columns, "metric": settings.metric}
+    def _task(self, settings: Settings) -> Task | Corpus:
         if settings.data_dir is not None or is_path(settings.task):
-            return load_task(settings.task, **arguments)
-        key = (settings.task, columns, settings.metric)
+            return data.load(settings)
+        columns = (settings.text_column, settings.pair_column, settings.label_column)
+        key = (settings.task, settings.task_type, settings.original, settings.metric, *columns)
         if key not in self._tasks:
-            self._tasks[key] = load_task(settings.task, **arguments)
+            self._tasks[key] = data.load(settings)
         return self._tasks[key]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from mixout.finetune.record import Record
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import CAUSAL, Settings
 
 # What a reader of the card asks first; the rest is in record.json.
 _TOLD = (
@@ -38,13 +38,13 @@ _TOLD = (
 def write(record: Record) -> str:
     """The card's text, Markdown with the header that model hubs read."""
     settings = record.settings
-    kind = "regression" if record.labels is None else f"{len(record.labels)} classes"
+    loader = "AutoModelForCausalLM" if _is_causal(record) else "AutoModelForSequenceClassification"
     parts = [
         _header(record),
         f"# {_short(settings.model)} on {_short(settings.task)}",
         f"Fine-tuned with [mixout](https://arxiv.org/abs/1909.11299) {record.versions['mixout']}, "
-        f"method `{settings.method}` ({kind}). It is a plain checkpoint: "
-        f"`AutoModelForSequenceClassification.from_pretrained` loads it, and mixout is not needed to use it.",
+        f"method `{settings.method}` ({_kind(record)}). It is a plain checkpoint: "
+        f"`{loader}.from_pretrained` loads it, and mixout is not needed to use it.",
         "## Result",
         _result(record),
         "## What this number is worth",
@@ -57,9 +57,20 @@ def write(record: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _is_causal(record: Record) -> bool:
+    return record.settings.task_type == CAUSAL
+
+
+def _kind(record: Record) -> str:
+    if _is_causal(record):
+        return "causal language model"
+    return "regression" if record.labels is None else f"{len(record.labels)} classes"
+
+
 def _header(record: Record) -> str:
     """YAML; values that may hold anything are written as JSON, which is YAML too."""
-    lines = ["---", "pipeline_tag: text-classification", "library_name: transformers", "tags: [mixout]"]
+    tag = "text-generation" if _is_causal(record) else "text-classification"
+    lines = ["---", f"pipeline_tag: {tag}", "library_name: transformers", "tags: [mixout]"]
     lines.append(f"metrics: {json.dumps(list(record.scores))}")
     if "on the hub" in record.source["model"]:
         lines.append(f"base_model: {json.dumps(record.settings.model)}")
@@ -67,10 +78,14 @@ def _header(record: Record) -> str:
 
 
 def _result(record: Record) -> str:
-    rows = [f"| {name} | {value:.4f} |" for name, value in record.scores.items()]
+    first = record.evaluations[0]
+    started = first.scores if first.step == 0 else {}
+    before = {name: f" {value:.4f} |" for name, value in started.items()}
+    rows = [f"| {name} |{before.get(name, '')} {value:.4f} |" for name, value in record.scores.items()]
+    head = ["| | before training | after |", "|---|---|---|"] if started else ["| dev set | score |", "|---|---|"]
     chance = f"A constant answer scores {record.metric} {record.chance:.4f}."
     status = "" if record.status == "finished" else " **The loss was not finite at some point: this run diverged.**"
-    return "\n".join(["| dev set | score |", "|---|---|", *rows, "", chance + status])
+    return "\n".join([*head, *rows, "", chance + status])
 
 
 def _caveats(record: Record) -> str:

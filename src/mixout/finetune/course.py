@@ -16,6 +16,7 @@ from mixout.finetune import folder
 from mixout.finetune.extras import needs
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.documents import Corpus
 
 with needs("hf", "fine-tuning"):
     from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -32,7 +33,7 @@ class Course(TrainerCallback):
     result follows at once.
     """
 
-    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task, report: Report) -> None:
+    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task | Corpus, report: Report) -> None:
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         self.task = task
@@ -74,10 +75,12 @@ class Course(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say how it stands."""
         found = kwargs["metrics"]
-        loss = next(entry["loss"] for entry in reversed(state.log_history) if "loss" in entry)
+        # None before the first step.
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        training = "" if loss is None else f"training loss {loss:.4f}, "
         scores = ", ".join(f"{name} {found[f'eval_{name}']:.4f}" for name in self.task.metrics)
         self.report(
-            f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}: training loss {loss:.4f}, "
+            f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}: {training}"
             f"dev loss {found['eval_loss']:.4f}, {scores}"
         )
 

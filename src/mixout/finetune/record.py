@@ -53,12 +53,13 @@ class Record:
         score: its value at the end, on the dev set.
         scores: all of the task's scores at the end.
         chance: what a constant answer scores on the dev set.
-        evaluations: in the order of the steps.
+        evaluations: in the order of the steps; that of a language model begins at step 0, before training.
         training: the course of the training loss.
-        predictions: for the dev set, in its order: numbers of classes, or values.
-        labels: names of the classes; None for regression.
-        train_size: examples trained on.
-        dev_size: examples in the dev set.
+        predictions: for the dev set, in its order: numbers of classes, or values; of a language model each document's
+            mean log-likelihood.
+        labels: names of the classes; None for a regression or a language model.
+        train_size: examples or documents trained on.
+        dev_size: examples or documents in the dev set.
         steps: optimizer steps.
         parameters: number of parameters of the model.
         new_parameters: names of those without pretrained weights.
@@ -71,7 +72,7 @@ class Record:
         peak_memory: bytes at the run's peak, ``host`` and ``device``; None where it cannot be measured. Where the
             system cannot forget the process's earlier peak (other than Linux), ``host`` is that of the process.
         source: where model and data came from, in words.
-        fingerprints: sha256 of what went in: ``anchor``, ``train``, ``dev``, ``weights``.
+        fingerprints: sha256 of what went in: ``anchor``, ``train``, ``dev``, ``weights``, and ``original`` text.
         versions: of mixout, Python and the libraries.
         hardware: processor, cores, accelerator, operating system.
         finished_at: UTC, ISO 8601.

@@ -24,17 +24,19 @@ from mixout.methods.grammar import nearest
 T = TypeVar("T")
 
 EMBEDDED = "minilm"
+CAUSAL = "causal-lm"
+TASK_TYPES = ("classification", CAUSAL)
 OPTIMIZERS = ("adamw", "bertadam", "sgd")
 BATCHINGS = ("random", "bucketed")
 PRECISIONS = ("fp32", "bf16", "fp16")
 EVALUATIONS = ("epoch", "end")
 HEADS = ("plain", "mixout", "dropout")
 PRESETS = ("body", "paper", "all")
-_PATHS = ("model", "task", "data_dir")
+_PATHS = ("model", "task", "data_dir", "original")
 _SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed")
 _LEAST = {"batch_size": 1, "accumulation": 1, "max_length": 2, "train_size": 1, "reinit_layers": 0}
 # Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
-_LATER = ("head", "reinit_layers", "batching")
+_LATER = ("head", "reinit_layers", "batching", "task_type", "original")
 
 
 def _option(default: T, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> T:
@@ -60,6 +62,15 @@ class Settings:
 
     model: str = _option(EMBEDDED, "hub name or folder of a pretrained model, or 'minilm' (embedded, offline)")
     task: str = _option("docstrings", "GLUE name, 'docstrings' (embedded, offline), or a folder or file of your own")
+    task_type: str = _option(
+        "classification",
+        "what is learned: labels, which are classes or values as the data say, or with 'causal-lm' the text itself, "
+        "of files of your own",
+        choices=TASK_TYPES,
+    )
+    original: str | None = _option(
+        None, "file with text of the domain that a causal language model knew before; its loss shows what is forgotten"
+    )
     data_dir: str | None = _option(None, "folder with the TSV files of GLUE; without it the hub is asked")
     text_column: str = _option("text", "column with the text, in files of your own")
     pair_column: str | None = _option(
@@ -78,7 +89,9 @@ class Settings:
         choices=HEADS,
     )
     train_size: int | None = _option(None, "train on a random subset of this size", kind=int)
-    max_length: int = _option(128, "longest input, in tokens; longer ones are cut", kind=int)
+    max_length: int = _option(
+        128, "longest input, in tokens; longer ones are cut, a causal language model's into pieces", kind=int
+    )
     seed: int = _option(0, "the seed that the other seeds follow unless they are given", kind=int)
     init_seed: int | None = _option(None, "seed of the new output head", kind=int)
     data_seed: int | None = _option(None, "seed of the order of the training examples", kind=int)
@@ -203,8 +216,9 @@ def _used_paths(settings: Settings) -> dict[str, str]:
         found["model"] = model
     if is_path(settings.task):
         found["task"] = settings.task
-    if settings.data_dir is not None:
-        found["data_dir"] = settings.data_dir
+    for name in ("data_dir", "original"):
+        if (path := getattr(settings, name)) is not None:
+            found[name] = path
     return found
 
 

@@ -19,9 +19,10 @@ import torch
 import mixout
 from mixout.anchor import distance, fingerprint
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import card, disk, environment, folder, metrics, models, trainer
+from mixout.finetune import card, disk, environment, folder, models, trainer
 from mixout.finetune.batches import DevSet
 from mixout.finetune.cache import Cache
+from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
@@ -31,6 +32,7 @@ from mixout.finetune.record import Evaluation, Progress, Record, write_atomicall
 from mixout.finetune.reinit import reinitialise_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod, parse
 from mixout.methods.grammar import nearest
 
@@ -82,7 +84,9 @@ def finetune(
     environment.forget_peak_memory()
     with quiet(), own_streams():
         init_seed = settings.stream_seed("init")
-        loaded, pretrained = shared.model(settings.model, labels=task.labels, init_seed=init_seed)
+        loaded, pretrained = shared.model(
+            settings.model, labels=task.labels, init_seed=init_seed, task_type=settings.task_type
+        )
         check_limits(settings, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
@@ -93,10 +97,12 @@ def finetune(
             "dev": task.dev.fingerprint(),
             "weights": loaded.sha256,
         }
+        if isinstance(task, Corpus) and task.original is not None:
+            fingerprints["original"] = task.original.fingerprint()
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings)
         examples = shared.tokens(task.train, settings.max_length)
-        dev = DevSet(task, shared.tokens(task.dev, settings.max_length))
+        dev = _dev(task, shared, settings.max_length)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=report or _silence, bars=bars)
         # The last check: from here on the folder holds an unfinished run of these very settings.
@@ -110,6 +116,14 @@ def finetune(
 
 def _silence(_line: str) -> None:
     pass
+
+
+def _dev(task: Task | Corpus, shared: Cache, max_length: int) -> DevSet | DevTexts:
+    """What is minimised and scored: the dev set in tokens, with the text of the original domain where there is some."""
+    examples = shared.tokens(task.dev, max_length)
+    if isinstance(task, Task):
+        return DevSet(task, examples)
+    return DevTexts(task, examples, [] if task.original is None else shared.tokens(task.original, max_length))
 
 
 def _check_machine(settings: Settings) -> None:
@@ -131,9 +145,9 @@ def _check_machine(settings: Settings) -> None:
 
 def _record(
     settings: Settings,
-    task: Task,
+    task: Task | Corpus,
     loaded: models.Loaded,
-    dev: DevSet,
+    dev: DevSet | DevTexts,
     state: TrainerState,
     *,
     start: Mapping[str, torch.Tensor],
@@ -153,7 +167,7 @@ def _record(
         metric=task.metric,
         score=scores[task.metric],
         scores=scores,
-        chance=metrics.chance(task.metric, list(task.dev.label), classes=task.classes),
+        chance=dev.chance(),
         evaluations=evaluations,
         training=training,
         predictions=dev.predictions,
@@ -188,7 +202,7 @@ def _progress(entry: Mapping[str, Any]) -> Progress:
     )
 
 
-def _evaluation(entry: Mapping[str, Any], task: Task) -> Evaluation:
+def _evaluation(entry: Mapping[str, Any], task: Task | Corpus) -> Evaluation:
     scores = {name: entry[f"eval_{name}"] for name in task.metrics}
     return Evaluation(step=entry["step"], epoch=entry["epoch"], loss=entry["eval_loss"], scores=scores)
 

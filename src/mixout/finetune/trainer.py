@@ -18,20 +18,21 @@ import torch
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import folder, optimizers
-from mixout.finetune.batches import DevSet, Example, first_output
+from mixout.finetune.batches import DevSet, Example
 from mixout.finetune.buckets import Buckets
+from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.documents import Corpus
 from mixout.integrations.huggingface import AnchorCallback
 
 with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
     import transformers
     from transformers import (
-        DataCollatorWithPadding,
         PrinterCallback,
         ProgressCallback,
         Trainer,
@@ -51,11 +52,14 @@ if not hasattr(Trainer, "loss_is_scaled_for_ga"):
 class TextTrainer(Trainer):
     """The Trainer with our optimizers, a loss that accumulation does not change, and evaluations that draw nothing."""
 
-    # compute_loss divides by the number of examples in the whole accumulated batch. Left to the models, the Trainer
-    # takes any that accepts keyword arguments to do so; BERT's does not, and its gradient would grow with accumulation.
+    # compute_loss divides by the number of examples or tokens in the whole accumulated batch. Left to the models, the
+    # Trainer takes any that accepts keyword arguments to do so; BERT's does not, and its gradient would grow with
+    # accumulation.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, settings: Settings, course: Course, order: Buckets | None, **options: Any) -> None:
+    def __init__(
+        self, *, settings: Settings, course: Course, order: Buckets | None, dev: DevSet | DevTexts, **options: Any
+    ) -> None:
         config = options["model"].config
         # super() turns the cache of keys and values off, which is right for training and wrong in a checkpoint.
         self.cache = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
@@ -63,6 +67,7 @@ class TextTrainer(Trainer):
         self.settings = settings
         self.course = course
         self.order = order
+        self.dev = dev
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of the settings."""
@@ -83,20 +88,27 @@ class TextTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy, or for a regression the squared error: the mean over the examples of the whole batch."""
+        """The mean over the examples, or for a language model over the predicted tokens, of the whole batch."""
         labels = inputs["labels"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"].float()
-        if self.course.task.labels is None:
-            total = torch.nn.functional.mse_loss(logits.reshape(-1), labels.float(), reduction="sum")
-        else:
-            total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        # One batch a step is counted here: the Trainer's count leaves out every label of -100, also a regression's.
-        examples: torch.Tensor | int = len(labels)
-        if model.training and self.args.gradient_accumulation_steps > 1 and num_items_in_batch is not None:
-            examples = num_items_in_batch
-        loss = total / examples
+        parts: torch.Tensor | int = self.dev.parts(labels)
+        if model.training and num_items_in_batch is not None:
+            parts = num_items_in_batch
+        loss = self.dev.total(outputs["logits"], labels) / parts
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The batches of one step, and the number of parts over which their loss is the mean."""
+        # Not the Trainer's count: it leaves out every label of -100, also a regression's, and asks the model's class.
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, sum(self.dev.parts(batch["labels"]) for batch in samples)
+
+    def prediction_step(self, *args: Any, **options: Any) -> tuple[Any, Any, Any]:
+        """A batch of an evaluation."""
+        loss, outputs, labels = super().prediction_step(*args, **options)
+        return (loss if self.dev.mean_of_batches else None), outputs, labels
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Evaluate, with the clock of the training stopped and the global random stream left as it was."""
@@ -120,9 +132,9 @@ def build(
     settings: Settings,
     place: Path,
     loaded: Loaded,
-    task: Task,
+    task: Task | Corpus,
     examples: list[Example],
-    dev: DevSet,
+    dev: DevSet | DevTexts,
     *,
     report: Report,
     bars: bool,
@@ -135,7 +147,7 @@ def build(
         loaded: the model, with its method applied; it moves to the device.
         task: the data.
         examples: its training set, encoded.
-        dev: its dev set, encoded; scores each evaluation and keeps the last predictions.
+        dev: its dev set, encoded; says what is minimised, scores each evaluation and keeps the last predictions.
         report: called with one line of progress now and then.
         bars: show progress bars.
 
@@ -151,14 +163,15 @@ def build(
         settings=settings,
         course=course,
         order=_order(settings, examples),
+        dev=dev,
         model=loaded.model,
         args=args,
         train_dataset=examples,
         eval_dataset=dev.sorted(),
-        data_collator=DataCollatorWithPadding(loaded.tokenizer),
+        data_collator=dev.collator(loaded.tokenizer),
         processing_class=loaded.tokenizer,
         compute_metrics=lambda outputs: dev.score(outputs.predictions),
-        preprocess_logits_for_metrics=first_output,
+        preprocess_logits_for_metrics=dev.keep,
         callbacks=[course, AnchorCallback()],
     )
     trainer.remove_callback(ProgressCallback if bars else PrinterCallback)
@@ -179,6 +192,8 @@ def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
     """
     # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
     set_seed(run.args.seed)
+    # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
+    run.args.eval_on_start = isinstance(run.dev, DevTexts) and checkpoint is None
     run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     config: Any = run.model.config  # type: ignore[union-attr]
     del config.use_cache
@@ -206,10 +221,12 @@ def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgume
 
 
 def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
+    # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
+    judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
     return TrainingArguments(
         output_dir=str(place / folder.CHECKPOINTS),
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=max(32, settings.batch_size),
+        per_device_eval_batch_size=judged,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,

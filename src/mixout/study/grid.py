@@ -42,7 +42,7 @@ class Planned:
         factors: the values that make this cell, as text.
         settings: everything that the run needs.
         metric: the score that counts.
-        chance: what a constant answer scores.
+        chance: what a constant answer scores; None where that is not known before the run.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Planned:
     factors: dict[str, str]
     settings: Settings
     metric: str
-    chance: float
+    chance: float | None
 
     @property
     def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:

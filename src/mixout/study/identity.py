@@ -1,10 +1,10 @@
 """What makes two runs the same run, wherever their files lie: a hash of settings, data and weights.
 
-Settings that are paths stand for content: the sha256 of the data takes the place of ``task``, ``data_dir`` and the
-columns, that of the weights the place of ``model``. So two machines with the files in different folders agree, and a
-file that changed makes another run. Settings at their default are left out, so that a setting that is added later does
-not make every earlier run another one; a changed default is a new major version, which is part of the identity. Device,
-loggers and the number of workers are not.
+Settings that are paths stand for content: the sha256 of the data takes the place of ``task``, ``data_dir``,
+``original`` and the columns, that of the weights the place of ``model``. So two machines with the files in different
+folders agree, and a file that changed makes another run. Settings at their default are left out, so that a setting
+that is added later does not make every earlier run another one; a changed default is a new major version, which is
+part of the identity. Device, loggers and the number of workers are not.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import json
 from dataclasses import fields
 
 import mixout
+from mixout.finetune import data as inputs
 from mixout.finetune.limits import check_limits
 from mixout.finetune.metrics import chance
 from mixout.finetune.models import Loaded, outline, revision
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Columns, Task, few_sample, load_task
+from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod, parse
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
 # Represented by content, by the four resolved seeds, or without influence on the result.
-_LEFT_OUT = ("model", "task", "data_dir", *_COLUMNS, "metric", "seed", "report_to")
+_LEFT_OUT = ("model", "task", "data_dir", "original", *_COLUMNS, "metric", "seed", "report_to")
 
 
 class Inputs:
@@ -37,9 +39,9 @@ class Inputs:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[tuple[str | None, ...], tuple[Task, str]] = {}
+        self._tasks: dict[tuple[str | None, ...], tuple[Task | Corpus, str]] = {}
         self._weights: dict[str, str] = {}
-        self._outlines: dict[str, Loaded] = {}
+        self._outlines: dict[tuple[str, str], Loaded] = {}
         self._chances: dict[tuple[str, str], float] = {}
         self._subsets: set[tuple[str, int, int]] = set()
 
@@ -77,29 +79,35 @@ class Inputs:
             InputError: the model cannot be read, or cannot take what the settings ask for.
             MissingExtraError: the embedded model, or a package that a model needs, is not installed.
         """
-        if settings.model not in self._outlines:
-            self._outlines[settings.model] = outline(settings.model)
-        check_limits(settings, self._outlines[settings.model])
+        key = settings.model, settings.task_type
+        if key not in self._outlines:
+            self._outlines[key] = outline(*key)
+        check_limits(settings, self._outlines[key])
 
-    def goal(self, settings: Settings) -> tuple[str, float]:
-        """The metric that counts, and what a constant answer scores on the dev set."""
+    def goal(self, settings: Settings) -> tuple[str, float | None]:
+        """The metric that counts, and what a constant answer scores on the dev set; None where only a run finds out.
+
+        A language model's constant answer is a distribution over tokens, which are its tokenizer's.
+        """
         task, data = self._data(settings)
+        if isinstance(task, Corpus):
+            return task.metric, None
         key = (data, task.metric)
         if key not in self._chances:
             self._chances[key] = chance(task.metric, list(task.dev.label), classes=task.classes)
         return task.metric, self._chances[key]
 
-    def _data(self, settings: Settings) -> tuple[Task, str]:
-        key = (settings.task, settings.data_dir, settings.metric, *(getattr(settings, name) for name in _COLUMNS))
+    def _data(self, settings: Settings) -> tuple[Task | Corpus, str]:
+        columns = (getattr(settings, name) for name in _COLUMNS)
+        key = (settings.task, settings.task_type, settings.original, settings.data_dir, settings.metric, *columns)
         if key not in self._tasks:
-            columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-            task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
+            task = inputs.load(settings)
             self._tasks[key] = (task, task.fingerprint())
         task, data = self._tasks[key]
         if settings.train_size is not None:
             subset = (data, settings.train_size, settings.resolved().subset_seed or 0)
             if subset not in self._subsets:
-                few_sample(task.train, settings.train_size, subset[2])
+                inputs.subset(task, settings)
                 self._subsets.add(subset)
         return task, data
 

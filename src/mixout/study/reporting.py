@@ -13,7 +13,7 @@ from mixout.study.ledger import Contents
 from mixout.study.report import write_report
 
 # Stated by the results themselves, or where things lie on one machine.
-_NOT_SHARED = ("task", "method", "data_dir", "report_to", "seed", "init_seed", "data_seed", "mask_seed")
+_NOT_SHARED = ("task", "method", "data_dir", "original", "report_to", "seed", "init_seed", "data_seed", "mask_seed")
 
 
 def report_on(

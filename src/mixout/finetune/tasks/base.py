@@ -57,7 +57,7 @@ class Split:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the content: texts, pairs, labels and their order."""
-        return _digest([self.text, self.pair, self.label])
+        return digest_of([self.text, self.pair, self.label])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Task:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of both splits and the class names; not of the name, source or metrics."""
-        return _digest([self.train.fingerprint(), self.dev.fingerprint(), self.labels])
+        return digest_of([self.train.fingerprint(), self.dev.fingerprint(), self.labels])
 
 
 def few_sample(split: Split, size: int, seed: int) -> Split:
@@ -149,5 +149,6 @@ def _shares(counts: list[int], size: int) -> list[int]:
     return shares
 
 
-def _digest(content: object) -> str:
+def digest_of(content: object) -> str:
+    """SHA-256 (hex) of content that JSON can hold."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

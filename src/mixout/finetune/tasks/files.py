@@ -90,7 +90,7 @@ def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
 
 
 def _folder(path: Path, columns: Columns) -> tuple[list[Row], list[Row], str]:
-    train, dev = _member(path, "train"), _member(path, "dev", "validation")
+    train, dev = member(path, "train"), member(path, "dev", "validation")
     tables = read(train), read(dev)
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = next((name for table in tables if (name := _pair(table, columns))), None)
@@ -98,15 +98,19 @@ def _folder(path: Path, columns: Columns) -> tuple[list[Row], list[Row], str]:
     return rows[0], rows[1], f"The user's files {train.name} and {dev.name}."
 
 
-def _member(folder: Path, *stems: str) -> Path:
-    """Find the one file of a split."""
+def member(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> Path:
+    """Find the one file of a split.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = [path for path in files if path.stem in stems and path.suffix.lower() in READERS]
+    found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
     if len(found) == 1:
         return found[0]
     got = found or files
     raise InputError(
-        f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(READERS)}, got "
+        f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(endings)}, got "
         f"{', '.join(path.name for path in got) or 'an empty folder'}; "
         f"{'remove all but one' if found else 'add it, or give a single file to be split'}"
     )
@@ -117,7 +121,7 @@ def _file(path: Path, columns: Columns) -> tuple[list[Row], list[Row], str]:
     rows = _rows(table, columns, _pair(table, columns))
     sides: tuple[list[Row], list[Row]] = ([], [])
     for row in rows:
-        sides[_in_dev(row.text)].append(row)
+        sides[in_dev(row.text)].append(row)
     if not all(sides):
         raise InputError(
             f"{path.name}: expected enough different texts to split 80/20 by a hash of the text, got {len(rows)} "
@@ -126,7 +130,8 @@ def _file(path: Path, columns: Columns) -> tuple[list[Row], list[Row], str]:
     return *sides, f"The user's file {path.name}, split 80/20 by a hash of the text."
 
 
-def _in_dev(text: str) -> bool:
+def in_dev(text: str) -> bool:
+    """Whether a text of a single file belongs to the dev set: one in five does."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 5 == 0
 
 
@@ -144,8 +149,8 @@ def _rows(table: Table, columns: Columns, paired: str | None) -> list[Row]:
         text, *pair, label = (cells[at] for at in positions)
         rows.append(
             Row(
-                text=_text(text, columns.text, where),
-                pair=None if paired is None else _text(pair[0], paired, where),
+                text=text_in(text, columns.text, where),
+                pair=None if paired is None else text_in(pair[0], paired, where),
                 label=_label(label, columns.label, where),
                 where=where,
             )
@@ -153,7 +158,12 @@ def _rows(table: Table, columns: Columns, paired: str | None) -> list[Row]:
     return rows
 
 
-def _text(cell: object, column: str, where: str) -> str:
+def text_in(cell: object, column: str, where: str) -> str:
+    """Return a cell that must hold text.
+
+    Raises:
+        InputError: it does not.
+    """
     if isinstance(cell, str) and cell.strip():
         return cell
     got = "an empty cell" if cell is None or isinstance(cell, str) else repr(cell)

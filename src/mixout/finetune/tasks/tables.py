@@ -73,7 +73,7 @@ def read(path: Path) -> Table:
 
 def read_csv(path: Path) -> Table:
     """Read comma-separated values with a header; quoted cells may hold commas and line breaks."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     cells: list[list[str]] = []
     lines: list[int] = []
     while True:
@@ -98,7 +98,7 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
         header: the columns of a file that does not name them in its first line.
     """
     # Not str.splitlines: that also splits at U+0085 and U+2028, which occur inside sentences.
-    cells = [line.removesuffix("\r").split("\t") for line in _text(path).split("\n")]
+    cells = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n")]
     if header is None:
         return _checked(path, cells[0], cells[1:], range(2, len(cells) + 1))
     return _checked(path, header, cells, range(1, len(cells) + 1))
@@ -107,7 +107,7 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
 def read_jsonl(path: Path) -> Table:
     """Read one JSON object a line; the columns are the keys of all of them."""
     objects: list[dict[str, object]] = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             value = json.loads(line) if line.strip() else {}
             # An escape like \\ud800 alone is no character: a tokenizer would stumble over it much later.
@@ -196,8 +196,12 @@ def _checked(path: Path, header: Sequence[str], cells: Sequence[list[str]], line
     return Table(path=path, columns=tuple(header), rows=rows, lines=tuple(lines)[: len(rows)])
 
 
-def _text(path: Path) -> str:
-    """Read UTF-8, with or without a byte order mark, and drop line breaks at the end."""
+def read_text(path: Path) -> str:
+    """Read UTF-8, with or without a byte order mark, and drop line breaks at the end.
+
+    Raises:
+        InputError: the file is absent, empty or not UTF-8.
+    """
     data = _bytes(path)
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")

@@ -109,11 +109,15 @@ def choose_baseline(methods: Sequence[str], baseline: str | None = None) -> str:
 
 
 def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
-    """Factor from scores to points for each task: 100 where all its scores lie in [-1, 1], else 1."""
+    """Factor from scores to points for each task: 100 where none of its scores exceeds 1, else 1.
+
+    So a point is a hundredth of an accuracy or correlation; and of the log-likelihood of a language model, where it
+    stands for about one per cent of the perplexity.
+    """
     largest: dict[str, float] = {}
     for key, cell in cells.items():
-        scores = [abs(run.counted) for run in cell if np.isfinite(run.counted)]
-        largest[key.task] = max([largest.get(key.task, 0.0), *scores])
+        scores = [run.counted for run in cell if np.isfinite(run.counted)]
+        largest[key.task] = max([largest.get(key.task, -np.inf), *scores])
     return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()}
 
 

@@ -9,7 +9,7 @@ MISSING = "\u2013"
 
 
 class Scores:
-    """Scores of one task as text: three decimals where all are fractions, else one.
+    """Scores of one task as text: three decimals where none exceeds 1 (fractions, log-likelihoods), else one.
 
     Args:
         scores: that occur in the task.
@@ -23,7 +23,7 @@ class Scores:
     """
 
     def __init__(self, scores: Iterable[float]) -> None:
-        self._digits = 3 if all(abs(score) <= 1 for score in scores if math.isfinite(score)) else 1
+        self._digits = 3 if all(score <= 1 for score in scores if math.isfinite(score)) else 1
 
     def value(self, value: float | None) -> str:
         """A score."""

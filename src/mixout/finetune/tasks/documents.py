@@ -1,0 +1,229 @@
+"""Text for a causal language model: documents, or prompts with the completions that are to be learned.
+
+A ``.txt`` file holds documents apart by blank lines. In JSONL, CSV, TSV and Parquet a row is a document in the column
+"text", or a "prompt" and its "completion", of which only the latter counts in the loss. A folder holds ``train.*`` and
+``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of the text, or of the prompt. Everything is
+checked before a corpus exists. It neither repairs nor skips rows, and it does not tokenize.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixout.errors import InputError
+from mixout.finetune.extras import needs
+from mixout.finetune.tasks.base import digest_of
+from mixout.finetune.tasks.files import in_dev, member, text_in
+from mixout.finetune.tasks.tables import READERS, read, read_text
+from mixout.methods.grammar import nearest
+
+ENDINGS = (".txt", *READERS)
+# Higher is better in both; perplexities, which are their exponentials, are reported beside them.
+METRICS = ("log_likelihood", "original_log_likelihood")
+PROMPT, COMPLETION = "prompt", "completion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Texts in a fixed order.
+
+    Attributes:
+        text: what is to be predicted.
+        prompt: what stands before each text and is not predicted; ``None`` where there are no prompts.
+
+    Raises:
+        ValueError: the lengths differ.
+
+    Example:
+        >>> Documents(text=("4", "9"), prompt=("2 + 2 = ", "3 * 3 = ")).select([1])
+        Documents(text=('9',), prompt=('3 * 3 = ',))
+    """
+
+    text: tuple[str, ...]
+    prompt: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and len(self.prompt) != len(self.text):
+            raise ValueError(
+                f"expected a prompt for each text, got {len(self.prompt)} for {len(self.text)}; use '' for none"
+            )
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def select(self, indices: Iterable[int]) -> Documents:
+        """Return the documents at these positions, in the order given."""
+        chosen = tuple(indices)
+        return Documents(
+            text=tuple(self.text[i] for i in chosen),
+            prompt=None if self.prompt is None else tuple(self.prompt[i] for i in chosen),
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the content and its order."""
+        return digest_of([self.text, self.prompt])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a causal language model is trained and judged on: the counterpart of a ``Task``.
+
+    Attributes:
+        name: short name.
+        train: what to fit.
+        dev: held-out text of the same domain.
+        original: text of the domain that the model knew before; ``None`` where nobody asks what it forgets.
+        metric: the score by which runs are compared, one of ``METRICS``.
+        source: one sentence on where the text came from.
+
+    Raises:
+        ValueError: ``metric`` cannot be had.
+    """
+
+    name: str
+    train: Documents
+    dev: Documents
+    original: Documents | None
+    metric: str
+    source: str
+
+    # It has no classes.
+    labels = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in self.metrics:
+            raise ValueError(f"expected the primary metric among {self.metrics}, got {self.metric!r}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Everything that is reported."""
+        new = ("log_likelihood", "perplexity")
+        return new if self.original is None else (*new, *(f"original_{name}" for name in new))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of all the text; not of the name, source or metric."""
+        return digest_of([None if part is None else part.fingerprint() for part in self.parts])
+
+    @property
+    def parts(self) -> tuple[Documents, Documents, Documents | None]:
+        """Training, dev and original text."""
+        return self.train, self.dev, self.original
+
+
+def load(path: Path, *, original: Path | None, column: str, metric: str | None) -> Corpus:
+    """Load a corpus.
+
+    Args:
+        path: the folder or file, which exists.
+        original: a file with text of the original domain, or ``None``.
+        column: the column with the text.
+        metric: the primary metric; ``None`` for the held-out log-likelihood.
+
+    Raises:
+        InputError: anything about the files, the rows or the metric; nothing has been done by then.
+    """
+    _check_metric(metric, original)
+    if path.is_dir():
+        files = member(path, "train", endings=ENDINGS), member(path, "dev", "validation", endings=ENDINGS)
+        train, dev = (documents(file, column) for file in files)
+        origin = f"The user's files {files[0].name} and {files[1].name}."
+    else:
+        train, dev = _split(path, documents(path, column))
+        origin = f"The user's file {path.name}, split 80/20 by a hash of the text."
+    before = None
+    if original is not None:
+        if not original.is_file():
+            raise InputError(f"expected original as a file with text that exists, got {os.fspath(original)!r}")
+        before = documents(original, column)
+        origin += f" Original domain: {original.name}."
+    return Corpus(
+        name=path.resolve().name if path.is_dir() else path.stem,
+        train=train,
+        dev=dev,
+        original=before,
+        metric=metric or METRICS[0],
+        source=origin,
+    )
+
+
+def documents(file: Path, column: str) -> Documents:
+    """Read one file.
+
+    Args:
+        file: ends in one of ``ENDINGS``.
+        column: the column with the text, in a file of rows.
+
+    Raises:
+        InputError: it cannot be read, is empty, or a row lacks its text.
+    """
+    if file.suffix.lower() not in ENDINGS:
+        raise InputError(
+            f"{file.name}: expected a file that ends in {', '.join(ENDINGS)}, got {file.suffix or 'no ending'!r}; "
+            "convert it to one of them"
+        )
+    if file.suffix.lower() == ".txt":
+        # Indentation and trailing blanks are text; only blank lines are not, at both ends of the file too.
+        whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
+        pieces = re.split(r"\n(?:[^\S\n]*\n)+", whole)
+        return Documents(text=tuple(piece.strip("\n") for piece in pieces if piece.strip()))
+    table = read(file)
+    paired = {PROMPT, COMPLETION} <= set(table.columns)
+    if paired and column in table.columns:
+        raise InputError(
+            f"{file.name}: expected either the column {column!r} or the columns {PROMPT!r} and {COMPLETION!r}, got all "
+            "of them; remove what is not meant"
+        )
+    if not paired:
+        at = table.positions([column])[0]
+        return Documents(text=tuple(text_in(row[at], column, table.where(k)) for k, row in enumerate(table.rows)))
+    first, second = table.positions([PROMPT, COMPLETION])
+    return Documents(
+        text=tuple(text_in(row[second], COMPLETION, table.where(k)) for k, row in enumerate(table.rows)),
+        prompt=tuple(text_in(row[first], PROMPT, table.where(k)) for k, row in enumerate(table.rows)),
+    )
+
+
+def draw(part: Documents, size: int, seed: int) -> Documents:
+    """Draw a uniform subset, in the order of the whole; the generator is numpy's, of this call alone.
+
+    Raises:
+        InputError: ``size`` is larger than the number of documents.
+
+    Example:
+        >>> draw(Documents(text=tuple("abcdef")), 2, seed=0).text
+        ('c', 'd')
+    """
+    with needs("hf", "few-sample subsets"):
+        import numpy as np
+    if not 1 <= size <= len(part):
+        raise InputError(
+            f"expected a training subset of 1 to {len(part)} documents, got {size}; choose a size in that range"
+        )
+    return part.select(sorted(np.random.default_rng(seed).permutation(len(part))[:size].tolist()))
+
+
+def _check_metric(metric: str | None, original: Path | None) -> None:
+    if metric not in (None, *METRICS):
+        raise InputError(
+            f"expected a metric of {', '.join(METRICS)} for a causal language model, got {metric!r}"
+            f"{nearest(str(metric), METRICS)}; runs are compared by scores of which higher is better"
+        )
+    if metric == METRICS[1] and original is None:
+        raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
+
+
+def _split(path: Path, every: Documents) -> tuple[Documents, Documents]:
+    """80/20 by a hash: of the prompt where there is one, so that no question stands on both sides."""
+    keys = every.text if every.prompt is None else every.prompt
+    dev = [k for k, key in enumerate(keys) if in_dev(key)]
+    train = [k for k, key in enumerate(keys) if not in_dev(key)]
+    if not dev or not train:
+        raise InputError(
+            f"{path.name}: expected enough different documents to split 80/20 by a hash of the text, got {len(every)} "
+            "that all fall on one side; give a folder with a train and a dev file"
+        )
+    return every.select(train), every.select(dev)
