@@ -74,7 +74,7 @@ def by_hand(model: nn.Module, tiny_bert: str, *, accumulation: int, bf16: bool, 
         for _ in range(accumulation):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = model(**next(batches)).loss
-            # The Trainer leaves the division to models that take keyword arguments. BERT's losses are means, and add up.
+            # The Trainer leaves the division to models that take keyword arguments: BERT's mean losses add up.
             loss.backward()
         if clip:
             assert torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP) > CLIP  # it has something to do
