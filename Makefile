@@ -23,6 +23,8 @@ bench: $(READY)  ## time and memory as ratios to plain fine-tuning: tables and f
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	# Without the torchvision that timm asks for: beside a torch of another build it breaks transformers.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	touch $@
 
 clean:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
 import random
+import sys
+import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +28,64 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its settings for the whole process, and refuses others; arguments of a Trainer add to them."""
+    from accelerate.state import AcceleratorState
+
+    kept = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    os.environ.update(kept)
+
+
+class _Nothing(type):
+    """A class without content, which has any attribute: another of its kind."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing(name, (), {})
+
+
+class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules of classes without content, by the names that torchvision has."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if self.covers(name) else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__getattr__ = lambda name: getattr(_Nothing(module.__name__, (), {}), name)
+
+    @staticmethod
+    def covers(name: str) -> bool:
+        return name.partition(".")[0] == "torchvision"
+
+
+@pytest.fixture(scope="session")
+def timm() -> types.ModuleType | None:
+    """timm, or None. Its vision transformers take nothing from torchvision but the import.
+
+    torchvision is built for one build of torch, and beside another it breaks transformers as well, so it is not among
+    what the tests ask for. Nobody else sees that something by its name was there for a moment.
+    """
+    if importlib.util.find_spec("timm") is None:
+        return None
+    if importlib.util.find_spec("torchvision") is not None:
+        return importlib.import_module("timm")
+    finder = _Torchvision()
+    sys.meta_path.append(finder)
+    try:
+        return importlib.import_module("timm")
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if finder.covers(name)]:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import mixout
 
 PUBLIC = {
     "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
-    "GradientMask", "InputError", "Method", "MissingExtraError", "Mixconnect", "Mixout", "MixoutError",
-    "NotAppliedError", "NothingMixedError", "PScheduler", "Plain", "RankMismatchError", "Where", "apply_", "coverage",
-    "distance", "fingerprint", "functional", "load_state_dict_", "methods", "remove_", "schedule", "set_p_",
+    "FineTunedAnchorWarning", "GradientMask", "InputError", "Method", "MissingExtraError", "Mixconnect", "Mixout",
+    "MixoutError", "NotAppliedError", "NothingMixedError", "PScheduler", "Plain", "RankMismatchError", "Where",
+    "apply_", "coverage", "distance", "fingerprint", "functional", "load_state_dict_", "methods", "remove_", "schedule", "set_p_",
     "state_dict",
 }  # fmt: skip
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import GradientMask, Mixconnect, Mixout, functional
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, functional
 
 # The values of SPARSE_FROM and SPLIT_BELOW that lead to a form, whatever p and the batch are.
 FORMS = {"dense": (2.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
@@ -131,3 +132,34 @@ def test_no_step_waits_for_the_gpu(form, method):
             step()
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.75)], ids=["swa", "ema"])
+def test_an_average_of_the_weights_is_a_plain_model_and_leaves_the_trained_one_alone(average):
+    """Oracle: the average taken by hand. A decay acts on the weights that an optimizer trains, not on their copies."""
+    model = net([Mixout(0.5), AnchorDecay(0.1)])
+    averaged = AveragedModel(model, multi_avg_fn=average)  # a deep copy
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    seen = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(5, 12)).square().sum().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+        seen.append([parameter.detach().clone() for parameter in model.parameters()])
+    weights = [1 / 3] * 3 if average is None else [0.75**2, 0.25 * 0.75, 0.25]
+    expected = [
+        sum(weight * one for weight, one in zip(weights, each, strict=True)) for each in zip(*seen, strict=True)
+    ]
+    plain = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+    plain.load_state_dict(averaged.module.state_dict())
+    for ours, theirs in zip(plain.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs)
+    x = torch.randn(5, 12)
+    assert averaged.eval()(x).equal(plain(x))
+    assert mixout.distance(averaged).total > 0
+    mixout.set_p_(averaged, 0.1)
+    assert mixout.state_dict(model)["p"] == 0.5
+    mixout.remove_(averaged)
+    assert type(averaged.module[0]) is nn.Linear
+    assert mixout.coverage(model).mixed == ("0", "2", "4")

@@ -20,6 +20,7 @@ from mixout.coverage import Coverage as Coverage
 from mixout.coverage import coverage as coverage
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
+from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning
 from mixout.errors import InputError as InputError
 from mixout.errors import MissingExtraError as MissingExtraError
 from mixout.errors import MixoutError as MixoutError

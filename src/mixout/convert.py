@@ -16,6 +16,7 @@ from mixout.layers import Mixed, obstacle, restore_
 from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
 from mixout.methods.method import Applied, Site, chosen_layers, parent
+from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.selection import Selection, WhereLike, resolve
 
@@ -64,6 +65,9 @@ def apply_(
         AnchorMismatchError: if ``anchor`` lacks a weight or has another shape.
         TypeError, ValueError: if an argument is out of its range.
 
+    Warns:
+        FineTunedAnchorWarning: if the weights of this moment are a checkpoint of a Trainer's run.
+
     Example:
         >>> from mixout import Mixout
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -104,6 +108,8 @@ def apply_(
     except BaseException:
         remove_(model)
         raise
+    if anchor is None and any(one.tensor is not None for one in site.applied.anchors.values()):
+        warn_if_fine_tuned(model)
     return model
 
 

@@ -38,3 +38,7 @@ class MissingExtraError(MixoutError, ImportError):
 
 class InputError(MixoutError, ValueError):
     """Settings or data given by the user cannot be used; the message says what to do."""
+
+
+class FineTunedAnchorWarning(UserWarning):
+    """The weights of a run under way have become the anchor, where the pretrained ones were expected."""

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 import mixout
-from mixout.errors import AnchorMismatchError, NotAppliedError
-from mixout.integrations.huggingface import AnchorCallback
+from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
+from mixout.integrations.huggingface import AnchorCallback, attach_
+from mixout.schedule import Linear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,13 +32,16 @@ class Model(torch.nn.Module):
         return {"loss": ((self.layer(x).squeeze(-1) - labels) ** 2).mean()}
 
 
-def trainer(model: torch.nn.Module, place: Path, *, steps: int = 4, callback: bool = True) -> transformers.Trainer:
+def trainer(
+    model: torch.nn.Module, place: Path, *, steps: int = 4, callback: AnchorCallback | bool = True, **options
+) -> transformers.Trainer:
     rows = [{"x": torch.full((4,), row / 8), "labels": torch.tensor(1.0)} for row in range(8)]
     args = transformers.TrainingArguments(
         output_dir=str(place), max_steps=steps, save_steps=2, per_device_train_batch_size=2, learning_rate=0.1,
-        report_to="none", use_cpu=True, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+        report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+        **({"logging_strategy": "no"} | options),
     )  # fmt: skip
-    callbacks = [AnchorCallback()] if callback else []
+    callbacks = [AnchorCallback() if callback is True else callback] if callback else []
     found = transformers.Trainer(model, args, train_dataset=rows, callbacks=callbacks)
     found.remove_callback(transformers.PrinterCallback)
     return found
@@ -104,3 +108,80 @@ def test_two_processes_write_one_checkpoint(tmp_path):
         assert ended.returncode == 0, ended.stderr
     assert '"fingerprint"' in (tmp_path / "b" / "checkpoint-4" / "trainer_state.json").read_text()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+class Logger(transformers.TrainerCallback):
+    """Keeps what a logger would be handed, as it was at that moment."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+        self.distances: list[float] = []
+
+    def on_log(self, args, state, control, logs, model, **kwargs):
+        self.seen.append(dict(logs))
+        self.distances.append((model.layer.weight - model.layer._mixed.anchor.tensor).norm().item())
+
+
+def test_every_logger_gets_p_and_the_distance_of_the_step_just_done(tmp_path):
+    schedule, logger = Linear(0.0, 0.8, 4), Logger()
+    run = trainer(mixed(), tmp_path, callback=False, logging_strategy="steps", logging_steps=1, steps=6)
+    run.add_callback(logger)  # before ours, as the loggers of report_to are
+    attach_(run, schedule=schedule)
+    run.train()
+    training = [entry for entry in logger.seen if "loss" in entry]
+    assert [entry["mixout_p"] for entry in training] == [schedule(step) for step in range(6)]
+    assert [entry["anchor_distance"] for entry in training] == pytest.approx(logger.distances[:6], rel=1e-5)
+    assert logger.distances[0] > 0
+    kept = [entry for entry in run.state.log_history if "loss" in entry]
+    assert [entry["mixout_p"] for entry in kept] == [entry["mixout_p"] for entry in training]
+    assert "mixout_p" not in logger.seen[-1]  # the summary of the run
+    with pytest.raises(MixoutError, match="leave out one"):
+        attach_(run)
+
+
+@pytest.mark.parametrize(
+    ("method", "lacking"), [(mixout.AnchorDecay(0.1), "mixout_p"), (mixout.GradientMask(0.5), "anchor_distance")]
+)
+def test_what_the_method_lacks_is_not_logged(tmp_path, method, lacking):
+    model = mixout.apply_(Model(), method, where="all")
+    run = trainer(model, tmp_path, steps=1, logging_strategy="steps", logging_steps=1)
+    run.train()
+    assert {"mixout_p", "anchor_distance"} - set(run.state.log_history[0]) == {lacking}
+
+
+@pytest.mark.parametrize("restore", [True, False])
+def test_a_resumed_run_goes_on_with_its_schedule(tmp_path, restore):
+    def scheduled(place, **options):
+        model = mixed()
+        run = trainer(model, place, callback=AnchorCallback(schedule=Linear(0.0, 0.9, 6)), steps=6, **options)
+        return model, run
+
+    whole, run = scheduled(tmp_path / "whole")
+    run.train()
+    place = str(tmp_path / "whole" / "checkpoint-2")
+    resumed, run = scheduled(tmp_path / "resumed")
+    run.train(resume_from_checkpoint=place)
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert mixout.state_dict(resumed)["p"] == mixout.state_dict(whole)["p"] == Linear(0.0, 0.9, 6)(5)
+    if restore:  # the Trainer makes the callback anew, and cannot know the schedule
+        _, run = scheduled(tmp_path / "restored", restore_callback_states_from_checkpoint=True)
+    else:
+        run = trainer(mixed(), tmp_path / "forgotten", steps=6)
+    with pytest.raises(MixoutError, match="expected the schedule of p"):
+        run.train(resume_from_checkpoint=place)
+
+
+def test_p_without_a_schedule_is_restored(tmp_path):
+    model = mixed()
+    mixout.set_p_(model, 0.25)
+    trainer(model, tmp_path / "first").train()
+    resumed = mixed()
+    trainer(resumed, tmp_path / "second").train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
+    assert mixout.state_dict(resumed)["p"] == 0.25
+    assert torch.equal(resumed.layer.weight, model.layer.weight)
+
+
+def test_a_schedule_needs_a_method_that_mixes(tmp_path):
+    model = mixout.apply_(Model(), mixout.AnchorDecay(0.1))
+    with pytest.raises(NotAppliedError, match="mixing"):
+        trainer(model, tmp_path, callback=AnchorCallback(schedule=Linear(0.0, 0.9, 6))).train()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
+from mixout.integrations.huggingface import new_parameters
 from mixout.methods.grammar import nearest
 
 with needs("hf", "fine-tuning"):
@@ -145,7 +146,7 @@ def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
-    return Loaded(model=network, tokenizer=tokenizer, new=_new(network, info), source=source, sha256=sha256)
+    return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
 
 
 def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
@@ -284,14 +285,6 @@ def _head(labels: tuple[str, ...] | None) -> dict[str, Any]:
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
-
-
-def _new(network: PreTrainedModel, info: Mapping[str, Any]) -> frozenset[str]:
-    """Parameters that were missing from the checkpoint, or had another shape there."""
-    # Mismatched keys come as names, or as (name, shape there, shape here).
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    # Buffers may be missing too, and tied names are listed once: only parameters count.
-    return frozenset(dict(network.named_parameters())) & (set(info["missing_keys"]) | mismatched)
 
 
 def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:

@@ -13,6 +13,7 @@ from mixout import dropouts
 from mixout.errors import InputError
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
+from mixout.integrations.huggingface import pretrained_only
 from mixout.layers import is_linear
 from mixout.methods import AnchorDecay, Method, MixingMethod, parse
 from mixout.selection import Selection, body, resolve
@@ -53,10 +54,7 @@ def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) ->
             f"{', '.join(caught)}: a head anchored by request without weights; use where='body', or an expression "
             f"that leaves it out"
         )
-    return Selection(
-        mixes=lambda name, module: chosen.mixes(name, module) and name not in fresh,
-        covers=lambda name, module: chosen.covers(name, module) and name not in fresh,
-    )
+    return pretrained_only(loaded.model, loaded.new, chosen)
 
 
 def _needs_anchor(method: Method) -> bool:

@@ -172,7 +172,8 @@ def build(
         processing_class=loaded.tokenizer,
         compute_metrics=lambda outputs: dev.score(outputs.predictions),
         preprocess_logits_for_metrics=dev.keep,
-        callbacks=[course, AnchorCallback()],
+        # The record holds the way from the anchor at the end.
+        callbacks=[course, AnchorCallback(log=False)],
     )
     trainer.remove_callback(ProgressCallback if bars else PrinterCallback)
     if bars:

@@ -1,0 +1,7 @@
+"""Mixout with transformers: a callback for its Trainer and those built on it; a loader that names new parameters."""
+
+from mixout.integrations.huggingface.callback import AnchorCallback as AnchorCallback
+from mixout.integrations.huggingface.callback import attach_ as attach_
+from mixout.integrations.huggingface.loading import from_pretrained as from_pretrained
+from mixout.integrations.huggingface.loading import new_parameters as new_parameters
+from mixout.integrations.huggingface.loading import pretrained_only as pretrained_only

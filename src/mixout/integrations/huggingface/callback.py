@@ -1,0 +1,138 @@
+"""Mixout in the Trainer of transformers: p on a schedule, p and the way from the anchor in the logs, exact resume.
+
+The anchor's fingerprint goes into each checkpoint and is checked on resume. Without this, a model that is loaded from
+its own checkpoint before ``apply_`` would be anchored at its fine-tuned weights, and nobody would notice. Trainers that
+are built on it (TRL, sentence-transformers) take the same callback. It does not train, and it changes no setting.
+"""
+
+# ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+import mixout
+from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError
+from mixout.integrations.logs import measures
+from mixout.schedule import Schedule
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        f'expected transformers to be installed, got no {error.name!r}; run: pip install "mixout[hf]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+_KEY = "mixout"
+
+
+class AnchorCallback(TrainerCallback, ExportableState):
+    """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.state_dict`.
+
+    The state lies in the checkpoint's ``trainer_state.json``, which the Trainer writes in one process and reads in all,
+    from wherever it resumes. Apply the method to the pretrained model first, then let the Trainer load the checkpoint's
+    weights.
+
+    ``callbacks=[AnchorCallback()]`` comes after the loggers of ``report_to``, which then miss what it logs;
+    :func:`attach_` puts it before them.
+
+    >>> import inspect; from transformers import Trainer
+    >>> "callbacks" in inspect.signature(Trainer).parameters  # Trainer(model, ..., callbacks=[AnchorCallback()])
+    True
+
+    Args:
+        schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
+        log: add ``mixout_p`` and ``anchor_distance`` to each log of the training loss: those of the step just done.
+            The distance reads all mixed weights once, in double precision.
+
+    Raises:
+        NotAppliedError: when training begins, if the model carries no method, or with ``schedule`` none that mixes.
+        AnchorMismatchError: on resume, if the model is anchored elsewhere than the run that wrote the checkpoint, or
+            if the checkpoint was written without this callback.
+        MixoutError: on resume, if the method differs, or the run had a schedule and is to go on without.
+    """
+
+    def __init__(self, *, schedule: Schedule | None = None, log: bool = True) -> None:
+        self.schedule = schedule
+        self.log = log
+        self._model: nn.Module | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """On resume, the checkpoint's weights are loaded by now and the anchor must still be the old one."""
+        model: nn.Module = kwargs["model"]
+        # Without a method this raises: now, not hours later at the first checkpoint.
+        mixout.state_dict(model)
+        self._model = model
+        if state.global_step:
+            self._resume(state)
+        self._follow(state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A function of the step alone: nothing to restore on resume."""
+        self._follow(state)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The Trainer has copied the logs into its history before it asks."""
+        logs: dict[str, Any] = kwargs["logs"]
+        if self.log and self._model is not None and "loss" in logs:
+            found = measures(self._model)
+            logs.update(found)
+            state.log_history[-1].update(found)
+
+    def state(self) -> dict[str, Any]:
+        """What goes into ``trainer_state.json``; the Trainer asks before training too, and then there is nothing."""
+        if self._model is None:
+            return {"args": {}, "attributes": {}}
+        saved = {_KEY: mixout.state_dict(self._model), "scheduled": self.schedule is not None}
+        return {"args": {"log": self.log}, "attributes": saved}
+
+    def _follow(self, state: TrainerState) -> None:
+        if self.schedule is not None and self._model is not None:
+            mixout.set_p_(self._model, self.schedule(state.global_step))
+
+    def _resume(self, state: TrainerState) -> None:
+        callbacks: Any = state.stateful_callbacks
+        saved: dict[str, Any] = callbacks.get(type(self).__name__, {}).get("attributes", {})
+        if _KEY not in saved:
+            raise AnchorMismatchError(
+                f"expected the checkpoint of step {state.global_step} to hold the anchor's fingerprint, got none; "
+                f"the anchor of a run saved without AnchorCallback cannot be checked, start it again"
+            )
+        # Also where the Trainer itself restores callbacks: it makes a new one, and cannot know the schedule.
+        if saved.get("scheduled") and self.schedule is None:
+            raise MixoutError(
+                f"expected the schedule of p with which the checkpoint of step {state.global_step} was trained, got "
+                f"none; pass AnchorCallback(schedule=...), and leave restore_callback_states_from_checkpoint off"
+            )
+        mixout.load_state_dict_(self._model, saved[_KEY])  # type: ignore[arg-type]
+
+
+def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> AnchorCallback:
+    """Give ``trainer`` an :class:`AnchorCallback` that comes before its loggers, so that each gets what it logs.
+
+    Args:
+        trainer: a Trainer of transformers, TRL or sentence-transformers, before ``train()``.
+        schedule: see :class:`AnchorCallback`.
+        log: see :class:`AnchorCallback`.
+
+    Returns:
+        The callback.
+
+    Raises:
+        MixoutError: if the trainer has one already.
+    """
+    callbacks = trainer.callback_handler.callbacks
+    if any(isinstance(callback, AnchorCallback) for callback in callbacks):
+        raise MixoutError("expected a trainer without an AnchorCallback, got one with it; leave out one of the two")
+    callback = AnchorCallback(schedule=schedule, log=log)
+    callbacks.insert(0, callback)
+    return callback

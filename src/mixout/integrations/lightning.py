@@ -1,0 +1,111 @@
+"""Mixout in Lightning: p on a schedule, p and the way from the anchor in the logs, exact resume.
+
+Lightning's checkpoints hold neither the state of torch's random generators, from which masks are drawn, nor anything
+of mixout; the callback adds both. Data are Lightning's business: it resumes exactly at the end of an epoch, and within
+one if the dataloader has ``state_dict`` and ``load_state_dict``. With several processes the first one's state is
+restored in all; pass ``seed=`` to ``apply_`` there.
+"""
+
+# ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of Lightning
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import mixout
+from mixout.errors import AnchorMismatchError, MissingExtraError
+from mixout.integrations.logs import measures
+from mixout.schedule import Schedule
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        f"expected lightning to be installed, got no {error.name!r}; run: pip install lightning"
+    ) from error
+
+_KEY = "mixout"
+
+
+class AnchorCallback(Callback):
+    """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.state_dict`.
+
+    Apply the method to the pretrained model in the module's ``__init__`` or ``configure_model``, then let
+    ``trainer.fit(module, ckpt_path=...)`` load the checkpoint's weights.
+
+    >>> from lightning.pytorch import Trainer
+    >>> trainer = Trainer(callbacks=[AnchorCallback()], logger=False, enable_checkpointing=False, accelerator="cpu")
+
+    Args:
+        schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
+        log: log ``mixout_p`` and ``anchor_distance``, those of the step just done, every ``log_every_n_steps``. The
+            distance reads all mixed weights once, in double precision.
+
+    Raises:
+        NotAppliedError: when training begins, if the module carries no method, or with ``schedule`` none that mixes.
+        AnchorMismatchError: on resume, if the model is anchored elsewhere than the run that wrote the checkpoint, or
+            if the checkpoint was written without this callback.
+        MixoutError: on resume, if the method differs.
+    """
+
+    def __init__(self, *, schedule: Schedule | None = None, log: bool = True) -> None:
+        self.schedule = schedule
+        self._logs = log  # Lightning sets an attribute log of its own
+        self._streams: dict[str, Any] | None = None
+        self._within_epoch = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Beside the weights: method, anchor, p, masks drawn; and the generators, which masks are drawn from."""
+        checkpoint[_KEY] = {"model": mixout.state_dict(pl_module), "streams": _streams()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The anchor must still be the old one."""
+        if _KEY not in checkpoint:
+            raise AnchorMismatchError(
+                "expected a checkpoint that holds the anchor's fingerprint, got none; the anchor of a run saved "
+                "without AnchorCallback cannot be checked, start it again"
+            )
+        mixout.load_state_dict_(pl_module, checkpoint[_KEY]["model"])
+        self._streams = checkpoint[_KEY]["streams"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        self._within_epoch = not progress["is_last_batch"]
+        # Strategies that load after their set-up (FSDP) do so after on_fit_start.
+        _restore(self._streams)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last moment before the dataloader draws the order of the next epoch."""
+        mixout.state_dict(pl_module)  # without a method this raises
+        self._follow(trainer, pl_module)
+        if self._streams is not None:
+            _restore(self._streams)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Within an epoch the order was drawn before the checkpoint: what the dataloader drew now does not count."""
+        self._follow(trainer, pl_module)
+        if self._streams is not None and self._within_epoch:
+            _restore(self._streams)
+        self._streams = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """As often as Lightning hands metrics to its loggers."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._logs and every and trainer.global_step % every == 0:
+            pl_module.log_dict(measures(pl_module), on_step=True, on_epoch=False)
+
+    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.schedule is not None:
+            mixout.set_p_(pl_module, self.schedule(trainer.global_step))
+
+
+def _streams() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore(streams: dict[str, Any]) -> None:
+    torch.set_rng_state(streams["cpu"].cpu())
+    if streams["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state.cpu() for state in streams["cuda"]])

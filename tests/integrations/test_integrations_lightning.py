@@ -1,0 +1,190 @@
+"""The callback in a Trainer of Lightning: schedule, logs, exact resume, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import mixout
+from mixout.errors import AnchorMismatchError, NotAppliedError
+from mixout.integrations.lightning import AnchorCallback
+from mixout.schedule import Linear
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Advice of Lightning's on workers and intervals, and what it calls of torch.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
+]
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, seed: int = 0, method: mixout.Method | None = None, p: float = 0.5) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        mixout.apply_(self.model, method or mixout.Mixout(p))
+        self.dropped: list[tuple[bool, ...]] = []
+        self.distances: list[float] = []
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        x = batch[0]
+        loss = (self.model(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.dropped.append(tuple((self.model[0].weight.grad == 0).all(dim=0).tolist()))
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        layers = (self.model[0], self.model[2])
+        squares = sum((layer.weight - layer._mixed.anchor.tensor).square().sum() for layer in layers)
+        self.distances.append(squares.sqrt().item())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        torch.rand(())  # a set-up that draws, after the checkpoint was read
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+class Seen(Logger):
+    """Keeps what a logger is handed."""
+
+    name, version = "seen", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.append(dict(metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
+
+
+def shuffled() -> DataLoader:
+    return DataLoader(TensorDataset(rows()), batch_size=4, shuffle=True)
+
+
+class Resumable:
+    """Batches in a fixed order that know how many were taken; draws a number when begun, as a DataLoader does."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        torch.rand(())
+        for number in range(self.taken, 3):
+            self.taken = (number + 1) % 3
+            yield [rows()[4 * number : 4 * number + 4]]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.taken = state["taken"]
+
+
+def fit(module, data=None, *, place=None, epochs=4, ckpt_path=None, callbacks=None, every=None, **options) -> None:
+    saving = [] if place is None else [
+        ModelCheckpoint(place, filename="{step}", save_top_k=-1, every_n_train_steps=every,
+                        save_on_train_epoch_end=None if every else True)
+    ]  # fmt: skip
+    trainer = lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=place is not None, callbacks=[*(callbacks or [AnchorCallback()]), *saving],
+        **({"logger": False} | options),
+    )  # fmt: skip
+    torch.manual_seed(5)
+    trainer.fit(module, data or shuffled(), ckpt_path=ckpt_path)
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    return all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_loggers_get_p_and_the_distance_of_the_step_just_done():
+    schedule, seen, module = Linear(0.0, 0.8, 8), Seen(), Module()
+    fit(
+        module, callbacks=[AnchorCallback(schedule=schedule)], logger=seen, log_every_n_steps=2, epochs=4,
+        accumulate_grad_batches=1,
+    )  # fmt: skip
+    found = [entry for entry in seen.metrics if "mixout_p" in entry]
+    assert [entry["mixout_p"] for entry in found] == pytest.approx([schedule(step) for step in range(1, 12, 2)])
+    # zero_grad follows the step that it closes, or comes first in the next: the distances before and after are there.
+    known = torch.tensor([*module.distances, mixout.distance(module).total])
+    assert all((known - entry["anchor_distance"]).abs().min() < 1e-5 for entry in found)
+    assert found[0]["anchor_distance"] < found[-1]["anchor_distance"]
+    assert {entry["loss"] for entry in found}
+    assert len(set(module.dropped[4:])) > 2
+
+
+def test_p_rises_with_optimizer_steps_not_with_micro_batches():
+    module, schedule = Module(), Linear(0.0, 0.9, 4)
+    fit(module, callbacks=[AnchorCallback(schedule=schedule, log=False)], epochs=2, accumulate_grad_batches=3)
+    assert mixout.state_dict(module)["p"] == schedule(1)
+
+
+@pytest.mark.parametrize("method", [mixout.Mixout(0.5), mixout.Mixconnect(0.3)], ids=mixout.methods.spell)
+def test_an_epochs_checkpoint_goes_on_bit_for_bit(tmp_path, method):
+    schedule = Linear(0.0, 0.6, 10)
+    whole = Module(method=method)
+    fit(whole, place=tmp_path / "whole", callbacks=[AnchorCallback(schedule=schedule)])
+    resumed = Module(method=method)
+    fit(resumed, ckpt_path=tmp_path / "whole" / "step=6.ckpt", callbacks=[AnchorCallback(schedule=schedule)])
+    assert equal(resumed, whole)
+    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    assert resumed.dropped == whole.dropped[6:]
+
+
+def test_a_checkpoint_within_an_epoch_goes_on_bit_for_bit_where_the_data_do(tmp_path):
+    whole, resumed = Module(), Module()
+    fit(whole, Resumable(), place=tmp_path / "whole", every=2)
+    fit(resumed, Resumable(), ckpt_path=tmp_path / "whole" / "step=4.ckpt")
+    assert resumed.dropped == whole.dropped[4:]
+    assert equal(resumed, whole)
+
+
+def test_p_without_a_schedule_is_restored(tmp_path):
+    whole = Module()
+    mixout.set_p_(whole, 0.25)
+    fit(whole, place=tmp_path, epochs=2)
+    resumed = Module()
+    fit(resumed, epochs=2, ckpt_path=tmp_path / "step=3.ckpt")
+    assert mixout.state_dict(resumed)["p"] == 0.25
+    assert equal(resumed, whole)
+
+
+def test_another_anchor_is_refused(tmp_path):
+    fine_tuned = Module()
+    fit(fine_tuned, place=tmp_path, epochs=1)
+    mixout.apply_(mixout.remove_(fine_tuned).model, mixout.Mixout(0.5))
+    for module in (fine_tuned, Module(seed=1)):
+        with pytest.raises(AnchorMismatchError, match="call apply_"):
+            fit(module, ckpt_path=tmp_path / "step=3.ckpt")
+
+
+def test_what_cannot_be_checked_is_refused(tmp_path):
+    fit(Module(), place=tmp_path, epochs=1, callbacks=[lightning.Callback()])
+    with pytest.raises(AnchorMismatchError, match="without AnchorCallback"):
+        fit(Module(), ckpt_path=tmp_path / "step=3.ckpt")
+    plain = mixout.remove_(Module())
+    with pytest.raises(NotAppliedError):
+        fit(plain)
+    assert plain.global_step == 0

@@ -1,0 +1,46 @@
+"""A checkpoint of a run that would become the anchor."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import mixout
+
+
+@pytest.fixture
+def checkpoint(tiny_bert, tmp_path) -> Path:
+    """What the Trainer leaves after 7 steps, as far as it matters here."""
+    model = transformers.AutoModel.from_pretrained(tiny_bert)
+    with torch.no_grad():
+        model.pooler.dense.weight.add_(1.0)
+    model.save_pretrained(tmp_path / "checkpoint-7")
+    (tmp_path / "checkpoint-7" / "trainer_state.json").write_text(json.dumps({"global_step": 7}))
+    return tmp_path / "checkpoint-7"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_checkpoint_of_a_run_does_not_silently_become_the_anchor(checkpoint, nested):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    model = torch.nn.Sequential(model) if nested else model
+    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"step 7 .*checkpoint-7.*pass anchor=") as caught:
+        mixout.apply_(model, mixout.Mixout(0.5))
+    assert caught[0].filename == __file__
+    assert mixout.coverage(model).mixed
+
+
+def test_nobody_is_warned_without_cause(checkpoint, tiny_bert):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # The pretrained model, into which a Trainer loads the checkpoint later; the checkpoint on purpose; no anchor.
+        mixout.apply_(transformers.AutoModel.from_pretrained(tiny_bert), mixout.Mixout(0.5))
+        fine_tuned = transformers.AutoModel.from_pretrained(checkpoint)
+        mixout.apply_(fine_tuned, mixout.Mixout(0.5), anchor=checkpoint)
+        assert mixout.distance(fine_tuned).total == 0
+        mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Mixout(0.5), anchor=tiny_bert)
+        mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Dropconnect(0.5))
