@@ -50,7 +50,9 @@ def why_not(layer: Any) -> str | None:  # noqa: ANN401
     """Why no adapter of ``layer`` can be mixed, or None."""
     reasons = [layer_obstacle(layer)]
     if reasons == [None]:
-        reasons = [adapter_obstacle(layer, one.adapter) or obstacle(one.masked, None) for one in factors(layer, "input")]
+        reasons = [
+            adapter_obstacle(layer, one.adapter) or obstacle(one.masked, None) for one in factors(layer, "input")
+        ]
     return None if None in reasons else next(iter(reasons), "it holds no adapter")
 
 
