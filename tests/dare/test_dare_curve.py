@@ -23,8 +23,8 @@ def trained(tiny_bert, tiny_task, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("dare") / "run"
     chosen = Settings(
-        model=tiny_bert, task=tiny_task, max_length=32, learning_rate=1e-2, epochs=4.0, batch_size=8,
-        method="mixout(0.5)", save="no",
+        model=tiny_bert, task=tiny_task, max_length=32, learning_rate=1e-2, epochs=12.0, batch_size=8,
+        method="dropout(0.0)", save="no",
     )  # fmt: skip
     finetune(chosen, folder)
     torch.set_num_threads(threads)
@@ -92,9 +92,9 @@ def test_scores_of_another_model_are_not_mixed_in(trained, tmp_path, capsys):
     words = ["dare", str(trained), "--rates", "0", "--interpolate", "--unit", "element", "--output-dir", str(tmp_path)]
     assert main(words) == 0
     path = tmp_path / "dare.csv"
-    path.write_text(path.read_text().replace("mixout(0.5)", "mixout(0.7)"))
+    path.write_text(path.read_text().replace("dropout(0.0)", "mixout(0.7)"))
     assert main(words) == 2
-    assert "expected scores of method 'mixout(0.5)', got some of 'mixout(0.7)'" in capsys.readouterr().err
+    assert "expected scores of method 'dropout(0.0)', got some of 'mixout(0.7)'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

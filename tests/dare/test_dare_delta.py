@@ -75,7 +75,7 @@ def test_an_input_neuron_is_a_column_and_a_token_a_row():
 @pytest.mark.parametrize("unit", ["element", "input"])
 def test_the_mean_over_draws_is_the_fine_tuned_model(unit):
     model, delta = make()
-    draws, p = 3000, 0.7
+    draws, p = 800, 0.7
     total = {name: torch.zeros_like(w) for name, w in delta.weights.items()}
     for seed in range(draws):
         delta.drop_(p, unit=unit, seed=seed)

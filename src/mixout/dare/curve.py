@@ -7,7 +7,7 @@ which parameters were new and so have none. Scores are those of the dev set in f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -127,7 +127,8 @@ def load(folder: str, *, anchor: str | None, task: str | None, data_dir: str | N
         examples = encode(chosen.dev, loaded.tokenizer, record.settings.max_length)
     if torch.accelerator.is_available():
         loaded.model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
-    delta = Delta.of(loaded.model.eval(), anchors)
+    loaded.model.train(False)
+    delta = Delta.of(loaded.model, anchors)
     return Subject(
         record=record,
         task=chosen,
@@ -174,16 +175,15 @@ def score(subject: Subject) -> float:
 
 def _task(record: Record, name: str | None, data_dir: str | None) -> Task:
     settings = record.settings
-    if name is not None:
-        # Columns and metric belong to the record's own task.
-        settings = replace(
-            settings, task=name, data_dir=None, text_column=None, pair_column=None, label_column=None, metric=None
-        )
-    columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-    task = load_task(settings.task, data_dir=data_dir or settings.data_dir, columns=columns, metric=settings.metric)
+    if name is None:
+        columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
+        place = data_dir or settings.data_dir
+        task = load_task(settings.task, data_dir=place, columns=columns, metric=settings.metric)
+    else:
+        task = load_task(name, data_dir=data_dir)
     if task.labels != record.labels:
         raise InputError(
-            f"expected a task with the model's labels {record.labels}, got {settings.task!r} with {task.labels}"
+            f"expected a task with the model's labels {record.labels}, got {name or settings.task!r} with {task.labels}"
         )
     return task
 
