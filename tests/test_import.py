@@ -15,8 +15,8 @@ PUBLIC = {
     "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
     "FineTunedAnchorWarning", "GradientMask", "InputError", "Method", "MissingExtraError", "Mixconnect", "Mixout",
     "MixoutError", "NotAppliedError", "NothingMixedError", "PScheduler", "Plain", "RankMismatchError", "Where",
-    "apply_", "coverage", "distance", "fingerprint", "functional", "load_state_dict_", "methods", "remove_", "schedule", "set_p_",
-    "state_dict",
+    "apply_", "coverage", "distance", "fingerprint", "functional", "load_state_dict_", "methods", "remove_", "schedule",
+    "set_p_", "state_dict",
 }  # fmt: skip
 
 BLOCKER = """

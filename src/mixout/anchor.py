@@ -103,6 +103,7 @@ class AnchorStore:
         self._made: dict[int, Anchor] = {}
         self._zero = is_zero(source)
         self._read = None if source is None or self._zero else _reader(source)
+        self.of_this_moment = source is None
         self._prefixes = _prefixes(model)
         self._names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):

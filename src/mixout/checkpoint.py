@@ -30,7 +30,7 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
     return {
         "version": STATE_VERSION,
         "methods": spell(applied.methods),
-        "fingerprint": fingerprint(model) if applied.anchors else None,
+        "fingerprint": fingerprint(model) if applied.anchored else None,
         "p": None if mixing is None else float(mixing.p),
         "seed": applied.seed.given,
         "scope": applied.seed.scope,
@@ -59,7 +59,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
             f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
             "the same seed and scope"
         )
-    own = fingerprint(model) if applied.anchors else None
+    own = fingerprint(model) if applied.anchored else None
     if state["fingerprint"] != own:
         raise AnchorMismatchError(
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "

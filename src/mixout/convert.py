@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,8 +14,10 @@ from mixout import dropouts
 from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero
 from mixout.errors import AlreadyAppliedError, MixoutError, NotAppliedError, NothingMixedError
 from mixout.layers import Mixed, obstacle, restore_
+from mixout.layers.lora import adapted_layers, base_weight, delta_norm, within
 from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
+from mixout.methods.adapters import mixable_factors, selected_adapters, why_not
 from mixout.methods.method import Applied, Site, chosen_layers, parent
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
@@ -184,9 +187,11 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         0.0
     """
     if anchor is None:
-        root, held = anchored(model)
-        pairs = {name: (root.get_parameter(name), one.beside(root.get_parameter(name))) for name, one in held.items()}
-        return anchors.distance(pairs)
+        root, applied = anchored(model)
+        held = ((name, root.get_parameter(name), one) for name, one in applied.anchors.items())
+        found = anchors.distance({name: (weight, one.beside(weight)) for name, weight, one in held})
+        deltas = {f"{name}.base_layer.weight": delta_norm(root.get_submodule(name)) for name in applied.adapted}
+        return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs = resolve(where, model), AnchorStore(model, anchor), {}
     for name, module in model.named_modules():
         if selection.mixes(name, module):
@@ -197,26 +202,29 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the anchors that the model's method holds.
+    """SHA-256 of the anchors that the model's method holds; of LoRA layers, of their frozen bases.
 
     Raises:
         NotAppliedError: if the model holds no anchor.
+        MixoutError: if an adapter is merged into its base.
     """
-    return anchors.fingerprint({name: one.tensor for name, one in anchored(model)[1].items()})
+    root, applied = anchored(model)
+    bases = {f"{name}.base_layer.weight": base_weight(root.get_submodule(name)) for name in applied.adapted}
+    return anchors.fingerprint({**{name: one.tensor for name, one in applied.anchors.items()}, **bases})
 
 
-def anchored(model: nn.Module) -> tuple[nn.Module, dict[str, anchors.Anchor]]:
-    """The root and its anchors by parameter name.
+def anchored(model: nn.Module) -> tuple[nn.Module, Applied]:
+    """The root and what was applied to it, if that has an anchor.
 
     Raises:
         NotAppliedError: if there are none.
     """
     root, applied = applied_to(model)
-    if not applied.anchors:
+    if not applied.anchored:
         raise NotAppliedError(
             f"expected a method that holds an anchor, got {spell(applied.methods)}; pass anchor= to measure against one"
         )
-    return root, applied.anchors
+    return root, applied
 
 
 def set_p_(model: nn.Module, p: float) -> None:
@@ -257,9 +265,14 @@ def _check_fresh(model: nn.Module) -> None:
 
 
 def _check_something_to_mix(model: nn.Module, selection: Selection) -> None:
-    if chosen_layers(model, selection):
+    adapted = adapted_layers(model)
+    selected = selected_adapters(model, selection)
+    if chosen_layers(model, selection) or any(any(mixable_factors(one, "input")) for one in selected.values()):
         return
-    wanted = {name: module for name, module in model.named_modules() if selection.mixes(name, module)}
-    reasons = [f"{name}: {obstacle(module, parent(model, name))}" for name, module in wanted.items()]
+    reasons = [f"{name}: {why_not(layer)}" for name, layer in selected.items()]
+    for name, module in model.named_modules():
+        if name not in adapted and within(adapted, name) is None and selection.mixes(name, module):
+            problem = obstacle(module, parent(model, name)) or "frozen, and without an adapter"
+            reasons.append(f"{name}: {problem}")
     detail = "; ".join(reasons[:5]) if reasons else "where= matches no linear layer, or none that can be mixed"
     raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from mixout.convert import applied_to
 from mixout.dropouts import DropoutSite
 from mixout.errors import NothingMixedError
 from mixout.layers import Mixed, is_linear, mixed_class, obstacle
+from mixout.layers.lora import MixedFactor, adapted_layers, adapter_obstacle, layer_obstacle, within
 from mixout.methods import MixingMethod, spell
 from mixout.methods.method import parent
 
@@ -131,12 +132,19 @@ def coverage(model: nn.Module) -> Coverage:
     mixed: set[int] = set()
     trained = any(isinstance(module, Mixed) and _called(module) for module in root.modules())
     layers = []
+    adapted = adapted_layers(root)
     for name, module in root.named_modules():
         own = [p for p in module._parameters.values() if p is not None]
         fresh = [p for p in own if id(p) not in seen]
         seen.update(map(id, own))
         if own:
-            kind, reason = _kind(name, module, parent(root, name), trained=trained)
+            around = within(adapted, name)
+            if around is None:
+                kind, reason = _kind(name, module, parent(root, name), trained=trained)
+                if adapted and reason == "not chosen" and not any(p.requires_grad for p in own):
+                    reason = "frozen, and without an adapter"
+            else:
+                kind, reason = _adapter_kind(name[len(around) + 1 :], module, adapted[around], trained=trained)
             layer = _layer(name, module, kind, reason, sum(p.numel() for p in fresh))
             weight = module._parameters.get("weight")
             if layer.kind == "mixed" and weight is not None and id(weight) not in mixed:
@@ -179,6 +187,29 @@ def _kind(name: str, module: nn.Module, holder: nn.Module | None, *, trained: bo
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
     problem = obstacle(module, holder)
     return ("plain", "not chosen") if problem is None else ("bypassed", problem)
+
+
+def _adapter_kind(name: str, module: nn.Module, layer: Any, *, trained: bool) -> tuple[Kind, str]:  # noqa: ANN401
+    """What ``module``, called ``name`` within an adapted layer of peft, is."""
+    part, _, adapter = name.partition(".")
+    if part == "base_layer":
+        if isinstance(module, Mixed):
+            return "bypassed", "mixed, but frozen by an adapter that came later; remove_, add adapters, then apply_"
+        return "plain", "base of an adapter"
+    if layer_obstacle(layer) is not None and not isinstance(module, Mixed):
+        return "bypassed", str(layer_obstacle(layer))
+    if part not in ("lora_A", "lora_B"):
+        return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
+    if (problem := adapter_obstacle(layer, adapter)) is not None:
+        return "bypassed", problem
+    other = getattr(layer, "lora_B" if part == "lora_A" else "lora_A")[adapter]
+    if isinstance(module, MixedFactor) or (isinstance(other, Mixed) and not isinstance(module, Mixed)):
+        return "plain", "the other factor of a mixed adapter"
+    if not isinstance(module, Mixed):
+        return "plain", "not chosen"
+    if adapter not in layer.active_adapters:
+        return "plain", "its adapter is not active"
+    return _kind(name, module, None, trained=trained)
 
 
 def _flops(name: str, module: nn.Module) -> int:

@@ -115,7 +115,8 @@ def body(model: nn.Module) -> Selector:
     inside: set[int] = set()
     outside: set[int] = set()
     for module in model.modules():
-        if not isinstance(getattr(module, "base_model_prefix", None), str):
+        # Of the class: wrappers such as peft's hand their model's attributes through.
+        if not isinstance(getattr(type(module), "base_model_prefix", None), str):
             continue
         pretrained: Any = module
         if pretrained.base_model is not module or not _has_head(module):
@@ -136,7 +137,7 @@ def _has_head(module: nn.Module) -> bool:
     """
     parts = (m for m in module.modules() if m is not module)
     return re.search(r"For[A-Z]", type(module).__name__) is not None and any(
-        isinstance(getattr(part, "base_model_prefix", None), str) for part in parts
+        isinstance(getattr(type(part), "base_model_prefix", None), str) for part in parts
     )
 
 

@@ -17,7 +17,7 @@ from mixout.errors import InputError, MixoutError
 from mixout.methods.grammar import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("bench", "demo", "finetune", "study")
+COMMANDS = ("bench", "dare", "demo", "finetune", "study")
 # How argparse complains of an unknown command or value.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 

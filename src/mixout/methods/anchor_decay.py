@@ -7,7 +7,7 @@ wdecay(u, lambda), ``L(w) + (lambda / 2) ||w - u||^2``, which with u = w_pre is 
 - Acts through hooks on every optimizer that steps a decayed parameter, whether built before or after; nothing
   is added to the loss, so accumulation, loss scaling and the size of the graph are not touched.
 - Decays weights of two dimensions or more in the pretrained body (or where ``where`` says); never biases, norms or a
-  new head. The optimizer's own weight_decay pulls towards zero beside it: set it to 0.
+  new head; and no adapters of peft. The optimizer's own weight_decay pulls towards zero beside it: set it to 0.
 - Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP).
 """
 
@@ -31,6 +31,7 @@ from torch.optim.optimizer import (
 
 from mixout.anchor import Anchor
 from mixout.errors import NothingMixedError
+from mixout.layers.lora import adapted_layers, within
 from mixout.methods.method import Method, Site
 
 
@@ -65,9 +66,16 @@ class AnchorDecay(Method):
     def install_(self, site: Site) -> None:
         """Anchor every weight of the chosen region and hook the optimizers."""
         targets = []
+        adapted = adapted_layers(site.model)
         for name, module in site.model.named_modules():
             if not site.selection.covers(name, module):
                 continue
+            if within(adapted, name) is not None:
+                raise ValueError(
+                    f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
+                    "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
+                    "the optimizer's own weight_decay"
+                )
             for key, parameter in module.named_parameters(prefix=name, recurse=False):
                 if parameter.dim() >= 2 and parameter.is_floating_point():
                     anchor = site.anchors.anchor(key, parameter)

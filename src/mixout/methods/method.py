@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from mixout import dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
+from mixout.layers.lora import adapted_layers, is_adapted, within
 from mixout.masks import Noise, Stream, Unit, check_p
+from mixout.methods.adapters import install_adapters_
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.ranks import SharedSeed
 from mixout.selection import Selection
@@ -36,6 +38,12 @@ class Applied:
     mixing: Mixing | None = None
     decays: list[Decay] = field(default_factory=list)
     dropouts: list[dropouts.DropoutChange] = field(default_factory=list)
+    adapted: tuple[str, ...] = ()  # LoRA layers, by name: their anchor is their frozen base
+
+    @property
+    def anchored(self) -> bool:
+        """Whether there is an anchor to fingerprint and to measure the distance from."""
+        return bool(self.anchors or self.adapted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,7 @@ class MixingMethod(Method):
                 swap_(module, mixed, shares[name])
             if own is None:
                 site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
+        install_adapters_(site, self, mixing)
         site.applied.mixing = mixing
         if not site.keep_dropout:
             site.applied.dropouts += dropouts.set_(site.model, 0.0)
@@ -131,11 +140,19 @@ def _subject(method: Method, shares: dict[str, Share], layers: dict[str, nn.Modu
 
 
 def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
-    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name."""
+    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name.
+
+    Adapted layers of peft are left to :mod:`mixout.methods.adapters`; beside them, what is frozen stays at its anchor.
+    """
+    adapted = adapted_layers(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if selection.mixes(name, module) and obstacle(module, parent(model, name)) is None
+        if not is_adapted(module)
+        and within(adapted, name) is None
+        and selection.mixes(name, module)
+        and obstacle(module, parent(model, name)) is None
+        and (not adapted or _weight(module).requires_grad)
     }
 
 

@@ -1,0 +1,92 @@
+r"""A fine-tuned model w, its anchor u, and weights between and around them.
+
+- :meth:`Delta.drop_`: ``u + (M / (1-p)) (w - u)``, one draw. With a coin for each element this is DARE (Yu et al. 2023,
+  arXiv 2311.03099), and one training pass of mixconnect; with a coin for each input neuron, one of mixout.
+- :meth:`Delta.interpolate_`: ``u + t (w - u)``, WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903).
+
+Parameters that the anchor lacks, usually the output head, keep their fine-tuned values throughout. It scores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixout.functional import mix
+from mixout.masks import Stream
+
+Unit = Literal["element", "input"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """A model whose weights are set anew, in place, from two that stay as they are.
+
+    Args:
+        model: holds the result.
+        weights: w by parameter name; those that ``anchors`` lacks are never changed.
+        anchors: u by parameter name, of the same shapes.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Tensor]
+    anchors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, anchors: Mapping[str, Tensor]) -> Delta:
+        """The delta of ``model``, whose weights are copied, from ``anchors``.
+
+        Example:
+            >>> model = nn.Linear(2, 1)
+            >>> delta = Delta.of(model, {"weight": torch.zeros(1, 2)})
+            >>> delta.interpolate_(0.0)
+            >>> model.weight.tolist()
+            [[0.0, 0.0]]
+        """
+        named = dict(model.named_parameters())
+        return cls(
+            model=model,
+            weights={name: named[name].detach().clone() for name in anchors},
+            anchors={name: anchor.detach().to(named[name].device) for name, anchor in anchors.items()},
+        )
+
+    @torch.no_grad()
+    def drop_(self, rate: float, *, unit: Unit, seed: int) -> None:
+        """Drop a share ``rate`` of w - u and divide the rest by 1 - ``rate``.
+
+        Args:
+            rate: p in [0, 1]; 0 is w, 1 is u.
+            unit: ``element``, every number of every parameter has its coin; ``input``, an input neuron has it, as in
+                mixout, and parameters of one dimension (biases, norms), which leave no neuron, stay at w.
+            seed: decides the coins, with the parameters' names.
+        """
+        for name, weight in self.weights.items():
+            stream = Stream(seed, name)
+            if unit == "element":
+                # As one row: a coin for each number, whatever the number of dimensions.
+                rows = weight.reshape(1, -1), self.anchors[name].reshape(1, -1)
+                self._set_(name, mix(*rows, rate, unit="element", stream=stream))
+            elif weight.dim() >= 2:
+                self._set_(name, mix(weight, self.anchors[name], rate, stream=stream, **self._layout(name)))
+            else:
+                self._set_(name, weight)
+
+    @torch.no_grad()
+    def interpolate_(self, t: float) -> None:
+        """Go from u (t = 0) to w (t = 1)."""
+        for name, weight in self.weights.items():
+            self._set_(name, torch.lerp(self.anchors[name], weight, t))
+
+    def _set_(self, name: str, value: Tensor) -> None:
+        parameter = self.model.get_parameter(name)
+        parameter.copy_(value.reshape(parameter.shape))
+
+    def _layout(self, name: str) -> dict[str, Any]:
+        """Which dimension the input neurons are, by the layer that holds the weight."""
+        layer = self.model.get_submodule(name.rpartition(".")[0])
+        rows = isinstance(layer, nn.Embedding) or type(layer).__name__ == "Conv1D"  # transformers', (in, out)
+        return {"input_dim": 0 if rows else 1, "groups": getattr(layer, "groups", 1)}

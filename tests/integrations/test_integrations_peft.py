@@ -1,0 +1,268 @@
+"""The life of a PEFT model under mixout: choose, train, merge, save, resume, remove."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import transformers
+
+import mixout
+from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout.errors import AnchorMismatchError, MixoutError, NothingMixedError
+
+peft = pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # peft asks transformers by an old name.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+IDS = torch.arange(12).reshape(2, 6)
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
+
+
+def bert(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=30
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def lora(seed=0, **options):
+    config = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["query", "value"], **options}
+    model = peft.get_peft_model(bert(seed), peft.LoraConfig(task_type="SEQ_CLS", **config))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def train(model, steps=2):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.train()(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def test_apply_mixes_every_adapter_of_the_body_and_nothing_else():
+    model = lora()
+    keys, plain = list(model.state_dict()), logits(model)
+    mixout.apply_(model, Mixout(0.5))
+    found = mixout.coverage(model)
+    assert len(found.mixed) == 4
+    assert all(name.endswith((".query.lora_A.default", ".value.lora_A.default")) for name in found.mixed)
+    reasons = {layer.name: layer.reason for layer in found.layers}
+    assert reasons[f"{QUERY}.base_layer"] == "base of an adapter"
+    assert reasons[f"{QUERY}.lora_B.default"] == "the other factor of a mixed adapter"
+    assert reasons[QUERY.replace("query", "key")] == "frozen, and without an adapter"
+    assert reasons["base_model.model.classifier.modules_to_save.default"] == "not chosen"  # the new head
+    assert not found.dropouts  # lora_dropout too
+    assert list(model.state_dict()) == keys
+    assert torch.equal(logits(model), plain)
+    with torch.no_grad():
+        assert not torch.equal(model.train()(input_ids=IDS).logits, plain)
+    mixout.remove_(model)
+    assert model.get_submodule(f"{QUERY}.lora_dropout.default").p == 0.1
+    assert type(model.get_submodule(f"{QUERY}.lora_A.default")) is torch.nn.Linear
+
+
+def test_no_anchor_is_copied():
+    model = mixout.apply_(lora(), Mixout(0.5))
+    held = [vars(module)["_mixout"] for module in model.modules() if "_mixout" in vars(module)]
+    assert held[0].anchors == {}
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [("paper", 4), (r"layer\.0\..*query$", 1), (lambda name, m: name.endswith("value") and m.in_features == 16, 2)],
+)
+def test_where_sees_the_adapted_layer_under_its_own_name(where, count):
+    model = mixout.apply_(lora(), Mixout(0.5), where=where)
+    assert len(mixout.coverage(model).mixed) == count
+
+
+def test_a_fully_trained_layer_of_the_body_has_an_anchor_of_its_own():
+    model = lora(modules_to_save=["key"])
+    mixout.apply_(model, Mixout(1.0))
+    mixed = mixout.coverage(model).mixed
+    copied = [name for name in mixed if name.endswith("key.modules_to_save.default")]
+    assert (len(mixed), len(copied)) == (6, 2)
+    key = model.get_submodule(copied[0])
+    with torch.no_grad():
+        before = key.train()(torch.ones(16))
+        key.weight.add_(1.0)
+        torch.testing.assert_close(key(torch.ones(16)), before)  # p = 1: the anchor
+
+
+def test_merging_takes_the_unmasked_weights():
+    model = train(mixout.apply_(lora(), Mixout(0.5)))
+    layer = model.get_submodule(QUERY)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected, before = layer.base_layer.weight + 2 * (b @ a), logits(model)
+    model.train().merge_adapter()
+    torch.testing.assert_close(layer.base_layer.weight, expected)
+    with pytest.raises(MixoutError, match="unmerge_adapter"):
+        mixout.fingerprint(model)
+    assert torch.allclose(logits(model), before, atol=1e-5)
+    model.unmerge_adapter()
+    merged = copy.deepcopy(model).merge_and_unload()
+    torch.testing.assert_close(logits(merged), before, atol=1e-5, rtol=1e-5)
+    assert not [m for m in merged.modules() if isinstance(m, mixout.layers.Mixed)]
+
+
+def test_merged_adapters_are_refused_with_the_reason():
+    model = lora()
+    model.merge_adapter()
+    with pytest.raises(NothingMixedError, match="unmerge it first"):
+        mixout.apply_(model, Mixout(0.5))
+
+
+def test_several_adapters_and_none():
+    model = lora()
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    mixout.apply_(model, Mixout(0.5))
+    model.train()
+    with torch.no_grad():
+        model(input_ids=IDS)
+        with model.disable_adapter():
+            first, second = (model(input_ids=IDS).logits for _ in range(2))
+            assert torch.equal(first, second)  # the base alone: nothing to draw
+    reasons = {layer.name: layer.reason for layer in mixout.coverage(model).layers}
+    assert reasons[f"{QUERY}.lora_A.other"] == "its adapter is not active"
+    model.set_adapter("other")
+    torch.nn.init.normal_(model.get_submodule(f"{QUERY}.lora_B.other").weight)
+    with torch.no_grad():
+        assert not torch.equal(model.train()(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert f"{QUERY}.lora_A.other" in mixout.coverage(model).mixed
+
+
+def test_an_adapter_is_saved_and_loaded_as_a_plain_one(tmp_path):
+    model = train(mixout.apply_(lora(), Mixout(0.5)))
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(bert(), tmp_path)
+    torch.testing.assert_close(logits(again), logits(model))
+    twin = pickle.loads(pickle.dumps(model))
+    torch.manual_seed(3)
+    ours = model.train()(input_ids=IDS).logits
+    torch.manual_seed(3)
+    torch.testing.assert_close(twin.train()(input_ids=IDS).logits, ours)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(seed):
+    torch.manual_seed(2)
+    whole = mixout.apply_(lora(), Mixout(0.5), seed=seed)
+    torch.manual_seed(2)
+    train(whole, steps=2)
+    state, weights, stream = mixout.state_dict(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
+    train(whole, steps=2)
+    resumed = mixout.apply_(lora(), Mixout(0.5), seed=seed)
+    resumed.load_state_dict(weights)
+    mixout.load_state_dict_(resumed, state)
+    torch.set_rng_state(stream)
+    train(resumed, steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_another_base_is_found_on_resume():
+    """Trap: the adapter was merged into the base, or the base is another checkpoint: silently another anchor."""
+    state = mixout.state_dict(mixout.apply_(lora(), Mixout(0.5)))
+    with pytest.raises(AnchorMismatchError, match="fingerprint"):
+        mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
+
+
+def test_with_a_seed_masks_follow_from_it_alone():
+    outputs = []
+    for stream in (1, 2):
+        model = mixout.apply_(lora(), Mixout(0.5), seed=7).train()
+        torch.manual_seed(stream)
+        outputs.append(model(input_ids=IDS).logits)
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "message"),
+    [
+        (Mixconnect(0.5), {}, "needs W or B A itself"),
+        (Mixout(0.5, unit="element"), {}, "needs W or B A itself"),
+        (Mixout(0.5, gradient="dense"), {}, "needs W or B A itself"),
+        (Dropconnect(0.5), {}, "needs W or B A itself"),
+        (GradientMask(0.5), {}, "needs W or B A itself"),
+        (Mixout(0.5), {"anchor": 0}, "leave anchor= out"),
+        (AnchorDecay(0.1), {}, "is not a decay of W - u"),
+    ],
+    ids=str,
+)
+def test_what_lora_cannot_do_is_refused_and_leaves_the_model_plain(methods, options, message):
+    model = lora()
+    with pytest.raises(ValueError, match=message):
+        mixout.apply_(model, methods, **options)
+    assert not [m for m in model.modules() if isinstance(m, mixout.layers.Mixed)]
+    assert model.get_submodule(f"{QUERY}.lora_dropout.default").p == 0.1
+
+
+def test_an_initialisation_that_moves_the_base_is_refused():
+    with pytest.raises(ValueError, match="init_lora_weights='pissa'"):
+        mixout.apply_(lora(init_lora_weights="pissa"), Mixout(0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_dora": True}, "DoraLinear: its weight is not u"),
+        ({"target_modules": ["word_embeddings"]}, "lora.layer.Embedding is not a LoRA of a linear"),
+    ],
+    ids=["dora", "embedding"],
+)
+def test_adapters_that_are_not_mixed_say_so(options, message):
+    model = lora(**options)
+    with pytest.raises(NothingMixedError, match=message):
+        mixout.apply_(model, Mixout(0.5), where="query|word_embeddings")
+    train(model)  # as it was
+
+
+def test_coverage_names_adapters_that_are_not_mixed_beside_those_that_are():
+    model = lora(target_modules=["query", "word_embeddings"])
+    found = mixout.coverage(mixout.apply_(model, Mixout(0.5)))
+    assert len(found.mixed) == 2
+    assert all("word_embeddings" in name for name in found.bypassed)
+    assert len(found.bypassed) == 2
+
+
+def test_adapters_added_to_a_mixed_model_are_found():
+    model = peft.get_peft_model(
+        mixout.apply_(bert(), Mixout(0.5)), peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS")
+    )
+    layers = {layer.name: layer for layer in mixout.coverage(model).layers}
+    found = next(layer for name, layer in layers.items() if name.endswith("0.attention.self.query.base_layer"))
+    assert found.kind == "bypassed"
+    assert "add adapters, then apply_" in found.reason
+
+
+def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
+    """With activation checkpointing in its reentrant form, and the callback that guards the anchor."""
+    from mixout.integrations.huggingface import AnchorCallback
+
+    model = mixout.apply_(lora(), Mixout(0.5))
+    frozen = model.get_submodule(f"{QUERY}.base_layer").weight.clone()
+    rows = [{"input_ids": IDS[0], "labels": torch.tensor(row % 2)} for row in range(8)]
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, save_steps=2, per_device_train_batch_size=4, learning_rate=0.1,
+        report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, activation_checkpointing=True,
+    )  # fmt: skip
+    before = mixout.distance(model).total
+    trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[AnchorCallback()])
+    trainer.train()
+    assert mixout.distance(model).total != before
+    assert torch.equal(model.get_submodule(f"{QUERY}.base_layer").weight, frozen)
+    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
