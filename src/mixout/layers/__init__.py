@@ -11,6 +11,11 @@ import sys
 from torch import Tensor, nn
 
 from mixout.layers.conv import MixedConv1d, MixedConv2d, MixedConv3d
+from mixout.layers.distributed import attach_ as attach_
+from mixout.layers.distributed import check_seed as check_seed
+from mixout.layers.distributed import check_sharding as check_sharding
+from mixout.layers.distributed import distributed_class, distributed_obstacle, in_parts, plain_type
+from mixout.layers.distributed import reshard_ as reshard_
 from mixout.layers.embedding import MixedEmbedding
 from mixout.layers.linear import MixedLinear
 from mixout.layers.mixed import Mixed as Mixed
@@ -30,7 +35,9 @@ _MIXED: dict[type[nn.Module], type[Mixed]] = {
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
     """The mixed layer that stands for ``module``'s exact type, or None."""
-    kind = type(module)
+    if in_parts(module._parameters.get("weight")):
+        return distributed_class(module)
+    kind = plain_type(module)
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
 
@@ -58,6 +65,8 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed by another tool (pruning, weight norm, ...)"
+    if in_parts(weight):
+        return distributed_obstacle(module, weight)  # type: ignore[arg-type]
     if type(weight.data) is not Tensor:
         return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
     if not weight.is_floating_point():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mixout import dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight
-from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
+from mixout.layers import Mixing, Share, attach_, check_seed, mixed_class, obstacle, swap_
 from mixout.masks import Noise, Stream, Unit, check_p
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.selection import Selection
@@ -93,6 +93,7 @@ class MixingMethod(Method):
             gradient=self.gradient,
         )
         chosen = chosen_layers(site.model, site.selection)
+        check_seed(chosen, site.seed)
         store = AnchorStore(site.model, 0) if self.zero_anchor else site.anchors
         own = OwnWeight() if self.own_anchor else None
         # All anchors first: one that is missing must leave the model as it was.
@@ -111,6 +112,7 @@ class MixingMethod(Method):
                 swap_(module, mixed, shares[name])
             if own is None:
                 site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
+        attach_(site.model, list(chosen.values()))
         site.applied.mixing = mixing
         if not site.keep_dropout:
             site.applied.dropouts += dropouts.set_(site.model, 0.0)
