@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import AnchorMismatchError, MissingExtraError
+from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError
 
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
@@ -115,6 +115,7 @@ class AnchorStore:
 
         Raises:
             AnchorMismatchError: if the source lacks the name or has another shape.
+            MixoutError: if the host's memory was asked for and the parameter lies in parts on several ranks.
             ValueError: if the current weights were asked for and the parameter has none (meta device), or if the dtype
                 does not hold the anchor exactly.
         """
@@ -134,6 +135,11 @@ class AnchorStore:
                 )
             tensor = narrow
         if self._host:
+            if hasattr(tensor, "placements"):
+                raise MixoutError(
+                    f"expected the anchor of {name!r} beside its weight, which lies in parts on several ranks, got "
+                    'anchor_device="cpu"; leave it out: the anchor lies in parts too'
+                )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
         return tensor
 

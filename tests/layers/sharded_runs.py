@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,6 +193,12 @@ def from_meta(mesh, rank, world):
     return found(train(model, rank, world), torch.float64)
 
 
+def converted(mesh, rank, world):
+    """Another dtype after apply_: FSDP2 gets other tensors, and the hooks must be on those."""
+    model = mixout.apply_(shard(net(dtype=torch.float32), mesh), Mixout(0.5), seed=3)
+    return found(train(model.double(), rank, world), torch.float64)
+
+
 def kept_after_backward(mesh, rank, world):
     """Accumulation without resharding in between: the second micro-batch must not see the first's Phi."""
     model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
@@ -219,6 +225,7 @@ def with_accelerate(rank, world):
     from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, not used: the ranks have met
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"]
     )
@@ -321,7 +328,9 @@ def refused(mesh, rank, world):
         mixout.apply_(model, Mixout(0.5), seed=3, where=".")
 
     def columns():
-        model = fully_shard(nn.Linear(8, 4), mesh=mesh, shard_placement_fn=lambda _: torch.distributed.tensor.Shard(1))
+        model = fully_shard(
+            nn.Linear(8, 4, bias=False), mesh=mesh, shard_placement_fn=lambda _: torch.distributed.tensor.Shard(1)
+        )
         mixout.apply_(nn.Sequential(model), Mixout(0.5), seed=3)
 
     return {
@@ -331,7 +340,6 @@ def refused(mesh, rank, world):
         "tied": message(tied),
         "part": message(lambda: mixout.apply_(shard(net(), mesh, over="root").first, Mixout(0.5), seed=3)),
         "host": message(lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3, anchor_device="cpu")),
-        "FSDP1": message(lambda: mixout.apply_(FullyShardedDataParallel(net(), device_id=None), Mixout(0.5), seed=3)),
         "anchor": message(changed_anchor),
         "embedding": message(embedding),
         "columns": message(columns),
@@ -344,6 +352,7 @@ def two_ranks(mesh, rank, folder):
         "half way": lambda: half_way(mesh, rank, 2, folder),
         "before": lambda: sharded("decay", mesh, rank, 2, before=True),
         "meta": lambda: from_meta(mesh, rank, 2),
+        "converted": lambda: converted(mesh, rank, 2),
         "kept after backward": lambda: kept_after_backward(mesh, rank, 2),
         "compiled": lambda: compiled(mesh, rank, 2),
         "sent plain": lambda: traffic(mesh, rank, 2, mixed=False),

@@ -55,6 +55,9 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     """Why ``module`` cannot be mixed, or None: its forward must be called, and must read a plain weight."""
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight without calling the layer"
+    weight = module._parameters.get("weight")
+    if in_parts(weight) and "forward" not in vars(module):
+        return distributed_obstacle(module, weight)  # type: ignore[arg-type]
     if mixed_class(module) is None:
         supported = next((k.__name__ for k in _MIXED if isinstance(module, k)), None)
         if supported is not None:
@@ -62,11 +65,8 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
         return f"{type(module).__name__} is not a layer that mixout can mix"
     if "forward" in vars(module):
         return "its forward is replaced on the instance (by hooks of another library)"
-    weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed by another tool (pruning, weight norm, ...)"
-    if in_parts(weight):
-        return distributed_obstacle(module, weight)  # type: ignore[arg-type]
     if type(weight.data) is not Tensor:
         return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
     if not weight.is_floating_point():

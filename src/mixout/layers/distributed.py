@@ -7,6 +7,7 @@ the parts. Neither is imported here: a model that holds such weights has loaded 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,13 +57,13 @@ def distributed_obstacle(module: nn.Module, weight: DTensor) -> str | None:
     return obstacle(weight)
 
 
-def attach_(model: nn.Module, layers: list[nn.Module]) -> None:
-    """Hook the layers among ``layers`` whose weights FSDP2 gathers into its all-gathers.
+def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Hook those of ``layers``, by their names in ``model``, whose weights FSDP2 gathers into its all-gathers.
 
     Raises:
         MixoutError: see :func:`mixout.layers.sharded.attach_`.
     """
-    if any(_gathered_by_fsdp(layer) and in_parts(layer._parameters["weight"]) for layer in layers):
+    if any(_gathered_by_fsdp(layer) and in_parts(layer._parameters["weight"]) for layer in layers.values()):
         from mixout.layers.sharded import attach_ as attach_sharded_
 
         attach_sharded_(model, layers)
@@ -96,7 +97,7 @@ def check_sharding(model: nn.Module) -> None:
         )
 
 
-def check_seed(layers: dict[str, nn.Module], seed: int | None) -> None:
+def check_seed(layers: Mapping[str, nn.Module], seed: int | None) -> None:
     """Refuse to toss different coins for the parts of one weight.
 
     Raises:

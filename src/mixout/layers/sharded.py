@@ -7,14 +7,14 @@ whose weight gradient is masked. The anchor is sharded like the weight, and noth
 - A weight that is still gathered when a forward begins (FSDP2 keeps the root's) shows an old pass: it is gathered anew.
 - Only one forward pass may wait for its backward: FSDP2 has one gathered weight for all of them. More are refused.
 
-Attributes on the local tensor, found by FSDP2 there, make the hooks; there is no tensor subclass. Reads private names of
-torch's FSDP2 (:class:`FSDPParam`, its groups), as of torch 2.13. Loaded only when a model holds such weights.
+FSDP2 finds its hooks as attributes of the local tensor; there is no tensor subclass. Reads private names of torch's
+FSDP2 (``FSDPParam`` and its groups), as of torch 2.13. Loaded only when a model holds such weights.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,14 +112,14 @@ def obstacle(weight: DTensor) -> str | None:
 
 
 def sharded_class(module: nn.Module) -> type[ShardedLinear]:
-    """The mixed class for ``module``, which stays an FSDPModule where ``fully_shard`` was called on the layer itself."""
+    """The mixed class for ``module``, which stays an FSDPModule where ``fully_shard`` was called on itself."""
     if isinstance(module, FSDPModule):
         return type("FSDPShardedLinear", (FSDPModule, ShardedLinear), {})
     return ShardedLinear
 
 
-def attach_(model: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Hook ``layers``, which lie in ``model``, into FSDP2's all-gathers.
+def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Hook those of ``layers``, by their names in ``model``, that are sharded into FSDP2's all-gathers.
 
     Raises:
         MixoutError: if a weight is shared by several layers, managed from outside ``model``, or resharded to fewer
@@ -130,17 +130,20 @@ def attach_(model: nn.Module, layers: Iterable[nn.Module]) -> None:
         if isinstance(module, FSDPModule):
             for group in module._get_fsdp_state()._fsdp_param_groups:
                 managers.update({id(p.sharded_param): (module, group, p) for p in group.fsdp_params})
-    for layer in layers:
+    for name, layer in layers.items():
         if not isinstance(layer, ShardedLinear):
             continue
         found = managers.get(id(layer.weight))
         if found is None:
-            raise MixoutError("expected the model that fully_shard was called on, got a part of it; apply to the whole")
+            raise MixoutError(
+                f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not "
+                "what gathers its weight; apply to the whole"
+            )
         owner, group, parameter = found
         if parameter._module_info.shared_modules:
             raise MixoutError(
-                f"expected a weight of its own in {parameter}, got one that layers share; under FSDP2 all of them would "
-                "see Phi: leave it out with where="
+                f"expected a weight of its own in {name!r}, got one that it shares with another module, which would "
+                "see Phi too under FSDP2; leave it out with where="
             )
         if group._use_post_forward_mesh:
             raise MixoutError(
@@ -164,7 +167,7 @@ def _refresh(layer: ShardedLinear, _module: nn.Module, _args: Any) -> None:  # n
         return  # the second module of a group in the same pass, or a recomputation
     if isinstance(layer.weight, DTensor):
         _hook(layer)
-    elif gathering.shown is not None and gathering.used or (gathering.shown is None) == mixes(layer):
+    elif (gathering.shown is not None and gathering.used) or (gathering.shown is None) == mixes(layer):
         gathering.owner.reshard()
 
 
@@ -179,7 +182,11 @@ def _hook(layer: ShardedLinear) -> None:
 
 @torch.no_grad()
 def _before_gathering(
-    mesh: DeviceMesh, outer_size: torch.Size, outer_stride: Any, module: nn.Module, mp_policy: MixedPrecisionPolicy  # noqa: ANN401, ARG001
+    mesh: DeviceMesh,
+    outer_size: torch.Size,
+    outer_stride: tuple[int, ...],  # noqa: ARG001
+    module: nn.Module,
+    mp_policy: MixedPrecisionPolicy,
 ) -> tuple[tuple[Tensor], None]:
     """What this rank sends: its rows of Phi, or of the weight, in the dtype to compute in, padded as FSDP2 pads."""
     layer: ShardedLinear = module  # type: ignore[assignment]
@@ -195,7 +202,11 @@ def _before_gathering(
 
 
 def _after_gathering(
-    gathered: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *, out: Tensor | None = None  # noqa: ANN401, ARG001
+    gathered: tuple[Tensor, ...],
+    metadata: None,  # noqa: ARG001
+    param_dtype: torch.dtype,  # noqa: ARG001
+    *,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
     """The weight to compute with is what was gathered; from the second time on FSDP2 has written it in place."""
     return None if out is not None else (gathered[0], gathered)

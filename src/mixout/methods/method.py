@@ -112,7 +112,7 @@ class MixingMethod(Method):
                 swap_(module, mixed, shares[name])
             if own is None:
                 site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
-        attach_(site.model, list(chosen.values()))
+        attach_(site.model, chosen)
         site.applied.mixing = mixing
         if not site.keep_dropout:
             site.applied.dropouts += dropouts.set_(site.model, 0.0)

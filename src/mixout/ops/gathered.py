@@ -106,10 +106,9 @@ def gathered_linear(
         (..., out).
 
     Example:
-        >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)  # p = 1/2, column 1 kept
-        >>> draw = Draw(
-        ...     mask=lambda: torch.tensor([[False, True]]), kept=torch.tensor([1]), scale=2.0, gradient_scale=2.0
-        ... )
+        >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)
+        >>> coins = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
+        >>> draw = Draw(mask=lambda: coins, kept=torch.tensor([1]), scale=2.0, gradient_scale=2.0)
         >>> y = gathered_linear(x, phi, None, draw, lambda draw: None)
         >>> float(y), torch.autograd.grad(y, phi)[0]
         (10.0, tensor([[ 0., 10.]]))
