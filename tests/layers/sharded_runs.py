@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,9 +49,11 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second, self.head = Block(7, 16), Block(7, 5), nn.Linear(7, 3)
+        self.recompute = False
 
     def forward(self, x):
-        return self.head(self.second(self.first(x)))
+        first = checkpoint(self.first, x, use_reentrant=False) if self.recompute else self.first(x)
+        return self.head(self.second(first))
 
 
 def net(*, recompute=False, frozen=False, dtype=torch.float64):
@@ -191,6 +193,21 @@ def from_meta(mesh, rank, world):
     scores(model)  # FSDP2 looks for hooks in its first forward; here they come later
     mixout.apply_(model, Mixout(0.5), seed=3)
     return found(train(model, rank, world), torch.float64)
+
+
+def recomputed_outside(mesh, rank, world):
+    """A whole FSDP2 module under checkpointing, whose recomputation gathers nothing: no draw may be missed there."""
+    model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
+    model.recompute = True
+    before = torch.get_rng_state()
+    result = found(train(model, rank, world), torch.float64)
+    return result if torch.get_rng_state().equal(before) else "a draw from the default generator"
+
+
+def layers_before(mesh):
+    """fully_shard on the layers themselves, after apply_: what it made of their classes outlives remove_."""
+    model = mixout.remove_(shard(mixout.apply_(net(), Mixout(0.5), seed=3), mesh, over="layers"))
+    return [isinstance(layer, FSDPModule) for layer in (model.first.up, model.second.down, model)]
 
 
 def converted(mesh, rank, world):
@@ -352,6 +369,8 @@ def two_ranks(mesh, rank, folder):
         "half way": lambda: half_way(mesh, rank, 2, folder),
         "before": lambda: sharded("decay", mesh, rank, 2, before=True),
         "meta": lambda: from_meta(mesh, rank, 2),
+        "recomputed outside": lambda: recomputed_outside(mesh, rank, 2),
+        "layers before": lambda: layers_before(mesh),
         "converted": lambda: converted(mesh, rank, 2),
         "kept after backward": lambda: kept_after_backward(mesh, rank, 2),
         "compiled": lambda: compiled(mesh, rank, 2),

@@ -76,6 +76,7 @@ def test_four_ranks_with_uneven_and_empty_shards_train_as_one_process(results, n
         (2, "before", "decay"),  # apply_, then fully_shard
         (2, "meta", "mixout"),
         (2, "converted", "mixout"),
+        (2, "recomputed outside", "mixout"),
         (2, "kept after backward", "mixout"),
         (2, "compiled", "mixout"),
         (2, "accelerate", "mixout"),
@@ -138,6 +139,10 @@ def test_what_cannot_be_is_refused_on_every_rank(results, what, says):
 
 def test_resharding_to_fewer_ranks_is_refused(results):
     assert "reshard_after_forward" in results[4, 0]["few ranks"]
+
+
+def test_removing_leaves_what_fully_shard_did_to_a_layer(results):
+    assert results[2, 0]["layers before"] == [True, True, True]
 
 
 def test_fsdp1_is_refused_by_name():

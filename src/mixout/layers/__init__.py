@@ -14,7 +14,7 @@ from mixout.layers.conv import MixedConv1d, MixedConv2d, MixedConv3d
 from mixout.layers.distributed import attach_ as attach_
 from mixout.layers.distributed import check_seed as check_seed
 from mixout.layers.distributed import check_sharding as check_sharding
-from mixout.layers.distributed import distributed_class, distributed_obstacle, in_parts, plain_type
+from mixout.layers.distributed import distributed_class, distributed_obstacle, in_parts
 from mixout.layers.distributed import reshard_ as reshard_
 from mixout.layers.embedding import MixedEmbedding
 from mixout.layers.linear import MixedLinear
@@ -37,7 +37,7 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
     """The mixed layer that stands for ``module``'s exact type, or None."""
     if in_parts(module._parameters.get("weight")):
         return distributed_class(module)
-    kind = plain_type(module)
+    kind = type(module)
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
 

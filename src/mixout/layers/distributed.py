@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from mixout.errors import MixoutError
-from mixout.layers.mixed import Mixed
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+    from mixout.layers.mixed import Mixed
 
 
 def in_parts(weight: object) -> bool:
@@ -31,6 +32,14 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
     kind = type(module)
     fsdp = _loaded("FSDPModule")
     return kind.__mro__[2] if fsdp is not None and kind.__mro__[1] is fsdp else kind
+
+
+def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
+    """``plain`` with the part that ``fully_shard`` has added to the class of ``module`` since it was mixed, if any."""
+    fsdp = _loaded("FSDPModule")
+    if fsdp is None or not isinstance(module, fsdp) or issubclass(plain, fsdp):
+        return plain
+    return type(f"FSDP{plain.__name__}", (fsdp, plain), {})
 
 
 def distributed_class(module: nn.Module) -> type[Mixed] | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.anchor import Anchor
+from mixout.layers.distributed import still_sharded
 from mixout.masks import Noise, Stream, Unit
 from mixout.ops.reference import Gradient
 
@@ -120,6 +121,6 @@ def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
 def restore_(module: Mixed) -> None:
     """Give ``module`` its plain class back."""
     module.leave_()
-    plain = module._mixed.plain
+    plain = still_sharded(module, module._mixed.plain)
     del module._mixed
     module.__class__ = plain  # type: ignore[assignment]

@@ -67,13 +67,12 @@ class ShardedLinear(Mixed, nn.Linear):
     _gathering: Gathering
 
     # Tells a compiler to leave it alone: how Phi was made is known to Python only.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         gathering = self._gathering
-        mixed = mixes(self) and float(self._mixed.mixing.p) > 0
         # In a backward pass this is a recomputation, whatever p is by then.
-        if not _in_backward() and mixed != (gathering.shown is not None):
+        if not _in_backward() and _wants_phi(self) != (gathering.shown is not None):
             raise MixoutError(
                 "expected a weight gathered for this pass, got one of another; call the module that fully_shard was "
                 "called on, not a layer in it"
@@ -159,7 +158,7 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         _hook(layer)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _refresh(layer: ShardedLinear, _module: nn.Module, _args: Any) -> None:  # noqa: ANN401
     """At the beginning of a forward: drop a gathered weight that shows another pass, and mind exchanged tensors."""
     gathering = layer._gathering
@@ -167,7 +166,7 @@ def _refresh(layer: ShardedLinear, _module: nn.Module, _args: Any) -> None:  # n
         return  # the second module of a group in the same pass, or a recomputation
     if isinstance(layer.weight, DTensor):
         _hook(layer)
-    elif (gathering.shown is not None and gathering.used) or (gathering.shown is None) == mixes(layer):
+    elif (gathering.shown is not None and gathering.used) or (gathering.shown is not None) != _wants_phi(layer):
         gathering.owner.reshard()
 
 
@@ -192,7 +191,7 @@ def _before_gathering(
     layer: ShardedLinear = module  # type: ignore[assignment]
     gathering = layer._gathering
     if not _in_backward():
-        gathering.shown = _toss(layer, outer_size) if mixes(layer) else None
+        gathering.shown = _toss(layer, outer_size) if _wants_phi(layer) else None
         gathering.used = False
     weight: DTensor = layer._parameters["weight"]  # type: ignore[assignment]
     rows = weight._local_tensor if gathering.shown is None else _mixed_rows(layer, weight, gathering.shown)
@@ -222,6 +221,10 @@ def _mixed_rows(layer: ShardedLinear, weight: DTensor, draw: Draw) -> Tensor:
     anchor = layer._mixed.anchor.beside(weight)
     local = None if anchor is None else anchor._local_tensor  # type: ignore[attr-defined]
     return interpolate(weight._local_tensor, local, own_part(draw.mask(), weight), draw.scale)
+
+
+def _wants_phi(layer: ShardedLinear) -> bool:
+    return mixes(layer) and float(layer._mixed.mixing.p) > 0
 
 
 def _in_backward() -> bool:
