@@ -123,6 +123,7 @@ def whole(value):
 
 FLOAT = {"dtype": torch.float32}
 WIDE = MixedPrecisionPolicy(param_dtype=torch.float64)
+NARROW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 # name: method; arguments of net, of fully_shard, of apply_, of train
 CASES = {
     "mixout": (Mixout(0.5), {}, {}, {}, {}),
@@ -150,6 +151,7 @@ CASES = {
     "evaluated and kept": (Mixout(0.5), {}, {"reshard_after_forward": False}, {}, {"evaluate": True}),
     "float": (Mixout(0.5), FLOAT, {}, {}, FLOAT),
     "wide": (Mixout(0.5), FLOAT, {"mp_policy": WIDE}, {}, FLOAT),
+    "bfloat16": (Mixout(0.5), FLOAT, {"mp_policy": NARROW}, {}, FLOAT),
 }
 EVERYWHERE = ("mixout", "output", "element", "decay", "kept", "small anchor")
 

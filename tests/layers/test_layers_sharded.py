@@ -24,8 +24,8 @@ def _load():
 
 
 runs = _load()
-# float64, three steps; the runs that compute in float32 are as exact as that.
-TOLERANCE = dict.fromkeys(("float", "wide"), 1e-6)
+# float64, three steps; other runs are as exact as what they keep weights in, or compute in. Weights move by 0.3.
+TOLERANCE = {"float": 1e-6, "wide": 1e-6, "bfloat16": 0.02}
 
 
 @pytest.fixture(scope="module")

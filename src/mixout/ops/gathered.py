@@ -110,7 +110,7 @@ def gathered_linear(
         >>> coins = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
         >>> draw = Draw(mask=lambda: coins, kept=torch.tensor([1]), scale=2.0, gradient_scale=2.0)
         >>> y = gathered_linear(x, phi, None, draw, lambda draw: None)
-        >>> float(y), torch.autograd.grad(y, phi)[0]
+        >>> float(y.detach()), torch.autograd.grad(y, phi)[0]
         (10.0, tensor([[ 0., 10.]]))
     """
     result: Tensor = _GatheredLinear.apply(x, phi, bias, draw, check)  # type: ignore[no-untyped-call]
