@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import AnchorMismatchError, MissingExtraError
+from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError
 
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
@@ -45,11 +45,11 @@ class Anchor:
     def follow(self, weight: Tensor) -> Tensor | None:
         """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
         if self.tensor is None or _alike(self.tensor, weight):
-            return self.tensor
+            return None if self.tensor is None else laid_out(self.tensor, weight)
         moved = self.tensor.to(weight.device, weight.dtype)
         if not self.fixed:
             self.tensor = moved
-        return moved
+        return laid_out(moved, weight)
 
     def beside(self, weight: Tensor) -> Tensor | None:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is.
@@ -57,12 +57,14 @@ class Anchor:
         A weight that was moved without its module's knowledge, or only lent (``functional_call``), gets a copy, made
         once; the anchor itself stays what it is.
         """
-        if self.tensor is None or self.fixed or _alike(self.tensor, weight):
-            return self.tensor
+        if self.tensor is None:
+            return None
+        if self.fixed or _alike(self.tensor, weight):
+            return laid_out(self.tensor, weight)
         copy = self._elsewhere
         if copy is None or not _alike(copy, weight):
             copy = self._elsewhere = self.tensor.to(weight.device, weight.dtype)
-        return copy
+        return laid_out(copy, weight)
 
 
 class OwnWeight(Anchor):
@@ -114,6 +116,7 @@ class AnchorStore:
 
         Raises:
             AnchorMismatchError: if the source lacks the name or has another shape.
+            MixoutError: if the host's memory was asked for and the parameter lies in parts on several ranks.
             ValueError: if the current weights were asked for and the parameter has none (meta device), or if the dtype
                 does not hold the anchor exactly.
         """
@@ -133,6 +136,11 @@ class AnchorStore:
                 )
             tensor = narrow
         if self._host:
+            if hasattr(tensor, "placements"):
+                raise MixoutError(
+                    f"expected the anchor of {name!r} beside its weight, which lies in parts on several ranks, got "
+                    'anchor_device="cpu"; leave it out: the anchor lies in parts too'
+                )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
         return tensor
 
@@ -156,12 +164,27 @@ class AnchorStore:
             raise AnchorMismatchError(
                 f"expected an anchor of shape {tuple(parameter.shape)} for {name!r}, got {tuple(found.shape)}"
             )
-        return found.detach().to(parameter.device, parameter.dtype, copy=True)
+        return laid_out(found.detach().to(parameter.device, parameter.dtype, copy=True), parameter)
 
     def _spellings(self, name: str) -> list[str]:
         """A checkpoint of the body alone lacks the prefix that the model with a head has, or the other way round."""
         bare = [name[len(prefix) :] for prefix in self._prefixes if name.startswith(prefix)]
         return [name, *bare, *(prefix + name for prefix in self._prefixes)]
+
+
+def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
+    """``tensor``, or this rank's part of it where ``weight`` lies in parts (a DTensor); nothing is sent or kept."""
+    if not hasattr(weight, "placements") or hasattr(tensor, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    part: Tensor = distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor``, gathered from all ranks where it lies in parts: then every rank must come here."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def is_zero(source: AnchorSource) -> bool:
@@ -233,7 +256,7 @@ def fingerprint(anchors: Mapping[str, Tensor | None]) -> str:
             digest.update(f"{name}:0;".encode())
             continue
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        data = tensor.detach().cpu().contiguous()
+        data = whole(tensor.detach()).cpu().contiguous()
         if data.numel():  # its bytes where they lie: numpy may not be installed
             digest.update((ctypes.c_char * data.nbytes).from_address(data.data_ptr()))
     return digest.hexdigest()
@@ -261,6 +284,6 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
         delta = weight.detach().to(device, copy=True).double()
         if anchor is not None:
             delta -= anchor.to(device).double()
-        by_layer[name] = float(torch.linalg.vector_norm(delta))
+        by_layer[name] = float(whole(torch.linalg.vector_norm(delta)))
         squares[id(weight)] = by_layer[name] ** 2
     return Distance(total=math.sqrt(sum(squares.values())), by_layer=by_layer)

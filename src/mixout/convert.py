@@ -13,7 +13,7 @@ from mixout import anchor as anchors
 from mixout import dropouts
 from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero
 from mixout.errors import AlreadyAppliedError, MixoutError, NotAppliedError, NothingMixedError
-from mixout.layers import Mixed, obstacle, restore_
+from mixout.layers import Mixed, check_sharding, obstacle, reshard_, restore_
 from mixout.layers.lora import adapted_layers, base_weight, delta_norm, within
 from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
@@ -93,6 +93,8 @@ def apply_(
         )
     if anchor_dtype is not None and not anchor_dtype.is_floating_point:
         raise ValueError(f"expected anchor_dtype as a floating point dtype, got {anchor_dtype}")
+    check_sharding(model)
+    reshard_(model)
     selection = resolve(where, model)
     if any(isinstance(m, MixingMethod) for m in methods):
         _check_something_to_mix(model, selection)
@@ -186,6 +188,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         >>> distance(model).total
         0.0
     """
+    reshard_(model)
     if anchor is None:
         root, applied = anchored(model)
         held = ((name, root.get_parameter(name), one) for name, one in applied.anchors.items())

@@ -15,6 +15,7 @@ from torch import Tensor
 from mixout.masks import NOISES, UNITS, Noise, Stream, Unit, check_p, coins, draw, mask_shape, spread
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.dense import dense_linear
+from mixout.ops.gathered import Draw
 from mixout.ops.graph import graph_linear
 from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import GRADIENTS, Gradient
@@ -166,6 +167,51 @@ def _coins(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | 
         return coins(shape, p, noise=noise, device=weight.device, stream=stream)
     mask = draw(mask_shape(shape, unit), p, noise=noise, device=weight.device, stream=stream)
     return lambda: mask
+
+
+def toss(
+    shape: tuple[int, ...],
+    device: torch.device | str,
+    *,
+    p: float | Tensor,
+    unit: Unit = "input",
+    gradient: Gradient = "exact",
+    noise: Noise = "bernoulli",
+    stream: Stream | None = None,
+) -> Draw | None:
+    """The coins of one :func:`mixed_linear`, for a Phi that is made elsewhere; None at p = 0, where nothing is drawn.
+
+    Args:
+        shape: (out, in), of the whole weight.
+        device: where the mask is read.
+        p: see :func:`mix`; so are the others.
+        unit: see :func:`mix`.
+        gradient: see :func:`mix`.
+        noise: see :func:`mix`.
+        stream: see :func:`mix`.
+
+    Raises:
+        TypeError, ValueError: if ``p`` is out of its range.
+
+    Example:
+        >>> toss((2, 3), "cpu", p=1.0).mask()
+        tensor([[False, False, False]])
+    """
+    p = check_p(float(p), noise)
+    if p == 0.0:
+        return None
+    scale = _scale(p)
+    kept = None
+    if unit == "element":
+        mask: Callable[[], Tensor] = coins(shape, p, noise=noise, device=device, stream=stream)
+    else:
+        host = draw(mask_shape(shape, unit), p, noise=noise, stream=stream)
+        there = host.to(device, non_blocking=True)
+        mask = lambda: there  # noqa: E731
+        if unit == "input" and noise == "bernoulli" and gradient != "dense" and p >= SPARSE_FROM:
+            kept = host[0].nonzero().squeeze(1).to(device, non_blocking=True)
+    slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
+    return Draw(mask=mask, kept=kept, scale=scale, gradient_scale=slope)
 
 
 def mixed_embedding(

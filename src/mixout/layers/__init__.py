@@ -11,6 +11,11 @@ import sys
 from torch import Tensor, nn
 
 from mixout.layers.conv import MixedConv1d, MixedConv2d, MixedConv3d
+from mixout.layers.distributed import attach_ as attach_
+from mixout.layers.distributed import check_scope as check_scope
+from mixout.layers.distributed import check_sharding as check_sharding
+from mixout.layers.distributed import distributed_class, distributed_obstacle, in_parts
+from mixout.layers.distributed import reshard_ as reshard_
 from mixout.layers.embedding import MixedEmbedding
 from mixout.layers.linear import MixedLinear
 from mixout.layers.mixed import Mixed as Mixed
@@ -30,6 +35,8 @@ _MIXED: dict[type[nn.Module], type[Mixed]] = {
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
     """The mixed layer that stands for ``module``'s exact type, or None."""
+    if in_parts(module._parameters.get("weight")):
+        return distributed_class(module)
     kind = type(module)
     if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
         from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
@@ -48,6 +55,9 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     """Why ``module`` cannot be mixed, or None: its forward must be called, and must read a plain weight."""
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight without calling the layer"
+    weight = module._parameters.get("weight")
+    if in_parts(weight) and "forward" not in vars(module):
+        return distributed_obstacle(module, weight)  # type: ignore[arg-type]
     if mixed_class(module) is None:
         supported = next((k.__name__ for k in _MIXED if isinstance(module, k)), None)
         if supported is not None:
@@ -55,7 +65,6 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
         return f"{type(module).__name__} is not a layer that mixout can mix"
     if "forward" in vars(module):
         return "its forward is replaced on the instance (by hooks of another library)"
-    weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed by another tool (pruning, weight norm, ...)"
     if type(weight.data) is not Tensor:

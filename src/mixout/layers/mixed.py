@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.anchor import Anchor
+from mixout.layers.distributed import still_sharded
 from mixout.masks import Noise, Stream, Unit
 from mixout.ops.reference import Gradient
 
@@ -95,6 +96,9 @@ class Mixed(nn.Module):
         else:
             self._mixed.passes += 1
 
+    def leave_(self) -> None:
+        """Undo what a mixed layer has changed outside of itself: nothing, unless a subclass does."""
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._mixed.anchor.apply_(fn)
@@ -122,6 +126,7 @@ def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
 
 def restore_(module: Mixed) -> None:
     """Give ``module`` its plain class back."""
-    plain = module._mixed.plain
+    module.leave_()
+    plain = still_sharded(module, module._mixed.plain)
     del module._mixed
     module.__class__ = plain  # type: ignore[assignment]

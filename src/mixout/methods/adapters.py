@@ -98,5 +98,5 @@ def _check_fits(site: Site, method: MixingMethod) -> None:
 
 
 def _swap_(module: nn.Module, name: str, mixed: Any, site: Site, mixing: Mixing) -> None:  # noqa: ANN401
-    stream = None if site.seed is None else Stream(site.seed, name)
+    stream = Stream(site.applied.seed, name)
     swap_(module, mixed, Share(mixing=mixing, anchor=Anchor(None), plain=type(module), stream=stream))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixout import dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight
-from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
+from mixout.layers import Mixing, Share, attach_, check_scope, mixed_class, obstacle, swap_
 from mixout.layers.lora import adapted_layers, is_adapted, within
 from mixout.masks import Noise, Stream, Unit, check_p
 from mixout.methods.adapters import install_adapters_
@@ -102,6 +102,7 @@ class MixingMethod(Method):
             gradient=self.gradient,
         )
         chosen = chosen_layers(site.model, site.selection)
+        check_scope(chosen, site.applied.seed.scope)
         store = AnchorStore(site.model, 0) if self.zero_anchor else site.anchors
         own = OwnWeight() if self.own_anchor else None
         # All anchors first: one that is missing must leave the model as it was.
@@ -122,6 +123,7 @@ class MixingMethod(Method):
             if own is None:
                 site.applied.anchors.setdefault(f"{name}.weight" if name else "weight", shares[name].anchor)
         install_adapters_(site, self, mixing)
+        attach_(site.model, chosen)
         site.applied.mixing = mixing
         if not site.keep_dropout:
             site.applied.dropouts += dropouts.set_(site.model, 0.0)

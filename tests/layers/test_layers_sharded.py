@@ -1,0 +1,171 @@
+"""FSDP2 and tensor parallelism against one process, in real processes over gloo: two ranks, then four."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import mixout
+from mixout import Mixout
+
+SCRIPT = Path(__file__).with_name("sharded_runs.py")
+
+
+def _load():
+    spec = importlib.util.spec_from_file_location("sharded_runs", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runs = _load()
+# float64, three steps; other runs are as exact as what they keep weights in, or compute in. Weights move by 0.3.
+TOLERANCE = {"float": 1e-6, "wide": 1e-6, "bfloat16": 0.02}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each rank found, by (ranks, rank)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    sources = str(Path(mixout.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": sources}
+    subprocess.run([sys.executable, str(SCRIPT), str(folder)], env=environment, timeout=300, check=True)
+    found = {
+        (world, rank): torch.load(folder / str(world) / f"{rank}.pt", weights_only=False)
+        for world in (2, 4)
+        for rank in range(world)
+    }
+    for ranks, result in found.items():
+        if "failed" in result:
+            pytest.fail(f"{ranks}: {result['failed']}")
+    return found
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if key == "weights":
+            assert all(torch.allclose(found[key][n], w, rtol=0, atol=tolerance) for n, w in value.items())
+        elif isinstance(value, torch.Tensor):
+            assert torch.allclose(found[key], value, rtol=0, atol=tolerance), key
+        else:
+            assert found[key] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value), key
+
+
+@pytest.mark.parametrize("name", runs.CASES)
+def test_two_ranks_train_as_one_process(results, name):
+    """Weights, outputs in eval mode, distance and fingerprint, for each method, way of sharding and way of training."""
+    assert_same(results[2, 0][name], runs.one_process(name), TOLERANCE.get(name, 1e-9))
+
+
+@pytest.mark.parametrize("name", runs.EVERYWHERE)
+def test_four_ranks_with_uneven_and_empty_shards_train_as_one_process(results, name):
+    assert_same(results[4, 0][name], runs.one_process(name))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name", "like"),
+    [
+        (4, "replicated", "mixout"),  # HSDP: two replicas of two shards
+        (4, "resumed", "mixout"),  # a checkpoint of two ranks
+        (2, "before", "decay"),  # apply_, then fully_shard
+        (2, "meta", "mixout"),
+        (2, "converted", "mixout"),
+        (2, "recomputed outside", "mixout"),
+        (2, "kept after backward", "mixout"),
+        (2, "compiled", "mixout"),
+        (2, "accelerate", "mixout"),
+        (2, "parallel mixout", "mixout"),
+        (2, "parallel output", "output"),
+        (2, "parallel element", "element"),
+        (2, "parallel decay", "decay"),
+    ],
+)
+def test_it_is_one_training_whatever_shards_it(results, ranks, name, like):
+    assert_same(results[ranks, 0][name], runs.one_process(like))
+
+
+def test_without_a_seed_the_ranks_agree_on_one(results):
+    first, second = (dict(results[2, rank]["unseeded"]) for rank in range(2))
+    seed = first.pop("seed")
+    assert second["seed"] == seed
+    assert_same(first, runs.one_process("mixout", seed=seed))
+
+
+def test_the_runs_move_and_differ():
+    """Else the comparisons above would compare nothing."""
+    outcomes = {name: runs.one_process(name)["weights"]["first.up.weight"] for name in ("mixout", "few", "element")}
+    start = runs.net().state_dict()["first.up.weight"]
+    assert all(float((w - start).abs().max()) > 0.01 for w in outcomes.values())
+    assert not outcomes["mixout"].allclose(outcomes["few"])
+    assert not outcomes["few"].allclose(outcomes["element"])
+
+
+def test_all_ranks_find_the_same(results):
+    for name in ("mixout", "element", "decay"):
+        for rank in range(4):
+            assert_same(results[4, rank][name], results[4, 0][name], 0)
+
+
+def test_nothing_is_sent_for_mixing(results):
+    """The same collectives with the same bytes in the same order as FSDP2 alone, AnchorDecay included."""
+    for rank in range(2):
+        assert len(results[2, rank]["sent plain"]) > 20
+        assert results[2, rank]["sent mixed"] == results[2, rank]["sent plain"]
+
+
+def test_anchors_are_sharded_like_the_weights(results):
+    whole = sum(p.numel() * 8 for p in runs.net().parameters() if p.dim() > 1)
+    for world in (2, 4):
+        assert sum(results[world, rank]["anchor bytes"] for rank in range(world)) == whole
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("scope", "expected scope='all'"),
+        ("two passes", "backward of each forward pass"),
+        ("layer alone", "call the module that fully_shard was called on"),
+        ("tied", "leave it out with where="),
+        ("part", "apply to the whole"),
+        ("host", "anchor_device"),
+        ("anchor", "AnchorMismatchError"),
+        ("embedding", "nn.Linear alone can be mixed"),
+        ("columns", "sharded by rows"),
+    ],
+)
+def test_what_cannot_be_is_refused_on_every_rank(results, what, says):
+    for rank in range(2):
+        assert says in results[2, rank]["refused"][what]
+
+
+def test_resharding_to_fewer_ranks_is_refused(results):
+    assert "reshard_after_forward" in results[4, 0]["few ranks"]
+
+
+def test_removing_leaves_what_fully_shard_did_to_a_layer(results):
+    assert results[2, 0]["layers before"] == [True, True, True]
+
+
+def test_fsdp1_is_refused_by_name():
+    """Its constructor wants a GPU: only the class is looked at."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped._modules["inner"] = runs.net()
+    with pytest.raises(mixout.MixoutError, match="fully_shard"):
+        mixout.apply_(nn.Sequential(wrapped), Mixout(0.5), seed=3)
+
+
+def test_zero_3_is_refused_by_name():
+    """DeepSpeed marks the parameters that it has taken apart."""
+    model = runs.net()
+    model.head.weight.ds_id = 0
+    with pytest.raises(mixout.MixoutError, match=r"ZeRO-3.*FSDP2"):
+        mixout.apply_(model, Mixout(0.5))
