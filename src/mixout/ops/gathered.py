@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import mask_
-from mixout.ops.sparse import spread_columns
+from mixout.ops.sparse import thin_gradient
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,18 +76,19 @@ class _GatheredLinear(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_x = grad @ phi.to(grad.dtype)
             if ctx.needs_input_grad[1]:
-                grad_weight = _grad_weight(rows.t() @ x, draw, *ctx.weight_like)
+                grad_weight = _grad_weight(rows, x, draw, *ctx.weight_like)
             if ctx.needs_input_grad[2]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def _grad_weight(grad: Tensor, draw: Draw | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _grad_weight(grad: Tensor, x: Tensor, draw: Draw | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if draw is not None and draw.gradient_scale is not None and draw.kept is not None:
+        return thin_gradient(grad, x, draw.kept, shape, dtype, draw.gradient_scale)
+    whole = (grad.t() @ x).to(dtype)
     if draw is None or draw.gradient_scale is None:
-        return grad.to(dtype)
-    if draw.kept is not None:
-        return spread_columns(grad, draw.kept, shape, dtype, draw.gradient_scale)
-    return mask_(grad.to(dtype), draw.mask(), draw.gradient_scale)
+        return whole
+    return mask_(whole, draw.mask(), draw.gradient_scale)
 
 
 def gathered_linear(
