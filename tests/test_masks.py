@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixout import masks
-from mixout.masks import NOISES, UNITS, Stream, check_p, draw, mask_shape, spread
+from mixout.masks import NOISES, UNITS, check_p, draw, mask_shape, spread
+from mixout.streams import Stream
 
 P = st.floats(0.0, 1.0)
 

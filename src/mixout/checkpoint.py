@@ -13,8 +13,8 @@ from torch import nn
 from mixout.convert import applied_to, fingerprint
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed
-from mixout.masks import Stream
 from mixout.methods import spell
+from mixout.streams import Stream
 
 STATE_VERSION = 2
 

@@ -7,12 +7,12 @@ For layers of your own: all take plain tensors and know nothing of modules. In e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixout.masks import NOISES, UNITS, Noise, Stream, Unit, check_p, coins, draw, mask_shape, spread
+from mixout.masks import NOISES, UNITS, Noise, Unit, check_p, coins, draw, mask_shape, scale_of, spread
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.dense import dense_linear
 from mixout.ops.gathered import Draw
@@ -21,6 +21,7 @@ from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.ops.sparse import column_sparse_linear
 from mixout.ops.split import split_linear
+from mixout.streams import Stream
 
 # Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
 SPARSE_FROM = 0.3
@@ -74,7 +75,7 @@ def mix(
         p = check_p(p, noise)
         if p == 0.0:
             return weight
-    scale = _scale(p)
+    scale = scale_of(p)
     shape = tuple(weight.shape)
     if unit == "element" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
         mask = coins(shape, p, noise=noise, device=weight.device, stream=stream)()  # as mixed_linear draws it
@@ -143,7 +144,7 @@ def mixed_linear(
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     dtype = autocast_dtype(x) or weight.dtype
     read = x.to(dtype), weight, None if anchor is None else anchor.detach(), None if bias is None else bias.to(dtype)
-    scale = _scale(p)
+    scale = scale_of(p)
     if not sparse:
         return dense_linear(*read, _coins(weight, float(p), unit, noise, stream), float(scale), gradient=gradient)
     # Drawn on the host: the number of kept columns is known without waiting for the device.
@@ -200,7 +201,7 @@ def toss(
     p = check_p(float(p), noise)
     if p == 0.0:
         return None
-    scale = _scale(p)
+    scale = scale_of(p)
     kept = None
     if unit == "element":
         mask: Callable[[], Tensor] = coins(shape, p, noise=noise, device=device, stream=stream)
@@ -260,7 +261,7 @@ def mixed_embedding(
         p = check_p(p, noise)
         if p == 0.0:
             return rows
-    scale = _scale(p)
+    scale = scale_of(p)
     tossed = mask_shape(tuple(weight.shape), unit, input_dim=0)
     mask = draw(tossed, p, noise=noise, device=weight.device, stream=stream)
     if unit != "output":
@@ -268,17 +269,6 @@ def mixed_embedding(
     match = _match(anchor, weight)
     anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
-
-
-@overload
-def _scale(p: float) -> float: ...
-@overload
-def _scale(p: float | Tensor) -> float | Tensor: ...
-def _scale(p: float | Tensor) -> float | Tensor:
-    """1 / mu; at p = 1 every coin falls on the anchor and the scale multiplies nothing."""
-    if isinstance(p, Tensor):
-        return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p))
-    return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
 
 
 def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.functional import mix
-from mixout.masks import Stream
+from mixout.streams import Stream
 
 Unit = Literal["element", "input"]
 

@@ -120,8 +120,7 @@ def load_causal(model: str) -> Loaded:
         one, other = loaded.model(input_ids=tokens).logits[:, 0]
     if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
         raise InputError(
-            f"expected a causal language model, got {model!r}, whose prediction of a token depends on that token; "
-            f"name another model"
+            f"expected a causal language model, got {model!r}, which sees the token to predict; name another model"
         )
     return loaded
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mixout.anchor import Anchor
 from mixout.layers.distributed import still_sharded
-from mixout.masks import Noise, Stream, Unit
+from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
+from mixout.streams import Stream
 
 
 @dataclass(kw_only=True)

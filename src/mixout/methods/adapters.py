@@ -22,8 +22,9 @@ from mixout.layers.lora import (
     layer_obstacle,
     moved_base,
 )
-from mixout.masks import Stream, Unit
+from mixout.masks import Unit
 from mixout.selection import Selection
+from mixout.streams import Stream
 
 if TYPE_CHECKING:
     from mixout.methods.method import MixingMethod, Site

@@ -18,11 +18,12 @@ from mixout import dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.layers import Mixing, Share, attach_, check_scope, mixed_class, obstacle, swap_
 from mixout.layers.lora import adapted_layers, is_adapted, within
-from mixout.masks import Noise, Stream, Unit, check_p
+from mixout.masks import Noise, Unit, check_p
 from mixout.methods.adapters import install_adapters_
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.ranks import SharedSeed
 from mixout.selection import Selection
+from mixout.streams import Stream
 
 if TYPE_CHECKING:
     from mixout.methods.anchor_decay import Decay
