@@ -18,8 +18,8 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         description=(
             "Check Theorem 1, Corollary 1.1 and Supplement B by enumerating every mask, figure 5 against its closed "
             "form, the pull along a training run against the curvature, and section 4 with the controls that separate "
-            "a pull from a smaller step. Exit status 1 if a claim does not hold. Offline: the images are scikit-learn's "
-            "digits where no MNIST file is given. See docs/theory.md."
+            "a pull from a smaller step. Exit status 1 if a claim does not hold. Offline: without an MNIST file the "
+            "images are scikit-learn's digits. See docs/theory.md."
         ),
     )
     size = parser.add_mutually_exclusive_group()

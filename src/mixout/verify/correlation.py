@@ -1,8 +1,8 @@
 r"""What one coin per neuron adds to one coin per weight: the within-unit correlations of the Hessian, nothing else.
 
 On a quadratic ``mixconnect: p/(2(1-p)) sum_i d_i H_ii d_i`` and
-``mixout - mixconnect = p/(2(1-p)) sum over units, i != j in the unit, d_i H_ij d_j``, of either sign. The lower bound of
-Theorem 1 does not see the difference.
+``mixout - mixconnect = p/(2(1-p)) sum over units, i != j in the unit, d_i H_ij d_j``, of either sign. The lower bound
+of Theorem 1 does not see the difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Handwritten digits as a source to pretrain on and a target to fine-tune on; files given by the user, or scikit-learn's.
+"""Handwritten digits as a source to pretrain on and a target to fine-tune on: the user's files, or scikit-learn's.
 
 The paper's source is EMNIST Digits, its target MNIST. Raw EMNIST images are the transpose of MNIST's orientation, so
 without EMNIST the source is a stand-in, and is called that: one half of the same digits, transposed. Nothing is
@@ -125,5 +125,5 @@ def _read(path: Path) -> tuple[Images, Images]:
     return _images(x_train, y_train), _images(x_test, y_test)
 
 
-def _images(x: np.ndarray, y: np.ndarray) -> Images:  # type: ignore[type-arg]
+def _images(x: np.ndarray, y: np.ndarray) -> Images:
     return Images(pixels=torch.from_numpy(x).flatten(1).float() / 255, labels=torch.from_numpy(y).long()).mixed()

@@ -39,7 +39,7 @@ def draw(found: Findings, folder: Path) -> list[Path]:
         for name, figure in drawn.items():
             path = folder / f"{name}.png"
             FigureCanvasAgg(figure)
-            figure.savefig(path, dpi=85, metadata={"Software": None})
+            figure.savefig(path, dpi=80, metadata={"Software": None})
             paths.append(path)
     return paths
 
@@ -88,7 +88,7 @@ def _pull(points: Sequence[Point]) -> Figure:
               label="p/(2(1-p)) sum of d'Hd")  # fmt: skip
     left.plot(steps, [point.fixed for point in at], color=look(2).color, marker="^", markersize=4, linestyle=":",
               label="the same, curvature fixed")  # fmt: skip
-    left.set_yscale("log")
+    left.axhline(0.0, color=MUTED, linewidth=1)
     left.set_title(f"E L(Phi) - L(w), p = {middle:g}")
     for number, p in enumerate(ps):
         chosen = [point for point in points if point.p == p]
@@ -100,6 +100,9 @@ def _pull(points: Sequence[Point]) -> Figure:
     right.set_title("measured / second-order prediction")
     for axes in (left, right):
         axes.set_xscale("log")
+        # The style does not parse mathematics, in which a logarithmic axis would label its powers.
+        axes.set_xticks(steps, [str(step) for step in steps])
+        axes.minorticks_off()
         axes.set_xlabel("steps of fine-tuning")
         axes.legend()
     return figure
@@ -119,16 +122,17 @@ def _section4(cells: Sequence[Cell]) -> Figure:
             (panels[1], [cell.target for cell in row]),
             (panels[2], [cell.source for cell in row]),
         ):
-            axes.plot(ps, values, color=shown.color, marker=shown.mark, linestyle=shown.line, markersize=5, linewidth=1.2,
-                      label=label)  # fmt: skip
+            axes.plot(ps, values, color=shown.color, marker=shown.mark, linestyle=shown.line, markersize=5,
+                      linewidth=1.2, label=label)  # fmt: skip
     ps = sorted(OF_THE_PAPER)
     paper = [OF_THE_PAPER[p][2] / OF_THE_PAPER[0.0][2] for p in ps]
     panels[0].plot(ps, paper, color=INK, linewidth=2.2, alpha=0.4, label="paper, mixout")
-    panels[0].set_yscale("log")
+    panels[0].legend(loc="lower left", handles=panels[0].lines[-1:])
+    panels[0].set_ylim(bottom=0)
     for axes, title in zip(
         panels, ("||w - w_pre||^2 / plain's", "target accuracy", "source accuracy after"), strict=True
     ):
         axes.set_title(title)
         axes.set_xlabel("p")
-    panels[0].legend(fontsize=7)
+    panels[2].legend(fontsize=7)
     return figure

@@ -44,7 +44,9 @@ def claims(ps: tuple[float, ...] = (0.3, 0.9)) -> list[Claim]:
                 given, "paper's: (1-p) times the exact gradient", p, (1 - p) * (plain + pull),
                 expected_gradient(given, p, "paper"),
             ),
-            _claim(given, "mixed forward, dense gradient: none", p, 0 * pull, expected_gradient(given, p, "dense") - plain),
+            _claim(
+                given, "mixed forward, dense gradient: none", p, 0 * pull, expected_gradient(given, p, "dense") - plain
+            ),
             _claim(given, "gradient mask alone: none", p, 0 * pull, expected_gradient(given, p, None) - plain),
         ]  # fmt: skip
     return found

@@ -94,7 +94,8 @@ def closed_form(given: Data, p: float) -> Tensor:
     diagonal = hessian.diagonal().diag()
     odds = p / (1 - p)
     right = given.inputs.T @ given.outputs / points + odds * diagonal @ given.target
-    return torch.linalg.solve(hessian + odds * diagonal, right)
+    minimum: Tensor = torch.linalg.solve(hessian + odds * diagonal, right)
+    return minimum
 
 
 def train(given: Data, p: float, *, steps: int, chains: int, seed: int = 0) -> Tensor:

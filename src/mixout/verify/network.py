@@ -6,6 +6,7 @@ weight has shape (R, out, in). The same function serves R restarts of a training
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,8 +73,7 @@ def initial(sizes: Sequence[int], *, seed: int = 0, dtype: torch.dtype = torch.f
     hidden = sizes[1:-1]
     return Network(
         weights=[
-            0.02 * torch.randn(1, out, inputs, generator=draw, dtype=dtype)
-            for inputs, out in zip(sizes, sizes[1:], strict=False)
+            0.02 * torch.randn(1, out, inputs, generator=draw, dtype=dtype) for inputs, out in itertools.pairwise(sizes)
         ],
         biases=[torch.zeros(1, 1, out, dtype=dtype) for out in sizes[1:]],
         gains=[torch.ones(1, 1, width, dtype=dtype) for width in hidden],

@@ -1,7 +1,7 @@
 r"""Supplement B: where only some layers, or some units, are mixed, the bound holds with their coordinates alone.
 
-Two layers under one quadratic loss that couples them; the first is mixed, then two of its columns. The curvature and the
-distance of what is not mixed do not enter: ``E L(Phi) - L(w) = p/(2(1-p)) sum over mixed units of d^T H d``.
+Two layers under one quadratic loss that couples them; the first is mixed, then two of its columns. The curvature and
+the distance of what is not mixed do not enter: ``E L(Phi) - L(w) = p/(2(1-p)) sum over mixed units of d^T H d``.
 """
 
 from __future__ import annotations

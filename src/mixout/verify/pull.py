@@ -2,19 +2,19 @@ r"""The pull along a training run: measured ``E L(Phi) - L(w)`` against what cur
 
 To second order ``E L(Phi) - L(w) = p/(2(1-p)) S``, ``S = sum over units of d^T H d``, with H the loss's Hessian at the
 current w and d the unit's part of w - u. It is what makes mixout adaptive: the strength follows the curvature of the
-moment. A pull that does not adapt, ``p/(2(1-p)) m ||w - u||^2`` with m fixed, is drawn beside it; a network has no constant
-of strong convexity, so m is the mean curvature S / ||w - u||^2 at the first measured step.
+moment. A pull that does not adapt, ``p/(2(1-p)) m ||w - u||^2`` with m fixed, is drawn beside it; a network has no
+constant of strong convexity, so m is the mean curvature S / ||w - u||^2 at the last measured step.
 
 - The measured side averages over sampled masks. Its first-order part, grad L(w) . (Phi - w), has mean 0 and is
   subtracted, which leaves the mean and takes most of the noise.
-- S needs no loop over units: with one random sign s per unit, v = sum_u s_u d_u, E v^T H v = S. Products with H come from
-  differentiating twice, so the kinks of ReLU, which autograd does not see, are not in H.
+- S needs no loop over units: with one random sign s per unit, v = sum_u s_u d_u, E v^T H v = S. Products with H come
+  from differentiating twice, so the kinks of ReLU, which autograd does not see, are not in H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Point:
         measured_error: its standard error.
         predicted: p/(2(1-p)) S.
         predicted_error: its standard error, from the random signs.
-        fixed: p/(2(1-p)) m ||w - u||^2 with the first step's m.
+        fixed: p/(2(1-p)) m ||w - u||^2 with the last step's m.
     """
 
     step: int
@@ -82,9 +82,7 @@ class Plan:
     signs: int
 
 
-def points(
-    data: Domains, start: Network, plan: Plan, report: Callable[[str], None], *, seed: int = 0
-) -> Iterator[Point]:
+def points(data: Domains, start: Network, plan: Plan, report: Callable[[str], None], *, seed: int = 0) -> list[Point]:
     """Fine-tune ``start`` on the target, plainly, so that every p is measured at the same weights.
 
     Args:
@@ -97,24 +95,31 @@ def points(
     images = data.target.part(0, plan.train_size)
     held = images.part(0, plan.images)
     training = Training(treatment="mixout", p=0.0, optimizer="adam", rate=plan.rate, epochs=plan.epochs)
-    first_curvature = None
+    found = []
     for step, network in enumerate(course(start, images, training, [seed]), start=1):
         if step not in plan.checkpoints:
             continue
         deltas = [w.detach() - u.detach() for w, u in zip(network.weights, start.weights, strict=True)]
         distance = float(sum(delta.square().sum() for delta in deltas))
         curvature, curvature_error = _spread(block_curvature(network, deltas, held, plan.signs, seed=seed))
-        first_curvature = first_curvature or curvature / distance
         for p in PS:
             loss, pulls = sampled_pulls(network, start, held, p, plan.masks, seed=seed)
             measured, measured_error = _spread(pulls)
             factor = p / (2 * (1 - p))
-            yield Point(
+            found.append(Point(
                 step=step, p=p, loss=loss, squared_distance=distance, measured=measured,
                 measured_error=measured_error, predicted=factor * curvature,
-                predicted_error=factor * curvature_error, fixed=factor * first_curvature * distance,
-            )  # fmt: skip
+                predicted_error=factor * curvature_error, fixed=float("nan"),
+            ))  # fmt: skip
         report(f"  adaptivity, step {step}: sum over units of d'Hd {curvature:.4g} +- {curvature_error:.2g}")
+    return _with_fixed(found)
+
+
+def _with_fixed(found: list[Point]) -> list[Point]:
+    """Fill in the pull that does not adapt: only at the end of the run is it known with which m to compare."""
+    last = found[-1]
+    m = last.predicted / last.squared_distance / (last.p / (1 - last.p))
+    return [replace(point, fixed=point.p / (1 - point.p) * m * point.squared_distance) for point in found]
 
 
 def _loss(network: Network, images: Images) -> Tensor:

@@ -46,7 +46,7 @@ def verify(data: Domains, plan: Plan, report: Callable[[str], None]) -> Findings
     fits = least_squares.fits(steps=plan.steps, chains=plan.chains)
     report(f"pretraining: {data.name}")
     start = transfer.pretrain(data, plan.transfer)
-    points = list(pull.points(data, start, plan.pull, report))
+    points = pull.points(data, start, plan.pull, report)
     cells = list(transfer.cells(data, start, plan.transfer, report))
     claims += [*least_squares.claims(fits), *pull.claims(points), *transfer.claims(cells)]
     return Findings(data=data.name, claims=claims, fits=fits, points=points, cells=cells)
