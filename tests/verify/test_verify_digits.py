@@ -58,10 +58,10 @@ def test_digits_without_files():
 def test_what_is_no_mnist_file_is_said(tmp_path, mnist):
     with pytest.raises(InputError, match="expected --mnist beside --emnist"):
         domains(None, mnist)
-    with pytest.raises(InputError, match="expected a .npz file with x_train"):
+    with pytest.raises(InputError, match=r"expected a \.npz file with x_train"):
         domains(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no")
-    with pytest.raises(InputError, match="expected a .npz file with x_train"):
+    with pytest.raises(InputError, match=r"expected a \.npz file with x_train"):
         domains(tmp_path / "text.npz")
     flat = tmp_path / "flat.npz"
     np.savez(flat, **{key: np.zeros((3, 16), dtype=np.uint8) for key in ("x_train", "y_train", "x_test", "y_test")})

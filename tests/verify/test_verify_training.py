@@ -92,7 +92,7 @@ def test_treatments_touch_what_they_say(images):
     assert still["mixout"].equal(still["gradient mask"])  # the same masks for every treatment
     assert not still["dense gradient"].any()
     assert not still["smaller rate"].any()
-    # In the first step w is the anchor: mixing changes nothing, so that the two halves differ from plain as they should.
+    # In the first step w is the anchor and mixing changes nothing: what differs from plain is the gradient.
     plain = step("mixout", images, p=0.0)[0][0] - start().weights[0]
     masked = first["gradient mask"] - start().weights[0]
     torch.testing.assert_close(masked, plain * ~still["mixout"] * 2)
@@ -126,7 +126,7 @@ def test_distance_and_drift():
 
 
 def exact_sum(network, anchor, images):
-    """Sum over input units of d^T H d, from the whole Hessian of torch.func."""
+    """Sum over input units of d^T H d, from the whole Hessian."""
     shapes = [weight.shape for weight in network.weights]
     sizes = [math.prod(shape) for shape in shapes]
 
@@ -137,7 +137,7 @@ def exact_sum(network, anchor, images):
 
     flat = torch.cat([weight.detach().flatten() for weight in network.weights])
     delta = flat - torch.cat([weight.flatten() for weight in anchor.weights])
-    hessian = torch.func.hessian(loss)(flat)
+    hessian = torch.autograd.functional.hessian(loss, flat)
     unit = torch.cat([
         (torch.arange(size) % shape[2]) + 1000 * layer
         for layer, (size, shape) in enumerate(zip(sizes, shapes, strict=True))
@@ -157,12 +157,12 @@ def test_random_signs_estimate_the_block_sum(images):
 
 
 def test_the_measured_pull_is_the_prediction_for_a_small_delta(images):
-    """Close to the anchor the second order is all there is: an independent check of both sides."""
+    """So close to the anchor that no kink of ReLU is crossed, the second order is all there is."""
     anchor = start()
     network = anchor.copies(1)
     draw = torch.Generator().manual_seed(2)
     for weight in network.weights:
-        weight.data += 1e-3 * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+        weight.data += 1e-5 * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
     here, pulls = pull.sampled_pulls(network, anchor, images, 0.5, 4000)
     loss = nn.functional.cross_entropy(scores(network, images.pixels[None])[0], images.labels)
     assert here == pytest.approx(float(loss.detach()))
@@ -182,7 +182,8 @@ def cell(treatment, p, distance, target, optimizer="adam"):
 def test_the_claims_of_section_4_can_fail():
     good = [
         cell("plain", 0.0, 2.0, 0.9), cell("dropout", 0.8, 3.0, 0.7), cell("mixout", 0.8, 1.0, 0.8),
-        cell("gradient mask", 0.8, 1.1, 0.8), cell("dense gradient", 0.8, 2.5, 0.8), cell("smaller rate", 0.8, 0.9, 0.8),
+        cell("gradient mask", 0.8, 1.1, 0.8), cell("dense gradient", 0.8, 2.5, 0.8),
+        cell("smaller rate", 0.8, 0.9, 0.8),
     ]  # fmt: skip
     assert all(claim.holds for claim in transfer.claims(good))
     for number, distance in ((2, 3.0), (3, 2.5), (4, 1.9), (5, 2.1)):

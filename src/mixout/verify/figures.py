@@ -134,5 +134,5 @@ def _section4(cells: Sequence[Cell]) -> Figure:
     ):
         axes.set_title(title)
         axes.set_xlabel("p")
-    panels[2].legend(fontsize=7)
+    panels[1].legend(fontsize=7, loc="lower left")
     return figure
