@@ -7,6 +7,8 @@ import pytest
 from mixout import cli
 from mixout.verify import theorem
 from mixout.verify.claim import Claim
+from mixout.verify.plans import plan
+from mixout.verify.transfer import PAPER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,6 +32,11 @@ def test_the_short_form_holds_and_writes_its_tables_and_figures(tmp_path, capsys
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in place.glob("*.png"))
 
 
+def test_p_of_section_4_can_be_chosen():
+    assert plan("full", mnist=True, ps=(0.8, 0.4, 0.8)).transfer.ps == (0.0, 0.4, 0.8)
+    assert plan("full", mnist=True).transfer.ps == tuple(PAPER)
+
+
 def test_a_claim_that_does_not_hold_is_status_1(tmp_path, capsys, monkeypatch):
     from mixout.verify import suite
 
@@ -48,6 +55,7 @@ def test_a_claim_that_does_not_hold_is_status_1(tmp_path, capsys, monkeypatch):
     [
         (["--mnist", "nowhere.npz"], "expected a .npz file"),
         (["--emnist", "nowhere.npz"], "expected --mnist beside --emnist"),
+        (["--p", "0.5", "1"], "expected every p between 0 and 1, got 0.5, 1.0"),
         (["--short", "--full"], "not allowed with argument --short"),
     ],
 )

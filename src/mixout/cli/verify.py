@@ -31,6 +31,9 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser.add_argument(
         "--emnist", metavar="FILE", help="the same for EMNIST Digits, the source; without it: MNIST's half, transposed"
     )
+    parser.add_argument(
+        "--p", nargs="+", type=float, default=[], metavar="P", help="only these probabilities in section 4, beside 0"
+    )
     parser.add_argument("--output-dir", default="out/verify", metavar="DIR", help="default: %(default)s")
 
 
@@ -46,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
     mnist, emnist = (None if given is None else Path(given) for given in (args.mnist, args.emnist))
     data = domains(mnist, emnist)
+    size = plan("short" if args.short else "full" if args.full else "minutes", mnist=mnist is not None, ps=args.p)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    size = plan("short" if args.short else "full" if args.full else "minutes", mnist=mnist is not None)
     with Lines() as lines:
         found = verify(data, size, lines)
     _write(found, folder)

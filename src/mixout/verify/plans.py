@@ -6,9 +6,11 @@ the rate, so that fine-tuning comes comparably far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from mixout.errors import InputError
 from mixout.verify import pull, transfer
 
 Size = Literal["short", "minutes", "full"]
@@ -33,14 +35,25 @@ class Plan:
     pull: pull.Plan
 
 
-def plan(size: Size, *, mnist: bool) -> Plan:
+def plan(size: Size, *, mnist: bool, ps: Sequence[float] = ()) -> Plan:
     """The plan of that size.
 
     Args:
         size: ``short``: seconds. ``minutes``: minutes on two cores. ``full``: the paper's restarts, p, images and
             epochs; hours.
         mnist: whether the images are MNIST's, or the smaller ones of scikit-learn.
+        ps: of section 4, beside 0; empty for the plan's own.
+
+    Raises:
+        InputError: if one of ``ps`` is not between 0 and 1.
     """
+    if not all(0 < p < 1 for p in ps):
+        raise InputError(f"expected every p between 0 and 1, got {', '.join(map(str, ps))}; 0 is run in any case")
+    chosen = _plan(size, mnist=mnist)
+    return replace(chosen, transfer=replace(chosen.transfer, ps=(0.0, *sorted(set(ps))))) if ps else chosen
+
+
+def _plan(size: Size, *, mnist: bool) -> Plan:
     if size == "short":
         return Plan(passes=300, steps=800, chains=48, transfer=_short(mnist), pull=_pull(_short(mnist), (60, 150), 80))
     if not mnist:
@@ -49,9 +62,8 @@ def plan(size: Size, *, mnist: bool) -> Plan:
             passes=2000, steps=3000, chains=128, transfer=chosen, pull=_pull(chosen, (10, 30, 60, 120, 240, 360), 200)
         )
     chosen = _mnist(size)
-    return Plan(
-        passes=2000, steps=3000, chains=128, transfer=chosen, pull=_pull(chosen, (10, 30, 60, 120, 240, 370), 200)
-    )
+    checkpoints = (10, 30, 60, 120, 240, 370) if size == "minutes" else (10, 30, 100, 300, 1000, 4000)
+    return Plan(passes=2000, steps=3000, chains=128, transfer=chosen, pull=_pull(chosen, checkpoints, 200))
 
 
 def _short(mnist: bool) -> transfer.Plan:
