@@ -1,9 +1,9 @@
 r"""Section 4: pretrain on a source, fine-tune on a target with dropout(p) or mixout(w_pre, p); and what else shortens.
 
 The paper reports that ||w - w_pre||^2 falls with p under mixout and rises under dropout, and reads it as mixout's pull.
-Adam alone does much of that: a gradient that is 0 with probability p, pulled nowhere, makes steps that are shorter by
-sqrt(1-p), so that ||w - w_pre||^2 falls about as 1-p. The controls are mixout's two halves, a rate times sqrt(1-p), and
-SGD, whose expected step a mask does not shorten. Lee et al. 2020, section 4 and supplement.
+Adam alone does that: a gradient that is 0 with probability p, pulled nowhere, makes the coherent part of its steps
+shorter by sqrt(1-p). The controls are mixout's two halves, a rate times sqrt(1-p), and SGD, whose expected step a mask
+does not shorten. Lee et al. 2020, section 4.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def _measured(data: Domains, start: Network, trained: Network, training: Trainin
 def claims(found: list[Cell]) -> list[Claim]:
     """What holds in every form of the run, at the largest p; distances relative to those of p = 0, Adam.
 
-    That dropout's distance rises, and how much of mixout's shortening the mask alone makes, depends on how long is
-    trained: it is in the table, not among the claims.
+    Whether dropout's distance rises, and how much of mixout's shortening the mask alone makes, depends on how long one
+    trains: that is in the table, not among the claims.
     """
     at = {(cell.treatment, cell.p): cell for cell in found if cell.optimizer == "adam"}
     p = max(cell.p for cell in found)
