@@ -172,6 +172,29 @@ def test_the_measured_pull_is_the_prediction_for_a_small_delta(images):
     assert error < 0.1 * abs(expected)
 
 
+def point(step, measured, predicted, p=0.1):
+    return pull.Point(
+        step=step, p=p, loss=1.0, squared_distance=1.0, measured=measured, measured_error=0.01, predicted=predicted,
+        predicted_error=0.01, fixed=1.0,
+    )  # fmt: skip
+
+
+def test_the_pull_is_claimed_where_the_curvature_is_positive_and_at_the_end():
+    found = [
+        point(1, 0.5, -1.0),
+        point(2, 1.1, 1.0),
+        point(3, 1.6, 1.0),
+        point(3, 9.0, 1.0, p=0.9),
+        point(4, 0.5, -1.0),
+    ]
+    claims = pull.claims(found)
+    assert [(claim.statement, claim.holds) for claim in claims] == [
+        ("after 2 steps", True),
+        ("after 3 steps", False),
+        ("after 4 steps", False),
+    ]
+
+
 def cell(treatment, p, distance, target, optimizer="adam"):
     return transfer.Cell(
         optimizer=optimizer, treatment=treatment, p=p, restarts=2, distance=distance, distance_sd=0.0, drift=distance,

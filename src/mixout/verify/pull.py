@@ -173,13 +173,16 @@ def _spread(values: Tensor) -> tuple[float, float]:
 
 
 def claims(found: list[Point]) -> list[Claim]:
-    """That the prediction is right at the smallest p, at every measured step.
+    """That the prediction is right at the smallest p, wherever the theory's premise holds, and at the end of the run.
 
-    The tolerance is a quarter, for the higher orders, and four standard errors of the ratio.
+    The premise is positive curvature: steps at which S is not above 0 by four standard errors are left out, since the
+    loss is not convex along w - u there and a ratio means nothing. The tolerance is a quarter, for the kinks and higher
+    orders, and four standard errors of the ratio.
     """
+    smallest = [point for point in found if point.p == min(PS)]
     result = []
-    for point in found:
-        if point.p != min(PS):
+    for point in smallest:
+        if point.predicted <= 4 * point.predicted_error and point is not smallest[-1]:
             continue
         ratio = point.measured / point.predicted
         error = abs(ratio) * ((point.measured_error / point.measured) ** 2
