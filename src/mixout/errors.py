@@ -42,3 +42,18 @@ class InputError(MixoutError, ValueError):
 
 class FineTunedAnchorWarning(UserWarning):
     """The weights of a run under way have become the anchor, where the pretrained ones were expected."""
+
+
+def missing_module(error: ImportError) -> str | None:
+    """The package that an import lacked, or None; loaders that import lazily hide it in the cause of their error.
+
+    Example:
+        >>> missing_module(ModuleNotFoundError("no a.b", name="a.b")), missing_module(ModuleNotFoundError("broken"))
+        ('a', None)
+    """
+    found: BaseException | None = error
+    while isinstance(found, ImportError):
+        if found.name:
+            return found.name.partition(".")[0]
+        found = found.__cause__
+    return None

@@ -49,8 +49,9 @@ draw, found = random.Random(seed), []
 for number in range(kills):
     log = folder / f"{number}.log"
     child = driver(folder / "killed", log)
-    # Also before the first line, and in the midst of whatever comes between two runs.
-    time.sleep(draw.uniform(0.0, 3.0) * each)
+    # Also before the first line, and in the midst of whatever comes between two runs; not so late that nothing is left.
+    left = 2 * restarts - len(state(folder / "killed"))
+    time.sleep(draw.uniform(0.0, 2 * left / (kills + 1 - number)) * each)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     found.append({"status": status, "log": log.read_text(), "state": state(folder / "killed")})

@@ -1,6 +1,6 @@
 """The door: ``mixout <command>``. Reads the command line, calls what stands behind it, prints; decides nothing itself.
 
-Exit status: 0 done, 1 the machine failed (a full disk), 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 the machine failed (a full disk) or a claim does not hold, 2 wrong input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mixout.errors import InputError, MixoutError
 from mixout.methods.grammar import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("bench", "dare", "demo", "finetune", "study")
+COMMANDS = ("bench", "dare", "demo", "finetune", "study", "verify")
 # How argparse complains of an unknown command or value.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 

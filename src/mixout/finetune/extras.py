@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mixout.errors import MissingExtraError
+from mixout.errors import MissingExtraError, missing_module
 
 
 @contextmanager
@@ -33,7 +33,9 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
         yield
     # Only "not found": an installed but broken package must show its own error, pip would not help.
     except ModuleNotFoundError as error:
+        name = missing_module(error)
+        if name is None:
+            raise
         raise MissingExtraError(
-            f"expected {error.name!r} to be installed for {purpose}, got no such module; "
-            f'run: pip install "mixout[{extra}]"'
+            f'expected {name!r} to be installed for {purpose}, got no such module; run: pip install "mixout[{extra}]"'
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import mixout
-from mixout.errors import AnchorMismatchError, MissingExtraError
+from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations.logs import measures
 from mixout.schedule import Schedule
 
@@ -22,7 +22,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ModuleNotFoundError as error:
     raise MissingExtraError(
-        f"expected lightning to be installed, got no {error.name!r}; run: pip install lightning"
+        f"expected lightning to be installed, got no {missing_module(error)!r}; run: pip install lightning"
     ) from error
 
 _KEY = "mixout"

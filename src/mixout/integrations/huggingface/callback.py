@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import mixout
-from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError
+from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
 from mixout.schedule import Schedule
 
@@ -22,7 +22,7 @@ try:
     from transformers.trainer_callback import ExportableState
 except ModuleNotFoundError as error:
     raise MissingExtraError(
-        f'expected transformers to be installed, got no {error.name!r}; run: pip install "mixout[hf]"'
+        f'expected transformers to be installed, got no {missing_module(error)!r}; run: pip install "mixout[hf]"'
     ) from error
 
 if TYPE_CHECKING:

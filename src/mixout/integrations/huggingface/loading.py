@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from mixout.errors import MissingExtraError
+from mixout.errors import MissingExtraError, missing_module
 from mixout.selection import Selection, WhereLike, resolve
 
 try:
     from transformers import PreTrainedModel
 except ModuleNotFoundError as error:
     raise MissingExtraError(
-        f'expected transformers to be installed, got no {error.name!r}; run: pip install "mixout[hf]"'
+        f'expected transformers to be installed, got no {missing_module(error)!r}; run: pip install "mixout[hf]"'
     ) from error
 
 
