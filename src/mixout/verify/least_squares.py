@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixout.masks import Stream, draw
+from mixout.masks import draw
 from mixout.ops.mix import mix
+from mixout.streams import Stream
 from mixout.verify.claim import Claim, equals
 
 TOPIC = "Figure 5: least squares with a random target (tolerance of sampled training: 5 standard errors)"

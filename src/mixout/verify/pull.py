@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mixout.masks import Stream, draw
+from mixout.masks import draw
 from mixout.ops.mix import mix
+from mixout.streams import Stream
 from mixout.verify.claim import Claim
 from mixout.verify.digits import Domains, Images
 from mixout.verify.network import Network, losses, scores

@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixout.masks import Stream, draw
+from mixout.masks import draw
 from mixout.ops.mix import mix
+from mixout.streams import Stream
 from mixout.verify.digits import Images
 from mixout.verify.network import Network, Read, losses, scores
 
