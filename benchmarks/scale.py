@@ -192,8 +192,8 @@ def measured() -> dict[str, float]:
         steps = [
             line
             for line in csv.DictReader(handle)
-            if (line["case"], line["tokens"], line["method"], line["p"], line["mode"], line["quantity"])
-            == ("bert-base-3", "4096", "mixout", str(P), "train", "time")
+            if (line["case"], line["tokens"], line["method"], line["p"], line["mode"], line["anchor"])
+            == ("bert-base-3", "4096", "mixout", str(P), "train", "")
         ]
     with (RESULTS / "ddp_traffic.csv").open() as handle:
         shares = [float(line["mixed_ratio"]) for line in csv.DictReader(handle) if line["p"] == str(P)]
