@@ -26,7 +26,6 @@ if sys.argv[2] == "demo":
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(main(sys.argv[2:]))
 """
-_OTHERS = re.compile("torchao|register_constant|kernels-community")
 TOKENIZER = """
 import resource, signal, sys
 from pathlib import Path
@@ -53,15 +52,18 @@ def limited(size: int, *words: str) -> subprocess.CompletedProcess:
     )
 
 
-def error_of(ended: subprocess.CompletedProcess) -> str:
-    """The one line that the command ended with, after its lines of progress."""
-    assert ended.returncode == 1, ended.stderr
-    # What optional packages say of themselves while transformers looks for them is not ours.
-    lines = [line for line in ended.stderr.splitlines() if not _OTHERS.search(line)]
-    *progress, error = lines
-    assert all(line.startswith(("mixout(", "[", "  ", "/", "2 of 4 runs")) for line in progress), ended.stderr
-    assert re.match(r"mixout: error: could not write to .*; .*make room", error)
-    return error
+@pytest.fixture
+def error_of(own_lines):
+    """Gives the one line that a command ended with, after its lines of progress."""
+
+    def last(ended: subprocess.CompletedProcess) -> str:
+        assert ended.returncode == 1, ended.stderr
+        *progress, error = own_lines(ended.stderr)
+        assert all(line.startswith(("mixout(", "[", "  ", "/", "2 of 4 runs")) for line in progress), ended.stderr
+        assert re.match(r"mixout: error: could not write to .*; .*make room", error)
+        return error
+
+    return last
 
 
 @pytest.fixture
@@ -80,7 +82,9 @@ def options(tiny_bert, tiny_task, tmp_path) -> list[str]:
         ("1", 1.5, "inline_container"),  # torch: the optimizer's state is twice the weights
     ],
 )
-def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(options, tiny_bert, tmp_path, save, share, said):
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(
+    options, tiny_bert, tmp_path, save, share, said, error_of
+):
     weights = (Path(tiny_bert) / "model.safetensors").stat().st_size
     error = error_of(limited(int(share * weights), *options, "--save", save))
     assert said in error
@@ -96,7 +100,7 @@ def test_the_exception_of_tokenizers(tiny_bert, tmp_path):
     assert ended.stderr.startswith("could not write to out: ")
 
 
-def test_a_study_stops_and_loses_nothing(study_file, tmp_path):
+def test_a_study_stops_and_loses_nothing(study_file, tmp_path, error_of):
     ledger = tmp_path / "ledger"
     words = ["study", "run", study_file, "--ledger", str(ledger)]
     assert main([*words, "--pilot"]) == 0
@@ -109,7 +113,7 @@ def test_a_study_stops_and_loses_nothing(study_file, tmp_path):
     assert len(list(ledger.rglob("record.json"))) == 4
 
 
-def test_the_demo_says_it_too_and_goes_on(study_file, tmp_path, monkeypatch):
+def test_the_demo_says_it_too_and_goes_on(study_file, tmp_path, monkeypatch, error_of):
     words = ["demo", "--restarts", "1", "--output-dir", str(tmp_path / "demo")]
     assert "call it again to continue" in error_of(limited(2000, *words, study_file))
     # The report is larger than every record.
