@@ -42,6 +42,9 @@ def state(ledger):
     records = (ledger / "runs").glob("*/record.json")
     return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in records}
 
+def finished():
+    return sum(1 for _ in (folder / "killed" / "runs").glob("*/record.json"))
+
 began = time.perf_counter()
 whole = os.waitpid(driver(folder / "whole", folder / "whole.log"), 0)[1]
 each = (time.perf_counter() - began) / (2 * restarts)
@@ -49,9 +52,13 @@ draw, found = random.Random(seed), []
 for number in range(kills):
     log = folder / f"{number}.log"
     child = driver(folder / "killed", log)
-    # Also before the first line, and in the midst of whatever comes between two runs; not so late that nothing is left.
-    left = 2 * restarts - len(state(folder / "killed"))
-    time.sleep(draw.uniform(0.0, 2 * left / (kills + 1 - number)) * each)
+    # Also before the first line, and in the midst of whatever comes between two runs.
+    left = 2 * restarts - finished()
+    moment = time.perf_counter() + draw.uniform(0.0, 2 * left / (kills + 1 - number)) * each
+    # The machine may have become faster since the whole study was timed: no kill waits until its share is used up.
+    most = min(2 * restarts - 2, max(2 * restarts * (number + 1) // (kills + 1), 2 * restarts - left + 1))
+    while time.perf_counter() < moment and finished() < most:
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     found.append({"status": status, "log": log.read_text(), "state": state(folder / "killed")})
