@@ -202,7 +202,6 @@ def test_a_loss_that_is_not_finite_is_a_diverged_run_without_a_score(causal, tmp
         ({"label_column": "class"}, "expected label_column only with labelled text"),
         ({"head": "mixout"}, "expected head only with labelled text"),
         ({"metric": "perplexity"}, "higher is better"),
-        ({"task_type": "classification"}, "expected original only with task_type='causal-lm'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(causal, tmp_path, changes, said):

@@ -29,13 +29,12 @@ def load(settings: Settings) -> Task | Corpus:
     """
     if settings.task_type == CAUSAL:
         return _corpus(settings)
-    if settings.original is not None:
-        raise InputError(
-            f"expected original only with task_type={CAUSAL!r}, got {settings.original!r} with "
-            f"{settings.task_type!r}; leave it out"
-        )
     columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-    return load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
+    task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
+    if settings.original is None:
+        return task
+    before = text.read_original(Path(settings.original), settings.text_column)
+    return replace(task, original=before.text)
 
 
 def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:

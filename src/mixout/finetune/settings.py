@@ -69,7 +69,9 @@ class Settings:
         choices=TASK_TYPES,
     )
     original: str | None = _option(
-        None, "file with text of the domain that a causal language model knew before; its loss shows what is forgotten"
+        None,
+        "file with text of the domain that the model knew before: what is forgotten shows in a causal language model's "
+        "loss on it, or in how far an encoder's mean hidden states turn",
     )
     data_dir: str | None = _option(None, "folder with the TSV files of GLUE; without it the hub is asked")
     text_column: str = _option("text", "column with the text, in files of your own")

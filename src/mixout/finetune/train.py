@@ -24,6 +24,7 @@ from mixout.finetune.batches import DevSet
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
+from mixout.finetune.drift import Drift
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.limits import check_limits
@@ -32,6 +33,7 @@ from mixout.finetune.record import Evaluation, Progress, Record, write_atomicall
 from mixout.finetune.reinit import reinitialise_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.base import digest_of
 from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod, parse
 from mixout.methods.grammar import nearest
@@ -97,19 +99,21 @@ def finetune(
             "dev": task.dev.fingerprint(),
             "weights": loaded.sha256,
         }
-        if isinstance(task, Corpus) and task.original is not None:
-            fingerprints["original"] = task.original.fingerprint()
+        if task.original:
+            text = task.original
+            fingerprints["original"] = digest_of(text) if isinstance(text, tuple) else text.fingerprint()
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings)
         examples = shared.tokens(task.train, settings.max_length)
         dev = _dev(task, shared, settings.max_length)
+        drift = Drift(loaded, task.original if isinstance(task, Task) else (), settings.max_length)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=report or _silence, bars=bars)
         # The last check: from here on the folder holds an unfinished run of these very settings.
         checkpoint = folder.begin(place, settings, fingerprints)
         with disk.writing(place):
             state = trainer.train(run, checkpoint)
-            record = _record(settings, task, loaded, dev, state, start=start, fingerprints=fingerprints)
+            record = _record(settings, task, loaded, dev, drift, state, start=start, fingerprints=fingerprints)
             _write(place, loaded, record, keep_model=keep_model)
     return record
 
@@ -148,6 +152,7 @@ def _record(
     task: Task | Corpus,
     loaded: models.Loaded,
     dev: DevSet | DevTexts,
+    drift: Drift,
     state: TrainerState,
     *,
     start: Mapping[str, torch.Tensor],
@@ -159,7 +164,7 @@ def _record(
     # Pairs as they lie: a second copy of all the weights need not fit on the GPU.
     moved = distance({name: (p, start[name]) for name, p in loaded.model.named_parameters() if name in start})
     losses = [entry.loss for entry in training] + [entry.loss for entry in evaluations]
-    scores = evaluations[-1].scores
+    scores = evaluations[-1].scores | drift.scores()
     return Record(
         status="finished" if all(map(math.isfinite, losses)) else "diverged",
         settings=settings,

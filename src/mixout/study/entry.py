@@ -18,6 +18,8 @@ RUN_NAME = "run.json"
 FAILURE_NAME = "failure.json"
 # What came out of a run. Named one by one: a field that a later version adds must not turn equal results into others.
 _OUTCOME = ("status", "metric", "score", "scores", "evaluations", "training", "predictions", "steps", "distance")
+# What a model still knows of its original domain, by type of model.
+_ORIGINAL = ("original_similarity", "original_log_likelihood")
 _PLACE = ("id", "task", "method", "restart", "factors")
 
 
@@ -75,6 +77,7 @@ def read_ended(folder: Path) -> Entry:
         seconds=record.seconds,
         peak_memory=memory.get("host") if memory.get("device") is None else memory["device"],
         distance=record.distance,
+        original=next((record.scores[name] for name in _ORIGINAL if name in record.scores), None),
         distance_by_layer=record.distance_by_layer,
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         predictions=record.predictions,

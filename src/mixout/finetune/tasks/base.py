@@ -72,6 +72,7 @@ class Task:
         metrics: everything that is reported.
         metric: the one by which runs are compared; among ``metrics``.
         source: one sentence on where the data came from.
+        original: texts of the domain that the model knew before; empty where nobody asks how far it moved there.
 
     Raises:
         ValueError: ``metric`` is not among ``metrics``.
@@ -84,6 +85,7 @@ class Task:
     metrics: tuple[str, ...]
     metric: str
     source: str
+    original: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.metric not in self.metrics:
@@ -95,8 +97,10 @@ class Task:
         return None if self.labels is None else len(self.labels)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of both splits and the class names; not of the name, source or metrics."""
-        return digest_of([self.train.fingerprint(), self.dev.fingerprint(), self.labels])
+        """Return the SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
+        # Without original text as before there was any, so that earlier runs stay what they are.
+        original = [digest_of(self.original)] if self.original else []
+        return digest_of([self.train.fingerprint(), self.dev.fingerprint(), self.labels, *original])
 
 
 def few_sample(split: Split, size: int, seed: int) -> Split:

@@ -136,9 +136,7 @@ def load(path: Path, *, original: Path | None, column: str, metric: str | None) 
         origin = f"The user's file {path.name}, split 80/20 by a hash of the text."
     before = None
     if original is not None:
-        if not original.is_file():
-            raise InputError(f"expected original as a file with text that exists, got {os.fspath(original)!r}")
-        before = documents(original, column)
+        before = read_original(original, column)
         origin += f" Original domain: {original.name}."
     return Corpus(
         name=path.resolve().name if path.is_dir() else path.stem,
@@ -148,6 +146,17 @@ def load(path: Path, *, original: Path | None, column: str, metric: str | None) 
         metric=metric or METRICS[0],
         source=origin,
     )
+
+
+def read_original(file: Path, column: str) -> Documents:
+    """Read text of the domain that a model knew before.
+
+    Raises:
+        InputError: there is no such file, or none that :func:`documents` can read.
+    """
+    if not file.is_file():
+        raise InputError(f"expected original as a file with text that exists, got {os.fspath(file)!r}")
+    return documents(file, column)
 
 
 def documents(file: Path, column: str) -> Documents:

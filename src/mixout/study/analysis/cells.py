@@ -49,6 +49,7 @@ class Cell:
         seconds: mean training time of the runs that know it.
         peak_memory: the largest, in bytes.
         distance: mean distance to the pretrained weights.
+        original: mean score on text of the domain that the model knew before.
     """
 
     task: str
@@ -77,6 +78,7 @@ class Cell:
     seconds: float | None
     peak_memory: int | None
     distance: float | None
+    original: float | None
 
 
 def summarise(runs: Iterable[Run], *, seed: int = 0) -> list[Cell]:
@@ -130,8 +132,6 @@ def _cell(key: CellKey, runs: list[Run], seed: int) -> Cell:
     low, high = bca([scores], lambda x: x.mean(-1), seed=seed)
     failed = None if chance is None else sum(run.failed for run in runs)
     failure_low, failure_high = (None, None) if failed is None else wilson(failed, len(runs))
-    seconds = [run.seconds for run in runs if run.seconds is not None]
-    distances = [run.distance for run in runs if run.distance is not None and np.isfinite(run.distance)]
     return Cell(
         task=key.task,
         method=key.method,
@@ -156,7 +156,14 @@ def _cell(key: CellKey, runs: list[Run], seed: int) -> Cell:
         failure_low=failure_low,
         failure_high=failure_high,
         best_of=expected_best(scores.tolist()),
-        seconds=float(np.mean(seconds)) if seconds else None,
+        seconds=_mean(run.seconds for run in runs),
         peak_memory=max((run.peak_memory for run in runs if run.peak_memory is not None), default=None),
-        distance=float(np.mean(distances)) if distances else None,
+        distance=_mean(run.distance for run in runs),
+        original=_mean(run.original for run in runs),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known and finite."""
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(known)) if known else None

@@ -17,7 +17,7 @@ from mixout.methods.grammar import nearest
 
 STATUSES = ("finished", "diverged", "failed")
 _REQUIRED = ("task", "method", "restart", "score")
-_NUMBERS = ("chance", "seconds", "distance")
+_NUMBERS = ("chance", "seconds", "distance", "original")
 _OPTIONAL = ("metric", *_NUMBERS, "peak_memory", "status", "error", "paired", "id")
 _COLUMNS = (*_REQUIRED, *_OPTIONAL)
 _YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -40,6 +40,7 @@ class Run:
         seconds: of training.
         peak_memory: in bytes.
         distance: to the pretrained weights.
+        original: score on text of the domain that the model knew before, where the run was given some.
         distance_by_layer: the same for each layer.
         evaluations: pairs of step and score.
         predictions: for the dev set, in its order.
@@ -63,6 +64,7 @@ class Run:
     seconds: float | None = None
     peak_memory: int | None = None
     distance: float | None = None
+    original: float | None = None
     distance_by_layer: dict[str, float] = field(default_factory=dict)
     evaluations: tuple[tuple[int, float], ...] = ()
     predictions: tuple[float, ...] = ()
@@ -105,7 +107,8 @@ def read_scores(path: str | Path) -> list[Run]:
     """Runs from a CSV file with the columns task, method, restart and score.
 
     Optional columns are the other scalar fields of :class:`Run`: metric, chance, status, error, seconds, peak_memory,
-    distance, id, and ``paired`` (yes or no). Every other column is a factor. An empty score is a run that failed.
+    distance, original, id, and ``paired`` (yes or no). Every other column is a factor. An empty score is a run that
+    failed.
 
     Args:
         path: file in UTF-8 with a header.

@@ -90,8 +90,8 @@ def scores(place: int, cells: Sequence[Cell], labels: Labels) -> Table:
 
 
 def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
-    """Time and memory of each method on each task."""
-    known = [cell for cell in cells if cell.seconds is not None or cell.peak_memory is not None]
+    """What each method cost on each task: time, memory, and what it moved."""
+    known = [cell for cell in cells if any(value is not None for value in _costs(cell))]
     if not known:
         return None
     several = len({cell.task for cell in known}) > 1
@@ -101,6 +101,8 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
             Value(cell.task if several else MISSING),
             Value(duration(cell.seconds), cell.seconds),
             Value(memory(cell.peak_memory), cell.peak_memory),
+            Value(number(cell.distance, 2), cell.distance),
+            Value(number(cell.original, 3), cell.original),
         )
         for cell in known
     ]
@@ -109,8 +111,18 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
         Column(name="task", numeric=False),
         Column(name="training a run", explanation="mean time, without evaluations"),
         Column(name="peak memory", explanation="the largest of its runs"),
+        Column(name="distance", explanation="mean ||w - w_pre|| over all pretrained weights"),
+        Column(
+            name="original domain",
+            explanation="mean score on text of the domain that the model knew before: of an encoder the cosine of its "
+            "mean hidden states before and after, of a language model the log-likelihood",
+        ),
     )
-    return compact("costs", "Time and memory", columns, rows)
+    return compact("costs", "Cost", columns, rows)
+
+
+def _costs(cell: Cell) -> tuple[float | None, ...]:
+    return cell.seconds, cell.peak_memory, cell.distance, cell.original
 
 
 def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
