@@ -57,8 +57,36 @@ def test_everything_is_in_it():
         "distances": 6,
         "curves": 6,
         "doses": 2,
+        "sweeps": 0,
         "notes": 0,
     }
+
+
+def test_methods_are_compared_at_the_same_factors_alone():
+    # Over both rates together the methods score the same, and the baseline is best at another rate.
+    mean = {
+        ("plain", "1e-5"): 0.8,
+        ("plain", "1e-4"): 0.6,
+        ("mixout(0.9)", "1e-5"): 0.75,
+        ("mixout(0.9)", "1e-4"): 0.65,
+    }
+    noise = np.random.default_rng(0).normal(0, 0.01, 8)
+    runs = [
+        Run(task="RTE", method=method, restart=k, score=score + float(noise[k]), factors={"rate": rate})
+        for (method, rate), score in mean.items()
+        for k in range(8)
+    ]
+    alone = [Run(task="RTE", method="mixout(0.5)", restart=0, score=0.9, factors={"rate": "1e-3"})]
+    found = analyse([*runs, *alone])
+    assert [(c.method, c.factors, round(c.difference, 9)) for c in found.comparisons] == [
+        ("mixout(0.9)", {"rate": "1e-5"}, -0.05),
+        ("mixout(0.9)", {"rate": "1e-4"}, 0.05),
+    ]
+    assert found.verdict == (
+        "Of 2 comparisons with plain, 2 show a difference of means after correction. "
+        "Higher: mixout(0.9) on RTE (rate 1e-4). Lower: mixout(0.9) on RTE (rate 1e-5)."
+    )
+    assert found.notes[-2] == "mixout(0.5) on RTE (rate 1e-3) was not compared: it or plain has no scores there."
 
 
 def test_json_holds_the_same_numbers():

@@ -11,6 +11,7 @@ from mixout.study.analysis.bootstrap import SMALLEST
 from mixout.study.analysis.cells import Cell, summarise
 from mixout.study.analysis.compare import choose_baseline, compare
 from mixout.study.analysis.comparison import Comparison
+from mixout.study.analysis.factors import Sweep, sweeps
 from mixout.study.analysis.grouping import place
 from mixout.study.analysis.mechanism import Curve, Dose, LayerDistance, curves, distances, doses
 from mixout.study.analysis.power import Power, plan
@@ -37,6 +38,7 @@ class Summary:
         distances: to the pretrained weights, by layer.
         curves: scores over steps.
         doses: p against score.
+        sweeps: scores over each numeric factor.
         notes: what was left out or could not be compared, in words.
     """
 
@@ -51,6 +53,7 @@ class Summary:
     distances: tuple[LayerDistance, ...]
     curves: tuple[Curve, ...]
     doses: tuple[Dose, ...]
+    sweeps: tuple[Sweep, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> str:
@@ -95,6 +98,7 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, seed: int = 0) 
         distances=tuple(distances(every)),
         curves=tuple(curves(every)),
         doses=tuple(doses(cells)),
+        sweeps=tuple(sweeps(cells)),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
 
