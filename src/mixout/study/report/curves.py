@@ -1,4 +1,4 @@
-"""Panels with lines: something over k, over p, over steps or over layers, a line for each method.
+"""Panels with lines: something over k, p, steps, layers or the values of a factor, a line for each method.
 
 Lines are told apart by color, mark and dashes together. It computes no statistics.
 """
@@ -58,6 +58,7 @@ def curves(
     description: str,
     chance: float | None = None,
     ticks: Mapping[float, str] | None = None,
+    log: bool = False,
 ) -> Panel:
     """Lines over a common axis.
 
@@ -69,6 +70,7 @@ def curves(
         description: in words and numbers.
         chance: a dashed line, where it lies near the lines.
         ticks: names of places on the horizontal axis, instead of numbers.
+        log: whether the horizontal axis is logarithmic; it then needs ``ticks``.
     """
     heights = [y for line in lines for y in (*line.y, *line.low, *line.high, *(dot[1] for dot in line.dots))]
     heights += [y for line in lines for thread in line.threads for y in thread[1]]
@@ -80,10 +82,13 @@ def curves(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel(value, labelpad=4)
         if near and chance is not None:
-            axes.axhline(chance, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
+            # Behind the runs: at the left end there often are failed ones.
+            axes.axhline(chance, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.2)
             axes.annotate("chance", (0, chance), xytext=(2, 3), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", size=SMALL, color=MUTED,
+                          textcoords="offset points", size=SMALL, color=MUTED, zorder=1.1,
                           bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5})  # fmt: skip
+        if log:
+            axes.set_xscale("log")
         for line in lines:
             _draw(axes, line)
         _ticks(axes, lines, ticks)
@@ -124,6 +129,7 @@ def _behind(axes: Axes, line: Curve, shown: Look) -> list[Line2D]:
 def _ticks(axes: Axes, lines: Sequence[Curve], names: Mapping[float, str] | None) -> None:
     places = sorted({x for line in lines for x in line.x})
     if names is not None:
+        axes.minorticks_off()  # a logarithmic axis would name places of its own
         every = max(1, math.ceil(len(names) / 12))
         axes.set_xticks(list(names)[::every], list(names.values())[::every])
     elif len(places) == 1:

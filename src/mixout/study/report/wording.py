@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MISSING = "\u2013"
 
@@ -58,6 +58,22 @@ def interval(low: float | None, high: float | None, digits: int, *, sign: bool =
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return MISSING
     return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
+
+
+def compact(values: Sequence[float]) -> list[str]:
+    """Values of one axis in few letters: powers of ten for large ones, and below 1 where some are small.
+
+    Example:
+        >>> compact([1e-4, 3e-4, 0.01]), compact([0, 0.01, 0.1]), compact([500, 2000, 1.5e6])
+        (['1e-4', '3e-4', '1e-2'], ['0', '0.01', '0.1'], ['500', '2000', '1.5e6'])
+    """
+    small = any(0 < abs(value) < 1e-3 for value in values)
+    return [_power(value) if abs(value) >= 1e5 or (small and 0 < abs(value) < 1) else f"{value:g}" for value in values]
+
+
+def _power(value: float) -> str:
+    digits, exponent = f"{value:.5e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def percent(share: float | None) -> str:
