@@ -213,3 +213,14 @@ def test_the_page_of_a_study_with_factors(parse, tmp_path):
     ]
     assert len(numbers) == 3
     assert sum(map(len, numbers)) == len(set.union(*numbers))
+    facts = next(one for one in page.all("p") if one.attributes.get("class") == "facts").words()
+    assert "3 methods · 2 values of a/b <i> · 2 values of train_size · 5 restarts each" in facts
+
+
+def test_the_highest_mean_is_that_of_the_same_factors(parse, tmp_path):
+    page = parse(write_report(few_samples(), tmp_path, title="T").read_text())
+    [table] = [one for one in page.all("table") if one.attributes["id"] == "table-scores-0"]
+    rows = [[cell.words() for cell in row.all("th", "td")] for row in table.all("tbody")[0].all("tr")]
+    marked = [row[0] for row in rows if row[2].endswith("highest")]
+    best = SCORES.mean(-1).argmax(0)
+    assert marked == [f"{METHODS[m]}, train_size {size}" for m, size in zip(best, SIZES, strict=True)]

@@ -34,14 +34,15 @@ def overview(cells: Sequence[Cell], labels: Labels) -> Table | None:
                 )
             )
         rows.append(tuple(values))
+    alike = " among methods with the same factors" if any(cell.factors for cell in cells) else ""
     metrics = {cell.task: "" if cell.metric == "score" else f", {cell.metric}" for cell in cells}
     return Table(
         name="overview",
         title="Mean (max) on each task",
         columns=(METHOD, *(Column(name=f"{task}{metrics[task]}") for task in names)),
         rows=tuple(rows),
-        note="Marked: the highest mean of a task, which need not be a difference that the data show. A maximum grows "
-        "with the number of restarts.",
+        note=f"Marked: the highest mean of a task{alike}, which need not be a difference that the data show. A maximum "
+        "grows with the number of restarts.",
     )
 
 
@@ -156,12 +157,16 @@ def instability(instabilities: Sequence[Instability], labels: Labels) -> Table |
     return compact("instability", "Disagreement between restarts", columns, rows)
 
 
-def _mark(cell: Cell, best: Cell | None) -> str:
-    return "highest" if cell is best else ""
+def _mark(cell: Cell, best: Sequence[Cell]) -> str:
+    return "highest" if any(cell is one for one in best) else ""
 
 
-def _best(cells: Sequence[Cell]) -> Cell | None:
-    """The highest mean, where there is something to choose from."""
-    known = [cell for cell in cells if cell.mean is not None]
+def _best(cells: Sequence[Cell]) -> list[Cell]:
+    """The highest mean among the methods with the same factors, where there is something to choose from."""
+    # More examples or another rate are no merit of a method.
+    known: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.mean is not None:
+            known.setdefault(tuple(sorted(cell.factors.items())), []).append(cell)
     mean: Callable[[Cell], float] = lambda cell: cell.mean or 0.0  # noqa: E731  the type checker wants its type
-    return max(known, key=mean) if len(known) > 1 else None
+    return [max(several, key=mean) for several in known.values() if len(several) > 1]

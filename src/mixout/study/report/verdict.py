@@ -37,10 +37,15 @@ def facts(cells: Sequence[Cell]) -> str:
     sizes = sorted({cell.runs for cell in cells})
     restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
     known = any(cell.failed is not None for cell in cells)
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, value in cell.factors.items():
+            values.setdefault(name, set()).add(value)
     parts = [
         count(runs, "run"),
         count(len({cell.task for cell in cells}), "task"),
-        count(len({(cell.method, *sorted(cell.factors.items())) for cell in cells}), "method"),
+        count(len({cell.method for cell in cells}), "method"),
+        *(f"{len(seen)} values of {name}" for name, seen in sorted(values.items()) if len(seen) > 1),
         f"{restarts} each",
         *([f"{failed:,} failed"] if known else []),
     ]
