@@ -29,7 +29,7 @@ class Curve:
     Args:
         number: of the method's look.
         label: the method.
-        x: in rising order.
+        x: where the marks stand, in the order in which the line joins them.
         y: as many.
         low: of the interval at each x, None where there is none; empty without intervals.
         high: of the interval at each x.

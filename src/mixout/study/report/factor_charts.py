@@ -95,7 +95,7 @@ def _chart(
         text = Scores(_mean(cell, original) or 0.0 for one in here for cell in one.cells)
         lines, said = [], []
         for at, one in enumerate(here):
-            label = _apart(labels.of(one), place)
+            label = apart(labels.of(one), place)
             known = [
                 (v, cell) for v, cell in zip(one.values, one.cells, strict=True) if _mean(cell, original) is not None
             ]
@@ -110,7 +110,7 @@ def _chart(
                        chance=None if original else _chance(here), log=axis.log)
             )  # fmt: skip
     title, caption = ("Original domain", _ORIGINAL) if original else ("Score", _SCORES)
-    return chart(name, f"{title} over {factor}", caption, panels, [_apart(label, place) for label in labels.all()])
+    return chart(name, f"{title} over {factor}", caption, panels, [apart(label, place) for label in labels.all()])
 
 
 def _line(
@@ -150,6 +150,6 @@ def _chance(sweeps: Sequence[Sweep]) -> float | None:
     return seen.pop() if len(seen) == 1 else None
 
 
-def _apart(label: Label, place: int) -> Label:
+def apart(label: Label, place: int) -> Label:
     """With a number that no other chart's lines have: a line is no single method's cell. Its look stays."""
     return Label(PERIOD * (place + 1) + label.number, label.text)

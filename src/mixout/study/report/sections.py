@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import Summary
-from mixout.study.report import cell_tables, comparison_tables, curve_charts, factor_charts, row_charts
+from mixout.study.report import cell_tables, comparison_tables, curve_charts, factor_charts, row_charts, tradeoff
 from mixout.study.report.canvas import Chart
 from mixout.study.report.labels import Labels
 from mixout.study.report.page import Section
@@ -33,6 +33,7 @@ def results(summary: Summary, runs: Sequence[Run]) -> list[Section]:
         _drawn(row_charts.scores(summary.cells, runs, labels)),
         _drawn(curve_charts.over_p(summary.doses)),
         *map(_drawn, factor_charts.over_factors(summary.sweeps, runs)),
+        _drawn(tradeoff.tradeoff(summary.cells, summary.sweeps, runs)),
         _drawn(row_charts.differences(summary.comparisons, labels), [*differences, across]),
         _drawn(curve_charts.best_of(summary.cells, labels)),
         _section("enough", "Enough restarts?", [restarts]),
