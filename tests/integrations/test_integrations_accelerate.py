@@ -93,7 +93,7 @@ def test_save_state_goes_on_bit_for_bit(tmp_path):
 def test_accelerate_launch_of_the_example_on_two_processes():
     """Both end with the same weights, though each saw its own half of the data and drew a mask in each of 12 passes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0"]  # a free one
+    launch += ["--main_process_port", "0", "--num_machines", "1"]  # port 0: a free one
     example = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -102,7 +102,7 @@ def test_accelerate_launch_of_the_example_on_two_processes():
         "HF_HOME": os.devnull,  # where a user's own configuration of accelerate would be
     }
     done = subprocess.run(
-        [*launch, str(example)], capture_output=True, text=True, timeout=180, check=False, env=environment
+        [*launch, str(example)], capture_output=True, text=True, timeout=300, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
     found = dict(re.findall(r"process (\d): (.*)", done.stdout))

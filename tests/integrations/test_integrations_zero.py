@@ -28,7 +28,7 @@ def ranks(folder, which):
         [sys.executable, str(PROGRAM), str(folder), which],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         check=False,
         env=environment,
     )
