@@ -23,7 +23,7 @@ def torchrun(name):
     sources = str(Path(mixout.__file__).parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": sources}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(EXAMPLES / f"{name}.py")]
+    command += [str(Path(__file__).with_name("run_example.py")), str(EXAMPLES / f"{name}.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return numbers(done.stdout)
