@@ -103,7 +103,7 @@ def test_accelerate_launch_of_the_example_on_two_processes():
         "HF_HOME": os.devnull,  # where a user's own configuration of accelerate would be
     }
     done = subprocess.run(
-        [*launch, str(example)], capture_output=True, text=True, timeout=300, check=False, env=environment
+        [*launch, str(example)], capture_output=True, text=True, timeout=600, check=False, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
     # Not by lines: what two processes print may stand in one.
