@@ -1,9 +1,14 @@
-"""Accelerate: apply_, then prepare. Accumulation, mixed precision and save_state work as without mixout."""
+"""Accelerate: apply_, then prepare. Accumulation, mixed precision and save_state work as without mixout.
+
+python examples/accelerate_loop.py
+accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py    # two processes, also on a CPU
+"""
 
 import tempfile
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,8 +33,16 @@ if __name__ == "__main__":
                 optimizer.step()
                 optimizer.zero_grad()
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as own:
+        [folder] = broadcast_object_list([own])  # the main process's, for all
         accelerator.save_state(folder)  # plain weights, optimizer, and the random state that masks are drawn from
-    print(mixout.coverage(model))  # everything of mixout finds its model inside wrappers too
-    print(f"distance to the anchor: {mixout.distance(model).total:.3f}")
+        accelerator.save(mixout.state_dict(model), f"{folder}/mixout.pt")  # on several processes: where masks go on
+        accelerator.wait_for_everyone()
+    accelerator.print(mixout.coverage(model))  # everything of mixout finds its model inside wrappers too
+    total = nn.utils.parameters_to_vector(model.parameters()).double().sum().item()  # equal in all processes
+    masks, distance = mixout.state_dict(model)["draws"], mixout.distance(model).total
+    print(
+        f"process {accelerator.process_index}: sum {total:.12f}, masks {masks}, distance to the anchor {distance:.3f}"
+    )
     mixout.remove_(model)
+    accelerator.end_training()

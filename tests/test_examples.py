@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,12 +19,15 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = sorted((ROOT / "docs" / "integrations").glob("*.md"))
 
 pytestmark = [
-    # Of the trainers, none of them about mixout: of Lightning's on workers; TRL's default; a machine without a GPU.
+    # Of the trainers, none of them about mixout: of Lightning's on workers; TRL's default; a machine without a GPU;
+    # what DeepSpeed calls of torch.
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # peft asks for it
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+    pytest.mark.filterwarnings("ignore:`torch.distributed.all_gather_into_tensor` is deprecated"),
 ]
 
 
@@ -44,7 +49,7 @@ def test_an_example_runs_and_leaves_nothing(path, tmp_path, monkeypatch, capsys)
         pytest.skip(f"not installed: {', '.join(missing)}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path)])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), mock.patch.dict(os.environ):
         runpy.run_path(str(path), run_name="__main__")
     # What it says of the model or of the run: an example that does nothing says nothing.
     assert re.search(r"\d", capsys.readouterr().out)

@@ -130,7 +130,7 @@ def coverage(model: nn.Module) -> Coverage:
     root, applied = applied_to(model)
     seen: set[int] = set()
     mixed: set[int] = set()
-    trained = any(isinstance(module, Mixed) and _called(module) for module in root.modules())
+    called = {name for name, module in root.named_modules() if isinstance(module, Mixed) and _called(module)}
     layers = []
     adapted = adapted_layers(root)
     for name, module in root.named_modules():
@@ -140,11 +140,11 @@ def coverage(model: nn.Module) -> Coverage:
         if own:
             around = within(adapted, name)
             if around is None:
-                kind, reason = _kind(name, module, parent(root, name), trained=trained)
+                kind, reason = _kind(name, module, parent(root, name), trained=bool(called))
                 if adapted and reason == "not chosen" and not any(p.requires_grad for p in own):
                     reason = "frozen, and without an adapter"
             else:
-                kind, reason = _adapter_kind(name[len(around) + 1 :], module, adapted[around], trained=trained)
+                kind, reason = _adapter_kind(name[len(around) + 1 :], module, adapted[around], called)
             layer = _layer(name, module, kind, reason, sum(p.numel() for p in fresh))
             weight = module._parameters.get("weight")
             if layer.kind == "mixed" and weight is not None and id(weight) not in mixed:
@@ -189,8 +189,8 @@ def _kind(name: str, module: nn.Module, holder: nn.Module | None, *, trained: bo
     return ("plain", "not chosen") if problem is None else ("bypassed", problem)
 
 
-def _adapter_kind(name: str, module: nn.Module, layer: Any, *, trained: bool) -> tuple[Kind, str]:  # noqa: ANN401
-    """What ``module``, called ``name`` within an adapted layer of peft, is."""
+def _adapter_kind(name: str, module: nn.Module, layer: Any, called: set[str]) -> tuple[Kind, str]:  # noqa: ANN401
+    """What ``module``, called ``name`` within an adapted layer of peft, is; ``called``: layers called in training."""
     part, _, adapter = name.partition(".")
     if part == "base_layer":
         if isinstance(module, Mixed):
@@ -209,6 +209,8 @@ def _adapter_kind(name: str, module: nn.Module, layer: Any, *, trained: bool) ->
         return "plain", "not chosen"
     if adapter not in layer.active_adapters:
         return "plain", "its adapter is not active"
+    # An adapter that was activated after another one was trained has not been called anywhere yet.
+    trained = any(one.endswith((f"lora_A.{adapter}", f"lora_B.{adapter}")) for one in called)
     return _kind(name, module, None, trained=trained)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,30 @@ def test_save_state_goes_on_bit_for_bit(tmp_path):
     accelerator.load_state(str(tmp_path / "state"))
     again(accelerator, model, optimizer, data)
     assert all(a.equal(b) for a, b in zip(model.parameters(), whole[1].parameters(), strict=True))
+
+
+def test_accelerate_launch_of_the_example_on_two_processes():
+    """Both end with the same weights, though each saw its own half of the data and drew a mask in each of 12 passes."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0", "--num_machines", "1"]  # port 0: a free one
+    launch += [str(Path(__file__).with_name("run_example.py"))]
+    example = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(Path(mixout.__file__).parents[1]),
+        "HF_HOME": os.devnull,  # where a user's own configuration of accelerate would be
+    }
+    done = subprocess.run(
+        [*launch, str(example)], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Not by lines: what two processes print may stand in one.
+    printed = r"process (\d): sum (\S+), masks (\{.*?\}), distance to the anchor (\d\.\d{3})"
+    found = {rank: what for rank, *what in re.findall(printed, done.stdout)}
+    assert found.keys() == {"0", "1"}
+    assert found["0"] == found["1"]
+    _, masks, distance = found["0"]
+    assert masks == "{'0': 12, '2': 12}"  # 64 examples, 8 in a batch, 3 epochs, 2 processes
+    assert float(distance) > 0.1
+    assert done.stdout.count("mixout(0.7): 2 layers mixed") == 1

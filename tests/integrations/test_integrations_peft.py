@@ -91,6 +91,31 @@ def test_where_sees_the_adapted_layer_under_its_own_name(where, count):
     assert len(mixout.coverage(model).mixed) == count
 
 
+def test_the_papers_layers_are_mixed_in_every_adapter_and_the_others_in_none():
+    """All linear layers have two adapters; the paper leaves out the feed-forward block's first layer."""
+    model = lora(target_modules="all-linear", lora_dropout=0.0)
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    mixout.apply_(model, Mixout(0.5), where="paper")
+    for active, passive in (("default", "other"), ("other", "default")):
+        model.set_adapter(active)
+        found = mixout.coverage(model)
+        assert len(found.mixed) == 2 * 5 + 1  # two blocks without their intermediate layers; the pooler
+        assert all(name.endswith(f".lora_A.{active}") for name in found.mixed)
+        reasons = {layer.name: layer.reason for layer in found.layers}
+        assert reasons[f"{QUERY}.lora_A.{passive}"] == "its adapter is not active"
+        for name, module in model.named_modules():
+            if name.endswith(f".lora_B.{active}"):
+                torch.nn.init.normal_(module.weight, std=0.1)
+        model.zero_grad()
+        model.train()(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+        masked = {
+            name.removesuffix(".weight")
+            for name, parameter in model.named_parameters()
+            if "lora_A" in name and parameter.grad is not None and bool((parameter.grad == 0).all(dim=0).any())
+        }
+        assert masked == set(found.mixed)
+
+
 def test_a_fully_trained_layer_of_the_body_has_an_anchor_of_its_own():
     model = lora(modules_to_save=["key"])
     mixout.apply_(model, Mixout(1.0))

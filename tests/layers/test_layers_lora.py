@@ -67,6 +67,26 @@ def test_output_and_gradients_are_those_of_the_merged_weight(p, unit, gradient, 
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_adapters_own_dropout_acts_before_the_mask_where_it_is_kept(keep):
+    model = adapted(nn.Linear(11, 7), lora_dropout=0.3)
+    mixout.apply_(model, Mixout(0.5), where="all", keep_dropout=keep)
+    assert len(mixout.coverage(model).dropouts) == keep
+    layer, x = model[0], torch.randn(5, 11, requires_grad=True)
+    torch.manual_seed(5)
+    y = model.train()(x)
+    torch.manual_seed(5)
+    dropped = nn.functional.dropout(x, 0.3) if keep else x
+    coins = torch.rand(11) >= 0.5
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = layer.base_layer(x) + 2 * (dropped * coins * 2) @ (b @ a).t()
+    torch.testing.assert_close(y, expected)
+    for got, wanted in zip(*(torch.autograd.grad(out.sum(), [x, a, b]) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(got, wanted)
+    mixout.remove_(model)
+    assert layer.lora_dropout["default"].p == 0.3
+
+
 def test_a_transposed_linear_has_its_coins_on_inputs_too():
     from transformers.pytorch_utils import Conv1D
 

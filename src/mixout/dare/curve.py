@@ -23,6 +23,7 @@ from mixout.finetune.extras import needs
 from mixout.finetune.isolation import quiet
 from mixout.finetune.models import Loaded
 from mixout.finetune.record import RECORD_NAME, Record
+from mixout.finetune.settings import CAUSAL
 from mixout.finetune.tasks import Columns, Task, load_task
 
 with needs("hf", "scoring"):
@@ -109,7 +110,7 @@ def load(folder: str, *, anchor: str | None, task: str | None, data_dir: str | N
         data_dir: of a GLUE task; None for the record's.
 
     Raises:
-        InputError: there is no such model, anchor or task, or they do not fit each other.
+        InputError: there is no such model, anchor or task, they do not fit each other, or it is a language model.
     """
     place = Path(folder).expanduser()
     if not (place / RECORD_NAME).is_file():
@@ -117,6 +118,11 @@ def load(folder: str, *, anchor: str | None, task: str | None, data_dir: str | N
             f"expected a folder that mixout finetune wrote, got {folder!r} without {RECORD_NAME}; train one first"
         )
     record = Record.read(place)
+    if record.settings.task_type == CAUSAL:
+        raise InputError(
+            f"expected a run whose model gives labels, got {folder!r} of task type {CAUSAL!r}, which mixout dare "
+            "cannot score; set the weights in Python with mixout.dare.delta.Delta, and score them there"
+        )
     chosen = _task(record, task, data_dir)
     with quiet():
         loaded = models.load(str(place), labels=record.labels, init_seed=0)

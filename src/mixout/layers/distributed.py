@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from mixout.layers.mixed import Mixed
 
+_ADVICE = "shard it with FSDP2 (torch.distributed.fsdp.fully_shard; accelerate: fsdp_version 2) before apply_"
+
 
 def in_parts(weight: object) -> bool:
     """Whether ``weight`` is a DTensor."""
@@ -94,14 +96,23 @@ def check_sharding(model: nn.Module) -> None:
         MixoutError: if the model is sharded by FSDP1 or by DeepSpeed's ZeRO-3.
     """
     fsdp1 = _loaded("FullyShardedDataParallel")
-    advice = "shard it with FSDP2 (torch.distributed.fsdp.fully_shard; accelerate: fsdp_version 2) before apply_"
     if fsdp1 is not None and any(isinstance(module, fsdp1) for module in model.modules()):
         raise MixoutError(
-            f"expected whole weights, or ones sharded by FSDP2, got a model in FullyShardedDataParallel; {advice}"
+            f"expected whole weights, or ones sharded by FSDP2, got a model in FullyShardedDataParallel; {_ADVICE}"
         )
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    for parameter in model.parameters():
+        check_whole(parameter)
+
+
+def check_whole(weight: torch.Tensor) -> None:
+    """Refuse a weight that DeepSpeed's ZeRO-3 has taken apart.
+
+    Raises:
+        MixoutError: if it has.
+    """
+    if hasattr(weight, "ds_id"):
         raise MixoutError(
-            f"expected whole weights, or ones sharded by FSDP2, got a model sharded by DeepSpeed's ZeRO-3; {advice}, "
+            f"expected whole weights, or ones sharded by FSDP2, got a model sharded by DeepSpeed's ZeRO-3; {_ADVICE}, "
             "or use ZeRO-1 or ZeRO-2"
         )
 

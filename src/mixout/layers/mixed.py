@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.anchor import Anchor
-from mixout.layers.distributed import still_sharded
+from mixout.layers.distributed import check_whole, still_sharded
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.streams import Stream
@@ -95,6 +95,8 @@ class Mixed(nn.Module):
         if torch.compiler.is_compiling():
             self._mixed.compiled = True
         else:
+            if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
+                check_whole(self.weight)
             self._mixed.passes += 1
 
     def leave_(self) -> None:

@@ -6,6 +6,7 @@ wdecay(u, lambda), ``L(w) + (lambda / 2) ||w - u||^2``, which with u = w_pre is 
 
 - Acts through hooks on every optimizer that steps a decayed parameter, whether built before or after; nothing
   is added to the loss, so accumulation, loss scaling and the size of the graph are not touched.
+- Refused under DeepSpeed's ZeRO, whose optimizers step flat copies of the weights.
 - Decays weights of two dimensions or more in the pretrained body (or where ``where`` says); never biases, norms or a
   new head; and no adapters of peft. The optimizer's own weight_decay pulls towards zero beside it: set it to 0.
 - Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP).
@@ -30,7 +31,7 @@ from torch.optim.optimizer import (
 )
 
 from mixout.anchor import Anchor
-from mixout.errors import NothingMixedError
+from mixout.errors import MixoutError, NothingMixedError
 from mixout.layers.lora import adapted_layers, within
 from mixout.methods.method import Method, Site
 
@@ -100,6 +101,7 @@ class Target:
         return parameter
 
 
+_STEPPED_BY_ZERO = ("_hp_mapping", "ds_id")  # DeepSpeed's marks, of stages 1 and 2 and of stage 3
 _LIVE: weakref.WeakSet[Decay] = weakref.WeakSet()
 _HOOKED: list[Any] = []
 _STEPS_FILE = Optimizer.profile_hook_step.__code__.co_filename
@@ -133,6 +135,11 @@ class Decay:
         done = {id(p) for outer in _enclosing(optimizer) for group in outer.param_groups for p in group["params"]}
         for target in self.targets:
             parameter = target.parameter()
+            if any(hasattr(parameter, mark) for mark in _STEPPED_BY_ZERO):
+                raise MixoutError(
+                    "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat "
+                    "copies that anchor_decay does not reach; use DDP, FSDP2 or stage 0, or leave anchor_decay out"
+                )
             if id(parameter) in rates and id(parameter) not in done:  # a tied parameter decays once
                 done.add(id(parameter))
                 anchor = target.anchor.follow(parameter)
