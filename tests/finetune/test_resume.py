@@ -32,6 +32,8 @@ from mixout import cli
 from mixout.finetune import course, trainer
 
 when, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+# A shell that starts the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def deadly(kind, name):
     method = getattr(kind, name)

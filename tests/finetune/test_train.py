@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from mixout.finetune import models, train
+from mixout.finetune.drift import Drift
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
@@ -277,9 +278,10 @@ def test_the_start_is_not_copied_to_the_models_device(settings, tiny_bert, monke
     monkeypatch.setattr(train, "distance", spy)
     loaded = models.load(tiny_bert, labels=("a", "b"), init_seed=0)
     start = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+    drift = Drift(loaded, (), 32)
     loaded.model.to("meta")
     with pytest.raises(KeyboardInterrupt):
-        train._record(settings(), None, loaded, None, transformers.TrainerState(), start=start, fingerprints={})
+        train._record(settings(), None, loaded, None, drift, transformers.TrainerState(), start=start, fingerprints={})
     assert seen.keys() == start.keys()
     assert all(anchor is start[name] for name, (_, anchor) in seen.items())
 
