@@ -17,17 +17,17 @@ Decay towards the anchor is not here: ``mixout.AnchorDecay`` acts on any optimiz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from mixout.finetune.levels import layer_levels
 from mixout.finetune.settings import Settings
 
 
-class BERTAdam(Optimizer):
+class BERTAdam(AdamW):
     r"""Adam without bias correction, with decoupled weight decay.
 
     .. math::
@@ -42,6 +42,7 @@ class BERTAdam(Optimizer):
         betas: :math:`\beta_1, \beta_2`, each in [0, 1).
         eps: :math:`\epsilon`, added outside the root.
         weight_decay: :math:`\lambda`.
+        fused: update in one pass over each parameter, where torch has that for its device and dtype.
 
     Raises:
         ValueError: a value is out of range.
@@ -61,22 +62,18 @@ class BERTAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
+        *,
+        fused: bool = False,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"expected betas in [0, 1), got {betas}")
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if value < 0:
                 raise ValueError(f"expected {name} >= 0, got {value}")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -84,23 +81,19 @@ class BERTAdam(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                if parameter.grad is not None and not self.state[parameter]:
+                    self.state[parameter] = _state(parameter)
+        super().step()
         return loss
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if not state:
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(weight)
-        beta1, beta2 = group["betas"]
-        m = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        v = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = v.sqrt().add_(group["eps"])
-        # The decay comes first, so that both terms see the same w.
-        if group["weight_decay"]:
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.addcdiv_(m, denominator, value=-group["lr"])
+
+def _state(weight: Tensor) -> dict[str, Tensor]:
+    """AdamW's state at step infinity, where its corrections 1 - beta ** step are 1 and stay so."""
+    return {
+        "step": torch.tensor(torch.inf, device=weight.device),
+        "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
+    }
 
 
 def build(model: nn.Module, settings: Settings) -> Optimizer:
@@ -115,10 +108,10 @@ def build(model: nn.Module, settings: Settings) -> Optimizer:
     """
     chosen = groups(model, settings)
     if settings.optimizer == "bertadam":
-        return BERTAdam(chosen, lr=settings.learning_rate)
+        return BERTAdam(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
     if settings.optimizer == "sgd":
         return torch.optim.SGD(chosen, lr=settings.learning_rate)
-    return torch.optim.AdamW(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
+    return AdamW(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
 
 
 def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
