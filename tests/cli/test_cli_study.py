@@ -132,6 +132,49 @@ def test_export_reads_back(study, tmp_path, failing):
     assert "dropout(0.0)" in (tmp_path / "report" / "index.html").read_text()
 
 
+def test_a_study_goes_on_from_a_table(study, tmp_path, capsys):
+    assert study("run") == 0
+    table = str(tmp_path / "runs.csv")
+    assert study("export", "--output", table) == 0
+    # Another machine, which has the table and no ledger.
+    shutil.rmtree(tmp_path / "ledger")
+    capsys.readouterr()
+    assert study("plan", "--restarts", "3", "--known", table) == 0
+    printed = capsys.readouterr().out
+    assert [numbers(line) for line in printed.splitlines()[3:5]] == [["3", "2", "0", "1", "?"]] * 2
+    assert f"--known {table}" in printed
+    assert study("run", "--restarts", "3", "--known", table) == 0
+    assert capsys.readouterr().out.startswith("2 runs in this call")
+    assert sorted((run.method, run.restart) for run in Ledger(tmp_path / "ledger").runs()) == [
+        ("dropout(0.0)", 2), ("mixout(0.5)", 2),
+    ]  # fmt: skip
+    both = str(tmp_path / "both.csv")
+    everything = [(method, restart) for method in ("dropout(0.0)", "mixout(0.5)") for restart in range(3)]
+    assert study("export", "--known", table, "--output", both, file=None) == 0
+    assert sorted((run.method, run.restart) for run in read_scores(both)) == everything
+    assert study("export", "--restarts", "3", "--known", table, "--output", both) == 0
+    assert sorted((run.method, run.restart) for run in read_scores(both)) == everything
+    assert [run for run in read_scores(both) if run.restart < 2] == read_scores(table)
+    # A name is the study's own, also where another one stands in the table.
+    Path(table).write_text(Path(table).read_text().replace("mixout(0.5)", "ours"))
+    assert study("export", "--known", table, "--output", both) == 0
+    assert {run.method for run in read_scores(both)} == {"dropout(0.0)", "mixout(0.5)"}
+
+
+def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("task,method,restart,score,id\nwords,plain,0,0.5,a\nwords,plain,1,,b\n")
+    second.write_text("task,method,restart,score,id\nwords,plain,0,0.25,a\n")
+    assert study("run", "--known", str(first), str(first), str(second)) == 2
+    assert "one score of each run, got 0.5 and" in capsys.readouterr().err
+    second.write_text("task,method,restart,score\nwords,plain,0,0.25\n")
+    assert study("plan", "--known", str(second)) == 2
+    assert "words, plain, restart 0 without an id" in capsys.readouterr().err
+    assert study("run", "--known", str(first), "--until-width", "1") == 2
+    assert "either --known or --until-width" in capsys.readouterr().err
+    assert not (tmp_path / "ledger").exists()
+
+
 def test_what_failed_is_shown_and_retried(study, tmp_path, failing, capsys):
     assert study("run") == 1
     printed = capsys.readouterr()

@@ -40,6 +40,15 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         _add_file(made[name])
     for name in ("status", "export", "report", "prune"):
         _add_file(made[name], nargs="?")
+    for name in ("plan", "run", "export"):
+        made[name].add_argument(
+            "--known",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="CSV",
+            help="tables of earlier exports: runs that they hold count as done, and are exported again",
+        )
     made["run"].add_argument(
         "--pilot", action="store_true", help="only restart 0 of each cell, to see how long it takes"
     )

@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import replace
 
 from mixout.errors import InputError
+from mixout.study.analysis.runs import Run, read_scores
 from mixout.study.declaration import read
 from mixout.study.grid import Planned, Study
 
@@ -34,6 +35,28 @@ def planned(args: argparse.Namespace) -> list[Planned] | None:
     if args.restarts is not None or args.set:
         raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
     return None
+
+
+def known(args: argparse.Namespace) -> dict[str, Run]:
+    """The runs of the tables that ``--known`` names, by identity.
+
+    Raises:
+        InputError: a table cannot be read, a run has no identity, or two tables disagree on one.
+    """
+    found: dict[str, Run] = {}
+    for path in args.known:
+        for run in read_scores(path):
+            name = f"{run.task}, {run.method}, restart {run.restart}"
+            if not run.id:
+                raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
+            # nan, the score of a run that failed, differs from itself.
+            if run.id in found and repr(found[run.id].score) != repr(run.score):
+                raise InputError(
+                    f"expected one score of each run, got {found[run.id].score} and, in {path}, {run.score} of {name}; "
+                    f"leave one of the tables out"
+                )
+            found.setdefault(run.id, run)
+    return found
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from mixout.cli.study.declared import declared, planned
+from mixout.cli.study.declared import declared, known, planned
 from mixout.study.analysis.runs import Run
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents, Ledger
@@ -21,13 +21,14 @@ def plan(args: argparse.Namespace) -> int:
     study = declared(args)
     runs = study.runs()
     contents = Ledger(args.ledger).read()
-    left = missing(runs, contents)
+    done = known(args)
+    left = [run for run in missing(runs, contents) if run.id not in done]
     clock = Clock.of(runs, contents)
     sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
     factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
     product = [*(_count(*size) for size in sizes), *factors, _count(study.restarts, "restart")]
     print(f"{study.name}: {_count(len(runs), 'run')} = {' x '.join(product)}\n")
-    print(_table(runs, contents, clock))
+    print(_table(runs, contents, clock, done=done))
     seconds = clock.expect(left)
     if not left:
         print("\nnothing is missing")
@@ -66,28 +67,45 @@ def status(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(runs: Sequence[Planned] | Sequence[Run], contents: Contents, clock: Clock | None = None) -> str:
-    """One row a cell: its runs by state, and with a clock how long the missing ones take."""
+def _table(
+    runs: Sequence[Planned] | Sequence[Run],
+    contents: Contents,
+    clock: Clock | None = None,
+    *,
+    done: Collection[str] = (),
+) -> str:
+    """One row a cell: its runs by state, and with a clock how long the missing ones take.
+
+    Args:
+        runs: of a study, or those that were run.
+        contents: of the ledger.
+        clock: knows how long runs take.
+        done: identities of runs that ended elsewhere.
+    """
     cells: dict[tuple[str, str], list[Planned | Run]] = {}
     for run in runs:
         factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
         cells.setdefault((run.task, run.method + factors), []).append(run)
     rows = [["task", "method", "runs", *_STATES, *(["time"] if clock else [])]]
     for (task, method), members in cells.items():
-        states = [_state(run.id, contents) for run in members]
+        states = [_state(run.id, contents, done) for run in members]
         row = [task, method, str(len(members)), *(str(states.count(state)) for state in _STATES)]
         if clock:
             seconds = clock.expect(
-                [run for run in members if isinstance(run, Planned) and run.id not in contents.entries]
+                [
+                    run
+                    for run, state in zip(members, states, strict=True)
+                    if isinstance(run, Planned) and state == "missing"
+                ]
             )
             row.append("?" if seconds is None else in_words(seconds))
         rows.append(row)
     return aligned(rows)
 
 
-def _state(id: str, contents: Contents) -> str:
+def _state(id: str, contents: Contents, done: Collection[str]) -> str:
     if id not in contents.entries:
-        return "missing"
+        return "done" if id in done else "missing"
     return "failed" if contents.entries[id].record is None else "done"
 
 
@@ -109,7 +127,9 @@ def _command(step: str, args: argparse.Namespace) -> str:
     """What to call next, on the same study and ledger."""
     settings = ["--set", *args.set] if args.set else []
     restarts = [] if args.restarts is None else ["--restarts", str(args.restarts)]
-    return shlex.join(["mixout", "study", step, args.file or "FILE", "--ledger", args.ledger, *restarts, *settings])
+    tables = ["--known", *args.known] if getattr(args, "known", []) else []
+    options = ["--ledger", args.ledger, *restarts, *settings, *tables]
+    return shlex.join(["mixout", "study", step, args.file or "FILE", *options])
 
 
 def _name(run: Run) -> str:

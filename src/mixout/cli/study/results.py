@@ -8,14 +8,15 @@ import io
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from mixout.cli.study.declared import declared, planned
+from mixout.cli.study.declared import declared, known, planned
 from mixout.errors import InputError
 from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
-from mixout.study.analysis.runs import read_scores, to_csv_rows
+from mixout.study.analysis.runs import Run, read_scores, to_csv_rows
 from mixout.study.ledger import Ledger
 
 
@@ -39,8 +40,7 @@ def export(args: argparse.Namespace) -> int:
     path = Path(args.output)
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
-    ledger, asked = Ledger(args.ledger), planned(args)
-    runs = ledger.runs() if asked is None else ledger.read().of(asked)
+    runs = _exported(args)
     if not runs:
         raise InputError(f"expected runs in {args.ledger}, got none; run the study first")
     rows = to_csv_rows(runs)
@@ -56,6 +56,20 @@ def export(args: argparse.Namespace) -> int:
         return 1
     print(f"{len(rows)} runs in {path}")
     return 0
+
+
+def _exported(args: argparse.Namespace) -> list[Run]:
+    """The runs of the ledger and of the tables that are known; with a study those that it asks for, in its order."""
+    ledger, asked, elsewhere = Ledger(args.ledger), planned(args), known(args)
+    if asked is None:
+        own = ledger.runs()
+        return own + [run for id, run in elsewhere.items() if id not in {run.id for run in own}]
+    contents = ledger.read()
+    found = {run.id: run for run in contents.of(asked)}
+    for one in asked:
+        if one.id in elsewhere and one.id not in found:
+            found[one.id] = replace(elsewhere[one.id], task=one.task, method=one.method, factors=one.factors)
+    return [found[one.id] for one in asked if one.id in found]
 
 
 def _on_scores(args: argparse.Namespace, folder: Path) -> Path:

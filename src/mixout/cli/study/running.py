@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout.cli.lines import Lines
-from mixout.cli.study.declared import declared
+from mixout.cli.study.declared import declared, known
 from mixout.errors import InputError
 from mixout.finetune.disk import WriteError
 from mixout.study.analysis.sequential import Look, until_width
@@ -25,11 +25,14 @@ from mixout.study.runner import run as run_missing
 def run(args: argparse.Namespace) -> int:
     """Run what is missing."""
     study, executor, ledger = declared(args), _executor(args), Ledger(args.ledger)
+    done = known(args)
     if args.until_width is not None:
         if args.pilot:
             raise InputError("expected either --pilot or --until-width, got both; run the pilot first")
+        if args.known:
+            raise InputError("expected either --known or --until-width, got both: it looks at the ledger's runs alone")
         return guarded(lambda report: _ended(_until(study, args, ledger, executor, report), args), args.ledger)
-    runs = [run for run in study.runs() if run.restart == 0 or not args.pilot]
+    runs = [run for run in study.runs() if run.id not in done and (run.restart == 0 or not args.pilot)]
     return guarded(
         lambda report: _ended(run_missing(runs, ledger, executor, report=report, retries=args.retries), args),
         args.ledger,
