@@ -16,7 +16,7 @@ import torch
 
 from mixout.bench.pairs import Run, clock_of, interleave
 from mixout.bench.table import environment
-from mixout.finetune.attention import FloatAttention
+from mixout.finetune.attention import float_attention
 from mixout.finetune.models import load
 
 RESULTS = Path(__file__).parent / "results" / "attention.csv"
@@ -35,7 +35,7 @@ def main() -> None:
         narrow = step(length)
 
         def wide(narrow: Run = narrow) -> None:
-            with FloatAttention():
+            with float_attention():
                 narrow()
 
         paired = interleave(narrow, wide, pairs=options.pairs, warmup=2, clock=clock_of(torch.device("cpu")))

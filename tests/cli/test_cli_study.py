@@ -142,9 +142,13 @@ def test_a_study_goes_on_from_a_table(study, tmp_path, capsys):
     assert study("plan", "--restarts", "3", "--known", table) == 0
     printed = capsys.readouterr().out
     assert [numbers(line) for line in printed.splitlines()[3:5]] == [["3", "2", "0", "1", "?"]] * 2
-    assert f"--known {table}" in printed
-    assert study("run", "--restarts", "3", "--known", table) == 0
+    # What the plan says to call makes a run of each cell, though restart 0 is known.
+    said = re.search(r"'mixout (study run [^']* --pilot)'", printed)
+    assert said is not None
+    assert main(shlex.split(said[1])) == 0
     assert capsys.readouterr().out.startswith("2 runs in this call")
+    assert study("run", "--restarts", "3", "--known", table) == 0
+    assert capsys.readouterr().out.startswith("0 runs in this call")
     assert sorted((run.method, run.restart) for run in Ledger(tmp_path / "ledger").runs()) == [
         ("dropout(0.0)", 2), ("mixout(0.5)", 2),
     ]  # fmt: skip
@@ -159,6 +163,28 @@ def test_a_study_goes_on_from_a_table(study, tmp_path, capsys):
     Path(table).write_text(Path(table).read_text().replace("mixout(0.5)", "ours"))
     assert study("export", "--known", table, "--output", both) == 0
     assert {run.method for run in read_scores(both)} == {"dropout(0.0)", "mixout(0.5)"}
+
+
+def test_what_failed_elsewhere_is_run_again_and_the_other_way_round(study, tmp_path, failing, capsys):
+    here, there, both = (str(tmp_path / name) for name in ("here.csv", "there.csv", "both.csv"))
+    assert study("run") == 1
+    assert study("export", "--output", there) == 0
+    first = tmp_path / "ledger"
+    first.rename(tmp_path / "first")
+    failing.undo()
+    capsys.readouterr()
+    assert study("plan", "--known", there) == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[4:5]] == [["2", "1", "0", "1"]]
+    assert study("run", "--known", there) == 0
+    assert capsys.readouterr().out.startswith("1 runs in this call")
+    assert study("export", "--known", there, "--output", here) == 0
+    assert [run.status for run in read_scores(here)] == ["finished"] * 4
+    # The ledger in which it failed, and a table in which it ended.
+    shutil.rmtree(first)
+    (tmp_path / "first").rename(first)
+    for file in ({}, {"file": None}):
+        assert study("export", "--known", here, "--output", both, **file) == 0
+        assert sorted(read_scores(both), key=str) == sorted(read_scores(here), key=str)
 
 
 def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys):

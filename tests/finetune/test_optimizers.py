@@ -21,15 +21,16 @@ def oracle(weight, gradients, rates, *, beta1=0.9, beta2=0.999, eps=1e-6, decay=
     return w
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95)])
-def test_bertadam_equals_numpy(decay, betas):
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95), (0.0, 0.0)])
+def test_bertadam_equals_numpy(decay, betas, fused):
     draw = np.random.default_rng(0)
     start = draw.normal(size=(5, 3))
     gradients = draw.normal(size=(7, 5, 3)) * 10.0 ** draw.integers(-4, 3, size=(7, 1, 1))
     rates = [0.1, 0.05, 0.2, 0.0, 0.1, 0.01, 0.3]
     weight = nn.Parameter(torch.tensor(start))
-    optimizer = BERTAdam([weight], lr=1.0, betas=betas, weight_decay=decay)
+    optimizer = BERTAdam([weight], lr=1.0, betas=betas, weight_decay=decay, fused=fused)
     for gradient, rate in zip(gradients, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         weight.grad = torch.tensor(gradient)
@@ -49,18 +50,19 @@ def test_bertadam_is_not_torchs_adamw():
     assert steps == pytest.approx([0.1 / 0.001**0.5, 1.0], rel=1e-5)
 
 
-def test_bertadam_continues_from_its_state():
+@pytest.mark.parametrize("fused", [False, True])
+def test_bertadam_continues_from_its_state(fused):
     def run(optimizer, weight, start, stop):
         for step in range(start, stop):
             weight.grad = torch.full((4,), float(step + 1))
             optimizer.step()
 
     whole, first = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
-    run(BERTAdam([whole], lr=0.1), whole, 0, 6)
-    before = BERTAdam([first], lr=0.1)
+    run(BERTAdam([whole], lr=0.1, fused=fused), whole, 0, 6)
+    before = BERTAdam([first], lr=0.1, fused=fused)
     run(before, first, 0, 3)
     second = nn.Parameter(first.detach().clone())
-    after = BERTAdam([second], lr=0.1)
+    after = BERTAdam([second], lr=0.1, fused=fused)
     after.load_state_dict(before.state_dict())
     run(after, second, 3, 6)
     assert torch.equal(whole, second)
@@ -77,6 +79,21 @@ def test_bertadam_skips_what_has_no_gradient_and_calls_the_closure():
     assert optimizer.step(closure) == 2.5
     assert frozen.item() == 1.0
     assert weight.item() < 1.0
+
+
+@pytest.mark.parametrize("first", [torch.optim.AdamW, BERTAdam])
+def test_hooks_of_bertadam_run_once_a_step_whatever_was_built_before(first):
+    # torch hooks step class by class, and a class and its base must not both be hooked.
+    first([nn.Parameter(torch.ones(1))])
+    torch.optim.AdamW([nn.Parameter(torch.ones(1))])
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = BERTAdam([weight], lr=0.5)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    assert seen == ["before", "after"]
 
 
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"eps": -1e-9}, {"weight_decay": -0.1}])
@@ -130,7 +147,7 @@ def test_the_optimizer_that_is_named(small_model, name, kind):
     optimizer = build(small_model("bert"), Settings(optimizer=name, learning_rate=0.25))
     assert type(optimizer) is kind
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
-    if name == "adamw":
+    if name != "sgd":
         assert all(group["fused"] for group in optimizer.param_groups)
 
 

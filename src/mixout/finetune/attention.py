@@ -1,43 +1,44 @@
-"""Attention on a CPU under bfloat16 autocast, computed in float32: torch's bfloat16 kernel is slower there.
+"""Attention under bfloat16 autocast on a CPU, computed in float32: torch's bfloat16 kernel is slower there.
 
 Its backward pass above all. Arguments are widened and the result is narrowed again, so that all else stays as autocast
 has it. ``python benchmarks/attention.py`` measures the two against each other.
 
-It changes no model: what is replaced is the call of ``scaled_dot_product_attention``, while the context is open.
+It reaches models that call ``torch.nn.functional.scaled_dot_product_attention``, most of transformers' by default, and
+changes none: while the context is open that name means another function, also where a block is computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 
-class FloatAttention(TorchFunctionMode):
-    """While open, bfloat16 attention on a CPU is computed in float32."""
+@contextmanager
+def float_attention() -> Iterator[None]:
+    """While open, attention under a CPU's autocast is computed in float32, in this process."""
+    functional: Any = torch.nn.functional
+    own = functional.scaled_dot_product_attention
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,  # noqa: ANN401  the signature is torch's
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """Call ``func``, attention with widened arguments."""
-        options = kwargs or {}
-        if func is not scaled_dot_product_attention:
-            return func(*args, **options)
-        query = args[0] if args else options["query"]
-        if query.device.type != "cpu" or query.dtype != torch.bfloat16:
-            return func(*args, **options)
+    def attention(query: Tensor, *rest: Any, **options: Any) -> Tensor:  # noqa: ANN401  torch's signature
+        result: Tensor
+        if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            result = own(query, *rest, **options)
+            return result
+        wide = {name: _widened(value) for name, value in options.items()}
         with torch.autocast("cpu", enabled=False):
-            wide = {name: _widened(value) for name, value in options.items()}
-            return func(*map(_widened, args), **wide).to(query.dtype)
+            result = own(_widened(query), *map(_widened, rest), **wide)
+        return result.to(torch.get_autocast_dtype("cpu"))
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
 
 
 def _widened(value: Any) -> Any:  # noqa: ANN401
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

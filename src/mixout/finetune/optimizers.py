@@ -16,7 +16,7 @@ Decay towards the anchor is not here: ``mixout.AnchorDecay`` acts on any optimiz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class BERTAdam(AdamW):
         betas: :math:`\beta_1, \beta_2`, each in [0, 1).
         eps: :math:`\epsilon`, added outside the root.
         weight_decay: :math:`\lambda`.
-        fused: update in one pass over each parameter, where torch has that for its device and dtype.
+        fused: as of ``torch.optim.AdamW``: one pass over each parameter.
 
     Raises:
         ValueError: a value is out of range.
@@ -72,28 +72,13 @@ class BERTAdam(AdamW):
                 raise ValueError(f"expected {name} >= 0, got {value}")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and not self.state[parameter]:
-                    self.state[parameter] = _state(parameter)
-        super().step()
-        return loss
-
-
-def _state(weight: Tensor) -> dict[str, Tensor]:
-    """AdamW's state at step infinity, where its corrections 1 - beta ** step are 1 and stay so."""
-    return {
-        "step": torch.tensor(torch.inf, device=weight.device),
-        "exp_avg": torch.zeros_like(weight, memory_format=torch.preserve_format),
-        "exp_avg_sq": torch.zeros_like(weight, memory_format=torch.preserve_format),
-    }
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:  # noqa: ANN401  AdamW's own, version by version
+        """Let every parameter begin at step infinity, where AdamW's corrections 1 - beta ** step are 1 and stay so."""
+        fresh = [one for one in group["params"] if one.grad is not None and not self.state.get(one)]
+        has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        for one in fresh:
+            self.state[one]["step"].fill_(torch.inf)
+        return has_complex
 
 
 def build(model: nn.Module, settings: Settings) -> Optimizer:

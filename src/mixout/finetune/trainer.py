@@ -18,7 +18,7 @@ import torch
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import folder, optimizers
-from mixout.finetune.attention import FloatAttention
+from mixout.finetune.attention import float_attention
 from mixout.finetune.batches import DevSet, Example
 from mixout.finetune.buckets import Buckets
 from mixout.finetune.causal import DevTexts
@@ -196,7 +196,7 @@ def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
     set_seed(run.args.seed)
     # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
     run.args.eval_on_start = isinstance(run.dev, DevTexts) and checkpoint is None
-    with FloatAttention():
+    with float_attention():
         run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     config: Any = run.model.config  # type: ignore[union-attr]
     del config.use_cache

@@ -47,10 +47,10 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
             action="extend",
             default=[],
             metavar="CSV",
-            help="tables of earlier exports: runs that they hold count as done, and are exported again",
+            help="tables of earlier exports: runs that ended there count as done, and are exported again",
         )
     made["run"].add_argument(
-        "--pilot", action="store_true", help="only restart 0 of each cell, to see how long it takes"
+        "--pilot", action="store_true", help="only the first restart of each cell, to see how long it takes"
     )
     _add_width(made["run"])
     for name in ("run", "retry"):

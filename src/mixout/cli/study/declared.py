@@ -38,7 +38,9 @@ def planned(args: argparse.Namespace) -> list[Planned] | None:
 
 
 def known(args: argparse.Namespace) -> dict[str, Run]:
-    """The runs of the tables that ``--known`` names, by identity.
+    """The runs of the tables that ``--known`` names, by identity, without those that failed.
+
+    What failed on one machine may not on another, so it is run again.
 
     Raises:
         InputError: a table cannot be read, a run has no identity, or two tables disagree on one.
@@ -49,7 +51,9 @@ def known(args: argparse.Namespace) -> dict[str, Run]:
             name = f"{run.task}, {run.method}, restart {run.restart}"
             if not run.id:
                 raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
-            # nan, the score of a run that failed, differs from itself.
+            if run.status == "failed":
+                continue
+            # nan, the score of a run that diverged, differs from itself.
             if run.id in found and repr(found[run.id].score) != repr(run.score):
                 raise InputError(
                     f"expected one score of each run, got {found[run.id].score} and, in {path}, {run.score} of {name}; "

@@ -35,7 +35,7 @@ def plan(args: argparse.Namespace) -> int:
     elif seconds is None:
         print(
             f"\n{len(left)} to run. How long that takes is not known yet: "
-            f"'{_command('run', args)} --pilot' runs restart 0 of each cell"
+            f"'{_command('run', args)} --pilot' runs one restart of each cell"
         )
     else:
         print(f"\n{len(left)} to run, about {in_words(seconds)} one after the other")

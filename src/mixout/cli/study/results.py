@@ -61,15 +61,16 @@ def export(args: argparse.Namespace) -> int:
 def _exported(args: argparse.Namespace) -> list[Run]:
     """The runs of the ledger and of the tables that are known; with a study those that it asks for, in its order."""
     ledger, asked, elsewhere = Ledger(args.ledger), planned(args), known(args)
+    own = ledger.runs() if asked is None else ledger.read().of(asked)
+    # A run that failed here may have ended elsewhere.
+    found = elsewhere | {run.id: run for run in own if run.status != "failed" or run.id not in elsewhere}
     if asked is None:
-        own = ledger.runs()
-        return own + [run for id, run in elsewhere.items() if id not in {run.id for run in own}]
-    contents = ledger.read()
-    found = {run.id: run for run in contents.of(asked)}
-    for one in asked:
-        if one.id in elsewhere and one.id not in found:
-            found[one.id] = replace(elsewhere[one.id], task=one.task, method=one.method, factors=one.factors)
-    return [found[one.id] for one in asked if one.id in found]
+        return list(found.values())
+    return [
+        replace(found[one.id], task=one.task, method=one.method, factors=one.factors)
+        for one in asked
+        if one.id in found
+    ]
 
 
 def _on_scores(args: argparse.Namespace, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from mixout.finetune.disk import WriteError
 from mixout.study.analysis.sequential import Look, until_width
 from mixout.study.executors import Executor
 from mixout.study.executors.local import LocalExecutor
-from mixout.study.grid import Study
+from mixout.study.grid import Planned, Study
 from mixout.study.ledger import Ledger
 from mixout.study.progress import Report
 from mixout.study.runner import Tally
@@ -32,7 +32,12 @@ def run(args: argparse.Namespace) -> int:
         if args.known:
             raise InputError("expected either --known or --until-width, got both: it looks at the ledger's runs alone")
         return guarded(lambda report: _ended(_until(study, args, ledger, executor, report), args), args.ledger)
-    runs = [run for run in study.runs() if run.id not in done and (run.restart == 0 or not args.pilot)]
+    runs = [run for run in study.runs() if run.id not in done]
+    if args.pilot:
+        first: dict[object, Planned] = {}
+        for one in runs:
+            first.setdefault(one.cell, one)
+        runs = list(first.values())
     return guarded(
         lambda report: _ended(run_missing(runs, ledger, executor, report=report, retries=args.retries), args),
         args.ledger,
