@@ -30,10 +30,12 @@ torch.set_num_threads(1)
 file, folder, restarts, kills, seed = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
 
 def driver(ledger, log):
+    # Before the fork: a driver that is killed at once has a log too, an empty one.
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     child = os.fork()
     if child:
+        os.close(handle)
         return child
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os._exit(main(["study", "run", file, "--restarts", str(restarts), "--ledger", str(ledger)]))
