@@ -185,6 +185,9 @@ def test_what_failed_elsewhere_is_run_again_and_the_other_way_round(study, tmp_p
     for file in ({}, {"file": None}):
         assert study("export", "--known", here, "--output", both, **file) == 0
         assert sorted(read_scores(both), key=str) == sorted(read_scores(here), key=str)
+    capsys.readouterr()
+    assert study("plan", "--known", here) == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[3:5]] == [["2", "2", "0", "0"]] * 2
 
 
 def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys):

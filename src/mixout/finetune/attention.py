@@ -9,7 +9,7 @@ changes none: while the context is open that name means another function, also w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,17 +21,15 @@ from torch import Tensor
 def float_attention() -> Iterator[None]:
     """While open, attention under a CPU's autocast is computed in float32, in this process."""
     functional: Any = torch.nn.functional
-    own = functional.scaled_dot_product_attention
+    own: Callable[..., Tensor] = functional.scaled_dot_product_attention
 
     def attention(query: Tensor, *rest: Any, **options: Any) -> Tensor:  # noqa: ANN401  torch's signature
-        result: Tensor
         if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            result = own(query, *rest, **options)
-            return result
+            return own(query, *rest, **options)
         wide = {name: _widened(value) for name, value in options.items()}
         with torch.autocast("cpu", enabled=False):
-            result = own(_widened(query), *map(_widened, rest), **wide)
-        return result.to(torch.get_autocast_dtype("cpu"))
+            found = own(_widened(query), *map(_widened, rest), **wide)
+        return found.to(torch.get_autocast_dtype("cpu"))
 
     functional.scaled_dot_product_attention = attention
     try:

@@ -104,9 +104,10 @@ def _table(
 
 
 def _state(id: str, contents: Contents, done: Collection[str]) -> str:
-    if id not in contents.entries:
-        return "done" if id in done else "missing"
-    return "failed" if contents.entries[id].record is None else "done"
+    entry = contents.entries.get(id)
+    if id in done or (entry is not None and entry.record is not None):
+        return "done"
+    return "missing" if entry is None else "failed"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
