@@ -49,8 +49,8 @@ def main() -> None:
         table.writerows(rows)
 
 
-def step(length: int) -> Run:
-    """A training step on texts of ``length`` tokens."""
+def step(length: int, *, narrow: bool = True) -> Run:
+    """A training step on texts of ``length`` tokens, under bfloat16 autocast or in float32."""
     model = load("minilm", labels=("no", "yes"), init_seed=0).model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     present = torch.ones(TEXTS, length, dtype=torch.int64)
@@ -60,7 +60,7 @@ def step(length: int) -> Run:
     labels = torch.randint(2, (TEXTS,), generator=draw)
 
     def run() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
             loss = model(input_ids=tokens, attention_mask=present, labels=labels).loss
         loss.backward()
         optimizer.step()

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mixout.finetune import environment
+from mixout.finetune.train import finetune
 
 
 def test_the_peak_of_the_host_is_the_runs_own():
@@ -16,3 +18,39 @@ def test_the_peak_of_the_host_is_the_runs_own():
     del held
     environment.forget_peak_memory()
     assert environment.peak_memory()["host"] < before - (1 << 27)
+
+
+@pytest.mark.parametrize(
+    ("said", "emulates"),
+    [
+        ([("flags", "fpu avx2 avx512f"), ("flags", "fpu avx2 avx512f")], True),
+        ([("flags", "fpu avx512_bf16")], False),
+        ([("flags", "fpu amx_bf16 amx_tile")], False),
+        ([("Features", "fp asimd bf16 i8mm")], False),
+        ([("Features", "fp asimd")], True),
+        # A part of a word is another ability.
+        ([("flags", "fpu bf16_of_another_kind")], True),
+        ([("model name", "one of which nothing is known")], False),
+        ([], False),
+    ],
+)
+def test_who_emulates_bfloat16(said, emulates, monkeypatch):
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: said)
+    assert environment.emulates_bfloat16() is (emulates and not torch.accelerator.is_available())
+
+
+def test_what_linux_says_of_this_processor_is_what_torch_finds():
+    if not Path("/proc/cpuinfo").exists() or not hasattr(torch.cpu, "get_capabilities"):
+        pytest.skip("needs Linux and a torch that tells what the processor can do")
+    found = torch.cpu.get_capabilities()
+    if found["architecture"] != "x86_64" or torch.accelerator.is_available():
+        pytest.skip("torch names these abilities on x86 only")
+    assert environment.emulates_bfloat16() is not (found["avx512_bf16"] or found["amx_bf16"])
+
+
+@pytest.mark.parametrize(("precision", "emulates", "told"), [("bf16", True, 1), ("bf16", False, 0), ("fp32", True, 0)])
+def test_a_run_that_emulates_bfloat16_says_so_first(precision, emulates, told, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "emulates_bfloat16", lambda: emulates)
+    lines: list[str] = []
+    finetune(settings(precision=precision, epochs=1.0), tmp_path / "out", report=lines.append)
+    assert ["bfloat16" in line for line in lines] == [True] * told + [False] * (len(lines) - told)

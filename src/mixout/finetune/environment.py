@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+# What Linux calls bfloat16 products among the abilities of x86 and Arm processors.
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
 
@@ -40,6 +42,14 @@ def hardware() -> dict[str, Any]:
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def emulates_bfloat16() -> bool:
+    """Whether training in bfloat16 would run on a CPU without instructions for it, as far as Linux tells."""
+    if torch.accelerator.is_available():
+        return False
+    abilities = [value.split() for name, value in _cpuinfo() if name.lower() in ("flags", "features")]
+    return bool(abilities) and not _BFLOAT16.intersection(*abilities)
 
 
 def forget_peak_memory() -> None:
@@ -83,9 +93,15 @@ def _high_water() -> int | None:
 
 
 def _processor() -> str:
+    models = (value for name, value in _cpuinfo() if name == "model name")
+    return next(models, platform.processor() or "unknown")
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    """What Linux says of each processor, name and value; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or "unknown")
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [(name.strip(), value.strip()) for name, _, value in pairs]

@@ -6,7 +6,6 @@ Lines that start with two spaces say where a run stands; the others say that one
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,7 +19,9 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Clock:
-    """What runs take, from those that have ended: the mean of the cell, else of the task, else of all.
+    """What runs take, from those that have ended: those of the cell, else of the task, else all.
+
+    Runs of one task differ by a factor in what they train on, so that time is counted by the example seen in training.
 
     Example:
         >>> Clock().expect([]) is None
@@ -28,7 +29,8 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[object, list[float]] = {}
+        self._seconds: dict[object, float] = {}
+        self._work: dict[object, float] = {}
 
     @classmethod
     def of(cls, planned: Iterable[Planned], contents: Contents) -> Clock:
@@ -42,17 +44,29 @@ class Clock:
 
     def add(self, run: Planned, seconds: float) -> None:
         """One more run has ended."""
-        for key in (run.cell, run.task, None):
-            self._seconds.setdefault(key, []).append(seconds)
+        for key, work in _sizes(run).items():
+            self._seconds[key] = self._seconds.get(key, 0.0) + seconds
+            self._work[key] = self._work.get(key, 0.0) + work
 
     def expect(self, runs: Sequence[Planned]) -> float | None:
         """Seconds that these runs take one after the other; None where no run has ended yet."""
-        if None not in self._seconds:
+        if not self._work:
             return None
-        return math.fsum(
-            statistics.fmean(next(self._seconds[key] for key in (run.cell, run.task, None) if key in self._seconds))
-            for run in runs
-        )
+        return math.fsum(map(self._expect, runs))
+
+    def _expect(self, run: Planned) -> float:
+        key, work = next((key, work) for key, work in _sizes(run).items() if key in self._work)
+        return work * self._seconds[key] / self._work[key]
+
+
+def _sizes(run: Planned) -> dict[object, float]:
+    """How much work a run is, in a unit of each group that it is in, the closest group first.
+
+    Where a run has all examples of its task, their number is not known here, and compares within the task alone.
+    """
+    epochs, size = run.settings.epochs, run.settings.train_size
+    among: dict[object, float] = {("examples",): epochs * size} if size else {}
+    return {run.cell: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
 
 
 class Course:

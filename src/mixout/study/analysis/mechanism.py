@@ -13,7 +13,8 @@ from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.grouping import by_cell
 from mixout.study.analysis.runs import Run
 
-_MIXING = re.compile(r"\b(?:mixout|mixconnect|dropconnect|dropout)\((?P<inside>[^()]*)\)")
+_MIXING = re.compile(r"\b(?:mixout|mixconnect|dropconnect|dropout|gradient_mask)\((?P<inside>[^()]*)\)")
+_STATED = re.compile(r"\bp=(?P<p>(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)$")
 _NUMBER = re.compile(r"(?<![\w.])(?:p=)?(?P<p>(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(?![\w.=])")
 
 
@@ -201,14 +202,18 @@ def doses(cells: Iterable[Cell]) -> list[Dose]:
 
 
 def split_p(method: str) -> tuple[str, float] | None:
-    """A mixing method's label without its p, and that p; None for a label that has none.
+    """A mixing method's label, or any that ends in ``p=0.7``, without its p, and that p; None for others.
 
     Example:
         >>> split_p("mixout(w_pre, 0.7)+anchor_decay(0.01)")
         ('mixout(w_pre, p)+anchor_decay(0.01)', 0.7)
+        >>> split_p("plain, rate x sqrt(1-p), p=0.7")
+        ('plain, rate x sqrt(1-p), p', 0.7)
         >>> split_p("plain") is None
         True
     """
+    if stated := _STATED.search(method):
+        return f"{method[: stated.start()]}p", float(stated["p"])
     for call in _MIXING.finditer(method):
         number = _NUMBER.search(method, call.start("inside"), call.end("inside"))
         if number is not None:
