@@ -39,15 +39,23 @@ def test_bertadam_equals_numpy(decay, betas, fused):
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_bertadam_is_not_torchs_adamw():
-    # The first step of AdamW is lr; without bias correction it is .1 / sqrt(.001) as long.
-    steps = []
-    for kind in (BERTAdam, torch.optim.AdamW):
-        weight = nn.Parameter(torch.zeros(1))
-        weight.grad = torch.ones(1)
-        kind([weight], lr=1.0, eps=0.0, weight_decay=0.0).step()
-        steps.append(-weight.item())
-    assert steps == pytest.approx([0.1 / 0.001**0.5, 1.0], rel=1e-5)
+def test_a_step_of_bertadam_is_one_of_torchs_adamw_times_what_the_correction_divides_by():
+    draw = np.random.default_rng(0)
+    paths = []
+    gradients = draw.normal(size=(100, 6)) * 10.0 ** draw.integers(-3, 3, size=(100, 1))
+    factors = [(1 - 0.9**t) / (1 - 0.999**t) ** 0.5 for t in range(1, 101)]
+    assert (factors[0], max(factors), factors[-1]) == pytest.approx((3.16, 6.57, 3.24), abs=0.005)
+    for kind, rates in ((BERTAdam, [0.01] * 100), (torch.optim.AdamW, [0.01 * factor for factor in factors])):
+        weight = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+        optimizer = kind([weight], lr=1.0, eps=0.0, weight_decay=0.0)
+        path = []
+        for gradient, rate in zip(gradients, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            weight.grad = torch.tensor(gradient)
+            optimizer.step()
+            path.append(weight.detach().clone())
+        paths.append(torch.stack(path).numpy())
+    np.testing.assert_allclose(*paths, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("fused", [False, True])
