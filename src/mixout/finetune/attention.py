@@ -1,7 +1,7 @@
 """Attention under bfloat16 autocast on a CPU, computed in float32: torch's bfloat16 kernel is slower there.
 
 Its backward pass above all. Arguments are widened and the result is narrowed again, so that all else stays as autocast
-has it. ``python benchmarks/attention.py`` measures the two against each other.
+has it. ``python benchmarks/bfloat16.py attention`` measures the two against each other.
 
 It reaches models that call ``torch.nn.functional.scaled_dot_product_attention``, most of transformers' by default, and
 changes none: while the context is open that name means another function, also where a block is computed again.
