@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import io
 import os
+import pickle
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +31,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["deepcopy", "pickle", "file"])
+def duplicate(request) -> Callable[[Any], Any]:
+    """A way in which models are copied."""
+    import torch
+
+    def through_pickle(model: Any) -> Any:
+        return pickle.loads(pickle.dumps(model))
+
+    def through_file(model: Any) -> Any:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    return {"deepcopy": copy.deepcopy, "pickle": through_pickle, "file": through_file}[request.param]
 
 
 @pytest.fixture

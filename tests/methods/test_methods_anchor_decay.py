@@ -1,8 +1,5 @@
 """anchor_decay against closed forms: no optimizer hook, no mixout, only the equation."""
 
-import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -195,18 +192,6 @@ def test_accumulation_decays_once_a_step_and_is_not_scaled():
         torch.testing.assert_close(a, b)
 
 
-def through_pickle(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_file(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_file])
 def test_a_copy_decays_its_own(duplicate):
     model = mixout.apply_(net(), AnchorDecay(RATE))
     train(model, sgd(model), batches(2))
