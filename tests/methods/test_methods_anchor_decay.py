@@ -1,6 +1,5 @@
 """anchor_decay against closed forms: no optimizer hook, no mixout, only the equation."""
 
-
 import pytest
 import torch
 from torch import nn
