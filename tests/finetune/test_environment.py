@@ -26,6 +26,7 @@ def test_the_peak_of_the_host_is_the_runs_own():
         ([("flags", "fpu avx2 avx512f"), ("flags", "fpu avx2 avx512f")], True),
         ([("flags", "fpu avx512_bf16")], False),
         ([("flags", "fpu amx_bf16 amx_tile")], False),
+        ([("flags", "fpu avx2 avx_ne_convert")], False),
         ([("Features", "fp asimd bf16 i8mm")], False),
         ([("Features", "fp asimd")], True),
         # A part of a word is another ability.
@@ -45,7 +46,9 @@ def test_what_linux_says_of_this_processor_is_what_torch_finds():
     found = torch.cpu.get_capabilities()
     if found["architecture"] != "x86_64" or torch.accelerator.is_available():
         pytest.skip("torch names these abilities on x86 only")
-    assert environment.emulates_bfloat16() is not (found["avx512_bf16"] or found["amx_bf16"])
+    assert environment.emulates_bfloat16() is not any(
+        found[name] for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert")
+    )
 
 
 @pytest.mark.parametrize(("precision", "emulates", "told"), [("bf16", True, 1), ("bf16", False, 0), ("fp32", True, 0)])

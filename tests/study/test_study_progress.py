@@ -1,4 +1,4 @@
-"""How long runs are expected to take, against arithmetic by hand."""
+"""How long runs are expected to take, against arithmetic by hand; and which lines of a run a study passes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from mixout.finetune.settings import Settings
 from mixout.study.grid import Planned
-from mixout.study.progress import Clock
+from mixout.study.progress import Clock, Course
 
 
 def planned(*, task: str = "a", method: str = "plain", epochs: float = 1.0, size: int | None = None) -> Planned:
@@ -61,3 +61,12 @@ def test_what_is_not_known_is_estimated_from_the_examples_that_are_seen(run, sec
 def test_whole_tasks_compare_by_their_epochs_and_not_with_subsets():
     known = clock((planned(epochs=3.0), 60.0), (planned(size=10), 1.0))
     assert known.expect([planned(epochs=20.0)]) == pytest.approx(400.0)
+
+
+def test_a_note_is_passed_on_once_and_at_once():
+    runs, lines = [planned(method="plain"), planned(method="mixout(0.9)")], []
+    course = Course(runs, runs, Clock(), lines.append)
+    for run in runs:
+        course.within(run.id, "note: slow here")
+        course.within(run.id, "  step 1/6, 0 s")
+    assert lines == ["note: slow here"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 # What Linux calls bfloat16 products among the abilities of x86 and Arm processors.
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
 

@@ -1,6 +1,6 @@
 """How far a study is: lines with counts, failures, the time left, and how long runs are expected to take.
 
-Lines that start with two spaces say where a run stands; the others say that one has ended.
+Lines that start with two spaces say where a run stands; the others say that one has ended, or are notes for all runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Clock:
     """What runs take, from those that have ended: those of the cell, else of the task, else all.
 
-    Runs of one task differ by a factor in what they train on, so that time is counted by the example seen in training.
+    Runs of one task may train on different numbers of examples for different numbers of epochs, so the time is taken to
+    grow with the examples seen in training. It is an estimate: loading and evaluation do not grow with them.
 
     Example:
         >>> Clock().expect([]) is None
@@ -62,7 +63,8 @@ class Clock:
 def _sizes(run: Planned) -> dict[object, float]:
     """How much work a run is, in a unit of each group that it is in, the closest group first.
 
-    Where a run has all examples of its task, their number is not known here, and compares within the task alone.
+    Where a run has all examples of its task, their number is not known here: such runs of
+    one task compare with each other alone.
     """
     epochs, size = run.settings.epochs, run.settings.train_size
     among: dict[object, float] = {("examples",): epochs * size} if size else {}
@@ -84,6 +86,7 @@ class Course:
         self.failed = 0
         self._total = len(planned)
         self._left = {run.id: run for run in missing}
+        self._notes: set[str] = set()
         self._clock = clock
         self._report = report
         self._began = self._told = time.perf_counter()
@@ -93,7 +96,15 @@ class Course:
             report(f"{before} of {self._total} runs are there already")
 
     def within(self, id: str, line: str) -> None:
-        """Pass on where a run stands, but not every line: short runs say nothing, long ones that they are alive."""
+        """Pass on where a run stands, but not every line: short runs say nothing, long ones that they are alive.
+
+        A line that starts with ``note:`` is passed on once, whichever runs say it.
+        """
+        if line.startswith("note:"):
+            if line not in self._notes:
+                self._notes.add(line)
+                self._report(line)
+            return
         now = time.perf_counter()
         if now - self._told >= _SECONDS_BETWEEN_LINES and id in self._left:
             self._told = now

@@ -202,7 +202,7 @@ def doses(cells: Iterable[Cell]) -> list[Dose]:
 
 
 def split_p(method: str) -> tuple[str, float] | None:
-    """A mixing method's label, or any that ends in ``p=0.7``, without its p, and that p; None for others.
+    """A mixing method's label, or any that ends in ``p=`` and a number up to 1, without its p, and that p; else None.
 
     Example:
         >>> split_p("mixout(w_pre, 0.7)+anchor_decay(0.01)")
@@ -212,7 +212,7 @@ def split_p(method: str) -> tuple[str, float] | None:
         >>> split_p("plain") is None
         True
     """
-    if stated := _STATED.search(method):
+    if (stated := _STATED.search(method)) and float(stated["p"]) <= 1:
         return f"{method[: stated.start()]}p", float(stated["p"])
     for call in _MIXING.finditer(method):
         number = _NUMBER.search(method, call.start("inside"), call.end("inside"))
