@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import Settings
 from mixout.study.grid import Planned
 from mixout.study.progress import Clock, Course
@@ -67,6 +68,6 @@ def test_a_note_is_passed_on_once_and_at_once():
     runs, lines = [planned(method="plain"), planned(method="mixout(0.9)")], []
     course = Course(runs, runs, Clock(), lines.append)
     for run in runs:
-        course.within(run.id, "note: slow here")
+        course.within(run.id, NOTE + "slow here")
         course.within(run.id, "  step 1/6, 0 s")
-    assert lines == ["note: slow here"]
+    assert lines == [NOTE + "slow here"]

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+# Begins a line of progress that is about the machine rather than the run.
+NOTE = "note: "
 # What Linux calls bfloat16 products among the abilities of x86 and Arm processors.
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")

@@ -82,7 +82,8 @@ def finetune(
     folder.check(place, settings, resume=resume)
     _check_machine(settings)
     if settings.precision == "bf16" and environment.emulates_bfloat16():
-        (report or _silence)("note: this processor has no instructions for bfloat16; precision 'fp32' is faster here")
+        slow = "this processor has no instructions for bfloat16; precision 'fp32' is faster here"
+        (report or _silence)(environment.NOTE + slow)
     shared = cache or Cache()
     task = shared.task(settings)
     environment.forget_peak_memory()

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from mixout.finetune.environment import NOTE
 from mixout.finetune.record import Record
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents
@@ -98,9 +99,9 @@ class Course:
     def within(self, id: str, line: str) -> None:
         """Pass on where a run stands, but not every line: short runs say nothing, long ones that they are alive.
 
-        A line that starts with ``note:`` is passed on once, whichever runs say it.
+        A note on the machine is passed on once, whichever runs say it.
         """
-        if line.startswith("note:"):
+        if line.startswith(NOTE):
             if line not in self._notes:
                 self._notes.add(line)
                 self._report(line)

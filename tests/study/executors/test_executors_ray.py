@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from mixout.errors import InputError
+from mixout.finetune.environment import NOTE
 from mixout.study import progress, runner
 from mixout.study.executors import Job
 from mixout.study.executors.local import LocalExecutor
-from mixout.study.executors.ray import RayExecutor
+from mixout.study.executors.ray import RayExecutor, _Board
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally, run
 
@@ -95,6 +96,13 @@ def stopped_in_the_middle(machines: list[Any]) -> tuple[Any, int]:
                 os.kill(worker, signal.SIGCONT)
         time.sleep(0.05)
     raise AssertionError("no machine is at work")
+
+
+def test_a_note_is_not_hidden_by_what_its_run_says_next():
+    board = _Board()
+    for line in (NOTE + "slow here", "words: 6 steps", None):
+        board.put("id", line)
+    assert list(board.lines().values()) == [NOTE + "slow here"]
 
 
 def test_a_machine_goes_away_in_the_middle(cluster, declare, tmp_path):

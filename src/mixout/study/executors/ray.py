@@ -22,6 +22,7 @@ from typing import Any
 from mixout.errors import InputError, MixoutError
 from mixout.finetune.cache import Cache
 from mixout.finetune.disk import WriteError, writing
+from mixout.finetune.environment import NOTE
 from mixout.finetune.extras import needs
 from mixout.finetune.record import RECORD_NAME, write_atomically
 from mixout.finetune.settings import Settings
@@ -186,7 +187,7 @@ class _Answer:
 
 
 class _Board:
-    """An actor: the last line of every run."""
+    """An actor: the last line of every run, and every note, which the next line of its run would hide."""
 
     def __init__(self) -> None:
         self._lines: dict[str, str] = {}
@@ -195,6 +196,8 @@ class _Board:
         """A run stands here; None: it has ended."""
         if line is None:
             self._lines.pop(id, None)
+        elif line.startswith(NOTE):
+            self._lines[line] = line
         else:
             self._lines[id] = line
 
