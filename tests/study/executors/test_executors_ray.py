@@ -58,12 +58,15 @@ def outcomes(ledger: Ledger) -> list[tuple]:
 
 
 def workers() -> list[int]:
-    """Processes that are at work on a run: Ray names them after what they do."""
+    """Processes of these tests that are at work on a run: Ray names them after what they do.
+
+    Other studies on this machine have such processes too, which are not to be killed.
+    """
     found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in children(os.getpid()):
         try:
-            if place.read_bytes().startswith(b"ray::_attempt"):
-                found.append(int(place.parent.name))
+            if Path("/proc", str(pid), "cmdline").read_bytes().startswith(b"ray::_attempt"):
+                found.append(pid)
         except OSError:  # it has ended meanwhile
             continue
     return found
