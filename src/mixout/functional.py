@@ -18,6 +18,7 @@ from mixout.ops.dense import dense_linear
 from mixout.ops.gathered import Draw
 from mixout.ops.graph import graph_linear
 from mixout.ops.mix import mix as mix_op
+from mixout.ops.native import native_linear
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.ops.sparse import column_sparse_linear
 from mixout.ops.split import split_linear
@@ -27,6 +28,10 @@ from mixout.streams import Stream
 SPARSE_FROM = 0.3
 # Tokens times the share of kept columns up to which Phi is not made.
 SPLIT_BELOW = 16
+# Multiply-adds that a thin gradient must spare a GPU under autocast: below, it costs the host more time than it saves.
+SPARSE_ON_GPU_FROM = 2e10
+# Columns of 16 bits each that a GPU's matrix units load at once.
+_ALIGNED = 8
 
 
 def mix(
@@ -140,10 +145,16 @@ def mixed_linear(
         p = check_p(float(p) if isinstance(p, Tensor) else p, noise)
         if p == 0.0:
             return torch.nn.functional.linear(x, weight, bias)
-    if x.dtype != weight.dtype and autocast_dtype(x) is None:
+    autocast = autocast_dtype(x)
+    if x.dtype != weight.dtype and autocast is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
-    dtype = autocast_dtype(x) or weight.dtype
-    read = x.to(dtype), weight, None if anchor is None else anchor.detach(), None if bias is None else bias.to(dtype)
+    dtype = autocast or weight.dtype
+    u = None if anchor is None else anchor.detach()
+    if not compiling and unit != "element" and gradient == "exact" and dtype != weight.dtype and _host_bound(weight):
+        spared = float(p) * x.numel() * weight.shape[0] if sparse else 0.0
+        if spared < SPARSE_ON_GPU_FROM:
+            return native_linear(x, weight, u, bias, _coefficient(weight, float(p), unit, noise, stream))
+    read = x.to(dtype), weight, u, None if bias is None else bias.to(dtype)
     scale = scale_of(p)
     if not sparse:
         return dense_linear(*read, _coins(weight, float(p), unit, noise, stream), float(scale), gradient=gradient)
@@ -152,13 +163,40 @@ def mixed_linear(
     if compiling:
         scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
         return graph_linear(*read, kept, scale, gradient=gradient)
+    return _thin(read, kept, float(p), gradient)
+
+
+def _thin(
+    read: tuple[Tensor, Tensor, Tensor | None, Tensor | None], kept: Tensor, p: float, gradient: Gradient
+) -> Tensor:
+    """The linear of a mask of columns, which lies on the host, in the form that suits p and the number of tokens."""
+    x, weight = read[:2]
+    scale = scale_of(p)
     if p < SPARSE_FROM:
         mask = kept.to(weight.device, non_blocking=True)
-        return dense_linear(*read, lambda: mask, float(scale), gradient=gradient)
+        return dense_linear(*read, lambda: mask, scale, gradient=gradient)
     columns = kept.nonzero().squeeze(1)
-    few = (x.numel() // x.shape[-1]) * len(columns) <= SPLIT_BELOW * weight.shape[1]
-    form = split_linear if few else column_sparse_linear
-    return form(*read, columns.to(weight.device, non_blocking=True), float(scale), gradient=gradient)
+    form = column_sparse_linear
+    if x.numel() * len(columns) <= SPLIT_BELOW * weight.shape[1] ** 2:
+        form = split_linear
+    elif weight.is_cuda and x.dtype.itemsize == 2 and len(columns):
+        # The last one several times, which changes nothing: rows of another length would be read piecemeal.
+        columns = torch.cat([columns, columns[-1:].expand(-len(columns) % _ALIGNED)])
+    return form(*read, columns.to(weight.device, non_blocking=True), scale, gradient=gradient)
+
+
+def _host_bound(weight: Tensor) -> bool:
+    """Whether a small layer's time is what the host needs to start it."""
+    return weight.is_cuda
+
+
+def _coefficient(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Tensor:
+    """M / (1-p), laid out to be multiplied with ``weight``."""
+    shape = mask_shape(tuple(weight.shape), unit)
+    if noise == "bernoulli" and stream is None:
+        return torch.dropout(weight.new_ones(shape), p, train=True)  # coins and scale in one kernel
+    mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
+    return (mask * scale_of(p)).to(weight.dtype)
 
 
 def _coins(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Callable[[], Tensor]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import interpolate, mask_
+from mixout.ops.mix import interpolate_to, masked_to
 from mixout.ops.reference import Gradient
 
 
@@ -38,7 +38,7 @@ class _DenseLinear(torch.autograd.Function):
         gradient_scale: float | None,
     ) -> Tensor:
         with without_autocast(x.device):
-            y = torch.nn.functional.linear(x, interpolate(weight, anchor, mask(), scale).to(x.dtype), bias)
+            y = torch.nn.functional.linear(x, interpolate_to(x.dtype, weight, anchor, mask(), scale), bias)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, anchor if needs_x else None)
         ctx.weight_dtype = weight.dtype
@@ -53,11 +53,13 @@ class _DenseLinear(torch.autograd.Function):
         with without_autocast(grad.device):
             mask = ctx.mask()
             if ctx.needs_input_grad[0]:
-                grad_x = grad @ interpolate(weight, anchor, mask, ctx.scale).to(grad.dtype)
+                grad_x = grad @ interpolate_to(grad.dtype, weight, anchor, mask, ctx.scale)
             if ctx.needs_input_grad[1]:
-                grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
-                if ctx.gradient_scale is not None:
-                    grad_weight = mask_(grad_weight, mask, ctx.gradient_scale)
+                whole = rows.t() @ x.reshape(-1, x.shape[-1])
+                if ctx.gradient_scale is None:
+                    grad_weight = whole.to(ctx.weight_dtype)
+                else:
+                    grad_weight = masked_to(ctx.weight_dtype, whole, mask, ctx.gradient_scale)
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None

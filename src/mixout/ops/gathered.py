@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import mask_
+from mixout.ops.mix import masked_to
 from mixout.ops.sparse import thin_gradient
 
 
@@ -85,10 +85,10 @@ class _GatheredLinear(torch.autograd.Function):
 def _grad_weight(grad: Tensor, x: Tensor, draw: Draw | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if draw is not None and draw.gradient_scale is not None and draw.kept is not None:
         return thin_gradient(grad, x, draw.kept, shape, dtype, draw.gradient_scale)
-    whole = (grad.t() @ x).to(dtype)
+    whole = grad.t() @ x
     if draw is None or draw.gradient_scale is None:
-        return whole
-    return mask_(whole, draw.mask(), draw.gradient_scale)
+        return whole.to(dtype)
+    return masked_to(dtype, whole, draw.mask(), draw.gradient_scale)
 
 
 def gathered_linear(

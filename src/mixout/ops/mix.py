@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout.ops import fused
 from mixout.ops.ahead import fetch
 from mixout.ops.reference import Gradient
 
@@ -36,14 +37,26 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
 
 
+def interpolate_to(dtype: torch.dtype, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float) -> Tensor:
+    """:func:`interpolate`, then a cast to ``dtype``; on a GPU in one kernel."""
+    if fused.fuses(weight):
+        return fused.phi(weight, None if anchor is None else _near(anchor, weight), mask, scale, dtype)
+    return interpolate(weight, anchor, mask, scale).to(dtype)
+
+
 def beside(anchor: Tensor, weight: Tensor) -> Tensor:
     """The anchor where the weight is and in its dtype: itself, but for anchors that are kept smaller or elsewhere.
 
     One that comes from the host is good until the next is asked for.
     """
+    return _near(anchor, weight).to(weight.device, weight.dtype, non_blocking=True)
+
+
+def _near(anchor: Tensor, weight: Tensor) -> Tensor:
+    """The anchor on the GPU of the weight, in its own dtype; elsewhere as it is."""
     if weight.is_cuda and not anchor.is_cuda and not torch.compiler.is_compiling():
-        anchor = fetch(anchor, weight.device)
-    return anchor.to(weight.device, weight.dtype, non_blocking=True)
+        return fetch(anchor, weight.device)
+    return anchor
 
 
 def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
@@ -52,8 +65,11 @@ def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
     return (x * (mask.to(wide) * scale)).to(x.dtype)
 
 
-def mask_(grad: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Compute ``grad * M * scale`` in place, in the dtype of ``grad``, without rounding the scale to it."""
+def masked_to(dtype: torch.dtype, grad: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Compute ``grad * M * scale`` in ``dtype``, without rounding the scale to it; may overwrite ``grad``."""
+    if fused.fuses(grad):
+        return fused.phi(grad, None, mask, scale, dtype)
+    grad = grad.to(dtype)
     if mask.shape != grad.shape and grad.dtype.itemsize > 2:
         return grad.mul_(mask.to(grad.dtype) * scale)  # one pass: the coefficient is small
     if mask.dtype == torch.bool:

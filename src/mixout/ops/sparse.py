@@ -7,8 +7,8 @@ With kept columns K, about (1-p) of them, and s = 1/(1-p)::
     grad_x      = g Phi                    a full GEMM
     grad_w[:,K] = s g^T x[:, K]            a GEMM of |K| columns; every other column of grad_w is 0
 
-Plain fine-tuning needs three full GEMMs, this needs 2 + (1-p). Kept for backward: x[:, K] and the indices; Phi is
-built again from w, u and K, so nothing weight-sized outlives the forward but w and u themselves.
+Plain fine-tuning needs three full GEMMs, this needs 2 + (1-p). Kept for backward: x[:, K], the indices and M; Phi is
+built again from w, u and M, so nothing weight-sized outlives the forward but w and u themselves.
 Not differentiable twice: that needs all of x; :mod:`mixout.ops.dense` keeps it.
 """
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixout.ops import fused
 from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import interpolate
+from mixout.ops.mix import interpolate_to
 from mixout.ops.reference import Gradient
 
 
@@ -37,11 +38,12 @@ class _ColumnSparseLinear(torch.autograd.Function):
         scale: float,
         gradient_scale: float,
     ) -> Tensor:
+        mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
         with without_autocast(x.device):
-            y = torch.nn.functional.linear(x, _phi(weight, anchor, kept, scale).to(x.dtype), bias)
+            y = torch.nn.functional.linear(x, interpolate_to(x.dtype, weight, anchor, mask, scale), bias)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         x_kept = x.reshape(-1, x.shape[-1]).index_select(1, kept) if needs_weight else None
-        ctx.save_for_backward(x_kept, weight if needs_x else None, anchor if needs_x else None, kept)
+        ctx.save_for_backward(x_kept, weight if needs_x else None, anchor if needs_x else None, kept, mask)
         ctx.weight_like = weight.shape, weight.dtype
         ctx.scales = scale, gradient_scale
         return y
@@ -49,24 +51,19 @@ class _ColumnSparseLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_kept, weight, anchor, kept = ctx.saved_tensors
+        x_kept, weight, anchor, kept, mask = ctx.saved_tensors
         scale, gradient_scale = ctx.scales
         grad_x = grad_weight = grad_bias = None
         rows = grad.reshape(-1, grad.shape[-1])
         with without_autocast(grad.device):
             if ctx.needs_input_grad[0]:
-                grad_x = grad @ _phi(weight, anchor, kept, scale).to(grad.dtype)
+                grad_x = grad @ interpolate_to(grad.dtype, weight, anchor, mask, scale)
             if ctx.needs_input_grad[1]:
                 shape, dtype = ctx.weight_like
                 grad_weight = thin_gradient(rows, x_kept, kept, shape, dtype, gradient_scale)
             if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
         return grad_x, grad_weight, None, grad_bias, None, None, None
-
-
-def _phi(weight: Tensor, anchor: Tensor | None, kept: Tensor, scale: float) -> Tensor:
-    mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
-    return interpolate(weight, anchor, mask, scale)
 
 
 def thin_gradient(
@@ -76,7 +73,10 @@ def thin_gradient(
 
     Computed as its transpose, (|K|, out): a product with few rows is faster than one with few columns.
     """
-    columns = (x_kept.t() @ grad).t().to(dtype).mul_(scale)
+    rows = x_kept.t() @ grad
+    if fused.fuses(rows):
+        return fused.place(rows, kept, shape, dtype, scale)
+    columns = rows.t().to(dtype).mul_(scale)
     return columns.new_zeros(shape).index_copy_(1, kept, columns)
 
 

@@ -1,0 +1,151 @@
+"""On a GPU: Phi, and the places of the thin gradient, in one kernel each.
+
+What torch does in several passes over a matrix as large as the weight, with a launch for each, is one pass here, which
+reads w and u and writes Phi in the dtype that the product wants. Triton comes with torch's builds for CUDA; where it is
+missing, on other devices and in compiled graphs, which fuse by themselves, the same arithmetic is plain torch's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+# Rows and columns of a tile of Phi, and of the thin gradient: of that a program owns whole rows.
+_PHI = {"ROWS": 16, "COLUMNS": 128}
+_PLACE = {"ROWS": 4, "COLUMNS": 256}
+
+
+def fuses(weight: Tensor) -> bool:
+    """Whether to use the kernels here: on a plain matrix on a GPU, where nothing is differentiated again."""
+    return (
+        triton is not None
+        and not torch.compiler.is_compiling()
+        and weight.is_cuda
+        and type(weight) in (Tensor, nn.Parameter)
+        and weight.dim() == 2
+        and weight.dtype.itemsize <= 4
+        and weight.numel() < 2**31
+        and not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """As :func:`mixout.ops.mix.interpolate`, computed in float32 and rounded once, to ``dtype``.
+
+    Args:
+        weight: (out, in), for which :func:`fuses` holds.
+        anchor: of any floating dtype, on the same GPU; None for 0.
+        mask: bool or floating, broadcastable to ``weight``.
+        scale: 1 / mu, or 0 where mu is 0.
+        dtype: of the result.
+    """
+    result = torch.empty_like(weight, dtype=dtype)
+    mask = mask.expand(weight.shape)
+    other = weight if anchor is None else anchor
+    rows, columns = weight.shape
+    grid = (triton.cdiv(columns, _PHI["COLUMNS"]), triton.cdiv(rows, _PHI["ROWS"]))
+    _phi[grid](
+        result,
+        weight,
+        other,
+        mask.view(torch.uint8) if mask.dtype == torch.bool else mask,
+        scale,
+        rows,
+        columns,
+        *result.stride(),
+        *weight.stride(),
+        *other.stride(),
+        *mask.stride(),
+        ANCHORED=anchor is not None,
+        **_PHI,
+    )
+    return result
+
+
+def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
+    """A matrix that is 0 but for the columns ``kept``, which are ``scale`` times the rows of ``columns``.
+
+    Args:
+        columns: (|K|, out), on a GPU.
+        kept: int64 indices, (|K|,), each once.
+        shape: (out, in) of the result.
+        dtype: of the result.
+        scale: a factor.
+    """
+    result = columns.new_empty(shape, dtype=dtype)
+    grid = (triton.cdiv(shape[0], _PLACE["ROWS"]),)
+    _place[grid](result, columns, kept, scale, len(kept), *shape, *columns.stride(), **_PLACE)
+    return result
+
+
+if triton is not None:
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _phi(
+        result: tl.tensor,
+        weight: tl.tensor,
+        anchor: tl.tensor,
+        mask: tl.tensor,
+        scale: tl.tensor,
+        rows: tl.tensor,
+        columns: tl.tensor,
+        r0: tl.tensor,
+        r1: tl.tensor,
+        w0: tl.tensor,
+        w1: tl.tensor,
+        a0: tl.tensor,
+        a1: tl.tensor,
+        m0: tl.tensor,
+        m1: tl.tensor,
+        ANCHORED: tl.constexpr,
+        ROWS: tl.constexpr,
+        COLUMNS: tl.constexpr,
+    ) -> None:
+        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        inside = (row < rows) & (column < columns)
+        c = tl.load(mask + row * m0 + column * m1, mask=inside, other=0).to(tl.float32) * scale
+        w = tl.load(weight + row * w0 + column * w1, mask=inside, other=0.0).to(tl.float32)
+        if ANCHORED:
+            u = tl.load(anchor + row * a0 + column * a1, mask=inside, other=0.0).to(tl.float32)
+            # lerp: u at c = 0 and w at c = 1, to the bit.
+            value = tl.where(c < 0.5, u + c * (w - u), w - (w - u) * (1.0 - c))
+        else:
+            value = w * c
+        tl.store(result + row * r0 + column * r1, value.to(result.dtype.element_ty), mask=inside)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _place(
+        result: tl.tensor,
+        thin: tl.tensor,
+        kept: tl.tensor,
+        scale: tl.tensor,
+        count: tl.tensor,
+        rows: tl.tensor,
+        columns: tl.tensor,
+        t0: tl.tensor,
+        t1: tl.tensor,
+        ROWS: tl.constexpr,
+        COLUMNS: tl.constexpr,
+    ) -> None:
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        for start in range(0, columns, COLUMNS):
+            column = start + tl.arange(0, COLUMNS)
+            inside = (row < rows)[:, None] & (column < columns)[None, :]
+            nothing = tl.zeros([ROWS, COLUMNS], dtype=result.dtype.element_ty)
+            tl.store(result + row[:, None] * columns + column[None, :], nothing, mask=inside)
+        tl.debug_barrier()
+        for start in range(0, count, COLUMNS):
+            place = start + tl.arange(0, COLUMNS)
+            column = tl.load(kept + place, mask=place < count, other=0)
+            inside = (place < count)[:, None] & (row < rows)[None, :]
+            value = tl.load(thin + place[:, None] * t0 + row[None, :] * t1, mask=inside, other=0.0)
+            value = value.to(tl.float32) * scale
+            tl.store(result + row[None, :] * columns + column[:, None], value.to(result.dtype.element_ty), mask=inside)
