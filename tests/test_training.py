@@ -23,10 +23,10 @@ def form(request, monkeypatch):
     return request.param
 
 
-def net(method, device="cpu"):
+def net(method, device="cpu", **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).to(device)
-    mixout.apply_(model, method)
+    mixout.apply_(model, method, **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -114,15 +114,19 @@ def test_a_frozen_layer_gets_no_gradient_and_passes_one_on(form, method):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
-def test_no_step_waits_for_the_gpu(form, method):
+def test_no_step_waits_for_the_gpu(form, method, seed, autocast):
     """Ten steps in which any synchronisation of host and device is an error."""
-    model, x = net(method, "cuda"), torch.randn(5, 12, device="cuda")
+    model, x = net(method, "cuda", seed=seed), torch.randn(5, 12, device="cuda")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step():
         optimizer.zero_grad()
-        model(x).square().sum().backward()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        y.float().square().sum().backward()
         optimizer.step()
 
     step()

@@ -28,7 +28,8 @@ from mixout.streams import Stream
 SPARSE_FROM = 0.3
 # Tokens times the share of kept columns up to which Phi is not made.
 SPLIT_BELOW = 16
-# Multiply-adds that a thin gradient must spare a GPU under autocast: below, it costs the host more time than it saves.
+# Multiply-adds that a thin gradient must spare a GPU under autocast: below, it costs the host of a fast GPU more than
+# that. 0 takes it always, which keeps less memory, and pays where the GPU is slower or the host faster.
 SPARSE_ON_GPU_FROM = 2e10
 # Columns of 16 bits each that a GPU's matrix units load at once.
 _ALIGNED = 8
@@ -106,7 +107,8 @@ def mixed_linear(
 
     For input units and Bernoulli coins with p from .3 on, and under ``torch.compile`` with every p, the backward
     computes the kept columns of the weight's gradient only and keeps only those columns of ``x``; with few tokens Phi
-    is not made at all. For every other mask nothing as large as the weight is kept but an anchor.
+    is not made at all. For every other mask nothing as large as the weight is kept but an anchor. Small layers on a GPU
+    under autocast are computed in torch's own operations, which keep Phi where plain fine-tuning keeps a cast weight.
 
     Args:
         x: (..., in).
@@ -149,10 +151,11 @@ def mixed_linear(
     if x.dtype != weight.dtype and autocast is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     dtype = autocast or weight.dtype
-    u = None if anchor is None else anchor.detach()
-    if not compiling and unit != "element" and gradient == "exact" and dtype != weight.dtype and _host_bound(weight):
-        spared = float(p) * x.numel() * weight.shape[0] if sparse else 0.0
-        if spared < SPARSE_ON_GPU_FROM:
+    # The same object each time, where it can be: copies from the host are foreseen by it.
+    u = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
+    if not compiling and unit != "element" and gradient == "exact" and _may_wait_for_host(weight, dtype):
+        thin = sparse and p >= SPARSE_FROM and weight.requires_grad
+        if not thin or p * x.numel() * weight.shape[0] < SPARSE_ON_GPU_FROM:
             return native_linear(x, weight, u, bias, _coefficient(weight, float(p), unit, noise, stream))
     read = x.to(dtype), weight, u, None if bias is None else bias.to(dtype)
     scale = scale_of(p)
@@ -185,18 +188,15 @@ def _thin(
     return form(*read, columns.to(weight.device, non_blocking=True), scale, gradient=gradient)
 
 
-def _host_bound(weight: Tensor) -> bool:
-    """Whether a small layer's time is what the host needs to start it."""
-    return weight.is_cuda
+def _may_wait_for_host(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a GPU computes, and keeps a cast weight anyway: in ``dtype``, where the weight is float32."""
+    return weight.is_cuda and weight.dtype == torch.float32 and dtype.itemsize == 2
 
 
 def _coefficient(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Tensor:
-    """M / (1-p), laid out to be multiplied with ``weight``."""
-    shape = mask_shape(tuple(weight.shape), unit)
-    if noise == "bernoulli" and stream is None:
-        return torch.dropout(weight.new_ones(shape), p, train=True)  # coins and scale in one kernel
-    mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
-    return (mask * scale_of(p)).to(weight.dtype)
+    """M / (1-p), laid out to be multiplied with ``weight``; tossed on the host, as a form with a thin gradient does."""
+    mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, stream=stream)
+    return (mask.to(weight.dtype) * scale_of(p)).to(weight.device, non_blocking=True)
 
 
 def _coins(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Callable[[], Tensor]:

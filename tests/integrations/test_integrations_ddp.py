@@ -1,6 +1,7 @@
 """Two and four real processes over gloo against one process with all their examples."""
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torch import nn
 
 import mixout
 from mixout import Mixout
-from mixout.integrations.ddp import send_kept_columns_
+from mixout.integrations.ddp import _Piece, send_kept_columns_
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 spec = importlib.util.spec_from_file_location("ranks_program", PROGRAM)
@@ -179,3 +180,12 @@ def test_one_process_knows_no_scope():
 def test_only_ddp_takes_the_hook():
     with pytest.raises(TypeError, match="wrap the model first"):
         send_kept_columns_(nn.Linear(2, 2))
+
+
+def test_what_is_not_finite_is_not_taken_for_something_left_behind():
+    """0 times infinity, where a loss scale was too large: the scaler sees the infinity in the kept columns."""
+    grad = torch.tensor([[math.inf, math.nan, 1.0], [2.0, 0.0, math.inf]])
+    for left, expected in ((math.nan, 0), (3.0, 1)):
+        grad[0, 1] = left
+        piece = _Piece(grad=grad, kept=torch.tensor([0, 2]), dim=1)
+        assert int(piece.pack(torch.empty(2, 2))) == expected

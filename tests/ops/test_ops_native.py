@@ -16,7 +16,7 @@ def native(monkeypatch):
     """Switch the form on and off."""
 
     def switch(on):
-        monkeypatch.setattr(functional, "_host_bound", lambda weight: on)
+        monkeypatch.setattr(functional, "_may_wait_for_host", lambda weight, dtype: on)
 
     return switch
 

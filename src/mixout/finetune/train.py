@@ -111,8 +111,8 @@ def finetune(
         dev = _dev(task, shared, settings.max_length)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=report or _silence, bars=bars)
-            # The model lies on its device now, as it will when it is measured again.
-            drift = Drift(loaded, task.original if isinstance(task, Task) else (), settings.max_length)
+        # The model lies on its device now, as it will when it is measured again.
+        drift = Drift(loaded, task.original if isinstance(task, Task) else (), settings.max_length)
         # The last check: from here on the folder holds an unfinished run of these very settings.
         checkpoint = folder.begin(place, settings, fingerprints)
         with disk.writing(place):

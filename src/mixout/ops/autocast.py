@@ -7,18 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-# Asked for once: a compiled graph cannot, in some versions of torch.
-_KINDS = frozenset(
-    kind
-    for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla", torch._C._get_privateuse1_backend_name())
-    if torch.amp.is_autocast_available(kind)
-)
+# A compiled graph cannot ask for these, in some versions of torch.
+_KINDS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "xla")))
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast computes a linear of ``x`` in, or None; it leaves float64 alone, and does not know every device."""
     kind = x.device.type
-    if x.dtype == torch.float64 or kind not in _KINDS or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not _enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
@@ -26,6 +22,9 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which tensors on ``device`` keep their dtypes."""
     kind = device.type
-    if kind not in _KINDS or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    return torch.autocast(kind, enabled=False) if _enabled(kind) else nullcontext()
+
+
+def _enabled(kind: str) -> bool:
+    known = kind in _KINDS or torch.amp.is_autocast_available(kind)
+    return known and torch.is_autocast_enabled(kind)

@@ -2,10 +2,16 @@
 
 What torch does in several passes over a matrix as large as the weight, with a launch for each, is one pass here, which
 reads w and u and writes Phi in the dtype that the product wants. Triton comes with torch's builds for CUDA; where it is
-missing, on other devices and in compiled graphs, which fuse by themselves, the same arithmetic is plain torch's.
+missing or does not work, on other devices, and for Phi in compiled graphs, which fuse by themselves, the same
+arithmetic is plain torch's.
 """
 
 from __future__ import annotations
+
+import functools
+import math
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +22,8 @@ try:
 except ImportError:
     triton = None
 
+# Offsets are numbers of 32 bits.
+_LARGEST = 2**31
 # Rows and columns of a tile of Phi, and of the thin gradient: of that a program owns whole rows.
 _PHI = {"ROWS": 16, "COLUMNS": 128}
 _PLACE = {"ROWS": 4, "COLUMNS": 256}
@@ -30,10 +38,24 @@ def fuses(weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and weight.dim() == 2
         and weight.dtype.itemsize <= 4
-        and weight.numel() < 2**31
+        and weight.numel() < _LARGEST
         and not torch.is_grad_enabled()
         and not torch._C._are_functorch_transforms_active()
+        and _works(weight.device)
     )
+
+
+@functools.cache
+def _works(device: torch.device) -> bool:
+    """Whether a kernel can be built and run: Triton needs a C compiler and a GPU that it knows."""
+    probe = torch.zeros(1, 1, device=device)
+    try:
+        phi(probe, None, torch.ones(1, 1, device=device), 1.0, probe.dtype)
+    # Whatever a compiler, a driver or a launcher may raise.
+    except Exception as error:
+        warnings.warn(f"Triton does not work on {device}, so torch's own kernels are used: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
@@ -50,39 +72,52 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
     mask = mask.expand(weight.shape)
     other = weight if anchor is None else anchor
     rows, columns = weight.shape
-    grid = (triton.cdiv(columns, _PHI["COLUMNS"]), triton.cdiv(rows, _PHI["ROWS"]))
-    _phi[grid](
-        result,
-        weight,
-        other,
-        mask.view(torch.uint8) if mask.dtype == torch.bool else mask,
-        scale,
-        rows,
-        columns,
-        *result.stride(),
-        *weight.stride(),
-        *other.stride(),
-        *mask.stride(),
-        ANCHORED=anchor is not None,
-        **_PHI,
-    )
+    grid = (triton.cdiv(rows, _PHI["ROWS"]), triton.cdiv(columns, _PHI["COLUMNS"]))
+    with _current(weight.device):
+        _phi[grid](
+            result,
+            weight,
+            other,
+            mask.view(torch.uint8) if mask.dtype == torch.bool else mask,
+            scale,
+            rows,
+            columns,
+            *result.stride(),
+            *weight.stride(),
+            *other.stride(),
+            *mask.stride(),
+            ANCHORED=anchor is not None,
+            **_PHI,
+        )
     return result
+
+
+def places(columns: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether :func:`place` takes these."""
+    return math.prod(shape) < _LARGEST and fuses(columns)
 
 
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
     """A matrix that is 0 but for the columns ``kept``, which are ``scale`` times the rows of ``columns``.
 
     Args:
-        columns: (|K|, out), on a GPU.
-        kept: int64 indices, (|K|,), each once.
+        columns: (|K|, out), for which :func:`places` holds.
+        kept: int64 indices, (|K|,), in rising order; of one that is there several times the first row counts.
         shape: (out, in) of the result.
         dtype: of the result.
         scale: a factor.
     """
     result = columns.new_empty(shape, dtype=dtype)
+    # A program owns whole rows: it clears them, then writes what is kept.
     grid = (triton.cdiv(shape[0], _PLACE["ROWS"]),)
-    _place[grid](result, columns, kept, scale, len(kept), *shape, *columns.stride(), **_PLACE)
+    with _current(columns.device):
+        _place[grid](result, columns, kept, scale, len(kept), *shape, *columns.stride(), **_PLACE)
     return result
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, wherever its arguments lie."""
+    return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
 if triton is not None:
@@ -108,8 +143,8 @@ if triton is not None:
         ROWS: tl.constexpr,
         COLUMNS: tl.constexpr,
     ) -> None:
-        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
-        column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         inside = (row < rows) & (column < columns)
         c = tl.load(mask + row * m0 + column * m1, mask=inside, other=0).to(tl.float32) * scale
         w = tl.load(weight + row * w0 + column * w1, mask=inside, other=0.0).to(tl.float32)
@@ -145,7 +180,8 @@ if triton is not None:
         for start in range(0, count, COLUMNS):
             place = start + tl.arange(0, COLUMNS)
             column = tl.load(kept + place, mask=place < count, other=0)
-            inside = (place < count)[:, None] & (row < rows)[None, :]
+            before = tl.load(kept + place - 1, mask=(place > 0) & (place < count), other=-1)
+            inside = ((place < count) & (column != before))[:, None] & (row < rows)[None, :]
             value = tl.load(thin + place[:, None] * t0 + row[None, :] * t1, mask=inside, other=0.0)
             value = value.to(tl.float32) * scale
             tl.store(result + row[None, :] * columns + column[:, None], value.to(result.dtype.element_ty), mask=inside)

@@ -6,7 +6,8 @@
     y      = x Phi^T + b
     grad_w = c (g^T x)
 
-Phi is kept for backward in the dtype of the product; under autocast plain fine-tuning keeps a cast weight in its place.
+Phi is kept for backward in the dtype of the product, once for each use of the layer; under autocast plain fine-tuning
+keeps a cast weight in its place.
 For GPUs, which wait for the host where layers are small: an autograd function in Python costs it more time than the
 GPU needs for such a layer.
 """

@@ -74,7 +74,7 @@ def thin_gradient(
     Computed as its transpose, (|K|, out): a product with few rows is faster than one with few columns.
     """
     rows = x_kept.t() @ grad
-    if fused.fuses(rows):
+    if fused.places(rows, shape):
         return fused.place(rows, kept, shape, dtype, scale)
     columns = rows.t().to(dtype).mul_(scale)
     return columns.new_zeros(shape).index_copy_(1, kept, columns)
