@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-deepspeed check bench clean
+.PHONY: demo test test-deepspeed test-triton check bench clean
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
@@ -11,16 +11,21 @@ demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in de
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# An environment of its own on top of .venv: other libraries change what they do where DeepSpeed is installed.
-OVER := .venv/deepspeed
+# Environments of their own on top of .venv: other libraries change what they do where these are installed.
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
-test-deepspeed: $(READY)  ## the tests that need DeepSpeed
-	$(PYTHON) -m venv $(OVER)
-	$(BIN)/python -c "$(SITE)" > "$$($(OVER)/bin/python -c "$(SITE)")/below.pth"
-	$(OVER)/bin/python -m pip install --quiet wheel
-	$(OVER)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps \
+.venv/over-%: $(READY)
+	$(PYTHON) -m venv $@
+	$(BIN)/python -c "$(SITE)" > "$$($@/bin/python -c "$(SITE)")/below.pth"
+
+test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
+	$</bin/python -m pip install --quiet wheel
+	$</bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps \
 		deepspeed einops hjson msgpack ninja py-cpuinfo
-	PYTHONPATH=src $(OVER)/bin/python -m pytest tests/integrations/test_integrations_zero.py
+	PYTHONPATH=src $</bin/python -m pytest tests/integrations/test_integrations_zero.py
+
+test-triton: .venv/over-triton  ## the kernels for GPUs, by Triton's interpreter
+	$</bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
+	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_fused.py
 
 check: $(READY)  ## style, types, import directions
 	$(BIN)/ruff check .
