@@ -169,13 +169,13 @@ class _Piece:
         return [len(self.kept) if i == self.dim else size for i, size in enumerate(self.grad.shape)]
 
     def pack(self, message: Tensor) -> Tensor:
-        """Write into ``message``; return how many finite numbers are left behind that are not zero."""
+        """Write into ``message``; return how many numbers are left behind that are neither zero nor nan."""
         if self.kept is None:
             message.copy_(self.grad)
             return message.new_zeros((), dtype=torch.int64)
         torch.index_select(self.grad, self.dim, self.kept, out=message)
         # A column that is not kept may hold 0 times infinity, where a loss scale was too large.
-        return torch.count_nonzero(_finite(self.grad)) - torch.count_nonzero(_finite(message))
+        return _count(self.grad) - _count(message)
 
     def unpack(self, message: Tensor) -> None:
         if self.kept is None:
@@ -184,8 +184,8 @@ class _Piece:
             self.grad.index_copy_(self.dim, self.kept, message)
 
 
-def _finite(x: Tensor) -> Tensor:
-    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+def _count(x: Tensor) -> Tensor:
+    return torch.count_nonzero(x) - torch.count_nonzero(x.isnan())
 
 
 @dataclass(kw_only=True)
