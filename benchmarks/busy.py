@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import mixout
-from mixout import functional
-from mixout.bench.cases import Case, build, find, inputs
+from mixout import forms
 from mixout.bench.pairs import Run
-from mixout.bench.runs import release
+from mixout.bench.plan import plan
+from mixout.bench.runs import model_of, release, train_run
 from mixout.bench.table import environment
+from mixout.bench.variants import PLAIN, Variant
 
 RESULTS = Path(__file__).parent / "results" / "busy-cuda.csv"
 # What a thin gradient must spare for a form to be taken.
@@ -35,11 +35,13 @@ STEPS = 10
 def main() -> None:
     """Measure and write the table."""
     rows: list[dict[str, Any]] = []
+    chosen = plan(names=["bert-large"])
     for batch in (32, 128):
-        case = replace(find("bert-large"), batch=batch)
+        case = replace(chosen.cases[0], batch=batch)
         for form, spared in FORMS.items():
-            functional.SPARSE_ON_GPU_FROM = spared
-            step = training(case, "dropout(0.0)" if form == "plain" else "mixout(0.9)")
+            forms.SPARSE_ON_GPU_FROM = spared
+            variant = PLAIN if form == "plain" else Variant(method="mixout", p=0.9)
+            step = train_run(model_of(case, variant, chosen.device), case, chosen)
             launched, done = times(step)
             row = {"form": form, "tokens": case.tokens, "launched_ms": launched, "done_ms": done, "busy_ms": busy(step)}
             rows.append(row | environment())
@@ -50,22 +52,6 @@ def main() -> None:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-
-
-def training(case: Case, method: str) -> Run:
-    """A training step: forward, backward, fused AdamW."""
-    model = mixout.apply_(build(case, "cuda").train(), mixout.methods.parse(method))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    batch = inputs(case, "cuda")
-
-    def step() -> None:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def times(step: Run) -> tuple[float, float]:
