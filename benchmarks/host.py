@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import functional
+from mixout import forms
 from mixout.bench.pairs import Run, clock_of, interleave
 from mixout.bench.table import environment
 
@@ -50,7 +50,7 @@ def step(form: str) -> Run:
     x = torch.randn(400, 16, requires_grad=True)
 
     def run() -> None:
-        functional._may_wait_for_host = lambda *_: form == "native"
+        forms._may_wait_for_host = lambda *_: form == "native"
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = model(x)
         y.sum().backward()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from mixout import functional
+from mixout import forms, functional
 from mixout.functional import mix, mixed_embedding, mixed_linear
 
 UNITS = ["input", "output", "element"]
@@ -34,8 +34,9 @@ def all_masks(shape, p):
 
 def toss(monkeypatch, mask):
     """Let the next draws be ``mask``."""
-    monkeypatch.setattr(functional, "draw", lambda shape, *_, **__: mask.reshape(shape))
-    monkeypatch.setattr(functional, "coins", lambda shape, *_, **__: lambda: mask.reshape(shape))
+    for module in (functional, forms):
+        monkeypatch.setattr(module, "draw", lambda shape, *_, **__: mask.reshape(shape))
+        monkeypatch.setattr(module, "coins", lambda shape, *_, **__: lambda: mask.reshape(shape))
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -66,8 +67,8 @@ FORMS = {"dense": (1.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
 @pytest.mark.parametrize("bias", [True, False])
 def test_mixed_linear_is_unbiased_over_all_masks(unit, form, bias, monkeypatch):
     """Output, gradient of x, of w and of b: the mean over all masks is the plain linear's, in each form."""
-    monkeypatch.setattr(functional, "SPARSE_FROM", FORMS[form][0])
-    monkeypatch.setattr(functional, "SPLIT_BELOW", FORMS[form][1])
+    monkeypatch.setattr(forms, "SPARSE_FROM", FORMS[form][0])
+    monkeypatch.setattr(forms, "SPLIT_BELOW", FORMS[form][1])
     p = 0.7
     x, w, u, b, g = tensors((4, 3), (2, 3), (2, 3), (2,), (4, 2))
     leaves = [x, w, b] if bias else [x, w]

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, functional
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, forms
 
 # The values of SPARSE_FROM and SPLIT_BELOW that lead to a form, whatever p and the batch are.
 FORMS = {"dense": (2.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
@@ -18,8 +18,8 @@ METHODS = [Mixout(0.5), Mixout(0.5, gradient="paper"), Mixconnect(0.5), Gradient
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
-    monkeypatch.setattr(functional, "SPARSE_FROM", FORMS[request.param][0])
-    monkeypatch.setattr(functional, "SPLIT_BELOW", FORMS[request.param][1])
+    monkeypatch.setattr(forms, "SPARSE_FROM", FORMS[request.param][0])
+    monkeypatch.setattr(forms, "SPLIT_BELOW", FORMS[request.param][1])
     return request.param
 
 

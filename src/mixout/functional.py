@@ -1,4 +1,4 @@
-"""mix(), mixed_linear() and mixed_embedding(): argument checks, the draw, and the choice of op.
+"""mix(), mixed_linear() and mixed_embedding(): argument checks and the draw.
 
 For layers of your own: all take plain tensors and know nothing of modules. In eval mode do not call them; use
 ``weight``.
@@ -12,27 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout import forms
 from mixout.masks import NOISES, UNITS, Noise, Unit, check_p, coins, draw, mask_shape, scale_of, spread
 from mixout.ops.autocast import autocast_dtype
-from mixout.ops.dense import dense_linear
 from mixout.ops.gathered import Draw
 from mixout.ops.graph import graph_linear
 from mixout.ops.mix import mix as mix_op
-from mixout.ops.native import native_linear
 from mixout.ops.reference import GRADIENTS, Gradient
-from mixout.ops.sparse import column_sparse_linear
-from mixout.ops.split import split_linear
 from mixout.streams import Stream
-
-# Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
-SPARSE_FROM = 0.3
-# Tokens times the share of kept columns up to which Phi is not made.
-SPLIT_BELOW = 16
-# Multiply-adds that a thin gradient must spare a GPU under autocast: below, it costs the host of a fast GPU more than
-# that. 0 takes it always, which keeps less memory, and pays where the GPU is slower or the host faster.
-SPARSE_ON_GPU_FROM = 2e10
-# Columns of 16 bits each that a GPU's matrix units load at once.
-_ALIGNED = 8
 
 
 def mix(
@@ -137,9 +124,8 @@ def mixed_linear(
     """
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
-    sparse = unit == "input" and noise == "bernoulli" and gradient != "dense"
     compiling = torch.compiler.is_compiling()
-    if compiling and not sparse:
+    if compiling and not forms.has_thin_gradient(unit, noise, gradient):
         phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
         return torch.nn.functional.linear(x, phi, bias)
     _check(weight, anchor, unit, gradient, noise, 1)
@@ -153,59 +139,15 @@ def mixed_linear(
     dtype = autocast or weight.dtype
     # The same object each time, where it can be: copies from the host are foreseen by it.
     u = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
-    if not compiling and unit != "element" and gradient == "exact" and _may_wait_for_host(weight, dtype):
-        thin = sparse and p >= SPARSE_FROM and weight.requires_grad
-        if not thin or p * x.numel() * weight.shape[0] < SPARSE_ON_GPU_FROM:
-            return native_linear(x, weight, u, bias, _coefficient(weight, float(p), unit, noise, stream))
-    read = x.to(dtype), weight, u, None if bias is None else bias.to(dtype)
-    scale = scale_of(p)
-    if not sparse:
-        return dense_linear(*read, _coins(weight, float(p), unit, noise, stream), float(scale), gradient=gradient)
-    # Drawn on the host: the number of kept columns is known without waiting for the device.
-    kept = draw((weight.shape[1],), p, stream=stream)
     if compiling:
+        kept = draw((weight.shape[1],), p, stream=stream)
+        scale = scale_of(p)
         scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
-        return graph_linear(*read, kept, scale, gradient=gradient)
-    return _thin(read, kept, float(p), gradient)
-
-
-def _thin(
-    read: tuple[Tensor, Tensor, Tensor | None, Tensor | None], kept: Tensor, p: float, gradient: Gradient
-) -> Tensor:
-    """The linear of a mask of columns, which lies on the host, in the form that suits p and the number of tokens."""
-    x, weight = read[:2]
-    scale = scale_of(p)
-    if p < SPARSE_FROM:
-        mask = kept.to(weight.device, non_blocking=True)
-        return dense_linear(*read, lambda: mask, scale, gradient=gradient)
-    columns = kept.nonzero().squeeze(1)
-    form = column_sparse_linear
-    if x.numel() * len(columns) <= SPLIT_BELOW * weight.shape[1] ** 2:
-        form = split_linear
-    elif weight.is_cuda and x.dtype.itemsize == 2 and len(columns):
-        # The last one several times, which changes nothing: rows of another length would be read piecemeal.
-        columns = torch.cat([columns, columns[-1:].expand(-len(columns) % _ALIGNED)])
-    return form(*read, columns.to(weight.device, non_blocking=True), scale, gradient=gradient)
-
-
-def _may_wait_for_host(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a GPU computes, and keeps a cast weight anyway: in ``dtype``, where the weight is float32."""
-    return weight.is_cuda and weight.dtype == torch.float32 and dtype.itemsize == 2
-
-
-def _coefficient(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Tensor:
-    """M / (1-p), laid out to be multiplied with ``weight``; tossed on the host, as a form with a thin gradient does."""
-    mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, stream=stream)
-    return (mask.to(weight.dtype) * scale_of(p)).to(weight.device, non_blocking=True)
-
-
-def _coins(weight: Tensor, p: float, unit: Unit, noise: Noise, stream: Stream | None) -> Callable[[], Tensor]:
-    """Element masks are drawn again when they are needed again; a mask with one coin a neuron is kept."""
-    shape = tuple(weight.shape)
-    if unit == "element":
-        return coins(shape, p, noise=noise, device=weight.device, stream=stream)
-    mask = draw(mask_shape(shape, unit), p, noise=noise, device=weight.device, stream=stream)
-    return lambda: mask
+        cast = None if bias is None else bias.to(dtype)
+        return graph_linear(x.to(dtype), weight, u, cast, kept, scale, gradient=gradient)
+    return forms.linear(
+        x, weight, u, bias, p=float(p), unit=unit, gradient=gradient, noise=noise, stream=stream, dtype=dtype
+    )
 
 
 def toss(
@@ -247,7 +189,7 @@ def toss(
         host = draw(mask_shape(shape, unit), p, noise=noise, stream=stream)
         there = host.to(device, non_blocking=True)
         mask = lambda: there  # noqa: E731
-        if unit == "input" and noise == "bernoulli" and gradient != "dense" and p >= SPARSE_FROM:
+        if forms.has_thin_gradient(unit, noise, gradient) and p >= forms.SPARSE_FROM:
             kept = host[0].nonzero().squeeze(1).to(device, non_blocking=True)
     slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
     return Draw(mask=mask, kept=kept, scale=scale, gradient_scale=slope)

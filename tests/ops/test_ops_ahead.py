@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import functional
+from mixout import forms
 from mixout.ops import mix
 from mixout.ops.ahead import Ahead
 
@@ -121,8 +121,8 @@ def test_a_layer_asks_for_the_same_tensor_in_each_pass(monkeypatch, sparse_from)
     """By which alone it is known what comes next: a view made anew would never be foreseen."""
     asked = []
     monkeypatch.setattr(mix, "_near", lambda anchor, _: asked.append(id(anchor)) or anchor)
-    monkeypatch.setattr(functional, "SPARSE_FROM", sparse_from)
-    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(forms, "SPARSE_FROM", sparse_from)
+    monkeypatch.setattr(forms, "SPLIT_BELOW", 0)
     model = mixout.apply_(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), mixout.Mixout(0.5))
     for _ in range(2):
         model(torch.randn(4, 8, requires_grad=True)).sum().backward()

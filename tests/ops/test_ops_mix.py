@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixout.ops import reference
+from mixout.ops import fused, reference
 from mixout.ops.mix import mix
 
 
@@ -96,3 +96,12 @@ def test_no_weight_sized_mask_is_kept_for_backward(coins):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         mix(w.requires_grad_(), u, mask, 2.0)
     assert max(saved) <= 64
+
+
+def test_a_triton_that_does_not_work_is_said_and_not_used(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(fused, "phi", broken)
+    with pytest.warns(UserWarning, match=r"Triton does not work on meta, so torch's own .*: Failed to find C compiler"):
+        assert not fused._works.__wrapped__(torch.device("meta"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import GradientMask, Mixout, functional
+from mixout import GradientMask, Mixout, forms, functional
 from mixout.streams import Stream
 
 
@@ -16,7 +16,7 @@ def native(monkeypatch):
     """Switch the form on and off."""
 
     def switch(on):
-        monkeypatch.setattr(functional, "_may_wait_for_host", lambda weight, dtype: on)
+        monkeypatch.setattr(forms, "_may_wait_for_host", lambda weight, dtype: on)
 
     return switch
 
@@ -81,13 +81,13 @@ def test_gaussian_coins(native):
 def test_it_is_taken_and_its_coins_follow_the_global_stream(native, monkeypatch):
     native(True)
     taken = []
-    form = functional.native_linear
-    monkeypatch.setattr(functional, "native_linear", lambda *args: taken.append(1) or form(*args))
+    form = forms.native_linear
+    monkeypatch.setattr(forms, "native_linear", lambda *args: taken.append(1) or form(*args))
     first, second = step(Mixout(0.5)), step(Mixout(0.5))
     assert len(taken) == 4
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
     step(Mixout(0.5, gradient="paper"))
-    monkeypatch.setattr(functional, "SPARSE_ON_GPU_FROM", 0)
+    monkeypatch.setattr(forms, "SPARSE_ON_GPU_FROM", 0)
     step(Mixout(0.5))
     assert len(taken) == 4
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixout import functional
+from mixout import forms, functional
 from mixout.functional import mixed_linear
 from mixout.ops import reference
 from mixout.ops.sparse import column_sparse_linear
@@ -65,7 +65,7 @@ def saved_by(function):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed, monkeypatch):
     """Trap: mask of weight size stored for backward. Only w and u themselves, x[:, K] and K are kept."""
-    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(forms, "SPLIT_BELOW", 0)
     rows, size, p = 50, 100, 0.9
     x = torch.randn(rows, size, requires_grad=True)
     w, u = torch.randn(size, size, requires_grad=True), torch.randn(size, size)
@@ -113,7 +113,7 @@ class Allocations(TorchDispatchMode):
 )
 def test_weight_sized_temporaries_of_the_forward(dtype, autocast, most, monkeypatch):
     """Trap: five weight-sized temporaries in forward."""
-    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(forms, "SPLIT_BELOW", 0)
     w, u = torch.randn(60, 70).to(dtype).requires_grad_(), torch.randn(60, 70).to(dtype)
     x = torch.randn(3, 70).to(dtype)
     torch.manual_seed(0)
