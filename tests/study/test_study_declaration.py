@@ -44,6 +44,12 @@ def test_labels_and_settings():
     assert study.factors == {"learning_rate": [1e-5, 2e-5]}
 
 
+def test_each_restart_may_have_its_own_subset():
+    text = GOOD.replace("learning_rate = 1e-5\n", "", 1)
+    assert not parse(text).own_subsets
+    assert parse(text.replace("restarts = 3", "restarts = 3\nown_subsets = true")).own_subsets
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

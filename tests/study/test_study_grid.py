@@ -32,6 +32,14 @@ def test_more_restarts_leave_the_first_as_they_are(declare):
     assert [run.id for run in declare(restarts=3).runs()[:4]] == [run.id for run in declare(restarts=2).runs()]
 
 
+def test_each_restart_may_draw_its_own_subset_and_all_methods_share_it(declare):
+    shared = declare(restarts=2, settings={"train_size": 16}).runs()
+    own = declare(restarts=2, settings={"train_size": 16}, own_subsets=True).runs()
+    assert [(run.restart, run.settings.subset_seed) for run in own] == [(0, 0), (0, 0), (1, 1), (1, 1)]
+    # Subset 0 is the one that all share otherwise, so its runs are not run again; those of other subsets are others.
+    assert [a.id == b.id for a, b in zip(shared, own, strict=True)] == [True, True, False, False]
+
+
 def test_a_methods_settings_come_before_the_tasks_and_these_before_the_shared_ones(declare, tiny_task):
     study = declare(
         restarts=1,
@@ -55,6 +63,9 @@ PLAIN = {"method": "plain"}
         ({"restarts": 0}, "restarts as a whole number >= 1, got 0"),
         ({"restarts": True}, "restarts"),
         ({"name": " "}, "name of the study"),
+        ({"own_subsets": "yes"}, "own_subsets as true or false, got 'yes'"),
+        ({"own_subsets": True}, "expected train_size with own_subsets, got none"),
+        ({"own_subsets": True, "settings": {"train_size": 16, "subset_seed": 3}}, "no subset_seed with own_subsets"),
         ({"baseline": "dropout(0)"}, r"did you mean 'dropout\(0.0\)'"),
         ({"settings": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
         ({"settings": {"seed": 1}}, "restart k has seed k"),

@@ -6,6 +6,7 @@
     name = "demo"
     restarts = 4                  # restart k uses seed k for every method, so that differences are paired
     baseline = "dropout(0.1)"     # optional: the label that the others are compared with
+    own_subsets = true            # optional: restart k draws its train_size examples itself; else all have the same
 
     [settings]                    # shared by all runs: any of `mixout finetune`'s options
     epochs = 5
@@ -112,6 +113,7 @@ def parse(text: str) -> Study:
         tasks=[_axis("task", number, table) for number, table in _entries(tables, "task")],
         methods=[_axis("method", number, table) for number, table in _entries(tables, "method")],
         factors=tables.get("factors", {}),
+        own_subsets=head.get("own_subsets", False),
     )
 
 
@@ -122,7 +124,7 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(tables.get(name, {}), dict):
             raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
     head = tables.get("study", {})
-    _check_keys("[study]", head, ("name", "restarts", "baseline", "base"))
+    _check_keys("[study]", head, ("name", "restarts", "baseline", "base", "own_subsets"))
     if "base" not in head:
         return tables
     # Not any path: files that name each other would have no end.

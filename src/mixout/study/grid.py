@@ -76,6 +76,8 @@ class Study:
         baseline: label of a method; None for none.
         settings: shared by all runs.
         factors: setting -> its values.
+        own_subsets: restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples
+            too; else on one subset, and they speak of other restarts on it.
 
     Raises:
         InputError: a name is unknown, or a value cannot be.
@@ -88,12 +90,15 @@ class Study:
     baseline: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    own_subsets: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"expected a name of the study, got {self.name!r}")
         if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
             raise InputError(f"expected restarts as a whole number >= 1, got {self.restarts!r}")
+        if not isinstance(self.own_subsets, bool):
+            raise InputError(f"expected own_subsets as true or false, got {self.own_subsets!r}")
         check_settings("[settings]", self.settings)
         for kind, axes in (("task", self.tasks), ("method", self.methods)):
             _check_axes(kind, axes)
@@ -128,7 +133,7 @@ class Study:
             range(self.restarts), self.tasks, combinations, self.methods
         ):
             factors = dict(zip(self.factors, values, strict=True))
-            run = _planned(self.settings, task, method, factors, restart, known)
+            run = _planned(self, task, method, factors, restart, known)
             if run.id in runs:
                 raise InputError(
                     f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
@@ -139,10 +144,12 @@ class Study:
 
 
 def _planned(
-    shared: Mapping[str, Any], task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs
+    study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs
 ) -> Planned:
-    values = {**shared, **task.settings, **factors, **method.settings, "seed": restart}
+    values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
     try:
+        if study.own_subsets:
+            values["subset_seed"] = _own_subset(values)
         settings = Settings(**values)
         id = inputs.identity(settings)
         if restart == 0:  # the others differ in their seeds alone
@@ -162,6 +169,19 @@ def _planned(
         metric=metric,
         chance=chance,
     )
+
+
+def _own_subset(values: Mapping[str, Any]) -> int:
+    """The seed of a restart's own subset: the restart's."""
+    if values.get("train_size") is None:
+        raise InputError("expected train_size with own_subsets, got none; without it every restart has all examples")
+    if "subset_seed" in values:
+        raise InputError(
+            f"expected no subset_seed with own_subsets, by which restart k has subset k, got "
+            f"{values['subset_seed']!r}; remove one of them"
+        )
+    seed: int = values["seed"]
+    return seed
 
 
 def check_settings(where: str, table: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:
