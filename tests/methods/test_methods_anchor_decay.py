@@ -250,6 +250,21 @@ def test_each_parameter_group_decays_with_its_own_rate():
         torch.testing.assert_close(model[i].weight - u, torch.full_like(u, 1 - eta * RATE))
 
 
+@pytest.mark.parametrize("rate_of", [float, torch.tensor], ids=["number", "tensor"])
+@pytest.mark.parametrize("anchor", [None, 0.0], ids=["start", "zero"])
+def test_a_learning_rate_may_be_a_tensor_of_another_dtype(rate_of, anchor):
+    model = nn.Linear(4, 3, bias=False).bfloat16()
+    start = model.weight.detach().clone()
+    mixout.apply_(model, AnchorDecay(RATE), anchor=anchor)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    way = (model.weight.detach() - (start if anchor is None else 0.0)).double()
+    model.weight.grad = torch.zeros_like(model.weight)
+    torch.optim.SGD(model.parameters(), lr=rate_of(ETA)).step()
+    left = (model.weight.detach() - (start if anchor is None else 0.0)).double()
+    torch.testing.assert_close(left, way * (1 - ETA * RATE), rtol=2**-7, atol=2**-7)
+
+
 def test_an_fp16_step_that_the_scaler_skips_decays_nothing():
     model = mixout.apply_(net().float(), AnchorDecay(RATE))
     scaler = torch.amp.GradScaler("cpu")

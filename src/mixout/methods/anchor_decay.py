@@ -129,8 +129,8 @@ class Decay:
             _HOOKED.append(register_optimizer_step_pre_hook(_before_step))
             _HOOKED.append(register_optimizer_step_post_hook(_after_step))
 
-    def due(self, optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor, Any]]:
-        """(w, u, learning rate) of every parameter that ``optimizer`` steps now; u is a zero where it is not kept."""
+    def due(self, optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor | None, Any]]:
+        """(w, u, learning rate) of every parameter that ``optimizer`` steps now; u is None where it is zero."""
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         done = {id(p) for outer in _enclosing(optimizer) for group in outer.param_groups for p in group["params"]}
         for target in self.targets:
@@ -143,7 +143,7 @@ class Decay:
             if id(parameter) in rates and id(parameter) not in done:  # a tied parameter decays once
                 done.add(id(parameter))
                 anchor = target.anchor.follow(parameter)
-                yield parameter, parameter.new_zeros(()) if anchor is None else anchor, rates[id(parameter)]
+                yield parameter, anchor, rates[id(parameter)]
 
 
 def _enclosing(optimizer: Optimizer) -> list[Optimizer]:
@@ -189,8 +189,9 @@ def _add_penalty(optimizer: Optimizer) -> None:
             # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.
             loss_scale = getattr(optimizer, "grad_scale", None)
             for weight, anchor, _ in decay.due(optimizer):
-                penalty = (weight - anchor) * decay.method.rate
-                weight.grad.add_(penalty if loss_scale is None else penalty * loss_scale)  # type: ignore[union-attr]
+                way = weight if anchor is None else weight - anchor
+                grad: Tensor = weight.grad  # type: ignore[assignment]
+                grad.add_(way if loss_scale is None else way * loss_scale, alpha=decay.method.rate)
 
 
 @torch.no_grad()
@@ -201,4 +202,14 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
         if decay.method.decoupled:
             for weight, anchor, rate in decay.due(optimizer):
                 strength = rate * decay.method.rate
-                weight.sub_((weight - anchor) * (strength if skipped is None else strength * (1 - skipped)))
+                _pull_(weight, anchor, strength if skipped is None else strength * (1 - skipped))
+
+
+def _pull_(weight: Tensor, anchor: Tensor | None, strength: float | Tensor) -> None:
+    """Take ``strength`` of the way from w to u: w <- w - strength (w - u)."""
+    if isinstance(strength, Tensor):  # of any dtype and device, which lerp does not take
+        weight.sub_((weight if anchor is None else weight - anchor) * strength)
+    elif anchor is None:
+        weight.mul_(1 - strength)
+    else:
+        weight.lerp_(anchor, strength)  # one pass, without a temporary of the weight's size

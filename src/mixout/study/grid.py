@@ -143,9 +143,7 @@ class Study:
         return list(runs.values())
 
 
-def _planned(
-    study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs
-) -> Planned:
+def _planned(study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs) -> Planned:
     values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
     try:
         if study.own_subsets:

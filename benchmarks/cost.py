@@ -1,0 +1,112 @@
+"""What a training step of every method of a study costs, in interleaved pairs with plain fine-tuning.
+
+    python benchmarks/cost.py benchmarks/evidence/tables.toml --data-dir glue
+
+Model, data, batches, optimizer and clipping are those of the study's first restart, in float32; one thread, as a run of
+a study that shares its machine has. Both members of a pair take the same batch. One row a task and method, added to
+``benchmarks/results/cost.csv``; one that is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mixout.bench.pairs import Run, clock_of, interleave
+from mixout.bench.runs import release
+from mixout.bench.table import environment
+from mixout.errors import InputError
+from mixout.finetune import trainer
+from mixout.finetune.batches import DevSet
+from mixout.finetune.cache import Cache
+from mixout.finetune.isolation import quiet
+from mixout.finetune.placement import apply_methods
+from mixout.finetune.reinit import reinitialise_
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Task
+from mixout.study.declaration import read
+
+RESULTS = Path(__file__).parent / "results" / "cost.csv"
+WARMUP = 3
+
+
+def main() -> None:
+    """Measure what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, nargs="+", help="study files")
+    parser.add_argument("--data-dir", required=True, help="folder with the TSV files of GLUE")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    if args.output.exists():
+        rows += csv.DictReader(args.output.open(newline=""))
+    done = {(row["task"], row["method"]) for row in rows}
+    cache = Cache()
+    for file in args.study:
+        study = read(file).with_settings({"data_dir": args.data_dir, "precision": "fp32", "original": None})
+        for run in replace(study, restarts=1).runs():
+            if (run.task, run.method) in done:
+                continue
+            done.add((run.task, run.method))
+            plain = replace(run.settings, method="dropout(0.0)", head="plain", reinit_layers=0, layer_decay=1.0)
+            pair = [step(settings, cache) for settings in (replace(plain, weight_decay=0.0), run.settings)]
+            found = interleave(
+                pair[0][0], pair[1][0], pairs=args.pairs, warmup=WARMUP, clock=clock_of(torch.device("cpu"))
+            )
+            row: dict[str, object] = {"task": run.task, "method": run.method, "tokens": round(pair[0][1])}
+            row |= {"ratio": found.ratio, "low": found.low, "high": found.high, "pairs": found.pairs}
+            rows.append(row | {"plain_seconds": found.base, "seconds": found.variant} | environment())
+            write(args.output, rows)
+            print(f"{run.task}, {run.method}: {found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]", flush=True)
+            del pair
+            release()
+
+
+def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
+    """A training step as a run of ``settings`` takes it, each on its next batch; and the mean tokens of a batch."""
+    settings = settings.resolved()
+    task = cache.task(settings)
+    if not isinstance(task, Task):
+        raise InputError(f"expected a study of classifiers, got the text of {settings.task!r}; name another study")
+    seed = settings.stream_seed("init")
+    with quiet(), tempfile.TemporaryDirectory() as place:
+        loaded, _ = cache.model(settings.model, labels=task.labels, init_seed=seed)
+        loaded = reinitialise_(loaded, settings.reinit_layers, seed)
+        apply_methods(loaded, settings)
+        train, dev = cache.tokens(task.train, settings.max_length), cache.tokens(task.dev, settings.max_length)
+        built = trainer.build(
+            settings, Path(place), loaded, task, train, DevSet(task, dev), report=lambda _line: None, bars=False
+        )
+        batches = list(built.get_train_dataloader())
+    model = loaded.model.train()
+    optimizer = built.create_optimizer()
+    turn = itertools.cycle(batches)
+
+    def run() -> None:
+        batch = next(turn)
+        built.compute_loss(model, dict(batch), num_items_in_batch=len(batch["labels"])).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run, sum(batch["input_ids"].numel() for batch in batches) / len(batches)
+
+
+def write(place: Path, rows: list[dict[str, object]]) -> None:
+    """All rows, after each: an interrupted measurement keeps what was measured."""
+    with place.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[-1]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
