@@ -1,4 +1,7 @@
-"""The tables of docs/evidence.md say what results/*.csv hold, to the last digit that they show; intervals as the report has them."""
+"""The tables of docs/evidence.md say what results/*.csv hold, to the last digit that they show.
+
+Means, failures and the like are computed anew; intervals and p are those of the report.
+"""
 
 from __future__ import annotations
 
