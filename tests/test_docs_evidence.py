@@ -196,6 +196,13 @@ def over_p(table: list[list[str]]) -> Expected:
             yield cell, [n for measure in (mean, failed, number) for n in measure(runs)] if runs else []
 
 
+def of_few(table: list[list[str]]) -> Expected:
+    for row in table[1:]:
+        for size, cell in zip(table[0][1:], row[1:], strict=True):
+            runs = chosen("few", method=row[0], task=f"SST-2, {size} examples")
+            yield cell, [n for measure in (mean, sd, kept) for n in measure(runs)]
+
+
 def at_high_rates(table: list[list[str]]) -> Expected:
     measures = (mean, sd, failed, kept)
     yield from over("high", "learning_rate", *measures)([row[:3] for row in table])
@@ -221,6 +228,7 @@ TABLES = {
     "3, high rates": at_high_rates,
     "3, longer": over("longer", "epochs", each, failed, kept),
     "3, sizes": over("sizes", "train_size", mean, some_failed, kept),
+    "3, few": of_few,
     "4, tasks": of_tasks("tasks", (mean, sd), (difference,)),
     "4, tuned": over("tuned", "learning_rate", mean, kept, rows=with_task),
     "5, tables": of_tasks("tables", (mean, kept), last=cost),
