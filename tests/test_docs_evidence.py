@@ -83,6 +83,14 @@ def failure_rate(runs: Runs) -> list[float]:
     return [100 * value for value in (one.failure_difference, one.failure_low, one.failure_high) if value is not None]
 
 
+def rate(runs: Runs) -> list[float]:
+    """The one at which the search's mean is highest."""
+    found: dict[float, list[float]] = {}
+    for run in chosen("best-search", method=runs[0]["method"]):
+        found.setdefault(float(run["learning_rate"]), []).append(float(run["score"]))
+    return [max(found, key=lambda one: statistics.mean(found[one]))]
+
+
 def cost(runs: Runs) -> list[float]:
     return [costs()[runs[0]["task"], runs[0]["method"]]]
 
@@ -229,6 +237,8 @@ TABLES = {
     "3, longer": over("longer", "epochs", each, failed, kept),
     "3, sizes": over("sizes", "train_size", mean, some_failed, kept),
     "3, few": of_few,
+    "3, search": over("best-search", "learning_rate", mean, kept),
+    "3, best": of_one_task("best", (rate,), (mean, sd), (difference,), (holm,), (kept,), (way,)),
     "4, tasks": of_tasks("tasks", (mean, sd), (difference,)),
     "4, tuned": over("tuned", "learning_rate", mean, kept, rows=with_task),
     "5, tables": of_tasks("tables", (mean, kept), last=cost),
