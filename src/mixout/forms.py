@@ -23,9 +23,10 @@ from mixout.streams import Stream
 SPARSE_FROM = 0.3
 # Tokens times the share of kept columns up to which Phi is not made.
 SPLIT_BELOW = 16
-# Multiply-adds that a thin gradient must spare a GPU under autocast: below, it costs the host of a fast GPU more than
-# that. 0 takes it always, which keeps less memory, and pays where the GPU is slower or the host faster.
-SPARSE_ON_GPU_FROM = 2e10
+# Multiply-adds that a thin gradient must spare a GPU under autocast: what an H200 does in the time that its host takes
+# longer to launch one (benchmarks/results/busy-cuda.csv). 0 takes it always, which keeps less memory, and pays where
+# the GPU is slower or the host faster.
+SPARSE_ON_GPU_FROM = 2e11
 # Columns of 16 bits each that a GPU's matrix units load at once.
 _ALIGNED = 8
 
