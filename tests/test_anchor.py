@@ -305,3 +305,11 @@ def test_state_of_another_method_or_version_is_refused():
         mixout.load_state_dict_(model, {**state, "methods": "mixout(0.7)"})
     with pytest.raises(mixout.MixoutError, match="version"):
         mixout.load_state_dict_(model, {})
+
+
+@pytest.mark.parametrize("p", [7.0, float("nan"), "0.5"])
+def test_state_whose_p_is_no_probability_is_refused(p):
+    model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), Mixout(0.9))
+    with pytest.raises((TypeError, ValueError), match="expected p"):
+        mixout.load_state_dict_(model, {**mixout.state_dict(model), "p": p})
+    assert mixout.state_dict(model)["p"] == 0.9

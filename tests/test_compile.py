@@ -143,3 +143,18 @@ def test_more_columns_than_expected_travel_behind_the_static_shape():
     torch.testing.assert_close(gradient, 2.0 * (g.t() @ x) * mask)
     with pytest.raises(RuntimeError, match="got copies"):
         torch.ops.mixout.columns(g, kept.clone(), same, w, torch.tensor(2.0))
+
+
+def test_a_model_that_is_compiled_already_is_mixed_under_its_own_names():
+    plain = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 4))
+    compiled = torch.compile(plain, backend="eager")
+    assert mixout.apply_(compiled, Mixout(0.5), anchor=compiled) is compiled
+    with torch.no_grad():
+        plain[0].weight.add_(1.0)
+    first, second = (compiled(torch.ones(1, 8)) for _ in range(2))
+    assert not first.equal(second)
+    assert mixout.distance(compiled).by_layer == pytest.approx({"0.weight": 128**0.5, "2.weight": 0.0})
+    mixout.load_state_dict_(plain, mixout.state_dict(compiled))
+    mixout.remove_(compiled)
+    assert plain[1].p == 0.3
+    assert type(plain[0]) is nn.Linear

@@ -242,3 +242,15 @@ def test_functional_call_mixes_the_given_weights():
     other = {name: torch.full_like(p, 7.0) for name, p in model.named_parameters() if "weight" in name}
     x = torch.randn(2, 6)
     assert torch.func.functional_call(model, other, x).equal(model(x))  # p = 1: the anchor, whatever the weights
+
+
+def test_a_layer_parametrized_since_is_not_taken_apart():
+    model = mixout.apply_(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), Mixout(0.5))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(mixout.MixoutError, match=r"'0' parametrized since.*remove_parametrizations"):
+        mixout.remove_(model)
+    assert mixout.coverage(model).mixed
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    mixout.remove_(model)
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+    model(torch.ones(1, 4))

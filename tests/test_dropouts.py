@@ -203,3 +203,18 @@ def test_dropping_whole_layers_is_reported_and_left_on():
 def test_kinds_of_torchs_own_modules():
     model = nn.Sequential(nn.Dropout2d(0.1), nn.AlphaDropout(0.2), nn.MultiheadAttention(4, 2, dropout=0.3))
     assert [str(site) for site in dropouts.active(model)] == ["0.p = 0.1", "1.p = 0.2", "2.dropout = 0.3"]
+
+
+def test_what_counts_or_points_is_no_dropout():
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.drop_index, self.drop_rate, self.drop_path = 1, 0.5, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x)[self.drop_index]
+
+    model = mixout.apply_(Dropping(), mixout.Mixout(0.5))
+    assert (model.drop_index, model.drop_rate) == (1, 0.0)
+    model(torch.ones(2, 3))

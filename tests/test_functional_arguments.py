@@ -86,12 +86,27 @@ def test_a_non_contiguous_x_and_expanded_gradient():
         torch.testing.assert_close(a, b)
 
 
-def test_the_sparse_linear_refuses_double_backward_clearly():
-    x, w, u = (torch.randn(s, dtype=torch.float64) for s in ((5, 3), (4, 3), (4, 3)))
-    y = mixed_linear(x.requires_grad_(), w.requires_grad_(), u, p=0.5)
-    (grad,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"differentiate twice.*once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("tokens", [1, 500], ids=["split", "sparse"])
+@pytest.mark.parametrize(
+    "loss", [torch.Tensor.sum, lambda y: y.pow(2).sum()], ids=["constant gradient", "gradient of x"]
+)
+def test_the_sparse_linear_refuses_double_backward_clearly(loss, tokens):
+    x, w, u = (torch.randn(s, dtype=torch.float64) for s in ((tokens, 30), (4, 30), (4, 30)))
+    # sin is differentiable twice: without a refusal its part of the second derivative would be taken for the whole.
+    y = mixed_linear(x.requires_grad_().sin(), w.requires_grad_(), u, p=0.5)
+    (grad,) = torch.autograd.grad(loss(y), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"expected one derivative .* got a second one"):
+        grad.pow(2).sum().backward()
+
+
+def test_create_graph_alone_changes_no_gradient_of_the_sparse_linear():
+    x, w, u = (torch.randn(s, dtype=torch.float64) for s in ((500, 30), (4, 30), (4, 30)))
+    found = []
+    for create in (False, True):
+        torch.manual_seed(0)
+        y = mixed_linear(x.requires_grad_(), w.requires_grad_(), u, p=0.5)
+        found.append(torch.autograd.grad(y.pow(2).sum(), (x, w), create_graph=create))
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))
 
 
 def test_p_zero_draws_nothing():

@@ -44,3 +44,10 @@ def test_nobody_is_warned_without_cause(checkpoint, tiny_bert):
         assert mixout.distance(fine_tuned).total == 0
         mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Mixout(0.5), anchor=tiny_bert)
         mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Dropconnect(0.5))
+
+
+def test_a_state_that_cannot_be_read_tells_as_much(checkpoint):
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 7, "log')
+    model = transformers.AutoModel.from_pretrained(checkpoint)
+    with pytest.warns(mixout.FineTunedAnchorWarning, match="some step of a run"):
+        mixout.apply_(model, mixout.Mixout(0.5))

@@ -147,9 +147,7 @@ class AnchorStore:
     def _tensor(self, name: str, parameter: Tensor) -> Tensor:
         if self._read is None:
             if parameter.is_meta:
-                raise ValueError(
-                    f"expected loaded weights, got {name} on the meta device; load them first or pass anchor="
-                )
+                raise ValueError(f"expected loaded weights, got {name} on the meta device; load them first")
             return parameter.detach().clone()
         # A checkpoint holds a tied parameter under one of its names only.
         names = [name, *self._names.get(id(parameter), [])]
@@ -192,6 +190,12 @@ def is_zero(source: AnchorSource) -> bool:
     return isinstance(source, (int, float)) and not isinstance(source, bool) and source == 0
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped, under whose names its weights are known; others as they are."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
 def _prefixes(model: nn.Module) -> list[str]:
     prefix = getattr(model, "base_model_prefix", "")
     return [f"{prefix}."] if isinstance(prefix, str) and prefix else []
@@ -199,7 +203,7 @@ def _prefixes(model: nn.Module) -> list[str]:
 
 def _reader(source: object) -> Callable[[str], Tensor | None]:
     if isinstance(source, nn.Module):
-        source = source.state_dict()
+        source = uncompiled(source).state_dict()
     if isinstance(source, Mapping):
         return source.get
     if isinstance(source, (str, Path)):

@@ -13,6 +13,7 @@ from torch import nn
 from mixout.convert import applied_to, fingerprint
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed
+from mixout.masks import check_p
 from mixout.methods import spell
 from mixout.streams import Stream
 
@@ -48,6 +49,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
         NotAppliedError: if the model carries no method.
         AnchorMismatchError: if the anchor's fingerprint differs.
         MixoutError: if the state is of another version or method.
+        TypeError, ValueError: if its p is no probability.
     """
     if state.get("version") != STATE_VERSION:
         raise MixoutError(f"expected state of version {STATE_VERSION}, got {state.get('version')!r}")
@@ -65,9 +67,10 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
+    p = None if applied.mixing is None else check_p(state["p"])
     applied.seed.value = state["agreed_seed"]
-    if applied.mixing is not None:
-        applied.mixing.p.fill_(state["p"])
+    if applied.mixing is not None and p is not None:
+        applied.mixing.p.fill_(p)
         for name, stream in _streams(root).items():
             stream.restore(state["draws"].get(name, 0))
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mixout import anchor as anchors
 from mixout import dropouts
-from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero
+from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero, uncompiled
 from mixout.errors import AlreadyAppliedError, MixoutError, NotAppliedError, NothingMixedError
 from mixout.layers import Mixed, check_sharding, obstacle, reshard_, restore_
 from mixout.layers.lora import adapted_layers, base_weight, delta_norm, within
@@ -80,6 +81,7 @@ def apply_(
     Source: Lee et al. 2020, section 3.
     """
     methods = (method,) if isinstance(method, Method) else tuple(method)
+    whole, model = model, uncompiled(model)
     _check_methods(methods)
     _check_fresh(model)
     _check_anchor_used(methods, anchor)
@@ -115,7 +117,7 @@ def apply_(
         raise
     if anchor is None and any(one.tensor is not None for one in site.applied.anchors.values()):
         warn_if_fine_tuned(model)
-    return model
+    return whole
 
 
 def remove_(model: nn.Module) -> nn.Module:
@@ -123,6 +125,7 @@ def remove_(model: nn.Module) -> nn.Module:
 
     Raises:
         NotAppliedError: if the model carries no method.
+        MixoutError: if a mixed layer was parametrized since; nothing is changed then.
 
     Example:
         >>> from mixout import Mixout
@@ -135,6 +138,12 @@ def remove_(model: nn.Module) -> nn.Module:
     found = _roots(model)
     if not found:
         applied_to(model)  # says what is wrong
+    for name, module in model.named_modules():
+        if isinstance(module, Mixed) and is_parametrized(module):
+            raise MixoutError(
+                f"expected layers as apply_ left them, got {name!r} parametrized since, whose class is not to be taken "
+                "from it; call torch.nn.utils.parametrize.remove_parametrizations on it first"
+            )
     for root in found:
         applied: Applied = root._mixout  # type: ignore[assignment]
         del root._mixout

@@ -118,7 +118,8 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
 
 
 def _is_probability(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    # A whole number is one only where it says that nothing drops: others count or point.
+    return (isinstance(value, float) and 0 <= value <= 1) or (type(value) is int and value == 0)
 
 
 @cache

@@ -24,11 +24,17 @@ def warn_if_fine_tuned(model: nn.Module) -> None:
     for place in sorted(place for place in places if isinstance(place, str) and place):
         file = Path(place) / _STATE
         if file.is_file():
-            step = json.loads(file.read_text(encoding="utf-8")).get("global_step")
             warnings.warn(
-                f"expected pretrained weights as the anchor, got those of step {step} of a run, loaded from {place!r}, "
-                f"which holds {_STATE}; load the pretrained model, call apply_, then resume from the checkpoint; "
-                f"or pass anchor={place!r} if these weights are meant",
+                f"expected pretrained weights as the anchor, got those of {_step(file)} of a run, loaded from "
+                f"{place!r}, which holds {_STATE}; load the pretrained model, call apply_, then resume from the "
+                f"checkpoint; or pass anchor={place!r} if these weights are meant",
                 FineTunedAnchorWarning,
                 stacklevel=3,  # who called apply_
             )
+
+
+def _step(file: Path) -> str:
+    try:
+        return f"step {json.loads(file.read_text(encoding='utf-8'))['global_step']}"
+    except (ValueError, LookupError, TypeError):  # cut off, or not as the Trainer writes it: it tells as much
+        return "some step"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import mixout
@@ -310,3 +311,13 @@ def test_nested_optimizers_decay_once(decoupled):
         optimizer.step(lambda: 1 / 0)
     torch.optim.SGD(layer.parameters(), lr=1.0).step()
     assert layer.weight.tolist() == [[0.25, 0.25], [0.25, 0.25]]
+
+
+def test_an_optimizer_without_a_learning_rate_is_refused_before_it_steps():
+    model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), AnchorDecay(0.1))
+    optimizer = transformers.Adafactor(model.parameters(), lr=None, relative_step=True, warmup_init=True)
+    model(torch.ones(2, 4)).sum().backward()
+    before = model[0].weight.detach().clone()
+    with pytest.raises(mixout.MixoutError, match=r"expected a learning rate.*Adafactor"):
+        optimizer.step()
+    assert model[0].weight.equal(before)

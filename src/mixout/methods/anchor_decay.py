@@ -166,6 +166,7 @@ def _enclosing(optimizer: Optimizer) -> list[Optimizer]:
 def _before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    _check_rates(optimizer)
     if all(decay.method.decoupled for decay in _LIVE):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
@@ -180,6 +181,18 @@ def _before_step(
         return loss
 
     return args[:1], {**kwargs, "closure": with_penalty}
+
+
+def _check_rates(optimizer: Optimizer) -> None:
+    """Before the step: one that has been taken cannot be refused."""
+    if all(group.get("lr") is not None for group in optimizer.param_groups):
+        return
+    if any(decay.method.decoupled and any(rate is None for *_, rate in decay.due(optimizer)) for decay in _LIVE):
+        raise MixoutError(
+            f"expected a learning rate, which AnchorDecay's strength is multiplied with, got None from "
+            f"{type(optimizer).__name__}; give it one (Adafactor: lr=, relative_step=False), or decay with "
+            "decoupled=False"
+        )
 
 
 @torch.no_grad()

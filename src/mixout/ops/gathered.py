@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import masked_to
+from mixout.ops.once import once
 from mixout.ops.sparse import thin_gradient
 
 
@@ -65,7 +65,7 @@ class _GatheredLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, phi = ctx.saved_tensors
         draw: Draw | None = ctx.draw

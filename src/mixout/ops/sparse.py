@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixout.ops import fused
 from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import interpolate_to
+from mixout.ops.once import once
 from mixout.ops.reference import Gradient
 
 
@@ -49,7 +49,7 @@ class _ColumnSparseLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_kept, weight, anchor, kept, mask = ctx.saved_tensors
         scale, gradient_scale = ctx.scales

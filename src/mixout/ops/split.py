@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixout.ops.autocast import without_autocast
 from mixout.ops.mix import beside
+from mixout.ops.once import once
 from mixout.ops.reference import Gradient
 from mixout.ops.sparse import thin_gradient
 
@@ -60,7 +60,7 @@ class _SplitLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_kept, delta, anchor, kept = ctx.saved_tensors
         shape, dtype = ctx.weight_like
