@@ -204,11 +204,17 @@ def over_p(table: list[list[str]]) -> Expected:
             yield cell, [n for measure in (mean, failed, number) for n in measure(runs)] if runs else []
 
 
-def of_few(table: list[list[str]]) -> Expected:
-    for row in table[1:]:
-        for size, cell in zip(table[0][1:], row[1:], strict=True):
-            runs = chosen("few", method=row[0], task=f"SST-2, {size} examples")
-            yield cell, [n for measure in (mean, sd, kept) for n in measure(runs)]
+def of_sizes(study: str, task: str):
+    """A row is a method, a column a number of examples, by which the task is called."""
+
+    def check(table: list[list[str]]) -> Expected:
+        for row in table[1:]:
+            for size, cell in zip(table[0][1:], row[1:], strict=True):
+                names = (f"{task}, {size} examples", f"{task}, all {size} examples")
+                runs = [run for name in names for run in chosen(study, method=row[0], task=name)]
+                yield cell, [n for measure in (mean, sd, kept) for n in measure(runs)]
+
+    return check
 
 
 def at_high_rates(table: list[list[str]]) -> Expected:
@@ -236,11 +242,12 @@ TABLES = {
     "3, high rates": at_high_rates,
     "3, longer": over("longer", "epochs", each, failed, kept),
     "3, sizes": over("sizes", "train_size", mean, some_failed, kept),
-    "3, few": of_few,
+    "3, few": of_sizes("few", "SST-2"),
     "3, search": over("best-search", "learning_rate", mean, kept),
     "3, best": of_one_task("best", (rate,), (mean, sd), (difference,), (holm,), (kept,), (way,)),
     "4, tasks": of_tasks("tasks", (mean, sd), (difference,)),
     "4, tuned": over("tuned", "learning_rate", mean, kept, rows=with_task),
+    "4, full": of_sizes("full", "CoLA"),
     "5, tables": of_tasks("tables", (mean, kept), last=cost),
     "6, rates": over("base-rates", "learning_rate", each),
     "6, base": of_one_task("base", (mean, sd), (failed, number), (difference,), (holm,), (kept,), (way,), (seconds,)),
