@@ -51,6 +51,12 @@ def test_a_run(options, tmp_path, capsys):
     assert all(line.startswith(("mixout(0.9)", "  step")) for line in printed.err.splitlines())
 
 
+def test_a_run_that_diverges_says_so(options, capsys):
+    steps = ["--optimizer", "sgd", "--learning-rate", "1e30", "--max-grad-norm", "0"]
+    assert main([*options, *steps]) == 0
+    assert "diverged: a loss was not finite" in capsys.readouterr().out
+
+
 def test_a_language_model(tiny_llama, tiny_text, tmp_path, capsys):
     words = ["finetune", "--task-type", "causal-lm", "--model", tiny_llama, "--task", tiny_text, "--epochs", "0.2"]
     words += ["--original", f"{tiny_text}/other.txt", "--output-dir", str(tmp_path / "out"), "--max-length", "12"]

@@ -72,6 +72,23 @@ def test_an_input_neuron_is_a_column_and_a_token_a_row():
     assert torch.equal(model.get_parameter("1.bias"), delta.weights["1.bias"])
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_input_channel_of_a_transposed_convolution_is_a_row(groups):
+    model = nn.Sequential(nn.ConvTranspose1d(16, 8, 3, groups=groups))
+    delta = Delta.of(model, {"0.weight": torch.randn_like(model[0].weight)})
+    delta.drop_(0.5, unit="input", seed=4)
+    moved = (model[0].weight - delta.anchors["0.weight"]).abs() > 1e-6
+    assert all(bool(row.all()) or not row.any() for row in moved)
+    assert moved.any()
+    assert not moved.all()
+
+
+def test_an_unknown_unit_is_refused():
+    _, delta = make()
+    with pytest.raises(ValueError, match="expected unit"):
+        delta.drop_(0.5, unit="outptu", seed=4)
+
+
 @pytest.mark.parametrize("unit", ["element", "input"])
 def test_the_mean_over_draws_is_the_fine_tuned_model(unit):
     model, delta = make()

@@ -149,8 +149,9 @@ def _summary(record: Record, folder: Path) -> str:
         for first in record.evaluations[:1]
         if first.step == 0
     )
+    diverged = "\ndiverged: a loss was not finite; lower the learning rate" if record.status == "diverged" else ""
     return (
         f"{record.settings.method} on {record.settings.task}: {scores} "
-        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{before}\n"
+        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{diverged}{before}\n"
         f"model, record.json and model card: {folder}"
     )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from mixout.functional import mix
 from mixout.streams import Stream
@@ -71,7 +72,7 @@ class Delta:
                 rows = weight.reshape(1, -1), self.anchors[name].reshape(1, -1)
                 self._set_(name, mix(*rows, rate, unit="element", stream=stream))
             elif weight.dim() >= 2:
-                self._set_(name, mix(weight, self.anchors[name], rate, stream=stream, **self._layout(name)))
+                self._set_(name, mix(weight, self.anchors[name], rate, unit=unit, stream=stream, **self._layout(name)))
             else:
                 self._set_(name, weight)
 
@@ -88,5 +89,7 @@ class Delta:
     def _layout(self, name: str) -> dict[str, Any]:
         """Which dimension the input neurons are, by the layer that holds the weight."""
         layer = self.model.get_submodule(name.rpartition(".")[0])
-        rows = isinstance(layer, nn.Embedding) or type(layer).__name__ == "Conv1D"  # transformers', (in, out)
-        return {"input_dim": 0 if rows else 1, "groups": getattr(layer, "groups", 1)}
+        # Conv1D is transformers', (in, out), as a transposed convolution's weight is, whatever its groups.
+        if isinstance(layer, (nn.Embedding, _ConvTransposeNd)) or type(layer).__name__ == "Conv1D":
+            return {"input_dim": 0}
+        return {"groups": getattr(layer, "groups", 1)}

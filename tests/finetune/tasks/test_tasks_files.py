@@ -66,6 +66,10 @@ def test_kinds_of_labels(tmp_path):
     assert load_task(whole, metric="f1").metrics == ("f1", "accuracy", "matthews")
     scores = load_task(whole, metric="pearson")
     assert (scores.labels, scores.train.label, scores.metrics) == (None, (10.0, 9.0, 2.0), ("pearson", "spearman"))
+    floats = folder(tmp_path, "text,label\na,1.0\nb,0\nc,0.0\n", "text,label\na,1\n")
+    assert load_task(floats).labels == ("0", "1")
+    with pytest.raises(InputError, match=r"line 3: expected a label .* got 'NaN'"):
+        load_task(folder(tmp_path, "text,label\na,1\nb,NaN\nc,0\n", "text,label\na,1\n"))
     versions = folder(tmp_path, "text,label\na,3.5\nb,gpt\nc,bert\n", "text,label\na,gpt\n")
     assert load_task(versions).labels == ("3.5", "bert", "gpt")
 

@@ -171,14 +171,13 @@ def text_in(cell: object, column: str, where: str) -> str:
 
 
 def _label(cell: object, column: str, where: str) -> str:
-    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1."""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    # NaN, a missing value in Parquet, differs from itself.
-    spelled = str(cell).strip() if isinstance(cell, (str, int, float)) and cell == cell else ""
-    if spelled:
-        return spelled
-    got = "an empty cell" if cell is None or isinstance(cell, (str, float)) else repr(cell)
+    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1, a NaN is a missing value."""
+    spelled = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
+    if spelled and spelled.lower() != "nan":
+        value = number(spelled)
+        return str(int(value)) if value is not None and value.is_integer() and "." in spelled else spelled
+    empty = cell is None or isinstance(cell, float) or not str(cell).strip()
+    got = "an empty cell" if empty else repr(cell)
     raise InputError(
         f"{where}: expected a label (text or a number) in column {column!r}, got {got}; fill or remove the row"
     )
