@@ -251,7 +251,7 @@ TABLES = {
     "5, tables": of_tasks("tables", (mean, kept), last=cost),
     "6, rates": over("base-rates", "learning_rate", each),
     "6, base": of_one_task("base", (mean, sd), (failed, number), (difference,), (holm,), (kept,), (way,), (seconds,)),
-    "6, table": of_one_task("base-table", (mean, top), (failed, number), (kept,), (way,)),
+    "6, table": of_one_task("base-table", (mean, top), (failed, number), (kept,), (way,), (seconds,)),
     "6, tuned": over("base-tuned", "learning_rate", mean, failed, kept),
     "7, forgetting": over("forgetting", "learning_rate", mean, kept),
 }
