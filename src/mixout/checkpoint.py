@@ -67,12 +67,11 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
-    p = None if applied.mixing is None else check_p(state["p"])
-    applied.seed.value = state["agreed_seed"]
-    if applied.mixing is not None and p is not None:
-        applied.mixing.p.fill_(p)
+    if applied.mixing is not None:
+        applied.mixing.p.fill_(check_p(state["p"]))  # refused before anything is changed
         for name, stream in _streams(root).items():
             stream.restore(state["draws"].get(name, 0))
+    applied.seed.value = state["agreed_seed"]
 
 
 def _streams(root: nn.Module) -> dict[str, Stream]:
