@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, overload
 
 import torch
@@ -127,7 +128,7 @@ def check_p(p: float, noise: Noise = "bernoulli") -> float:
         TypeError: if ``p`` is not a number.
         ValueError: if ``p`` is outside [0, 1], or is 1 for Gaussian noise.
     """
-    if isinstance(p, bool) or not isinstance(p, (int, float)):
+    if isinstance(p, bool) or not isinstance(p, Real):
         raise TypeError(f"expected p to be a number in [0, 1], got {p!r}")
     if not 0.0 <= p <= 1.0:  # also refuses nan
         raise ValueError(f"expected p in [0, 1], the probability that a unit is replaced by the anchor, got {p}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from mixout.convert import set_p_
+from mixout.apply import set_p_
 from mixout.masks import check_p
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import dropouts
-from mixout.methods.method import chosen_layers
+from mixout.apply import chosen_layers
 from mixout.selection import resolve
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixout.bench.cases import Case, build, inputs
-from mixout.methods.method import chosen_layers
+from mixout.apply import chosen_layers
 from mixout.selection import resolve
 
 ELEMENTWISE = 10

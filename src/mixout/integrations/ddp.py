@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mixout.convert import applied_to
+from mixout.record import applied_to
 from mixout.errors import MixoutError, NothingMixedError, RankMismatchError
 from mixout.layers import Mixed, is_linear
 
@@ -57,16 +57,16 @@ _REMEDIES = {
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
-    root, applied = applied_to(model)
-    facts: dict[str, Any] = {
-        "method": applied.seed.subject,
-        "scope": applied.seed.scope,
-        "p": None if applied.mixing is None else float(applied.mixing.p),
+    found = applied_to(model)
+    facts: dict[str, list[Any]] = {
+        "method": [applied.seed.subject for applied in found],
+        "scope": [applied.seed.scope for applied in found],
+        "p": [None if applied.mixing is None else float(applied.mixing.p) for applied in found],
     }
-    if applied.seed.scope == "all":
-        facts["seed"] = applied.seed.value
-        facts["draws"] = {n: m._mixed.stream.count for n, m in root.named_modules() if isinstance(m, Mixed)}
-    return facts
+    if all(applied.seed.scope == "all" for applied in found):
+        facts["seed"] = [applied.seed.value for applied in found]
+        facts["draws"] = [{m._mixed.stream.key: m._mixed.stream.count for m in model.modules() if isinstance(m, Mixed)}]
+    return {what: values[0] if len(values) == 1 else values for what, values in facts.items()}
 
 
 def send_kept_columns_(ddp: DistributedDataParallel) -> None:
@@ -90,13 +90,12 @@ def send_kept_columns_(ddp: DistributedDataParallel) -> None:
     """
     if not isinstance(ddp, DistributedDataParallel):
         raise TypeError(f"expected a DistributedDataParallel, got {type(ddp).__name__}; wrap the model first")
-    root, applied = applied_to(ddp)
-    if applied.seed.scope == "rank":
+    if any(applied.seed.scope == "rank" for applied in applied_to(ddp)):
         raise MixoutError(
             "expected equal masks on all ranks, got scope='rank', where each rank keeps other columns; "
             "apply_ with scope='all', or leave this hook out"
         )
-    layers = _sparse_layers(root)
+    layers = _sparse_layers(ddp)
     if not layers:
         raise NothingMixedError(
             "expected a mixed linear layer with input units and Bernoulli coins, got none; leave this hook out"

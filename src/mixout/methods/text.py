@@ -8,17 +8,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from mixout.methods.anchor_decay import AnchorDecay
-from mixout.methods.dropconnect import Dropconnect
-from mixout.methods.dropout import Dropout
-from mixout.methods.gradient_mask import GradientMask
+from mixout.methods.decay import AnchorDecay
+from mixout.methods.dropout import Dropout, Plain
 from mixout.methods.method import Method
-from mixout.methods.mixconnect import Mixconnect
-from mixout.methods.mixout import Mixout
-from mixout.methods.plain import Plain
+from mixout.methods.mixing import Dropconnect, GradientMask, Mixconnect, Mixout
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, Plain)
@@ -59,7 +55,8 @@ def _parse_one(part: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"expected a method among {', '.join(METHODS)}, got {name!r}{nearest(name, METHODS)}")
     kind = METHODS[name]
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    settable = _settable(kind)
+    known = [f.name for f in settable]
     values: dict[str, Any] = {}
     for position, argument in enumerate(filter(None, map(str.strip, (match["arguments"] or "").split(",")))):
         key, equals, value = (piece.strip() for piece in argument.rpartition("="))
@@ -71,13 +68,17 @@ def _parse_one(part: str) -> Method:
         if key not in known:
             raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{nearest(key, known)}")
         values[key] = _value(value)
-    for f in fields(kind):  # type: ignore[arg-type]
+    for f in settable:
         if f.default is MISSING and f.name not in values:
             raise ValueError(f'expected {name} with its {f.name}, for example "{name}(0.1)", got {part.strip()!r}')
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _settable(kind: type[Method]) -> list[Field[Any]]:
+    return [f for f in fields(kind) if f.init]  # type: ignore[arg-type]  # every method is a dataclass
 
 
 def _value(text: str) -> float | bool | str:
@@ -91,7 +92,7 @@ def _value(text: str) -> float | bool | str:
 
 def _spell_one(method: Method) -> str:
     arguments = []
-    for position, f in enumerate(fields(method)):  # type: ignore[arg-type]
+    for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
             text = str(value).lower() if isinstance(value, (bool, str)) else repr(float(value))
