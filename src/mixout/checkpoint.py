@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from mixout.convert import applied_to, fingerprint
+from mixout.convert import applied_to, fingerprint, old_fingerprint
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed
 from mixout.masks import check_p
 from mixout.methods import spell
 from mixout.streams import Stream
 
-STATE_VERSION = 2
+STATE_VERSION = 3  # 2, of mixout 0.1, has another fingerprint and is read too
 
 
 def state_dict(model: nn.Module) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
         MixoutError: if the state is of another version or method.
         TypeError, ValueError: if its p is no probability.
     """
-    if state.get("version") != STATE_VERSION:
+    if state.get("version") not in (2, STATE_VERSION):
         raise MixoutError(f"expected state of version {STATE_VERSION}, got {state.get('version')!r}")
     root, applied = applied_to(model)
     own_method = spell(applied.methods), applied.seed.given, applied.seed.scope
@@ -61,7 +61,8 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
             f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
             "the same seed and scope"
         )
-    own = fingerprint(model) if applied.anchored else None
+    identify = old_fingerprint if state["version"] == 2 else fingerprint
+    own = identify(model) if applied.anchored else None
     if state["fingerprint"] != own:
         raise AnchorMismatchError(
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mixout import anchor as anchors
 from mixout import dropouts
-from mixout.anchor import AnchorSource, AnchorStore, Distance, is_zero, uncompiled
+from mixout.anchor import AnchorStore, Distance
 from mixout.errors import AlreadyAppliedError, MixoutError, NotAppliedError, NothingMixedError
 from mixout.layers import Mixed, check_sharding, obstacle, reshard_, restore_
 from mixout.layers.lora import adapted_layers, base_weight, delta_norm, within
@@ -23,6 +23,7 @@ from mixout.methods.method import Applied, Site, chosen_layers, parent
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.selection import Selection, WhereLike, resolve
+from mixout.sources import AnchorSource, is_zero, uncompiled
 
 
 def apply_(
@@ -209,20 +210,28 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         if selection.mixes(name, module):
             for key, weight in module.named_parameters(prefix=name, recurse=False):
                 if weight.dim() >= 2:
-                    pairs[key] = (weight, store.anchor(key, weight).tensor)
+                    pairs[key] = (weight, store.tensor(key, weight))
     return anchors.distance(pairs)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the anchors that the model's method holds; of LoRA layers, of their frozen bases.
+    """SHA-256 of the anchors that the model's method holds, as they were captured; of LoRA layers, of their bases.
+
+    Casts, moves, copies and sharding do not change it. Nothing is read: each anchor was hashed once, by :func:`apply_`.
 
     Raises:
         NotAppliedError: if the model holds no anchor.
-        MixoutError: if an adapter is merged into its base.
     """
+    _, applied = anchored(model)
+    bases = {f"{name}.base_layer.weight": digest for name, digest in applied.adapted.items()}
+    return anchors.fingerprint({**{name: one.digest for name, one in applied.anchors.items()}, **bases})
+
+
+def old_fingerprint(model: nn.Module) -> str:
+    """The fingerprint that states of version 2 hold, of the anchors in the dtype that they have now."""
     root, applied = anchored(model)
     bases = {f"{name}.base_layer.weight": base_weight(root.get_submodule(name)) for name in applied.adapted}
-    return anchors.fingerprint({**{name: one.tensor for name, one in applied.anchors.items()}, **bases})
+    return anchors.old_fingerprint({**{name: one.tensor for name, one in applied.anchors.items()}, **bases})
 
 
 def anchored(model: nn.Module) -> tuple[nn.Module, Applied]:

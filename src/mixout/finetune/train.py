@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import mixout
-from mixout.anchor import distance, fingerprint
+from mixout.anchor import distance, old_fingerprint
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import card, disk, environment, folder, models, trainer
 from mixout.finetune.batches import DevSet
@@ -97,7 +97,7 @@ def finetune(
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         apply_methods(loaded, settings)
         fingerprints = {
-            "anchor": fingerprint(start),
+            "anchor": old_fingerprint(start),
             "train": task.train.fingerprint(),
             "dev": task.dev.fingerprint(),
             "weights": loaded.sha256,

@@ -20,4 +20,4 @@ def measures(model: nn.Module) -> dict[str, float]:
     """
     _, applied = applied_to(model)
     found = {} if applied.mixing is None else {"mixout_p": float(applied.mixing.p)}
-    return found | ({"anchor_distance": distance(model).total} if applied.anchors else {})
+    return found | ({"anchor_distance": distance(model).total} if applied.anchored else {})

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mixout.anchor import Anchor
+from mixout.anchor import Anchor, digest
 from mixout.layers import Mixing, Share, mixed_class, obstacle, swap_
 from mixout.layers.lora import (
     Factors,
     MixedFactor,
     adapted_layers,
     adapter_obstacle,
+    base_weight,
     factors,
     layer_obstacle,
     moved_base,
@@ -78,7 +79,7 @@ def install_adapters_(site: Site, method: MixingMethod, mixing: Mixing) -> None:
                 _swap_(one.masked, f"{name}.{one.masked_name}", masked, site, mixing)
             if method.gradient == "paper":
                 _swap_(one.other, f"{name}.{one.other_name}", MixedFactor, site, mixing)
-    site.applied.adapted += tuple(chosen)
+        site.applied.adapted[name] = digest(base_weight(site.model.get_submodule(name)))
 
 
 def _check_fits(site: Site, method: MixingMethod) -> None:
@@ -100,4 +101,4 @@ def _check_fits(site: Site, method: MixingMethod) -> None:
 
 def _swap_(module: nn.Module, name: str, mixed: Any, site: Site, mixing: Mixing) -> None:  # noqa: ANN401
     stream = Stream(site.applied.seed, name)
-    swap_(module, mixed, Share(mixing=mixing, anchor=Anchor(None), plain=type(module), stream=stream))
+    swap_(module, mixed, Share(mixing=mixing, anchor=Anchor(), plain=type(module), stream=stream))

@@ -39,7 +39,7 @@ class Applied:
     mixing: Mixing | None = None
     decays: list[Decay] = field(default_factory=list)
     dropouts: list[dropouts.DropoutChange] = field(default_factory=list)
-    adapted: tuple[str, ...] = ()  # LoRA layers, by name: their anchor is their frozen base
+    adapted: dict[str, str] = field(default_factory=dict)  # LoRA layers by name: the digest of their base, the anchor
 
     @property
     def anchored(self) -> bool:
