@@ -94,11 +94,6 @@ def test_the_anchor_follows_to_another_dtype(method, move):
     assert {t.dtype for t in anchors(model).values()} == {dtype}
 
 
-def test_the_anchor_follows_to_another_device():
-    model = mixout.apply_(fresh(), Mixout(0.5)).to("meta")
-    assert {t.device.type for t in anchors(model).values()} == {"meta"}
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_anchor_is_moved_to_a_gpu_once():

@@ -63,7 +63,6 @@ def fingerprint(model: nn.Module) -> str:
 
     Raises:
         NotAppliedError: if the model holds no anchor.
-        MixoutError: if an adapter is merged into its base.
     """
     _check_anchored(model)
     return _fingerprint(model, None)
@@ -108,9 +107,7 @@ def _check_anchored(model: nn.Module) -> None:
 
 def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
     digests = [one.digest for _, _, one in _anchors(model, applied).values()]
-    for layer in _adapted(model, applied).values():
-        lora.base_weight(layer)  # refuses a merged one
-        digests.append(lora.base_digest(layer))
+    digests += [lora.base_digest(layer) for layer in _adapted(model, applied).values()]
     return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
 
 
