@@ -152,8 +152,7 @@ def remove_(model: nn.Module) -> nn.Module:
         for module in root.modules():
             if isinstance(module, Mixed):
                 restore_(module)
-        # Last change first: a site that was changed twice gets its first value back.
-        dropouts.restore_(root, applied.dropouts[::-1])
+        dropouts.restore_(root)
     return model
 
 

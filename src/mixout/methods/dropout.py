@@ -43,7 +43,5 @@ class Dropout(Method):
 
     def install_(self, site: Site) -> None:
         """Set every dropout of the model to p."""
-        changes = dropouts.set_(site.model, self.p)
-        if self.p > 0 and not changes:
+        if not dropouts.set_(site.model, self.p) and self.p > 0:
             raise NothingMixedError(f"expected a model with dropouts to set to {self.p}, got none in it")
-        site.applied.dropouts += changes

@@ -38,7 +38,6 @@ class Applied:
     anchors: dict[str, Anchor] = field(default_factory=dict)  # by parameter name
     mixing: Mixing | None = None
     decays: list[Decay] = field(default_factory=list)
-    dropouts: list[dropouts.DropoutChange] = field(default_factory=list)
     adapted: tuple[str, ...] = ()  # LoRA layers, by name: their anchor is their frozen base
 
     @property
@@ -127,7 +126,7 @@ class MixingMethod(Method):
         attach_(site.model, chosen)
         site.applied.mixing = mixing
         if not site.keep_dropout:
-            site.applied.dropouts += dropouts.set_(site.model, 0.0)
+            dropouts.set_(site.model, 0.0)
 
 
 def _subject(method: Method, shares: dict[str, Share], layers: dict[str, nn.Module]) -> str:
