@@ -357,9 +357,8 @@ def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -
     p = next((one.p for one in methods if isinstance(one, Dropout)), None)
     if p is None and (keep or not any(isinstance(one, MixingMethod) for one in methods)):
         return
-    if p and all(site.kind == "layers" for site in dropouts.find(model)):
+    if not dropouts.set_(model, p or 0.0) and p:
         raise NothingMixedError(f"expected a model with dropouts to set to {p}, got none in it")
-    dropouts.set_(model, p or 0.0)
 
 
 def _undo_(model: nn.Module) -> None:
