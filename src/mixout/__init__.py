@@ -9,13 +9,8 @@ from mixout import functional as functional
 from mixout import methods as methods
 from mixout import schedule as schedule
 from mixout.anchor import Distance as Distance
-from mixout.state import load_state_dict_ as load_state_dict_
-from mixout.state import state_dict as state_dict
 from mixout.apply import apply_ as apply_
-from mixout.measure import distance as distance
-from mixout.measure import fingerprint as fingerprint
 from mixout.apply import remove_ as remove_
-from mixout.apply import set_p_ as set_p_
 from mixout.coverage import Coverage as Coverage
 from mixout.coverage import coverage as coverage
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
@@ -30,6 +25,8 @@ from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.errors import RankMismatchError as RankMismatchError
 from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
+from mixout.measure import distance as distance
+from mixout.measure import fingerprint as fingerprint
 from mixout.methods import AnchorDecay as AnchorDecay
 from mixout.methods import Dropconnect as Dropconnect
 from mixout.methods import Dropout as Dropout
@@ -38,7 +35,10 @@ from mixout.methods import Method as Method
 from mixout.methods import Mixconnect as Mixconnect
 from mixout.methods import Mixout as Mixout
 from mixout.methods import Plain as Plain
+from mixout.record import set_p_ as set_p_
 from mixout.schedule import PScheduler as PScheduler
 from mixout.selection import Where as Where
+from mixout.state import load_state_dict_ as load_state_dict_
+from mixout.state import state_dict as state_dict
 
 __version__ = "0.1.0"

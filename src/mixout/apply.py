@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mixout import dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight, digest
-from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, NotAppliedError, NothingMixedError
+from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, NothingMixedError
 from mixout.layers import (
     Mixed,
     Mixing,
@@ -24,18 +24,16 @@ from mixout.layers import (
     check_sharding,
     lora,
     mixed_class,
-    obstacle,
     reshard_,
     restore_,
     swap_,
 )
 from mixout.layers.mixed import is_frozen
-from mixout.masks import check_p
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, decay, parse, spell
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_methods, decay, spell
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.record import Applied, applied_here, applied_to, mark_, unmark_
-from mixout.selection import Selection, WhereLike, resolve
+from mixout.selection import Selection, WhereLike, chosen, resolve
 from mixout.sources import AnchorSource, is_zero, uncompiled
 from mixout.streams import Stream
 
@@ -103,7 +101,7 @@ def apply_(
 
     Source: Lee et al. 2020, section 3.
     """
-    methods = _methods(method)
+    methods = as_methods(method)
     whole, model = model, uncompiled(model)
     _check_arguments(methods, anchor, seed, scope, anchor_dtype, anchor_device)
     _check_model(model)
@@ -112,7 +110,7 @@ def apply_(
     applied = Applied(methods=methods, seed=SharedSeed(seed, scope))
     mixing = next((m for m in methods if isinstance(m, MixingMethod)), None)
     decays = [m for m in methods if isinstance(m, AnchorDecay)]
-    layers, adapted = ({}, {}) if mixing is None else _chosen(model, selection, mixing)
+    layers, adapted = ({}, {}) if mixing is None else chosen(model, selection, mixing.unit)
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
         if mixing is not None:
@@ -127,8 +125,8 @@ def apply_(
     mark_(changed or [model], applied)
     if layers and not adapted and all(isinstance(one, Mixed) and is_frozen(one) for one in layers.values()):
         warnings.warn(
-            f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {applied} mixes nothing until "
-            "one does; choose layers that are trained with where=, or unfreeze these",
+            f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {applied} mixes nothing "
+            "until one does; choose layers that are trained with where=, or unfreeze these",
             FrozenLayersWarning,
             stacklevel=2,
         )
@@ -169,60 +167,13 @@ def remove_(model: nn.Module) -> nn.Module:
     return model
 
 
-def set_p_(model: nn.Module, p: float) -> None:
-    """Change p of every mixing method that ``model`` carries; a compiled model is not compiled again.
-
-    All layers of one :func:`apply_` share their p, also where ``model`` is a part that holds only some of them.
-
-    Raises:
-        NotAppliedError: if the model carries no mixing method.
-        TypeError, ValueError: if ``p`` is not a number in [0, 1].
-    """
-    found = applied_to(model)
-    mixings = [applied.mixing for applied in found if applied.mixing is not None]
-    if not mixings:
-        raise NotAppliedError(f"expected a mixing method, got {', '.join(map(str, found))}")
-    checked = [check_p(p, mixing.noise) for mixing in mixings]
-    for mixing, value in zip(mixings, checked, strict=True):
-        mixing.p.fill_(value)
-
-
-def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
-    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name.
-
-    Adapted layers of peft are left to :mod:`mixout.layers.lora`; beside them, what is frozen stays at its anchor.
-    """
-    sites = lora.sites(model)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if not lora.is_adapted(module)
-        and lora.within(sites, name) is None
-        and selection.mixes(name, module)
-        and obstacle(module, parent(model, name)) is None
-        and (not sites or _weight(module).requires_grad)
-    }
-
-
-def parent(model: nn.Module, name: str) -> nn.Module | None:
-    """The module that holds the one called ``name``."""
-    return model.get_submodule(name.rpartition(".")[0]) if name else None
-
-
-def _methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
-    given = [method] if isinstance(method, (Method, str)) else method
-    if isinstance(given, Sequence):
-        several = [one for part in given for one in (parse(part) if isinstance(part, str) else (part,))]
-        if several and all(isinstance(one, Method) for one in several):
-            return tuple(several)
-    hint = ""
-    if isinstance(method, type) and issubclass(method, Method):
-        hint = f"; write {method.__name__}(...), with its arguments"
-    raise TypeError(f'expected a method such as mixout.Mixout(0.9) or "mixout(0.9)", or several, got {method!r}{hint}')
-
-
 def _check_arguments(
-    methods: tuple[Method, ...], anchor: AnchorSource, seed: object, scope: object, dtype: Any, device: object  # noqa: ANN401
+    methods: tuple[Method, ...],
+    anchor: AnchorSource,
+    seed: object,
+    scope: object,
+    dtype: torch.dtype | None,
+    device: object,
 ) -> None:
     mixing = [m for m in methods if isinstance(m, MixingMethod)]
     if len({m.name for m in methods}) < len(methods) or len(mixing) > 1:
@@ -246,33 +197,15 @@ def _check_model(model: nn.Module) -> None:
             "or combine methods: apply_(model, [first, second])"
         )
     if torch.is_inference_mode_enabled():
-        raise MixoutError("apply_ was called in torch.inference_mode, whose anchors no training pass can read; call it outside")
+        raise MixoutError(
+            "apply_ was called in torch.inference_mode, whose anchors no training pass can read; call it outside"
+        )
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
-        raise MixoutError(f"expected loaded weights, got {lazy!r} without a shape; run one batch through the model first")
+        raise MixoutError(
+            f"expected loaded weights, got {lazy!r} without a shape; run one batch through the model first"
+        )
     check_sharding(model)
-
-
-def _chosen(
-    model: nn.Module, selection: Selection, method: MixingMethod
-) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
-    """The layers to mix; the LoRA layers, each with its adapters to mix.
-
-    Raises:
-        NothingMixedError: if there is neither.
-    """
-    layers, sites = chosen_layers(model, selection), lora.sites(model)
-    selected = {name: site for name, site in sites.items() if selection.mixes(name, lora.base_of(site))}
-    adapted = {name: (site, found) for name, site in selected.items() if (found := list(lora.adapters(site, method.unit)))}
-    if layers or adapted:
-        return layers, adapted
-    reasons = [f"{name}: {lora.why_not(site)}" for name, site in selected.items()]
-    for name, module in model.named_modules():
-        if name not in sites and lora.within(sites, name) is None and selection.mixes(name, module):
-            problem = obstacle(module, parent(model, name)) or "frozen, and without an adapter"
-            reasons.append(f"{name}: {problem}")
-    detail = "; ".join(reasons[:5]) if reasons else "where= matches no linear layer, or none that can be mixed"
-    raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
 
 
 def _mix_(
@@ -288,9 +221,7 @@ def _mix_(
     mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient)
     check_scope(layers, seed.scope)
     if adapted:
-        lora.check_fits(
-            model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment
-        )
+        lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
     store = AnchorStore(model, 0) if method.anchor == "zero" else anchors
 
     def share(name: str, module: nn.Module, anchor: Anchor) -> Share:

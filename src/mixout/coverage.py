@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from mixout import dropouts
-from mixout.apply import parent
 from mixout.dropouts import DropoutSite
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle
 from mixout.layers.mixed import REPLACED, is_frozen
 from mixout.record import applications
+from mixout.selection import parent
 from mixout.sources import uncompiled
 
 Kind = Literal["mixed", "plain", "bypassed"]

@@ -76,9 +76,13 @@ def fingerprint_of(model: nn.Module, applied: Applied) -> str | None:
 def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
     """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
     tensors = {key: one.tensor for key, (_, _, one) in _anchors(model, applied).items()}
-    tensors |= {f"{name}.base_layer.weight": lora.base_weight(layer) for name, layer in _adapted(model, applied).items()}
+    tensors |= {
+        f"{name}.base_layer.weight": lora.base_weight(layer) for name, layer in _adapted(model, applied).items()
+    }
     # How much of the names belongs to wrappers is not known: at most what all have in common.
-    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*(k.split(".") for k in tensors), strict=False))
+    shared = itertools.takewhile(
+        lambda parts: len(set(parts)) == 1, zip(*(k.split(".") for k in tensors), strict=False)
+    )
     for depth in range(len(list(shared)) + 1):
         yield anchors.old_fingerprint({".".join(k.split(".")[depth:]): one for k, one in tensors.items()})
 
@@ -120,10 +124,13 @@ def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tupl
     }
     sites = lora.sites(model)
     for name, module in model.named_modules():
-        if isinstance(module, Mixed) and not isinstance(module._mixed.anchor, OwnWeight):
-            if not lora.is_factor(sites, name):
-                found[f"{name}.weight".lstrip(".")] = (module, "weight", module._mixed.anchor)
-    return {key: one for key, one in found.items() if applied is None or applied_here(one[0]) is applied}
+        if isinstance(module, Mixed) and not lora.is_factor(sites, name):
+            found[f"{name}.weight".lstrip(".")] = (module, "weight", module._mixed.anchor)
+    return {
+        key: (module, field, one)
+        for key, (module, field, one) in found.items()
+        if not isinstance(one, OwnWeight) and (applied is None or applied_here(module) is applied)
+    }
 
 
 def _adapted(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from mixout.errors import NotAppliedError
 from mixout.layers.mixed import Mixing
+from mixout.masks import check_p
 from mixout.methods import Method, spell
 from mixout.ranks import SharedSeed
 
@@ -59,6 +60,24 @@ def applied_here(module: nn.Module) -> Applied | None:
     """What was applied to ``module`` itself."""
     found = vars(module).get(_FIELD)
     return found if isinstance(found, Applied) else None
+
+
+def set_p_(model: nn.Module, p: float) -> None:
+    """Change p of every mixing method that ``model`` carries; a compiled model is not compiled again.
+
+    All layers of one :func:`apply_` share their p, also where ``model`` is a part that holds only some of them.
+
+    Raises:
+        NotAppliedError: if the model carries no mixing method.
+        TypeError, ValueError: if ``p`` is not a number in [0, 1].
+    """
+    found = applied_to(model)
+    mixings = [applied.mixing for applied in found if applied.mixing is not None]
+    if not mixings:
+        raise NotAppliedError(f"expected a mixing method, got {', '.join(map(str, found))}")
+    checked = [check_p(p, mixing.noise) for mixing in mixings]
+    for mixing, value in zip(mixings, checked, strict=True):
+        mixing.p.fill_(value)
 
 
 def mark_(modules: Iterable[nn.Module], applied: Applied) -> None:

@@ -55,8 +55,8 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
     applications, saved = applied_to(model), [state, *state.get("also", [])]
     if len(applications) != len(saved):
         raise MixoutError(
-            f"the state is of {len(saved)} calls of apply_, the model carries {len(applications)}; apply the same methods "
-            "to the same parts"
+            f"the state is of {len(saved)} calls of apply_, the model carries {len(applications)}; apply the same "
+            "methods to the same parts"
         )
     for applied, one in zip(applications, saved, strict=True):  # refused before anything is changed
         _check(model, applied, one, by_name=version == 2)

@@ -293,6 +293,62 @@ def test_adapters_added_to_a_mixed_model_are_found():
     assert "add adapters, then apply_" in found.reason
 
 
+def reason(model, name):
+    return next(layer.reason for layer in mixout.coverage(model).layers if layer.name == name)
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_an_adapter_that_came_after_apply_is_named(active):
+    model = mixout.apply_(lora(), Mixout(0.5))
+    model.add_adapter("late", peft.LoraConfig(r=2, target_modules=["query", "key"], task_type="SEQ_CLS"))
+    if active:
+        model.set_adapter("late")
+    told = "adapter 'late' came after apply_: call remove_, then apply_"
+    assert reason(model, f"{QUERY}.lora_A.late") == told
+    key = QUERY.replace("query", "key")
+    assert reason(model, f"{key}.lora_A.late") == told  # a layer that had no adapter at apply_
+    assert (len(mixout.coverage(model).mixed) == 0) == active
+    mixout.apply_(mixout.remove_(model), Mixout(0.5))
+    model.set_adapter("late")
+    assert f"{key}.lora_A.late" in mixout.coverage(model).mixed
+    assert reason(model, f"{QUERY}.lora_B.late") == "the other factor of a mixed adapter"
+
+
+def test_a_layer_that_where_leaves_out_is_not_chosen_and_not_late():
+    model = mixout.apply_(lora(), Mixout(0.5), where="query")
+    assert reason(model, f"{QUERY}.lora_A.default") == ""
+    assert reason(model, QUERY.replace("query", "value") + ".lora_A.default") == "not chosen"
+
+
+@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
+def test_the_base_that_is_left_can_be_undone(leave):
+    """Its dropouts were switched off by apply_ on the model around it."""
+    model = mixout.apply_(lora(), Mixout(0.5))
+    base = getattr(model, leave)()
+    assert not [m for m in base.modules() if isinstance(m, mixout.layers.Mixed)]
+    mixout.remove_(base)
+    assert {m.p for m in base.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    mixout.apply_(base.requires_grad_(True), Mixout(0.5))
+    assert f"{QUERY.removeprefix('base_model.model.')}" in mixout.coverage(base).mixed
+
+
+def test_the_distance_is_logged():
+    from mixout.integrations.logs import measures
+
+    model = mixout.apply_(lora(), Mixout(0.5))
+    assert measures(model) == {"mixout_p": 0.5, "anchor_distance": pytest.approx(mixout.distance(model).total)}
+    assert measures(model)["anchor_distance"] > 0
+
+
+def test_a_factor_that_is_frozen_alone_is_still_mixed():
+    """LoRA-FA trains B alone: W - u = s B A is not 0, so Phi is not W."""
+    model = mixout.apply_(lora(), Mixout(0.5))
+    factor = model.get_submodule(f"{QUERY}.lora_A.default").requires_grad_(False)
+    x = torch.ones(1, 16)
+    with torch.no_grad():
+        assert not factor.train()(x).equal(factor.eval()(x))
+
+
 def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     """With activation checkpointing in its reentrant form, and the callback that guards the anchor."""
     from mixout.integrations.huggingface import AnchorCallback

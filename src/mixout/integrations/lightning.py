@@ -16,7 +16,7 @@ import torch
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations.logs import measures
-from mixout.schedule import Schedule
+from mixout.schedule import Schedule, check_schedule
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -76,6 +76,8 @@ class AnchorCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last moment before the dataloader draws the order of the next epoch."""
         mixout.state_dict(pl_module)  # without a method this raises
+        if self.schedule is not None:
+            check_schedule(pl_module, self.schedule)
         self._follow(trainer, pl_module)
         if self._streams is not None:
             _restore(self._streams)

@@ -50,10 +50,14 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
         return None
     if any(getattr(kind, name, None) is not getattr(plain, name, None) for name in _FORWARDS):
         return None
-    mixed = _MIXED.get(plain)
-    if mixed is None:
-        from mixout.layers.conv1d import MixedConv1D as mixed  # transformers is loaded: the model holds its layer
+    mixed = _MIXED[plain] if plain in _MIXED else _mixed_conv1d()
     return mixed if kind is plain else mixed_subclass(mixed, kind)
+
+
+def _mixed_conv1d() -> type[Mixed]:
+    from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
+
+    return MixedConv1D
 
 
 def _plain_classes() -> list[type[nn.Module]]:

@@ -122,8 +122,8 @@ def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_
     if not takes_anchor or mixing.unit == "element" or mixing.gradient == "dense":
         raise ValueError(
             "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
-            f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or choose "
-            "such"
+            f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or "
+            "choose one of these"
         )
     if not of_this_moment:
         raise ValueError(
@@ -185,7 +185,9 @@ def delta_norm(layer: Any) -> float:
     return float(torch.linalg.matrix_norm(torch.linalg.qr(b).R @ a))
 
 
-def coverage_row(sites: dict[str, Any], name: str, module: nn.Module) -> tuple[Literal["mixed", "plain", "bypassed"], str]:
+def coverage_row(
+    sites: dict[str, Any], name: str, module: nn.Module
+) -> tuple[Literal["mixed", "plain", "bypassed"], str]:
     """What the module called ``name``, within one of ``sites``, is for :func:`mixout.coverage`, and why."""
     around = within(sites, name) or ""
     layer, (part, _, adapter) = sites[around], name[len(around) + 1 :].partition(".")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, SupportsIndex, TypedDict
 
 import torch
@@ -21,10 +20,9 @@ from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.streams import Stream
 
-
 REPLACED = (
-    "is computed by another tool since apply_ (pruning, weight norm, spectral norm, a parametrization), and mixing would "
-    "undo what that does; call remove_ first, then prune, then apply_"
+    "is computed by another tool since apply_ (pruning, weight norm, spectral norm, a parametrization), and mixing "
+    "would undo what that does; call remove_ first, then prune, then apply_"
 )
 
 
@@ -126,7 +124,9 @@ class Mixed(nn.Module):
         Raises:
             MixoutError: always.
         """
-        raise MixoutError(f"torch.jit.script cannot compile a mixed layer, got {type(self).__name__}; call remove_ first")
+        raise MixoutError(
+            f"torch.jit.script cannot compile a mixed layer, got {type(self).__name__}; call remove_ first"
+        )
 
 
 def mixes(layer: Mixed) -> bool:
@@ -179,16 +179,21 @@ def restore_(module: Mixed) -> None:
     module.__class__ = plain  # type: ignore[assignment]
 
 
-@cache
+_SUBCLASSES: dict[tuple[type, type], type[Mixed]] = {}
+
+
 def mixed_subclass(mixed: type[Mixed], plain: type[nn.Module]) -> type[Mixed]:
     """``mixed`` for ``plain``, a subclass of its plain class that keeps the forward; the same class each time."""
-    return type(f"Mixed{plain.__name__}", (mixed, plain), {"__reduce_ex__": _reduce, "__module__": plain.__module__})
+    if (mixed, plain) not in _SUBCLASSES:
+        members = {"__reduce_ex__": _reduce, "__module__": plain.__module__}
+        _SUBCLASSES[mixed, plain] = type(f"Mixed{plain.__name__}", (mixed, plain), members)
+    return _SUBCLASSES[mixed, plain]
 
 
-def _reduce(layer: nn.Module, protocol: SupportsIndex) -> tuple[Any, ...]:
+def _reduce(layer: Mixed, protocol: SupportsIndex) -> str | tuple[Any, ...]:
     """For pickle and deepcopy: such a class has no name in a module, so it is made again from the two that have."""
-    mixed, plain = type(layer).__bases__
-    return (_rebuild, (mixed, plain), *plain.__reduce_ex__(layer, protocol)[2:])  # type: ignore[arg-type, misc]
+    bases, reduced = type(layer).__bases__, super(Mixed, layer).__reduce_ex__(protocol)
+    return (_rebuild, bases, *reduced[2:]) if bases in _SUBCLASSES else reduced
 
 
 def _rebuild(mixed: type[Mixed], plain: type[nn.Module]) -> Mixed:

@@ -10,5 +10,6 @@ from mixout.methods.mixing import Mixconnect as Mixconnect
 from mixout.methods.mixing import MixingMethod as MixingMethod
 from mixout.methods.mixing import Mixout as Mixout
 from mixout.methods.text import METHODS as METHODS
+from mixout.methods.text import as_methods as as_methods
 from mixout.methods.text import parse as parse
 from mixout.methods.text import spell as spell

@@ -36,6 +36,24 @@ def parse(text: str) -> tuple[Method, ...]:
     return tuple(_parse_one(part) for part in re.split(r"\+(?![^()]*\))", text))
 
 
+def as_methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
+    """What a caller may write for one or several methods: descriptions, text, or a sequence of these.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: as :func:`parse` does.
+    """
+    given = [method] if isinstance(method, (Method, str)) else method
+    if isinstance(given, Sequence):
+        several = [one for part in given for one in (parse(part) if isinstance(part, str) else (part,))]
+        if several and all(isinstance(one, Method) for one in several):
+            return tuple(several)
+    hint = ""
+    if isinstance(method, type) and issubclass(method, Method):
+        hint = f"; write {method.__name__}(...), with its arguments"
+    raise TypeError(f'expected a method such as mixout.Mixout(0.9) or "mixout(0.9)", or several, got {method!r}{hint}')
+
+
 def spell(methods: Method | Sequence[Method]) -> str:
     """The canonical text of ``methods``, without arguments that have their default.
 

@@ -15,7 +15,7 @@ from torch import nn
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
-from mixout.schedule import Schedule
+from mixout.schedule import Schedule, check_schedule
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -69,6 +69,8 @@ class AnchorCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         # Without a method this raises: now, not hours later at the first checkpoint.
         mixout.state_dict(model)
+        if self.schedule is not None:
+            check_schedule(model, self.schedule)
         self._model = model
         if state.global_step:
             self._resume(state)
