@@ -50,8 +50,8 @@ class Anchor:
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the weight through ``Module.to``, ``half``, ``cuda``, ...; idempotent, as those are.
 
-        ``fn`` sees an example of the anchor's dtype and device only, since ``Module.to_empty`` would leave garbage in the
-        anchor and ``to("meta")`` nothing. An anchor is never on the meta device: it waits where it is.
+        ``fn`` sees only an example of the anchor's dtype and device: ``Module.to_empty`` would leave garbage in the
+        anchor, and ``to("meta")`` nothing. An anchor is never on the meta device: it waits where it is.
         """
         if self.tensor is None or self.fixed:
             return

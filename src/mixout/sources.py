@@ -37,7 +37,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
     Raises:
         TypeError: if the source is none of these.
         FileNotFoundError: if a path holds no safetensors file.
-        InputError: if a file is not in the format of safetensors.
+        InputError: if a file is no safetensors file.
         MissingExtraError: if safetensors is not installed.
 
     The function that is returned raises AnchorMismatchError if the source lacks the parameter or has another shape, and
@@ -134,8 +134,9 @@ def _safetensors_reader(files: list[Path]) -> Callable[[str], Tensor | None]:
                 file_of.update(dict.fromkeys(handle.keys(), file))
         except SafetensorError as error:
             raise InputError(
-                f"expected anchor={str(file)!r} to be a safetensors file, got another format ({error}); if torch.save "
-                f"wrote it, pass the state dict: anchor=torch.load({str(file)!r}, weights_only=True)"
+                f"expected anchor={str(file)!r} to be a safetensors file, which it is not, or not a whole one "
+                f"({error}); if torch.save wrote it, pass the state dict: anchor=torch.load({str(file)!r}, "
+                "weights_only=True)"
             ) from error
 
     def read(name: str) -> Tensor | None:
