@@ -116,11 +116,11 @@ def _reader(source: object) -> Callable[[str], Tensor | None]:
     if isinstance(source, Mapping):
         return source.get
     if isinstance(source, (str, Path)):
-        return _safetensors_reader(_safetensors_files(source))
+        return _safetensors_reader(source)
     raise TypeError(f"expected anchor to be None, 0, a state dict, a path to safetensors or a model, got {source!r}")
 
 
-def _safetensors_reader(files: list[Path]) -> Callable[[str], Tensor | None]:
+def _safetensors_reader(source: str | Path) -> Callable[[str], Tensor | None]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -128,7 +128,7 @@ def _safetensors_reader(files: list[Path]) -> Callable[[str], Tensor | None]:
             'an anchor from safetensors needs the package safetensors: pip install "mixout[hf]"'
         ) from error
     file_of: dict[str, Path] = {}
-    for file in files:
+    for file in _safetensors_files(source):
         try:
             with safe_open(file, framework="pt") as handle:
                 file_of.update(dict.fromkeys(handle.keys(), file))
