@@ -50,8 +50,8 @@ class Anchor:
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the weight through ``Module.to``, ``half``, ``cuda``, ...; idempotent, as those are.
 
-        ``fn`` sees an example of the anchor's dtype and device only, since ``Module.to_empty`` would leave garbage in the
-        anchor and ``to("meta")`` nothing. An anchor is never on the meta device: it waits where it is.
+        ``fn`` sees only an example of the anchor's dtype and device: ``Module.to_empty`` would leave garbage in the
+        anchor, and ``to("meta")`` nothing. An anchor is never on the meta device: it waits where it is.
         """
         if self.tensor is None or self.fixed:
             return
@@ -66,10 +66,10 @@ class Anchor:
 
     def follow(self, weight: Tensor) -> Tensor | None:
         """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
-        if self.tensor is None or _alike(self.tensor, weight):
-            return None if self.tensor is None else laid_out(self.tensor, weight)
+        if self.tensor is None:
+            return None
         moved = self.tensor.to(weight.device, weight.dtype)
-        if not self.fixed and not weight.is_meta:
+        if not (self.fixed or weight.is_meta):
             self.tensor = moved
         return laid_out(moved, weight)
 
@@ -188,16 +188,16 @@ def whole(tensor: Tensor) -> Tensor:
     """``tensor``, gathered from all ranks where it lies in parts: then every rank must come here."""
     if not hasattr(tensor, "full_tensor"):
         return tensor
-    mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    gathered: Tensor = tensor.to(mesh.device_type).full_tensor()  # with CPU offload parts lie on the host
+    # With CPU offload the parts lie on the host, where a GPU's collectives do not reach.
+    gathered: Tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
     return gathered
 
 
 def digest(tensor: Tensor | None) -> str:
     """SHA-256 of dtype, shape and bytes; "0" for None (u = 0).
 
-    A tensor in parts counts as the whole, on any number of ranks. One on the meta device has no bytes: only its dtype
-    and shape count. Takes about .3 s for 100 million numbers in float32 on one core.
+    A tensor in parts counts as the whole, on any number of ranks. On the meta device only dtype and shape count. Takes
+    about 0.3 s for 100 million numbers in float32 on one core.
 
     Example:
         >>> digest(torch.zeros(2)) == digest(torch.zeros(2)), digest(torch.zeros(2)) == digest(torch.ones(2))
@@ -279,7 +279,7 @@ def _norm(weight: Tensor, anchor: Tensor | None) -> float:
         parts = [part.flatten() for part in parts]
     block = _GPU_BLOCK if weight.is_cuda else _BLOCK
     rows = max(1, block * len(parts[0]) // max(1, parts[0].numel()))
-    norms = [_block_norm(*blocks) for blocks in zip(*(part.split(rows) for part in parts), strict=True)]
+    norms = [_block_norm(*blocks) for blocks in zip(*(torch.split(part, rows) for part in parts), strict=True)]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     return float(_of_all_ranks(norm, weight) if hasattr(weight, "placements") else norm)
 
@@ -287,8 +287,9 @@ def _norm(weight: Tensor, anchor: Tensor | None) -> float:
 def _block_norm(*blocks: Tensor) -> Tensor:
     device = blocks[0].device if blocks[0].is_cuda else torch.device("cpu")  # MPS has no double precision
     dtype = torch.float32 if all(block.dtype in _NARROW for block in blocks) else torch.float64
-    delta, *anchor = (block.to(device, dtype) for block in blocks)
-    return torch.linalg.vector_norm(delta - anchor[0] if anchor else delta, dtype=torch.float64)
+    weight, *anchor = (block.to(device, dtype) for block in blocks)
+    norm: Tensor = torch.linalg.vector_norm(weight - anchor[0] if anchor else weight, dtype=torch.float64)
+    return norm
 
 
 def _of_all_ranks(norm: Tensor, weight: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
     Raises:
         TypeError: if the source is none of these.
         FileNotFoundError: if a path holds no safetensors file.
-        InputError: if a file is not in the format of safetensors.
+        InputError: if a file is no safetensors file.
         MissingExtraError: if safetensors is not installed.
 
     The function that is returned raises AnchorMismatchError if the source lacks the parameter or has another shape, and
@@ -116,11 +116,11 @@ def _reader(source: object) -> Callable[[str], Tensor | None]:
     if isinstance(source, Mapping):
         return source.get
     if isinstance(source, (str, Path)):
-        return _safetensors_reader(_safetensors_files(source))
+        return _safetensors_reader(source)
     raise TypeError(f"expected anchor to be None, 0, a state dict, a path to safetensors or a model, got {source!r}")
 
 
-def _safetensors_reader(files: list[Path]) -> Callable[[str], Tensor | None]:
+def _safetensors_reader(source: str | Path) -> Callable[[str], Tensor | None]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -128,14 +128,15 @@ def _safetensors_reader(files: list[Path]) -> Callable[[str], Tensor | None]:
             'an anchor from safetensors needs the package safetensors: pip install "mixout[hf]"'
         ) from error
     file_of: dict[str, Path] = {}
-    for file in files:
+    for file in _safetensors_files(source):
         try:
             with safe_open(file, framework="pt") as handle:
                 file_of.update(dict.fromkeys(handle.keys(), file))
         except SafetensorError as error:
             raise InputError(
-                f"expected anchor={str(file)!r} to be a safetensors file, got another format ({error}); if torch.save "
-                f"wrote it, pass the state dict: anchor=torch.load({str(file)!r}, weights_only=True)"
+                f"expected anchor={str(file)!r} to be a safetensors file, which it is not, or not a whole one "
+                f"({error}); if torch.save wrote it, pass the state dict: anchor=torch.load({str(file)!r}, "
+                "weights_only=True)"
             ) from error
 
     def read(name: str) -> Tensor | None:

@@ -40,7 +40,7 @@ class AnchorCallback(Callback):
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
         log: log ``mixout_p`` and ``anchor_distance``, those of the step just done, every ``log_every_n_steps``. The
-            distance reads all mixed weights once, in double precision.
+            distance reads all mixed weights once.
 
     Raises:
         NotAppliedError: when training begins, if the module carries no method, or with ``schedule`` none that mixes.
@@ -54,6 +54,11 @@ class AnchorCallback(Callback):
         self._logs = log  # Lightning sets an attribute log of its own
         self._streams: dict[str, Any] | None = None
         self._within_epoch = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning casts the module after it has loaded a checkpoint: float64 weights would be rounded to float32."""
+        if trainer.precision == "64-true":
+            pl_module.double()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Beside the weights: method, anchor, p, masks drawn; and the generators, which masks are drawn from."""
