@@ -15,6 +15,7 @@ PUBLIC = {
     "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
     "FineTunedAnchorWarning", "GradientMask", "InputError", "Method", "MissingExtraError", "Mixconnect", "Mixout",
     "MixoutError", "NotAppliedError", "NothingMixedError", "PScheduler", "Plain", "RankMismatchError", "Where",
+    "ZeroDecayWarning",
     "apply_", "coverage", "distance", "fingerprint", "functional", "load_state_dict_", "methods", "remove_", "schedule",
     "set_p_", "state_dict",
 }  # fmt: skip

@@ -27,6 +27,7 @@ from mixout.errors import MixoutError as MixoutError
 from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.errors import RankMismatchError as RankMismatchError
+from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
 from mixout.methods import AnchorDecay as AnchorDecay
 from mixout.methods import Dropconnect as Dropconnect
 from mixout.methods import Dropout as Dropout

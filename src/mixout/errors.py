@@ -40,6 +40,10 @@ class InputError(MixoutError, ValueError):
     """Settings or data given by the user cannot be used; the message says what to do."""
 
 
+class ZeroDecayWarning(UserWarning):
+    """An optimizer decays weights towards zero that a method decays towards their start."""
+
+
 class FineTunedAnchorWarning(UserWarning):
     """The weights of a run under way have become the anchor, where the pretrained ones were expected."""
 

@@ -1,6 +1,6 @@
 """What is compared: one file, one method; its card is the docstring of its file."""
 
-from mixout.methods.anchor_decay import AnchorDecay as AnchorDecay
+from mixout.methods.decay import AnchorDecay as AnchorDecay
 from mixout.methods.dropconnect import Dropconnect as Dropconnect
 from mixout.methods.dropout import Dropout as Dropout
 from mixout.methods.gradient_mask import GradientMask as GradientMask

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from mixout.methods.anchor_decay import AnchorDecay
+from mixout.methods.decay import AnchorDecay
 from mixout.methods.dropconnect import Dropconnect
 from mixout.methods.dropout import Dropout
 from mixout.methods.gradient_mask import GradientMask

@@ -26,7 +26,7 @@ from mixout.selection import Selection
 from mixout.streams import Stream
 
 if TYPE_CHECKING:
-    from mixout.methods.anchor_decay import Decay
+    from mixout.methods.decay import Decay
 
 
 @dataclass(kw_only=True)
