@@ -72,7 +72,7 @@ def test_the_anchor_is_no_part_of_state_dict_parameters_or_buffers():
     assert list(model.state_dict()) == keys
     assert len(list(model.parameters())) == count
     assert not list(model.buffers())
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     model(torch.randn(3, 4)).sum().backward()
     optimizer.step()
     flat = [t for state in optimizer.state_dict()["state"].values() for t in state.values()]

@@ -29,7 +29,8 @@ from mixout.layers import (
     swap_,
 )
 from mixout.layers.mixed import is_frozen
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_methods, decay, spell
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_methods, optimizer_hooks, spell
+from mixout.methods.decay import decayed_fields
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.record import Applied, applied_here, applied_to, mark_, unmark_
@@ -274,13 +275,13 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
                 "the optimizer's own weight_decay"
             )
-        for field in decay.decayed_fields(name, module):
+        for field in decayed_fields(name, module):
             chosen.append((module, field, anchors.anchor(f"{name}.{field}".lstrip("."), getattr(module, field))))
     if not chosen:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
     for module, field, anchor in chosen:
-        decay.attach_(module, field, anchor, method)
+        optimizer_hooks.attach_(module, field, anchor, method)
 
 
 def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
@@ -296,7 +297,7 @@ def _undo_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Mixed):
             restore_(module)
-        decay.detach_(module)
+        optimizer_hooks.detach_(module)
         unmark_(module)
     dropouts.restore_(model)
 

@@ -13,7 +13,7 @@ from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, reshard_
 from mixout.layers.mixed import REPLACED
-from mixout.methods import decay
+from mixout.methods.optimizer_hooks import targets
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, uncompiled
@@ -119,7 +119,7 @@ def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tupl
     """Module, field and anchor of each weight that is decayed or mixed, by its dotted name."""
     found = {
         key: (target.module, target.field, target.anchor)
-        for key, target in decay.targets(model).items()
+        for key, target in targets(model).items()
         if target.module is not None
     }
     sites = lora.sites(model)
