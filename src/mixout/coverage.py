@@ -132,7 +132,7 @@ def coverage(model: nn.Module) -> Coverage:
     layers = []
     sites = lora.sites(model)
     called = {
-        _group(sites, name) for name, module in model.named_modules() if isinstance(module, Mixed) and _called(module)
+        _group(sites, name) for name, module in model.named_modules() if isinstance(module, Mixed) and module._mixed.called
     }
     for name, module in model.named_modules():
         own = [p for p in module._parameters.values() if p is not None]
@@ -141,7 +141,7 @@ def coverage(model: nn.Module) -> Coverage:
         fresh = [p for p in own if id(p) not in seen]
         seen.update(map(id, own))
         kind, reason = _kind(name, module, parent(model, name), sites)
-        if kind == "mixed" and isinstance(module, Mixed) and _group(sites, name) in called and not _called(module):
+        if kind == "mixed" and isinstance(module, Mixed) and _group(sites, name) in called and not module._mixed.called:
             kind, reason = "bypassed", "never called in training, while other layers were"
         layer = _layer(name, module, kind, reason, sum(map(_size, fresh)))
         weight = module._parameters.get("weight")
@@ -163,10 +163,6 @@ def _layer(name: str, module: nn.Module, kind: Kind, reason: str, parameters: in
         mixed_parameters=0,
         flops=_flops(name, module),
     )
-
-
-def _called(layer: Mixed) -> bool:
-    return layer._mixed.passes > 0 or layer._mixed.compiled
 
 
 def _group(sites: dict[str, Any], name: str) -> str:

@@ -77,7 +77,7 @@ def set_p_(model: nn.Module, p: float) -> None:
         raise NotAppliedError(f"expected a mixing method, got {', '.join(map(str, found))}")
     checked = [check_p(p, mixing.noise) for mixing in mixings]
     for mixing, value in zip(mixings, checked, strict=True):
-        mixing.p.fill_(value)
+        mixing.set_p(value)
 
 
 def mark_(modules: Iterable[nn.Module], applied: Applied) -> None:

@@ -62,7 +62,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
         _check(model, applied, one, by_name=version == 2)
     for applied, one in zip(applications, saved, strict=True):
         if applied.mixing is not None:
-            applied.mixing.p.fill_(one["p"])
+            applied.mixing.set_p(one["p"])
             for name, stream in _streams(model, applied).items():
                 stream.restore(one["draws"].get(name, 0))
         applied.seed.value = one["agreed_seed"]
@@ -103,4 +103,4 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name
 def _streams(model: nn.Module, applied: Applied) -> dict[str, Stream]:
     """By the names that the layers had in the model that ``apply_`` was given, whatever wraps it now."""
     mixed = [m for m in model.modules() if isinstance(m, Mixed) and applied_here(m) is applied]
-    return {m._mixed.stream.key: m._mixed.stream for m in mixed if m._mixed.drawn_from is not None}
+    return {m._mixed.stream.key: m._mixed.stream for m in mixed if m._mixed.stream.in_force}

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex, TypedDict
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mixout.anchor import Anchor, OwnWeight
 from mixout.errors import MixoutError
+from mixout.functional import Form
 from mixout.layers.distributed import check_whole, still_sharded
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
@@ -42,13 +43,23 @@ class Mixing:
     unit: Unit
     noise: Noise
     gradient: Gradient
+    form: Form = "auto"
+    _number: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.set_p(float(self.p))
+
+    def set_p(self, p: float) -> None:
+        """Change p, in place, so that a compiled graph sees it too."""
+        self.p.fill_(p)
+        self._number = p
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
 
     def probability(self) -> float | Tensor:
         """P as a number; the tensor itself while compiling, where a number would be a constant of the graph."""
-        return self.p if torch.compiler.is_compiling() else float(self.p)
+        return self.p if torch.compiler.is_compiling() else self._number
 
 
 @dataclass(kw_only=True)
@@ -60,13 +71,11 @@ class Share:
     plain: type[nn.Module]
     stream: Stream
     passes: int = 0
-    compiled: bool = False
 
     @property
-    def drawn_from(self) -> Stream | None:
-        """The stream if masks come from it; None if they come from torch's default generators."""
-        seed = self.stream.seed
-        return self.stream if isinstance(seed, int) or seed.in_force else None
+    def called(self) -> bool:
+        """Whether the layer has been called in training, eagerly or in a compiled graph."""
+        return self.passes > 0 or self.stream.compiled_draws > 0
 
 
 class MixOptions(TypedDict):
@@ -76,7 +85,7 @@ class MixOptions(TypedDict):
     unit: Unit
     gradient: Gradient
     noise: Noise
-    stream: Stream | None
+    stream: Stream
 
 
 class Mixed(nn.Module):
@@ -93,14 +102,12 @@ class Mixed(nn.Module):
             "unit": mixing.unit,
             "gradient": mixing.gradient,
             "noise": mixing.noise,
-            "stream": self._mixed.drawn_from,
+            "stream": self._mixed.stream,
         }
 
     def count_pass(self) -> None:
         """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
-        if torch.compiler.is_compiling():
-            self._mixed.compiled = True
-        else:
+        if not torch.compiler.is_compiling():  # there the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
                 check_whole(self.weight)
             self._mixed.passes += 1
@@ -139,8 +146,11 @@ def mixes(layer: Mixed) -> bool:
     """
     if not layer.training or "_mixed" not in vars(layer):
         return False
-    check_weight(layer)
-    return not is_frozen(layer)
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        check_weight(layer)
+        return True
+    return weight.requires_grad or not is_frozen(layer)
 
 
 def is_frozen(layer: Mixed) -> bool:
