@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from mixout import dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight, digest
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, NothingMixedError
+from mixout.functional import FORMS, Form
 from mixout.layers import (
     Mixed,
     Mixing,
@@ -33,7 +33,7 @@ from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_method
 from mixout.methods.decay import decayed_fields
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
-from mixout.record import Applied, applied_here, applied_to, mark_, unmark_
+from mixout.record import Applied, applied_here, applied_to, mark_, subject, unmark_
 from mixout.selection import Selection, WhereLike, chosen, resolve
 from mixout.sources import AnchorSource, is_zero, uncompiled
 from mixout.streams import Stream
@@ -52,6 +52,7 @@ def apply_(
     keep_dropout: bool = False,
     anchor_dtype: torch.dtype | None = None,
     anchor_device: Literal["cpu"] | None = None,
+    form: Form = "auto",
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
@@ -79,6 +80,8 @@ def apply_(
             checkpoint in bfloat16; they are cast in each pass. None for the weights' own.
         anchor_device: ``"cpu"`` keeps the anchors in the host's memory, pinned where there is a GPU, and copies each in
             the pass that reads it, for models whose anchors do not fit beside them. None: they follow the weights.
+        form: how linear layers are computed: ``"auto"``, by device and size; ``"fast"``; or ``"lean"``, with the least
+            memory. See :func:`mixout.functional.mixed_linear`.
 
     Returns:
         ``model``.
@@ -104,7 +107,7 @@ def apply_(
     """
     methods = as_methods(method)
     whole, model = model, uncompiled(model)
-    _check_arguments(methods, anchor, seed, scope, anchor_dtype, anchor_device)
+    _check_arguments(methods, anchor, seed, scope, anchor_dtype, anchor_device, form)
     _check_model(model)
     reshard_(model)
     selection = resolve(where, model)
@@ -115,7 +118,7 @@ def apply_(
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
         if mixing is not None:
-            applied.mixing = _mix_(model, mixing, layers, adapted, anchors, applied.seed)
+            applied.mixing = _mix_(model, mixing, layers, adapted, anchors, applied.seed, form)
         for one in decays:
             _decay_(model, one, selection, anchors)
         _set_dropouts_(model, methods, keep=keep_dropout)
@@ -175,6 +178,7 @@ def _check_arguments(
     scope: object,
     dtype: torch.dtype | None,
     device: object,
+    form: object,
 ) -> None:
     mixing = [m for m in methods if isinstance(m, MixingMethod)]
     if len({m.name for m in methods}) < len(methods) or len(mixing) > 1:
@@ -187,6 +191,8 @@ def _check_arguments(
         raise ValueError(f"expected scope in {SCOPES}, got {scope!r}")
     if device not in (None, "cpu"):
         raise ValueError(f"expected anchor_device 'cpu' or None, got {device!r}; by default anchors follow the weights")
+    if form not in FORMS:
+        raise ValueError(f"expected form in {FORMS}, got {form!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"expected anchor_dtype as a floating point dtype, got {dtype}")
 
@@ -201,11 +207,12 @@ def _check_model(model: nn.Module) -> None:
         raise MixoutError(
             "apply_ was called in torch.inference_mode, whose anchors no training pass can read; call it outside"
         )
-    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
-    if lazy is not None:
-        raise MixoutError(
-            f"expected loaded weights, got {lazy!r} without a shape; run one batch through the model first"
-        )
+    for name, module in model.named_modules():
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            raise MixoutError(
+                f"the layer {name!r} ({type(module).__name__}) has no weights yet, so there is no anchor; run one "
+                "forward pass of the model before apply_"
+            )
     check_sharding(model)
 
 
@@ -216,10 +223,11 @@ def _mix_(
     adapted: Mapping[str, tuple[Any, list[str]]],
     anchors: AnchorStore,
     seed: SharedSeed,
+    form: Form,
 ) -> Mixing:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
-    mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient)
+    mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
     check_scope(layers, seed.scope)
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
@@ -237,7 +245,7 @@ def _mix_(
         )
         for name, module in layers.items()
     }
-    seed.subject = _subject(method, shares, layers)
+    seed.subject = subject(method, shares, layers)
     for name, module in layers.items():
         mixed = mixed_class(module)
         if mixed is not None:
@@ -249,18 +257,6 @@ def _mix_(
                 swap_(factor, mixed, share(f"{name}.{factor_name}", factor, Anchor(None, base)))
     attach_(model, layers)
     return mixing
-
-
-def _subject(method: Method, shares: Mapping[str, Share], layers: Mapping[str, nn.Module]) -> str:
-    """What ranks must have in common, in short: the method, the layers, and a few numbers of each anchor."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, share in shares.items():
-        weight, anchor = _weight(layers[name]), share.anchor.tensor
-        found.update(f"{name}:{tuple(weight.shape)}".encode())
-        # A shard differs from rank to rank, and must.
-        if anchor is not None and type(weight.data) is Tensor:
-            found.update(str(anchor.flatten()[:: max(1, anchor.numel() // 16)].tolist()).encode())
-    return f"{method} on {len(shares)} layers, digest of layers and anchors {found.hexdigest()}"
 
 
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: AnchorStore) -> None:
@@ -275,7 +271,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
                 "the optimizer's own weight_decay"
             )
-        for field in decayed_fields(name, module):
+        for field in decayed_fields(module):
             chosen.append((module, field, anchors.anchor(f"{name}.{field}".lstrip("."), getattr(module, field))))
     if not chosen:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")

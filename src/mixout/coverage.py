@@ -132,7 +132,9 @@ def coverage(model: nn.Module) -> Coverage:
     layers = []
     sites = lora.sites(model)
     called = {
-        _group(sites, name) for name, module in model.named_modules() if isinstance(module, Mixed) and module._mixed.called
+        _group(sites, name)
+        for name, module in model.named_modules()
+        if isinstance(module, Mixed) and module._mixed.called
     }
     for name, module in model.named_modules():
         own = [p for p in module._parameters.values() if p is not None]

@@ -7,13 +7,14 @@ asked, saved and undone. A model whose parts were given methods of their own hol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixout.errors import NotAppliedError
-from mixout.layers.mixed import Mixing
+from mixout.layers.mixed import Mixing, Share
 from mixout.masks import check_p
 from mixout.methods import Method, spell
 from mixout.ranks import SharedSeed
@@ -89,3 +90,15 @@ def mark_(modules: Iterable[nn.Module], applied: Applied) -> None:
 def unmark_(module: nn.Module) -> None:
     """Take the reference away, where there is one."""
     vars(module).pop(_FIELD, None)
+
+
+def subject(method: Method, shares: Mapping[str, Share], layers: Mapping[str, nn.Module]) -> str:
+    """What ranks must have in common, in short: the method, the layers, and a few numbers of each anchor."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, share in shares.items():
+        weight, anchor = layers[name].weight, share.anchor.tensor
+        found.update(f"{name}:{tuple(weight.shape)}".encode())
+        # A shard differs from rank to rank, and must.
+        if anchor is not None and type(weight.data) is Tensor:
+            found.update(str(anchor.flatten()[:: max(1, anchor.numel() // 16)].tolist()).encode())
+    return f"{method} on {len(shares)} layers, digest of layers and anchors {found.hexdigest()}"

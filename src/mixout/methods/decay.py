@@ -38,9 +38,7 @@ from numbers import Real
 from typing import ClassVar
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from mixout.errors import MixoutError
 from mixout.methods.method import Method
 
 
@@ -75,16 +73,7 @@ class AnchorDecay(Method):
             raise ValueError(f"expected a finite rate, at least 0, got {self.rate}")
 
 
-def decayed_fields(name: str, module: nn.Module) -> list[str]:
-    """The fields of ``module``, called ``name``, that hold a weight of at least two dimensions.
-
-    Raises:
-        MixoutError: if a parameter has no shape yet (lazy modules).
-    """
-    parameters = dict(module.named_parameters(recurse=False))
-    if any(map(is_lazy, parameters.values())):
-        raise MixoutError(
-            f"the layer {name!r} ({type(module).__name__}) has no weights yet, so there is nothing to decay towards; "
-            "run one forward pass of the model before apply_"
-        )
-    return [field for field, parameter in parameters.items() if parameter.dim() >= 2 and parameter.is_floating_point()]
+def decayed_fields(module: nn.Module) -> list[str]:
+    """The fields of ``module`` that hold a weight of at least two dimensions."""
+    parameters = module.named_parameters(recurse=False)
+    return [field for field, parameter in parameters if parameter.dim() >= 2 and parameter.is_floating_point()]
