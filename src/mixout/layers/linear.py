@@ -34,5 +34,7 @@ class MixedLinear(Mixed, nn.Linear):
         """(..., in) to (..., out)."""
         if not mixes(self):
             return nn.Linear.forward(self, input)
-        weight: Tensor = self._parameters["weight"]  # type: ignore[assignment]  # cheaper than self.weight
+        weight = self._parameters.get("weight")  # cheaper than self.weight
+        if weight is None:  # a replica of DataParallel, which holds plain attributes
+            return mixed_pass(self, input, self.weight, self._mixed.anchor.beside(self.weight), self.bias)
         return mixed_pass(self, input, weight, self._mixed.anchor.beside(weight), self._parameters["bias"])
