@@ -9,17 +9,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, forms
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, functional
 
-# The values of SPARSE_FROM and SPLIT_BELOW that lead to a form, whatever p and the batch are.
-FORMS = {"dense": (2.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
+# The bounds that lead to a form, whatever p and the batch are.
+BOUNDS = ("SPARSE_FROM", "SPLIT_BELOW", "NATIVE_ON_CPU_BELOW")
+FORMS = {"dense": (2.0, 0, 0), "sparse": (0.0, 0, 0), "split": (0.0, 10**9, 0), "native": (0.0, 0, 10**9)}
 METHODS = [Mixout(0.5), Mixout(0.5, gradient="paper"), Mixconnect(0.5), GradientMask(0.5)]
 
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
-    monkeypatch.setattr(forms, "SPARSE_FROM", FORMS[request.param][0])
-    monkeypatch.setattr(forms, "SPLIT_BELOW", FORMS[request.param][1])
+    for name, value in zip(BOUNDS, FORMS[request.param], strict=True):
+        monkeypatch.setattr(functional, name, value)
     return request.param
 
 

@@ -68,7 +68,7 @@ def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
     if applied.mixing is not None:
-        applied.mixing.p.fill_(check_p(state["p"]))  # refused before anything is changed
+        applied.mixing.set_p(check_p(state["p"]))  # refused before anything is changed
         for name, stream in _streams(root).items():
             stream.restore(state["draws"].get(name, 0))
     applied.seed.value = state["agreed_seed"]
@@ -78,5 +78,5 @@ def _streams(root: nn.Module) -> dict[str, Stream]:
     return {
         name: module._mixed.stream
         for name, module in root.named_modules()
-        if isinstance(module, Mixed) and module._mixed.drawn_from is not None
+        if isinstance(module, Mixed) and module._mixed.stream.in_force
     }

@@ -248,7 +248,7 @@ def set_p_(model: nn.Module, p: float) -> None:
     _, applied = applied_to(model)
     if applied.mixing is None:
         raise NotAppliedError(f"expected a mixing method, got {spell(applied.methods)}")
-    applied.mixing.p.fill_(check_p(p, applied.mixing.noise))
+    applied.mixing.set_p(check_p(p, applied.mixing.noise))
 
 
 def _check_methods(methods: tuple[Method, ...]) -> None:

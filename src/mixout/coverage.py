@@ -170,7 +170,7 @@ def _layer(name: str, module: nn.Module, kind: Kind, reason: str, parameters: in
 
 
 def _called(layer: Mixed) -> bool:
-    return layer._mixed.passes > 0 or layer._mixed.compiled
+    return layer._mixed.called
 
 
 def _kind(name: str, module: nn.Module, holder: nn.Module | None, *, trained: bool) -> tuple[Kind, str]:

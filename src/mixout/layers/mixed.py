@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from mixout.anchor import Anchor
+from mixout.functional import Form
 from mixout.layers.distributed import check_whole, still_sharded
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
@@ -36,13 +37,23 @@ class Mixing:
     unit: Unit
     noise: Noise
     gradient: Gradient
+    form: Form = "auto"
+    _number: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.set_p(float(self.p))
+
+    def set_p(self, p: float) -> None:
+        """Change p, in place, so that a compiled graph sees it too."""
+        self.p.fill_(p)
+        self._number = p
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
 
     def probability(self) -> float | Tensor:
         """P as a number; the tensor itself while compiling, where a number would be a constant of the graph."""
-        return self.p if torch.compiler.is_compiling() else float(self.p)
+        return self.p if torch.compiler.is_compiling() else self._number
 
 
 @dataclass(kw_only=True)
@@ -54,13 +65,11 @@ class Share:
     plain: type[nn.Module]
     stream: Stream
     passes: int = 0
-    compiled: bool = False
 
     @property
-    def drawn_from(self) -> Stream | None:
-        """The stream if masks come from it; None if they come from torch's default generators."""
-        seed = self.stream.seed
-        return self.stream if isinstance(seed, int) or seed.in_force else None
+    def called(self) -> bool:
+        """Whether the layer has been called in training, eagerly or in a compiled graph."""
+        return self.passes > 0 or self.stream.compiled_draws > 0
 
 
 class MixOptions(TypedDict):
@@ -70,7 +79,7 @@ class MixOptions(TypedDict):
     unit: Unit
     gradient: Gradient
     noise: Noise
-    stream: Stream | None
+    stream: Stream
 
 
 class Mixed(nn.Module):
@@ -87,14 +96,12 @@ class Mixed(nn.Module):
             "unit": mixing.unit,
             "gradient": mixing.gradient,
             "noise": mixing.noise,
-            "stream": self._mixed.drawn_from,
+            "stream": self._mixed.stream,
         }
 
     def count_pass(self) -> None:
         """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
-        if torch.compiler.is_compiling():
-            self._mixed.compiled = True
-        else:
+        if not torch.compiler.is_compiling():  # there the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
                 check_whole(self.weight)
             self._mixed.passes += 1

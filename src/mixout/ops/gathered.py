@@ -21,9 +21,7 @@ import torch
 from torch import Tensor
 
 from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import masked_to
-from mixout.ops.once import once
-from mixout.ops.sparse import thin_gradient
+from mixout.ops.linear import masked, thin_gradient
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +63,6 @@ class _GatheredLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, phi = ctx.saved_tensors
         draw: Draw | None = ctx.draw
@@ -88,7 +85,7 @@ def _grad_weight(grad: Tensor, x: Tensor, draw: Draw | None, shape: tuple[int, .
     whole = grad.t() @ x
     if draw is None or draw.gradient_scale is None:
         return whole.to(dtype)
-    return masked_to(dtype, whole, draw.mask(), draw.gradient_scale)
+    return masked(whole, dtype, draw.mask(), draw.gradient_scale)
 
 
 def gathered_linear(
