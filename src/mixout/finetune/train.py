@@ -150,8 +150,10 @@ def _describe(
     if isinstance(task, Task) and isinstance(encoded[1], DevSet):
         # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
         tokenizer = copy.deepcopy(loaded.tokenizer)
-        parts = ((task.train, encoded[0]), (task.dev, encoded[1].examples))
-        cut = tuple(cut_texts(split, examples, tokenizer, max_length) for split, examples in parts)
+        cut = (
+            cut_texts(task.train, encoded[0], tokenizer, max_length),
+            cut_texts(task.dev, encoded[1].examples, tokenizer, max_length),
+        )
     for line in describe(task, cut=cut, max_length=max_length):
         report(line)
 
