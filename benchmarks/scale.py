@@ -2,9 +2,8 @@
 
     python benchmarks/scale.py --output benchmarks/results/scale.csv
 
-Arithmetic from the shapes of the models, the bandwidths below and two measured numbers: how far a mixed step lies above
-its floor (results/step-cpu.csv, a CPU) and which share of a mixed weight's gradient the hook sends
-(results/ddp_traffic.csv). docs/scale.md says what the columns mean and what is not known.
+Arithmetic from the shapes of the models, the bandwidths below and one measured number: how far a mixed step lies above
+its floor (results/step-cpu.csv, a CPU). docs/scale.md says what the columns mean and what is not known.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ GPUS = (8, 64, 512)
 TOKENS, LENGTH = 8192, 4096  # a GPU and step; a sequence
 P = 0.9
 LORA_RANK = 16
-HOOK_BYTES = 16  # with which ranks compare themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +130,9 @@ def all_gather_seconds(size: float, gpus: int) -> float:
     return (within + between) / LINK_ACHIEVED
 
 
-def gradient_numbers(model: Model, *, lora: bool, sparse: bool) -> float:
-    """How many numbers of the gradient are sent: of mixed weights (with LoRA of A) the kept columns only."""
-    masked, rest = model.adapters() if lora else (model.mixed, model.total - model.mixed)
-    return rest + masked * ((1 - P) if sparse else 1.0)
-
-
 def row(model: Model, gpus: int, layout: str, method: str) -> Row:
     """Work one configuration out. bfloat16 weights and gradients; Adam and the master weights in float32."""
     lora, sharded, mixed = layout.startswith("lora"), layout.endswith("fsdp2"), method != "plain"
-    # The hook is DDP's; what FSDP2 reduces stays whole.
-    sparse = method == "mixout, kept columns sent" and not sharded
     trained = sum(model.adapters()) if lora else model.total
     share = gpus if sharded else 1
     weights = 2 * (model.total + (trained if lora else 0)) / share
@@ -154,12 +144,11 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
     blocks = 2 * TOKENS * model.width * (model.layers + 17)  # inputs of all blocks, about 34 bytes a number of one
     activations = blocks + 6 * TOKENS * model.vocabulary
     total = weights + gradients + optimizer + anchor + activations
-    sent = 2 * gradient_numbers(model, lora=lora, sparse=sparse) + (HOOK_BYTES if sparse else 0)
     compute = compute_seconds(model, lora=lora, sparse=mixed)
     mixing = mixing_seconds(model, layout, gpus) if mixed else 0.0
     gathered = 2 * model.total if sharded else 0.0
-    rounds = 1 if sharded else 2  # reduce-scatter, or all-reduce
-    communication = rounds * all_gather_seconds(sent, gpus) + 2 * all_gather_seconds(gathered, gpus)
+    gradients_sent, rounds = 2 * trained, 1 if sharded else 2  # reduce-scatter, or all-reduce
+    communication = rounds * all_gather_seconds(gradients_sent, gpus) + 2 * all_gather_seconds(gathered, gpus)
     if layout == "ddp + sharded optimizer":
         communication += all_gather_seconds(2 * model.total, gpus)  # the stepped weights
     ring = (gpus - 1) / gpus
@@ -175,7 +164,7 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
         activations_gb=activations / 1e9,
         total_gb=total / 1e9,
         fits_80gb=total < 76e9,
-        gradient_sent_gb=rounds * ring * sent / 1e9,
+        gradient_sent_gb=rounds * ring * gradients_sent / 1e9,
         weights_sent_gb=ring * (2 * gathered if sharded else 0 if lora else 2 * model.total) / 1e9,
         compute_s=compute,
         mixing_s=mixing,
@@ -186,8 +175,8 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
     )
 
 
-def measured() -> dict[str, float]:
-    """What small cases on a CPU say: a mixed step over its floor, and the share of a mixed gradient that was sent."""
+def step_over_floor() -> float:
+    """How far a mixed step of a small case on a CPU lies above its floor."""
     with (RESULTS / "step-cpu.csv").open() as handle:
         steps = [
             line
@@ -195,10 +184,7 @@ def measured() -> dict[str, float]:
             if (line["case"], line["tokens"], line["method"], line["p"], line["mode"], line["anchor"])
             == ("bert-base-3", "4096", "mixout", str(P), "train", "")
         ]
-    with (RESULTS / "ddp_traffic.csv").open() as handle:
-        shares = [float(line["mixed_ratio"]) for line in csv.DictReader(handle) if line["p"] == str(P)]
-    over = statistics.median(float(line["ratio"]) / float(line["floor"]) for line in steps)
-    return {"step over floor": over, "share sent": statistics.mean(shares)}
+    return statistics.median(float(line["ratio"]) / float(line["floor"]) for line in steps)
 
 
 def anchors(model: Model) -> str:
@@ -217,15 +203,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     output = parser.parse_args().output
-    methods = {layout: ["plain", "mixout"] + ["mixout, kept columns sent"] * ("ddp" in layout) for layout in LAYOUTS}
     rows = [
         row(model, gpus, layout, method)
         for model in MODELS
         for layout in LAYOUTS
         for gpus in GPUS
-        for method in methods[layout]
+        for method in ("plain", "mixout")
     ]
-    found = measured()
     constants = {"p": P, "tokens_per_gpu": TOKENS, "length": LENGTH, "kind": "computed"}
     with output.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, [*asdict(rows[0]), *constants], lineterminator="\n")
@@ -236,10 +220,7 @@ def main() -> None:
             )
     for model in MODELS:
         print(anchors(model))
-    print(
-        f"measured at p = {P}, on a CPU: a step {found['step over floor']:.3f} of its floor, "
-        f"{found['share sent']:.4f} of a mixed gradient sent by the hook"
-    )
+    print(f"measured at p = {P}, on a CPU: a step {step_over_floor():.3f} of its floor")
     print("model  GPUs  layout                  method                       GB/GPU   sent: gradient + weights, GB")
     for one in rows:
         print(

@@ -1,9 +1,9 @@
-"""Mixout under DistributedDataParallel, with only the kept columns' gradients on the wire.
+"""Mixout under DistributedDataParallel.
 
     torchrun --nproc_per_node 2 examples/ddp.py    # two processes: NCCL where there are GPUs, else gloo
     python examples/ddp.py                         # one process: the same loop
 
-With p = .9 a mixed weight sends a tenth of its gradient. The masks are equal on all ranks, the result is plain DDP's.
+All ranks draw the same masks, so the result is that of one process with the examples of all ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mixout
-from mixout.integrations.ddp import send_kept_columns_
 
 STEPS = 20
 
@@ -35,10 +34,7 @@ def main() -> None:
     torch.manual_seed(0)  # the "pretrained" weights: equal on all ranks, since each anchors at its own
     model = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1)).to(device)
     mixout.apply_(model, mixout.Mixout(p=0.9), where="0|2")  # the last layer is new: not mixed
-    ddp: nn.Module = model
-    if several:
-        ddp = DistributedDataParallel(model)
-        send_kept_columns_(ddp)
+    ddp = DistributedDataParallel(model) if several else model
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=3e-3, weight_decay=0.0)
 
     examples = torch.Generator().manual_seed(rank)
@@ -47,7 +43,7 @@ def main() -> None:
         loss = (ddp(x).squeeze(1) - x[:, 0]).pow(2).mean()
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()  # frees gradients: their old columns are not sent again
+        optimizer.zero_grad()
         if rank == 0 and (step + 1) % 10 == 0:
             print(f"step {step + 1}: loss {loss.item():.3f}, distance {mixout.distance(model).total:.3f}")
     if several:

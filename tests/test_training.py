@@ -147,7 +147,7 @@ def test_an_average_of_the_weights_is_a_plain_model_and_leaves_the_trained_one_a
     """Oracle: the average taken by hand. A decay acts on the weights that an optimizer trains, not on their copies."""
     model = net([Mixout(0.5), AnchorDecay(0.1)])
     averaged = AveragedModel(model, multi_avg_fn=average)  # a deep copy
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
     seen = []
     for _ in range(3):
         optimizer.zero_grad()

@@ -136,13 +136,13 @@ def draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: 
         drawn = torch.rand(shape, dtype=torch.float32, device="cpu")
     else:
         drawn = stream.draw(shape, device=weight.device)
-    bound, scale = _constants(p, weight.dtype)
+    bound, scale = constants(p, weight.dtype)
     kept = drawn.ge(bound).mul(scale)
     return kept if weight.is_cpu else kept.to(weight.device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """P and 1/(1-p) as tensors, the latter in ``dtype``: torch takes them faster than Python's numbers."""
     return torch.tensor(p, dtype=torch.float64, device="cpu"), torch.tensor(scale_of(p), dtype=dtype, device="cpu")
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import mixout
-from mixout.integrations.ddp import check_ranks, send_kept_columns_
+from mixout.integrations.ddp import check_ranks
 
 STEPS, ROWS = 3, 3
 TWICE = (2, 2, 2)
@@ -62,75 +62,52 @@ def batch(step, part, rank):
     return torch.randn(ROWS, 6, generator=generator, dtype=torch.float64)
 
 
-def train(
-    model, inputs, parts=(1,) * STEPS, *, steps=range(STEPS), sync="no_sync", order="zero_first", ps=None, to_none=True
-):
+def train(model, inputs, parts=(1,) * STEPS, *, steps=range(STEPS), sync="no_sync", order="zero_first", ps=None):
     """``inputs(step, part)`` -> x; ``parts``: micro-batches of each step. Adam remembers a wrong gradient."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    gradients = []
     for step in steps:
         if ps is not None:
             mixout.set_p_(model, ps[step])
         if order == "zero_first":
-            optimizer.zero_grad(set_to_none=to_none)
+            optimizer.zero_grad()
         for part in range(parts[step]):
             quiet = sync == "no_sync" and part < parts[step] - 1 and isinstance(model, DistributedDataParallel)
             with model.no_sync() if quiet else nullcontext():
                 loss = model(inputs(step, part)).pow(2).mean() / parts[step]
                 if order == "zero_late":
-                    optimizer.zero_grad(set_to_none=to_none)
+                    optimizer.zero_grad()
                 loss.backward()
-        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         optimizer.step()
-    return gradients
 
 
-# name: (what net takes, what DDP takes, what train takes, whether only kept columns are sent)
+# name: (what net takes, what DDP takes, what train takes)
 CASES = {
-    "plain": ({}, {}, {}, False),
-    "accumulated": ({}, {}, {"parts": TWICE}, False),
-    "static_graph": ({}, {"static_graph": True}, {"parts": STATIC}, False),
-    "find_unused": ({"used": False}, {"find_unused_parameters": True}, {}, False),
-    "checkpointed": ({"checkpointed": True}, {}, {"parts": TWICE}, False),
-    "sent": ({}, {}, {}, True),
-    "sent, small buckets": ({}, {"bucket_cap_mb": 0.001}, {}, True),
-    "sent, Conv1D": ({"transposed": True}, {}, {"parts": TWICE}, True),
-    "sent, accumulated": ({}, {}, {"parts": TWICE}, True),
-    "sent, views": ({}, {"gradient_as_bucket_view": True}, {"parts": (3, 1, 2)}, True),
-    "sent, static_graph": ({}, {"static_graph": True}, {"parts": STATIC}, True),
-    "sent, find_unused": ({"used": False}, {"find_unused_parameters": True}, {"parts": TWICE}, True),
-    "sent, checkpointed": ({"checkpointed": True}, {}, {"parts": TWICE}, True),
-    "sent, each part synchronised": ({}, {}, {"parts": TWICE, "sync": "each"}, True),
-    "sent, zero_grad after forward": ({}, {}, {"order": "zero_late"}, True),
-    "sent, zeros kept": ({}, {}, {"to_none": False}, True),
-    "sent, p changes": ({}, {}, {"ps": [0.0, 0.9, 1.0]}, True),
+    "plain": ({}, {}, {}),
+    "accumulated": ({}, {}, {"parts": TWICE}),
+    "static_graph": ({}, {"static_graph": True}, {"parts": STATIC}),
+    "find_unused": ({"used": False}, {"find_unused_parameters": True}, {"parts": TWICE}),
+    "checkpointed": ({"checkpointed": True}, {}, {"parts": TWICE}),
+    "small buckets": ({}, {"bucket_cap_mb": 0.001}, {}),
+    "Conv1D": ({"transposed": True}, {}, {"parts": TWICE}),
+    "views": ({}, {"gradient_as_bucket_view": True}, {"parts": (3, 1, 2)}),
+    "each part synchronised": ({}, {}, {"parts": TWICE, "sync": "each"}),
+    "zero_grad after forward": ({}, {}, {"order": "zero_late"}),
+    "p changes": ({}, {}, {"ps": [0.0, 0.9, 1.0]}),
 }
 
 
 def run_case(name, rank):
-    options, wrap, training, sent = CASES[name]
+    options, wrap, training = CASES[name]
     torch.manual_seed(100 + rank)  # global seeds that differ, and other draws in between
     model = net(**options)
     ddp = DistributedDataParallel(model, **wrap)
-    traffic = []
-    if sent:
-        send_kept_columns_(ddp)
-    plain_reduce = dist.all_reduce
-
-    def counted(tensor, *args, **kwargs):
-        traffic.append(tensor.nbytes)
-        return plain_reduce(tensor, *args, **kwargs)
 
     def inputs(step, part):
         torch.rand(rank + 1)
         return batch(step, part, rank)
 
-    dist.all_reduce = counted
-    try:
-        train(ddp, inputs, **training)
-    finally:
-        dist.all_reduce = plain_reduce
-    return {"weights": weights(model), "state": mixout.state_dict(model), "bytes": sum(traffic)}
+    train(ddp, inputs, **training)
+    return {"weights": weights(model), "state": mixout.state_dict(model)}
 
 
 def weights(model):
@@ -178,18 +155,14 @@ def disagreements(rank):
     model(x)
     mixout.set_p_(model, 0.5 + rank / 10)
     found["p later"] = error(check_ranks, model)
-    ddp = DistributedDataParallel(net(seed=1))
-    send_kept_columns_(ddp)
-    if rank == 0:
-        ddp.module(x)
-    found["draws"] = error(lambda: ddp(x).sum().backward())
-    ddp = DistributedDataParallel(net(seed=1))
-    send_kept_columns_(ddp)
-    found["penalty"] = error(lambda: (ddp(x).sum() + ddp.module.first.weight.sum()).backward())
-    found["scope"] = error(send_kept_columns_, DistributedDataParallel(net(scope="rank")))
-    found["nothing"] = error(
-        send_kept_columns_, DistributedDataParallel(mixout.apply_(nn.Linear(4, 4), mixout.Mixconnect(0.5)))
-    )
+    model = net(seed=1)
+    for _ in range(2 - rank):
+        model(x)
+    found["draws"] = error(check_ranks, model)
+    model = net(scope="rank")
+    for _ in range(2 - rank):
+        model(x)
+    found["own masks"] = error(check_ranks, model)
     return found
 
 
@@ -224,7 +197,6 @@ def compiled(rank):
     torch.manual_seed(100 + rank)
     model = net(p=0.5)
     ddp = DistributedDataParallel(torch.compile(model, backend="eager", fullgraph=True))
-    send_kept_columns_(ddp)
     train(ddp, lambda step, part: batch(step, part, rank))
     return {"weights": weights(model), "state": mixout.state_dict(model)}
 
@@ -236,7 +208,6 @@ def accelerated(rank):
     model = net()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     prepared, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), lr=0.05))
-    send_kept_columns_(prepared)
     for step in range(STEPS):
         for part in range(2):
             with accelerator.accumulate(prepared):
@@ -256,7 +227,7 @@ def work(rank, world, folder, port):
     early = net()
     dist.init_process_group("gloo")
     results = {"late": late(early, rank), "anchor": kept_anchor(rank), "resumed": resumed(rank)}
-    cases = CASES if world == 2 else ["accumulated", "sent, accumulated"]
+    cases = CASES if world == 2 else ["accumulated"]
     results["cases"] = {name: run_case(name, rank) for name in cases}
     if world == 2:
         results["own"] = own_masks(rank)

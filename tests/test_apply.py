@@ -173,7 +173,7 @@ def test_applying_twice_is_an_error_that_says_what_to_do():
 
 
 def test_without_a_method_everything_says_so():
-    for function in (mixout.remove_, mixout.coverage, mixout.distance, mixout.state_dict, mixout.fingerprint):
+    for function in (mixout.remove_, mixout.distance, mixout.state_dict, mixout.fingerprint):
         with pytest.raises(mixout.NotAppliedError, match="apply_"):
             function(net())
     with pytest.raises(mixout.NotAppliedError):
@@ -193,11 +193,13 @@ def test_without_a_method_everything_says_so():
         (ValueError, {"method": Mixout(0.5), "where": "("}),
         (ValueError, {"method": Mixout(0.5), "where": "paper"}),
         (TypeError, {"method": Mixout(0.5), "where": 3}),
-        (TypeError, {"method": "mixout"}),
+        (ValueError, {"method": "mixout"}),
+        (ValueError, {"method": ["mixout(0.5)", "mixot(0.5)"]}),
         (TypeError, {"method": []}),
         (TypeError, {"method": Mixout(0.5), "anchor": 1}),
         (TypeError, {"method": Mixout(0.5), "anchor": True}),
         (TypeError, {"method": Mixout(0.5), "seed": 0.5}),
+        (ValueError, {"method": Mixout(0.5), "form": "quick"}),
         (FileNotFoundError, {"method": Mixout(0.5), "anchor": "no/such/file"}),
     ],
 )
@@ -213,7 +215,7 @@ def test_a_failed_apply_leaves_the_model_untouched(error, arguments):
 
 def test_a_method_that_fails_late_is_rolled_back(monkeypatch):
     model = net()
-    monkeypatch.setattr(mixout.AnchorDecay, "install_", lambda *_: 1 / 0)
+    monkeypatch.setattr(mixout.apply, "_decay_", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mixout.apply_(model, [Mixout(0.5), mixout.AnchorDecay(0.1)])
     assert type(model[0]) is nn.Linear
@@ -232,7 +234,7 @@ def test_a_single_layer_is_a_model_too():
 def test_found_and_removed_inside_a_wrapper():
     inner = mixout.apply_(net(), Mixout(0.5))
     wrapper = nn.Sequential(inner)
-    assert mixout.coverage(wrapper).mixed == ("0", "3")
+    assert mixout.coverage(wrapper).mixed == ("0.0", "0.3")
     mixout.remove_(wrapper)
     assert type(inner[0]) is nn.Linear
 
@@ -254,3 +256,15 @@ def test_a_layer_parametrized_since_is_not_taken_apart():
     mixout.remove_(model)
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
     model(torch.ones(1, 4))
+
+
+def test_the_form_is_an_option():
+    """It changes how a layer is computed, not what."""
+    x = torch.randn(7, 6, dtype=torch.float64)
+    results = []
+    for form in ("auto", "fast", "lean"):
+        model = moved(mixout.apply_(net().double(), Mixout(0.5), seed=1, form=form))
+        assert model[0]._mixed.mixing.form == form
+        results.append(model(x))
+    for one in results[1:]:
+        torch.testing.assert_close(one, results[0])
