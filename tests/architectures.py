@@ -149,12 +149,8 @@ _REASONS = {
         qwen3_vl_vision qwen4_exp_vision sam3_tracker_video sam3_video seggpt siglip2 siglip2_vision_model
         superglue timesfm video_llama_3_vision voxtral_realtime
     """,
-    "all its layers are of subclasses, none can be mixed": """
-        bit
-    """,
-    "trains on labels only": """
-        fastspeech2_conformer
-    """,
+    "all its layers are of subclasses, none can be mixed": "bit",
+    "trains on labels only": "fastspeech2_conformer",
 }
 LEFT_OUT = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
