@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-deepspeed test-triton check bench clean
+.PHONY: demo test test-sweep test-all test-deepspeed test-triton check bench clean
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
 
-test: $(READY)  ## all tests
+test: $(READY)  ## the tests, but for what the targets below add
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-sweep: $(READY)  ## every architecture that transformers can build small: 270 seconds of one core
+	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py
+
+test-all: test test-sweep test-deepspeed test-triton  ## everything
 
 # Environments of their own on top of .venv: other libraries change what they do where these are installed.
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
