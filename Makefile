@@ -30,7 +30,7 @@ test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
 
 test-triton: .venv/over-triton  ## the kernels for GPUs, by Triton's interpreter
 	$</bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
-	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_fused.py
+	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_kernels.py
 
 check: $(READY)  ## style, types, import directions
 	$(BIN)/ruff check .
