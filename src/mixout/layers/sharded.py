@@ -127,7 +127,12 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     managers: dict[int, tuple[FSDPModule, Any, Any]] = {}
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            for group in module._get_fsdp_state()._fsdp_param_groups:
+            state = module._get_fsdp_state()
+            # One group in torch 2.7, which is None where it has no parameters.
+            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+            for group in filter(None, groups):
+                # In torch 2.7 this replaces the local tensors of ranks with fewer rows, and would lose their hooks.
+                group.lazy_init()
                 managers.update({id(p.sharded_param): (module, group, p) for p in group.fsdp_params})
     for name, layer in layers.items():
         if not isinstance(layer, ShardedLinear):
