@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError
+from mixout.parts import laid_out, whole
 
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
@@ -168,21 +169,6 @@ class AnchorStore:
         """A checkpoint of the body alone lacks the prefix that the model with a head has, or the other way round."""
         bare = [name[len(prefix) :] for prefix in self._prefixes if name.startswith(prefix)]
         return [name, *bare, *(prefix + name for prefix in self._prefixes)]
-
-
-def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
-    """``tensor``, or this rank's part of it where ``weight`` lies in parts (a DTensor); nothing is sent or kept."""
-    if not hasattr(weight, "placements") or hasattr(tensor, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    part: Tensor = distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    return part
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, gathered from all ranks where it lies in parts: then every rank must come here."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def is_zero(source: AnchorSource) -> bool:

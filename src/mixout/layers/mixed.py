@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mixout.anchor import Anchor
-from mixout.layers.distributed import check_whole, still_sharded
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
+from mixout.parts import check_whole, still_sharded
 from mixout.streams import Stream
 
 
