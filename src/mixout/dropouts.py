@@ -21,7 +21,8 @@ from functools import cache
 from typing import Any, Literal, TypeGuard
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
+
+from mixout._torch import dropout_base
 
 _NAME = re.compile(r"drop", re.IGNORECASE)
 _OF_LAYERS = re.compile(r"layer_?drop|drop_?path|path_?drop|stochastic|droppath", re.IGNORECASE)
@@ -101,7 +102,7 @@ def restore_(model: nn.Module, changes: list[DropoutChange]) -> None:
 
 
 def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, dropout_base()):
         yield DropoutSite(module=name, field="p", p=module.p, kind="module")
         return
     of_layers = _OF_LAYERS.search(type(module).__name__) is not None

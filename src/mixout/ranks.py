@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 import json
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
+from mixout._torch import key_value_store
 from mixout.errors import RankMismatchError
 
 Scope = Literal["all", "rank"]
@@ -83,7 +84,7 @@ class SharedSeed:
 
     def _agree(self) -> None:
         own = {"subject": self.subject, "seed": self.value}
-        store: Any = dist.distributed_c10d._get_default_store()
+        store = key_value_store()
         if dist.get_rank() == 0:
             if self.value is None:
                 self.value = own["seed"] = _proposal()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout._torch import in_backward
 from mixout.ranks import SharedSeed
 
 # Forward passes that may lie between a layer's forward and its recomputation; one entry is about 100 bytes.
@@ -69,9 +70,7 @@ class Stream:
             return _generator(f"{_nonce()}/{self.seed.settled()}/{self.key}")
         seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
         nonce = _nonce()
-        # As torch.utils.checkpoint asks it: -1 outside a backward pass.
-        recomputing = torch._C._current_graph_task_id() != -1
-        count = self._replay.get(nonce) if recomputing else None
+        count = self._replay.get(nonce) if in_backward() else None
         if count is None:
             count = self.count = self.count + 1
             self._replay[nonce] = count

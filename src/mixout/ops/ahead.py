@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mixout._torch import in_backward
+
 
 class Lanes(Protocol):
     """What is needed of a device: a lane that computes, one that copies, and marks that one of them waits for."""
@@ -142,5 +144,4 @@ def fetch(tensor: Tensor, device: torch.device) -> Tensor:
     """A pinned ``tensor`` on ``device``, a GPU, good until the next call."""
     if device not in _DEVICES:
         _DEVICES[device] = Ahead(_Cuda(device))
-    # As torch.utils.checkpoint asks it: -1 outside a backward pass.
-    return _DEVICES[device].fetch(tensor, backward=torch._C._current_graph_task_id() != -1)
+    return _DEVICES[device].fetch(tensor, backward=in_backward())
