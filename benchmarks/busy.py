@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mixout import forms
+from mixout import functional
 from mixout.bench.pairs import Run
 from mixout.bench.plan import plan
 from mixout.bench.runs import model_of, release, train_run
@@ -39,7 +39,7 @@ def main() -> None:
     for batch in (32, 128):
         case = replace(chosen.cases[0], batch=batch)
         for form, spared in FORMS.items():
-            forms.SPARSE_ON_GPU_FROM = spared
+            functional.SPARSE_ON_GPU_FROM = spared
             variant = PLAIN if form == "plain" else Variant(method="mixout", p=0.9)
             step = train_run(model_of(case, variant, chosen.device), case, chosen)
             launched, done = times(step)

@@ -30,7 +30,7 @@ from mixout.bench.plan import plan
 from mixout.bench.runs import model_of, train_run
 from mixout.bench.table import environment
 from mixout.bench.variants import PLAIN
-from mixout.masks import coins
+from mixout.masks import draw_elements
 
 ROUNDS = 15
 STEPS = 7
@@ -87,7 +87,7 @@ def operations(tokens: int, linear: Linear) -> dict[tuple[str, float], Callable[
         ("grad_x", 0.0): lambda: g() @ w(),
         ("grad_w", 0.0): lambda: g().t() @ x(),
         ("Phi", 0.0): lambda: torch.lerp(u(), w(), coefficient),
-        ("element coins", 0.9): coins((out, inputs), 0.9),
+        ("element masks", 0.9): lambda: draw_elements((out, inputs), 0.9, device=torch.device("cpu")),
     }
     for p in PS:
         kept = (torch.rand(inputs) >= p).nonzero().squeeze(1)

@@ -1,11 +1,12 @@
-"""||w - u|| and the fingerprint, against plain arithmetic."""
+"""||w - u|| against plain arithmetic in float64."""
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixout
-from mixout.anchor import fingerprint
+from mixout.anchor import distance
 
 
 def net():
@@ -19,9 +20,9 @@ def test_distance_in_total_and_by_layer():
         model[0].weight[0, 0] += 3.0
         model[2].weight[1, 1] -= 4.0
         model[0].bias += 100.0  # biases are not mixed and do not count
-    distance = mixout.distance(model)
-    assert distance.total == pytest.approx(5.0, rel=1e-6)
-    assert distance.by_layer == pytest.approx({"0.weight": 3.0, "2.weight": 4.0}, rel=1e-6)
+    found = mixout.distance(model)
+    assert found.total == pytest.approx(5.0, rel=1e-6)
+    assert found.by_layer == pytest.approx({"0.weight": 3.0, "2.weight": 4.0}, rel=1e-6)
 
 
 def test_distance_to_an_explicit_anchor_for_any_model():
@@ -68,37 +69,54 @@ def test_distance_is_accumulated_in_float64():
     assert mixout.distance(model).total == pytest.approx(100_000**0.5, rel=1e-12)
 
 
-def test_the_fingerprint_tells_names_values_shapes_and_dtypes_apart():
-    ones = torch.ones(2, 3)
-    base = fingerprint({"a": ones})
-    others = [
-        {"b": ones},
-        {"a": ones.T},
-        {"a": ones.double()},
-        {"a": ones * 2},
-        {"a": None},
-        {},
-        {"a": ones, "b": None},
-        {"a": torch.full((2, 3), 1 + 1e-7)},
-    ]
-    assert len({base, *map(fingerprint, others)}) == len(others) + 1
-    assert fingerprint({"a": ones.clone()}) == base
-    strided = torch.ones(3, 2).T
-    assert fingerprint({"a": strided}) == base
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 700_000), (700_000, 3), (1, 1_000_003), (5,), (), (0, 4)])
+def test_distance_is_float64s(shape, dtype):
+    """Oracle: the whole difference in float64. Rows larger than a block, last blocks that are smaller, nothing."""
+    torch.manual_seed(0)
+    u = torch.randn(shape).to(dtype)
+    w = (u + 0.01 * torch.randn(shape)).to(dtype)
+    for weight, anchor in ((w, u), (w, None), (w.t(), u.t()) if w.dim() == 2 else (w, u)):
+        expected = (weight.double() - (0 if anchor is None else anchor.double())).norm().item()
+        assert distance({"a": (weight, anchor)}).total == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_the_fingerprint_takes_any_dtype_and_order(dtype):
-    a, b = torch.randn(3, 2).to(dtype), torch.zeros(0, 2, dtype=dtype)
-    assert fingerprint({"a": a, "b": b}) == fingerprint({"b": b, "a": a})
-    assert len(fingerprint({"a": a})) == 64
+@pytest.mark.parametrize("scale", [1.0, 1e-15])
+def test_tiny_differences_count(scale):
+    """w = u (1 + 1e-7): a difference of one or two units in the last place, whose square float32 may not hold."""
+    torch.manual_seed(0)
+    u = scale * torch.randn(1000, 300)
+    w = u * (1 + 1e-7)
+    expected = (w.double() - u.double()).norm().item()
+    assert expected > 0
+    assert distance({"a": (w, u)}).total == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_fingerprint_does_not_move_with_the_weights():
-    model = mixout.apply_(net(), mixout.Mixout(0.5))
-    before = mixout.fingerprint(model)
-    with torch.no_grad():
-        model[0].weight += 1.0
-    assert mixout.fingerprint(model) == before
-    mixout.remove_(model)
-    assert mixout.fingerprint(mixout.apply_(model, mixout.Mixout(0.5))) != before
+def test_weight_and_anchor_may_differ_in_dtype_and_layout():
+    torch.manual_seed(0)
+    w = torch.randn(300, 2000)
+    for u in (torch.randn(300, 2000).bfloat16(), torch.randn(300, 2000).double(), torch.randn(2000, 300).t()):
+        expected = (w.double() - u.double()).norm().item()
+        assert distance({"a": (w, u)}).total == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_of_the_weights_size_is_made(dtype):
+    class Largest(TorchDispatchMode):
+        """The largest tensor in memory of its own that an operation returns."""
+
+        bytes = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(result):
+                if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in known:
+                    self.bytes = max(self.bytes, tensor.nbytes)
+            return result
+
+    w, u = torch.randn(2, 1000, 1000).to(dtype)
+    step = 2**10  # each view of w and u begins at one of these
+    known = {t.data_ptr() + step * i for t in (w, u) for i in range(t.nbytes // step)}
+    with Largest() as largest:
+        distance({"a": (w, u)})
+    assert 0 < largest.bytes <= 4 * 2**18

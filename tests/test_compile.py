@@ -1,11 +1,14 @@
 """torch.compile: one graph, no recompilation over p, fresh masks. Few tests: each compilation takes seconds."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import Mixconnect, Mixout, PScheduler
+from mixout import GradientMask, Mixconnect, Mixout, PScheduler, functional, masks
 from mixout.schedule import Linear
 
 # torch's own, of the way its compiler traces autograd functions.
@@ -133,16 +136,151 @@ def test_a_transformer_block_compiles_once_with_fresh_masks(name):
     torch.testing.assert_close(outputs[17], step(compiled, 17))
 
 
-def test_more_columns_than_expected_travel_behind_the_static_shape():
-    """mixout::keep shows the graph one column; all kept ones reach mixout::columns, and a copy is refused."""
-    x, g, w = torch.randn(4, 6), torch.randn(4, 3), torch.randn(3, 6)
-    mask = torch.tensor([True, False, True, True, True, True])
-    kept, same = torch.ops.mixout.keep(x, mask)
-    assert kept.shape == (4,)
-    gradient = torch.ops.mixout.columns(g, kept, same, w, torch.tensor(2.0))
-    torch.testing.assert_close(gradient, 2.0 * (g.t() @ x) * mask)
-    with pytest.raises(RuntimeError, match="got copies"):
-        torch.ops.mixout.columns(g, kept.clone(), same, w, torch.tensor(2.0))
+def kept_columns(model, compiled, x):
+    """Which columns of each layer's weight have a gradient: the mask of its pass."""
+    model.zero_grad()
+    compiled(x).square().sum().backward()
+    return [tuple((layer.weight.grad.abs().sum(0) > 0).tolist()) for layer in model if isinstance(layer, nn.Linear)]
+
+
+FAST = [
+    (method, "aot_eager", seed)
+    for method in (Mixout(0.5), Mixout(0.5, unit="element"), GradientMask(0.5), Mixconnect(0.5))
+    for seed in (None, 3)
+]
+
+
+@pytest.mark.parametrize(("method", "backend", "seed"), [*FAST, (Mixout(0.5), "inductor", None)], ids=str)
+def test_layers_of_a_compiled_model_have_masks_of_their_own(method, backend, seed):
+    """Trap: compilers merge equal calls of an op, so that all layers of one width had one mask."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(3)))
+    mixout.apply_(model, method, seed=seed)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    phis = []
+    for _ in range(2):
+        with torch.no_grad():
+            for layer in model:
+                layer.weight.add_(0.1 * torch.randn_like(layer.weight))
+        kept = kept_columns(model, compiled, torch.randn(256, 64))
+        gradients = [layer.weight.grad != 0 for layer in model]
+        assert len({tuple(g.flatten().tolist()) for g in gradients}) == 3
+        if method.unit == "input":
+            assert all(16 < sum(mask) < 48 for mask in kept)
+        phis.append(gradients)
+    assert not any(a.equal(b) for a, b in zip(*phis, strict=True))  # a fresh mask in each pass
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_two_calls_of_a_layer_in_one_graph_draw_twice(backend, seed):
+    """ALBERT, R-Drop, SimCSE: without this their two passes are one, and their KL is zero."""
+    torch.manual_seed(0)
+    layer = mixout.apply_(nn.Sequential(nn.Linear(32, 32)), Mixout(0.5), seed=seed)
+    with torch.no_grad():
+        layer[0].weight.add_(1.0)
+    twice = torch.compile(lambda x: (layer(x), layer(x)), fullgraph=True, backend=backend)
+    x = torch.randn(8, 32)
+    before = mixout.state_dict(layer)["draws"].get("0", 0)
+    for _ in range(2):
+        a, b = twice(x)
+        assert not a.equal(b)
+    if seed is not None:
+        assert mixout.state_dict(layer)["draws"]["0"] - before == 4
+        eager = mixout.apply_(nn.Sequential(nn.Linear(32, 32)), Mixout(0.5), seed=seed)
+        eager.load_state_dict(layer.state_dict())
+        eager[0]._mixed.anchor.tensor.copy_(layer[0]._mixed.anchor.tensor)
+        expected = [eager(x) for _ in range(4)]
+        torch.testing.assert_close([a, b], expected[2:])  # the masks of the seed, compiled or not
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's, where a model has graph breaks
+def test_a_compiled_bert_has_as_many_masks_as_an_eager_one():
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96, vocab_size=20,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    model = mixout.apply_(BertModel(config, add_pooling_layer=False), Mixout(0.5))
+    torch.compile(model, backend="aot_eager")(torch.arange(16)[None]).last_hidden_state.square().sum().backward()
+    masks = {
+        tuple((layer.weight.grad.abs().sum(0) > 0).tolist())
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear) and layer.in_features == 64
+    }
+    assert len(masks) == 15
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_graph_serves_every_batch_and_its_gradients_are_the_definitions(backend, gradient):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4))
+    mixout.apply_(model, Mixout(0.5, gradient=gradient), seed=5)
+    eager = copy.deepcopy(model)
+    with torch.no_grad():
+        for a, b in zip(model.parameters(), eager.parameters(), strict=True):
+            b.copy_(a.add_(0.1 * torch.randn_like(a)))
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+    counter = torch._dynamo.utils.counters["stats"]
+    counter.clear()
+    for rows in (5, 3, 17, 0, 2):
+        x = torch.randn(rows, 8)
+        found = []
+        for net_ in (compiled, eager):
+            leaf = x.clone().requires_grad_()
+            y = net_(leaf)
+            y.square().sum().backward()
+            found.append([y.detach(), leaf.grad, *(p.grad.clone() for p in net_.parameters())])
+            net_.zero_grad()
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert counter["unique_graphs"] <= 2  # an empty batch may have a graph of its own
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_graph_that_a_gpu_gets_holds_no_op_of_ours(backend, monkeypatch):
+    """There the compiler fuses plain torch: asked for here by taking the device's branch."""
+    monkeypatch.setattr(functional, "_has_thin_gradient", lambda *_: False)
+    monkeypatch.setattr(masks, "draw", lambda shape, p, **_: torch.rand(shape) >= p)
+    monkeypatch.setattr(functional, "draw", masks.draw)
+    model = net(Mixout(0.5))
+    names = []
+
+    def record(graph, inputs):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph)
+
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=record, bw_compiler=record))(
+        torch.randn(4, 8)
+    ).sum().backward()
+    assert not [name for name in names if "mixout" in name]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert not compiled(torch.ones(4, 8)).equal(compiled(torch.ones(4, 8)))
+    compiled(torch.ones(4, 8)).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_compiled_model_is_recomputed_with_its_own_masks(reentrant):
+    torch.manual_seed(0)
+    found = []
+    for wrapped in (False, True):
+        model = net(Mixout(0.5), seed=2)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.manual_seed(1)
+        x = torch.ones(5, 8, requires_grad=True)
+        y = [checkpoint(compiled, x, use_reentrant=reentrant) if wrapped else compiled(x) for _ in range(2)]
+        (y[0] * y[1]).sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_model_that_is_compiled_already_is_mixed_under_its_own_names():

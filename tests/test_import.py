@@ -13,10 +13,10 @@ import mixout
 
 PUBLIC = {
     "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
-    "FineTunedAnchorWarning", "GradientMask", "InputError", "Method", "MissingExtraError", "Mixconnect", "Mixout",
-    "MixoutError", "NotAppliedError", "NothingMixedError", "PScheduler", "Plain", "RankMismatchError", "Where",
-    "apply_", "coverage", "distance", "fingerprint", "functional", "load_state_dict_", "methods", "remove_", "schedule",
-    "set_p_", "state_dict",
+    "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "Method", "MissingExtraError",
+    "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "PScheduler",
+    "Plain", "RankMismatchError", "Where", "ZeroDecayWarning", "apply_", "coverage", "distance", "fingerprint",
+    "functional", "load_state_dict_", "methods", "remove_", "schedule", "set_p_", "state_dict",
 }  # fmt: skip
 
 BLOCKER = """
@@ -35,7 +35,7 @@ sys.meta_path[:] = [Without(finder) if hasattr(finder, "find_spec") else finder 
 """
 
 USE = """
-import torch, mixout
+import tempfile, torch, mixout
 from torch import nn
 model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.1), nn.Embedding(3, 2))
 mixout.apply_(model, [mixout.Mixout(0.5), mixout.AnchorDecay(0.1)], seed=3)
@@ -49,8 +49,9 @@ mixout.load_state_dict_(model, state)
 assert len(mixout.fingerprint(model)) == 64
 mixout.PScheduler(model, mixout.schedule.Linear(0.0, 0.5, 3)).step()
 mixout.remove_(model)
+file = tempfile.NamedTemporaryFile(suffix=".safetensors")
 try:
-    mixout.apply_(model, mixout.Mixout(0.5), anchor="model.safetensors")
+    mixout.apply_(model, mixout.Mixout(0.5), anchor=file.name)
 except mixout.MissingExtraError as error:
     assert "pip install" in str(error), error
 else:

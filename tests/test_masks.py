@@ -142,14 +142,12 @@ def test_units_are_the_three_documented():
 
 
 @pytest.mark.parametrize("p", [0.0, 1 / 256, 0.1, 0.5, 0.9, 1 - 1e-9, 1.0])
-def test_coins_have_the_law_of_draw_and_are_equal_each_time(p):
-    """Bernoulli to the fraction of a byte: the share kept within five standard deviations, in rows and columns."""
+def test_element_masks_have_the_law_of_draw(p):
+    """The share kept within five standard deviations, in rows and columns."""
     torch.manual_seed(0)
-    mask = masks.coins((1000, 403), p)
-    drawn = mask()
+    drawn = masks.draw_elements((1000, 403), p, device=torch.device("cpu"))
     assert drawn.dtype == torch.bool
     assert drawn.shape == (1000, 403)
-    assert drawn.equal(mask())
     count, q = drawn.numel(), 1 - p
     assert abs(int(drawn.sum()) - count * q) <= 5 * (count * q * p) ** 0.5 + 1e-3
     if 0.05 < p < 0.95:  # independent: the variance of row sums is binomial
@@ -157,8 +155,11 @@ def test_coins_have_the_law_of_draw_and_are_equal_each_time(p):
         assert variance == pytest.approx(403 * p * q, rel=0.25)
 
 
-def test_coins_resolve_a_p_between_two_bytes():
-    """p = .9 is 230.4 / 256: two neighbours of it that a byte cannot tell apart differ by the coins they should."""
+def test_element_masks_resolve_p_between_two_bytes():
+    """p = 0.9 is 230.4 / 256: two neighbours of it that a byte cannot tell apart differ by as many as they should."""
+    shape, cpu = (2000, 2000), torch.device("cpu")
     torch.manual_seed(0)
-    low, high = masks.coins((2000, 2000), 230.1 / 256)(), masks.coins((2000, 2000), 230.9 / 256)()
+    low = masks.draw_elements(shape, 230.1 / 256, device=cpu)
+    torch.manual_seed(0)
+    high = masks.draw_elements(shape, 230.9 / 256, device=cpu)
     assert int(low.sum()) - int(high.sum()) == pytest.approx(4e6 * 0.8 / 256, rel=0.1)

@@ -46,6 +46,20 @@ def test_nobody_is_warned_without_cause(checkpoint, tiny_bert):
         mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Dropconnect(0.5))
 
 
+def test_what_a_trainer_saved_at_its_end_does_not_silently_become_the_anchor(tiny_bert, tmp_path):
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = transformers.Trainer(transformers.AutoModel.from_pretrained(tiny_bert), arguments)
+    trainer.save_model(str(tmp_path / "final"))
+    model = transformers.AutoModel.from_pretrained(tmp_path / "final")
+    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"the end of a run.*training_args\.bin") as caught:
+        mixout.apply_(model, mixout.Mixout(0.5))
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = transformers.AutoModel.from_pretrained(tmp_path / "final")
+        mixout.apply_(again, mixout.Mixout(0.5), anchor=tmp_path / "final")
+
+
 def test_a_state_that_cannot_be_read_tells_as_much(checkpoint):
     (checkpoint / "trainer_state.json").write_text('{"global_step": 7, "log')
     model = transformers.AutoModel.from_pretrained(checkpoint)

@@ -192,3 +192,79 @@ def test_a_restored_state_continues_the_draws_in_the_same_process():
     torch.set_rng_state(rng)
     assert all(model(x).equal(y) for y in expected)
     assert mixout.state_dict(model) == after
+
+
+@pytest.mark.parametrize("chunks", [4, 1100])
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[2]], ids=mixout.methods.spell)
+def test_gradient_caching_repeats_each_chunk_with_its_own_masks(method, seed, chunks):
+    """GradCache: embeddings of all chunks without a graph, then each again with one, under the same random state."""
+    model = net(method, seed)
+    parts = torch.randn(chunks, 1, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    states, first = [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(torch.get_rng_state())
+            first.append(model(part))
+    assert not first[0].equal(model(parts[0]))
+    for part, state, embedding in zip(parts, states, first, strict=True):
+        torch.set_rng_state(state)
+        again = model(part)
+        assert again.equal(embedding)
+        assert again.requires_grad
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_cached_gradient_is_that_of_the_loss(seed):
+    """The same step with all chunks in one graph; checkpointed in the second pass too."""
+    xs = inputs(3)
+    expected = run(net(seed=seed), xs, lambda model, x: model(x))[1]
+    for wrap in (lambda model, x: model(x), lambda model, x: checkpoint(model, x, use_reentrant=False)):
+        model = net(seed=seed)
+        model.zero_grad()
+        torch.manual_seed(9)
+        states, first = [], []
+        with torch.no_grad():
+            for x in xs:
+                states.append(torch.get_rng_state())
+                first.append(model(x))
+        leaves = [y.clone().requires_grad_() for y in first]
+        (leaves[0].pow(2).sum() + sum((k + 2) * y.pow(3).sum() for k, y in enumerate(leaves[1:]))).backward()
+        for x, state, leaf in zip(xs, states, leaves, strict=True):
+            torch.set_rng_state(state)
+            wrap(model, x).backward(leaf.grad)
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_a_recomputation_that_does_not_find_its_masks_raises():
+    """Never another mask in silence."""
+    model, (x, _) = net(seed=3), inputs()
+    y = checkpoint(model, x.requires_grad_(), use_reentrant=False, preserve_rng_state=False)
+    torch.rand(7)
+    with pytest.raises(mixout.MixoutError, match=r"'0' is called in a backward pass.*preserve_rng_state"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("save", ["mm", "nothing", "everything"])
+@pytest.mark.parametrize("rows", [1, 3, 400])
+@pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
+def test_selective_checkpointing_changes_nothing(method, rows, save, seed):
+    """It keeps some results and refuses those that a layer changes in place."""
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    def policy(_context, op, *_args, **_options):
+        keep = save == "everything" or (save == "mm" and "mm" in str(op))
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    xs = [torch.randn(rows, 6, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (1, 2)]
+    plain = run(net(method, seed), xs, lambda model, x: model(x))
+    contexts = lambda: create_selective_checkpoint_contexts(policy)  # noqa: E731
+    wrapped = run(
+        net(method, seed),
+        xs,
+        lambda model, x: checkpoint(model, x.requires_grad_(), use_reentrant=False, context_fn=contexts),
+    )
+    for a, b in zip(plain[0] + plain[1], wrapped[0] + wrapped[1], strict=True):
+        assert a.equal(b)

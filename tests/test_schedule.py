@@ -94,3 +94,13 @@ def test_gaussian_noise_has_no_p_of_one():
     with pytest.raises(ValueError, match="gaussian"):
         mixout.set_p_(model, 1.0)
     mixout.set_p_(model, 0.99)
+
+
+@pytest.mark.parametrize("schedule", [Linear(0.0, 1.0, 100), Cosine(1.0, 0.0, 100), Constant(1.0)], ids=repr)
+def test_a_schedule_that_gaussian_noise_cannot_follow_is_refused_at_once(schedule):
+    """Not at its last step, hours later."""
+    model = mixout.apply_(nn.Linear(3, 3), mixout.Mixconnect(0.5, noise="gaussian"))
+    with pytest.raises(ValueError, match="gaussian"):
+        PScheduler(model, schedule)
+    assert mixout.state_dict(model)["p"] == 0.5
+    PScheduler(mixout.apply_(nn.Linear(3, 3), Mixout(0.5)), schedule)

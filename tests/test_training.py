@@ -9,17 +9,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, forms
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, functional
 
-# The values of SPARSE_FROM and SPLIT_BELOW that lead to a form, whatever p and the batch are.
-FORMS = {"dense": (2.0, 0), "sparse": (0.0, 0), "split": (0.0, 10**9)}
+# The bounds that lead to a form, whatever p and the batch are.
+BOUNDS = ("SPARSE_FROM", "SPLIT_BELOW", "NATIVE_ON_CPU_BELOW")
+FORMS = {"dense": (2.0, 0, 0), "sparse": (0.0, 0, 0), "split": (0.0, 10**9, 0), "native": (0.0, 0, 10**9)}
 METHODS = [Mixout(0.5), Mixout(0.5, gradient="paper"), Mixconnect(0.5), GradientMask(0.5)]
 
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
-    monkeypatch.setattr(forms, "SPARSE_FROM", FORMS[request.param][0])
-    monkeypatch.setattr(forms, "SPLIT_BELOW", FORMS[request.param][1])
+    for name, value in zip(BOUNDS, FORMS[request.param], strict=True):
+        monkeypatch.setattr(functional, name, value)
     return request.param
 
 
@@ -146,7 +147,7 @@ def test_an_average_of_the_weights_is_a_plain_model_and_leaves_the_trained_one_a
     """Oracle: the average taken by hand. A decay acts on the weights that an optimizer trains, not on their copies."""
     model = net([Mixout(0.5), AnchorDecay(0.1)])
     averaged = AveragedModel(model, multi_avg_fn=average)  # a deep copy
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
     seen = []
     for _ in range(3):
         optimizer.zero_grad()

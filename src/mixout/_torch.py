@@ -35,11 +35,6 @@ def key_value_store() -> Any:  # noqa: ANN401  torch.distributed.Store, which is
     return torch.distributed.distributed_c10d._get_default_store()
 
 
-def dropout_base() -> type[torch.nn.modules.dropout._DropoutNd]:
-    """The base class of torch's dropout modules. Public: a list of the eight classes, which new versions extend."""
-    return torch.nn.modules.dropout._DropoutNd
-
-
 def local_tensor(weight: DTensor) -> Tensor:
     """The very tensor in which a rank keeps its part of ``weight``, which FSDP2's hooks are attributes of.
 

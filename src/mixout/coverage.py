@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mixout import dropouts
-from mixout.convert import applied_to
 from mixout.dropouts import DropoutSite
-from mixout.errors import NothingMixedError
-from mixout.layers import Mixed, is_linear, mixed_class, obstacle
-from mixout.layers.lora import MixedFactor, adapted_layers, adapter_obstacle, layer_obstacle, within
-from mixout.methods import MixingMethod, spell
-from mixout.methods.method import parent
+from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle
+from mixout.layers.mixed import REPLACED, is_frozen
+from mixout.record import applications
+from mixout.selection import parent
+from mixout.sources import uncompiled
 
 Kind = Literal["mixed", "plain", "bypassed"]
 
@@ -112,11 +112,10 @@ class Coverage:
 
 
 def coverage(model: nn.Module) -> Coverage:
-    """Tell what the method that ``model`` carries reaches.
+    """Tell what the method that ``model`` carries reaches; a report that never raises.
 
-    Raises:
-        NotAppliedError: if the model carries no method.
-        NothingMixedError: if its method mixes but no layer is mixed any more.
+    Args:
+        model: a model, or any part of one; without a method everything in it is plain.
 
     Example:
         >>> import mixout
@@ -127,34 +126,33 @@ def coverage(model: nn.Module) -> Coverage:
           plain       1 x LayerNorm            6  1
                           LayerNorm is not a layer that mixout can mix
     """
-    root, applied = applied_to(model)
+    model = uncompiled(model)
     seen: set[int] = set()
     mixed: set[int] = set()
-    called = {name for name, module in root.named_modules() if isinstance(module, Mixed) and _called(module)}
     layers = []
-    adapted = adapted_layers(root)
-    for name, module in root.named_modules():
+    sites = lora.sites(model)
+    called = {
+        _group(sites, name)
+        for name, module in model.named_modules()
+        if isinstance(module, Mixed) and module._mixed.called
+    }
+    for name, module in model.named_modules():
         own = [p for p in module._parameters.values() if p is not None]
+        if not own:
+            continue
         fresh = [p for p in own if id(p) not in seen]
         seen.update(map(id, own))
-        if own:
-            around = within(adapted, name)
-            if around is None:
-                kind, reason = _kind(name, module, parent(root, name), trained=bool(called))
-                if adapted and reason == "not chosen" and not any(p.requires_grad for p in own):
-                    reason = "frozen, and without an adapter"
-            else:
-                kind, reason = _adapter_kind(name[len(around) + 1 :], module, adapted[around], called)
-            layer = _layer(name, module, kind, reason, sum(p.numel() for p in fresh))
-            weight = module._parameters.get("weight")
-            if layer.kind == "mixed" and weight is not None and id(weight) not in mixed:
-                mixed.add(id(weight))
-                layer = replace(layer, mixed_parameters=weight.numel())
-            layers.append(layer)
-    result = Coverage(methods=spell(applied.methods), layers=tuple(layers), dropouts=tuple(dropouts.active(root)))
-    if not result.mixed and any(isinstance(m, MixingMethod) for m in applied.methods):
-        raise NothingMixedError(f"expected {result.methods} to mix a layer, got none; the layers were replaced since")
-    return result
+        kind, reason = _kind(name, module, parent(model, name), sites)
+        if kind == "mixed" and isinstance(module, Mixed) and _group(sites, name) in called and not module._mixed.called:
+            kind, reason = "bypassed", "never called in training, while other layers were"
+        layer = _layer(name, module, kind, reason, sum(map(_size, fresh)))
+        weight = module._parameters.get("weight")
+        if kind == "mixed" and weight is not None and id(weight) not in mixed:
+            mixed.add(id(weight))
+            layer = replace(layer, mixed_parameters=weight.numel())
+        layers.append(layer)
+    methods = ", ".join(map(str, applications(model))) or "no method"
+    return Coverage(methods=methods, layers=tuple(layers), dropouts=tuple(dropouts.active(model)))
 
 
 def _layer(name: str, module: nn.Module, kind: Kind, reason: str, parameters: int) -> LayerCoverage:
@@ -169,49 +167,39 @@ def _layer(name: str, module: nn.Module, kind: Kind, reason: str, parameters: in
     )
 
 
-def _called(layer: Mixed) -> bool:
-    return layer._mixed.passes > 0 or layer._mixed.compiled
+def _group(sites: dict[str, Any], name: str) -> str:
+    """Layers that are trained together: an adapter that is activated after another one has not been called yet."""
+    return name.rpartition(".")[2] if lora.is_factor(sites, name) else ""
 
 
-def _kind(name: str, module: nn.Module, holder: nn.Module | None, *, trained: bool) -> tuple[Kind, str]:
-    """What ``module``, held by ``holder``, is; ``trained``: some mixed layer has been called in training."""
+def _kind(name: str, module: nn.Module, holder: nn.Module | None, sites: dict[str, Any]) -> tuple[Kind, str]:
+    """What ``module``, held by ``holder``, is, and why."""
+    if lora.within(sites, name) is not None:
+        return lora.coverage_row(sites, name, module)
     if isinstance(module, Mixed):
-        never = trained and not _called(module)
-        return ("bypassed", "never called in training, while other layers were") if never else ("mixed", "")
+        if module._parameters.get("weight") is None:
+            return "bypassed", f"its weight {REPLACED}"
+        return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(module) else ("mixed", "")
     if isinstance(module, nn.MultiheadAttention):
         return "bypassed", "packed in_proj_weight, read without a layer"
     if mixed_class(module) is None and not is_linear(module):
-        raw = [key for key, p in module._parameters.items() if p is not None and p.dim() >= 2 and key != "weight"]
+        raw = [key for key, p in module._parameters.items() if p is not None and key != "weight" and _is_matrix(p)]
         if raw and not all(_LOOKED_UP.search(f"{name}.{key}") for key in raw):
             return "bypassed", f"raw parameters ({', '.join(raw)}), read without a layer"
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
-    problem = obstacle(module, holder)
-    return ("plain", "not chosen") if problem is None else ("bypassed", problem)
-
-
-def _adapter_kind(name: str, module: nn.Module, layer: Any, called: set[str]) -> tuple[Kind, str]:  # noqa: ANN401
-    """What ``module``, called ``name`` within an adapted layer of peft, is; ``called``: layers called in training."""
-    part, _, adapter = name.partition(".")
-    if part == "base_layer":
-        if isinstance(module, Mixed):
-            return "bypassed", "mixed, but frozen by an adapter that came later; remove_, add adapters, then apply_"
-        return "plain", "base of an adapter"
-    if layer_obstacle(layer) is not None and not isinstance(module, Mixed):
-        return "bypassed", str(layer_obstacle(layer))
-    if part not in ("lora_A", "lora_B"):
-        return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
-    if (problem := adapter_obstacle(layer, adapter)) is not None:
+    if (problem := obstacle(module, holder)) is not None:
         return "bypassed", problem
-    other = getattr(layer, "lora_B" if part == "lora_A" else "lora_A")[adapter]
-    if isinstance(module, MixedFactor) or (isinstance(other, Mixed) and not isinstance(module, Mixed)):
-        return "plain", "the other factor of a mixed adapter"
-    if not isinstance(module, Mixed):
-        return "plain", "not chosen"
-    if adapter not in layer.active_adapters:
-        return "plain", "its adapter is not active"
-    # An adapter that was activated after another one was trained has not been called anywhere yet.
-    trained = any(one.endswith((f"lora_A.{adapter}", f"lora_B.{adapter}")) for one in called)
-    return _kind(name, module, None, trained=trained)
+    if sites and not any(p.requires_grad for p in module.parameters(recurse=False)):
+        return "plain", "frozen, and without an adapter"
+    return "plain", "not chosen"
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return 0 if is_lazy(parameter) else parameter.numel()
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and parameter.dim() >= 2
 
 
 def _flops(name: str, module: nn.Module) -> int:
@@ -220,7 +208,7 @@ def _flops(name: str, module: nn.Module) -> int:
     return sum(
         p.numel()
         for key, p in module._parameters.items()
-        if p is not None and p.dim() >= 2 and not (key != "weight" and _LOOKED_UP.search(f"{name}.{key}"))
+        if p is not None and _is_matrix(p) and not (key != "weight" and _LOOKED_UP.search(f"{name}.{key}"))
     )
 
 

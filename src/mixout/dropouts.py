@@ -1,39 +1,83 @@
 """The model's own dropouts: find them, set them, put them back.
 
-A dropout is kept in one of three places: an ``nn.Dropout`` module's ``p``; a float attribute that a forward hands to
-a functional dropout (``self.dropout``, ``self.attention_dropout``, also ``nn.MultiheadAttention.dropout``); or a
-field of a configuration that a forward reads while it runs (Falcon, GPT-J). A configuration is shared and saved with
-the model, so such a module gets a changed copy of it and the saved one stays as it is.
+A dropout is kept in one of three places: the ``p`` of a dropout module; a float attribute that a forward hands to a
+functional dropout (``self.dropout``, ``self.attention_dropout``, also ``nn.MultiheadAttention.dropout``); or a field
+of a configuration that a forward reads while it runs (:data:`READ_FROM_CONFIG`). A configuration is shared and saved
+with the model, so such a module gets a changed copy of it, and the saved one stays as it is.
 
-Dropping whole layers (stochastic depth, LayerDrop) is another regulariser: it is found, reported and left on.
+What stood there before is kept on the module that was changed, so a copied or extracted part can be put back alone.
+
+Dropping whole layers (stochastic depth, LayerDrop) is another regulariser. It is left on and reported. So is a float
+attribute with "drop" in its name that does not end like a dropout's (``drop_threshold``).
 """
 
 from __future__ import annotations
 
 import copy
-import dis
-import inspect
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, TypeGuard
 
 from torch import nn
 
-from mixout._torch import dropout_base
-
-_NAME = re.compile(r"drop", re.IGNORECASE)
+_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_HAS_DROP = re.compile(r"drop", re.IGNORECASE)
+_DROPOUT = re.compile(r"drop(_?out)?\d*(_?(p|probs?|probability|rate|ratio|positions))?$", re.IGNORECASE)
 _OF_LAYERS = re.compile(r"layer_?drop|drop_?path|path_?drop|stochastic|droppath", re.IGNORECASE)
 
+READ_FROM_CONFIG: dict[str, tuple[str, ...]] = {
+    "attention_dropout": (
+        "BigBirdPegasusEncoderAttention",
+        "FalconDecoderLayer",
+        "FalconFlashAttention2",
+        "GPTNeoFlashAttention2",
+        "PersimmonAttention",
+    ),
+    "attention_probs_dropout_prob": ("BigBirdAttention", "Data2VecVisionSdpaSelfAttention"),
+    "attn_pdrop": ("GPTJFlashAttention2",),
+    "dropout": ("BltGlobalTransformer", "BltLocalDecoder", "BltLocalEncoder", "ProphetNetEncoder"),
+    "hidden_dropout": ("FalconDecoderLayer",),
+    "layerdrop": (
+        "Data2VecAudioEncoder",
+        "HubertEncoder",
+        "HubertEncoderStableLayerNorm",
+        "SEWEncoder",
+        "UniSpeechEncoder",
+        "UniSpeechEncoderStableLayerNorm",
+        "UniSpeechSatEncoder",
+        "UniSpeechSatEncoderStableLayerNorm",
+        "Wav2Vec2BertEncoder",
+        "Wav2Vec2ConformerEncoder",
+        "Wav2Vec2Encoder",
+        "Wav2Vec2EncoderStableLayerNorm",
+        "WavLMEncoder",
+        "WavLMEncoderStableLayerNorm",
+    ),
+    "speech_decoder_prenet_dropout": ("SpeechT5SpeechDecoderPrenet",),
+    "speech_encoder_layerdrop": ("SeamlessM4TConformerEncoder", "SeamlessM4Tv2ConformerEncoder"),
+}
+"""Fields that modules of transformers read as ``self.config.FIELD`` outside of their constructor, by class name."""
 
-Kind = Literal["module", "attribute", "config", "layers"]
+# They make their nn.Dropout anew, from their configuration, when their first forward changes the kind of attention.
+_MAKES_DROPOUTS = {
+    "BigBirdAttention": "attention_probs_dropout_prob",
+    "BigBirdPegasusEncoderAttention": "attention_dropout",
+}
+
+Kind = Literal["module", "attribute", "config", "left"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutSite:
-    """One place that holds a dropout probability; ``module`` is a dotted name, "" the model itself."""
+    """One place that holds a dropout probability.
+
+    Args:
+        module: dotted name of the module, "" for the model itself.
+        field: name of the attribute, or of the configuration's field.
+        p: probability that it holds, in [0, 1].
+        kind: ``module``, a dropout module; ``attribute``; ``config``; or ``left``, which is never changed.
+    """
 
     module: str
     field: str
@@ -43,15 +87,6 @@ class DropoutSite:
     def __str__(self) -> str:
         config = "config." if self.kind == "config" else ""
         return f"{self.module or 'the model'}.{config}{self.field} = {self.p:g}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DropoutChange:
-    """What stood at ``module.field`` before it was changed."""
-
-    module: str
-    field: str
-    before: Any
 
 
 def find(model: nn.Module) -> list[DropoutSite]:
@@ -69,72 +104,66 @@ def active(model: nn.Module) -> list[DropoutSite]:
     return [site for site in find(model) if site.p > 0]
 
 
-def set_(model: nn.Module, p: float) -> list[DropoutChange]:
-    """Set every dropout of ``model`` to ``p`` and return what :func:`restore_` needs."""
-    changes: list[DropoutChange] = []
-    copies: dict[int, Any] = {}
-    for site in find(model):
-        if site.kind == "layers":
-            continue
+def set_(model: nn.Module, p: float) -> list[DropoutSite]:
+    """Set every dropout of ``model`` to ``p``, in [0, 1]; :func:`restore_` puts back what stood there at first.
+
+    Returns:
+        The places that were set, with the probability before.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+        >>> set_(model, 0.0)
+        [DropoutSite(module='1', field='p', p=0.1, kind='module')]
+        >>> active(model)
+        []
+    """
+    sites = [site for site in find(model) if site.kind != "left"]
+    copies: dict[int, Any] = {}  # of configurations: modules that share one share its copy
+    for site in sites:
         module = model.get_submodule(site.module)
+        before = vars(module).setdefault("_mixout_dropouts", {})
         if site.kind != "config":
-            changes.append(DropoutChange(module=site.module, field=site.field, before=getattr(module, site.field)))
+            before.setdefault(site.field, getattr(module, site.field))
             setattr(module, site.field, p)
             continue
-        config = module.config
-        if id(config) not in copies:  # not yet the changed copy
-            replaced = copies.setdefault(id(config), copy.copy(config))
-            copies[id(replaced)] = replaced
-        changed = copies[id(config)]
-        setattr(changed, site.field, p)
-        if changed is not config:
-            changes.append(DropoutChange(module=site.module, field="config", before=config))
-            module.config = changed
-    return changes
+        if "config" not in before:
+            config: Any = module.config
+            before["config"] = config
+            module.config = copies.setdefault(id(config), copy.copy(config))
+        setattr(module.config, site.field, p)
+    return sites
 
 
-def restore_(model: nn.Module, changes: list[DropoutChange]) -> None:
-    """Undo :func:`set_`; a module that is gone since needs nothing."""
-    modules = dict(model.named_modules())
-    for change in changes:
-        if hasattr(modules.get(change.module), change.field):
-            setattr(modules[change.module], change.field, change.before)
+def restore_(model: nn.Module) -> None:
+    """Undo :func:`set_`, in every module of ``model`` that was changed."""
+    for module in model.modules():
+        for field, before in vars(module).pop("_mixout_dropouts", {}).items():
+            setattr(module, field, before)
+            made_from = _MAKES_DROPOUTS.get(type(module).__name__)
+            if field != "config" or made_from is None:
+                continue
+            for made in module.modules():
+                if isinstance(made, _MODULES) and "_mixout_dropouts" not in vars(made):  # made since, from the copy
+                    made.p = getattr(before, made_from)
 
 
 def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
-    if isinstance(module, dropout_base()):
+    if isinstance(module, _MODULES):
         yield DropoutSite(module=name, field="p", p=module.p, kind="module")
         return
-    of_layers = _OF_LAYERS.search(type(module).__name__) is not None
+    drops_layers = _OF_LAYERS.search(type(module).__name__) is not None
     for field, value in vars(module).items():
-        if _NAME.search(field) and _is_probability(value):
-            kind: Kind = "layers" if of_layers or _OF_LAYERS.search(field) else "attribute"
-            yield DropoutSite(module=name, field=field, p=float(value), kind=kind)
-    config = getattr(module, "config", None)
-    for field in _fields_read(type(module)):  # type: ignore[arg-type]  # a class is hashable
-        value = getattr(config, field, None)
-        if _is_probability(value):
-            kind = "layers" if _OF_LAYERS.search(field) else "config"
+        if _HAS_DROP.search(field) and _is_probability(value):
+            known = _DROPOUT.search(field) and not drops_layers and not _OF_LAYERS.search(field)
+            yield DropoutSite(module=name, field=field, p=float(value), kind="attribute" if known else "left")
+    classes = {base.__name__ for base in type(module).__mro__}
+    for field, readers in READ_FROM_CONFIG.items():
+        value = getattr(getattr(module, "config", None), field, None)
+        if not classes.isdisjoint(readers) and _is_probability(value):
+            kind: Kind = "left" if _OF_LAYERS.search(field) else "config"
             yield DropoutSite(module=name, field=field, p=float(value), kind=kind)
 
 
 def _is_probability(value: object) -> TypeGuard[float]:
-    # A whole number is one only where it says that nothing drops: others count or point.
+    # Integers count or point at something; only 0 can be a dropout that is off.
     return (isinstance(value, float) and 0 <= value <= 1) or (type(value) is int and value == 0)
-
-
-@cache
-def _fields_read(kind: type) -> tuple[str, ...]:
-    """Names of dropout fields that methods of ``kind``, other than its constructor, read as ``self.config.NAME``."""
-    found: dict[str, None] = {}
-    for base in kind.__mro__:
-        if base is nn.Module:
-            break
-        if base.__module__ == "transformers.modeling_utils":  # reads it to warn, and holds the configuration to save
-            continue
-        for name, member in vars(base).items():
-            if name == "__init__" or not inspect.isfunction(member):
-                continue
-            loads = [i.argval for i in dis.get_instructions(inspect.unwrap(member)) if i.opname == "LOAD_ATTR"]
-            found.update({b: None for a, b in itertools.pairwise(loads) if a == "config" and _NAME.search(b)})
-    return tuple(found)

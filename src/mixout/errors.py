@@ -40,8 +40,20 @@ class InputError(MixoutError, ValueError):
     """Settings or data given by the user cannot be used; the message says what to do."""
 
 
-class FineTunedAnchorWarning(UserWarning):
+class MixoutWarning(UserWarning):
+    """Base of the warnings that mixout gives."""
+
+
+class FineTunedAnchorWarning(MixoutWarning):
     """The weights of a run under way have become the anchor, where the pretrained ones were expected."""
+
+
+class ZeroDecayWarning(MixoutWarning):
+    """An optimizer decays weights towards zero that a method decays towards their start."""
+
+
+class FrozenLayersWarning(MixoutWarning):
+    """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient."""
 
 
 def missing_module(error: ImportError) -> str | None:

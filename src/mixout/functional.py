@@ -1,4 +1,4 @@
-"""mix(), mixed_linear() and mixed_embedding(): argument checks and the draw.
+"""mix(), mixed_linear() and mixed_embedding(): argument checks, the draw, and the choice of a form.
 
 For layers of your own: all take plain tensors and know nothing of modules. In eval mode do not call them; use
 ``weight``.
@@ -6,20 +6,45 @@ For layers of your own: all take plain tensors and know nothing of modules. In e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mixout import forms
-from mixout.masks import NOISES, UNITS, Noise, Unit, check_p, coins, draw, mask_shape, scale_of, spread
+from mixout.masks import (
+    NOISES,
+    UNITS,
+    Noise,
+    Unit,
+    check_p,
+    draw,
+    draw_coefficients,
+    draw_elements,
+    mask_shape,
+    scale_of,
+    spread,
+)
+from mixout.ops import linear as forms
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw
-from mixout.ops.graph import graph_linear
+from mixout.ops.mix import like
 from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.streams import Stream
+
+Form = Literal["auto", "fast", "lean"]
+
+FORMS: tuple[Form, ...] = ("auto", "fast", "lean")
+
+# Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
+SPARSE_FROM = 0.3
+# Tokens times the share of kept columns up to which Phi is not made.
+SPLIT_BELOW = 16
+# Weights of a layer up to which a CPU spends more on calling torch than on computing.
+NATIVE_ON_CPU_BELOW = 16_384
+# Multiply-adds that a thin gradient must spare a GPU under autocast: what an H200 does in the time that its host takes
+# longer to launch one (benchmarks/results/busy-cuda.csv).
+SPARSE_ON_GPU_FROM = 2e11
 
 
 def mix(
@@ -41,13 +66,13 @@ def mix(
         anchor: u, of the shape and on the device of ``weight``, or pinned on the host; None for u = 0. A constant to
             autograd.
         p: probability that a unit is replaced by the anchor, in [0, 1]. 0 returns ``weight``, 1 the anchor.
-        unit: what shares a coin: ``input`` neuron (mixout), ``output`` neuron, or ``element`` (mixconnect).
+        unit: what shares a random number: ``input`` neuron (mixout), ``output`` neuron, or ``element`` (mixconnect).
         gradient: ``exact``, dPhi/dw = M/(1-p); ``paper``, M, as in equation 2 and in the authors' code; or
             ``dense``, 1, a control.
         noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
         input_dim: the dimension of the input neurons: 1 for (out, in, ...), 0 for (in, out).
         groups: groups of a convolution, whose weight is (out, in / groups, ...).
-        stream: a seeded stream of masks; None for torch's default generators.
+        stream: where random numbers come from; None for torch's default generators.
 
     Returns:
         Phi, like ``weight``.
@@ -70,11 +95,11 @@ def mix(
             return weight
     scale = scale_of(p)
     shape = tuple(weight.shape)
-    if unit == "element" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
-        mask = coins(shape, p, noise=noise, device=weight.device, stream=stream)()  # as mixed_linear draws it
+    if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
+        mask = draw_elements(shape, p, device=weight.device, stream=stream)
     else:
-        tossed = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-        mask = spread(draw(tossed, p, noise=noise, device=weight.device, stream=stream), shape)
+        drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
+        mask = spread(draw(drawn, p, noise=noise, device=weight.device, stream=stream), shape)
     return mix_op(weight, _match(anchor, weight), mask, scale, gradient=gradient)
 
 
@@ -89,13 +114,14 @@ def mixed_linear(
     gradient: Gradient = "exact",
     noise: Noise = "bernoulli",
     stream: Stream | None = None,
+    form: Form = "auto",
 ) -> Tensor:
     r"""Y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
 
-    For input units and Bernoulli coins with p from .3 on, and under ``torch.compile`` with every p, the backward
-    computes the kept columns of the weight's gradient only and keeps only those columns of ``x``; with few tokens Phi
-    is not made at all. For every other mask nothing as large as the weight is kept but an anchor. Small layers on a GPU
-    under autocast are computed in torch's own operations, which keep Phi where plain fine-tuning keeps a cast weight.
+    For input units and Bernoulli masks with p from 0.3 on, and on CPUs under ``torch.compile`` with every p, the
+    backward computes the kept columns of the weight's gradient only and keeps only those columns of ``x``; with few
+    tokens Phi is not made at all. For every other mask nothing as large as the weight is kept but an anchor and a mask
+    of elements. Small layers are computed in torch's own operations, which keep Phi.
 
     Args:
         x: (..., in).
@@ -107,47 +133,118 @@ def mixed_linear(
         gradient: see :func:`mix`.
         noise: see :func:`mix`.
         stream: see :func:`mix`.
+        form: ``auto``, by device and size; ``fast``, always torch's own operations where the gradient is exact and a
+            unit is a neuron; ``lean``, always what keeps least memory.
 
     Returns:
         (..., out), under autocast in autocast's dtype.
 
     Raises:
-        TypeError: if ``p`` is not a number.
+        TypeError: if ``p`` is not a number, or ``x`` is a nested or sparse tensor.
         ValueError: if an argument is out of its range or shapes do not fit.
 
     Example:
         >>> x, w = torch.ones(2, 3), torch.ones(4, 3)
-        >>> mixed_linear(x, w, w, p=0.9)[0]  # w equals u: nothing to draw from
+        >>> mixed_linear(x, w, w, p=0.9)[0]  # w equals u: the mask makes no difference
         tensor([3., 3., 3., 3.])
 
-    Source: Lee et al. 2020, section 3; the sparse backward is described in docs/design.md.
+    Source: Lee et al. 2020, section 3; the forms are described in :mod:`mixout.ops.linear`.
     """
+    _check_dense(x)
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
-    compiling = torch.compiler.is_compiling()
-    if compiling and not forms.has_thin_gradient(unit, noise, gradient):
+    _check(weight, anchor, unit, gradient, noise, 1)
+    if form not in FORMS:
+        raise ValueError(f"expected form in {FORMS}, got {form!r}")
+    if not torch.compiler.is_compiling() or not isinstance(p, Tensor):
+        p = check_p(float(p) if isinstance(p, Tensor) else p, noise)
+    if x.dtype != weight.dtype and autocast_dtype(x) is None:
+        raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
+    anchor = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
+    return linear_pass(x, weight, anchor, bias, p, unit, gradient, noise, stream, form)
+
+
+def linear_pass(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    p: float | Tensor,
+    unit: Unit,
+    gradient: Gradient,
+    noise: Noise,
+    stream: Stream | None,
+    form: Form,
+) -> Tensor:
+    """:func:`mixed_linear` without its checks, for layers whose arguments were checked when they were made."""
+    if torch.compiler.is_compiling() or isinstance(p, Tensor):
+        return _linear_in_graph(x, weight, anchor, bias, p, unit, gradient, noise, stream)
+    if p == 0.0:
+        return torch.nn.functional.linear(x, weight, bias)
+    _check_dense(x)
+    thin = _has_thin_gradient(unit, noise, gradient)
+    can_be_native = gradient == "exact" and unit != "element" and form != "lean" and weight.dtype.itemsize > 2
+    if can_be_native and (form == "fast" or _host_bound(x, weight, p, thin=thin)):
+        shape = (weight.shape[1],) if unit == "input" else (weight.shape[0], 1)
+        if noise == "bernoulli":
+            coefficient = draw_coefficients(shape, p, weight, stream)
+        else:
+            mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
+            coefficient = mask.to(weight.dtype) * scale_of(p)
+        return forms.native(x, weight, anchor, bias, coefficient)
+    dtype = autocast_dtype(x) or weight.dtype
+    read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
+    scale = scale_of(p)
+    if thin and (p >= SPARSE_FROM or form == "lean"):
+        # On the host: the number of kept columns is known without waiting for a GPU.
+        kept = draw((weight.shape[1],), p, device=weight.device, stream=stream, on_host=True).nonzero().squeeze(1)
+        few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
+        return (forms.split if few else forms.sparse)(*read, kept, scale, gradient=gradient)
+    if unit == "element" and noise == "bernoulli":
+        mask = draw_elements(tuple(weight.shape), p, device=weight.device, stream=stream)
+    else:
+        shape = mask_shape(tuple(weight.shape), unit)
+        mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
+    return forms.dense(*read, mask, scale, gradient=gradient)
+
+
+def _linear_in_graph(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    p: float | Tensor,
+    unit: Unit,
+    gradient: Gradient,
+    noise: Noise,
+    stream: Stream | None,
+) -> Tensor:
+    """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU with the thin gradient."""
+    if weight.device.type != "cpu" or not _has_thin_gradient(unit, noise, gradient):
         phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
         return torch.nn.functional.linear(x, phi, bias)
-    _check(weight, anchor, unit, gradient, noise, 1)
-    if not compiling or not isinstance(p, Tensor):
-        p = check_p(float(p) if isinstance(p, Tensor) else p, noise)
-        if p == 0.0:
-            return torch.nn.functional.linear(x, weight, bias)
-    autocast = autocast_dtype(x)
-    if x.dtype != weight.dtype and autocast is None:
-        raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
-    dtype = autocast or weight.dtype
-    # The same object each time, where it can be: copies from the host are foreseen by it.
-    u = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
-    if compiling:
-        kept = draw((weight.shape[1],), p, stream=stream)
-        scale = scale_of(p)
-        scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
-        cast = None if bias is None else bias.to(dtype)
-        return graph_linear(x.to(dtype), weight, u, cast, kept, scale, gradient=gradient)
-    return forms.linear(
-        x, weight, u, bias, p=float(p), unit=unit, gradient=gradient, noise=noise, stream=stream, dtype=dtype
-    )
+    dtype = autocast_dtype(x) or weight.dtype
+    mask = draw((weight.shape[1],), p, stream=stream)
+    scale = scale_of(p)
+    scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
+    cast = None if bias is None else bias.to(dtype)
+    return forms.compiled(x.to(dtype), weight, anchor, cast, mask, scale, gradient=gradient)
+
+
+def _host_bound(x: Tensor, weight: Tensor, p: float, *, thin: bool) -> bool:
+    """Whether calling torch takes longer than what another form would spare."""
+    if not weight.is_cuda:
+        return weight.numel() <= NATIVE_ON_CPU_BELOW
+    # Under autocast plain fine-tuning keeps a cast weight, whose place Phi takes.
+    if weight.dtype != torch.float32 or (autocast_dtype(x) or weight.dtype).itemsize != 2:
+        return False
+    pays = thin and p >= SPARSE_FROM and weight.requires_grad
+    return not pays or p * x.numel() * weight.shape[0] < SPARSE_ON_GPU_FROM
+
+
+def _has_thin_gradient(unit: Unit, noise: Noise, gradient: Gradient) -> bool:
+    """Whether whole columns of the weight's gradient are zero."""
+    return unit == "input" and noise == "bernoulli" and gradient != "dense"
 
 
 def toss(
@@ -160,7 +257,7 @@ def toss(
     noise: Noise = "bernoulli",
     stream: Stream | None = None,
 ) -> Draw | None:
-    """The coins of one :func:`mixed_linear`, for a Phi that is made elsewhere; None at p = 0, where nothing is drawn.
+    """The mask of one :func:`mixed_linear`, for a Phi that is made elsewhere; None at p = 0, where nothing is drawn.
 
     Args:
         shape: (out, in), of the whole weight.
@@ -182,17 +279,16 @@ def toss(
     if p == 0.0:
         return None
     scale = scale_of(p)
-    kept = None
-    if unit == "element":
-        mask: Callable[[], Tensor] = coins(shape, p, noise=noise, device=device, stream=stream)
+    device = torch.device(device)
+    thin = _has_thin_gradient(unit, noise, gradient) and p >= SPARSE_FROM
+    if unit == "element" and noise == "bernoulli":
+        drawn = draw_elements(shape, p, device=device, stream=stream)
     else:
-        host = draw(mask_shape(shape, unit), p, noise=noise, stream=stream)
-        there = host.to(device, non_blocking=True)
-        mask = lambda: there  # noqa: E731
-        if forms.has_thin_gradient(unit, noise, gradient) and p >= forms.SPARSE_FROM:
-            kept = host[0].nonzero().squeeze(1).to(device, non_blocking=True)
+        drawn = draw(mask_shape(shape, unit), p, noise=noise, device=device, stream=stream, on_host=thin)
+    kept = drawn[0].nonzero().squeeze(1).to(device, non_blocking=True) if thin else None
+    mask = drawn.to(device, non_blocking=True)
     slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
-    return Draw(mask=mask, kept=kept, scale=scale, gradient_scale=slope)
+    return Draw(mask=lambda: mask, kept=kept, scale=scale, gradient_scale=slope)
 
 
 def mixed_embedding(
@@ -242,8 +338,8 @@ def mixed_embedding(
         if p == 0.0:
             return rows
     scale = scale_of(p)
-    tossed = mask_shape(tuple(weight.shape), unit, input_dim=0)
-    mask = draw(tossed, p, noise=noise, device=weight.device, stream=stream)
+    drawn = mask_shape(tuple(weight.shape), unit, input_dim=0)
+    mask = draw(drawn, p, noise=noise, device=weight.device, stream=stream)
     if unit != "output":
         mask = mask[index]
     match = _match(anchor, weight)
@@ -252,7 +348,12 @@ def mixed_embedding(
 
 
 def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:
-    return None if anchor is None else anchor.detach().to(weight.device, weight.dtype, non_blocking=True)
+    return None if anchor is None else like(anchor.detach(), weight)
+
+
+def _check_dense(x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise TypeError(f"expected x as a dense tensor, got one of layout {x.layout}; pad it, or call x.to_dense()")
 
 
 def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:

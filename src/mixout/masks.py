@@ -1,22 +1,20 @@
-"""Which units keep their fine-tuned weights in this pass.
+"""Random masks: which units keep their fine-tuned weights in a training pass.
 
 A mask M has mean ``mu = 1 - p``. Bernoulli: M is 1 with probability 1-p, else 0. Gaussian: M ~ N(1-p, p(1-p)),
-the same mean and variance. One coin belongs to one *unit*:
+the same mean and variance. One random number belongs to one *unit*:
 
-- ``input``: an input neuron; all weights that leave it share the coin (mixout, Lee et al. 2020, section 3);
-- ``output``: an output neuron; all weights that enter it share the coin;
+- ``input``: an input neuron; all weights that leave it share it (mixout, Lee et al. 2020, section 3);
+- ``output``: an output neuron; all weights that enter it share it;
 - ``element``: every weight has its own (mixconnect).
 
-Randomness is dropout's: without a seed the masks come from torch's default generators, so that
-``torch.manual_seed`` decides them, a restored RNG state repeats them and activation checkpointing replays them.
-With a seed, and on several ranks, they come from a :class:`mixout.streams.Stream`. This file knows neither weights nor
-models.
+Where the numbers come from is decided in :mod:`mixout.streams`. This file knows neither weights nor models.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+import numbers
 from typing import Literal, overload
 
 import torch
@@ -31,95 +29,6 @@ UNITS: tuple[Unit, ...] = ("input", "output", "element")
 NOISES: tuple[Noise, ...] = ("bernoulli", "gaussian")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coins:
-    """A mask as the seed it is drawn from: the same mask each time, so that a backward pass need not keep it.
-
-    Args:
-        seed: of a generator of its own.
-        shape: of the mask.
-        p: probability that a unit is replaced by the anchor.
-        noise: the law of M.
-        device: where to draw.
-    """
-
-    seed: int
-    shape: tuple[int, ...]
-    p: float
-    noise: Noise
-    device: torch.device
-
-    def __call__(self) -> Tensor:
-        """The mask; see :func:`draw`."""
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        if self.noise == "gaussian":
-            return _gaussian(
-                torch.randn(self.shape, device=self.device, dtype=torch.float32, generator=generator), self.p
-            )
-        if self.device.type == "cpu":
-            return _bytewise(self.shape, self.p, generator)
-        return torch.rand(self.shape, device=self.device, dtype=torch.float32, generator=generator) >= self.p
-
-
-def coins(
-    shape: tuple[int, ...],
-    p: float,
-    *,
-    noise: Noise = "bernoulli",
-    device: torch.device | str = "cpu",
-    stream: Stream | None = None,
-) -> Coins:
-    """A mask with the law of :func:`draw`'s that is drawn when it is called; arguments as there.
-
-    Example:
-        >>> mask = coins((4, 3), 0.5)
-        >>> mask().equal(mask())
-        True
-    """
-    generator = None if stream is None else stream.generator()
-    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
-    return Coins(seed=seed, shape=shape, p=p, noise=noise, device=torch.device(device))
-
-
-def _bytewise(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
-    """Bernoulli coins from a random byte each: the host draws one number after the other, and so eight coins at once.
-
-    A byte below a bound falls on the anchor. The bound is a whole number, 256 p is none: the nearer one is taken, and
-    the few coins that are too many on one side are turned over, each with the same probability. Where these lie is a
-    Bernoulli process of its own, whose gaps are geometric.
-    """
-    count = math.prod(shape)
-    words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    bound = round(256 * p)
-    every = words.view(torch.uint8)[:count]
-    kept = every >= bound if bound < 256 else torch.zeros_like(every, dtype=torch.bool)
-    if 256 * p > bound:  # too many are kept
-        share = (256 * p - bound) / (256 - bound)
-        # Turned over on what is kept only: a coin that fell on the anchor stays there.
-        kept[_process(count, share, generator)] = False
-    elif 256 * p < bound:
-        kept[_process(count, (bound - 256 * p) / bound, generator)] = True
-    return kept.view(shape)
-
-
-def _process(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """The places, in rising order, at which ``count`` coins of a small ``probability`` show heads."""
-    found: list[Tensor] = []
-    last = -1
-    while last < count:
-        expected = (count - last) * probability
-        gaps = torch.empty(int(expected + 4 * expected**0.5) + 8, dtype=torch.float64)
-        places = last + gaps.geometric_(probability, generator=generator).cumsum(0)
-        found.append(places)
-        last = int(min(float(places[-1]), count))
-    every = torch.cat(found)
-    return every[every < count].long()
-
-
-def _gaussian(numbers: Tensor, p: float | Tensor) -> Tensor:
-    return (1 - p) + (p * (1 - p)) ** 0.5 * numbers
-
-
 def check_p(p: float, noise: Noise = "bernoulli") -> float:
     """Return ``p`` as a float, or say what is wrong with it for this noise.
 
@@ -127,7 +36,7 @@ def check_p(p: float, noise: Noise = "bernoulli") -> float:
         TypeError: if ``p`` is not a number.
         ValueError: if ``p`` is outside [0, 1], or is 1 for Gaussian noise.
     """
-    if isinstance(p, bool) or not isinstance(p, (int, float)):
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"expected p to be a number in [0, 1], got {p!r}")
     if not 0.0 <= p <= 1.0:  # also refuses nan
         raise ValueError(f"expected p in [0, 1], the probability that a unit is replaced by the anchor, got {p}")
@@ -141,7 +50,7 @@ def scale_of(p: float) -> float: ...
 @overload
 def scale_of(p: float | Tensor) -> float | Tensor: ...
 def scale_of(p: float | Tensor) -> float | Tensor:
-    """1 / mu; at p = 1 every coin falls on the anchor and the scale multiplies nothing."""
+    """1 / mu; at p = 1 every unit is replaced and the scale multiplies nothing."""
     if isinstance(p, Tensor):
         return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p))
     return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
@@ -154,6 +63,7 @@ def draw(
     noise: Noise = "bernoulli",
     device: torch.device | str = "cpu",
     stream: Stream | None = None,
+    on_host: bool = False,
 ) -> Tensor:
     """Draw a mask M with mean 1-p and variance p(1-p).
 
@@ -161,8 +71,9 @@ def draw(
         shape: shape of the mask.
         p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) for Gaussian masks.
         noise: the law of M.
-        device: where to draw; a stream draws on the host and moves the result.
-        stream: the seeded stream, or None for torch's default generator of ``device``.
+        device: where the layer is.
+        stream: the layer's random numbers; None for torch's default generator of ``device``.
+        on_host: return the mask in the host's memory, so that what is kept is known without waiting for a GPU.
 
     Returns:
         Bernoulli: a bool tensor, True where the fine-tuned weight is kept. Gaussian: float32.
@@ -171,24 +82,77 @@ def draw(
         >>> draw((3,), 0.0).tolist(), draw((3,), 1.0).tolist()
         ([True, True, True], [False, False, False])
     """
-    # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
-    if stream is not None:
-        numbers = stream.draw(shape, normal=noise == "gaussian").to(device)
-    elif torch.compiler.is_compiling() and torch.device(device).type == "cpu":
+    device = torch.device(device)
+    compiling = torch.compiler.is_compiling()
+    normal = noise == "gaussian"
+    if stream is not None and (on_host or device.type == "cpu" or stream.in_force):
+        drawn = stream.draw(shape, normal=normal, device=device)
+    elif compiling and device.type == "cpu":
         # Opaque to the compiler, which would else replace torch's generator by one of its own.
-        numbers = torch.ops.mixout.draw(NO_STREAM, list(shape), noise == "gaussian")
+        drawn = torch.ops.mixout.draw(NO_STREAM, list(shape), normal, torch.is_grad_enabled())
     else:
-        toss = torch.randn if noise == "gaussian" else torch.rand
-        numbers = toss(shape, device=device, dtype=torch.float32)
-    return numbers >= p if noise == "bernoulli" else _gaussian(numbers, p)
+        # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
+        drawn = (torch.randn if normal else torch.rand)(shape, device=device, dtype=torch.float32)
+    mask = drawn >= p if not normal else (1 - p) + (p * (1 - p)) ** 0.5 * drawn
+    return mask if on_host else mask.to(device, non_blocking=True)
+
+
+def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, stream: Stream | None = None) -> Tensor:
+    """A Bernoulli mask with a random number for each element, faster than :func:`draw` on the host.
+
+    There a random integer of 64 bits serves two elements, and p is rounded to a multiple of 2^-32.
+
+    Args:
+        shape: shape of the mask.
+        p: probability that an element is replaced by the anchor, in [0, 1].
+        device: where the layer is.
+        stream: see :func:`draw`.
+
+    Example:
+        >>> draw_elements((2, 3), 1.0, device=torch.device("cpu")).any()
+        tensor(False)
+    """
+    if device.type != "cpu" and (stream is None or not stream.in_force):
+        return torch.rand(shape, device=device, dtype=torch.float32) >= p
+    generator = None if stream is None else stream.generator(device, graded=torch.is_grad_enabled())
+    count = math.prod(shape)
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 2),), device="cpu", generator=generator)
+    bound = round(2**32 * p) - 2**31
+    uniform = words.view(torch.int32)[:count].view(shape)
+    mask = uniform >= bound if bound < 2**31 else torch.zeros(shape, dtype=torch.bool, device="cpu")
+    return mask.to(device, non_blocking=True)
+
+
+def draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: Stream | None) -> Tensor:
+    """M / (1-p) in the dtype and on the device of ``weight``, for Bernoulli masks, in few operations.
+
+    Example:
+        >>> sorted({float(c) for c in draw_coefficients((64,), 0.5, torch.zeros(1), None)})
+        [0.0, 2.0]
+    """
+    if weight.is_cuda and (stream is None or not stream.in_force):
+        return torch.dropout(torch.ones(shape, device=weight.device, dtype=weight.dtype), p, True)  # one kernel
+    if stream is None or not stream.in_force:
+        drawn = torch.rand(shape, dtype=torch.float32, device="cpu")
+    else:
+        drawn = stream.draw(shape, device=weight.device)
+    bound, scale = _constants(p, weight.dtype)
+    kept = drawn.ge(bound).mul(scale)
+    return kept if weight.is_cpu else kept.to(weight.device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """P and 1/(1-p) as tensors, the latter in ``dtype``: torch takes them faster than Python's numbers."""
+    return torch.tensor(p, dtype=torch.float64, device="cpu"), torch.tensor(scale_of(p), dtype=dtype, device="cpu")
 
 
 def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1, groups: int = 1) -> tuple[int, ...]:
-    """Shape of the coins of a weight, before :func:`spread` lays them over it.
+    """Shape of a weight's mask, before :func:`spread` lays it over the weight.
 
     Args:
         weight_shape: two dimensions are neurons, ``input_dim`` and the other of the first two; the rest is a kernel.
-        unit: what shares a coin.
+        unit: what shares a random number.
         input_dim: the dimension of the input neurons: 1 for (out, in, ...), 0 for (in, out).
         groups: groups of a convolution, whose weight is (out, in / groups, ...).
 
@@ -208,7 +172,7 @@ def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1,
 
 
 def spread(mask: Tensor, weight_shape: tuple[int, ...]) -> Tensor:
-    """Repeat a grouped convolution's coins over the output channels of their group; else return ``mask`` as it is."""
+    """Repeat a grouped convolution's mask over the output channels of its group; else return ``mask`` as it is."""
     rows = weight_shape[0]
     if mask.shape[0] in (1, rows):
         return mask

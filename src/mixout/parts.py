@@ -64,7 +64,11 @@ def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """``tensor``, gathered from all ranks where it lies in parts: then every rank must call this."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    # With CPU offload the parts lie on the host, where a GPU's collectives do not reach.
+    gathered: Tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
+    return gathered
 
 
 def fsdp(name: str) -> Any:  # noqa: ANN401

@@ -1,18 +1,20 @@
 """The seed of one model's masks, and which ranks of a distributed run share it.
 
-``scope="all"``: every rank tosses the same coins, as one device would with all the examples. Without a seed the ranks
-take rank 0's: it draws one when it first needs it and leaves it in the key-value store of the process group, where the
-others find it. Nothing is sent in later passes. With a seed nothing is sent but the comparison with rank 0's, once.
-``scope="rank"``: each rank tosses its own coins. No collective is called here, so a pass that one rank makes alone
+``scope="all"``: every rank draws the same masks, as one device would for all the examples. Without a seed, rank 0 draws
+one number for the whole run (the process group) when it first needs it and publishes it in the key-value store of the
+process group; the seed of a model follows from that number and from what was applied (method, layers, anchors). So it
+does not depend on how often, or in which order, a rank has called :func:`mixout.apply_`. Later passes send nothing.
+``scope="rank"``: each rank draws its own masks. No collective is called here, so a pass that one rank makes alone
 cannot block the others.
 """
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
+from collections import OrderedDict
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -24,10 +26,15 @@ Scope = Literal["all", "rank"]
 
 SCOPES: tuple[Scope, ...] = ("all", "rank")
 
+# (layer, number of torch's generator) to (count of the draw, whether its pass recorded gradients); see streams.
+Remembered: TypeAlias = OrderedDict[tuple[int, int], tuple[int, bool]]
+
 # How long a rank waits for rank 0's first training pass.
 PATIENCE = timedelta(minutes=5)
 
-_APPLICATIONS = itertools.count()
+# Keys in the store of the process group.
+_RUN = "mixout/run"
+_APPLIED = "mixout/applied"
 
 
 def ranks() -> int:
@@ -36,11 +43,14 @@ def ranks() -> int:
 
 
 class SharedSeed:
-    """What the masks of all layers of one model follow from.
+    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from.
+
+    Two models to which the same method is applied with the same anchors, such as the two towers of a retriever, have
+    the same masks on several ranks; give each a seed of its own there.
 
     Args:
         given: the user's seed, or None.
-        scope: ``all`` ranks toss the same coins, or each ``rank`` its own.
+        scope: ``all`` ranks draw the same masks, or each ``rank`` its own.
 
     Example:
         >>> SharedSeed(3).settled()
@@ -50,11 +60,13 @@ class SharedSeed:
     def __init__(self, given: int | None, scope: Scope = "all") -> None:
         self.given = given
         self.scope = scope
-        self.subject = ""  # what is masked; must be the same everywhere
+        self.subject = ""  # what was applied; must be the same on every rank
         self.value = given
         self._compared = False
-        # Ranks that call apply_ alike count alike.
-        self._key = f"mixout/seed/{next(_APPLICATIONS)}"
+        self.remembered: Remembered = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "remembered": OrderedDict()}  # a copy makes draws of its own
 
     @property
     def in_force(self) -> bool:
@@ -63,7 +75,7 @@ class SharedSeed:
 
     @property
     def by_pass(self) -> bool:
-        """Whether each rank's masks follow from its default generator and its rank: own coins, no seed."""
+        """Whether each rank's masks follow from its default generator and its rank: own masks, no seed."""
         return self.scope == "rank" and self.value is None
 
     def settled(self) -> int | str:
@@ -83,27 +95,33 @@ class SharedSeed:
         return self.value
 
     def _agree(self) -> None:
-        own = {"subject": self.subject, "seed": self.value}
+        """Take the run's number from rank 0, once it has drawn masks for the same subject and seed."""
         store = key_value_store()
+        applied = f"{self.subject}, seed {self.value}"
+        key = f"{_APPLIED}/{_digest(applied):x}"
         if dist.get_rank() == 0:
-            if self.value is None:
-                self.value = own["seed"] = _proposal()
-            store.set(self._key, json.dumps(own))
-            return
+            if not store.check([_RUN]):
+                store.set(_RUN, str(_proposal()))
+            others = json.loads(store.get(_APPLIED)) if store.check([_APPLIED]) else []
+            store.set(_APPLIED, json.dumps([*others, applied]))
+            store.set(key, "")
         try:
-            store.wait([self._key], PATIENCE)
+            store.wait([key], PATIENCE)
         except RuntimeError as error:
+            first = json.loads(store.get(_APPLIED)) if store.check([_APPLIED]) else []
             raise RankMismatchError(
-                f"expected rank 0 to draw masks too, got none from it in {PATIENCE}; call apply_ on every rank and "
-                'train on every rank, or give each rank masks of its own: apply_(..., scope="rank")'
+                f"rank {dist.get_rank()} draws masks for {applied}, but in {PATIENCE} rank 0 has drawn none for it (it "
+                f"has drawn masks for: {'; '.join(first) or 'nothing'}). Call apply_ with the same method, layers, "
+                "anchor and seed on every rank and train on every rank, or give each rank masks of its own: "
+                'apply_(..., scope="rank")'
             ) from error
-        first = json.loads(store.get(self._key))
-        if first["subject"] != self.subject or self.value not in (None, first["seed"]):
-            raise RankMismatchError(
-                f"expected every rank to apply what rank 0 applied, {first}, got {own} on rank {dist.get_rank()}; pass "
-                'the same method, layers, anchor and seed on every rank, or masks of its own to each: scope="rank"'
-            )
-        self.value = first["seed"]
+        if self.value is None:
+            self.value = _digest(f"{store.get(_RUN).decode()}/{self.subject}")
+
+
+def _digest(text: str) -> int:
+    """63 bits of a digest: a seed."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def _proposal() -> int:

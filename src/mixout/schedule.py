@@ -12,16 +12,20 @@ from typing import Any
 
 from torch import nn
 
-from mixout.convert import set_p_
 from mixout.masks import check_p
+from mixout.record import applied_to, set_p_
 
 
 class Schedule(ABC):
-    """P as a function of the step, counted from 0. Abstract."""
+    """p as a function of the step, counted from 0. Abstract."""
 
     @abstractmethod
     def __call__(self, step: int) -> float:
         """P at ``step``."""
+
+    def extremes(self) -> tuple[float, ...]:
+        """The lowest and the highest p of the run, as far as they are known beforehand: here p at step 0."""
+        return (self(0),)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class _Ramp(Schedule):
         check_p(self.end)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"expected steps to be an integer, at least 1, got {self.steps!r}")
+
+    def extremes(self) -> tuple[float, ...]:
+        """P at the first and at the last step."""
+        return self.start, self.end
 
     def _progress(self, step: int) -> float:
         return min(max(step, 0) / self.steps, 1.0)
@@ -100,6 +108,19 @@ class Cosine(_Ramp):
         return self.start + (self.end - self.start) * (1 - math.cos(math.pi * self._progress(step))) / 2
 
 
+def check_schedule(model: nn.Module, schedule: Schedule) -> None:
+    """Refuse, before the first step, a schedule with a p that the model's method does not have.
+
+    Raises:
+        NotAppliedError: if ``model`` carries no method.
+        ValueError: if the schedule reaches 1 and the method's noise is Gaussian.
+    """
+    for applied in applied_to(model):
+        for p in schedule.extremes():
+            if applied.mixing is not None:
+                check_p(p, applied.mixing.noise)
+
+
 class PScheduler:
     """Keeps p of ``model`` on ``schedule``; call :meth:`step` once after every optimizer step.
 
@@ -109,6 +130,7 @@ class PScheduler:
 
     Raises:
         NotAppliedError: if ``model`` carries no mixing method.
+        ValueError: if the schedule reaches 1 and the method's noise is Gaussian.
 
     Example:
         >>> import mixout
@@ -120,6 +142,7 @@ class PScheduler:
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+        check_schedule(model, schedule)
         self.model = model
         self.schedule = schedule
         self.steps = 0

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from mixout.layers import is_linear
+from mixout.errors import NothingMixedError
+from mixout.layers import is_linear, lora, obstacle
+from mixout.masks import Unit
 
 Selector: TypeAlias = Callable[[str, nn.Module], bool]
 
@@ -127,6 +129,50 @@ def body(model: nn.Module) -> Selector:
     if not inside:
         return lambda *_: True
     return lambda _, module: id(module) in inside and id(module) not in outside
+
+
+def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
+    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name.
+
+    Adapted layers of peft are left to :mod:`mixout.layers.lora`; beside them, what is frozen stays at its anchor.
+    """
+    sites = lora.sites(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if not lora.is_adapted(module)
+        and lora.within(sites, name) is None
+        and selection.mixes(name, module)
+        and obstacle(module, parent(model, name)) is None
+        and (not sites or module.weight.requires_grad)
+    }
+
+
+def parent(model: nn.Module, name: str) -> nn.Module | None:
+    """The module that holds the one called ``name``."""
+    return model.get_submodule(name.rpartition(".")[0]) if name else None
+
+
+def chosen(
+    model: nn.Module, selection: Selection, unit: Unit
+) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
+    """The layers to mix; the LoRA layers, each with its adapters to mix.
+
+    Raises:
+        NothingMixedError: if there is neither.
+    """
+    layers, sites = chosen_layers(model, selection), lora.sites(model)
+    selected = {name: site for name, site in sites.items() if selection.mixes(name, lora.base_of(site))}
+    adapted = {name: (site, found) for name, site in selected.items() if (found := list(lora.adapters(site, unit)))}
+    if layers or adapted:
+        return layers, adapted
+    reasons = [f"{name}: {lora.why_not(site)}" for name, site in selected.items()]
+    for name, module in model.named_modules():
+        if name not in sites and lora.within(sites, name) is None and selection.mixes(name, module):
+            problem = obstacle(module, parent(model, name)) or "frozen, and without an adapter"
+            reasons.append(f"{name}: {problem}")
+    detail = "; ".join(reasons[:5]) if reasons else "where= matches no linear layer, or none that can be mixed"
+    raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
 
 
 def _has_head(module: nn.Module) -> bool:

@@ -1,7 +1,12 @@
-"""One layer's random numbers where they follow from a seed: equal on every rank, and again under recomputation.
+"""The random numbers of one layer's masks: where they come from, under a seed, on ranks, in recomputation, compiled.
 
-Without a seed numbers come from torch's default generators; the op that compiled graphs draw with serves both. What is
-made of the numbers is decided in :mod:`mixout.masks`.
+- No seed, one process: torch's default generator of the layer's device, as dropout.
+- A seed, or several ranks: numbers follow from (seed, layer, count of draws) alone.
+
+A recomputation must see the masks of its own forward pass: under activation checkpointing, and in gradient caching,
+where a pass without gradients is repeated with them. Where numbers follow from a count, each draw also takes one number
+(a nonce) from the generator that dropout would use. Checkpointing and gradient caching restore that generator, so in a
+recomputation the nonce leads back to the count. A backward pass that does not find its nonce raises.
 """
 
 from __future__ import annotations
@@ -16,20 +21,16 @@ import torch
 from torch import Tensor
 
 from mixout._torch import in_backward
-from mixout.ranks import SharedSeed
+from mixout.errors import MixoutError
+from mixout.ranks import Remembered, SharedSeed
 
-# Forward passes that may lie between a layer's forward and its recomputation; one entry is about 100 bytes.
-REMEMBERED_DRAWS = 1024
+# Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
+REMEMBERED_DRAWS = 131_072
+_HOST = torch.device("cpu")
 
 
 class Stream:
-    """One layer's masks, which follow from ``(seed, key, count)`` alone: equal on every rank, whatever else is drawn.
-
-    Where each rank has its own coins and there is no seed, they follow from the default generator and the rank instead.
-
-    ``count`` is the number of draws so far. A recomputation under activation checkpointing must see the masks of its
-    own forward, not new ones: each draw also takes one number from torch's default generator, whose state
-    checkpointing restores, and in a backward pass that number leads back to the count.
+    """The random numbers of one layer.
 
     Args:
         seed: any integer; or the seed that the layers of a model share.
@@ -54,70 +55,132 @@ class Stream:
         self.__dict__.update(state)
         self._enlist()
 
-    def draw(self, shape: tuple[int, ...], *, normal: bool = False) -> Tensor:
-        """Uniform numbers in [0, 1), or standard normal ones, of ``shape``, float32, on the host."""
-        numbers: Tensor = torch.ops.mixout.draw(self._number, list(shape), normal)
-        return numbers
+    @property
+    def in_force(self) -> bool:
+        """Whether numbers follow from a seed; if not, from torch's default generator."""
+        return isinstance(self.seed, int) or self.seed.in_force
+
+    @property
+    def compiled_draws(self) -> int:
+        """How many draws compiled graphs have made."""
+        return int(self.handle[1])
+
+    def draw(self, shape: tuple[int, ...], *, normal: bool = False, device: torch.device = _HOST) -> Tensor:
+        """Uniform numbers in [0, 1), or standard normal ones, of ``shape``, float32, on the host.
+
+        Args:
+            shape: of the result.
+            normal: standard normal instead of uniform.
+            device: where the layer is: dropout's generator there is the one that a recomputation restores.
+
+        Raises:
+            MixoutError: in a recomputation, if the masks of its forward pass are not found.
+        """
+        if torch.compiler.is_compiling():
+            numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
+            return numbers
+        return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
+
+    def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
+        """A generator on the host for the next draw, or for the draw that is repeated; None for torch's default one.
+
+        Args:
+            device: see :meth:`draw`.
+            graded: whether the pass records gradients; one that does may repeat one that did not.
+        """
+        if not self.in_force:
+            return _generator(str(_nonce(device))) if device.type == "cuda" else None
+        seed: int | str
+        if isinstance(self.seed, int):
+            seed = self.seed
+        else:
+            seed = self.seed.settled()
+            if self.seed.by_pass:
+                return _generator(f"{_nonce(device)}/{seed}/{self.key}")
+        return _generator(f"{seed}/{self.key}/{self._count_of(_nonce(device), graded)}")
 
     def restore(self, count: int) -> None:
         """Continue after ``count`` draws."""
         self.count = count
-        self._replay.clear()
+        self._remembered().clear()
 
-    def generator(self) -> torch.Generator:
-        """A generator for the next draw, or for the draw that a backward pass recomputes."""
-        if not isinstance(self.seed, int) and self.seed.by_pass:
-            return _generator(f"{_nonce()}/{self.seed.settled()}/{self.key}")
-        seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
-        nonce = _nonce()
-        count = self._replay.get(nonce) if in_backward() else None
-        if count is None:
+    def _remembered(self) -> Remembered:
+        return self._own if isinstance(self.seed, int) else self.seed.remembered
+
+    def _count_of(self, nonce: int, graded: bool) -> int:
+        """The number of a new draw; or of the draw that ``nonce`` led to, where that pass is repeated now."""
+        remembered = self._remembered()
+        key = int(self.handle[0]), nonce
+        count, had_gradients = remembered.get(key, (None, True))
+        if in_backward():
+            if count is None:
+                raise MixoutError(
+                    f"the mixed layer {self.key!r} is called in a backward pass (activation checkpointing), but "
+                    "torch's random state is not that of its forward pass, so its masks are not found. Leave "
+                    "preserve_rng_state=True in torch.utils.checkpoint, or run fewer forward passes before a backward"
+                )
+            return count
+        if count is None or had_gradients or not graded:
             count = self.count = self.count + 1
-            self._replay[nonce] = count
-            if len(self._replay) > REMEMBERED_DRAWS:
-                self._replay.popitem(last=False)
-        return _generator(f"{seed}/{self.key}/{count}")
-
-    def drawn(self, count: int, size: int) -> Tensor:
-        """The uniform numbers of draw ``count``, of shape (size,), again; not where each rank has its own coins."""
-        seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
-        return torch.rand(size, generator=_generator(f"{seed}/{self.key}/{count}"), dtype=torch.float32)
+            remembered[key] = count, graded
+            if len(remembered) > REMEMBERED_DRAWS:
+                remembered.popitem(last=False)
+        return count
 
     def _enlist(self) -> None:
-        self._replay: OrderedDict[int, int] = OrderedDict()
-        # A tensor, not an integer, which a compiled graph would take for a constant and be compiled for each layer.
-        self._number = torch.tensor(next(_NUMBERS), device="cpu")
-        _STREAMS[int(self._number)] = self
+        self._own: Remembered = OrderedDict()
+        # For compiled graphs: which stream this is, and how many draws they have made. A tensor, since an integer would
+        # be a constant of the graph, compiled anew for each layer.
+        self.handle = torch.tensor([next(_NUMBERS), 0], device="cpu")
+        _STREAMS[int(self.handle[0])] = self
 
 
-def _nonce() -> int:
-    return int(torch.empty((), dtype=torch.int64).random_())
+def _nonce(device: torch.device) -> int:
+    """A number from the generator that dropout draws from on ``device``, which moves on as by one dropout."""
+    if device.type != "cuda":
+        return int(torch.randint(0, 2**63 - 1, (), device="cpu"))
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    offset: int = generator.get_offset()  # type: ignore[attr-defined]  # known to the host: nothing waits for the GPU
+    generator.set_offset(offset + 4)  # type: ignore[attr-defined]
+    return _digest(f"{generator.initial_seed()}/{offset}")
 
 
 def _generator(origin: str) -> torch.Generator:
-    digest = hashlib.blake2b(origin.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator().manual_seed(_digest(origin))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _numbers(shape: tuple[int, ...] | list[int], normal: bool, generator: torch.Generator | None) -> Tensor:
+    toss = torch.randn if normal else torch.rand
+    # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
+    return toss(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 # A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.
 _NUMBERS = itertools.count()
 _STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
-NO_STREAM = torch.tensor(-1, device="cpu")
+NO_STREAM = torch.tensor([-1, 0], device="cpu")
 
 
-def _draw_from_stream(stream: Tensor, shape: list[int], normal: bool) -> Tensor:
-    toss = torch.randn if normal else torch.rand
-    generator = None if int(stream) < 0 else _STREAMS[int(stream)].generator()
-    return toss(shape, generator=generator, dtype=torch.float32)
+def _draw_in_graph(handle: Tensor, shape: list[int], normal: bool, graded: bool) -> Tensor:
+    stream = int(handle[0])
+    generator = None if stream < 0 else _STREAMS[stream].generator(graded=graded)
+    handle[1] += 1
+    return _numbers(shape, normal, generator)
 
 
+# The op writes to its handle: compilers merge equal calls of an op that does not, whatever its tags say, and then all
+# layers of one width would have one mask.
 torch.library.define(
     "mixout::draw",
-    "(Tensor stream, int[] shape, bool normal) -> Tensor",
-    tags=(torch.Tag.nondeterministic_seeded,),  # never merged with an equal call, never computed again in backward
+    "(Tensor(a!) handle, SymInt[] shape, bool normal, bool graded) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),  # not computed again in backward
 )
-torch.library.impl("mixout::draw", "cpu", _draw_from_stream)
+torch.library.impl("mixout::draw", "cpu", _draw_in_graph)
 torch.library.register_fake(
     "mixout::draw",
-    lambda stream, shape, normal: torch.empty(shape, dtype=torch.float32, device="cpu"),  # noqa: ARG005
+    lambda handle, shape, normal, graded: torch.empty(shape, dtype=torch.float32, device="cpu"),  # noqa: ARG005
 )

@@ -149,6 +149,20 @@ def test_what_the_method_lacks_is_not_logged(tmp_path, method, lacking):
     assert {"mixout_p", "anchor_distance"} - set(run.state.log_history[0]) == {lacking}
 
 
+def test_the_distance_of_a_lora_model_is_logged(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = Model()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=1, target_modules=["layer"], init_lora_weights=False), model)
+    run = trainer(mixout.apply_(model, mixout.Mixout(0.5), where="all"), tmp_path, steps=2, logging_strategy="steps",
+                  logging_steps=1)  # fmt: skip
+    run.train()
+    logged = [entry["anchor_distance"] for entry in run.state.log_history if "loss" in entry]
+    layer = model.layer
+    delta = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert logged[1] == pytest.approx(delta.norm().item(), rel=1e-5)
+    assert logged[0] != logged[1]
+
+
 @pytest.mark.parametrize("restore", [True, False])
 def test_a_resumed_run_goes_on_with_its_schedule(tmp_path, restore):
     def scheduled(place, **options):

@@ -49,7 +49,7 @@ class Network(lightning.LightningModule):
         return self(*batch)["loss"]
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.05)
+        return torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.0)
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,7 +37,7 @@ class Module(lightning.LightningModule):
         self.distances: list[float] = []
 
     def training_step(self, batch: Any, number: int) -> torch.Tensor:
-        x = batch[0]
+        x = batch[0].to(self.dtype)
         loss = (self.model(x) - x.sum(dim=1, keepdim=True)).square().mean()
         self.log("loss", loss)
         return loss
@@ -47,7 +47,7 @@ class Module(lightning.LightningModule):
 
     def on_before_zero_grad(self, optimizer: Any) -> None:
         layers = (self.model[0], self.model[2])
-        squares = sum((layer.weight - layer._mixed.anchor.tensor).square().sum() for layer in layers)
+        squares = sum((layer.weight - layer._mixed.anchor.tensor).double().square().sum() for layer in layers)
         self.distances.append(squares.sqrt().item())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -151,6 +151,44 @@ def test_an_epochs_checkpoint_goes_on_bit_for_bit(tmp_path, method):
     assert equal(resumed, whole)
     assert mixout.state_dict(resumed) == mixout.state_dict(whole)
     assert resumed.dropped == whole.dropped[6:]
+
+
+class Late(Module):
+    """Makes and applies where Lightning asks for large models, in the dtype of ``precision``."""
+
+    def configure_model(self) -> None:
+        self.model = Module().model
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("kind", [Module, Late])
+def test_a_run_in_another_dtype_goes_on_bit_for_bit(tmp_path, kind, precision):
+    """Lightning checks the checkpoint first and casts the module later."""
+    whole, resumed = kind(), kind()
+    fit(whole, place=tmp_path, precision=precision)
+    fit(resumed, precision=precision, ckpt_path=tmp_path / "step=6.ckpt")
+    assert {p.dtype for p in resumed.parameters()} == {torch.bfloat16 if precision == "bf16-true" else torch.float64}
+    assert equal(resumed, whole)
+    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    assert mixout.distance(resumed) == mixout.distance(whole)
+    assert resumed.dropped == whole.dropped[6:]
+    with pytest.raises(AnchorMismatchError, match="call apply_"):
+        fit(Module(seed=1), precision=precision, ckpt_path=tmp_path / "step=6.ckpt")
+
+
+def test_the_distance_of_a_lora_model_is_logged():
+    peft = pytest.importorskip("peft")
+    module, seen = Module(), Seen()
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    peft.inject_adapter_in_model(config, mixout.remove_(module.model))
+    mixout.apply_(module.model, mixout.Mixout(0.5))
+    module.on_before_zero_grad = module.on_before_optimizer_step = lambda *_: None
+    fit(module, logger=seen, log_every_n_steps=1, epochs=1)
+    logged = [entry["anchor_distance"] for entry in seen.metrics if "anchor_distance" in entry]
+    layer = module.model[0]
+    delta = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert logged[-1] == pytest.approx(delta.norm().item(), rel=1e-5)
+    assert len(set(logged)) == 3
 
 
 def test_a_checkpoint_within_an_epoch_goes_on_bit_for_bit_where_the_data_do(tmp_path):

@@ -1,6 +1,7 @@
 """The life of a PEFT model under mixout: choose, train, merge, save, resume, remove."""
 
 import copy
+import hashlib
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ import transformers
 
 import mixout
 from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
-from mixout.errors import AnchorMismatchError, MixoutError, NothingMixedError
+from mixout.errors import AnchorMismatchError, NothingMixedError
 
 peft = pytest.importorskip("peft")
 pytestmark = [
@@ -78,8 +79,7 @@ def test_apply_mixes_every_adapter_of_the_body_and_nothing_else():
 
 def test_no_anchor_is_copied():
     model = mixout.apply_(lora(), Mixout(0.5))
-    held = [vars(module)["_mixout"] for module in model.modules() if "_mixout" in vars(module)]
-    assert held[0].anchors == {}
+    assert mixout.measure.held_anchors(model) == {}
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,10 @@ def test_merging_takes_the_unmasked_weights():
     model = train(mixout.apply_(lora(), Mixout(0.5)))
     layer = model.get_submodule(QUERY)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    expected, before = layer.base_layer.weight + 2 * (b @ a), logits(model)
+    expected, before, fingerprint = layer.base_layer.weight + 2 * (b @ a), logits(model), mixout.fingerprint(model)
     model.train().merge_adapter()
     torch.testing.assert_close(layer.base_layer.weight, expected)
-    with pytest.raises(MixoutError, match="unmerge_adapter"):
-        mixout.fingerprint(model)
+    assert mixout.fingerprint(model) == fingerprint  # of the base as it was
     assert torch.allclose(logits(model), before, atol=1e-5)
     model.unmerge_adapter()
     merged = copy.deepcopy(model).merge_and_unload()
@@ -202,6 +201,26 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(seed):
 def test_another_base_is_found_on_resume():
     """Trap: the adapter was merged into the base, or the base is another checkpoint: silently another anchor."""
     state = mixout.state_dict(mixout.apply_(lora(), Mixout(0.5)))
+    with pytest.raises(AnchorMismatchError, match="fingerprint"):
+        mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
+
+
+def test_a_base_is_hashed_once_and_known_after_a_cast(monkeypatch):
+    """Lightning's bf16-true casts the module after the checkpoint was checked, a plain loop may do so before."""
+    model, again = (mixout.apply_(lora(), Mixout(0.5)) for _ in range(2))
+    monkeypatch.setattr("mixout.anchor._hash_bytes", None)
+    mixout.load_state_dict_(again, mixout.state_dict(model.bfloat16()))
+    assert mixout.fingerprint(again.double()) == mixout.fingerprint(model)
+
+
+def test_a_checkpoint_of_version_2_is_read():
+    """Oracle: the fingerprint as mixout 0.1 made it, of the bases' bytes."""
+    model = mixout.apply_(lora(), Mixout(0.5))
+    found = hashlib.sha256()
+    for name in sorted(name for name, _ in model.named_parameters() if name.endswith("base_layer.weight")):
+        found.update(f"{name}:torch.float32:(16, 16);".encode() + model.get_parameter(name).detach().numpy().tobytes())
+    state = {**mixout.state_dict(model), "version": 2, "fingerprint": found.hexdigest()}
+    mixout.load_state_dict_(mixout.apply_(lora(), Mixout(0.5)), state)
     with pytest.raises(AnchorMismatchError, match="fingerprint"):
         mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
 
@@ -274,6 +293,62 @@ def test_adapters_added_to_a_mixed_model_are_found():
     assert "add adapters, then apply_" in found.reason
 
 
+def reason(model, name):
+    return next(layer.reason for layer in mixout.coverage(model).layers if layer.name == name)
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_an_adapter_that_came_after_apply_is_named(active):
+    model = mixout.apply_(lora(), Mixout(0.5))
+    model.add_adapter("late", peft.LoraConfig(r=2, target_modules=["query", "key"], task_type="SEQ_CLS"))
+    if active:
+        model.set_adapter("late")
+    told = "adapter 'late' came after apply_: call remove_, then apply_"
+    assert reason(model, f"{QUERY}.lora_A.late") == told
+    key = QUERY.replace("query", "key")
+    assert reason(model, f"{key}.lora_A.late") == told  # a layer that had no adapter at apply_
+    assert (len(mixout.coverage(model).mixed) == 0) == active
+    mixout.apply_(mixout.remove_(model), Mixout(0.5))
+    model.set_adapter("late")
+    assert f"{key}.lora_A.late" in mixout.coverage(model).mixed
+    assert reason(model, f"{QUERY}.lora_B.late") == "the other factor of a mixed adapter"
+
+
+def test_a_layer_that_where_leaves_out_is_not_chosen_and_not_late():
+    model = mixout.apply_(lora(), Mixout(0.5), where="query")
+    assert reason(model, f"{QUERY}.lora_A.default") == ""
+    assert reason(model, QUERY.replace("query", "value") + ".lora_A.default") == "not chosen"
+
+
+@pytest.mark.parametrize("leave", ["unload", "merge_and_unload"])
+def test_the_base_that_is_left_can_be_undone(leave):
+    """Its dropouts were switched off by apply_ on the model around it."""
+    model = mixout.apply_(lora(), Mixout(0.5))
+    base = getattr(model, leave)()
+    assert not [m for m in base.modules() if isinstance(m, mixout.layers.Mixed)]
+    mixout.remove_(base)
+    assert {m.p for m in base.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    mixout.apply_(base.requires_grad_(True), Mixout(0.5))
+    assert f"{QUERY.removeprefix('base_model.model.')}" in mixout.coverage(base).mixed
+
+
+def test_the_distance_is_logged():
+    from mixout.integrations.logs import measures
+
+    model = mixout.apply_(lora(), Mixout(0.5))
+    assert measures(model) == {"mixout_p": 0.5, "anchor_distance": pytest.approx(mixout.distance(model).total)}
+    assert measures(model)["anchor_distance"] > 0
+
+
+def test_a_factor_that_is_frozen_alone_is_still_mixed():
+    """LoRA-FA trains B alone: W - u = s B A is not 0, so Phi is not W."""
+    model = mixout.apply_(lora(), Mixout(0.5))
+    factor = model.get_submodule(f"{QUERY}.lora_A.default").requires_grad_(False)
+    x = torch.ones(1, 16)
+    with torch.no_grad():
+        assert not factor.train()(x).equal(factor.eval()(x))
+
+
 def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     """With activation checkpointing in its reentrant form, and the callback that guards the anchor."""
     from mixout.integrations.huggingface import AnchorCallback
@@ -284,10 +359,12 @@ def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=2, save_steps=2, per_device_train_batch_size=4, learning_rate=0.1,
         report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False, activation_checkpointing=True,
+        logging_steps=1,
     )  # fmt: skip
     before = mixout.distance(model).total
     trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[AnchorCallback()])
     trainer.train()
     assert mixout.distance(model).total != before
+    assert trainer.state.log_history[0]["anchor_distance"] != before
     assert torch.equal(model.get_submodule(f"{QUERY}.base_layer").weight, frozen)
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()

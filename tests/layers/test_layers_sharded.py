@@ -90,7 +90,11 @@ def test_four_ranks_with_uneven_and_empty_shards_train_as_one_process(results, n
     ],
 )
 def test_it_is_one_training_whatever_shards_it(results, ranks, name, like):
-    assert_same(results[ranks, 0][name], runs.one_process(like))
+    expected = runs.one_process(like)
+    if name == "converted":  # anchored in float32, and known by that ever after
+        captured = mixout.apply_(runs.net(dtype=torch.float32), Mixout(0.5), seed=3)
+        expected["fingerprint"] = mixout.fingerprint(captured)
+    assert_same(results[ranks, 0][name], expected)
 
 
 def test_without_a_seed_the_ranks_agree_on_one(results):

@@ -205,7 +205,7 @@ def test_the_controls_separate_mixouts_forward_from_its_gradient(unit, tokens):
 
 def test_a_gradient_mask_holds_no_anchor():
     model = mixout.apply_(net(), GradientMask(0.5))
-    with pytest.raises(mixout.NotAppliedError, match="holds an anchor"):
+    with pytest.raises(mixout.NotAppliedError, match="holds no anchor"):
         mixout.fingerprint(model)
     with pytest.raises(ValueError, match="expected no anchor for gradient_mask"):
         mixout.apply_(net(), GradientMask(0.5), anchor=net())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixout.ops import fused, reference
+from mixout.ops import kernels, reference
 from mixout.ops.mix import mix
 
 
@@ -102,6 +102,6 @@ def test_a_triton_that_does_not_work_is_said_and_not_used(monkeypatch):
     def broken(*_):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(fused, "phi", broken)
+    monkeypatch.setattr(kernels, "phi", broken)
     with pytest.warns(UserWarning, match=r"Triton does not work on meta, so torch's own .*: Failed to find C compiler"):
-        assert not fused._works.__wrapped__(torch.device("meta"))
+        assert not kernels._works.__wrapped__(torch.device("meta"))

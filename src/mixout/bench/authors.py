@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import dropouts
-from mixout.methods.method import chosen_layers
-from mixout.selection import resolve
+from mixout.selection import chosen_layers, resolve
 
 
 class _ExpandedMix(torch.autograd.Function):

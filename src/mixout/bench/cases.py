@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

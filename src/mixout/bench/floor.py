@@ -27,8 +27,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixout.bench.cases import Case, build, inputs
-from mixout.methods.method import chosen_layers
-from mixout.selection import resolve
+from mixout.selection import chosen_layers, resolve
 
 ELEMENTWISE = 10
 ADAMW = 13

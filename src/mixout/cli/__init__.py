@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from mixout import __version__
 from mixout.errors import InputError, MixoutError
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("bench", "dare", "demo", "finetune", "study", "verify")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixout.anchor import fingerprint
+from mixout.anchor import old_fingerprint
 from mixout.dare.delta import Delta, Unit
 from mixout.dare.scores import INTERPOLATION, Score
 from mixout.errors import InputError
@@ -145,8 +145,8 @@ def load(folder: str, *, anchor: str | None, task: str | None, data_dir: str | N
             "task": task or record.settings.task,
             "metric": chosen.metric,
             "method": record.settings.method,
-            "weights": fingerprint(dict(loaded.model.named_parameters()))[:12],
-            "anchor": fingerprint(anchors)[:12],
+            "weights": old_fingerprint(dict(loaded.model.named_parameters()))[:12],
+            "anchor": old_fingerprint(anchors)[:12],
             "dev": chosen.dev.fingerprint()[:12],
         },
     )

@@ -11,7 +11,7 @@ from mixout.finetune.models import Loaded, longest_input
 from mixout.finetune.reinit import top_blocks
 from mixout.finetune.settings import PRESETS, Settings
 from mixout.methods import MixingMethod, parse
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 from mixout.selection import resolve
 
 

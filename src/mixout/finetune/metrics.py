@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,7 +26,7 @@ from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 with needs("hf", "fine-tuning"):
     from safetensors import SafetensorError

@@ -58,7 +58,7 @@ def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) ->
 
 
 def _needs_anchor(method: Method) -> bool:
-    return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and method.takes_anchor)
+    return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and method.anchor == "given")
 
 
 def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:

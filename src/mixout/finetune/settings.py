@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from mixout.errors import InputError
 from mixout.finetune.tasks import is_path
 from mixout.methods import MixingMethod, parse, spell
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class Settings:
             object.__setattr__(self, "method", spell(parse(self.method)))
         except (TypeError, ValueError) as error:
             raise InputError(f"method: {error}") from error
-        mixed = any(isinstance(method, MixingMethod) and method.takes_anchor for method in parse(self.method))
+        mixed = any(isinstance(method, MixingMethod) and method.anchor == "given" for method in parse(self.method))
         if self.head != "plain" and not mixed:
             raise InputError(
                 f"expected head={self.head!r} only beside a method that mixes with pretrained weights, whose p it "

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import mixout
-from mixout.anchor import distance, fingerprint
+from mixout.anchor import distance, old_fingerprint
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import card, disk, environment, folder, models, trainer
 from mixout.finetune.batches import DevSet
@@ -36,7 +36,7 @@ from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.base import digest_of
 from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod, parse
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 with needs("hf", "fine-tuning"):
     from transformers import TrainerState
@@ -97,7 +97,7 @@ def finetune(
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         apply_methods(loaded, settings)
         fingerprints = {
-            "anchor": fingerprint(start),
+            "anchor": old_fingerprint(start),
             "train": task.train.fingerprint(),
             "dev": task.dev.fingerprint(),
             "weights": loaded.sha256,

@@ -11,9 +11,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from mixout.convert import applied_to
 from mixout.errors import RankMismatchError
 from mixout.layers import Mixed
+from mixout.record import applied_here, applied_to
 
 
 def check_ranks(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
@@ -49,13 +49,17 @@ _REMEDIES = {
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
-    root, applied = applied_to(model)
-    facts: dict[str, Any] = {
-        "method": applied.seed.subject,
-        "scope": applied.seed.scope,
-        "p": None if applied.mixing is None else float(applied.mixing.p),
+    found = applied_to(model)
+    facts: dict[str, list[Any]] = {
+        "method": [applied.seed.subject for applied in found],
+        "scope": [applied.seed.scope for applied in found],
+        "p": [None if applied.mixing is None else float(applied.mixing.p) for applied in found],
     }
-    if applied.seed.scope == "all":
-        facts["seed"] = applied.seed.value
-        facts["draws"] = {n: m._mixed.stream.count for n, m in root.named_modules() if isinstance(m, Mixed)}
-    return facts
+    if all(applied.seed.scope == "all" for applied in found):
+        mixed = [module for module in model.modules() if isinstance(module, Mixed)]
+        facts["seed"] = [applied.seed.value for applied in found]
+        facts["draws"] = [
+            {m._mixed.stream.key: m._mixed.stream.count for m in mixed if applied_here(m) is applied}
+            for applied in found
+        ]
+    return {what: values[0] if len(values) == 1 else values for what, values in facts.items()}

@@ -16,7 +16,7 @@ import torch
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations.logs import measures
-from mixout.schedule import Schedule
+from mixout.schedule import Schedule, check_schedule
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,7 +40,7 @@ class AnchorCallback(Callback):
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
         log: log ``mixout_p`` and ``anchor_distance``, those of the step just done, every ``log_every_n_steps``. The
-            distance reads all mixed weights once, in double precision.
+            distance reads all mixed weights once.
 
     Raises:
         NotAppliedError: when training begins, if the module carries no method, or with ``schedule`` none that mixes.
@@ -54,6 +54,11 @@ class AnchorCallback(Callback):
         self._logs = log  # Lightning sets an attribute log of its own
         self._streams: dict[str, Any] | None = None
         self._within_epoch = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning casts the module after it has loaded a checkpoint: float64 weights would be rounded to float32."""
+        if trainer.precision == "64-true":
+            pl_module.double()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Beside the weights: method, anchor, p, masks drawn; and the generators, which masks are drawn from."""
@@ -76,6 +81,8 @@ class AnchorCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last moment before the dataloader draws the order of the next epoch."""
         mixout.state_dict(pl_module)  # without a method this raises
+        if self.schedule is not None:
+            check_schedule(pl_module, self.schedule)
         self._follow(trainer, pl_module)
         if self._streams is not None:
             _restore(self._streams)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from mixout.convert import applied_to, distance
+from mixout.measure import distance, has_anchors
+from mixout.record import applied_to
 
 
 def measures(model: nn.Module) -> dict[str, float]:
-    """``mixout_p``, where the method mixes, and ``anchor_distance``, ||w - u||, where it holds an anchor.
+    """``mixout_p``, where a method mixes, and ``anchor_distance``, ||w - u||, where there is an anchor.
+
+    Where parts of the model have methods of their own, the further ps are ``mixout_p_2``, ``mixout_p_3`` and so on.
 
     Raises:
         NotAppliedError: if ``model`` carries no method.
@@ -18,6 +21,6 @@ def measures(model: nn.Module) -> dict[str, float]:
         >>> measures(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))
         {'mixout_p': 0.9, 'anchor_distance': 0.0}
     """
-    _, applied = applied_to(model)
-    found = {} if applied.mixing is None else {"mixout_p": float(applied.mixing.p)}
-    return found | ({"anchor_distance": distance(model).total} if applied.anchors else {})
+    ps = [float(applied.mixing.p) for applied in applied_to(model) if applied.mixing is not None]
+    found = {f"mixout_p_{place}" if place > 1 else "mixout_p": p for place, p in enumerate(ps, start=1)}
+    return found | ({"anchor_distance": distance(model).total} if has_anchors(model) else {})

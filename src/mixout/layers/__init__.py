@@ -1,7 +1,7 @@
 """Layers that read their weight through :mod:`mixout.functional`, and which module becomes which.
 
-Only exact types are exchanged: a subclass may do anything with its weight. Whatever would silently not be mixed is
-named with its reason by :func:`obstacle`.
+A subclass with a forward of its own may do anything with its weight, and is left alone. Whatever would silently not be
+mixed is named with its reason by :func:`obstacle`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
 
 from mixout.layers.conv import MixedConv1d, MixedConv2d, MixedConv3d
 from mixout.layers.distributed import attach_ as attach_
@@ -21,6 +23,7 @@ from mixout.layers.linear import MixedLinear
 from mixout.layers.mixed import Mixed as Mixed
 from mixout.layers.mixed import Mixing as Mixing
 from mixout.layers.mixed import Share as Share
+from mixout.layers.mixed import mixed_subclass
 from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
 
@@ -31,18 +34,35 @@ _MIXED: dict[type[nn.Module], type[Mixed]] = {
     nn.Conv2d: MixedConv2d,
     nn.Conv3d: MixedConv3d,
 }
+_FORWARDS = ("forward", "_conv_forward", "__call__")
 
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
-    """The mixed layer that stands for ``module``'s exact type, or None."""
+    """The mixed layer that stands for ``module``, or None.
+
+    A subclass that leaves the forward as it is counts as its base, with a mixed class of its own.
+    """
     if in_parts(module._parameters.get("weight")):
         return distributed_class(module)
     kind = type(module)
-    if kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
-        from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
+    plain = next((base for base in _plain_classes() if issubclass(kind, base)), None)
+    if plain is None or kind is NonDynamicallyQuantizableLinear:
+        return None
+    if any(getattr(kind, name, None) is not getattr(plain, name, None) for name in _FORWARDS):
+        return None
+    mixed = _MIXED[plain] if plain in _MIXED else _mixed_conv1d()
+    return mixed if kind is plain else mixed_subclass(mixed, kind)
 
-        return MixedConv1D
-    return _MIXED.get(kind)
+
+def _mixed_conv1d() -> type[Mixed]:
+    from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
+
+    return MixedConv1D
+
+
+def _plain_classes() -> list[type[nn.Module]]:
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return [*_MIXED, *([] if conv1d is None else [conv1d])]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -59,13 +79,13 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     if in_parts(weight) and "forward" not in vars(module):
         return distributed_obstacle(module, weight)  # type: ignore[arg-type]
     if mixed_class(module) is None:
-        supported = next((k.__name__ for k in _MIXED if isinstance(module, k)), None)
+        supported = next((k.__name__ for k in _plain_classes() if isinstance(module, k)), None)
         if supported is not None:
             return f"{type(module).__name__}, a subclass of {supported}, may use its weight in its own way"
         return f"{type(module).__name__} is not a layer that mixout can mix"
     if "forward" in vars(module):
         return "its forward is replaced on the instance (by hooks of another library)"
-    if weight is None:
+    if weight is None or is_parametrized(module):
         return "its weight is computed by another tool (pruning, weight norm, ...)"
     if type(weight.data) is not Tensor:
         return f"its weight is a {type(weight.data).__name__}, not a plain tensor"

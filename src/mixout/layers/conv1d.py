@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from mixout.layers.linear import linear_pass
+from mixout.layers.linear import mixed_pass
 from mixout.layers.mixed import Mixed, mixes
 
 
@@ -21,4 +21,4 @@ class MixedConv1D(Mixed, Conv1D):  # type: ignore[misc]
             plain: Tensor = Conv1D.forward(self, x)  # type: ignore[no-untyped-call]
             return plain
         anchor = self._mixed.anchor.beside(self.weight)
-        return linear_pass(self, x, self.weight.t(), None if anchor is None else anchor.t(), self.bias)
+        return mixed_pass(self, x, self.weight.t(), None if anchor is None else anchor.t(), self.bias)

@@ -10,22 +10,26 @@ which is A with its columns mixed with 0. Where outputs share a coin, the rows o
 - ``exact``: dL/dA = s B^T G diag(m) / (1-p) and dL/dB = s G diag(m) A^T / (1-p), what autograd derives from Phi;
 - ``paper``: dPhi/dW = m instead of m / (1-p), and then the chain rule: both are smaller by the factor 1-p.
 
-It does not import peft: where a model holds its layers, peft is loaded. Each adapter is a delta of its own and tosses
-its own coins.
+What LoRA cannot do is refused: a mask entry for each element needs the product B A in each pass, and another anchor
+than the frozen base needs a copy of it. Each adapter is a delta of its own and has its own masks.
+
+All that mixout knows of LoRA is here. It does not import peft: where a model holds its layers, peft is loaded.
 """
+
+# ruff: noqa: ANN401  the layers are classes of peft
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mixout.errors import MixoutError
-from mixout.layers.mixed import Mixed, mixes
+from mixout.layers import mixed_class, obstacle
+from mixout.layers.mixed import Mixed, Mixing, mixes
 from mixout.masks import Unit
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
@@ -50,24 +54,13 @@ class MixedFactor(Mixed, nn.Linear):
         return nn.functional.linear(input, still + slope * (self.weight - still), self.bias)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Factors:
-    """One adapter of a LoRA layer: the factor that is masked, the other one, and their names within the layer."""
-
-    adapter: str
-    masked: nn.Module
-    other: nn.Module
-    masked_name: str
-    other_name: str
-
-
 def is_adapted(module: nn.Module) -> bool:
     """Whether ``module`` is a layer of peft around another one, of whatever kind of adapter."""
     kind = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
     return kind is not None and isinstance(module, kind)
 
 
-def adapted_layers(model: nn.Module) -> dict[str, Any]:
+def sites(model: nn.Module) -> dict[str, Any]:
     """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -76,64 +69,90 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def within(layers: dict[str, Any], name: str) -> str | None:
-    """Which of ``layers`` the module called ``name`` is a part of, or None; a layer is no part of itself."""
+def within(sites: dict[str, Any], name: str) -> str | None:
+    """Which of ``sites`` the module called ``name`` is a part of, or None; a layer is no part of itself."""
     place = name
     while place:
         place = place.rpartition(".")[0]
-        if place in layers:
+        if place in sites:
             return place
     return None
 
 
-def factors(layer: Any, unit: Unit) -> Iterator[Factors]:  # noqa: ANN401  a class of peft
-    """The adapters of a LoRA layer whose factors are modules, for coins of ``unit``."""
-    if not isinstance(getattr(layer, "lora_A", None), nn.ModuleDict):
-        return
-    masked, other = ("lora_A", "lora_B") if unit == "input" else ("lora_B", "lora_A")
-    for adapter in layer.lora_A:
-        yield Factors(
-            adapter=adapter,
-            masked=getattr(layer, masked)[adapter],
-            other=getattr(layer, other)[adapter],
-            masked_name=f"{masked}.{adapter}",
-            other_name=f"{other}.{adapter}",
+def is_factor(sites: dict[str, Any], name: str) -> bool:
+    """Whether the module called ``name`` is an A or a B of one of ``sites``."""
+    around = within(sites, name)
+    return around is not None and name[len(around) + 1 :].startswith(("lora_A.", "lora_B."))
+
+
+def base_of(layer: Any) -> nn.Module:
+    """The layer that an adapted layer wraps; itself where its kind of adapter wraps none."""
+    base: nn.Module = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    return base
+
+
+def adapters(layer: Any, unit: Unit) -> Iterator[str]:
+    """Those adapters of ``layer`` that can be mixed."""
+    masked = _factors(layer, unit)[0]
+    for adapter in masked:
+        if _adapter_obstacle(layer, adapter) is None and obstacle(masked[adapter], None) is None:
+            yield adapter
+
+
+def why_not(layer: Any) -> str:
+    """Why no adapter of ``layer`` can be mixed."""
+    masked = _factors(layer, "input")[0]
+    reasons = [_layer_obstacle(layer)]
+    reasons += [_adapter_obstacle(layer, one) or obstacle(masked[one], None) for one in masked]
+    return next(filter(None, reasons), "it holds no adapter")
+
+
+def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_moment: bool) -> None:
+    """Refuse what LoRA layers cannot do.
+
+    Args:
+        model: a model with adapters.
+        mixing: how they are to be mixed.
+        takes_anchor: the method mixes with an anchor that may be chosen.
+        of_this_moment: the anchor is the weights as they are.
+
+    Raises:
+        ValueError: if the method, the anchor or the adapters' initialisation does not fit.
+    """
+    if not takes_anchor or mixing.unit == "element" or mixing.gradient == "dense":
+        raise ValueError(
+            "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
+            f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or "
+            "choose one of these"
+        )
+    if not of_this_moment:
+        raise ValueError(
+            "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
+        )
+    if (name := _moved_base(model)) is not None:
+        raise ValueError(
+            f"expected adapters that leave the base as it was pretrained, got init_lora_weights={name!r}, which takes "
+            "a part out of it: the frozen base is then no anchor; use the default initialisation"
         )
 
 
-def layer_obstacle(layer: Any) -> str | None:  # noqa: ANN401
-    """Why no adapter of ``layer`` can be mixed, or None."""
-    kind = type(layer)
-    if f"{kind.__module__}.{kind.__qualname__}" not in _CALLS_ITS_FACTORS:
-        return f"peft's {kind.__module__.removeprefix('peft.tuners.')}.{kind.__qualname__} is not a LoRA of a linear"
-    if layer.merged:
-        return "its adapter is merged; unmerge it first"
-    if any(p.requires_grad for p in layer.get_base_layer().parameters() if p.dim() >= 2):
-        return "its base is trained beside the adapter, and so is no anchor"
-    return None
+def swaps(layer: Any, adapter: str, mixing: Mixing) -> Iterator[tuple[str, nn.Module, type[Mixed]]]:
+    """What becomes what where ``adapter`` is mixed: name within ``layer``, factor, its mixed class."""
+    masked, other = _factors(layer, mixing.unit)
+    names = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
+    kind = mixed_class(masked[adapter])
+    if kind is not None:
+        yield f"{names[0]}.{adapter}", masked[adapter], kind
+    if mixing.gradient == "paper":
+        yield f"{names[1]}.{adapter}", other[adapter], MixedFactor
 
 
-def adapter_obstacle(layer: Any, adapter: str) -> str | None:  # noqa: ANN401
-    """Why this adapter of ``layer`` cannot be mixed, or None."""
-    variant = layer.lora_variant.get(adapter)
-    if variant is None:
-        return layer_obstacle(layer)
-    kind = variant if isinstance(variant, type) else type(variant)
-    return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
+def mixed_factors(layer: Any) -> list[Mixed]:
+    """The factors of ``layer`` that are mixed."""
+    return [one for factors in _factors(layer, "input") for one in factors.values() if isinstance(one, Mixed)]
 
 
-def moved_base(model: nn.Module) -> str | None:
-    """The initialisation of an adapter that changed the base, by name, or None."""
-    for module in model.modules():
-        configs = vars(module).get("peft_config")
-        for config in configs.values() if isinstance(configs, dict) else ():
-            chosen = getattr(config, "init_lora_weights", None)
-            if isinstance(chosen, str) and chosen.lower().startswith(_MOVES_THE_BASE):
-                return chosen
-    return None
-
-
-def base_weight(layer: Any) -> Tensor:  # noqa: ANN401
+def base_weight(layer: Any) -> Tensor:
     """The anchor u of a LoRA layer, for its fingerprint; of a quantised base what it stores, or else its values.
 
     Raises:
@@ -146,7 +165,12 @@ def base_weight(layer: Any) -> Tensor:  # noqa: ANN401
     return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
 
 
-def delta_norm(layer: Any) -> float:  # noqa: ANN401
+def base_digest(layer: Any) -> str:
+    """The digest of the base, taken by ``apply_``, which every mixed factor of ``layer`` holds with its anchor."""
+    return mixed_factors(layer)[0]._mixed.anchor.digest
+
+
+def delta_norm(layer: Any) -> float:
     """||W - u|| of a LoRA layer with its active adapters, in float64, without making W - u.
 
     With B = Q R, Q orthonormal, ||B A|| = ||R A||.
@@ -159,3 +183,76 @@ def delta_norm(layer: Any) -> float:  # noqa: ANN401
     a = torch.cat([one.detach().to(device).double() for one, _ in weights])
     b = torch.cat([one.detach().to(device).double() for _, one in weights], dim=1)
     return float(torch.linalg.matrix_norm(torch.linalg.qr(b).R @ a))
+
+
+def coverage_row(
+    sites: dict[str, Any], name: str, module: nn.Module
+) -> tuple[Literal["mixed", "plain", "bypassed"], str]:
+    """What the module called ``name``, within one of ``sites``, is for :func:`mixout.coverage`, and why."""
+    around = within(sites, name) or ""
+    layer, (part, _, adapter) = sites[around], name[len(around) + 1 :].partition(".")
+    if part == "base_layer":
+        if isinstance(module, Mixed):
+            return "bypassed", "mixed, but frozen by an adapter that came later; remove_, add adapters, then apply_"
+        return "plain", "base of an adapter"
+    if (problem := _layer_obstacle(layer)) is not None and not isinstance(module, Mixed):
+        return "bypassed", problem
+    if part not in ("lora_A", "lora_B"):
+        return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
+    if (problem := _adapter_obstacle(layer, adapter)) is not None:
+        return "bypassed", problem
+    here, anywhere = _mixed_adapters(layer), {one for site in sites.values() for one in _mixed_adapters(site)}
+    if isinstance(module, Mixed) and not isinstance(module, MixedFactor):
+        return ("mixed", "") if adapter in layer.active_adapters else ("plain", "its adapter is not active")
+    if adapter in here:
+        return "plain", "the other factor of a mixed adapter"
+    # An adapter that is mixed elsewhere was there at apply_, and where= left this layer out.
+    if here or (anywhere and adapter not in anywhere):
+        return "bypassed", f"adapter {adapter!r} came after apply_: call remove_, then apply_"
+    return "plain", "not chosen"
+
+
+def _factors(layer: Any, unit: Unit) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
+    """The factors that are masked for ``unit``, and the other ones, by adapter; none where they are no modules."""
+    a, b = getattr(layer, "lora_A", None), getattr(layer, "lora_B", None)
+    if not isinstance(a, nn.ModuleDict) or not isinstance(b, nn.ModuleDict):
+        return {}, {}
+    pair = (dict(a.items()), dict(b.items()))
+    return pair if unit == "input" else pair[::-1]
+
+
+def _mixed_adapters(layer: Any) -> set[str]:
+    return {name for factors in _factors(layer, "input") for name, one in factors.items() if isinstance(one, Mixed)}
+
+
+def _layer_obstacle(layer: Any) -> str | None:
+    """Why no adapter of ``layer`` can be mixed, whatever the adapter, or None."""
+    kind = type(layer)
+    if f"{kind.__module__}.{kind.__qualname__}" not in _CALLS_ITS_FACTORS:
+        return f"peft's {kind.__module__.removeprefix('peft.tuners.')}.{kind.__qualname__} is not a LoRA of a linear"
+    if layer.merged:
+        return "its adapter is merged; unmerge it first"
+    if any(p.requires_grad for p in layer.get_base_layer().parameters() if p.dim() >= 2):
+        return "its base is trained beside the adapter, and so is no anchor"
+    return None
+
+
+def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
+    """Why this adapter of ``layer`` cannot be mixed, or None."""
+    problem = _layer_obstacle(layer)
+    variant = None if problem else layer.lora_variant.get(adapter)
+    if variant is None:
+        return problem
+    kind = variant if isinstance(variant, type) else type(variant)
+    return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
+
+
+def _moved_base(model: nn.Module) -> str | None:
+    """The initialisation of an adapter that changed the base, by name, or None."""
+    for module in model.modules():
+        configs = vars(module).get("peft_config")
+        for config in configs.values() if isinstance(configs, dict) else ():
+            chosen = getattr(config, "init_lora_weights", None)
+            if isinstance(chosen, str) and chosen.lower().startswith(_MOVES_THE_BASE):
+                return chosen
+    return None

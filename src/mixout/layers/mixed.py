@@ -7,17 +7,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from mixout.anchor import Anchor
+from mixout.anchor import Anchor, OwnWeight
+from mixout.errors import MixoutError
+from mixout.functional import Form
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, still_sharded
 from mixout.streams import Stream
+
+REPLACED = (
+    "is computed by another tool since apply_ (pruning, weight norm, spectral norm, a parametrization), and mixing "
+    "would undo what that does; call remove_ first, then prune, then apply_"
+)
 
 
 @dataclass(kw_only=True)
@@ -36,13 +43,23 @@ class Mixing:
     unit: Unit
     noise: Noise
     gradient: Gradient
+    form: Form = "auto"
+    _number: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.set_p(float(self.p))
+
+    def set_p(self, p: float) -> None:
+        """Change p, in place, so that a compiled graph sees it too."""
+        self.p.fill_(p)
+        self._number = p
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
 
     def probability(self) -> float | Tensor:
         """P as a number; the tensor itself while compiling, where a number would be a constant of the graph."""
-        return self.p if torch.compiler.is_compiling() else float(self.p)
+        return self.p if torch.compiler.is_compiling() else self._number
 
 
 @dataclass(kw_only=True)
@@ -54,13 +71,11 @@ class Share:
     plain: type[nn.Module]
     stream: Stream
     passes: int = 0
-    compiled: bool = False
 
     @property
-    def drawn_from(self) -> Stream | None:
-        """The stream if masks come from it; None if they come from torch's default generators."""
-        seed = self.stream.seed
-        return self.stream if isinstance(seed, int) or seed.in_force else None
+    def called(self) -> bool:
+        """Whether the layer has been called in training, eagerly or in a compiled graph."""
+        return self.passes > 0 or self.stream.compiled_draws > 0
 
 
 class MixOptions(TypedDict):
@@ -70,7 +85,7 @@ class MixOptions(TypedDict):
     unit: Unit
     gradient: Gradient
     noise: Noise
-    stream: Stream | None
+    stream: Stream
 
 
 class Mixed(nn.Module):
@@ -87,14 +102,12 @@ class Mixed(nn.Module):
             "unit": mixing.unit,
             "gradient": mixing.gradient,
             "noise": mixing.noise,
-            "stream": self._mixed.drawn_from,
+            "stream": self._mixed.stream,
         }
 
     def count_pass(self) -> None:
         """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
-        if torch.compiler.is_compiling():
-            self._mixed.compiled = True
-        else:
+        if not torch.compiler.is_compiling():  # there the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
                 check_whole(self.weight)
             self._mixed.passes += 1
@@ -112,13 +125,54 @@ class Mixed(nn.Module):
         plain = super().extra_repr()
         return f"{plain}, {self._mixed.mixing}" if plain else repr(self._mixed.mixing)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Asked by ``torch.jit.script``, which would compile the plain forward or fail without a reason.
 
-def mixes(layer: nn.Module) -> bool:
-    """Whether this pass is mixed: in training, and not removed since.
+        Raises:
+            MixoutError: always.
+        """
+        raise MixoutError(
+            f"torch.jit.script cannot compile a mixed layer, got {type(self).__name__}; call remove_ first"
+        )
+
+
+def mixes(layer: Mixed) -> bool:
+    """Whether this pass reads Phi: in training, not removed since, and with a weight that is trained.
 
     A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after :func:`restore_`.
+
+    Raises:
+        MixoutError: see :func:`check_weight`.
     """
-    return layer.training and "_mixed" in vars(layer)
+    if not layer.training or "_mixed" not in vars(layer):
+        return False
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        check_weight(layer)
+        return True
+    return weight.requires_grad or not is_frozen(layer)
+
+
+def is_frozen(layer: Mixed) -> bool:
+    """Whether Phi is w in any case: the weight is not trained, and the anchor is not zero.
+
+    A weight that :func:`torch.func.functional_call` hands in is no Parameter, and is mixed.
+    """
+    weight, anchor = layer._parameters.get("weight"), layer._mixed.anchor
+    if not isinstance(weight, nn.Parameter) or weight.requires_grad:
+        return False
+    return anchor.tensor is not None or isinstance(anchor, OwnWeight)
+
+
+def check_weight(layer: Mixed) -> None:
+    """Refuse a weight that another tool has come to compute since ``apply_``: Phi would ignore what it does.
+
+    Raises:
+        MixoutError: if the weight is no parameter of the layer any more.
+    """
+    # Replicas of DataParallel hold their weights as plain attributes.
+    if layer._parameters.get("weight") is None and not getattr(layer, "_is_replica", False):
+        raise MixoutError(f"the weight of {layer._mixed.stream.key!r} {REPLACED}")
 
 
 def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
@@ -133,3 +187,25 @@ def restore_(module: Mixed) -> None:
     plain = still_sharded(module, module._mixed.plain)
     del module._mixed
     module.__class__ = plain  # type: ignore[assignment]
+
+
+_SUBCLASSES: dict[tuple[type, type], type[Mixed]] = {}
+
+
+def mixed_subclass(mixed: type[Mixed], plain: type[nn.Module]) -> type[Mixed]:
+    """``mixed`` for ``plain``, a subclass of its plain class that keeps the forward; the same class each time."""
+    if (mixed, plain) not in _SUBCLASSES:
+        members = {"__reduce_ex__": _reduce, "__module__": plain.__module__}
+        _SUBCLASSES[mixed, plain] = type(f"Mixed{plain.__name__}", (mixed, plain), members)
+    return _SUBCLASSES[mixed, plain]
+
+
+def _reduce(layer: Mixed, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+    """For pickle and deepcopy: such a class has no name in a module, so it is made again from the two that have."""
+    bases, reduced = type(layer).__bases__, super(Mixed, layer).__reduce_ex__(protocol)
+    return (_rebuild, bases, *reduced[2:]) if bases in _SUBCLASSES else reduced
+
+
+def _rebuild(mixed: type[Mixed], plain: type[nn.Module]) -> Mixed:
+    kind = mixed_subclass(mixed, plain)
+    return kind.__new__(kind)

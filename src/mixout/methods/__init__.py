@@ -1,14 +1,15 @@
-"""What is compared: one file, one method; its card is the docstring of its file."""
+"""What can be applied to a model, as data: frozen dataclasses whose docstrings are their cards, and their text form."""
 
-from mixout.methods.anchor_decay import AnchorDecay as AnchorDecay
-from mixout.methods.dropconnect import Dropconnect as Dropconnect
+from mixout.methods.decay import AnchorDecay as AnchorDecay
 from mixout.methods.dropout import Dropout as Dropout
-from mixout.methods.gradient_mask import GradientMask as GradientMask
-from mixout.methods.grammar import METHODS as METHODS
-from mixout.methods.grammar import parse as parse
-from mixout.methods.grammar import spell as spell
+from mixout.methods.dropout import Plain as Plain
 from mixout.methods.method import Method as Method
-from mixout.methods.method import MixingMethod as MixingMethod
-from mixout.methods.mixconnect import Mixconnect as Mixconnect
-from mixout.methods.mixout import Mixout as Mixout
-from mixout.methods.plain import Plain as Plain
+from mixout.methods.mixing import Dropconnect as Dropconnect
+from mixout.methods.mixing import GradientMask as GradientMask
+from mixout.methods.mixing import Mixconnect as Mixconnect
+from mixout.methods.mixing import MixingMethod as MixingMethod
+from mixout.methods.mixing import Mixout as Mixout
+from mixout.methods.text import METHODS as METHODS
+from mixout.methods.text import as_methods as as_methods
+from mixout.methods.text import parse as parse
+from mixout.methods.text import spell as spell

@@ -1,27 +1,23 @@
-"""dropout(p): the model's own dropouts, all set to p.
-
-Dropout on a layer's input is mixout with anchor 0 (one coin per input neuron), except that dropout tosses its coins
-anew for every token and example, mixout once per training pass.
-
-- Does: pulls towards zero. dropout(0) is fine-tuning with every dropout off, the usual baseline of mixout.
-- Sets every dropout, also those that the configuration had at 0; stochastic depth is another method and left as it is.
-- Source: Srivastava et al., JMLR 2014; as mixout(0, p), Lee, Cho, Kang, ICLR 2020, section 3.
-"""
+"""The model's own dropouts: set to p, or left as the configuration has them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from mixout import dropouts
-from mixout.errors import NothingMixedError
 from mixout.masks import check_p
-from mixout.methods.method import Method, Site
+from mixout.methods.method import Method
 
 
 @dataclass(frozen=True)
 class Dropout(Method):
-    """The model's own dropouts at ``p``.
+    """All of the model's own dropouts at ``p``.
+
+    Dropout on a layer's input is mixout with anchor 0 (one mask entry per input neuron), except that dropout draws
+    anew for every token and example, mixout once per training pass.
+
+    - Does: pulls towards zero. ``Dropout(0)`` is fine-tuning with every dropout off, the usual baseline of mixout.
+    - Sets every dropout, also those that the configuration had at 0; stochastic depth is another method and stays.
+    - Source: Srivastava et al., JMLR 2014; as mixout(0, p), Lee, Cho, Kang, ICLR 2020, section 3.
 
     Args:
         p: probability that an activation is dropped, in [0, 1].
@@ -35,15 +31,22 @@ class Dropout(Method):
         Dropout(p=0.1)
     """
 
+    name = "dropout"
     p: float
-    name: ClassVar[str] = "dropout"
 
     def __post_init__(self) -> None:
-        check_p(self.p)
+        p = check_p(self.p)
+        if type(self.p) not in (int, float):  # numpy's
+            object.__setattr__(self, "p", p)
 
-    def install_(self, site: Site) -> None:
-        """Set every dropout of the model to p."""
-        changes = dropouts.set_(site.model, self.p)
-        if self.p > 0 and not changes:
-            raise NothingMixedError(f"expected a model with dropouts to set to {self.p}, got none in it")
-        site.applied.dropouts += changes
+
+@dataclass(frozen=True)
+class Plain(Method):
+    """Change nothing: the null method, so that it can be compared. Without any dropout use ``Dropout(0)``.
+
+    Example:
+        >>> Plain()
+        Plain()
+    """
+
+    name = "plain"

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.ops import fused
 from mixout.ops.autocast import without_autocast
+from mixout.ops.linear import masked, thin_gradient
 from mixout.ops.mix import scaled
 
 
@@ -43,10 +43,6 @@ class Draw:
     kept: Tensor | None
     scale: float
     gradient_scale: float | None
-
-    def gradient(self, grad: Tensor) -> Tensor:
-        """The gradient with respect to w, of the one with respect to Phi, in its dtype."""
-        return grad if self.gradient_scale is None else scaled(grad, self.mask(), self.gradient_scale)
 
 
 class _GatheredLinear(torch.autograd.Function):
@@ -107,20 +103,17 @@ class _FunctionOfWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.draw.gradient(grads[0]), None
+        (grad,), draw = grads, ctx.draw
+        return grad if draw.gradient_scale is None else scaled(grad, draw.mask(), draw.gradient_scale), None
 
 
 def _grad_weight(grad: Tensor, x: Tensor, draw: Draw | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """``x`` holds the kept columns where :func:`_keeps_columns` says so, else all."""
-    if draw is None or not _keeps_columns(draw):
-        whole = (grad.t() @ x).to(dtype)
-        return whole if draw is None else draw.gradient(whole)
-    # As its transpose: a product with few rows is faster than one with few columns.
-    rows = x.t() @ grad
-    if not torch.is_grad_enabled() and fused.places(rows, shape):
-        return fused.place(rows, draw.kept, shape, dtype, draw.gradient_scale)  # type: ignore[arg-type]
-    columns = rows.t().to(dtype) * draw.gradient_scale  # type: ignore[operator]
-    return columns.new_zeros(shape).index_copy(1, draw.kept, columns)  # type: ignore[arg-type]
+    if draw is None:
+        return (grad.t() @ x).to(dtype)
+    if _keeps_columns(draw):
+        return thin_gradient(grad, x, draw.kept, shape, dtype, draw.gradient_scale)  # type: ignore[arg-type]
+    return masked(grad.t() @ x, dtype, draw.mask(), draw.gradient_scale)
 
 
 def _keeps_columns(draw: Draw) -> bool:

@@ -1,7 +1,7 @@
 """Phi for any unit, with one weight-sized result and nothing weight-sized kept but an element mask.
 
 ``Phi = u + M * scale * (w - u)`` as in :mod:`mixout.ops.reference`. Backward needs M alone, which for input and
-output units is a vector. Differentiable twice, and under ``torch.func.vmap``.
+output units is a vector. Differentiable twice, and under ``torch.func``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.ops import fused
-from mixout.ops.ahead import fetch
+from mixout.ops import kernels
 from mixout.ops.reference import Gradient
 
 
@@ -20,16 +19,12 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     """Compute Phi in one element-wise pass; ``anchor`` None stands for u = 0.
 
     lerp(u, w, c) returns u at c = 0 and w at c = 1 to the bit, so the ends are exact. Its coefficient has the
-    weight's dtype, which in 16 bits would round the scale (3.33 to 3.328 at p = .7 in bf16): there M is the tensor
+    weight's dtype, which in 16 bits would round the scale (3.33 to 3.328 at p = 0.7 in bfloat16): there M is the tensor
     and the scale stays a Python number, which addcmul holds in float32.
     """
     if anchor is None:
         return scaled(weight, mask, scale)
-    anchor = beside(anchor, weight)
-    if mask.dtype == torch.bool and mask.shape == weight.shape and not isinstance(scale, Tensor):
-        # No coefficient as large as the weight; and in place: a CPU pays more for fresh memory than for the pass.
-        phi = torch.lerp(anchor, weight, scale)
-        return torch.where(mask, phi, anchor, out=None if phi.requires_grad else phi)
+    anchor = like(anchor, weight)
     if weight.dtype.itemsize > 2:
         return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
@@ -39,24 +34,15 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
 
 def interpolate_to(dtype: torch.dtype, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float) -> Tensor:
     """:func:`interpolate`, then a cast to ``dtype``; on a GPU in one kernel."""
-    if fused.fuses(weight):
-        return fused.phi(weight, None if anchor is None else _near(anchor, weight), mask, scale, dtype)
+    if kernels.available(weight):
+        near = None if anchor is None else anchor.to(weight.device, non_blocking=True)
+        return kernels.phi(weight, near, mask, scale, dtype)
     return interpolate(weight, anchor, mask, scale).to(dtype)
 
 
-def beside(anchor: Tensor, weight: Tensor) -> Tensor:
-    """The anchor where the weight is and in its dtype: itself, but for anchors that are kept smaller or elsewhere.
-
-    One that comes from the host is good until the next is asked for.
-    """
-    return _near(anchor, weight).to(weight.device, weight.dtype, non_blocking=True)
-
-
-def _near(anchor: Tensor, weight: Tensor) -> Tensor:
-    """The anchor on the GPU of the weight, in its own dtype; elsewhere as it is."""
-    if weight.is_cuda and not anchor.is_cuda and not torch.compiler.is_compiling():
-        return fetch(anchor, weight.device)
-    return anchor
+def like(anchor: Tensor, weight: Tensor) -> Tensor:
+    """The anchor on the device and in the dtype of ``weight``: itself, unless it is kept smaller or on the host."""
+    return anchor.to(weight.device, weight.dtype, non_blocking=True)
 
 
 def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
@@ -65,34 +51,28 @@ def scaled(x: Tensor, mask: Tensor, scale: float | Tensor) -> Tensor:
     return (x * (mask.to(wide) * scale)).to(x.dtype)
 
 
-def masked_to(dtype: torch.dtype, grad: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Compute ``grad * M * scale`` in ``dtype``, without rounding the scale to it; may overwrite ``grad``."""
-    if fused.fuses(grad):
-        return fused.phi(grad, None, mask, scale, dtype)
-    grad = grad.to(dtype)
-    if mask.shape != grad.shape and grad.dtype.itemsize > 2:
-        return grad.mul_(mask.to(grad.dtype) * scale)  # one pass: the coefficient is small
-    if mask.dtype == torch.bool:
-        return grad.mul_(mask).mul_(scale)
-    return grad.mul_(mask.to(grad.dtype)).mul_(scale)
-
-
 class _Mix(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, gradient_scale: float) -> Tensor:
+    def forward(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, slope: float) -> Tensor:
         return interpolate(weight, anchor, mask, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, mask, _, ctx.gradient_scale = inputs
+        _, _, mask, _, ctx.slope = inputs
         ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (mask,) = ctx.saved_tensors
-        return scaled(grads[0], mask, ctx.gradient_scale), None, None, None, None
+        return scaled(grads[0], mask, ctx.slope), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (mask,) = ctx.saved_tensors
+        return scaled(tangents[0], mask, ctx.slope)
 
 
 def mix(

@@ -37,7 +37,7 @@ from typing import Any
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import is_path
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 from mixout.study.grid import Axis, Study, check_settings, text_of
 
 _SHIPPED = files("mixout") / "studies"

@@ -13,7 +13,7 @@ from typing import Any
 
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))

@@ -13,7 +13,7 @@ from mixout.finetune.tasks.base import Split as Split
 from mixout.finetune.tasks.base import Task as Task
 from mixout.finetune.tasks.base import few_sample as few_sample
 from mixout.finetune.tasks.files import Columns as Columns
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 EMBEDDED = "docstrings"
 

@@ -19,7 +19,7 @@ from mixout.finetune.extras import needs
 from mixout.finetune.tasks.base import digest_of
 from mixout.finetune.tasks.files import in_dev, member, text_in
 from mixout.finetune.tasks.tables import READERS, read, read_text
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 ENDINGS = (".txt", *READERS)
 # Higher is better in both; perplexities, which are their exponentials, are reported beside them.

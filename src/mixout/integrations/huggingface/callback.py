@@ -15,7 +15,7 @@ from torch import nn
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
-from mixout.schedule import Schedule
+from mixout.schedule import Schedule, check_schedule
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -48,7 +48,7 @@ class AnchorCallback(TrainerCallback, ExportableState):
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
         log: add ``mixout_p`` and ``anchor_distance`` to each log of the training loss: those of the step just done.
-            The distance reads all mixed weights once, in double precision.
+            The distance reads all mixed weights once.
 
     Raises:
         NotAppliedError: when training begins, if the model carries no method, or with ``schedule`` none that mixes.
@@ -69,6 +69,8 @@ class AnchorCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         # Without a method this raises: now, not hours later at the first checkpoint.
         mixout.state_dict(model)
+        if self.schedule is not None:
+            check_schedule(model, self.schedule)
         self._model = model
         if state.global_step:
             self._resume(state)

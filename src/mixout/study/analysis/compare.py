@@ -14,7 +14,7 @@ from typing import TypedDict
 import numpy as np
 
 from mixout.errors import InputError
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 from mixout.study.analysis.bootstrap import Array, bca
 from mixout.study.analysis.comparison import Comparison as Comparison
 from mixout.study.analysis.grouping import CellKey, by_cell

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mixout.errors import InputError
-from mixout.methods.grammar import nearest
+from mixout.methods.text import nearest
 
 STATUSES = ("finished", "diverged", "failed")
 _REQUIRED = ("task", "method", "restart", "score")

@@ -8,17 +8,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from mixout.methods.anchor_decay import AnchorDecay
-from mixout.methods.dropconnect import Dropconnect
-from mixout.methods.dropout import Dropout
-from mixout.methods.gradient_mask import GradientMask
+from mixout.methods.decay import AnchorDecay
+from mixout.methods.dropout import Dropout, Plain
 from mixout.methods.method import Method
-from mixout.methods.mixconnect import Mixconnect
-from mixout.methods.mixout import Mixout
-from mixout.methods.plain import Plain
+from mixout.methods.mixing import Dropconnect, GradientMask, Mixconnect, Mixout
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, Plain)
@@ -40,6 +36,24 @@ def parse(text: str) -> tuple[Method, ...]:
     return tuple(_parse_one(part) for part in re.split(r"\+(?![^()]*\))", text))
 
 
+def as_methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
+    """What a caller may write for one or several methods: descriptions, text, or a sequence of these.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: as :func:`parse` does.
+    """
+    given = [method] if isinstance(method, (Method, str)) else method
+    if isinstance(given, Sequence):
+        several = [one for part in given for one in (parse(part) if isinstance(part, str) else (part,))]
+        if several and all(isinstance(one, Method) for one in several):
+            return tuple(several)
+    hint = ""
+    if isinstance(method, type) and issubclass(method, Method):
+        hint = f"; write {method.__name__}(...), with its arguments"
+    raise TypeError(f'expected a method such as mixout.Mixout(0.9) or "mixout(0.9)", or several, got {method!r}{hint}')
+
+
 def spell(methods: Method | Sequence[Method]) -> str:
     """The canonical text of ``methods``, without arguments that have their default.
 
@@ -59,7 +73,8 @@ def _parse_one(part: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"expected a method among {', '.join(METHODS)}, got {name!r}{nearest(name, METHODS)}")
     kind = METHODS[name]
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    settable = _settable(kind)
+    known = [f.name for f in settable]
     values: dict[str, Any] = {}
     for position, argument in enumerate(filter(None, map(str.strip, (match["arguments"] or "").split(",")))):
         key, equals, value = (piece.strip() for piece in argument.rpartition("="))
@@ -71,13 +86,17 @@ def _parse_one(part: str) -> Method:
         if key not in known:
             raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{nearest(key, known)}")
         values[key] = _value(value)
-    for f in fields(kind):  # type: ignore[arg-type]
+    for f in settable:
         if f.default is MISSING and f.name not in values:
             raise ValueError(f'expected {name} with its {f.name}, for example "{name}(0.1)", got {part.strip()!r}')
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _settable(kind: type[Method]) -> list[Field[Any]]:
+    return [f for f in fields(kind) if f.init]  # type: ignore[arg-type]  # every method is a dataclass
 
 
 def _value(text: str) -> float | bool | str:
@@ -91,7 +110,7 @@ def _value(text: str) -> float | bool | str:
 
 def _spell_one(method: Method) -> str:
     arguments = []
-    for position, f in enumerate(fields(method)):  # type: ignore[arg-type]
+    for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
             text = str(value).lower() if isinstance(value, (bool, str)) else repr(float(value))

@@ -173,7 +173,7 @@ def test_applying_twice_is_an_error_that_says_what_to_do():
 
 
 def test_without_a_method_everything_says_so():
-    for function in (mixout.remove_, mixout.coverage, mixout.distance, mixout.state_dict, mixout.fingerprint):
+    for function in (mixout.remove_, mixout.distance, mixout.state_dict, mixout.fingerprint):
         with pytest.raises(mixout.NotAppliedError, match="apply_"):
             function(net())
     with pytest.raises(mixout.NotAppliedError):
@@ -193,7 +193,8 @@ def test_without_a_method_everything_says_so():
         (ValueError, {"method": Mixout(0.5), "where": "("}),
         (ValueError, {"method": Mixout(0.5), "where": "paper"}),
         (TypeError, {"method": Mixout(0.5), "where": 3}),
-        (TypeError, {"method": "mixout"}),
+        (ValueError, {"method": "mixout"}),
+        (ValueError, {"method": ["mixout(0.5)", "mixot(0.5)"]}),
         (TypeError, {"method": []}),
         (TypeError, {"method": Mixout(0.5), "anchor": 1}),
         (TypeError, {"method": Mixout(0.5), "anchor": True}),
@@ -213,7 +214,7 @@ def test_a_failed_apply_leaves_the_model_untouched(error, arguments):
 
 def test_a_method_that_fails_late_is_rolled_back(monkeypatch):
     model = net()
-    monkeypatch.setattr(mixout.AnchorDecay, "install_", lambda *_: 1 / 0)
+    monkeypatch.setattr(mixout.apply, "_decay_", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mixout.apply_(model, [Mixout(0.5), mixout.AnchorDecay(0.1)])
     assert type(model[0]) is nn.Linear
@@ -232,7 +233,7 @@ def test_a_single_layer_is_a_model_too():
 def test_found_and_removed_inside_a_wrapper():
     inner = mixout.apply_(net(), Mixout(0.5))
     wrapper = nn.Sequential(inner)
-    assert mixout.coverage(wrapper).mixed == ("0", "3")
+    assert mixout.coverage(wrapper).mixed == ("0.0", "0.3")
     mixout.remove_(wrapper)
     assert type(inner[0]) is nn.Linear
 

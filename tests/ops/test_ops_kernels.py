@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from mixout.ops import fused, reference
+from mixout.ops import kernels, reference
 
-if fused.triton is None or os.environ.get("TRITON_INTERPRET") != "1":
+if kernels.triton is None or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by make test-triton", allow_module_level=True)
 # No multiples of a tile; one row or column; several tiles each way.
 SHAPES = [(37, 131), (1, 5), (5, 1), (70, 300)]
@@ -26,7 +26,7 @@ MASKS = {
 @pytest.fixture(autouse=True)
 def _on_the_host(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(fused, "_current", lambda device: nullcontext())
+    monkeypatch.setattr(kernels, "_current", lambda device: nullcontext())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -36,7 +36,7 @@ def _on_the_host(monkeypatch):
 def test_phi_is_the_definition_rounded_once(shape, mask, anchor, dtype):
     w, m = torch.randn(shape), MASKS[mask](*shape)
     u = None if anchor is None else torch.randn(shape).to(anchor)
-    found = fused.phi(w, u, m, 1 / 0.3, dtype)
+    found = kernels.phi(w, u, m, 1 / 0.3, dtype)
     zero = torch.zeros(shape, dtype=torch.float64)
     exact = reference.mix(w.double(), zero if u is None else u.double(), m, 1 / 0.3)
     assert found.dtype == dtype
@@ -47,16 +47,16 @@ def test_phi_is_the_definition_rounded_once(shape, mask, anchor, dtype):
 def test_a_weight_that_lies_transposed_keeps_its_layout():
     w, u = torch.randn(20, 33).t(), torch.randn(33, 20)
     m = torch.rand(20) < 0.5
-    found = fused.phi(w, u, m, 2.0, torch.float32)
+    found = kernels.phi(w, u, m, 2.0, torch.float32)
     assert found.stride() == w.stride()
     torch.testing.assert_close(found, reference.mix(w, u, m, 2.0))
 
 
 def test_the_ends_are_exact():
     w, u, m = torch.randn(9, 21), torch.randn(9, 21), torch.rand(21) < 0.5
-    assert fused.phi(w, u, m, 3.0, torch.float32)[:, ~m].equal(u[:, ~m])
-    assert fused.phi(w, u, torch.ones(21), 1.0, torch.float32).equal(w)
-    assert fused.phi(u, u, m, 3.0, torch.float32).equal(u)
+    assert kernels.phi(w, u, m, 3.0, torch.float32)[:, ~m].equal(u[:, ~m])
+    assert kernels.phi(w, u, torch.ones(21), 1.0, torch.float32).equal(w)
+    assert kernels.phi(u, u, m, 3.0, torch.float32).equal(u)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,12 +67,12 @@ def test_columns_are_placed_and_the_rest_is_zero(shape, count, dtype):
     thin = torch.randn(shape[0], count).t().to(torch.bfloat16)  # strided, as a product may leave it
     exact = torch.zeros(shape, dtype=torch.float64)
     exact[:, kept] = thin.double().t() * 2.5
-    found = fused.place(thin, kept, shape, dtype, 2.5)
+    found = kernels.place(thin, kept, shape, dtype, 2.5)
     torch.testing.assert_close(found.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_of_a_column_that_is_there_several_times_the_first_counts():
     thin = torch.randn(5, 8)
-    found = fused.place(thin, torch.tensor([1, 4, 7, 7, 7]), (8, 9), torch.float32, 1.0)
+    found = kernels.place(thin, torch.tensor([1, 4, 7, 7, 7]), (8, 9), torch.float32, 1.0)
     assert found[:, [1, 4, 7]].equal(thin[:3].t())
     assert int(found.count_nonzero()) == 24

@@ -1,4 +1,4 @@
-"""The form for GPUs that wait for the host, asked for on the CPU. Oracle: the other forms, with the same coins."""
+"""Which form is taken, and that they agree on the same masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import GradientMask, Mixout, forms, functional
+from mixout import GradientMask, Mixout, functional
+from mixout.ops import linear as forms
 from mixout.streams import Stream
 
 
@@ -16,7 +17,7 @@ def native(monkeypatch):
     """Switch the form on and off."""
 
     def switch(on):
-        monkeypatch.setattr(forms, "_may_wait_for_host", lambda weight, dtype: on)
+        monkeypatch.setattr(functional, "NATIVE_ON_CPU_BELOW", 10**6 if on else 0)
 
     return switch
 
@@ -81,14 +82,12 @@ def test_gaussian_coins(native):
 def test_it_is_taken_and_its_coins_follow_the_global_stream(native, monkeypatch):
     native(True)
     taken = []
-    form = forms.native_linear
-    monkeypatch.setattr(forms, "native_linear", lambda *args: taken.append(1) or form(*args))
+    form = forms.native
+    monkeypatch.setattr(forms, "native", lambda *args: taken.append(1) or form(*args))
     first, second = step(Mixout(0.5)), step(Mixout(0.5))
     assert len(taken) == 4
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
     step(Mixout(0.5, gradient="paper"))
-    monkeypatch.setattr(forms, "SPARSE_ON_GPU_FROM", 0)
-    step(Mixout(0.5))
     assert len(taken) == 4
 
 
@@ -113,18 +112,3 @@ def test_it_keeps_what_plain_fine_tuning_keeps_under_autocast(native):
     with keep, torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(5, 64, requires_grad=True))
     assert [t.dtype for t in kept if t.numel() == layer.weight.numel()] == [torch.bfloat16]
-
-
-def test_columns_that_are_named_several_times_change_nothing():
-    from mixout.ops.sparse import column_sparse_linear
-
-    torch.manual_seed(0)
-    w, u, x = torch.randn(6, 9), torch.randn(6, 9), torch.randn(20, 9)
-    found = []
-    for kept in (torch.tensor([1, 4, 7]), torch.tensor([1, 4, 7, 7, 7])):
-        weight = w.clone().requires_grad_()
-        y = column_sparse_linear(x, weight, u, None, kept, 2.0)
-        y.square().sum().backward()
-        found.append((y, weight.grad))
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)

@@ -31,7 +31,7 @@ _PHI = {"ROWS": 16, "COLUMNS": 128}
 _PLACE = {"ROWS": 4, "COLUMNS": 256}
 
 
-def fuses(weight: Tensor) -> bool:
+def available(weight: Tensor) -> bool:
     """Whether to use the kernels here: on a plain matrix on a GPU, where nothing is differentiated again."""
     return (
         triton is not None
@@ -64,7 +64,7 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
     """As :func:`mixout.ops.mix.interpolate`, computed in float32 and rounded once, to ``dtype``.
 
     Args:
-        weight: (out, in), for which :func:`fuses` holds.
+        weight: (out, in), for which :func:`available` holds.
         anchor: of any floating dtype, on the same GPU; None for 0.
         mask: bool or floating, broadcastable to ``weight``.
         scale: 1 / mu, or 0 where mu is 0.
@@ -96,7 +96,7 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
 
 def places(columns: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether :func:`place` takes these."""
-    return math.prod(shape) < _LARGEST and fuses(columns)
+    return math.prod(shape) < _LARGEST and available(columns)
 
 
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The column-sparse linear against ops.reference under autograd, and what it keeps and allocates."""
+"""The forms of the mixed linear against ops.reference under autograd, and what they keep and allocate."""
 
 import pytest
 import torch
@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixout import forms, functional
+from mixout import functional
 from mixout.functional import mixed_linear
+from mixout.ops import linear as forms
 from mixout.ops import reference
-from mixout.ops.sparse import column_sparse_linear
-from mixout.ops.split import split_linear
+
+
+@pytest.fixture(autouse=True)
+def _sizes_are_small_here(monkeypatch):
+    """Small layers take torch's own operations; the other forms are what is looked at."""
+    monkeypatch.setattr(functional, "NATIVE_ON_CPU_BELOW", 0)
 
 
 def case(batch, out, inputs, keep, seed=0, dtype=torch.float64):
@@ -24,7 +29,7 @@ def compare(batch, out, inputs, keep, gradient, *, bias, seed=0, scale=3.7):
     (x, w, u, b, g), mask = case(batch, out, inputs, keep, seed)
     leaves = [t.requires_grad_() for t in ((x, w, b) if bias else (x, w))]
     kept = mask.nonzero().squeeze(1)
-    y = column_sparse_linear(x, w, u, b if bias else None, kept, scale, gradient=gradient)
+    y = forms.sparse(x, w, u, b if bias else None, kept, scale, gradient=gradient)
     oracle = reference.mixed_linear(x, w, u, b if bias else None, mask, scale, gradient=gradient)
     torch.testing.assert_close(y, oracle, rtol=1e-11, atol=1e-11)
     mine, theirs = (torch.autograd.grad(z, leaves, g) for z in (y, oracle))
@@ -65,7 +70,7 @@ def saved_by(function):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed, monkeypatch):
     """Trap: mask of weight size stored for backward. Only w and u themselves, x[:, K] and K are kept."""
-    monkeypatch.setattr(forms, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
     rows, size, p = 50, 100, 0.9
     x = torch.randn(rows, size, requires_grad=True)
     w, u = torch.randn(size, size, requires_grad=True), torch.randn(size, size)
@@ -113,7 +118,7 @@ class Allocations(TorchDispatchMode):
 )
 def test_weight_sized_temporaries_of_the_forward(dtype, autocast, most, monkeypatch):
     """Trap: five weight-sized temporaries in forward."""
-    monkeypatch.setattr(forms, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
     w, u = torch.randn(60, 70).to(dtype).requires_grad_(), torch.randn(60, 70).to(dtype)
     x = torch.randn(3, 70).to(dtype)
     torch.manual_seed(0)
@@ -155,13 +160,13 @@ def test_the_split_form_is_the_sparse_form(tokens, anchored):
     x, w, u, b, g = (torch.randn(s, dtype=torch.float64) for s in ((tokens, 9), (5, 9), (5, 9), (5,), (tokens, 5)))
     kept = torch.tensor([0, 3, 8])
     results = []
-    for form in (column_sparse_linear, split_linear):
+    for form in (forms.sparse, forms.split):
         leaves = [t.clone().requires_grad_() for t in (x, w, b)]
         y = form(leaves[0], leaves[1], u if anchored else None, leaves[2], kept, 3.0)
         results.append([y, *torch.autograd.grad(y, leaves, g)])
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert split_linear(x, u.clone(), u, b, kept, 3.0).equal(torch.nn.functional.linear(x, u, b))
+    assert forms.split(x, u.clone(), u, b, kept, 3.0).equal(torch.nn.functional.linear(x, u, b))
 
 
 def test_few_tokens_make_no_weight_sized_tensor_in_forward():
@@ -172,17 +177,132 @@ def test_few_tokens_make_no_weight_sized_tensor_in_forward():
     assert mode.found == []
 
 
-def test_element_masks_are_not_kept_but_drawn_again():
-    """Trap: mask of weight size stored for backward; the gradient still is that of the forward's own mask."""
+def test_element_masks_are_kept_as_bytes():
+    """Trap: mask of weight size stored for backward: a byte an element, and nothing else as large as the weight."""
     x, w, u = torch.randn(5, 40, requires_grad=True), torch.randn(30, 40, requires_grad=True), torch.zeros(30, 40)
     torch.manual_seed(3)
     y, saved = saved_by(lambda: mixed_linear(x, w, u, p=0.8, unit="element"))
     torch.rand(7)  # whatever is drawn in between
     y.sum().backward()
     own = {t.untyped_storage().data_ptr() for t in (x, w, u)}
-    assert all(t.untyped_storage().data_ptr() in own for t in saved)
+    assert [t.dtype for t in saved if t.untyped_storage().data_ptr() not in own] == [torch.bool]
     torch.manual_seed(3)
     phi = functional.mix(w.detach(), u, 0.8, unit="element")
     torch.testing.assert_close(y, x @ phi.t())
     torch.testing.assert_close(x.grad, phi.sum(0).expand(5, 40))
     torch.testing.assert_close(w.grad, x.detach().sum(0) * (phi != 0) * 5.0)
+
+
+def test_columns_that_are_named_several_times_change_nothing():
+    torch.manual_seed(0)
+    w, u, x = torch.randn(6, 9), torch.randn(6, 9), torch.randn(20, 9)
+    found = []
+    for kept in (torch.tensor([1, 4, 7]), torch.tensor([1, 4, 7, 7, 7])):
+        weight = w.clone().requires_grad_()
+        y = forms.sparse(x, weight, u, None, kept, 2.0)
+        y.square().sum().backward()
+        found.append((y, weight.grad))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def written(form, anchored, bias, gradient="exact"):
+    """Form as a function of (x, w, b) with its mask fixed, and the oracle's."""
+    (x, w, u, b, _), mask = case((2, 3), 4, 7, 0.5)
+    anchor, scale, kept = (u if anchored else None), 2.5, mask.nonzero().squeeze(1)
+    zero = torch.zeros_like(w)
+
+    def ours(x, w, b):
+        offset = b if bias else None
+        if form == "native":
+            return forms.native(x, w, anchor, offset, mask.double() * scale)
+        if form == "dense":
+            return forms.dense(x, w, anchor, offset, mask, scale, gradient=gradient)
+        return getattr(forms, form)(x, w, anchor, offset, kept, scale, gradient=gradient)
+
+    def oracle(x, w, b):
+        return reference.mixed_linear(
+            x, w, u if anchored else zero, b if bias else None, mask, scale, gradient=gradient
+        )
+
+    return ours, oracle, tuple(t.requires_grad_() for t in (x, w, b))
+
+
+EVERY = ["native", "sparse", "split", "dense"]
+# torch's own, of its forward-mode derivatives.
+forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+
+@forward_mode
+@pytest.mark.parametrize("form", EVERY)
+@pytest.mark.parametrize("anchored", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck_and_gradgradcheck_of_each_form(form, anchored, bias):
+    ours, oracle, leaves = written(form, anchored, bias)
+    torch.testing.assert_close(ours(*leaves), oracle(*leaves))
+    assert torch.autograd.gradcheck(ours, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda *t: ours(*t) ** 3, leaves)
+
+
+@pytest.mark.parametrize("form", EVERY)
+def test_second_derivatives_are_those_of_the_definition_however_they_are_asked_for(form):
+    """hessian and hvp name their inputs: a graph that is cut in the first backward gives zeros there, in silence."""
+    ours, oracle, (x, w, b) = written(form, anchored=True, bias=True)
+    v = torch.randn(w.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for function in (ours, oracle):
+        loss = lambda w, x=x, function=function: function(x, w, b).tanh().square().sum()  # noqa: E731
+        hessian = torch.autograd.functional.hessian(loss, w)
+        _, hvp = torch.autograd.functional.hvp(loss, w, v)
+        (gradient,) = torch.autograd.grad(loss(w), w, create_graph=True)
+        (named,) = torch.autograd.grad((gradient * v).sum(), w)
+        mixed = torch.autograd.functional.hessian(lambda w, x: function(x, w, b).tanh().square().sum(), (w, x))[0][1]  # noqa: B023
+        found.append((hessian, hvp, named, mixed))
+    assert all(one.norm() > 0.1 for one in found[1])
+    for theirs, mine in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@forward_mode
+@pytest.mark.parametrize("form", EVERY)
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+def test_under_torch_func(form, gradient):
+    """Per-sample gradients by vmap(grad), and jvp."""
+    if form == "native" and gradient == "paper":
+        return  # has the exact gradient alone
+    ours, oracle, (x, w, b) = written(form, anchored=True, bias=True, gradient=gradient)
+    x, w, b = x.detach(), w.detach(), b.detach()
+    found = []
+    for function in (ours, oracle):
+        loss = lambda w, x, function=function: function(x, w, b).square().sum()  # noqa: E731
+        per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(w, x)
+        per_vector = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(w, x.reshape(6, 7))
+        _, tangent = torch.func.jvp(lambda w, x: function(x, w, b), (w, x), (torch.ones_like(w), torch.ones_like(x)))  # noqa: B023
+        found.append((per_sample, per_vector, tangent))
+    for theirs, mine in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("form", EVERY)
+@pytest.mark.parametrize("batch", [(5,), (2, 3), (2, 0, 3)])
+def test_a_result_may_be_changed_in_place(form, batch):
+    """Trap: an autograd function that returns a view of its own making raises at ReLU(inplace=True) or y += x."""
+    gradients = []
+    for in_place in (True, False):
+        (x, w, u, b, g), mask = case(batch, 4, 7, 0.5)
+        leaves = [t.requires_grad_() for t in (x, w, b)]
+        arguments = (mask.double() * 2,) if form == "native" else (mask, 2.0)
+        if form in ("sparse", "split"):
+            arguments = (mask.nonzero().squeeze(1), 2.0)
+        y = getattr(forms, form)(x, w, u, b, *arguments)
+        if in_place:
+            y.mul_(2)
+            y += g
+            y[..., 0] = 1.0
+            torch.relu_(y)
+        else:
+            y = y * 2 + g
+            y = torch.relu(torch.cat([torch.ones_like(y[..., :1]), y[..., 1:]], -1))
+        gradients.append(torch.autograd.grad(y.square().sum(), leaves))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)

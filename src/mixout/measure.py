@@ -1,0 +1,155 @@
+"""How far a model has gone from its anchors, and which anchors these are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from mixout import anchor as anchors
+from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
+from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
+from mixout.layers import Mixed, lora, reshard_
+from mixout.layers.mixed import REPLACED
+from mixout.methods.optimizer_hooks import targets
+from mixout.record import Applied, applied_here, applied_to
+from mixout.selection import WhereLike, resolve
+from mixout.sources import AnchorSource, uncompiled
+
+
+def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
+    """||w - u||, in total and by parameter.
+
+    Args:
+        model: a model, or any part of one.
+        anchor: None for the anchors that lie on the model's layers; else any source that :func:`mixout.apply_` takes,
+            so that models trained with and without mixing are measured alike.
+        where: with ``anchor``: which layers' weights count, as in :func:`mixout.apply_`.
+
+    Raises:
+        NotAppliedError: if ``anchor`` is None and the model holds no anchor.
+        AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
+        MixoutError: if a weight is computed by another tool since apply_.
+
+    Example:
+        >>> import mixout
+        >>> model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9))
+        >>> distance(model).total
+        0.0
+    """
+    model = uncompiled(model)
+    reshard_(model)
+    if anchor is None:
+        _check_anchored(model)
+        found = anchors.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
+        deltas = {f"{name}.base_layer.weight": lora.delta_norm(layer) for name, layer in _adapted(model).items()}
+        return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
+    selection, store, pairs = resolve(where, model), AnchorStore(model, anchor), {}
+    for name, module in model.named_modules():
+        if selection.mixes(name, module):
+            for key, weight in module.named_parameters(prefix=name, recurse=False):
+                if weight.dim() >= 2:
+                    pairs[key] = (weight, store.tensor(key, weight))
+    return anchors.distance(pairs)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the anchors that lie on the model's layers, as they were captured; of LoRA layers, of their bases.
+
+    It follows from the anchors and their order alone: casts, moves, copies, sharding and wrappers do not change it.
+    Nothing is read: each anchor was hashed once, by :func:`mixout.apply_`.
+
+    Raises:
+        NotAppliedError: if the model holds no anchor.
+    """
+    _check_anchored(model)
+    return _fingerprint(model, None)
+
+
+def fingerprint_of(model: nn.Module, applied: Applied) -> str | None:
+    """:func:`fingerprint` of the layers that one application has changed; None if they hold no anchor."""
+    return _fingerprint(model, applied) if has_anchors(model, applied) else None
+
+
+def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
+    """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
+    tensors = {key: one.tensor for key, (_, _, one) in _anchors(model, applied).items()}
+    tensors |= {
+        f"{name}.base_layer.weight": lora.base_weight(layer) for name, layer in _adapted(model, applied).items()
+    }
+    # How much of the names belongs to wrappers is not known: at most what all have in common.
+    shared = itertools.takewhile(
+        lambda parts: len(set(parts)) == 1, zip(*(k.split(".") for k in tensors), strict=False)
+    )
+    for depth in range(len(list(shared)) + 1):
+        yield anchors.old_fingerprint({".".join(k.split(".")[depth:]): one for k, one in tensors.items()})
+
+
+def held_anchors(model: nn.Module) -> dict[str, Anchor]:
+    """The anchors that lie on the modules of ``model``, by parameter name; LoRA layers hold none, their base is it.
+
+    Example:
+        >>> import mixout
+        >>> list(held_anchors(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9))))
+        ['0.weight']
+    """
+    return {key: one for key, (_, _, one) in _anchors(model).items()}
+
+
+def has_anchors(model: nn.Module, applied: Applied | None = None) -> bool:
+    """Whether there is an anchor on the modules of ``model``, or on those that one application has changed."""
+    return bool(_anchors(model, applied) or _adapted(model, applied))
+
+
+def _check_anchored(model: nn.Module) -> None:
+    if not has_anchors(model):
+        methods = ", ".join(map(str, applied_to(model)))
+        raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
+
+
+def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
+    digests = [one.digest for _, _, one in _anchors(model, applied).values()]
+    digests += [lora.base_digest(layer) for layer in _adapted(model, applied).values()]
+    return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
+
+
+def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tuple[nn.Module, str, Anchor]]:
+    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name."""
+    found = {
+        key: (target.module, target.field, target.anchor)
+        for key, target in targets(model).items()
+        if target.module is not None
+    }
+    sites = lora.sites(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Mixed) and not lora.is_factor(sites, name):
+            found[f"{name}.weight".lstrip(".")] = (module, "weight", module._mixed.anchor)
+    return {
+        key: (module, field, one)
+        for key, (module, field, one) in found.items()
+        if not isinstance(one, OwnWeight) and (applied is None or applied_here(module) is applied)
+    }
+
+
+def _adapted(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
+    """The LoRA layers of which a factor is mixed; their anchor is their frozen base."""
+    found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
+    return {
+        name: layer
+        for name, (layer, mixed) in found.items()
+        if mixed and (applied is None or applied_here(mixed[0]) is applied)
+    }
+
+
+def _pair(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
+    weight = module._parameters.get(field)
+    if weight is None:
+        raise MixoutError(f"{name!r} {REPLACED}")
+    if anchor.tensor is not None and anchor.tensor.shape != weight.shape:
+        raise AnchorMismatchError(
+            f"{name!r} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.tensor.shape)}: it was resized since "
+            "apply_; call remove_, resize, then apply_"
+        )
+    return weight, anchor.beside(weight)

@@ -1,0 +1,197 @@
+r"""Methods that replace a weight w by a random Phi of mean w in each training pass; one description for all.
+
+``Phi = u + (M / (1-p)) (w - u)`` with the anchor u and the mask M, of mean 1-p. A method is the choice of
+
+- ``unit``: the weights that share one entry of the mask;
+- ``noise``: the law of M, Bernoulli, or Gaussian with the same mean 1-p and variance p(1-p);
+- ``anchor``: ``given``, the starting weights unless :func:`mixout.apply_` is told others; ``zero``; or the weight's
+  ``own`` value, so that Phi is w and only the gradient is masked;
+- ``gradient``: which derivative of Phi the weight gets.
+
+======================  ============================  ==========  =========  ========
+method                  unit                          noise       anchor     gradient
+======================  ============================  ==========  =========  ========
+:class:`Mixout`         input, output or element      bernoulli   given      any
+:class:`Mixconnect`     element                       either      given      any
+:class:`Dropconnect`    element                       bernoulli   zero       any
+:class:`GradientMask`   input, output or element      bernoulli   own        exact, paper
+======================  ============================  ==========  =========  ========
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal, TypeAlias
+
+from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
+from mixout.methods.method import Method
+from mixout.ops.reference import GRADIENTS, Gradient
+
+AnchorKind: TypeAlias = Literal["given", "zero", "own"]
+
+
+@dataclass(frozen=True)
+class MixingMethod(Method):
+    """A method that replaces weights by Phi. Abstract.
+
+    Args:
+        p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) with Gaussian noise.
+        unit: the weights that share one entry of the mask.
+        noise: the law of the mask.
+        gradient: ``exact``, the derivative of the forward, M/(1-p); ``paper``, M, smaller by the factor 1-p, as in the
+            authors' code; or ``dense``, 1, as if nothing were mixed: a control.
+        anchor: what a weight is mixed with.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range.
+    """
+
+    p: float
+    _: KW_ONLY
+    unit: Unit = "input"
+    noise: Noise = field(default="bernoulli", init=False, repr=False)
+    gradient: Gradient = "exact"
+    anchor: AnchorKind = field(default="given", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, known in (("unit", UNITS), ("noise", NOISES), ("gradient", GRADIENTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
+        if self.anchor == "own" and self.gradient == "dense":
+            raise ValueError(f"expected gradient 'exact' or 'paper' for {self.name}, got 'dense': that masks nothing")
+        p = check_p(self.p, self.noise)
+        if type(self.p) not in (int, float):  # numpy's
+            object.__setattr__(self, "p", p)
+
+
+@dataclass(frozen=True)
+class Mixout(MixingMethod):
+    """A random fraction ``p`` of the neurons' outgoing weights is replaced by the anchor's.
+
+    - Does: pulls towards the anchor, adaptively, as dropout pulls towards zero (Corollary 1.1: for a loss of strong
+      convexity c, E L(Phi) >= L(w) + c p / (2 (1-p)) ||w - u||^2).
+    - Costs: a copy of the mixed weights; per training pass two element-wise passes over them (forward and backward),
+      and 1-p of the weight-gradient GEMM instead of all of it.
+    - Helps: where little data and an unstable optimizer make runs fail. See docs/methods.md for when it does not.
+    - Source: Lee, Cho, Kang, ICLR 2020, arXiv 1909.11299, section 3.
+
+    Args:
+        p: probability that a unit is replaced by the anchor, in [0, 1]. The paper uses 0.7 to 0.9.
+        unit: the weights that share one entry of the mask: those of an ``input`` neuron (the paper), of an ``output``
+            neuron, or one ``element``.
+        gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> Mixout(0.9)
+        Mixout(p=0.9, unit='input', gradient='exact')
+    """
+
+    name = "mixout"
+
+
+@dataclass(frozen=True)
+class Mixconnect(MixingMethod):
+    """Every weight has its own mask, of mean 1-p and variance p(1-p).
+
+    With a mask of mean mu and variance sigma^2 (equation 4) Phi depends on the law of M / mu alone, of mean 1 and
+    variance sigma^2 / mu^2; with p that variance is p / (1-p), the same as mixout's.
+
+    - Does: mixout without the correlation between a neuron's weights; Theorem 1 holds with m sigma^2 / (2 mu^2).
+    - Costs: a mask as large as the weight and a full weight gradient.
+    - Source: Lee, Cho, Kang, ICLR 2020, equation 4. One draw of it after training is DARE (Yu et al. 2024).
+
+    Args:
+        p: probability that a weight is replaced by the anchor's, in [0, 1]; in [0, 1) with Gaussian noise.
+        noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
+        gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> Mixconnect(0.5, noise="gaussian")
+        Mixconnect(p=0.5, noise='gaussian', gradient='exact')
+    """
+
+    name = "mixconnect"
+    unit: Unit = field(default="element", init=False, repr=False)
+    noise: Noise = "bernoulli"
+
+    @classmethod
+    def from_moments(cls, mean: float, variance: float, *, noise: Noise = "gaussian") -> Mixconnect:
+        """The method of equation 4 with E M = ``mean`` and Var M = ``variance``: p / (1-p) = variance / mean^2.
+
+        Args:
+            mean: mu, not 0.
+            variance: sigma^2, at least 0.
+            noise: the law of M / mu.
+
+        Raises:
+            ValueError: if a moment is out of its range.
+
+        Example:
+            >>> Mixconnect.from_moments(1.0, 1.0).p
+            0.5
+        """
+        if mean == 0 or variance < 0:
+            raise ValueError(f"expected mean != 0 and variance >= 0, got mean {mean} and variance {variance}")
+        return cls(variance / (variance + mean * mean), noise=noise)
+
+
+@dataclass(frozen=True)
+class Dropconnect(MixingMethod):
+    """Every weight is dropped on its own, the rest is rescaled: ``Phi = (M / (1-p)) w``. Mixconnect with anchor 0.
+
+    - Does: pulls towards zero, not towards the pretrained weights. The anchor needs no memory.
+    - Source: Wan et al., ICML 2013; as a special case of mixconnect, Lee, Cho, Kang, ICLR 2020, section 3.
+
+    Args:
+        p: probability that a weight is dropped, in [0, 1].
+        gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> Dropconnect(0.1)
+        Dropconnect(p=0.1, gradient='exact')
+    """
+
+    name = "dropconnect"
+    unit: Unit = field(default="element", init=False, repr=False)
+    anchor: AnchorKind = field(default="zero", init=False, repr=False)
+
+
+@dataclass(frozen=True)
+class GradientMask(MixingMethod):
+    """Plain weights forward, mixout's sparse gradient backward: ``Phi = w``, ``dL/dw = g M / (1-p)``. A control.
+
+    - Does: no pull towards anything. Under Adam a gradient that is zero most of the time alone keeps w closer to the
+      start, by about sqrt(1-p): what mixout does beyond that is its pull.
+    - Costs: no anchor; 1-p of the weight-gradient GEMM.
+    - Source: as Child-Tuning_F, with a mask entry per weight, Xu et al., EMNLP 2021, arXiv 2109.05687.
+
+    Args:
+        p: probability that a unit's gradient is 0, in [0, 1].
+        unit: the weights that share one entry of the mask: those of an ``input`` neuron, of an ``output`` neuron, or
+            one ``element``.
+        gradient: ``exact``, g M/(1-p); or ``paper``, g M.
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> GradientMask(0.9)
+        GradientMask(p=0.9, unit='input', gradient='exact')
+    """
+
+    name = "gradient_mask"
+    anchor: AnchorKind = field(default="own", init=False, repr=False)

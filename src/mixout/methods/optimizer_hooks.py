@@ -1,0 +1,293 @@
+"""The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
+
+A :class:`Target` lies on the module whose weight it decays. Two hooks see every step of every ``torch.optim.Optimizer``
+of the process, as long as there is a target. Which targets an optimizer steps is found out at its first step and again
+when parameters or targets were exchanged; an optimizer that steps none pays for a comparison of its parameters' ids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import warnings
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from mixout.anchor import Anchor
+from mixout.errors import MixoutError, ZeroDecayWarning
+
+
+class Strength(Protocol):
+    """What a method says of its decay."""
+
+    @property
+    def rate(self) -> float:
+        """Multiplied with the learning rate, or if coupled with w - u."""
+
+    @property
+    def decoupled(self) -> bool:
+        """After the step, or in the gradient before it."""
+
+
+class Target:
+    """A weight that decays, by its module and field, since tools exchange Parameter objects.
+
+    A copy of the module, or of a model around it, decays its own weight. The module is referred to weakly, so that a
+    model that is deleted is freed at once.
+    """
+
+    def __init__(self, module: nn.Module, field: str, anchor: Anchor, method: Strength) -> None:
+        self._module = weakref.ref(module)
+        self.field = field
+        self.anchor = anchor
+        self.method = method
+        self.decayed_at = 0  # on the clock of steps
+        self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
+        if not _HANDLES:
+            _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
+            _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+        _TARGETS[id(self)] = self
+        _forget_matches()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.module, self.field, self.anchor, self.method
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        Target.__init__(self, *state)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that holds the weight; None once that is deleted."""
+        return self._module()
+
+    def parameter(self) -> nn.Parameter | None:
+        """The parameter of this moment; None if the field holds none: parametrized or pruned since, or deleted."""
+        module = self._module()
+        return None if module is None else module._parameters.get(self.field)
+
+
+@dataclass
+class _Match:
+    """Which parameters of an optimizer decay, with the numbers of their groups; out of date without ``groups``."""
+
+    groups: list[list[nn.Parameter]] = field(default_factory=list)
+    entries: list[tuple[Target, nn.Parameter, int]] = field(default_factory=list)
+    began: int = 0  # the last step, on the clock of steps
+    warned: bool = False
+
+
+_FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
+_TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()  # in the order of creation
+_MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
+_HANDLES: list[Any] = []
+_CLOCK = itertools.count(1)  # orders beginnings and ends of steps
+_STEPPED_BY_ZERO = ("_hp_mapping", "ds_id")  # DeepSpeed's marks, of stages 1 and 2 and of stage 3
+
+
+def attach_(module: nn.Module, field: str, anchor: Anchor, method: Strength) -> Target:
+    """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
+    target = Target(module, field, anchor, method)
+    vars(module).setdefault(_FIELD, {})[field] = target
+    return target
+
+
+def detach_(module: nn.Module) -> None:
+    """Undo every :func:`attach_` on ``module`` itself; its submodules are left alone."""
+    for target in vars(module).pop(_FIELD, {}).values():
+        _TARGETS.pop(id(target), None)
+    _forget_matches()
+    if not _TARGETS:
+        for handle in _HANDLES:
+            handle.remove()
+        _HANDLES.clear()
+
+
+def targets(model: nn.Module) -> dict[str, Target]:
+    """What decays in ``model``, which may be a part of another, by parameter name."""
+    return {
+        f"{name}.{field}" if name else field: target
+        for name, module in model.named_modules()
+        for field, target in vars(module).get(_FIELD, {}).items()
+    }
+
+
+def _forget_matches() -> None:
+    for match in _MATCHES.values():
+        match.groups = []
+
+
+def _match(optimizer: Optimizer) -> _Match:
+    match = _MATCHES.get(optimizer)
+    if match is None:
+        match = _MATCHES[optimizer] = _Match()
+    if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
+        _forget_matches()  # of all optimizers: another may hold the parameter that came instead
+    groups = [group["params"] for group in optimizer.param_groups]
+    if len(groups) != len(match.groups) or not all(
+        len(now) == len(then) and all(map(operator.is_, now, then))
+        for now, then in zip(groups, match.groups, strict=True)
+    ):
+        match.entries = [] if _lets_another_step(optimizer) else _entries(optimizer)
+        match.warned = match.warned or _warned_of_zero_decay(optimizer, match)
+        match.groups = [list(parameters) for parameters in groups]
+    return match
+
+
+def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
+    decaying: dict[int, Target] = {}
+    out_of_reach: dict[int, Target] = {}
+    for target in list(_TARGETS.values()):
+        parameter = target.parameter()
+        if any(hasattr(parameter, mark) for mark in _STEPPED_BY_ZERO):
+            raise MixoutError(
+                "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies "
+                "that anchor_decay does not reach; use DDP, FSDP2 or stage 0, or leave anchor_decay out"
+            )
+        if parameter is not None:
+            decaying.setdefault(id(parameter), target)
+        elif target.module is not None:
+            out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
+    stepped = [(p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    for parameter, _ in stepped:
+        if (target := out_of_reach.get(id(parameter))) is not None and id(parameter) not in decaying:
+            raise MixoutError(
+                f"the {target.field} of {type(target.module).__name__} was parametrized or pruned after apply_, so "
+                "AnchorDecay does not reach it; undo that (torch.nn.utils.parametrize.remove_parametrizations, "
+                "torch.nn.utils.prune.remove), or call mixout.remove_(model) and leave the layer out with where="
+            )
+    return [(decaying[id(p)], p, number) for p, number in stepped if id(p) in decaying]
+
+
+def _lets_another_step(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeRO), whose own steps then decay.
+
+    Within ZeroRedundancyOptimizer it holds the parameters of this rank only, and is followed by a broadcast.
+    """
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return any(
+        isinstance(inner, Optimizer)
+        and inner is not optimizer
+        and all(id(parameter) in own for group in inner.param_groups for parameter in group["params"])
+        for inner in vars(optimizer).values()
+    )
+
+
+def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
+    for target, _, number in match.entries:
+        if strength := optimizer.param_groups[number].get("weight_decay"):
+            warnings.warn(
+                f"{type(optimizer).__name__} has weight_decay={float(strength):g} on weights that AnchorDecay pulls to "
+                f"their start with rate {target.method.rate:g}: weight_decay pulls the same weights to zero; set it to "
+                "0 for them",
+                ZeroDecayWarning,
+                stacklevel=5,  # the caller of optimizer.step
+            )
+            return True
+    return False
+
+
+def _check(optimizer: Optimizer, match: _Match) -> None:
+    """Before the step: one that has been taken cannot be refused."""
+    for target, weight, number in match.entries:
+        anchor = target.anchor.tensor
+        moves = weight.requires_grad or weight.grad is not None
+        if anchor is not None and anchor.shape != weight.shape and moves:
+            raise MixoutError(
+                f"the {target.field} of {type(target.module).__name__} was resized after apply_: it has shape "
+                f"{tuple(weight.shape)} and its anchor has {tuple(anchor.shape)}; call mixout.remove_(model), and "
+                "apply_ again after resizing (if the model was trained since, with the pretrained weights in the new "
+                "size as anchor=), or leave the layer out with where="
+            )
+        if optimizer.param_groups[number].get("lr") is None and target.method.decoupled and moves:
+            raise MixoutError(
+                "expected a learning rate, which AnchorDecay's strength is multiplied with, got None from "
+                f"{type(optimizer).__name__}; give it one (Adafactor: lr=, relative_step=False), or decay with "
+                "decoupled=False"
+            )
+
+
+def _before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    match = _match(optimizer)
+    if not match.entries:
+        return None
+    match.began = next(_CLOCK)
+    _check(optimizer, match)
+    if all(target.method.decoupled for target, *_ in match.entries):
+        return None
+    # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        _add_penalty(optimizer, match)
+        return None
+
+    def with_penalty() -> Any:  # noqa: ANN401
+        loss = closure()
+        _add_penalty(optimizer, match)
+        return loss
+
+    return args[:1], {**kwargs, "closure": with_penalty}
+
+
+@torch.no_grad()
+def _add_penalty(optimizer: Optimizer, match: _Match) -> None:
+    """Add rate (w - u) to the gradients, once."""
+    # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.
+    loss_scale = getattr(optimizer, "grad_scale", None)
+    for target, weight, _ in match.entries:
+        grad = weight.grad
+        if grad is None or target.method.decoupled:
+            continue
+        if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
+            continue  # an outer step, or one that raised, has added it to this gradient
+        anchor = target.anchor.follow(weight)
+        difference = weight if anchor is None else weight - anchor
+        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.rate)
+        target.penalised = grad, grad._version
+
+
+def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
+    match = _MATCHES.get(optimizer)
+    if match is None or not match.entries:
+        return
+    now = next(_CLOCK)
+    alike: dict[tuple[Any, ...], tuple[list[Tensor], list[Any]]] = {}
+    for target, weight, number in match.entries:
+        target.penalised = None
+        # What was decayed since this step began was decayed by an optimizer within it.
+        if weight.grad is None or not target.method.decoupled or target.decayed_at > match.began:
+            continue
+        target.decayed_at = now
+        anchor = target.anchor.follow(weight)
+        mesh = getattr(weight, "device_mesh", None)  # of a DTensor
+        key = number, target.method.rate, anchor is None, weight.dtype, weight.device, mesh
+        weights, anchors = alike.setdefault(key, ([], []))
+        weights.append(weight)
+        anchors.append(anchor)
+    for (number, rate, zero, *_), (weights, anchors) in alike.items():
+        exponent = optimizer.param_groups[number]["lr"] * -rate
+        if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
+            # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
+            exponent = (found_inf == 0) * exponent
+        _shrink_(weights, None if zero else anchors, exponent)
+
+
+@torch.no_grad()
+def _shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float | Tensor) -> None:
+    """W <- u + exp(exponent) (w - u), for weights of one dtype, device and mesh; without anchors u is 0."""
+    if isinstance(exponent, Tensor):  # of any dtype and device, which lerp does not take
+        share = -torch.expm1(exponent)
+        for weight, anchor in zip(weights, anchors or weights, strict=True):
+            near = share if share.device.type == "cpu" else share.to(weight.device)
+            weight.sub_((weight if anchors is None else weight - anchor) * near)
+    elif anchors is None:
+        torch._foreach_mul_(weights, math.exp(exponent))
+    else:
+        torch._foreach_lerp_(weights, anchors, -math.expm1(exponent))

@@ -1,0 +1,337 @@
+r"""The mixed linear, Y = X Phi^T + b, in the forms that :mod:`mixout.functional` chooses from.
+
+With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kept columns K, about (1-p) of them::
+
+    Phi         = u + s M (w - u)          one element-wise pass
+    y           = x Phi^T + b              a full GEMM
+    grad_x      = g Phi                    a full GEMM
+    grad_w[:,K] = s g^T x[:, K]            a GEMM of |K| columns; every other column of grad_w is 0
+
+- :func:`native`: in torch's own operations. Least work for the host; Phi is kept for backward.
+- :func:`sparse`: the equations above. Kept for backward: x[:, K] and the mask; Phi is made again. Plain fine-tuning
+  needs three full GEMMs, this needs 2 + (1-p).
+- :func:`split`: for few tokens, where the memory that a weight takes is the bound. Phi is not made at all:
+  y = x u^T + x[:, K] (s (w-u)[:, K])^T.
+- :func:`dense`: for a mask of any shape; the whole gradient is computed and masked, as ``s (g^T x) * M``.
+- :func:`compiled`: :func:`sparse` in a graph of ``torch.compile`` on a CPU.
+
+All are differentiable twice (but :func:`compiled`, as torch's compiled graphs), work under ``torch.func``, and return
+tensors that may be changed in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mixout.ops import kernels
+from mixout.ops.autocast import without_autocast
+from mixout.ops.mix import interpolate, interpolate_to, like, scaled
+from mixout.ops.reference import Gradient
+
+# Columns of 16 bits each that a GPU's matrix units load at once.
+_ALIGNED = 8
+
+
+def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
+    """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
+
+    Args:
+        x: (..., in).
+        weight: w, (out, in).
+        anchor: u, like ``weight``, or None for 0.
+        bias: (out,), or None.
+        coefficient: s M, (in,) or (out, 1), in the dtype of ``weight``.
+
+    Example:
+        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
+        >>> native(x, w, u, None, torch.tensor([0.0, 2.0]))  # p = 1/2, column 1 kept
+        tensor([[10.]])
+    """
+    phi = weight * coefficient if anchor is None else torch.lerp(like(anchor, weight), weight, coefficient)
+    return F.linear(x, phi, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """Rows of x to rows of y.
+
+    With ``kept``, x_kept = x[:, kept] is an input of its own, so that a second derivative finds its way to x through
+    the indexing; a first one for it is not given here, since that of x is whole.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        x_kept: Tensor | None,
+        weight: Tensor,
+        anchor: Tensor | None,
+        bias: Tensor | None,
+        kept: Tensor | None,
+        mask: Tensor,
+        scale: float,
+        slope: float | None,
+    ) -> Tensor:
+        with without_autocast(x.device):
+            return F.linear(x, interpolate_to(x.dtype, weight, anchor, mask, scale), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, x_kept, weight, anchor, _, kept, mask, ctx.scale, ctx.slope = inputs
+        needs_x, _, needs_weight = ctx.needs_input_grad[:3]
+        columns = (x if kept is None else x_kept) if needs_weight else None
+        ctx.save_for_backward(columns, weight if needs_x else None, anchor if needs_x else None, kept, mask)
+        ctx.save_for_forward(x, weight, anchor, kept, mask)
+        ctx.weight_like = weight.shape, weight.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        columns, weight, anchor, kept, mask = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        with without_autocast(grad.device):
+            if ctx.needs_input_grad[0]:
+                grad_x = grad @ interpolate_to(grad.dtype, weight, anchor, mask, ctx.scale)
+            if ctx.needs_input_grad[2]:
+                shape, dtype = ctx.weight_like
+                if kept is None:
+                    grad_weight = masked(grad.t() @ columns, dtype, mask, ctx.slope)
+                else:
+                    grad_weight = thin_gradient(grad, columns, kept, shape, dtype, ctx.slope)
+            if ctx.needs_input_grad[4]:
+                grad_bias = grad.sum(0)
+        return grad_x, None, grad_weight, None, grad_bias, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        x, weight, anchor, _, mask = ctx.saved_tensors
+        of_x, _, of_weight, _, of_bias = tangents[:5]
+        total = torch.zeros(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+        if of_x is not None:
+            total = total + F.linear(of_x, interpolate_to(x.dtype, weight, anchor, mask, ctx.scale))
+        if of_weight is not None:
+            of_phi = of_weight if ctx.slope is None else scaled(of_weight, mask, ctx.slope)
+            total = total + F.linear(x, of_phi.to(x.dtype))
+        return total if of_bias is None else total + of_bias
+
+
+def thin_gradient(
+    grad: Tensor, x_kept: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, slope: float
+) -> Tensor:
+    """The weight's gradient, (out, in): ``slope`` g^T x[:, K] at the places ``kept``, and 0 elsewhere.
+
+    Computed as its transpose, (|K|, out): a product with few rows is faster than one with few columns. An index that
+    ``kept`` holds several times counts once.
+    """
+    rows = x_kept.t() @ grad
+    if kernels.places(rows, shape):
+        return kernels.place(rows, kept, shape, dtype, slope)
+    columns = rows.t().to(dtype).mul_(slope)
+    place = torch.Tensor.index_copy if torch.is_grad_enabled() else torch.Tensor.index_copy_  # vmap knows the former
+    placed: Tensor = place(columns.new_zeros(shape), 1, kept, columns)
+    return placed
+
+
+def masked(gradient: Tensor, dtype: torch.dtype, mask: Tensor, slope: float | None) -> Tensor:
+    """``slope`` M times the whole gradient, in ``dtype``; may overwrite ``gradient``."""
+    if slope is None:
+        return gradient.to(dtype)
+    if kernels.available(gradient):
+        return kernels.phi(gradient, None, mask, slope, dtype)
+    gradient = gradient.to(dtype)
+    # The factor in at least float32: in 16 bits it would be rounded.
+    return gradient.mul_(mask.to(torch.promote_types(dtype, torch.float32)) * slope)
+
+
+def sparse(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    kept: Tensor,
+    scale: float,
+    *,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """Y, where Phi takes the columns ``kept`` from w, rescaled, and the others from u.
+
+    Args:
+        x: (..., in), in the dtype to compute in.
+        weight: w, (out, in).
+        anchor: u, like ``weight``, or None for 0.
+        bias: (out,) in the dtype of ``x``, or None.
+        kept: int64 indices of the kept columns, rising.
+        scale: 1 / (1 - p), or 0 at p = 1.
+        gradient: ``exact``, the derivative of the forward; or ``paper``, without the factor ``scale``.
+
+    Returns:
+        (..., out).
+
+    Example:
+        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
+        >>> sparse(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
+        tensor([[10.]])
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if weight.is_cuda:
+        if x.dtype.itemsize == 2 and len(
+            kept
+        ):  # pad to a multiple of 8 for aligned loads; a repeated index counts once
+            kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
+        kept = kept.to(weight.device, non_blocking=True)
+    mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
+    x_kept = rows.index_select(1, kept) if weight.requires_grad else None
+    slope = scale if gradient == "exact" else 1.0
+    y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+def split(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    kept: Tensor,
+    scale: float,
+    *,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """Y without Phi, in torch's own operations; arguments and result as :func:`sparse`.
+
+    Where w equals u the second product is 0 and y is the anchor's output to the bit.
+
+    Example:
+        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
+        >>> split(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
+        tensor([[10.]])
+    """
+    kept = kept.to(weight.device, non_blocking=True)
+    thin = weight.index_select(1, kept)
+    near = None if anchor is None else like(anchor, weight)
+    delta = (thin if near is None else thin - near.index_select(1, kept)) * scale
+    if gradient == "paper":
+        delta = delta.detach() + (thin - thin.detach())
+    delta = delta.to(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    x_kept = rows.index_select(1, kept)
+    with without_autocast(x.device):
+        if near is None:
+            y = F.linear(x_kept, delta, bias)
+        else:
+            y = torch.addmm(F.linear(rows, near.to(x.dtype), bias), x_kept, delta.t())
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+def dense(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: float,
+    *,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """Y with :func:`mixout.ops.mix.mix`'s Phi; the whole gradient is computed.
+
+    Args:
+        x: (..., in), in the dtype to compute in.
+        weight: w, (out, in).
+        anchor: u, like ``weight``, or None for 0.
+        bias: (out,) in the dtype of ``x``, or None.
+        mask: M, broadcastable to ``weight``; bool or floating; kept for backward.
+        scale: 1 / mu, or 0 where mu is 0.
+        gradient: ``exact``, the derivative of the forward; ``paper``, without the factor ``scale``; or ``dense``,
+            g^T x as it is.
+
+    Returns:
+        (..., out).
+
+    Example:
+        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
+        >>> dense(x, w, u, None, torch.tensor([[False, True]]), 2.0)  # p = 1/2
+        tensor([[10.]])
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
+    y: Tensor = _Linear.apply(rows, None, weight, anchor, bias, None, mask, scale, slope)  # type: ignore[no-untyped-call]
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+@torch.library.custom_op("mixout::linear", mutates_args=())
+def _linear_in_graph(
+    x: Tensor, phi: Tensor, bias: Tensor | None, weight: Tensor, mask: Tensor, slope: Tensor
+) -> Tensor:
+    """Y = x Phi^T + b of rows; opaque to the compiler, since the number of kept columns changes from pass to pass."""
+    return F.linear(x, phi, bias)
+
+
+@_linear_in_graph.register_fake
+def _(x: Tensor, phi: Tensor, bias: Tensor | None, weight: Tensor, mask: Tensor, slope: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], phi.shape[0])
+
+
+@torch.library.custom_op("mixout::thin_gradient", mutates_args=())
+def _thin_gradient_in_graph(grad: Tensor, x: Tensor, mask: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+    kept = mask.nonzero().squeeze(1)
+    return thin_gradient(grad, x.index_select(1, kept), kept, tuple(weight.shape), weight.dtype, float(slope))
+
+
+@_thin_gradient_in_graph.register_fake
+def _(grad: Tensor, x: Tensor, mask: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, phi, bias, weight, mask, slope = inputs
+    ctx.save_for_backward(x, phi, weight, mask, slope)
+    ctx.biased = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, phi, weight, mask, slope = ctx.saved_tensors
+    grad_weight = torch.ops.mixout.thin_gradient(grad, x, mask, weight, slope)
+    return grad @ phi, None, grad.sum(0) if ctx.biased else None, grad_weight, None, None
+
+
+_linear_in_graph.register_autograd(_backward, setup_context=_setup_context)
+
+
+def compiled(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: Tensor,
+    *,
+    gradient: Gradient = "exact",
+) -> Tensor:
+    """As :func:`sparse`, for use while compiling: one graph for every mask and every p. All of x is kept for backward.
+
+    Args:
+        x: (..., in), in the dtype to compute in.
+        weight: w, (out, in).
+        anchor: u, like ``weight``, or None for 0.
+        bias: (out,) in the dtype of ``x``, or None.
+        mask: M, (in,), bool.
+        scale: 1 / (1 - p), or 0 at p = 1; a tensor without dimensions.
+        gradient: ``exact``, the derivative of the forward; or ``paper``, without the factor ``scale``.
+
+    Returns:
+        (..., out).
+
+    Example:
+        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
+        >>> compiled(x, w, u, None, torch.tensor([False, True]), torch.tensor(2.0))  # p = 1/2
+        tensor([[10.]])
+    """
+    with without_autocast(x.device):
+        phi = interpolate(weight.detach(), anchor, mask, scale).to(x.dtype)
+        slope = scale if gradient == "exact" else torch.ones_like(scale)
+        y: Tensor = torch.ops.mixout.linear(x.reshape(-1, x.shape[-1]), phi, bias, weight, mask, slope)
+    return y.reshape(*x.shape[:-1], weight.shape[0])

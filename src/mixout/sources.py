@@ -1,0 +1,182 @@
+"""Where starting weights are read from: the model itself, a state dict, another model, safetensors, or 0.
+
+:func:`lookup` turns what a caller may pass as ``anchor=`` into a function that finds one tensor at a time, so that a
+checkpoint is never in memory as a whole. It downloads nothing and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from mixout.errors import AnchorMismatchError, InputError, MissingExtraError
+
+AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Tensor | None]:
+    """A function (name, parameter) -> the starting weight of that parameter of ``model``; None stands for 0.
+
+    A name is also looked for with and without the model's ``base_model_prefix``, and under the other names of a tied
+    parameter, of which a checkpoint holds one. What is found may share memory with the source.
+
+    Args:
+        model: whose parameters are asked for.
+        source: None for the current weights; a state dict; a safetensors file, or a folder that holds one; another
+            model; or 0.
+
+    Raises:
+        TypeError: if the source is none of these.
+        FileNotFoundError: if a path holds no safetensors file.
+        InputError: if a file is no safetensors file.
+        MissingExtraError: if safetensors is not installed.
+
+    The function that is returned raises AnchorMismatchError if the source lacks the parameter or has another shape, and
+    ValueError if the current weights are on the meta device.
+    """
+    if is_zero(source):
+        return lambda name, parameter: None  # noqa: ARG005
+    if source is None:
+        return _current
+    read, names, prefix = _reader(source), _names(model), _prefix(model)
+
+    def find(name: str, parameter: Tensor) -> Tensor:
+        spellings = dict.fromkeys(
+            spelling for alias in [name, *names.get(id(parameter), [])] for spelling in _spellings(alias, prefix)
+        )
+        tensor = next((t for t in map(read, spellings) if t is not None), None)
+        if tensor is None:
+            raise AnchorMismatchError(
+                f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
+                f"or pass an anchor that has it{_nested(source)}"
+            )
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"expected the anchor to hold tensors, got {type(tensor).__name__} for {name!r}")
+        if tensor.shape != parameter.shape:
+            raise AnchorMismatchError(
+                f"expected an anchor of shape {tuple(parameter.shape)} for {name!r}, got {tuple(tensor.shape)}"
+            )
+        return tensor
+
+    return find
+
+
+def is_zero(source: AnchorSource) -> bool:
+    """Whether the source is the number 0."""
+    return isinstance(source, (int, float)) and not isinstance(source, bool) and source == 0
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped, under whose names its weights are known; others as they are."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _current(name: str, parameter: Tensor) -> Tensor:
+    if parameter.is_meta:
+        raise ValueError(f"expected loaded weights, got {name} on the meta device; load them first")
+    return parameter
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _prefix(model: nn.Module) -> str:
+    prefix = getattr(model, "base_model_prefix", "")
+    return f"{prefix}." if isinstance(prefix, str) and prefix else ""
+
+
+def _spellings(name: str, prefix: str) -> list[str]:
+    """A checkpoint of the body alone lacks the prefix that the model with a head has, or the other way round."""
+    return [name, name.removeprefix(prefix), prefix + name]
+
+
+def _nested(source: object) -> str:
+    """A hint for a checkpoint that holds its state dict under a key, as those of Lightning do."""
+    keys = [key for key, value in source.items() if isinstance(value, Mapping)] if isinstance(source, Mapping) else []
+    return f"; the one passed holds dicts: is anchor=checkpoint[{keys[0]!r}] meant?" if keys else ""
+
+
+def _reader(source: object) -> Callable[[str], Tensor | None]:
+    if isinstance(source, nn.Module):
+        source = uncompiled(source).state_dict()
+    if isinstance(source, Mapping):
+        return source.get
+    if isinstance(source, (str, Path)):
+        return _safetensors_reader(source)
+    raise TypeError(f"expected anchor to be None, 0, a state dict, a path to safetensors or a model, got {source!r}")
+
+
+def _safetensors_reader(source: str | Path) -> Callable[[str], Tensor | None]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingExtraError(
+            'an anchor from safetensors needs the package safetensors: pip install "mixout[hf]"'
+        ) from error
+    file_of: dict[str, Path] = {}
+    for file in _safetensors_files(source):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                file_of.update(dict.fromkeys(handle.keys(), file))
+        except SafetensorError as error:
+            raise InputError(
+                f"expected anchor={str(file)!r} to be a safetensors file, which it is not, or not a whole one "
+                f"({error}); if torch.save wrote it, pass the state dict: anchor=torch.load({str(file)!r}, "
+                "weights_only=True)"
+            ) from error
+
+    def read(name: str) -> Tensor | None:
+        if name not in file_of:
+            return None
+        with safe_open(file_of[name], framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
+
+    return read
+
+
+def _safetensors_files(source: str | Path) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"expected anchor as a safetensors file or a folder that holds one, got {str(source)!r}, where there is "
+            f"neither; names on the Hugging Face Hub are not downloaded: load the model and pass it, or pass its "
+            f"folder{_cached(source)}"
+        )
+    if (path / _INDEX).is_file():
+        weight_map = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return sorted({path / file for file in weight_map.values()})
+    if not (path / _SINGLE).is_file():
+        files = sorted(file.name for file in path.iterdir() if file.suffix in (*_PICKLED, ".safetensors"))
+        raise FileNotFoundError(
+            f"expected a folder that holds {_SINGLE}, got {str(path)!r}, which holds "
+            f"{', '.join(files[:5]) or 'no file of weights'}; pass a safetensors file by its own path, or a file of "
+            "torch.save as anchor=torch.load(file, weights_only=True)"
+        )
+    return [path / _SINGLE]
+
+
+def _cached(source: str | Path) -> str:
+    """Where the hub's cache holds the model of that name, if the hub's package is loaded and it does."""
+    hub = sys.modules.get("huggingface_hub")
+    if hub is None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        return ""
+    found = (hub.try_to_load_from_cache(str(source), file) for file in (_SINGLE, _INDEX))
+    folder = next((str(Path(file).parent) for file in found if isinstance(file, str)), None)
+    return f", which is here: anchor={folder!r}" if folder else ""

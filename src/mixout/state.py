@@ -1,0 +1,106 @@
+"""What a checkpoint must carry beside the weights, so that a run goes on as if it had not stopped.
+
+Weights are saved by whoever saves them. This is the rest: which method, the anchor's fingerprint, p, and with a seed
+and on several ranks the seed and the number of masks drawn so far.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mixout.errors import AnchorMismatchError, MixoutError
+from mixout.layers import Mixed
+from mixout.masks import check_p
+from mixout.measure import fingerprint_of, old_fingerprints
+from mixout.record import Applied, applied_here, applied_to
+from mixout.streams import Stream
+
+STATE_VERSION = 3  # version 2, of mixout 0.1, held one application and hashed names with the anchors
+
+
+def state_dict(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint must carry beside the weights, as JSON: method, anchor fingerprint, p, and masks drawn.
+
+    Where parts of the model were given methods of their own, the entries are those of the first, and ``also`` lists
+    those of the others.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+
+    Example:
+        >>> import mixout
+        >>> state_dict(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))["p"]
+        0.9
+    """
+    first, *others = [_state(model, applied) for applied in applied_to(model)]
+    return {"version": STATE_VERSION, **first, "also": others}
+
+
+def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
+    """Continue where :func:`state_dict` was taken; refuses if ``model`` is anchored elsewhere.
+
+    The usual mistake that this finds: a fine-tuned checkpoint was loaded before :func:`apply_`, and became the anchor.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+        AnchorMismatchError: if the anchor's fingerprint differs.
+        MixoutError: if the state is of another version or method.
+        TypeError, ValueError: if its p is no probability.
+    """
+    version = state.get("version")
+    if version not in (2, STATE_VERSION):
+        raise MixoutError(f"expected state of version {STATE_VERSION}, got {version!r}")
+    applications, saved = applied_to(model), [state, *state.get("also", [])]
+    if len(applications) != len(saved):
+        raise MixoutError(
+            f"the state is of {len(saved)} calls of apply_, the model carries {len(applications)}; apply the same "
+            "methods to the same parts"
+        )
+    for applied, one in zip(applications, saved, strict=True):  # refused before anything is changed
+        _check(model, applied, one, by_name=version == 2)
+    for applied, one in zip(applications, saved, strict=True):
+        if applied.mixing is not None:
+            applied.mixing.set_p(one["p"])
+            for name, stream in _streams(model, applied).items():
+                stream.restore(one["draws"].get(name, 0))
+        applied.seed.value = one["agreed_seed"]
+
+
+def _state(model: nn.Module, applied: Applied) -> dict[str, Any]:
+    return {
+        "methods": str(applied),
+        "fingerprint": fingerprint_of(model, applied),
+        "p": None if applied.mixing is None else float(applied.mixing.p),
+        "seed": applied.seed.given,
+        "scope": applied.seed.scope,
+        "agreed_seed": applied.seed.value,
+        "draws": {name: stream.count for name, stream in _streams(model, applied).items()},
+    }
+
+
+def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name: bool) -> None:
+    if (state["methods"], state["seed"], state["scope"]) != (str(applied), applied.seed.given, applied.seed.scope):
+        raise MixoutError(
+            f"expected state of {applied} with seed={applied.seed.given} and scope={applied.seed.scope!r}, got "
+            f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
+            "the same seed and scope"
+        )
+    own = fingerprint_of(model, applied)
+    same = state["fingerprint"] == own
+    if by_name and own is not None:
+        same = state["fingerprint"] in old_fingerprints(model, applied)
+    if not same:
+        raise AnchorMismatchError(
+            f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
+            "load the pretrained weights, call apply_, and only then load the checkpoint"
+        )
+    if applied.mixing is not None:
+        check_p(state["p"], applied.mixing.noise)
+
+
+def _streams(model: nn.Module, applied: Applied) -> dict[str, Stream]:
+    """By the names that the layers had in the model that ``apply_`` was given, whatever wraps it now."""
+    mixed = [m for m in model.modules() if isinstance(m, Mixed) and applied_here(m) is applied]
+    return {m._mixed.stream.key: m._mixed.stream for m in mixed if m._mixed.stream.in_force}
