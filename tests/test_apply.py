@@ -199,6 +199,7 @@ def test_without_a_method_everything_says_so():
         (TypeError, {"method": Mixout(0.5), "anchor": 1}),
         (TypeError, {"method": Mixout(0.5), "anchor": True}),
         (TypeError, {"method": Mixout(0.5), "seed": 0.5}),
+        (ValueError, {"method": Mixout(0.5), "form": "quick"}),
         (FileNotFoundError, {"method": Mixout(0.5), "anchor": "no/such/file"}),
     ],
 )
@@ -255,3 +256,15 @@ def test_a_layer_parametrized_since_is_not_taken_apart():
     mixout.remove_(model)
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
     model(torch.ones(1, 4))
+
+
+def test_the_form_is_an_option():
+    """It changes how a layer is computed, not what."""
+    x = torch.randn(7, 6, dtype=torch.float64)
+    results = []
+    for form in ("auto", "fast", "lean"):
+        model = moved(mixout.apply_(net().double(), Mixout(0.5), seed=1, form=form))
+        assert model[0]._mixed.mixing.form == form
+        results.append(model(x))
+    for one in results[1:]:
+        torch.testing.assert_close(one, results[0])

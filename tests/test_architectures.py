@@ -1,5 +1,15 @@
-"""BERT, GPT-2, T5, Llama and ViT from small random configurations: apply, train, save, reload, remove."""
+"""Architectures of transformers from small random configurations: apply, train, save, reload, remove.
 
+BERT, GPT-2, T5, Llama and ViT in detail; then every architecture that ``tests/architectures.py`` can build, of which a
+part runs by default and all with ``pytest -m "sweep or not sweep"``.
+"""
+
+import copy
+import importlib.util
+import random
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +17,10 @@ import mixout
 from mixout import AnchorDecay, Mixconnect, Mixout
 
 transformers = pytest.importorskip("transformers")
+
+spec = importlib.util.spec_from_file_location("architectures", Path(__file__).with_name("architectures.py"))
+architectures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(architectures)
 
 H, F, V, L = 16, 24, 30, 2  # width, feed-forward width, vocabulary, layers
 IDS = torch.arange(12).reshape(2, 6)
@@ -142,3 +156,92 @@ def test_every_mixed_weight_learns_and_p_one_is_the_pretrained_body(make):
     mixout.set_p_(model, 0.3)
     model(**inputs).loss.backward()
     assert all(model.get_submodule(name).weight.grad is not None for name in mixout.coverage(model).mixed)
+
+
+# These change the result of a linear layer in place.
+IN_PLACE = """
+    data2vec-audio deberta groupvit hubert led llama4 llama4_text longformer nemotron3_5_asr nemotron_asr_streaming
+    nemotron_asr_streaming_encoder roc_bert sew sew-d swin2sr swinv2 unispeech unispeech-sat wav2vec2 wav2vec2-bert
+    wav2vec2-conformer wavlm
+"""
+FAMILIES = """
+    albert bart bert big_bird bigbird_pegasus bloom canine clip convbert data2vec-text deberta-v2 deit detr dinov2
+    distilbert electra falcon flaubert fnet funnel gemma2 gpt2 gpt_neo gpt_neox gptj jamba layoutlm llama mamba mbart
+    mixtral mobilebert modernbert mpnet olmoe opt persimmon phi3 prophetnet qwen2 reformer resnet roberta segformer
+    speech_to_text squeezebert swin t5 vilt vit whisper xlm xlnet
+"""
+BY_DEFAULT = {*IN_PLACE.split(), *FAMILIES.split()}
+
+
+def tensors(output):
+    """All floating point tensors in what a model returned."""
+    if isinstance(output, torch.Tensor) and output.is_floating_point():
+        yield output
+    elif isinstance(output, dict):
+        yield from tensors(list(output.values()))
+    elif isinstance(output, (list, tuple)):
+        for one in output:
+            yield from tensors(one)
+
+
+def loss(output):
+    """A number that depends on all of ``output``, in a way that no normalisation makes constant."""
+    return torch.stack([t.double()[t.isfinite()].sin().mean() for t in tensors(output) if t.requires_grad]).sum()
+
+
+def evaluated(model, inputs):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with torch.no_grad():
+        return list(tensors(model.eval()(**inputs)))
+
+
+def trained(model, inputs):
+    """The names of the parameters that one training pass gives a gradient."""
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    value = loss(model.train()(**inputs))
+    value.backward()
+    assert value.isfinite()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def same(first, second):
+    """Whether two results are equal bit for bit."""
+    pairs = zip(first, second, strict=True)
+    return all(a.dtype == b.dtype and a.nan_to_num(7).equal(b.nan_to_num(7)) for a, b in pairs)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in BY_DEFAULT else pytest.mark.sweep) for n in architectures.names()]
+)
+def test_every_architecture(name, tmp_path):
+    """Oracle: the plain model, which gives the same results in evaluation and gradients to the same parameters."""
+    if (reason := architectures.left_out(name)) is not None:
+        pytest.skip(reason)
+    model = architectures.build(name)
+    inputs = architectures.inputs(model)
+    plain, expected = copy.deepcopy(model), evaluated(model, inputs)
+    reached = trained(plain, inputs)
+
+    mixout.apply_(model, Mixout(0.5), where=architectures.WHERE.get(name))
+    assert same(evaluated(model, inputs), expected)
+    for p in (0.1, 0.9, 0.5):  # the form in which a layer is computed depends on p
+        mixout.set_p_(model, p)
+        model.zero_grad()
+        assert trained(model, inputs) == reached
+    assert [str(site) for site in mixout.coverage(model).dropouts if site.kind != "left"] == []
+
+    after = evaluated(model, inputs)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert same(again.state_dict().values(), model.state_dict().values())
+    # Not bit for bit: where a loaded weight lies in memory decides how a convolution is computed.
+    torch.testing.assert_close(evaluated(again, inputs), after, rtol=1e-3, atol=1e-3, equal_nan=True)
+    mixout.remove_(model)
+    assert same(evaluated(model, inputs), after)
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+
+
+def test_what_is_swept_by_default_is_an_architecture():
+    assert [name for name in BY_DEFAULT if architectures.left_out(name) is not None] == []

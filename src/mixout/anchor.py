@@ -109,12 +109,9 @@ class AnchorStore:
 
     Args:
         model: whose parameters are to be anchored.
-        source: see :func:`mixout.sources.lookup`.
+        source: see :func:`mixout.sources.lookup`, also for what is raised.
         dtype: to keep anchors in; None for the weights' own.
         host: keep anchors in the host's memory, pinned where there is a GPU.
-
-    Raises:
-        TypeError, OSError, InputError, MissingExtraError: see :func:`mixout.sources.lookup`.
     """
 
     def __init__(

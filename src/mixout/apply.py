@@ -208,8 +208,9 @@ def _check_model(model: nn.Module) -> None:
         raise MixoutError(
             "apply_ was called in torch.inference_mode, whose anchors no training pass can read; call it outside"
         )
+    check_sharding(model)
     for name, module in model.named_modules():
-        if any(map(is_lazy, module.parameters(recurse=False))):
+        if any(is_lazy(parameter) for parameter in module._parameters.values()):
             raise MixoutError(
                 f"the layer {name!r} ({type(module).__name__}) has no weights yet, so there is no anchor; run one "
                 "forward pass of the model before apply_"

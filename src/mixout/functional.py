@@ -6,6 +6,7 @@ For layers of your own: all take plain tensors and know nothing of modules. In e
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -40,8 +41,10 @@ FORMS: tuple[Form, ...] = ("auto", "fast", "lean")
 SPARSE_FROM = 0.3
 # Tokens times the share of kept columns up to which Phi is not made.
 SPLIT_BELOW = 16
-# Weights of a layer up to which a CPU spends more on calling torch than on computing.
-NATIVE_ON_CPU_BELOW = 16_384
+# Weights of a layer up to which torch's own operations, which keep Phi for backward, may be used on a CPU.
+NATIVE_ON_CPU_BELOW = 2**20
+# Multiply-adds that a thin gradient must spare a CPU to pay for an autograd function and a second Phi.
+SPARSE_ON_CPU_FROM = 6e7
 # Multiply-adds that a thin gradient must spare a GPU under autocast: what an H200 does in the time that its host takes
 # longer to launch one (benchmarks/results/busy-cuda.csv).
 SPARSE_ON_GPU_FROM = 2e11
@@ -182,20 +185,18 @@ def linear_pass(
     if p == 0.0:
         return torch.nn.functional.linear(x, weight, bias)
     _check_dense(x)
-    thin = _has_thin_gradient(unit, noise, gradient)
-    can_be_native = gradient == "exact" and unit != "element" and form != "lean" and weight.dtype.itemsize > 2
-    if can_be_native and (form == "fast" or _host_bound(x, weight, p, thin=thin)):
-        shape = (weight.shape[1],) if unit == "input" else (weight.shape[0], 1)
+    dtype = autocast_dtype(x) or weight.dtype
+    if x.numel() < native_up_to(weight, p, unit, gradient, noise, form, autocast=dtype.itemsize == 2):
+        shape: tuple[int, ...] = (weight.shape[1],) if unit == "input" else (weight.shape[0], 1)
         if noise == "bernoulli":
             coefficient = draw_coefficients(shape, p, weight, stream)
         else:
             mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
-    dtype = autocast_dtype(x) or weight.dtype
     read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
     scale = scale_of(p)
-    if thin and (p >= SPARSE_FROM or form == "lean"):
+    if _has_thin_gradient(unit, noise, gradient) and (p >= SPARSE_FROM or form == "lean"):
         # On the host: the number of kept columns is known without waiting for a GPU.
         kept = draw((weight.shape[1],), p, device=weight.device, stream=stream, on_host=True).nonzero().squeeze(1)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
@@ -203,8 +204,7 @@ def linear_pass(
     if unit == "element" and noise == "bernoulli":
         mask = draw_elements(tuple(weight.shape), p, device=weight.device, stream=stream)
     else:
-        shape = mask_shape(tuple(weight.shape), unit)
-        mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
+        mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, device=weight.device, stream=stream)
     return forms.dense(*read, mask, scale, gradient=gradient)
 
 
@@ -231,15 +231,21 @@ def _linear_in_graph(
     return forms.compiled(x.to(dtype), weight, anchor, cast, mask, scale, gradient=gradient)
 
 
-def _host_bound(x: Tensor, weight: Tensor, p: float, *, thin: bool) -> bool:
-    """Whether calling torch takes longer than what another form would spare."""
-    if not weight.is_cuda:
-        return weight.numel() <= NATIVE_ON_CPU_BELOW
-    # Under autocast plain fine-tuning keeps a cast weight, whose place Phi takes.
-    if weight.dtype != torch.float32 or (autocast_dtype(x) or weight.dtype).itemsize != 2:
-        return False
-    pays = thin and p >= SPARSE_FROM and weight.requires_grad
-    return not pays or p * x.numel() * weight.shape[0] < SPARSE_ON_GPU_FROM
+def native_up_to(
+    weight: Tensor, p: float, unit: Unit, gradient: Gradient, noise: Noise, form: Form, *, autocast: bool = False
+) -> float:
+    """Numbers that an input may have for the linear to be computed in torch's own operations; 0 for none."""
+    if gradient != "exact" or unit == "element" or form == "lean" or weight.dtype.itemsize <= 2:
+        return 0.0
+    if form == "fast":
+        return math.inf
+    thin = _has_thin_gradient(unit, noise, gradient) and p >= SPARSE_FROM and weight.requires_grad
+    if weight.is_cuda:
+        # Under autocast plain fine-tuning keeps a cast weight, whose place Phi takes.
+        most = SPARSE_ON_GPU_FROM if weight.dtype == torch.float32 and autocast else 0.0
+    else:
+        most = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
+    return most / (p * weight.shape[0]) if thin or most == 0.0 else math.inf
 
 
 def _has_thin_gradient(unit: Unit, noise: Noise, gradient: Gradient) -> bool:

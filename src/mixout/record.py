@@ -96,7 +96,8 @@ def subject(method: Method, shares: Mapping[str, Share], layers: Mapping[str, nn
     """What ranks must have in common, in short: the method, the layers, and a few numbers of each anchor."""
     found = hashlib.blake2b(digest_size=8)
     for name, share in shares.items():
-        weight, anchor = layers[name].weight, share.anchor.tensor
+        weight: Tensor = layers[name].weight  # type: ignore[assignment]
+        anchor = share.anchor.tensor
         found.update(f"{name}:{tuple(weight.shape)}".encode())
         # A shard differs from rank to rank, and must.
         if anchor is not None and type(weight.data) is Tensor:

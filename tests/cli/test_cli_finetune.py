@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def test_a_run(options, tmp_path, capsys):
     assert str(tmp_path / "out") in printed.out
     # No terminal: plain lines, no bars, no advice of others.
     assert "step 3/3" in printed.err
-    assert all(line.startswith(("mixout(0.9)", "  step")) for line in printed.err.splitlines())
+    beginnings = ("data words: 42 training rows, 20 dev rows", "2 classes: 'first' (21 ", "mixout(0.9)", "  step")
+    assert all(line.startswith(beginnings) for line in printed.err.splitlines())
 
 
 def test_a_run_that_diverges_says_so(options, capsys):
@@ -141,6 +143,17 @@ def test_wrong_input_is_one_line_and_status_2(words, said, tmp_path, monkeypatch
     assert said in printed.err
     assert re.fullmatch(r"mixout: error: [^\n]+\n", printed.err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_a_code_page_lacks_do_not_end_the_command(monkeypatch: pytest.MonkeyPatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["finetune", "--task", "./отзывы 😀.csv"]) == 2
+    sys.stdout.write("отзывы 😀")  # as the summary of a finished run would
+    for name, stream in streams.items():
+        stream.flush()
+        assert r"\u043e\u0442\u0437\u044b\u0432\u044b \U0001f600" in stream.buffer.getvalue().decode("cp1252"), name
 
 
 def test_errors_of_model_and_data_are_reported_alike(options, tmp_path, capsys):

@@ -352,3 +352,12 @@ def test_an_error_of_a_run_ends_the_study(study, capsys, monkeypatch):
     monkeypatch.setattr(local, "finetune", wrong)
     assert study("run") == 2
     assert capsys.readouterr().err == "mixout: error: expected max_length <= 16\n"
+
+
+def test_a_report_says_which_column_of_the_table_it_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mixout.study.report.write_report", lambda runs, *args, **options: runs[0].factors)
+    (tmp_path / "scores.csv").write_text(",task,method,restart,score\n0,R,plain,0,.5\n1,R,plain,1,.6\n")
+    assert main(["study", "report", "--scores", str(tmp_path / "scores.csv"), "--output-dir", str(tmp_path / "r")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "report {}\n"
+    assert "the column '' has no name of its own and is left out" in printed.err

@@ -5,6 +5,7 @@ import importlib.machinery
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,26 @@ def test_a_decoder_without_padding_token_takes_batches(tiny_bert, tmp_path):
     alone = loaded.model(input_ids=batch["input_ids"][1:, :3]).logits
     torch.testing.assert_close(both[1:], alone)
     assert longest_input(loaded) == 64
+
+
+@pytest.mark.parametrize(("name", "padding", "longest"), [("Roberta", 1, 32), ("Roberta", 0, 33), ("Bert", 1, 34)])
+def test_positions_behind_the_paddings_are_the_ones_that_texts_have(name, padding, longest):
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    config = getattr(transformers, f"{name}Config")(max_position_embeddings=34, pad_token_id=padding, **small)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    shape = SimpleNamespace(model=model, tokenizer=SimpleNamespace(model_max_length=int(1e30)))
+    assert longest_input(shape) == longest
+    # The oracle is the model: it takes as many tokens, and not one more.
+    tokens = torch.full((1, longest), 5)
+    assert model(input_ids=tokens).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
 
 
 def test_the_embedded_model_is_checked_before_use(tmp_path, monkeypatch: pytest.MonkeyPatch):

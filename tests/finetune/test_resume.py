@@ -126,7 +126,7 @@ def test_a_killed_process(settings, tmp_path, changes, when, step, left):
         finetune(chosen, tmp_path / "killed")
     lines: list[str] = []
     finetune(chosen, tmp_path / "killed", resume=True, report=lines.append)
-    assert "from step" in lines[0]
+    assert any("from step" in line for line in lines)
     finetune(chosen, tmp_path / "whole")
     check_equal(tmp_path / "whole", tmp_path / "killed")
 
@@ -175,7 +175,7 @@ def test_a_killed_language_model(causal, tmp_path):
     assert [path.name for path in (tmp_path / "killed" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-3"]
     lines: list[str] = []
     finetune(chosen, tmp_path / "killed", resume=True, report=lines.append)
-    assert "from step 3" in lines[0]
+    assert any("from step 3" in line for line in lines)
     finetune(chosen, tmp_path / "whole")
     check_equal(tmp_path / "whole", tmp_path / "killed")
     assert [entry.step for entry in Record.read(tmp_path / "killed").evaluations] == [0, 4, 8]

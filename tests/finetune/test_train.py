@@ -166,7 +166,7 @@ def train_by_hand(settings: Settings, batches, labels: dict[tuple[int, ...], int
                 if parameter.grad is not None:
                     parameter -= lr * parameter.grad
                     if name.startswith("bert.") and parameter.ndim > 1:
-                        parameter -= lr * rate * (parameter - start[name])
+                        parameter.copy_(start[name] + math.exp(-lr * rate) * (parameter - start[name]))
     return dict(model.named_parameters())
 
 

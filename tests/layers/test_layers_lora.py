@@ -112,7 +112,7 @@ def test_only_the_kept_columns_of_the_input_are_kept_for_backward():
     """The base is frozen: what A reads is all that a LoRA layer keeps of its input."""
     sizes = {}
     for p in (0.0, 0.9):
-        model = mixout.apply_(adapted(nn.Linear(1000, 4)), Mixout(p), where="all").train()
+        model = mixout.apply_(adapted(nn.Linear(1000, 4)), Mixout(p), where="all", form="lean").train()
         saved = []
         x = torch.randn(64, 1000)
         with torch.autograd.graph.saved_tensors_hooks(

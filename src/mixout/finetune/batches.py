@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from mixout.errors import InputError
 from mixout.finetune import metrics
 from mixout.finetune.extras import needs
 from mixout.finetune.tasks import Split, Task
@@ -26,16 +27,57 @@ Example = dict[str, Any]
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
-    """Tokens and label of each example, in the order of the split."""
+    """Tokens and label of each example, in the order of the split.
+
+    Raises:
+        InputError: the texts come in pairs, and the tokenizer has no token to put between the two.
+    """
     if not len(split):
         return []
-    pairs = None if split.pair is None else list(split.pair)
-    tokens = tokenizer(list(split.text), pairs, truncation=True, max_length=max_length)
+    tokens = tokenizer(*_texts(split, tokenizer), truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
     return [
         {"labels": label, **{name: column[row] for name, column in columns.items()}}
         for row, label in enumerate(split.label)
     ]
+
+
+def cut_texts(split: Split, examples: list[Example], tokenizer: Tokenizer, max_length: int) -> int:
+    """How many of a split's examples, as :func:`encode` made them, have lost their end."""
+    full = split.select(row for row, example in enumerate(examples) if len(example["input_ids"]) >= max_length)
+    if not len(full):
+        return 0
+    whole = tokenizer(*_texts(full, tokenizer), truncation=False)["input_ids"]
+    return sum(len(tokens) > max_length for tokens in whole)
+
+
+def _texts(split: Split, tokenizer: Tokenizer) -> tuple[list[str], list[str] | None]:
+    """The texts and second texts as a tokenizer takes them, with something that marks where the second begins."""
+    if split.pair is None:
+        return list(split.text), None
+    if _marks_pairs(tokenizer):
+        return list(split.text), list(split.pair)
+    mark = tokenizer.sep_token or tokenizer.eos_token
+    if mark is None:
+        raise InputError(
+            "expected a tokenizer that can mark where the second text of a pair begins, got one that puts nothing "
+            "between the two and has neither a sep_token nor an eos_token; give it one, or join the texts yourself"
+        )
+    # Part of the second text, so that both are cut alike where a pair is too long.
+    return list(split.text), [f"{mark}{second}" for second in split.pair]
+
+
+def _marks_pairs(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer puts a token between the texts of a pair, or tells them apart by their types.
+
+    Those of most decoders (GPT-2, Qwen) do neither: the two run together.
+    """
+    pair = tokenizer("a", "b")
+    if len(set(pair.get("token_type_ids", [0]))) > 1:
+        return True
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in "ab")
+    joined, tokens = [*first, *second], pair["input_ids"]
+    return not any(tokens[start : start + len(joined)] == joined for start in range(len(tokens)))
 
 
 @dataclass

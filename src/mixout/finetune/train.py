@@ -7,6 +7,7 @@ resumed run ends as an uninterrupted one: bit for bit on the CPU, on a GPU up to
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ import mixout
 from mixout.anchor import distance, old_fingerprint
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import card, disk, environment, folder, models, trainer
-from mixout.finetune.batches import DevSet
+from mixout.finetune.batches import DevSet, Example, cut_texts
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
+from mixout.finetune.describe import describe
 from mixout.finetune.drift import Drift
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
@@ -109,6 +111,8 @@ def finetune(
         folder.check_space(place, weights=size, settings=settings)
         examples = shared.tokens(task.train, settings.max_length)
         dev = _dev(task, shared, settings.max_length)
+        if report is not None:
+            _describe(task, loaded, (examples, dev), settings.max_length, report)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=report or _silence, bars=bars)
         # The model lies on its device now, as it will when it is measured again.
@@ -132,6 +136,26 @@ def _dev(task: Task | Corpus, shared: Cache, max_length: int) -> DevSet | DevTex
     if isinstance(task, Task):
         return DevSet(task, examples)
     return DevTexts(task, examples, [] if task.original is None else shared.tokens(task.original, max_length))
+
+
+def _describe(
+    task: Task | Corpus,
+    loaded: models.Loaded,
+    encoded: tuple[list[Example], DevSet | DevTexts],
+    max_length: int,
+    report: Report,
+) -> None:
+    """Say what the data are."""
+    cut = (0, 0)
+    if isinstance(task, Task) and isinstance(encoded[1], DevSet):
+        # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
+        tokenizer = copy.deepcopy(loaded.tokenizer)
+        cut = (
+            cut_texts(task.train, encoded[0], tokenizer, max_length),
+            cut_texts(task.dev, encoded[1].examples, tokenizer, max_length),
+        )
+    for line in describe(task, cut=cut, max_length=max_length):
+        report(line)
 
 
 def _check_machine(settings: Settings) -> None:

@@ -44,6 +44,7 @@ class Mixing:
     noise: Noise
     gradient: Gradient
     form: Form = "auto"
+    version: int = field(init=False, default=0)
     _number: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +54,7 @@ class Mixing:
         """Change p, in place, so that a compiled graph sees it too."""
         self.p.fill_(p)
         self._number = p
+        self.version += 1
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
@@ -71,6 +73,10 @@ class Share:
     plain: type[nn.Module]
     stream: Stream
     passes: int = 0
+    short: Any = None  # see layers.linear
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "short": None}
 
     @property
     def called(self) -> bool:

@@ -155,9 +155,10 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
             out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
     stepped = [(p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
     for parameter, _ in stepped:
-        if (target := out_of_reach.get(id(parameter))) is not None and id(parameter) not in decaying:
+        lost = out_of_reach.get(id(parameter))
+        if lost is not None and id(parameter) not in decaying:
             raise MixoutError(
-                f"the {target.field} of {type(target.module).__name__} was parametrized or pruned after apply_, so "
+                f"the {lost.field} of {type(lost.module).__name__} was parametrized or pruned after apply_, so "
                 "AnchorDecay does not reach it; undo that (torch.nn.utils.parametrize.remove_parametrizations, "
                 "torch.nn.utils.prune.remove), or call mixout.remove_(model) and leave the layer out with where="
             )

@@ -1,37 +1,39 @@
-"""The embedded task: on packages made for the test, where the answer is known, and on the real ones."""
+"""The embedded task, and the script that made it: on packages made for the test, where the answer is known."""
 
 from __future__ import annotations
 
-import gc
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from mixout.errors import InputError, MissingExtraError
+from mixout.errors import InputError
 from mixout.finetune.metrics import chance
 from mixout.finetune.tasks import docstrings, load_task
 
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "docstring_corpus.py"
 
-@pytest.fixture
-def packages(tmp_path, monkeypatch):
-    """Two packages of sources that fail when they are imported."""
 
-    def write(name, files):
-        for path, source in files.items():
-            target = tmp_path / name / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(source)
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("docstring_corpus", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(docstrings, "LIBRARIES", {"left_": "left_", "right_": "right_"})
-    monkeypatch.setattr(docstrings.importlib.metadata, "version", lambda name: "1.0")
-    docstrings.load.cache_clear()
-    yield write
-    docstrings.load.cache_clear()
+
+def package(folder, files):
+    """A package of sources that fail when they are imported."""
+    for path, source in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source)
+    return folder
 
 
 def numbered(word, count):
@@ -40,9 +42,9 @@ def numbered(word, count):
     )
 
 
-def test_known_packages(packages):
-    packages(
-        "left_",
+def test_known_packages(script, tmp_path):
+    one = package(
+        tmp_path / "left",
         {
             "__init__.py": '"""This sentence stands in   the\n    left package. And more."""\nraise SystemExit\n',
             "a.py": numbered("root", 40) + 'class C:\n    def m(self):\n        """A method of the left package."""\n',
@@ -54,33 +56,30 @@ def test_known_packages(packages):
             "escape.py": '"""An invalid escape \\d in the text."""\n',
         },
     )
-    packages(
-        "right_",
+    other = package(
+        tmp_path / "right",
         {
             "__init__.py": "",
             "a.py": numbered("square", 200),
             "b.py": '"""the two packages BOTH say this."""\nasync def f():\n    """Await the end of the right one."""',
         },
     )
-    task = docstrings.load()
+    splits = script.corpus({"left": one, "right": other})
     left = {f"Return the root of number {i}." for i in range(40)} | {
         "This sentence stands in the left package.",
         "A method of the left package.",
         r"An invalid escape \d in the text.",
     }
     right = {f"Return the square of number {i}." for i in range(200)} | {"Await the end of the right one."}
-    own = [set(), set()]
-    for split in (task.train, task.dev):
-        sizes = Counter(split.label)
-        assert sizes[0] == sizes[1] > 0
-        for text, label in zip(split.text, split.label, strict=True):
-            own[label].add(text)
-    assert own[0] == left
-    assert own[1] < right
-    assert task.labels == ("left_", "right_")
-    assert not set(task.train.text) & set(task.dev.text)
-    assert load_task("docstrings") is task
-    assert gc.isenabled()
+    own = {"left": set(), "right": set()}
+    for rows in splits.values():
+        sizes = Counter(name for name, _ in rows)
+        assert sizes["left"] == sizes["right"] > 0
+        for name, text in rows:
+            own[name].add(text)
+    assert own["left"] == left
+    assert own["right"] < right
+    assert not {text for _, text in splits["train"]} & {text for _, text in splits["dev"]}
 
 
 @pytest.mark.parametrize(
@@ -105,14 +104,8 @@ def test_known_packages(packages):
         ("", None),
     ],
 )
-def test_sentences(docstring, expected):
-    assert docstrings.sentence(docstring) == expected
-
-
-def test_missing_packages(packages):
-    packages("left_", {"__init__.py": ""})
-    with pytest.raises(MissingExtraError, match=r"got no right_; run: pip install \"mixout\[demo\]\""):
-        docstrings.load()
+def test_sentences(script, docstring, expected):
+    assert script.sentence(docstring) == expected
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +137,31 @@ def test_another_process_reads_the_same_and_imports_none_of_it(real):
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [real.fingerprint(), "[]"]
+
+
+def test_the_data_are_those_of_the_published_runs(real):
+    """The committed demo and its results were made with these rows, whatever is installed now."""
+    assert real.fingerprint() == "08369006d2bf9bd6b6674c7ca70aedd61427c8d318c2322ba7cf0f38d9903dc2"
+
+
+def test_every_library_is_named_with_its_licence(script):
+    text = Path(docstrings.__file__).with_name("docstrings.LICENSES.txt").read_text(encoding="utf-8")
+    assert tuple(script.LIBRARIES) == tuple(docstrings.VERSIONS)
+    for name, distribution in script.LIBRARIES.items():
+        assert re.search(
+            rf"^={{100}}\n{distribution} {re.escape(docstrings.VERSIONS[name])}\b.*\n={{100}}$", text, re.MULTILINE
+        )
+    parts = re.split(r"^={100}\n.*\n={100}$", text, flags=re.MULTILINE)[1:]
+    assert len(parts) == 8
+    assert all(re.search("Redistribution and use|LICENSE AGREEMENT|Apache License", part) for part in parts)
+    assert all("Copyright" in part for part in parts)
+
+
+def test_the_package_carries_text_and_licences():
+    shipped = {file.name for file in Path(docstrings.__file__).parent.glob("docstrings.*")}
+    assert shipped == {"docstrings.py", "docstrings.tsv", "docstrings.LICENSES.txt"}
+    declared = (SCRIPT.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"mixout.finetune.tasks" = ["docstrings.*"]' in declared
 
 
 def test_options(real):

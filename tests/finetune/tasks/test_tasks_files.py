@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+import subprocess
 import sys
 
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from mixout.errors import InputError, MissingExtraError
@@ -297,6 +301,98 @@ def test_a_task_that_does_not_exist(name, hint):
 def test_column_names_that_cannot_be(names):
     with pytest.raises(InputError, match=r"expected three different column names, got \("):
         Columns(**names)
+
+
+def test_a_cell_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
+    limit = csv.field_size_limit()
+    text = "word " * (limit // 4)
+    assert load_task(folder(tmp_path, f'text,label\n"{text}",good\nb,bad\n')).train.text[0] == text
+    assert csv.field_size_limit() == limit
+    # Also where the file is refused: the limit is the whole process's.
+    with pytest.raises(InputError, match=r"train.csv, line 2: expected comma-separated .*quotation marks"):
+        load_task(folder(tmp_path, f'text,label\n"{text},good\n'))
+    assert csv.field_size_limit() == limit
+
+
+def test_what_spreadsheets_add_is_left_out(tmp_path):
+    sheet = 'v1,v2,,,\nham,"Go, now",,,\nspam,Win,x,,\n,,,,\n,,,,\n'
+    columns = Columns(text="v2", label="v1")
+    task = load_task(folder(tmp_path, sheet, sheet), columns=columns)
+    assert (task.train.text, task.labels, task.train.label) == (("Go, now", "Win"), ("ham", "spam"), (0, 1))
+    # An empty row between others may be a mistake.
+    with pytest.raises(InputError, match=r"train.csv, line 3: expected text in column 'v2', got an empty cell"):
+        load_task(folder(tmp_path, "v1,v2,,\nham,a,,\n,,,\nspam,b,,\n", sheet), columns=columns)
+    # A column without a name cannot be asked for, and a missing one is named with the option that helps.
+    with pytest.raises(InputError, match=r"expected a column 'text' .*, got the columns 'v1', 'v2'; .*--text-column"):
+        load_task(str(tmp_path))
+
+
+def rows(count, label, text="text {}"):
+    return "text,label\n" + "".join(
+        f"{text(i) if callable(text) else text.format(i)},{label(i)}\n" for i in range(count)
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            rows(100, lambda i: i % 2, lambda i: "" if i % 5 < 2 else f"t{i}"),
+            r"line 2: expected text .* an empty cell; 40 of 100 rows are like this \(lines 2, 3, 7, 8, 12, \.\.\.\); "
+            r"fill or remove the rows$",
+        ),
+        (
+            rows(9, lambda i: "" if i in (3, 6) else i % 2),
+            r"line 5: expected a label .* 2 of 9 rows are like this \(lines 5, 8\); fill",
+        ),
+        (
+            rows(9, lambda i: "b,c" if i in (2, 5, 8) else "a"),
+            r"line 4: expected 2 cells \(text, label\), got 3; 3 of 9 rows are like this \(lines 4, 7, 10\); check",
+        ),
+        (
+            rows(9, lambda i: "bad" if i == 4 else i + 0.5),
+            r"line 6: expected a number as label \(regression\), got 'bad'; correct or remove the row$",
+        ),
+    ],
+    ids=["texts", "labels", "cells", "one"],
+)
+def test_all_bad_rows_are_counted_and_the_first_are_named(tmp_path, train, message):
+    with pytest.raises(InputError, match=message):
+        load_task(folder(tmp_path, train))
+
+
+def test_rows_of_a_single_file_keep_their_lines(tmp_path):
+    texts = [f"text {i}" for i in range(200)]
+    held_out = {i for i, text in enumerate(texts) if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % 5 == 0}
+    first, second = sorted(held_out)[3:5]
+    (tmp_path / "t.csv").write_text(rows(200, lambda i: "odd" if i in (first, second) else "ab"[i % 2]))
+    with pytest.raises(
+        InputError, match=rf"line {first + 2}: .* got 'odd'; 2 of {len(held_out)} rows .*{second + 2}\)"
+    ):
+        load_task(str(tmp_path / "t.csv"))
+
+
+def test_a_column_of_names_is_no_column_of_classes(tmp_path):
+    with pytest.raises(
+        InputError, match=r"\(1, 2, .*, \.\.\.\), got '0'; .*; 50 training rows have 50 labels: .*--label-column"
+    ):
+        load_task(folder(tmp_path, rows(50, lambda i: i + 1), rows(2, lambda i: 0)))
+
+
+def test_parquet_leaves_no_thread_behind_that_could_abort_the_process(tmp_path, monkeypatch):
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1, 0]})
+    for stem in ("train", "dev"):
+        save(tmp_path / f"{stem}.parquet", frame)
+    sources = []
+    original = pyarrow.parquet.read_table
+    monkeypatch.setattr(
+        pyarrow.parquet, "read_table", lambda source, **options: sources.append(source) or original(source, **options)
+    )
+    assert load_task(str(tmp_path)).labels == ("0", "1")
+    # A Python object is read by pyarrow's threads, which call back into an interpreter that ends.
+    assert sources == [tmp_path / "train.parquet", tmp_path / "dev.parquet"]
+    program = f"from mixout.finetune.tasks import load_task; load_task({str(tmp_path)!r})"
+    assert [subprocess.run([sys.executable, "-c", program]).returncode for _ in range(3)] == [0, 0, 0]
 
 
 def test_a_row_says_where_it_stands_in_a_long_file(tmp_path):

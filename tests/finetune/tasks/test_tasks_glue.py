@@ -58,7 +58,8 @@ def test_quotation_marks_and_the_byte_order_mark_do_no_harm():
 def write(folder, train, dev=None):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.tsv").write_bytes(train.encode())
-    (folder / "dev.tsv").write_bytes((dev or train).encode())
+    for name in ("dev.tsv", "dev_matched.tsv"):
+        (folder / name).write_bytes((dev or train).encode())
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,23 @@ def write(folder, train, dev=None):
             "index\tsentence1\tsentence2\tlabel\r\n0\tA.\tB.\t1\r\n1\tC.\tD.\t0\r\n",
             ("A.", "C."),
             ("B.", "D."),
+            (1, 0),
+        ),
+        (
+            "MNLI",
+            "MNLI",
+            "index\tsentence1\tsentence2\tlabel1\tgold_label\n0\tA.\tB.\tneutral\tneutral\n"
+            "1\tC.\tD.\tneutral\tentailment\n2\tE.\tF.\tneutral\tcontradiction\n",
+            ("A.", "C.", "E."),
+            ("B.", "D.", "F."),
+            (1, 0, 2),
+        ),
+        (
+            "qqp",
+            "QQP",
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\tA?\tB?\t1\n1\t3\t4\tC?\tD?\t0\n",
+            ("A?", "C?"),
+            ("B?", "D?"),
             (1, 0),
         ),
         ("sst_2", "SST-2", "sentence\tlabel\na\u2028b \t1\nc\x85\t0", ("a\u2028b ", "c\x85"), None, (1, 0)),
@@ -143,14 +161,14 @@ def test_folders_that_are_not_there(tmp_path):
         load_task("RTE", data_dir=tmp_path)
 
 
-def hub(monkeypatch, split):
+def hub(monkeypatch, split, validation=("validation",)):
     calls = []
 
     def load_dataset(*args):
         calls.append(args)
         return datasets.DatasetDict(
             train=datasets.Dataset.from_dict(split),
-            validation=datasets.Dataset.from_dict({k: v[:1] for k, v in split.items()}),
+            **{end: datasets.Dataset.from_dict({k: v[:1] for k, v in split.items()}) for end in validation},
             test=datasets.Dataset.from_dict({k: v[:1] for k, v in split.items()}),
         )
 
@@ -168,11 +186,15 @@ def hub(monkeypatch, split):
         ("QNLI", "qnli", ("question", "sentence"), True),
         ("WNLI", "wnli", PAIR, True),
         ("STS-B", "stsb", PAIR, True),
+        ("QQP", "qqp", ("question1", "question2"), True),
+        ("MNLI", "mnli", ("premise", "hypothesis"), True),
     ],
 )
 def test_the_hub(monkeypatch, name, config, texts, pair):
     labels = [2.5, 5.0] if name == "STS-B" else [1, 0]
-    calls = hub(monkeypatch, {column: [f"{column} 0", f"{column} 1"] for column in texts} | {"label": labels})
+    rows = {column: [f"{column} 0", f"{column} 1"] for column in texts} | {"label": labels}
+    ends = ("validation_matched", "validation_mismatched") if name == "MNLI" else ("validation",)
+    calls = hub(monkeypatch, rows, ends)
     task = load_task(name)
     assert calls == [("nyu-mll/glue", config)]
     assert (len(task.train), len(task.dev)) == (2, 1)
@@ -199,6 +221,15 @@ def test_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"'datasets' .* GLUE from the hub.*pip install \"mixout\[hf\]\""):
         load_task("RTE")
+
+
+def test_every_row_that_is_wrong_is_counted(tmp_path):
+    dev = HEADER + "".join(f"{i}\tA\tB\t{'entailment' if i % 4 else 'maybe'}\n" for i in range(40))
+    write(tmp_path, HEADER + "0\tA\tB\tentailment\n1\tC\tD\tnot_entailment\n", dev)
+    with pytest.raises(
+        InputError, match=r"line 2: .* got 'maybe'; 10 of 40 rows are like this \(lines 2, 6, 10, 14, 18, \.\.\."
+    ):
+        load_task("RTE", data_dir=tmp_path)
 
 
 def test_options(tmp_path):

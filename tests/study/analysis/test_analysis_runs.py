@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 
+import pandas
 import pytest
 
 from mixout.errors import InputError
@@ -84,7 +86,7 @@ def test_other_columns_are_factors_and_an_empty_score_is_a_failure(write):
 def test_rows_read_back_as_the_runs_they_came_from(tmp_path):
     runs = [
         run(chance=0.5, factors={"epochs": "3"}, seconds=1.5, peak_memory=10**9, distance=2.25, id="ab"),
-        run(restart=1, status="failed", error="out of memory, twice", factors={"lr": "1e-4"}, paired=False),
+        run(restart=1, status="diverged", error="out of memory, twice", factors={"lr": "1e-4"}, paired=False),
     ]
     rows = to_csv_rows(runs)
     assert [list(row) for row in rows] == [list(rows[0])] * 2
@@ -114,6 +116,102 @@ def test_rows_read_back_as_the_runs_they_came_from(tmp_path):
 def test_a_wrong_file_is_named_with_its_line(write, text, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         read_scores(write(text))
+
+
+def table(columns, restarts=8, rates=("1e-5",), methods=("plain", "mixout(0.7)")):
+    """Every run has a score of its own; ``columns`` makes further cells of the run's number and its restart."""
+    rows, number = [], 0
+    for method in methods:
+        for rate in rates:
+            for restart in range(restarts):
+                more = [value(number, restart) for value in columns.values()]
+                rows.append([method, "RTE", restart, 0.5 + 0.01 * ((number * 7) % 13), rate, *more])
+                number += 1
+    lines = [["method", "task", "restart", "score", "lr", *columns], *rows]
+    return "\n".join(",".join(map(str, line)) for line in lines) + "\n"
+
+
+def test_the_index_of_a_data_frame_is_left_out_and_said(tmp_path):
+    frame = pandas.read_csv(io.StringIO(table({})))
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    frame.to_csv(tmp_path / "index.csv")
+    pandas.read_csv(tmp_path / "index.csv").to_csv(tmp_path / "twice.csv")
+    expected = read_scores(tmp_path / "plain.csv")
+    for name, column in (("index", "''"), ("twice", "'', 'Unnamed: 0'")):
+        said = []
+        assert read_scores(tmp_path / f"{name}.csv", report=said.append) == expected
+        assert len(said) == 1
+        assert f"the column {column} has no name of its own and is left out" in said[0]
+    said = []
+    read_scores(tmp_path / "plain.csv", report=said.append)
+    assert said == []
+    # Whatever else such a table lacks is named as before.
+    (tmp_path / "more.csv").write_text(",task,method,score\n0,R,p,1\n")
+    with pytest.raises(InputError, match="to have a column 'restart'"):
+        read_scores(tmp_path / "more.csv")
+
+
+MEASURED = {
+    "loss": lambda number, restart: round(0.4 + 0.003 * ((number * 5) % 47), 3),
+    "date": lambda number, restart: f"2025-01-{number:02d}",
+    "wandb_id": lambda number, restart: f"run-{number}",
+    "seed": lambda number, restart: 40 + restart,
+}
+
+
+@pytest.mark.parametrize("rates", [("1e-5",), ("1e-5", "2e-5", "5e-5")], ids=["one rate", "three rates"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_column_with_one_run_a_cell_is_refused_by_name(write, name, rates):
+    with pytest.raises(InputError, match=rf"got the column '{name}' with another value in most runs.*; remove it"):
+        read_scores(write(table({name: MEASURED[name]}, rates=rates)))
+    assert len(read_scores(write(table({}, rates=rates)))) == 16 * len(rates)
+
+
+def test_two_such_columns_are_named_together(write):
+    columns = {name: MEASURED[name] for name in ("loss", "date")}
+    with pytest.raises(InputError, match=r"got the column 'loss', 'date' with"):
+        read_scores(write(table(columns)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({}, {"restarts": 1, "rates": ("1e-5", "2e-5", "5e-5")}),  # without the factor no run could be told apart
+        ({"batch": lambda number, restart: 16}, {}),
+        ({"batch": lambda number, restart: 16}, {"restarts": 1}),
+        ({"day": lambda number, restart: number // 4}, {}),  # several runs share each value
+    ],
+    ids=["grid of single runs", "constant", "constant, single runs", "shared"],
+)
+def test_real_factors_stay(write, columns, options):
+    runs = read_scores(write(table(columns, **options)))
+    assert {name for run in runs for name in run.factors} == {"lr", *columns}
+
+
+def test_restarts_may_be_written_as_pandas_writes_them(write):
+    text = "task,method,restart,score\nR,p,{},1\nR,p,1.0,1\n"
+    assert [run.restart for run in read_scores(write(text.format("0.0")))] == [0, 1]
+    for wrong in ("0.5", "nan", "inf", "x", ""):
+        with pytest.raises(InputError, match=r"line 2: expected restart to be "):
+            read_scores(write(text.format(wrong)))
+
+
+def test_a_failed_run_has_no_score_whether_or_not_chance_is_known(write):
+    text = "task,method,restart,score,status{}\nR,p,0,.9,finished{}\nR,p,1,.1,failed{}\nR,p,2,.1,diverged{}\n"
+    scores = [run.counted for run in read_scores(write(text.format("", "", "", "")))]
+    assert [scores[0], scores[2]] == [0.9, 0.1]
+    assert math.isnan(scores[1])
+    known = read_scores(write(text.format(",chance", ",.5", ",.5", ",.5")))
+    assert [run.counted for run in known] == [0.9, 0.5, 0.1]
+
+
+@pytest.mark.parametrize("name", ["seconds", "peak_memory", "distance", "original", "chance"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_what_is_measured_is_finite(write, name, value):
+    with pytest.raises(
+        InputError, match=rf"line 2: expected {name} to be a finite number, got '{value}'; leave the cell"
+    ):
+        read_scores(write(f"task,method,restart,score,{name}\nR,p,0,1,{value}\n"))
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):

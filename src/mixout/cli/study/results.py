@@ -77,7 +77,7 @@ def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.report import write_report  # not before: it loads matplotlib
 
     return write_report(
-        read_scores(args.scores),
+        read_scores(args.scores, report=lambda line: print(line, file=sys.stderr)),
         folder,
         title=args.title or Path(args.scores).stem,
         baseline=args.baseline,

@@ -28,8 +28,8 @@ def load_task(
     """Load a task.
 
     Args:
-        name: a GLUE task (RTE, MRPC, CoLA, STS-B, SST-2, QNLI, WNLI, in any spelling), ``"docstrings"``, or a
-            path to a folder or file. A name wins over a folder of that name; write ``./rte`` for the folder.
+        name: a GLUE task (RTE, MRPC, CoLA, STS-B, SST-2, QNLI, QQP, MNLI, WNLI, in any spelling), ``"docstrings"``, or
+            a path to a folder or file. A name wins over a folder of that name; write ``./rte`` for the folder.
         data_dir: where GLUE's TSV files are; ``None`` for the hub.
         columns: the columns of the user's own files.
         metric: the primary metric instead of the task's own.

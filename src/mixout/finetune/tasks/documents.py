@@ -17,7 +17,7 @@ from pathlib import Path
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
 from mixout.finetune.tasks.base import digest_of
-from mixout.finetune.tasks.files import in_dev, member, text_in
+from mixout.finetune.tasks.files import halves, member, origin, texts_in
 from mixout.finetune.tasks.tables import READERS, read, read_text
 from mixout.methods.text import nearest
 
@@ -128,23 +128,20 @@ def load(path: Path, *, original: Path | None, column: str, metric: str | None) 
     """
     _check_metric(metric, original)
     if path.is_dir():
-        files = member(path, "train", endings=ENDINGS), member(path, "dev", "validation", endings=ENDINGS)
+        files = [member(path, "train", endings=ENDINGS), member(path, "dev", "validation", endings=ENDINGS)]
         train, dev = (documents(file, column) for file in files)
-        origin = f"The user's files {files[0].name} and {files[1].name}."
     else:
-        train, dev = _split(path, documents(path, column))
-        origin = f"The user's file {path.name}, split 80/20 by a hash of the text."
-    before = None
-    if original is not None:
-        before = read_original(original, column)
-        origin += f" Original domain: {original.name}."
+        files, every = [path], documents(path, column)
+        # By the prompt where there is one, so that no question stands on both sides.
+        keys = every.text if every.prompt is None else every.prompt
+        train, dev = (every.select(rows) for rows in halves(path, keys, "documents"))
     return Corpus(
         name=path.resolve().name if path.is_dir() else path.stem,
         train=train,
         dev=dev,
-        original=before,
+        original=None if original is None else read_original(original, column),
         metric=metric or METRICS[0],
-        source=origin,
+        source=origin(files) + ("" if original is None else f" Original domain: {original.name}."),
     )
 
 
@@ -186,14 +183,10 @@ def documents(file: Path, column: str) -> Documents:
             f"{file.name}: expected either the column {column!r} or the columns {PROMPT!r} and {COMPLETION!r}, got all "
             "of them; remove what is not meant"
         )
+    table.require([PROMPT, COMPLETION] if paired else [column], "rename a column, or name yours with --text-column")
     if not paired:
-        at = table.positions([column])[0]
-        return Documents(text=tuple(text_in(row[at], column, table.where(k)) for k, row in enumerate(table.rows)))
-    first, second = table.positions([PROMPT, COMPLETION])
-    return Documents(
-        text=tuple(text_in(row[second], COMPLETION, table.where(k)) for k, row in enumerate(table.rows)),
-        prompt=tuple(text_in(row[first], PROMPT, table.where(k)) for k, row in enumerate(table.rows)),
-    )
+        return Documents(text=texts_in(table, column))
+    return Documents(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
 
 
 def draw(part: Documents, size: int, seed: int) -> Documents:
@@ -223,16 +216,3 @@ def _check_metric(metric: str | None, original: Path | None) -> None:
         )
     if metric == METRICS[1] and original is None:
         raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
-
-
-def _split(path: Path, every: Documents) -> tuple[Documents, Documents]:
-    """80/20 by a hash: of the prompt where there is one, so that no question stands on both sides."""
-    keys = every.text if every.prompt is None else every.prompt
-    dev = [k for k, key in enumerate(keys) if in_dev(key)]
-    train = [k for k, key in enumerate(keys) if not in_dev(key)]
-    if not dev or not train:
-        raise InputError(
-            f"{path.name}: expected enough different documents to split 80/20 by a hash of the text, got {len(every)} "
-            "that all fall on one side; give a folder with a train and a dev file"
-        )
-    return every.select(train), every.select(dev)

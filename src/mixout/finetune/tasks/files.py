@@ -9,14 +9,14 @@ fractional part: then it is a regression. It neither repairs nor skips rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixout.errors import InputError
 from mixout.finetune import metrics
 from mixout.finetune.tasks.base import Split, Task
-from mixout.finetune.tasks.tables import READERS, Table, number, read
+from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
 
 OPTIONAL_PAIR = "text_pair"
 
@@ -44,16 +44,6 @@ class Columns:
             raise InputError(f"expected three different column names, got {names}; name each column once")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One labelled text as the file has it, and where it stands."""
-
-    text: str
-    pair: str | None
-    label: str
-    where: str
-
-
 def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
     """Load a task from a folder or a file that exists.
 
@@ -65,37 +55,39 @@ def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
-    train, dev, origin = _folder(path, columns) if path.is_dir() else _file(path, columns)
-    asked = metric in metrics.REGRESSION and any(number(row.label) is not None for row in train)
-    regression = asked or _has_scores(train)
+    files = [path] if path.is_file() else [member(path, "train"), member(path, "dev", "validation")]
+    tables = [read(file) for file in files]
+    # If one side has the second text the other needs it too, whether it was named or not.
+    pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
+    tables = [_checked(table, columns, pair) for table in tables]
+    if len(tables) == 1:
+        tables = [tables[0].take(rows) for rows in halves(path, tables[0].columns["text"], "texts")]
+    train, dev = tables
+    labels = [str(label) for label in train.columns["label"]]
+    asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
+    regression = asked or _has_scores(labels)
     known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
     chosen = metric or ("spearman" if regression else "accuracy")
     metrics.check(chosen, regression=regression)
-    if len({row.label for row in train}) < 2:
-        raise InputError(
-            f"{train[0].where}: expected at least 2 different labels to train on, got {train[0].label!r} in every "
-            "row; check the label column"
-        )
-    names = None if regression else _classes(train)
-    label = _score if names is None else _numbering(names)
+    train.check_varied(labels)
+    names = None if regression else _classes(labels)
     return Task(
         name=path.resolve().name if path.is_dir() else path.stem,
-        train=_split(train, label),
-        dev=_split(dev, label),
+        train=_split(train, names, len(labels)),
+        dev=_split(dev, names, len(labels)),
         labels=names,
         metrics=(chosen, *(name for name in known if name != chosen)),
         metric=chosen,
-        source=origin,
+        source=origin(files),
     )
 
 
-def _folder(path: Path, columns: Columns) -> tuple[list[Row], list[Row], str]:
-    train, dev = member(path, "train"), member(path, "dev", "validation")
-    tables = read(train), read(dev)
-    # If one side has the second text the other needs it too, whether it was named or not.
-    pair = next((name for table in tables if (name := _pair(table, columns))), None)
-    rows = [_rows(table, columns, pair) for table in tables]
-    return rows[0], rows[1], f"The user's files {train.name} and {dev.name}."
+def origin(files: Sequence[Path]) -> str:
+    """Say in a sentence where the data came from."""
+    names = " and ".join(file.name for file in files)
+    if len(files) > 1:
+        return f"The user's files {names}."
+    return f"The user's file {names}, split 80/20 by a hash of the text."
 
 
 def member(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> Path:
@@ -116,119 +108,93 @@ def member(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -
     )
 
 
-def _file(path: Path, columns: Columns) -> tuple[list[Row], list[Row], str]:
-    table = read(path)
-    rows = _rows(table, columns, _pair(table, columns))
-    sides: tuple[list[Row], list[Row]] = ([], [])
-    for row in rows:
-        sides[in_dev(row.text)].append(row)
-    if not all(sides):
-        raise InputError(
-            f"{path.name}: expected enough different texts to split 80/20 by a hash of the text, got {len(rows)} "
-            "rows that all fall on one side; give a folder with a train and a dev file"
-        )
-    return *sides, f"The user's file {path.name}, split 80/20 by a hash of the text."
-
-
-def in_dev(text: str) -> bool:
-    """Whether a text of a single file belongs to the dev set: one in five does."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 5 == 0
-
-
-def _pair(table: Table, columns: Columns) -> str | None:
-    """Name the column of the second text, or ``None`` if there is none."""
-    return columns.pair or (OPTIONAL_PAIR if OPTIONAL_PAIR in table.columns else None)
-
-
-def _rows(table: Table, columns: Columns, paired: str | None) -> list[Row]:
-    names = (columns.text, columns.label) if paired is None else (columns.text, paired, columns.label)
-    positions = table.positions(names)
-    rows = []
-    for index, cells in enumerate(table.rows):
-        where = table.where(index)
-        text, *pair, label = (cells[at] for at in positions)
-        rows.append(
-            Row(
-                text=text_in(text, columns.text, where),
-                pair=None if paired is None else text_in(pair[0], paired, where),
-                label=_label(label, columns.label, where),
-                where=where,
-            )
-        )
-    return rows
-
-
-def text_in(cell: object, column: str, where: str) -> str:
-    """Return a cell that must hold text.
+def halves(path: Path, texts: Sequence[object], kind: str) -> tuple[list[int], list[int]]:
+    """Split the rows of a single file by a hash of their texts: one text in five is for the dev set.
 
     Raises:
-        InputError: it does not.
+        InputError: all fall on one side.
     """
-    if isinstance(cell, str) and cell.strip():
-        return cell
-    got = "an empty cell" if cell is None or isinstance(cell, str) else repr(cell)
-    raise InputError(f"{where}: expected text in column {column!r}, got {got}; fill or remove the row")
+    hashes = [int.from_bytes(hashlib.sha256(str(text).encode()).digest()[:8], "big") for text in texts]
+    train = [row for row, value in enumerate(hashes) if value % 5]
+    dev = [row for row, value in enumerate(hashes) if value % 5 == 0]
+    if not train or not dev:
+        raise InputError(
+            f"{path.name}: expected enough different {kind} to split 80/20 by a hash of the text, got {len(texts)} "
+            "rows that all fall on one side; give a folder with a train and a dev file"
+        )
+    return train, dev
 
 
-def _label(cell: object, column: str, where: str) -> str:
-    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1, a NaN is a missing value."""
-    spelled = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
-    if spelled and spelled.lower() != "nan":
-        value = number(spelled)
-        return str(int(value)) if value is not None and value.is_integer() and "." in spelled else spelled
-    empty = cell is None or isinstance(cell, float) or not str(cell).strip()
-    got = "an empty cell" if empty else repr(cell)
-    raise InputError(
-        f"{where}: expected a label (text or a number) in column {column!r}, got {got}; fill or remove the row"
-    )
+def texts_in(table: Table, column: str) -> tuple[str, ...]:
+    """Return a column in which every cell must hold text.
+
+    Raises:
+        InputError: one does not.
+    """
+    cells = table.columns[column]
+    good = (isinstance(cell, str) and not is_empty(cell) for cell in cells)
+    table.check(good, cells, f"text in column {column!r}", "fill or remove the row")
+    return tuple(map(str, cells))
 
 
-def _has_scores(rows: Sequence[Row]) -> bool:
+def _checked(table: Table, columns: Columns, pair: str | None) -> Table:
+    """Return the columns text, label and, where there are second texts, pair; every cell is text and none is empty."""
+    names = [columns.text, *([] if pair is None else [pair]), columns.label]
+    table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
+    cells = table.columns[columns.label]
+    labels = [_spelled(cell) for cell in cells]
+    found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
+    expected = f"a label (text or a number) in column {columns.label!r}"
+    table.check([label != "" for label in labels], cells, expected, "fill or remove the row")
+    return replace(table, columns={**found, "label": labels})
+
+
+def _spelled(cell: object) -> str:
+    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Nothing where there is none."""
+    text = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
+    value = number(text)
+    if value is not None and value.is_integer() and "." in text:
+        return str(int(value))
+    return "" if text.lower() == "nan" else text
+
+
+def _has_scores(labels: Sequence[str]) -> bool:
     """Whether the labels are values rather than classes.
 
     A slip among values must not turn thousands of them into classes: where more than half of the labels are
     numbers, and one has a fractional part, the rest is taken to be a mistake.
     """
-    values = [number(row.label) for row in rows]
-    numbers = [value for value in values if value is not None]
-    fractional = any(not value.is_integer() for value in numbers)
-    return fractional and 2 * len(numbers) > len(rows)
+    numbers = [value for label in labels if (value := number(label)) is not None]
+    return any(not value.is_integer() for value in numbers) and 2 * len(numbers) > len(labels)
 
 
-def _score(row: Row) -> float:
-    value = number(row.label)
-    if value is None:
-        raise InputError(
-            f"{row.where}: expected a number as label (regression), got {row.label!r}; correct or remove the row"
-        )
-    return value
-
-
-def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
+def _classes(labels: Sequence[str]) -> tuple[str, ...]:
     """Sort the labels: by value where all are numbers, so that 10 comes after 9, else as text."""
-    names = sorted({row.label for row in rows})
+    names = sorted(set(labels))
     values = {name: value for name in names if (value := number(name)) is not None}
     return tuple(sorted(names, key=values.__getitem__) if len(values) == len(names) else names)
 
 
-def _numbering(names: Sequence[str]) -> Callable[[Row], int]:
-    numbers = {name: index for index, name in enumerate(names)}
-
-    def of(row: Row) -> int:
-        if row.label not in numbers:
-            raise InputError(
-                f"{row.where}: expected a label that also occurs in the training rows ({', '.join(names[:20])}), "
-                f"got {row.label!r}; correct it, or give training rows with it"
-            )
-        return numbers[row.label]
-
-    return of
-
-
-def _split(rows: Sequence[Row], label: Callable[[Row], int] | Callable[[Row], float]) -> Split:
-    pairs = [row.pair for row in rows if row.pair is not None]
+def _split(table: Table, names: tuple[str, ...] | None, train_size: int) -> Split:
+    """Turn labels into values, or into numbers of classes."""
+    labels = [str(label) for label in table.columns["label"]]
+    if names is None:
+        values = [number(label) for label in labels]
+        good = (value is not None for value in values)
+        table.check(good, labels, "a number as label (regression)", "correct or remove the row")
+        label: tuple[float, ...] = tuple(value for value in values if value is not None)
+    else:
+        numbers = {name: index for index, name in enumerate(names)}
+        known = ", ".join([*names[:20], *["..."][: len(names) - 20]])
+        remedy = "correct it, or give training rows with it"
+        if 2 * len(names) > train_size > 20:
+            remedy = f"{train_size} training rows have {len(names)} labels: name another column with --label-column"
+        good = (label in numbers for label in labels)
+        table.check(good, labels, f"a label that also occurs in the training rows ({known})", remedy)
+        label = tuple(numbers[name] for name in labels)
+    pair = table.columns.get("pair")
     return Split(
-        text=tuple(row.text for row in rows),
-        pair=tuple(pairs) if pairs else None,
-        label=tuple(label(row) for row in rows),
+        text=tuple(map(str, table.columns["text"])),
+        pair=None if pair is None else tuple(map(str, pair)),
+        label=label,
     )

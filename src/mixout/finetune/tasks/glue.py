@@ -14,7 +14,7 @@ from pathlib import Path
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
 from mixout.finetune.tasks.base import Split, Task
-from mixout.finetune.tasks.tables import Table, number, read_tsv
+from mixout.finetune.tasks.tables import Table, is_empty, number, read_tsv
 
 HUB = "nyu-mll/glue"
 
@@ -28,30 +28,28 @@ class Layout:
         texts: the hub's columns: a sentence, or two.
         columns: the columns of the TSV file in the same order, and the label's.
         labels: class names by number; ``None`` for scores.
-        cells: how the TSV file spells the classes, by number.
+        cells: how the TSV file spells the classes, by number; ``None``: as ``labels``.
         metrics: the primary one first.
         header: the columns of a TSV file that does not name them.
+        matched: what the dev set's name ends in: MNLI has two, of which the one of the same genres is read.
     """
 
     name: str
-    texts: tuple[str, ...]
-    columns: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    cells: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ("sentence1", "sentence2")
+    columns: tuple[str, ...] = ("sentence1", "sentence2", "label")
+    labels: tuple[str, ...] | None = ("entailment", "not_entailment")
+    cells: tuple[str, ...] | None = ("0", "1")
     metrics: tuple[str, ...] = ("accuracy",)
     header: tuple[str, ...] | None = None
+    matched: str = ""
 
 
-ENTAILMENT = ("entailment", "not_entailment")
-SENTENCES = ("sentence1", "sentence2")
 LAYOUTS = {
-    "rte": Layout(name="RTE", texts=SENTENCES, columns=(*SENTENCES, "label"), labels=ENTAILMENT, cells=ENTAILMENT),
+    "rte": Layout(name="RTE", cells=None),
     "mrpc": Layout(
         name="MRPC",
-        texts=SENTENCES,
         columns=("#1 String", "#2 String", "Quality"),
         labels=("not_equivalent", "equivalent"),
-        cells=("0", "1"),
         metrics=("f1", "accuracy"),
     ),
     "cola": Layout(
@@ -59,38 +57,30 @@ LAYOUTS = {
         texts=("sentence",),
         columns=("sentence", "label"),
         labels=("unacceptable", "acceptable"),
-        cells=("0", "1"),
         metrics=("matthews", "accuracy"),
         header=("source", "label", "mark", "sentence"),
     ),
     "stsb": Layout(
-        name="STS-B",
-        texts=SENTENCES,
-        columns=(*SENTENCES, "score"),
-        labels=None,
-        metrics=("spearman", "pearson"),
+        name="STS-B", columns=("sentence1", "sentence2", "score"), labels=None, metrics=("spearman", "pearson")
     ),
-    "sst2": Layout(
-        name="SST-2",
-        texts=("sentence",),
-        columns=("sentence", "label"),
-        labels=("negative", "positive"),
-        cells=("0", "1"),
+    "sst2": Layout(name="SST-2", texts=("sentence",), columns=("sentence", "label"), labels=("negative", "positive")),
+    "qnli": Layout(name="QNLI", texts=("question", "sentence"), columns=("question", "sentence", "label"), cells=None),
+    "qqp": Layout(
+        name="QQP",
+        texts=("question1", "question2"),
+        columns=("question1", "question2", "is_duplicate"),
+        labels=("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
     ),
-    "qnli": Layout(
-        name="QNLI",
-        texts=("question", "sentence"),
-        columns=("question", "sentence", "label"),
-        labels=ENTAILMENT,
-        cells=ENTAILMENT,
+    "mnli": Layout(
+        name="MNLI",
+        texts=("premise", "hypothesis"),
+        columns=("sentence1", "sentence2", "gold_label"),
+        labels=("entailment", "neutral", "contradiction"),
+        cells=None,
+        matched="_matched",
     ),
-    "wnli": Layout(
-        name="WNLI",
-        texts=SENTENCES,
-        columns=(*SENTENCES, "label"),
-        labels=("not_entailment", "entailment"),
-        cells=("0", "1"),
-    ),
+    "wnli": Layout(name="WNLI", labels=("not_entailment", "entailment")),
 }
 
 
@@ -130,52 +120,43 @@ def _from_folder(key: str, data_dir: Path) -> tuple[Split, Split]:
         raise InputError(f"expected a folder of TSV files, got {str(data_dir)!r}, which is none; check --data-dir")
     inner = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and key_of(path.name) == key]
     folder = inner[0] if inner else data_dir
-    missing = [name for name in ("train.tsv", "dev.tsv") if not (folder / name).is_file()]
+    layout = LAYOUTS[key]
+    train, dev = "train.tsv", f"dev{layout.matched}.tsv"
+    missing = [name for name in (train, dev) if not (folder / name).is_file()]
     if missing:
-        name = LAYOUTS[key].name
         raise InputError(
-            f"expected {name}/train.tsv and {name}/dev.tsv, or both files directly, in {str(data_dir)!r}, "
+            f"expected {layout.name}/{train} and {layout.name}/{dev}, or both files directly, in {str(data_dir)!r}, "
             f"got no {' and no '.join(missing)}; check --data-dir"
         )
-    header = LAYOUTS[key].header
-    tables = [read_tsv(folder / name, header=header) for name in ("train.tsv", "dev.tsv")]
-    train, dev = (_split(LAYOUTS[key], table) for table in tables)
-    if len(set(train.label)) < 2:
-        raise InputError(
-            f"{tables[0].where(0)}: expected at least 2 different labels to train on, got the same one in every row; "
-            f"get the file again"
-        )
-    return train, dev
+    tables = [read_tsv(folder / name, header=layout.header) for name in (train, dev)]
+    splits = [_split(layout, table) for table in tables]
+    tables[0].check_varied(splits[0].label)
+    return splits[0], splits[1]
 
 
 def _split(layout: Layout, table: Table) -> Split:
     """Pick a task's columns out of a TSV file."""
-    *texts, label = table.positions(layout.columns)
-    for index, row in enumerate(table.rows):
-        if not all(str(row[at] or "").strip() for at in texts):
-            raise InputError(
-                f"{table.where(index)}: expected {' and '.join(layout.columns[:-1])}, got an empty cell; "
-                "remove the row, or get the file again"
-            )
-    columns = [tuple(str(row[at]) for row in table.rows) for at in texts]
-    return Split(
-        text=columns[0],
-        pair=columns[1] if len(columns) > 1 else None,
-        label=tuple(_label(layout, row[label], table.where(index)) for index, row in enumerate(table.rows)),
-    )
-
-
-def _label(layout: Layout, cell: object, where: str) -> int | float:
+    again = f"is this {layout.name} in GLUE's own layout?"
+    table.require(layout.columns, again)
+    *texts, cells = (table.columns[name] for name in layout.columns)
+    for column in texts:
+        good = (not is_empty(cell) for cell in column)
+        table.check(good, column, " and ".join(layout.columns[:-1]), "remove the row, or get the file again")
+    label: tuple[int | float, ...]
     if layout.labels is None:
-        score = number(cell)
-        if score is not None and 0 <= score <= 5:
-            return score
-        expected = "a score from 0 to 5"
+        scores = [number(cell) for cell in cells]
+        table.check((score is not None and 0 <= score <= 5 for score in scores), cells, "a score from 0 to 5", again)
+        label = tuple(score for score in scores if score is not None)
     else:
-        if cell in layout.cells:
-            return layout.cells.index(str(cell))
-        expected = f"the label {' or '.join(layout.cells)}"
-    raise InputError(f"{where}: expected {expected}, got {cell!r}; is this {layout.name} in GLUE's own layout?")
+        names = layout.cells or layout.labels
+        table.check((cell in names for cell in cells), cells, f"the label {' or '.join(names)}", again)
+        label = tuple(names.index(str(cell)) for cell in cells)
+    return _texts(texts, label)
+
+
+def _texts(columns: Sequence[Sequence[object]], label: tuple[int | float, ...]) -> Split:
+    text, *pair = (tuple(map(str, column)) for column in columns)
+    return Split(text=text, pair=pair[0] if pair else None, label=label)
 
 
 def _from_hub(key: str) -> tuple[Split, Split]:
@@ -189,15 +170,10 @@ def _from_hub(key: str) -> tuple[Split, Split]:
             f"expected the data set {HUB} ({key}) from the hub, got: {error}; "
             "check the connection, or give a directory of GLUE's TSV files with --data-dir"
         ) from error
-    return _columns(key, splits["train"]), _columns(key, splits["validation"])
+    return _columns(key, splits["train"]), _columns(key, splits[f"validation{LAYOUTS[key].matched}"])
 
 
 def _columns(key: str, split: Mapping[str, Sequence[str] | Sequence[int]]) -> Split:
     layout = LAYOUTS[key]
-    texts = [tuple(str(cell) for cell in split[name]) for name in layout.texts]
     kind = float if layout.labels is None else int
-    return Split(
-        text=texts[0],
-        pair=texts[1] if len(texts) > 1 else None,
-        label=tuple(kind(cell) for cell in split["label"]),
-    )
+    return _texts([split[name] for name in layout.texts], tuple(kind(cell) for cell in split["label"]))

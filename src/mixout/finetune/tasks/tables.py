@@ -1,8 +1,8 @@
 """A file of rows -> named columns, and where each row stands in the file.
 
-The standard library reads CSV, TSV and JSON lines, and pyarrow reads Parquet: no guessing of types, and every
-message can name the line. TSV has no quoting (a stray quotation mark must not swallow the rows after it); CSV
-is quoted as in RFC 4180. Which columns matter and what they mean is decided elsewhere.
+No type is guessed, every row is as wide as the header, and every message names the line. CSV is quoted as in RFC 4180;
+in TSV quotation marks mean nothing, so that a stray one does not swallow the rows after it. Which columns matter and
+what they mean is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -11,38 +11,34 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
 
+_NAMED = 5  # so many rows are named by a message about many
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of one file.
+    """Rows of one file, column by column.
 
     Attributes:
-        path: the file.
-        columns: their names.
-        rows: the cells, each row as long as ``columns``; a cell that the file leaves out is ``None``.
+        name: the file's name.
+        columns: the cells of each column that has a name; a cell that the file leaves out is ``None``.
         lines: where each row starts in the file, counted from 1 (Parquet has rows instead of lines).
         unit: what ``lines`` counts: "line" or "row".
     """
 
-    path: Path
-    columns: tuple[str, ...]
-    rows: tuple[tuple[object, ...], ...]
-    lines: tuple[int, ...]
+    name: str
+    columns: Mapping[str, Sequence[object]]
+    lines: Sequence[int]
     unit: str = "line"
 
-    def where(self, index: int) -> str:
-        """Return the file's name and the line of a row, for messages."""
-        return f"{self.path.name}, {self.unit} {self.lines[index]}"
-
-    def positions(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Return where these columns are.
+    def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
+        """Refuse a table without these columns.
 
         Raises:
             InputError: one is missing; the message lists those that exist.
@@ -50,10 +46,55 @@ class Table:
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise InputError(
-                f"{self.path.name}: expected a column {' and a column '.join(map(repr, missing))}, got the columns "
-                f"{', '.join(map(repr, self.columns))}; rename a column, or name the right one by option"
+                f"{self.name}: expected a column {' and a column '.join(map(repr, missing))}, got the columns "
+                f"{', '.join(map(repr, self.columns))}; {remedy}"
             )
-        return tuple(self.columns.index(name) for name in names)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """Return the rows at these positions."""
+        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        return replace(self, columns=columns, lines=[self.lines[row] for row in rows])
+
+    def check(self, good: Iterable[bool], got: Sequence[object], expected: str, remedy: str) -> None:
+        """Refuse the rows that are not good, in one message: what is wrong with the first, and how many there are.
+
+        Args:
+            good: whether each row can be used.
+            got: what each row has instead.
+            expected: what it should have.
+            remedy: what to do.
+
+        Raises:
+            InputError: a row is not good.
+        """
+        bad = [row for row, is_good in enumerate(good) if not is_good]
+        if not bad:
+            return
+        first = "an empty cell" if is_empty(got[bad[0]]) else repr(got[bad[0]])
+        lines = [str(self.lines[row]) for row in bad]
+        message = f"{self.name}, {self.unit} {lines[0]}: expected {expected}, got {first}"
+        if len(bad) > 1:
+            shown = ", ".join([*lines[:_NAMED], *["..."][: len(lines) - _NAMED]])
+            message += f"; {len(bad)} of {len(self.lines)} rows are like this ({self.unit}s {shown})"
+            remedy = remedy.replace("the row", "the rows")
+        raise InputError(f"{message}; {remedy}")
+
+    def check_varied(self, labels: Sequence[object]) -> None:
+        """Refuse labels that are the same in every row.
+
+        Raises:
+            InputError: they are.
+        """
+        if len(set(labels)) < 2:
+            raise InputError(
+                f"{self.name}, {self.unit} {self.lines[0]}: expected at least 2 different labels to train on, got "
+                f"{labels[0]!r} in every row; check the label column"
+            )
+
+
+def is_empty(cell: object) -> bool:
+    """Whether a cell holds nothing: no value, blanks only, or the NaN that stands for a missing value."""
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and cell != cell)
 
 
 def read(path: Path) -> Table:
@@ -73,21 +114,25 @@ def read(path: Path) -> Table:
 
 def read_csv(path: Path) -> Table:
     """Read comma-separated values with a header; quoted cells may hold commas and line breaks."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    cells: list[list[str]] = []
-    lines: list[int] = []
-    while True:
-        lines.append(reader.line_num + 1)
-        try:
-            cells.append(next(reader))
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise InputError(
-                f"{path.name}, line {lines[-1]}: expected comma-separated values, got a row that does not parse "
-                f"({error}); check its quotation marks, or use .jsonl"
-            ) from error
-    return _checked(path, cells[0], cells[1:], lines[1:])
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[list[str]] = []
+    lines = [1]
+    # The limit on the length of a cell is the whole process's; texts may be longer.
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(limit, len(text)))
+    try:
+        for row in reader:
+            rows.append(row)
+            lines.append(reader.line_num + 1)
+    except csv.Error as error:
+        raise InputError(
+            f"{path.name}, line {lines[-1]}: expected comma-separated values, got a row that does not parse "
+            f"({error}); check its quotation marks, or use .jsonl"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    return _table(path, rows[0], rows[1:], lines[1:])
 
 
 def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
@@ -98,10 +143,10 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
         header: the columns of a file that does not name them in its first line.
     """
     # Not str.splitlines: that also splits at U+0085 and U+2028, which occur inside sentences.
-    cells = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n")]
+    rows = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n")]
     if header is None:
-        return _checked(path, cells[0], cells[1:], range(2, len(cells) + 1))
-    return _checked(path, header, cells, range(1, len(cells) + 1))
+        return _table(path, rows[0], rows[1:], range(2, len(rows) + 1))
+    return _table(path, header, rows, range(1, len(rows) + 1))
 
 
 def read_jsonl(path: Path) -> Table:
@@ -112,24 +157,18 @@ def read_jsonl(path: Path) -> Table:
             value = json.loads(line) if line.strip() else {}
             # An escape like \\ud800 alone is no character: a tokenizer would stumble over it much later.
             json.dumps(value, ensure_ascii=False).encode()
+            got = type(value).__name__
         except ValueError as error:
-            raise InputError(
-                f"{path.name}, line {number}: expected a JSON object, got what does not parse ({error}); "
-                "write one object a line"
-            ) from error
+            value, got = None, f"what does not parse ({error})"
         if not isinstance(value, dict):
             raise InputError(
-                f"{path.name}, line {number}: expected a JSON object, got {type(value).__name__}; "
-                'write {"text": ..., "label": ...}'
+                f"{path.name}, line {number}: expected a JSON object, got {got}; "
+                'write {"text": ..., "label": ...}, one object a line'
             )
         objects.append(value)
-    columns = tuple(dict.fromkeys(name for item in objects for name in item))
-    return Table(
-        path=path,
-        columns=columns,
-        rows=tuple(tuple(item.get(name) for name in columns) for item in objects),
-        lines=tuple(range(1, len(objects) + 1)),
-    )
+    names = dict.fromkeys(name for item in objects for name in item)
+    columns = {name: [item.get(name) for item in objects] for name in names}
+    return Table(name=path.name, columns=columns, lines=range(1, len(objects) + 1))
 
 
 def read_parquet(path: Path) -> Table:
@@ -137,19 +176,17 @@ def read_parquet(path: Path) -> Table:
     with needs("hf", "Parquet files"):
         import pyarrow
         import pyarrow.parquet
-    data = _bytes(path)
     try:
-        # Single-threaded and from memory: the file is small, and no thread outlives the call.
-        table = pyarrow.parquet.read_table(io.BytesIO(data), use_threads=False)
-        columns: Mapping[str, list[object]] = table.to_pydict()
+        # From the path and in this thread: pyarrow's own threads, which a Python file would need, may abort the process
+        # at its end.
+        table = pyarrow.parquet.read_table(path, use_threads=False, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(
             f"{path.name}: expected a Parquet file, got what pyarrow cannot read ({error}); write it again"
         ) from error
-    rows = tuple(zip(*columns.values(), strict=True))
-    if not rows:
+    if not table.num_rows:
         raise InputError(f"{path.name}: expected at least one row, got none; add rows, or leave the file out")
-    return Table(path=path, columns=tuple(columns), rows=rows, lines=tuple(range(1, len(rows) + 1)), unit="row")
+    return Table(name=path.name, columns=table.to_pydict(), lines=range(1, table.num_rows + 1), unit="row")
 
 
 def number(cell: object) -> float | None:
@@ -176,24 +213,25 @@ READERS: dict[str, Callable[[Path], Table]] = {
 }
 
 
-def _checked(path: Path, header: Sequence[str], cells: Sequence[list[str]], lines: Sequence[int]) -> Table:
+def _table(path: Path, header: Sequence[str], rows: list[list[str]], lines: Sequence[int]) -> Table:
     """Build a table of text cells, every row as wide as the header."""
-    double = sorted({name for name in header if header.count(name) > 1})
+    # Spreadsheets write columns without a name, which nobody can ask for, and empty rows at the end.
+    double = sorted({name for name in header if name.strip() and header.count(name) > 1})
     if double:
         raise InputError(
             f"{path.name}, line 1: expected every column once, got {double[0]!r} twice; rename one of the two"
         )
-    if not cells:
+    while rows and not any(rows[-1]):
+        rows.pop()
+    if not rows:
         raise InputError(f"{path.name}: expected rows under the header, got none; add rows, or leave the file out")
-    for line, row in zip(lines, cells, strict=False):
-        # A blank line is an empty row: its cells are missing, and whoever needs them says so.
-        if len(row) != len(header) and any(row):
-            raise InputError(
-                f"{path.name}, line {line}: expected {len(header)} cells ({', '.join(header)}), got {len(row)}; "
-                "check the separators"
-            )
-    rows = tuple(tuple(row) if any(row) else (None,) * len(header) for row in cells)
-    return Table(path=path, columns=tuple(header), rows=rows, lines=tuple(lines)[: len(rows)])
+    table = Table(name=path.name, columns={}, lines=lines[: len(rows)])
+    # A blank line is an empty row: its cells are missing, and whoever needs them says so.
+    fits = [len(row) == len(header) or not any(row) for row in rows]
+    table.check(fits, list(map(len, rows)), f"{len(header)} cells ({', '.join(header)})", "check the separators")
+    width = len(header)
+    columns = zip(*(row if any(row) else [None] * width for row in rows), strict=True)
+    return replace(table, columns={name: cells for name, cells in zip(header, columns, strict=True) if name.strip()})
 
 
 def read_text(path: Path) -> str:
@@ -202,7 +240,12 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: the file is absent, empty or not UTF-8.
     """
-    data = _bytes(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a file that can be read, got {error.strerror}; check the path and its permissions"
+        ) from error
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -214,12 +257,3 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise InputError(f"{path.name}: expected rows, got an empty file; add rows, or leave the file out")
     return text.rstrip("\r\n")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a file that can be read, got {error.strerror}; check the path and its permissions"
-        ) from error

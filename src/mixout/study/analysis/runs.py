@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,8 @@ _REQUIRED = ("task", "method", "restart", "score")
 _NUMBERS = ("chance", "seconds", "distance", "original")
 _OPTIONAL = ("metric", *_NUMBERS, "peak_memory", "status", "error", "paired", "id")
 _COLUMNS = (*_REQUIRED, *_OPTIONAL)
+# What pandas writes, or reads, as the name of an index and of columns without one.
+_UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?(\.\d+)?")
 _YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -103,32 +107,42 @@ class Run:
         return self.chance if math.isnan(self.score) and self.chance is not None else self.score
 
 
-def read_scores(path: str | Path) -> list[Run]:
+def read_scores(path: str | Path, *, report: Callable[[str], None] | None = None) -> list[Run]:
     """Runs from a CSV file with the columns task, method, restart and score.
 
     Optional columns are the other scalar fields of :class:`Run`: metric, chance, status, error, seconds, peak_memory,
-    distance, original, id, and ``paired`` (yes or no). Every other column is a factor. An empty score is a run that
-    failed.
+    distance, original, id, and ``paired`` (yes or no). A column without a name, such as the index that pandas writes,
+    is left out. Every other column is a factor. An empty score is a run that failed; so is the status "failed", even
+    with a score beside it.
 
     Args:
         path: file in UTF-8 with a header.
+        report: called with a line on what is left out.
 
     Returns:
         One run a row, in the file's order.
 
     Raises:
-        InputError: the file cannot be read, a column is missing, or a value is wrong; the message names the line.
+        InputError: the file cannot be read, a column is missing, a value is wrong, or a factor tells single runs apart;
+            the message names the line or the column.
     """
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, strict=True)
-            _check_columns(path, reader.fieldnames or ())
-            runs = [_run(path, reader.line_num, row) for row in reader]
+            names = list(reader.fieldnames or ())
+            unnamed = [name for name in names if _UNNAMED.fullmatch(name.strip())]
+            _check_columns(path, [name for name in names if name not in unnamed])
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"expected {path} to be a CSV file in UTF-8, got {error}") from error
+    if unnamed and report is not None:
+        shown = ", ".join(repr(name) for name in unnamed)
+        report(f"{path}: the column {shown} has no name of its own and is left out; name it if it is a factor")
+    runs = [_run(path, line, row, unnamed) for line, row in rows]
     if not runs:
         raise InputError(f"expected at least one run in {path}, got a header only")
+    _check_factors(path, runs)
     return runs
 
 
@@ -160,18 +174,52 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         raise InputError(f"expected each column of {path} once, got {', '.join(names)}")
 
 
-def _run(path: Path, line: int, row: Mapping[str, str | None]) -> Run:
+def _check_factors(path: Path, runs: Sequence[Run]) -> None:
+    """Refuse columns that are no factors, such as a loss, a date or a seed: with them each run is a cell of its own.
+
+    Such a column has another value in most runs of a method, and the restarts tell the runs apart without it. Where
+    several columns look like that, real factors among them are known by values that several runs share.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.factors))
+
+    def largest(factors: Sequence[str], *, restart: bool) -> int:
+        """How many runs the largest cell of these factors holds."""
+        keys = [(run.task, run.method, run.restart * restart, *map(run.factors.get, factors)) for run in runs]
+        return max(Counter(keys).values())
+
+    def lone(factors: Sequence[str]) -> bool:
+        """Whether most runs that have these factors are alone in their cells of them."""
+        having = [run for run in runs if any(name in run.factors for name in factors)]
+        keys = [(run.task, run.method, *map(run.factors.get, factors)) for run in having]
+        return 2 * list(Counter(keys).values()).count(1) > len(having) > 2
+
+    single = [name for name in names if lone([name])]
+    distinct = [name for name in single if 2 * len({run.factors.get(name) for run in runs}) > len(runs)]
+    for suspects in (single, distinct, *([name] for name in names if lone(names))):
+        factors = [name for name in names if name not in suspects]
+        shared = largest(factors, restart=False) > 1 or suspects is distinct
+        if suspects and shared and largest(factors, restart=True) == 1:
+            raise InputError(
+                f"expected columns of {path} whose values several runs share (factors), got the column "
+                f"{', '.join(map(repr, suspects))} with another value in most runs, so that nothing could be compared; "
+                "remove it, or if it is a factor, number the restarts of each of its values from 0"
+            )
+
+
+def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:
     if None in row or None in row.values():
         raise InputError(f"expected as many values as columns in {path}, line {line}")
-    texts = {name: (text or "").strip() for name, text in row.items()}
+    texts = {name: (text or "").strip() for name, text in row.items() if name not in unnamed}
     try:
-        values: dict[str, object] = {name: _number(name, texts[name]) for name in _NUMBERS if texts.get(name)}
+        values: dict[str, object] = {name: _finite(name, texts[name]) for name in _NUMBERS if texts.get(name)}
         values |= {name: texts[name] for name in ("metric", "status", "error", "id") if texts.get(name)}
         if texts.get("peak_memory"):
-            values["peak_memory"] = int(_number("peak_memory", texts["peak_memory"]))
+            values["peak_memory"] = int(_finite("peak_memory", texts["peak_memory"]))
         if texts.get("paired"):
             values["paired"] = _yes_no(texts["paired"])
-        score = _number("score", texts["score"]) if texts["score"] else math.nan
+        # What failed before its end has no score, whatever was written down.
+        scored = texts["score"] and texts.get("status") != "failed"
+        score = _number("score", texts["score"]) if scored else math.nan
         factors = {name: text for name, text in texts.items() if name not in _COLUMNS and text}
         return Run(
             task=texts["task"],
@@ -192,11 +240,19 @@ def _number(name: str, text: str) -> float:
         raise InputError(f"expected {name} to be a number, got {text!r}") from None
 
 
+def _finite(name: str, text: str) -> float:
+    value = _number(name, text)
+    if not math.isfinite(value):
+        raise InputError(f"expected {name} to be a finite number, got {text!r}; leave the cell empty if it is unknown")
+    return value
+
+
 def _restart(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"expected restart to be a whole number, got {text!r}") from None
+    # 3.0 is how pandas writes the 3 of a column in which a value is missing.
+    value = _number("restart", text) if text else math.nan
+    if not value.is_integer():
+        raise InputError(f"expected restart to be a whole number, got {text!r}")
+    return int(value)
 
 
 def _yes_no(text: str) -> bool:

@@ -1,0 +1,116 @@
+"""What is said of the data before training: numbers counted by hand, and what asks for a second look."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mixout.finetune.describe import describe
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Split, Task, load_task
+from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.train import finetune
+
+
+def task(train, dev=None, names=None, /, **changes):
+    """A task with these labels; every text is another one."""
+    names = tuple(sorted({*train, *(dev or train)})) if names is None else names
+    parts = {
+        side: Split(text=tuple(f"{side} {row}" for row in range(len(labels))), label=tuple(map(names.index, labels)))
+        for side, labels in (("train", train), ("dev", dev or train))
+    }
+    kinds = {"labels": names, "metrics": ("accuracy",), "metric": "accuracy", "source": "", "name": "t"}
+    return Task(**(parts | kinds | changes))
+
+
+def notes(*args, **changes):
+    return [line for line in describe(task(*args, **changes)) if line.startswith("note: ")]
+
+
+def test_rows_classes_majority_and_standard_error():
+    lines = describe(task(["a"] * 30 + ["b"] * 10, ["a"] * 60 + ["b"] * 40))
+    error = 100 * math.sqrt(0.5 * 0.5 / 100)
+    assert lines == [
+        f"data t: 40 training rows, 100 dev rows (standard error of an accuracy of 0.5: {error:.1f} points)",
+        "2 classes: 'a' (30 training rows), 'b' (10); always answering 'a' is right in 60 % of the dev rows",
+    ]
+    many = describe(task([f"intent {row % 40:02d}" for row in range(130)]))
+    assert many[1].startswith("40 classes: 3 to 4 training rows each; always answering 'intent 00' is right in 3 % ")
+
+
+def test_values_have_a_range():
+    scores = Split(text=("a", "b", "c"), label=(0.5, 4.0, 2.0))
+    other = Split(text=("d",), label=(1.0,))
+    kinds = {"labels": None, "metrics": ("pearson",), "metric": "pearson", "source": ""}
+    assert describe(Task(name="r", train=scores, dev=other, **kinds)) == [
+        "data r: 3 training rows, 1 dev rows",
+        "the labels are values from 0.5 to 4 (regression)",
+    ]
+
+
+def test_dev_rows_of_one_class_and_classes_without_dev_rows():
+    (note,) = notes(["common"] * 5 + ["rare"], ["common"] * 4)
+    assert "the dev rows have one class only, 'common'" in note
+    (note,) = notes(["a", "b", "c", "d"], ["a", "c"])
+    assert "no dev row has the class 'b', 'd'" in note
+    assert notes(["a", "b"], ["a", "b"]) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["1", "2", "3", "4", "5"], "the labels are numbers (1 to 5), and each is a class; if they are values"),
+        (["0", "1"], None),
+        (["0", "3", "0,3", "1", "1,3"], "labels such as '0,3' look like several in one cell"),
+        (["joy", "fear", "joy|fear", "fear|joy"], "4 classes of 2 labels"),
+        (["['joy']", "['fear']", "['joy', 'fear']"], "3 classes of 2 labels"),
+        (["0", "1", "0 1"], "3 classes of 2 labels"),
+        (["a;b", "b;c", "c;d"], "3 classes of 4 labels"),
+        (["a", "b", "a/b"], "3 classes of 2 labels"),
+        (["very good", "good", "very bad", "bad"], None),
+        (["and/or", "either/or", "nor"], None),
+        (["Paris, France", "Rome, Italy"], None),
+        (["Yes", "no", "yes"], "the labels 'Yes', 'yes' differ in capitals alone"),
+        (["NA", "no", "yes"], "the label 'NA' is a class like any other"),
+        (["None", "null", "x"], "the label 'None', 'null' is a class like any other"),
+        (["anger", "joy", "sadness"], None),
+    ],
+)
+def test_labels_that_may_not_mean_classes(labels, said):
+    found = notes(labels * 3)
+    assert len(found) == (said is not None), found
+    assert said is None or said in found[0]
+
+
+def test_dev_rows_that_are_training_rows_are_counted():
+    one = Split(text=("a", "b", "c"), pair=("x", "y", "z"), label=(0, 1, 0))
+    other = Split(text=("a", "b", "c"), pair=("x", "Y", "z"), label=(1, 1, 0))
+    line = describe(task(["p", "q"], train=one, dev=other))[-1]
+    # The same texts count whatever their labels; a pair counts as a whole.
+    assert line.startswith("note: t: 2 of 3 dev rows are also training rows")
+    texts = Documents(text=("a", "b")), Documents(text=("b", "c", "d"))
+    corpus = Corpus(name="c", train=texts[0], dev=texts[1], original=None, metric="log_likelihood", source="")
+    assert describe(corpus) == [
+        "data c: 2 training documents, 3 dev documents",
+        "note: c: 1 of 3 dev documents are also training documents: the score on new texts will be lower; remove them "
+        "from one side",
+    ]
+
+
+def test_a_run_says_all_of_it_before_it_trains(tiny_bert, tmp_path):
+    (tmp_path / "d").mkdir()
+    rows = [(f"{'bata ' * (2 + 3 * (row % 5))}dovi", "ab"[row % 2]) for row in range(20)]
+    for name, part in (("train", rows), ("dev", rows[:6])):
+        (tmp_path / "d" / f"{name}.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in part))
+    lines = []
+    settings = Settings(model=tiny_bert, task=str(tmp_path / "d"), max_length=10, epochs=1.0, save="no", evaluate="end")
+    finetune(settings, tmp_path / "out", report=lines.append)
+    started = next(number for number, line in enumerate(lines) if "from the start" in line)
+    # With the tokens at both ends a text has 5, 8, 11, 14 or 17.
+    assert lines[:started] == [
+        *describe(load_task(str(tmp_path / "d")))[:2],
+        "note: d: 12 of 20 training texts and 3 of 6 dev texts are cut: they are longer than max_length, 10 tokens",
+        "note: d: 6 of 6 dev rows are also training rows: the score on new texts will be lower; remove them from one "
+        "side",
+    ]
