@@ -198,6 +198,7 @@ def _check_arguments(
 
 
 def _check_model(model: nn.Module) -> None:
+    check_sharding(model)
     if any(applied_here(m) is not None or isinstance(m, Mixed) for m in model.modules()):
         raise AlreadyAppliedError(
             "expected a plain model, got one that carries a method already; call mixout.remove_(model) first, "
