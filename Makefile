@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-deepspeed test-triton check bench bench-host bench-cpu bench-gpu clean
+.PHONY: demo test test-sweep test-all test-deepspeed test-triton check clean
+.PHONY: bench bench-host bench-cpu bench-gpu
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
 
-test: $(READY)  ## all tests
+test: $(READY)  ## the tests, but for what the targets below add
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-sweep: $(READY)  ## every architecture that transformers can build small: 270 seconds of one core
+	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py
+
+test-all: test test-sweep test-deepspeed test-triton  ## everything
 
 # Environments of their own on top of .venv: other libraries change what they do where these are installed.
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
@@ -25,7 +31,7 @@ test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
 
 test-triton: .venv/over-triton  ## the kernels for GPUs, by Triton's interpreter
 	$</bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
-	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_fused.py
+	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_kernels.py
 
 check: $(READY)  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -70,7 +70,6 @@ _HALF_ROTARY = {**_SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [2, 
 _CORRECTIONS: list[tuple[str, dict[str, Any]]] = [
     ("bamba", {"attn_layer_indices": [1]}),
     ("big_bird bigbird_pegasus", {"block_size": 4}),
-    ("bit", {"num_groups": 8}),
     ("codegen", {"n_head": 4, "rotary_dim": 8}),
     ("colqwen2", {"vlm_config.text_config.rope_parameters": _SECTIONS}),
     ("deberta deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
@@ -104,7 +103,7 @@ OVERRIDES = {name: fields for names, fields in _CORRECTIONS for name in names.sp
 
 # Without a linear layer that can be mixed: convolutions and embeddings are mixed.
 _NO_LINEAR = """
-    bit dac falcon mobilenet_v1 mobilenet_v2 poolformer pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_rec
+    dac falcon mobilenet_v1 mobilenet_v2 poolformer pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_rec
     pp_ocrv6_small_rec pp_ocrv6_tiny_rec regnet resnet rt_detr_resnet superpoint upernet
 """
 # LightGlue's body is taken for a head around the model that finds key points.
@@ -137,7 +136,7 @@ _REASONS = {
         pp_ocrv5_server_det pp_ocrv6_medium_det pp_ocrv6_small_det prompt_depth_anything qwen3_omni_moe
         qwen4_exp qwen4_exp_text rt_detr rt_detr_v2 sam sam3_tracker sam_hq shieldgemma2 slanet
         speech-encoder-decoder speecht5 step3p7 t5gemma2_encoder textnet time_series_transformer timesfm2_5
-        vitmatte vitpose vitpose_backbone voxtral_realtime_text xlstm
+        vitmatte vitpose vitpose_backbone voxtral_realtime_text xlstm zamba zamba2
     """,
     "takes inputs that are not made here": """
         audioflamingo3_encoder blip-2 blip_2_qformer clap clvp cohere_compass_vision cosmos3_edge_vision
@@ -150,9 +149,8 @@ _REASONS = {
         qwen3_vl_vision qwen4_exp_vision sam3_tracker_video sam3_video seggpt siglip2 siglip2_vision_model
         superglue timesfm video_llama_3_vision voxtral_realtime
     """,
-    "trains on labels only": """
-        fastspeech2_conformer
-    """,
+    "all its layers are of subclasses, none can be mixed": "bit",
+    "trains on labels only": "fastspeech2_conformer",
 }
 LEFT_OUT = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
@@ -231,22 +229,6 @@ def inputs(model: Any) -> dict[str, Any]:
         else:
             return candidate
     raise ValueError(f"expected {type(model).__name__} to take one of {len(problems)} inputs") from problems[0]
-
-
-def tensors(output: Any) -> Iterator[Tensor]:
-    """All floating point tensors in what a model returned."""
-    if isinstance(output, Tensor) and output.is_floating_point():
-        yield output
-    elif isinstance(output, dict):
-        yield from tensors(list(output.values()))
-    elif isinstance(output, (list, tuple)):
-        for one in output:
-            yield from tensors(one)
-
-
-def loss(output: Any) -> Tensor:
-    """A number that depends on all of ``output``, in a way that no normalisation makes constant."""
-    return torch.stack([t.double()[t.isfinite()].sin().mean() for t in tensors(output) if t.requires_grad]).sum()
 
 
 def _field(config: Any, *keys: str, default: Any) -> Any:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import mixout
 from mixout import masks
 from mixout.masks import NOISES, UNITS, check_p, draw, mask_shape, spread
+from mixout.ranks import SharedSeed
 from mixout.streams import Stream
 
 P = st.floats(0.0, 1.0)
@@ -163,3 +166,62 @@ def test_element_masks_resolve_p_between_two_bytes():
     torch.manual_seed(0)
     high = masks.draw_elements(shape, 230.9 / 256, device=cpu)
     assert int(low.sum()) - int(high.sum()) == pytest.approx(4e6 * 0.8 / 256, rel=0.1)
+
+
+class _Generator:
+    """What the host knows of a GPU's generator: its seed, and how many numbers it has given."""
+
+    def __init__(self):
+        self.offset = 0
+
+    def initial_seed(self):
+        return 7
+
+    def get_offset(self):
+        return self.offset
+
+    def set_offset(self, offset):
+        self.offset = offset
+
+
+def test_masks_drawn_on_the_host_for_a_gpu_follow_the_gpus_generator(monkeypatch):
+    """As dropout's there: the order in which a DataLoader shuffles does not change, and a restored state repeats."""
+    generator = _Generator()
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    stream, gpu = Stream(SharedSeed(None)), torch.device("cuda", 0)
+    state = torch.get_rng_state()
+    first, second = stream.draw((64,), device=gpu), stream.draw((64,), device=gpu)
+    assert torch.get_rng_state().equal(state)
+    assert generator.offset == 8
+    assert not first.equal(second)
+    generator.offset = 4
+    assert stream.draw((64,), device=gpu).equal(second)
+    seeded = Stream(SharedSeed(3), "layer")
+    seeded.draw((64,), device=gpu)
+    assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize(
+    "method",
+    [mixout.Mixout(0.5), mixout.Mixout(0.2), mixout.Mixconnect(0.5), mixout.Mixconnect(0.5, noise="gaussian")],
+    ids=str,
+)
+def test_the_default_device_makes_no_difference(method, seed):
+    """torch.set_default_device, shown with meta, which stands for cuda on a machine without one."""
+    results = []
+    for device in (None, "meta"):
+        torch.manual_seed(0)
+        model = mixout.apply_(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 700)), method, seed=seed)
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(8, 16))
+        x = torch.randn(4, 16)
+        torch.manual_seed(1)
+        torch.set_default_device(device)
+        try:
+            outputs = [model(x) for _ in range(3)]
+            outputs[-1].sum().backward()
+        finally:
+            torch.set_default_device(None)
+        results.append([*outputs, model[0].weight.grad])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))

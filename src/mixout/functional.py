@@ -187,7 +187,7 @@ def linear_pass(
     _check_dense(x)
     dtype = autocast_dtype(x) or weight.dtype
     if x.numel() < native_up_to(weight, p, unit, gradient, noise, form, autocast=dtype.itemsize == 2):
-        shape = (weight.shape[1],) if unit == "input" else (weight.shape[0], 1)
+        shape: tuple[int, ...] = (weight.shape[1],) if unit == "input" else (weight.shape[0], 1)
         if noise == "bernoulli":
             coefficient = draw_coefficients(shape, p, weight, stream)
         else:
@@ -204,8 +204,7 @@ def linear_pass(
     if unit == "element" and noise == "bernoulli":
         mask = draw_elements(tuple(weight.shape), p, device=weight.device, stream=stream)
     else:
-        shape = mask_shape(tuple(weight.shape), unit)
-        mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
+        mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, device=weight.device, stream=stream)
     return forms.dense(*read, mask, scale, gradient=gradient)
 
 

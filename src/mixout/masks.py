@@ -136,15 +136,22 @@ def draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: 
         drawn = torch.rand(shape, dtype=torch.float32, device="cpu")
     else:
         drawn = stream.draw(shape, device=weight.device)
-    bound, scale = constants(p, weight.dtype)
-    kept = drawn.ge(bound).mul(scale)
-    return kept if weight.is_cpu else kept.to(weight.device, non_blocking=True)
+    coefficient = coefficients(drawn, constants(p, weight.dtype))
+    return coefficient if weight.is_cpu else coefficient.to(weight.device, non_blocking=True)
+
+
+def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """M / (1-p) from uniform numbers and :func:`constants`."""
+    bound, scale, zero = of_p
+    return torch.where(drawn.ge(bound), scale, zero)
 
 
 @functools.lru_cache(maxsize=64)
-def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """P and 1/(1-p) as tensors, the latter in ``dtype``: torch takes them faster than Python's numbers."""
-    return torch.tensor(p, dtype=torch.float64, device="cpu"), torch.tensor(scale_of(p), dtype=dtype, device="cpu")
+def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """P, and 1/(1-p) and 0 in ``dtype``: as tensors of the right dtype torch takes them faster than as numbers."""
+    values = (p, torch.float32), (scale_of(p), dtype), (0.0, dtype)
+    bound, scale, zero = (torch.tensor(value, dtype=kind, device="cpu") for value, kind in values)
+    return bound, scale, zero
 
 
 def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1, groups: int = 1) -> tuple[int, ...]:

@@ -144,8 +144,8 @@ def _nonce(device: torch.device) -> int:
     if device.type != "cuda":
         return int(torch.randint(0, 2**63 - 1, (), device="cpu"))
     generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    offset: int = generator.get_offset()  # type: ignore[attr-defined]  # known to the host: nothing waits for the GPU
-    generator.set_offset(offset + 4)  # type: ignore[attr-defined]
+    offset: int = generator.get_offset()  # known to the host: nothing waits for the GPU
+    generator.set_offset(offset + 4)
     return _digest(f"{generator.initial_seed()}/{offset}")
 
 

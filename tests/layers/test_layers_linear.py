@@ -1,5 +1,7 @@
 """nn.Linear and transformers' Conv1D under mixout: Phi is read off with an identity as input."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -133,3 +135,20 @@ def test_the_layers_repr_tells_how_it_is_mixed(layer, x):
     assert "p=0.5" in repr(layer)
     mixout.remove_(layer)
     assert repr(layer) == plain
+
+
+@pytest.mark.parametrize("layout", ["jagged", "sparse"])
+def test_inputs_that_are_not_dense_are_refused_in_our_words(layout):
+    """nn.Linear takes them, and so does the layer in eval mode."""
+    layer = mixout.apply_(nn.Sequential(nn.Linear(8, 4)), mixout.Mixout(0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of layouts that are in beta
+        if layout == "jagged":
+            x = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=torch.jagged)
+        else:
+            x = torch.eye(8).to_sparse()
+        for _ in range(2):
+            with pytest.raises(TypeError, match="expected x as a dense tensor, got one of layout"):
+                layer(x)
+            layer(torch.randn(2, 8))
+        layer.eval()(x)

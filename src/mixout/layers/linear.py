@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from mixout.anchor import Anchor
 from mixout.functional import linear_pass, native_up_to
 from mixout.layers.mixed import Mixed, Share, mixes
-from mixout.masks import constants
-
-_HOST = torch.device("cpu")
+from mixout.masks import coefficients, constants
+from mixout.ops.autocast import autocast_dtype
+from mixout.ranks import SharedSeed
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -35,37 +36,70 @@ def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, b
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Short:
-    """What a pass of a small layer needs after one whose checks were made, and what must not have changed since."""
+    """What a pass in torch's own operations needs after one whose checks were made.
+
+    Args:
+        weight: the layer's Parameter; the pass is another one if it is exchanged.
+        anchor: its anchor, of its dtype and on its device; likewise.
+        version: of p; likewise.
+        most: numbers of an input from which on another form is faster.
+        p: probability that a unit is replaced by the anchor.
+        ones: on a GPU, where dropout of ones is M / (1-p) in one kernel; None on a CPU.
+        like: of the size of the mask, on a CPU; None on a GPU.
+        of_p: see :func:`mixout.masks.constants`.
+    """
 
     weight: Tensor
     anchor: Tensor
     version: int
-    size: tuple[int, ...]
-    most: float  # numbers of an input
-    bound: Tensor
-    scale: Tensor
+    most: float
+    p: float
+    ones: Tensor | None
+    like: Tensor | None
+    of_p: tuple[Tensor, Tensor, Tensor]
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For a layer on a CPU that is computed in torch's own operations; None for any other."""
-        mixing, anchor = share.mixing, share.anchor.tensor
-        p = float(mixing.p)
-        seeded = isinstance(share.stream.seed, int) or not dist.is_available()
-        if (
-            seeded
-            or type(share.anchor) is not Anchor
-            or anchor is None
-            or type(weight) is not nn.Parameter
-            or not weight.is_cpu
-        ):
+        """For masks from torch's default generator and a layer that can be small; None for any other."""
+        mixing, anchor, p = share.mixing, share.anchor.tensor, float(share.mixing.p)
+        if anchor is None or type(share.anchor) is not Anchor or type(weight) is not nn.Parameter or p == 0:
             return None
-        if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli" or p == 0:
+        if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli":
             return None
-        most = native_up_to(weight, p, mixing.unit, mixing.gradient, mixing.noise, mixing.form)
+        if not isinstance(share.stream.seed, SharedSeed) or not dist.is_available():
+            return None
+        most = native_up_to(weight, p, mixing.unit, mixing.gradient, mixing.noise, mixing.form, autocast=True)
+        if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
+            return None
         size = (weight.shape[1],) if mixing.unit == "input" else (weight.shape[0], 1)
-        return cls(weight, anchor, mixing.version, size, most, *constants(p, weight.dtype))
+        on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
+        return cls(
+            weight=weight,
+            anchor=anchor,
+            version=mixing.version,
+            most=most,
+            p=p,
+            ones=None if weight.is_cpu else torch.ones(size, dtype=weight.dtype, device=weight.device),
+            like=on_host,
+            of_p=constants(p, weight.dtype),
+        )
+
+    def fits(self, share: Share, parameters: dict[str, Any], x: Tensor) -> bool:
+        """Whether nothing has changed that matters, and ``x`` is small enough."""
+        weight = self.weight
+        return (
+            parameters.get("weight") is weight
+            and share.anchor.tensor is self.anchor
+            and share.mixing.version == self.version
+            and weight.requires_grad
+            and x.numel() < self.most
+            and x.layout is torch.strided
+            and share.stream.seed.value is None  # type: ignore[union-attr]
+            and not dist.is_initialized()
+            and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
+        )
 
 
 class MixedLinear(Mixed, nn.Linear):
@@ -75,16 +109,16 @@ class MixedLinear(Mixed, nn.Linear):
         """(..., in) to (..., out)."""
         share: Share | None = self.__dict__.get("_mixed")
         if share is not None and share.short is not None and self.training and not torch.compiler.is_compiling():
-            # Written out in one place: on small layers a GPU or a CPU waits for Python.
+            # Written out in one place: where layers are small, a step takes as long as Python does.
             short, parameters = share.short, self._parameters
-            weight, anchor = short.weight, short.anchor
-            same = parameters.get("weight") is weight and share.anchor.tensor is anchor and weight.requires_grad
-            unseeded = share.stream.seed.value is None and not dist.is_initialized()
-            fits = input.layout is torch.strided and input.numel() < short.most
-            if same and unseeded and fits and share.mixing.version == short.version:
+            if short.fits(share, parameters, input):
                 share.passes += 1
-                coefficient = torch.rand(short.size, dtype=torch.float32, device=_HOST).ge(short.bound).mul(short.scale)
-                return nn.functional.linear(input, torch.lerp(anchor, weight, coefficient), parameters["bias"])
+                if short.like is not None:
+                    coefficient = coefficients(torch.rand_like(short.like), short.of_p)
+                else:
+                    coefficient = torch.dropout(short.ones, short.p, True)
+                phi = torch.lerp(short.anchor, short.weight, coefficient)
+                return nn.functional.linear(input, phi, parameters["bias"])
         if not mixes(self):
             return nn.Linear.forward(self, input)
         held = self._parameters.get("weight")
