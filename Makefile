@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-sweep test-all test-deepspeed test-triton check bench clean
+.PHONY: demo test test-sweep test-all test-deepspeed test-triton check clean
+.PHONY: bench bench-host bench-cpu bench-gpu
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
@@ -40,6 +41,17 @@ check: $(READY)  ## style, types, import directions
 
 bench: $(READY)  ## time and memory as ratios to plain fine-tuning: tables and figures in out/bench/
 	$(BIN)/mixout bench
+
+bench-host: $(READY)  ## what the host spends on a step whose matrices cost nothing, operators and launches: 2 minutes
+	PYTHONPATH=src $(BIN)/python benchmarks/host.py
+
+bench-cpu: $(READY)  ## steps of MiniLM and of BERT-base's width on a CPU, state of a 100M model: a quarter of an hour
+	$(BIN)/mixout bench --what step --case minilm bert-base-3 --output-dir out/bench-cpu
+	cp out/bench-cpu/step.csv benchmarks/results/step-cpu.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/state.py
+
+bench-gpu: $(READY)  ## time, peak memory and compiled steps on one GPU: 6 minutes
+	PYTHONPATH=src $(BIN)/python benchmarks/gpu.py --output benchmarks/results/gpu.csv
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
