@@ -241,9 +241,10 @@ def _after_gathering(
 
 
 def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
-    # The default generator stays as it was: a checkpoint around the whole module recomputes without a draw.
-    with torch.random.fork_rng(devices=()):
-        return toss(tuple(shape), layer.weight.device, **layer.mix_options())
+    # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
+    device = layer.weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return toss(tuple(shape), device, **layer.mix_options())
 
 
 def _mixed_rows(layer: ShardedLinear, weight: DTensor, draw: Draw) -> Tensor:
