@@ -89,7 +89,8 @@ def test_importing_mixout_loads_nothing_but_torch():
         "import torch, sys; before = set(sys.modules); import mixout; print(*(set(sys.modules) - before), sep='\\n')"
     )
     loaded = {name.partition(".")[0] for name in in_a_process(program).split()}
-    third_party = loaded - set(sys.stdlib_module_names) - {"mixout", "torch"}
+    # With the wheels for CUDA comes Triton, which some versions of torch load later; Triton may load setuptools.
+    third_party = loaded & distributions_beside_torch()
     assert not third_party
     names = set(in_a_process("import mixout, sys; print(*sys.modules, sep='\\n')").split())
     assert not names & {
@@ -110,7 +111,7 @@ def test_importing_mixout_loads_nothing_but_torch():
 def test_mixout_works_in_an_environment_with_torch_alone():
     """numpy is not among torch's requirements: it is blocked as well."""
     blocked = distributions_beside_torch()
-    assert {"transformers", "numpy", "safetensors"} <= blocked
+    assert {"numpy", "safetensors"} <= blocked
     assert "1 layers mixed" in in_a_process(BLOCKER.format(blocked=blocked) + USE)
 
 

@@ -124,5 +124,8 @@ class MixedLinear(Mixed, nn.Linear):
         held = self._parameters.get("weight")
         if held is None:  # a replica of DataParallel, which holds plain attributes
             return mixed_pass(self, input, self.weight, self._mixed.anchor.beside(self.weight), self.bias)
-        self._mixed.short = None if torch.compiler.is_compiling() else Short.of(self._mixed, held)
+        self._mixed.short = short = None if torch.compiler.is_compiling() else Short.of(self._mixed, held)
+        if short is not None and short.fits(self._mixed, self._parameters, input):
+            # From the first pass on: selective checkpointing expects the same operations in its recomputation.
+            return MixedLinear.forward(self, input)
         return mixed_pass(self, input, held, self._mixed.anchor.beside(held), self._parameters["bias"])

@@ -150,7 +150,7 @@ def mixes(layer: Mixed) -> bool:
     Raises:
         MixoutError: see :func:`check_weight`.
     """
-    if not layer.training or "_mixed" not in vars(layer):
+    if not layer.training or "_mixed" not in layer.__dict__:
         return False
     weight = layer._parameters.get("weight")
     if weight is None:
