@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-sweep test-all test-deepspeed test-triton check clean
+.PHONY: demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
 .PHONY: bench bench-host bench-cpu bench-gpu
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
@@ -32,6 +32,16 @@ test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
 test-triton: .venv/over-triton  ## the kernels for GPUs, by Triton's interpreter
 	$</bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
 	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_kernels.py
+
+OLDEST := 2.7.0
+test-oldest:  ## the library's tests on the oldest torch that pyproject.toml allows: 3 GB, not part of CI
+	test -d .venv/oldest || $(PYTHON) -m venv .venv/oldest
+	grep -vE '^(torch|triton|sympy|networkx)==' constraints.txt > .venv/oldest/constraints.txt
+	.venv/oldest/bin/python -m pip install --quiet --constraint .venv/oldest/constraints.txt \
+		torch==$(OLDEST) numpy safetensors accelerate transformers pytest hypothesis
+	.venv/oldest/bin/python -m pip install --quiet --no-deps --editable .
+	.venv/oldest/bin/python -m pytest --ignore=tests/test_architectures.py --ignore=tests/test_docs_evidence.py \
+		--ignore=tests/test_examples.py tests/test_*.py tests/ops tests/layers tests/methods
 
 check: $(READY)  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ import mixout
 from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
 
 ROWS = 8
+# On CPUs torch 2.7 sums the float32 gradients of plain models under FSDP2, and cannot train with HSDP.
+AVERAGES = not torch.__version__.startswith("2.7.")
 
 
 class Block(nn.Module):
@@ -441,7 +443,7 @@ def four_ranks(mesh, rank, folder):
     runs = {name: (lambda name=name: sharded(name, mesh, rank, 4)) for name in EVERYWHERE}
     return runs | {
         "resumed": lambda: resumed(mesh, rank, 4, folder),
-        "replicated": lambda: sharded("mixout", replicated, rank, 4),
+        "replicated": lambda: sharded("mixout", replicated, rank, 4) if AVERAGES else None,
         "few ranks": lambda: message(
             lambda: mixout.apply_(shard(net(), mesh, reshard_after_forward=2), Mixout(0.5), seed=3)(batch(0, 0))
         ),

@@ -57,7 +57,11 @@ def assert_same(found, expected, tolerance=1e-9):
             assert found[key] == (pytest.approx(value, abs=tolerance) if isinstance(value, float) else value), key
 
 
-@pytest.mark.parametrize("name", runs.CASES)
+averages = pytest.mark.skipif(not runs.AVERAGES, reason="torch 2.7 does not average gradients on CPUs")
+LOW = ("float", "bfloat16")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=averages if n in LOW else ()) for n in runs.CASES])
 def test_two_ranks_train_as_one_process(results, name):
     """Weights, outputs in eval mode, distance and fingerprint, for each method, way of sharding and way of training."""
     assert_same(results[2, 0][name], runs.one_process(name), TOLERANCE.get(name, 1e-9))
@@ -71,7 +75,7 @@ def test_four_ranks_with_uneven_and_empty_shards_train_as_one_process(results, n
 @pytest.mark.parametrize(
     ("ranks", "name", "like"),
     [
-        (4, "replicated", "mixout"),  # HSDP: two replicas of two shards
+        pytest.param(4, "replicated", "mixout", marks=averages),  # HSDP: two replicas of two shards
         (4, "resumed", "mixout"),  # a checkpoint of two ranks
         (2, "before", "decay"),  # apply_, then fully_shard
         (2, "meta", "mixout"),
