@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.errors import MixoutError
+from mixout.parts import laid_out, whole
 from mixout.sources import AnchorSource, lookup
 
 ZERO = "0"  # the digest of u = 0
@@ -169,25 +170,6 @@ class AnchorStore:
                 )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
         return Anchor(tensor, identity, fixed=self._host or self._dtype is not None)
-
-
-def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
-    """``tensor``, or this rank's part of it where ``weight`` lies in parts (a DTensor); nothing is sent or kept."""
-    if not hasattr(weight, "placements") or hasattr(tensor, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    part: Tensor = distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    return part
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, gathered from all ranks where it lies in parts: then every rank must come here."""
-    if not hasattr(tensor, "full_tensor"):
-        return tensor
-    # With CPU offload the parts lie on the host, where a GPU's collectives do not reach.
-    gathered: Tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
-    return gathered
 
 
 def digest(tensor: Tensor | None) -> str:

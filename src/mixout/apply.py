@@ -118,7 +118,7 @@ def apply_(
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
         if mixing is not None:
-            applied.mixing = _mix_(model, mixing, layers, adapted, anchors, applied.seed, form)
+            applied.mixing = _mix_(model, mixing, layers, adapted, anchors, applied, form)
         for one in decays:
             _decay_(model, one, selection, anchors)
         _set_dropouts_(model, methods, keep=keep_dropout)
@@ -198,6 +198,7 @@ def _check_arguments(
 
 
 def _check_model(model: nn.Module) -> None:
+    check_sharding(model)
     if any(applied_here(m) is not None or isinstance(m, Mixed) for m in model.modules()):
         raise AlreadyAppliedError(
             "expected a plain model, got one that carries a method already; call mixout.remove_(model) first, "
@@ -222,19 +223,19 @@ def _mix_(
     layers: Mapping[str, nn.Module],
     adapted: Mapping[str, tuple[Any, list[str]]],
     anchors: AnchorStore,
-    seed: SharedSeed,
+    applied: Applied,
     form: Form,
 ) -> Mixing:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
     mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
-    check_scope(layers, seed.scope)
+    check_scope(layers, applied.seed.scope)
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
     store = AnchorStore(model, 0) if method.anchor == "zero" else anchors
 
     def share(name: str, module: nn.Module, anchor: Anchor) -> Share:
-        return Share(mixing=mixing, anchor=anchor, plain=type(module), stream=Stream(seed, name))
+        return Share(mixing=mixing, anchor=anchor, plain=type(module), stream=Stream(applied.seed, name))
 
     # All anchors first: one that is missing must leave the model as it was.
     shares = {
@@ -245,7 +246,7 @@ def _mix_(
         )
         for name, module in layers.items()
     }
-    seed.subject = subject(method, shares, layers)
+    applied.seed.subject = subject(str(applied), shares, layers)
     for name, module in layers.items():
         mixed = mixed_class(module)
         if mixed is not None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 import torch.distributed as dist
 
+from mixout._torch import key_value_store
 from mixout.errors import RankMismatchError
 
 Scope = Literal["all", "rank"]
@@ -95,7 +96,7 @@ class SharedSeed:
 
     def _agree(self) -> None:
         """Take the run's number from rank 0, once it has drawn masks for the same subject and seed."""
-        store: Any = dist.distributed_c10d._get_default_store()
+        store = key_value_store()
         applied = f"{self.subject}, seed {self.value}"
         key = f"{_APPLIED}/{_digest(applied):x}"
         if dist.get_rank() == 0:

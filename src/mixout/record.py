@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from mixout.errors import NotAppliedError
 from mixout.layers.mixed import Mixing, Share
@@ -92,14 +92,9 @@ def unmark_(module: nn.Module) -> None:
     vars(module).pop(_FIELD, None)
 
 
-def subject(method: Method, shares: Mapping[str, Share], layers: Mapping[str, nn.Module]) -> str:
-    """What ranks must have in common, in short: the method, the layers, and a few numbers of each anchor."""
+def subject(methods: str, shares: Mapping[str, Share], layers: Mapping[str, nn.Module]) -> str:
+    """What ranks must have in common, in short: the methods, the layers, and their anchors."""
     found = hashlib.blake2b(digest_size=8)
     for name, share in shares.items():
-        weight: Tensor = layers[name].weight  # type: ignore[assignment]
-        anchor = share.anchor.tensor
-        found.update(f"{name}:{tuple(weight.shape)}".encode())
-        # A shard differs from rank to rank, and must.
-        if anchor is not None and type(weight.data) is Tensor:
-            found.update(str(anchor.flatten()[:: max(1, anchor.numel() // 16)].tolist()).encode())
-    return f"{method} on {len(shares)} layers, digest of layers and anchors {found.hexdigest()}"
+        found.update(f"{name}:{tuple(layers[name].weight.shape)}:{share.anchor.digest}".encode())  # type: ignore[arg-type]
+    return f"{methods} on {len(shares)} layers, digest of layers and anchors {found.hexdigest()}"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout._torch import in_backward
 from mixout.errors import MixoutError
 from mixout.ranks import Remembered, SharedSeed
 
@@ -132,11 +133,6 @@ class Stream:
         # be a constant of the graph, compiled anew for each layer.
         self.handle = torch.tensor([next(_NUMBERS), 0], device="cpu")
         _STREAMS[int(self.handle[0])] = self
-
-
-def in_backward() -> bool:
-    """Whether autograd's engine runs on this thread; torch.utils.checkpoint asks it in the same way."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _nonce(device: torch.device) -> int:

@@ -1,5 +1,7 @@
 """Weights around u and w, against numpy and against their expectation."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mixout.dare.delta import Delta
+from mixout.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,3 +115,19 @@ def test_a_draw_follows_from_its_seed_alone():
         found.append(model.get_parameter("1.weight").detach().clone())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_state_dict_with_buffers_and_tied_names_is_an_anchor():
+    """apply_(anchor=) takes one, so Delta.of does: buffers stay, a tied weight counts once."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[3].weight = model[2].weight
+    base = copy.deepcopy(model).state_dict()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    delta = Delta.of(model, base)
+    assert "3.weight" not in delta.weights
+    delta.interpolate_(0.0)
+    assert all(model.state_dict()[name].equal(value) for name, value in base.items())
+    with pytest.raises(InputError, match="hold no parameter of this model"):
+        Delta.of(model, {"other": torch.zeros(1)})

@@ -31,15 +31,19 @@ AVERAGES = not torch.__version__.startswith("2.7.")
 
 
 class Block(nn.Module):
-    """Two linears; with ``recompute`` under activation checkpointing."""
+    """Two linears; with ``recompute`` under activation checkpointing; their results may be changed in place."""
 
     def __init__(self, width, inner):
         super().__init__()
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.recompute = False
+        self.recompute = self.in_place = False
 
     def inside(self, x):
-        return x + self.down(self.up(x).tanh())
+        if not self.in_place:
+            return x + self.down(self.up(x).tanh())
+        y = self.down(self.up(x).tanh_())
+        y += x
+        return y
 
     def forward(self, x):
         return checkpoint(self.inside, x, use_reentrant=False) if self.recompute else self.inside(x)
@@ -58,11 +62,12 @@ class Net(nn.Module):
         return self.head(self.second(first))
 
 
-def net(*, recompute=False, frozen=False, dtype=torch.float64):
+def net(*, recompute=False, frozen=False, in_place=False, dtype=torch.float64):
     """In float64, so that an error of 1e-9 shows."""
     torch.manual_seed(0)
     model = Net().bfloat16().to(dtype)
     model.first.recompute = model.second.recompute = recompute
+    model.first.in_place = model.second.in_place = in_place
     model.first.up.requires_grad_(not frozen)
     return model
 
@@ -201,7 +206,7 @@ def from_meta(mesh, rank, world):
     with torch.no_grad():
         for key, value in net().state_dict().items():
             own = model.get_parameter(key)
-            own.copy_(mixout.anchor.laid_out(value, own))
+            own.copy_(mixout.parts.laid_out(value, own))
     scores(model)  # FSDP2 looks for hooks in its first forward; here they come later
     mixout.apply_(model, Mixout(0.5), seed=3)
     return found(train(model, rank, world), torch.float64)
@@ -242,11 +247,28 @@ def kept_after_backward(mesh, rank, world):
     return found(model, torch.float64)
 
 
+def sharded_in_place(mesh, rank, world, **made):
+    model = mixout.apply_(shard(net(in_place=True, **made), mesh), Mixout(0.5), seed=3)
+    return found(train(model, rank, world), torch.float64)
+
+
 def tensor_parallel(method, mesh):
     """All ranks see all rows; one weight is split over output neurons, one over input neurons (torch: evenly)."""
     model = net()
     parallelize_module(model.first, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
     return found(train(mixout.apply_(model, method, seed=3)), torch.float64)
+
+
+def encoder_alone(mesh, rank, world):
+    """An FSDP2 module within the whole is called by itself between steps, as generate and probes do."""
+    model = mixout.apply_(shard(net(), mesh, reshard_after_forward=False), Mixout(0.5), seed=3)
+    optimizer = momentum(model)
+    for step in range(3):
+        train(model, rank, world, range(step, step + 1), optimizer=optimizer)
+        model.eval()
+        with torch.no_grad():
+            model.first(batch(99, 0))
+    return found(model, torch.float64)
 
 
 def with_accelerate(rank, world):
@@ -337,6 +359,17 @@ def refused(mesh, rank, world):
         model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
         (model(batch(0, 0)) + model(batch(0, 1))).sum().backward()
 
+    def evaluated_between():
+        model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
+        loss = model(batch(0, 0)).sum()
+        scores(model)
+        loss.backward()
+
+    def twice_in_one_pass(**laid):
+        model = mixout.apply_(shard(net(), mesh, **laid), Mixout(0.5), seed=3)
+        model.forward = lambda x: model.first(model.first(x))
+        model(batch(0, 0)).sum().backward()
+
     def layer_alone():
         model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
         scores(model)
@@ -365,6 +398,9 @@ def refused(mesh, rank, world):
     return {
         "scope": message(lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), scope="rank")),
         "two passes": message(two_passes),
+        "evaluated between": message(evaluated_between),
+        "twice in one pass": message(twice_in_one_pass),
+        "twice in one gathering": message(lambda: twice_in_one_pass(over="root")),
         "layer alone": message(layer_alone),
         "tied": message(tied),
         "part": message(lambda: mixout.apply_(shard(net(), mesh, over="root").first, Mixout(0.5), seed=3)),
@@ -387,6 +423,9 @@ def two_ranks(mesh, rank, folder):
         "converted": lambda: converted(mesh, rank, 2),
         "kept after backward": lambda: kept_after_backward(mesh, rank, 2),
         "compiled": lambda: compiled(mesh, rank, 2),
+        "in place": lambda: sharded_in_place(mesh, rank, 2),
+        "in place, recomputed": lambda: sharded_in_place(mesh, rank, 2, recompute=True),
+        "encoder alone": lambda: encoder_alone(mesh, rank, 2),
         "sent plain": lambda: traffic(mesh, rank, 2, mixed=False),
         "sent mixed": lambda: traffic(mesh, rank, 2, mixed=True),
         "anchor bytes": lambda: anchor_bytes(mesh),
@@ -406,7 +445,7 @@ def four_ranks(mesh, rank, folder):
         "resumed": lambda: resumed(mesh, rank, 4, folder),
         "replicated": lambda: sharded("mixout", replicated, rank, 4) if AVERAGES else None,
         "few ranks": lambda: message(
-            lambda: mixout.apply_(shard(net(), mesh, reshard_after_forward=2), Mixout(0.5), seed=3)
+            lambda: mixout.apply_(shard(net(), mesh, reshard_after_forward=2), Mixout(0.5), seed=3)(batch(0, 0))
         ),
         "anchor bytes": lambda: anchor_bytes(mesh),
     }

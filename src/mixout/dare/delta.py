@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from mixout.errors import InputError
 from mixout.functional import mix
 from mixout.streams import Stream
 
@@ -41,6 +42,14 @@ class Delta:
     def of(cls, model: nn.Module, anchors: Mapping[str, Tensor]) -> Delta:
         """The delta of ``model``, whose weights are copied, from ``anchors``.
 
+        Args:
+            model: the fine-tuned model.
+            anchors: u by name, such as the base model's state dict; what is no parameter (buffers) is left alone, and a
+                tied parameter counts once.
+
+        Raises:
+            InputError: if ``anchors`` holds no parameter of ``model``.
+
         Example:
             >>> model = nn.Linear(2, 1)
             >>> delta = Delta.of(model, {"weight": torch.zeros(1, 2)})
@@ -48,11 +57,19 @@ class Delta:
             >>> model.weight.tolist()
             [[0.0, 0.0]]
         """
-        named = dict(model.named_parameters())
+        names: dict[nn.Parameter, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in anchors:
+                names.setdefault(parameter, name)
+        if not names:
+            raise InputError(
+                f"the anchors hold no parameter of this model: it has {next(iter(model.named_parameters()))[0]!r} and "
+                f"others, they have {next(iter(anchors), None)!r} and others; pass the base model's state dict"
+            )
         return cls(
             model=model,
-            weights={name: named[name].detach().clone() for name in anchors},
-            anchors={name: anchor.detach().to(named[name].device) for name, anchor in anchors.items()},
+            weights={name: weight.detach().clone() for weight, name in names.items()},
+            anchors={name: anchors[name].detach().to(weight.device) for weight, name in names.items()},
         )
 
     @torch.no_grad()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mixout.anchor import Anchor, OwnWeight
 from mixout.errors import MixoutError
 from mixout.functional import Form
-from mixout.layers.distributed import check_whole, still_sharded
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
+from mixout.parts import check_whole, still_sharded
 from mixout.streams import Stream
 
 REPLACED = (

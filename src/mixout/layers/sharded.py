@@ -1,19 +1,22 @@
-"""nn.Linear under FSDP2: each rank mixes its rows of the weight, and the all-gather that comes anyway brings Phi.
+"""nn.Linear under FSDP2: each rank mixes its rows of the weight, and FSDP2's own all-gather brings Phi.
 
 ``Phi[rows] = u[rows] + (M / (1-p)) (w[rows] - u[rows])`` in ``fsdp_pre_all_gather``; the layer is a linear with Phi
 whose weight gradient is masked. The anchor is sharded like the weight, and nothing else is sent.
 
-- A forward's all-gather tosses the coins of that pass; the one before its backward takes them again.
-- A weight that is still gathered when a forward begins (FSDP2 keeps the root's) shows an old pass: it is gathered anew.
-- Only one forward pass may wait for its backward: FSDP2 has one gathered weight for all of them. More are refused.
+- The all-gather of a forward draws the mask of that pass; the one before its backward uses it again.
+- A weight that is still gathered when a forward begins (FSDP2 keeps the root's) is that of an earlier pass: it is
+  dropped and gathered again.
+- Only one forward pass may wait for its backward, and it may call each layer once: FSDP2 has one gathered weight for
+  all calls. More are refused.
 
-FSDP2 finds its hooks as attributes of the local tensor; there is no tensor subclass. Reads private names of torch's
-FSDP2 (``FSDPParam`` and its groups), as of torch 2.13. Loaded only when a model holds such weights.
+FSDP2 finds ``fsdp_pre_all_gather`` and ``fsdp_post_all_gather`` as attributes of the local tensor, be that plain or of
+a subclass; docs/design.md says why it is plain here. Imported only when a model holds such weights.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +28,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.utils.hooks import RemovableHandle
 
+from mixout._torch import in_backward, local_tensor, look_for_hooks
 from mixout.errors import MixoutError
 from mixout.functional import toss
-from mixout.layers.distributed import own_part
 from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw, gathered_linear
 from mixout.ops.mix import interpolate
+from mixout.parts import own_part
+
+_HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
 
 
 @dataclass(kw_only=True)
@@ -39,20 +45,21 @@ class Gathering:
     """What FSDP2 does with one layer's weight.
 
     Args:
-        owner: the module that ``fully_shard`` was called on, with the layer's weight in its group.
-        parameter: FSDP2's record of the weight.
-        shown: how the gathered weight was made; None: plain.
+        owner: the innermost module around the layer that ``fully_shard`` was called on, which gathers the weight.
+        mesh: the ranks that share the weight.
+        shown: how the gathered weight was mixed; None: it is the plain weight.
         used: a forward pass has computed with it.
+        handles: of the hooks on the outermost such module.
     """
 
     owner: FSDPModule
-    parameter: Any
+    mesh: DeviceMesh
     shown: Draw | None = None
     used: bool = False
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def check(self, draw: Draw | None) -> None:
-        """Refuse to go back through a pass whose weight is not the gathered one any more."""
+        """Refuse the backward of a pass whose weight is not the gathered one any more."""
         if self.shown is not draw:
             raise MixoutError(
                 "expected the backward of each forward pass before the next forward of the same layer, got several "
@@ -72,12 +79,17 @@ class ShardedLinear(Mixed, nn.Linear):
         """(..., in) to (..., out)."""
         gathering = self._gathering
         # In a backward pass this is a recomputation, whatever p is by then.
-        if not _in_backward() and _wants_phi(self) != (gathering.shown is not None):
-            raise MixoutError(
-                "expected a weight gathered for this pass, got one of another; call the module that fully_shard was "
-                "called on, not a layer in it"
-            )
-        if not _in_backward():
+        if not in_backward():
+            if _wants_phi(self) != (gathering.shown is not None):
+                raise MixoutError(
+                    "expected a weight gathered for this pass, got one of another; call the module that fully_shard "
+                    "was called on, the outermost one, not a layer in it"
+                )
+            if gathering.used and gathering.shown is not None:
+                raise MixoutError(
+                    "expected one call of each mixed layer in a forward pass, got a second one; under FSDP2 both would "
+                    "see one mask, where one process draws two. Leave such layers out with where=, or use DDP"
+                )
             gathering.used = True
         if gathering.shown is not None:
             self.count_pass()
@@ -88,15 +100,14 @@ class ShardedLinear(Mixed, nn.Linear):
     def leave_(self) -> None:
         """Leave FSDP2 as it was; a weight that is gathered as Phi is dropped."""
         gathering = vars(self).get("_gathering")
-        if gathering is None:  # apply_ failed before it came here
+        if gathering is None:  # apply_ failed before attach_
             return
         for handle in gathering.handles:
             handle.remove()
         gathering.owner.reshard()
-        local = self._parameters["weight"]._local_tensor  # type: ignore[union-attr]
-        for hook in ("fsdp_pre_all_gather", "fsdp_post_all_gather"):
-            if hasattr(local, hook):
-                delattr(local, hook)
+        local = local_tensor(self._parameters["weight"])  # type: ignore[arg-type]
+        for hook in _HOOKS:
+            vars(local).pop(hook, None)
         del self._gathering
 
 
@@ -121,67 +132,80 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Hook those of ``layers``, by their names in ``model``, that are sharded into FSDP2's all-gathers.
 
     Raises:
-        MixoutError: if a weight is shared by several layers, managed from outside ``model``, or resharded to fewer
-            ranks after the forward.
+        MixoutError: if a weight is shared by several layers, or gathered by a module outside of ``model``.
     """
-    managers: dict[int, tuple[FSDPModule, Any, Any]] = {}
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            state = module._get_fsdp_state()
-            # One group in torch 2.7, which is None where it has no parameters.
-            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-            for group in filter(None, groups):
-                # In torch 2.7 this replaces the local tensors of ranks with fewer rows, and would lose their hooks.
-                group.lazy_init()
-                managers.update({id(p.sharded_param): (module, group, p) for p in group.fsdp_params})
+    holders = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for name, layer in layers.items():
         if not isinstance(layer, ShardedLinear):
             continue
-        found = managers.get(id(layer.weight))
-        if found is None:
-            raise MixoutError(
-                f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not "
-                "what gathers its weight; apply to the whole"
-            )
-        owner, group, parameter = found
-        if parameter._module_info.shared_modules:
+        if holders[id(layer.weight)] > 1:
             raise MixoutError(
                 f"expected a weight of its own in {name!r}, got one that it shares with another module, which would "
                 "see Phi too under FSDP2; leave it out with where="
             )
-        if group._use_post_forward_mesh:
-            raise MixoutError(
-                "expected reshard_after_forward True or False, got a number of ranks, which FSDP2 cannot combine with "
-                "a changed all-gather"
-            )
-        layer._gathering = Gathering(owner=owner, parameter=parameter)
-        # Before FSDP2's own hook, which gathers.
+        around = [m for path in _paths(name) if isinstance(m := model.get_submodule(path), FSDPModule)]
+        if not around:
+            raise _not_whole(name)
+        outermost: nn.Module = around[0]
+        layer._gathering = Gathering(owner=around[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
         layer._gathering.handles = [
-            module.register_forward_pre_hook(functools.partial(_refresh, layer), prepend=True)
-            for module in owner._get_fsdp_state()._modules
+            # Before FSDP2's own hook, which gathers, and after the one that reshards.
+            outermost.register_forward_pre_hook(functools.partial(_before_forward, layer), prepend=True),
+            outermost.register_forward_hook(functools.partial(_after_forward, layer)),
         ]
-        _hook(layer)
+        if not _hook(layer):
+            raise _not_whole(name)
+
+
+def _not_whole(name: str) -> MixoutError:
+    return MixoutError(
+        f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not what "
+        "gathers its weight; apply to the whole"
+    )
+
+
+def _paths(name: str) -> list[str]:
+    """The names of all modules around ``name``, from the model to itself.
+
+    Example:
+        >>> _paths("encoder.up")
+        ['', 'encoder', 'encoder.up']
+    """
+    parts = name.split(".") if name else []
+    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _refresh(layer: ShardedLinear, _module: nn.Module, _args: Any) -> None:  # noqa: ANN401
-    """At the beginning of a forward: drop a gathered weight that shows another pass, and mind exchanged tensors."""
-    gathering = layer._gathering
-    if gathering.owner._get_fsdp_state()._training_state.name != "IDLE":
-        return  # the second module of a group in the same pass, or a recomputation
+def _before_forward(layer: ShardedLinear, _module: nn.Module, _args: Any) -> None:  # noqa: ANN401
+    """Drop a gathered weight that an earlier pass has used, or that is mixed for another mode; hook new tensors."""
+    if in_backward():  # a recomputation, which needs its own forward's
+        return
+    gathering, wants = layer._gathering, _wants_phi(layer)
     if isinstance(layer.weight, DTensor):
         _hook(layer)
-    elif (gathering.shown is not None and gathering.used) or (gathering.shown is not None) != _wants_phi(layer):
+    elif (wants and gathering.used) or wants != (gathering.shown is not None):
         gathering.owner.reshard()
 
 
-def _hook(layer: ShardedLinear) -> None:
-    local = layer.weight._local_tensor  # type: ignore[attr-defined]
-    if not hasattr(local, "fsdp_pre_all_gather"):
-        local.fsdp_pre_all_gather = _before_gathering
-        local.fsdp_post_all_gather = _after_gathering
-        # FSDP2 looks for hooks before its first forward only.
-        layer._gathering.parameter._init_extensions()
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _after_forward(layer: ShardedLinear, _module: nn.Module, _args: Any, _output: Any) -> None:  # noqa: ANN401
+    weight = layer.weight
+    if isinstance(weight, DTensor) and weight.device_mesh != layer._gathering.mesh:
+        raise MixoutError(
+            "expected fully_shard(..., reshard_after_forward=True) or False, got a number of ranks, which FSDP2 cannot "
+            "combine with a changed all-gather"
+        )
+
+
+def _hook(layer: ShardedLinear) -> bool:
+    """Set FSDP2's hooks on the tensor that holds this rank's rows; return whether FSDP2 gathers it."""
+    weight: DTensor = layer.weight  # type: ignore[assignment]
+    local = local_tensor(weight)
+    if hasattr(local, _HOOKS[0]):
+        return True
+    for name, hook in zip(_HOOKS, (_before_gathering, _after_gathering), strict=True):
+        setattr(local, name, hook)
+    return look_for_hooks(layer._gathering.owner, weight)
 
 
 @torch.no_grad()
@@ -195,11 +219,11 @@ def _before_gathering(
     """What this rank sends: its rows of Phi, or of the weight, in the dtype to compute in, padded as FSDP2 pads."""
     layer: ShardedLinear = module  # type: ignore[assignment]
     gathering = layer._gathering
-    if not _in_backward():
-        gathering.shown = _toss(layer, outer_size) if _wants_phi(layer) else None
+    if not in_backward():
+        gathering.shown = _draw(layer, outer_size) if _wants_phi(layer) else None
         gathering.used = False
     weight: DTensor = layer._parameters["weight"]  # type: ignore[assignment]
-    rows = weight._local_tensor if gathering.shown is None else _mixed_rows(layer, weight, gathering.shown)
+    rows = weight.to_local() if gathering.shown is None else _mixed_rows(layer, weight, gathering.shown)
     rows = rows.to(mp_policy.param_dtype or rows.dtype)
     missing = -(-outer_size[0] // mesh.size()) - rows.shape[0]
     return ((torch.cat([rows, rows.new_zeros(missing, outer_size[1])]) if missing else rows,), None)
@@ -216,21 +240,18 @@ def _after_gathering(
     return None if out is not None else (gathered[0], gathered)
 
 
-def _toss(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
-    # No trace in the default generator: a checkpoint around the whole module recomputes without coming here.
-    with torch.random.fork_rng(devices=()):
-        return toss(tuple(shape), layer._gathering.parameter.device, **layer.mix_options())
+def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
+    # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
+    device = layer.weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return toss(tuple(shape), device, **layer.mix_options())
 
 
 def _mixed_rows(layer: ShardedLinear, weight: DTensor, draw: Draw) -> Tensor:
     anchor = layer._mixed.anchor.beside(weight)
-    local = None if anchor is None else anchor._local_tensor  # type: ignore[attr-defined]
-    return interpolate(weight._local_tensor, local, own_part(draw.mask(), weight), draw.scale)
+    local = None if anchor is None else anchor.to_local()  # type: ignore[attr-defined]
+    return interpolate(weight.to_local(), local, own_part(draw.mask(), weight), draw.scale)
 
 
 def _wants_phi(layer: ShardedLinear) -> bool:
     return mixes(layer) and float(layer._mixed.mixing.p) > 0
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1

@@ -1,9 +1,9 @@
 """nn.Linear under tensor parallelism: each rank mixes its part of the weight and computes with it.
 
-A coin belongs to a global input neuron. Where the weight is split over output neurons (``ColwiseParallel``) all ranks
-use the same coins; where it is split over input neurons (``RowwiseParallel``) each uses its slice of them. The anchor
-is split like the weight. Nothing is sent for mixing. The weight's gradient is computed in whole and masked.
-Loaded only when a model holds such weights.
+The mask belongs to the whole weight. Where that is split over output neurons (``ColwiseParallel``) all ranks use the
+same mask of input neurons; where it is split over input neurons (``RowwiseParallel``) each uses its slice of it. The
+anchor is split like the weight. Nothing is sent for mixing. The weight's gradient is computed in whole and masked.
+Imported only when a model holds such weights.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mixout.functional import toss
-from mixout.layers.distributed import own_part
 from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.mix import mix
+from mixout.parts import own_part
 
 
 class TensorParallelLinear(Mixed, nn.Linear):

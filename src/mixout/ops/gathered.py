@@ -1,4 +1,4 @@
-"""The linear whose weight is Phi already: mixed elsewhere, before this op saw it.
+"""The linear whose weight is Phi already: mixed elsewhere, before this op sees it.
 
 ::
 
@@ -7,8 +7,11 @@
     grad_w[:,K] = s g^T x[:, K]      with kept columns K; or s (g^T x) * M for any other mask
 
 Autograd sees Phi in place of w, and gets w's gradient. Phi itself is kept for backward, not made again: under FSDP2 it
-is a parameter whose memory is freed and filled anew in between.
-Not differentiable twice.
+is a parameter whose memory is freed and filled again in between.
+
+Differentiable twice: x[:, K] enters the function as an input of its own, so that a second derivative reaches x, and in
+``grad_x`` Phi stands for a function of w with the slope s M. The result is no view, so that it may be changed in place;
+FSDP2 warns of modules that return views.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from mixout.ops.autocast import without_autocast
 from mixout.ops.linear import masked, thin_gradient
+from mixout.ops.mix import scaled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,54 +48,82 @@ class Draw:
 class _GatheredLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
+        x_kept: Tensor | None,
         phi: Tensor,
         bias: Tensor | None,
         draw: Draw | None,
         check: Callable[[Draw | None], None],
     ) -> Tensor:
+        y = x.new_empty(*x.shape[:-1], phi.shape[0])
+        rows, out, weight = x.reshape(-1, x.shape[-1]), y.view(-1, phi.shape[0]), phi.to(x.dtype).t()
         with without_autocast(x.device):
-            y = torch.nn.functional.linear(x, phi.to(x.dtype), bias)
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        rows = x.reshape(-1, x.shape[-1]) if needs_weight else None
-        if rows is not None and draw is not None and draw.kept is not None:
-            rows = rows.index_select(1, draw.kept)
-        ctx.save_for_backward(rows, phi if needs_x else None)
-        ctx.weight_like = phi.shape, phi.dtype
-        ctx.draw, ctx.check = draw, check
+            if bias is None:
+                torch.mm(rows, weight, out=out)
+            else:
+                torch.addmm(bias, rows, weight, out=out)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, phi = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x_kept, phi, _, ctx.draw, ctx.check = inputs
+        ctx.save_for_backward(x_kept, phi if ctx.needs_input_grad[0] else None)
+        ctx.shape, ctx.dtype = phi.shape, phi.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x_kept, phi = ctx.saved_tensors
         draw: Draw | None = ctx.draw
         ctx.check(draw)
         grad_x = grad_weight = grad_bias = None
         rows = grad.reshape(-1, grad.shape[-1])
         with without_autocast(grad.device):
             if ctx.needs_input_grad[0]:
+                if draw is not None and torch.is_grad_enabled():  # with create_graph
+                    phi = _FunctionOfWeight.apply(phi, draw)  # type: ignore[no-untyped-call]
                 grad_x = grad @ phi.to(grad.dtype)
-            if ctx.needs_input_grad[1]:
-                grad_weight = _grad_weight(rows, x, draw, *ctx.weight_like)
             if ctx.needs_input_grad[2]:
+                grad_weight = _grad_weight(rows, x_kept, draw, ctx.shape, ctx.dtype)
+            if ctx.needs_input_grad[3]:
                 grad_bias = rows.sum(0)
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, None, grad_weight, grad_bias, None, None
+
+
+class _FunctionOfWeight(torch.autograd.Function):
+    """Phi itself, with the derivative that it has with respect to w."""
+
+    @staticmethod
+    def forward(phi: Tensor, draw: Draw) -> Tensor:
+        return phi.view_as(phi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.draw = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,), draw = grads, ctx.draw
+        return grad if draw.gradient_scale is None else scaled(grad, draw.mask(), draw.gradient_scale), None
 
 
 def _grad_weight(grad: Tensor, x: Tensor, draw: Draw | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if draw is not None and draw.gradient_scale is not None and draw.kept is not None:
-        return thin_gradient(grad, x, draw.kept, shape, dtype, draw.gradient_scale)
-    whole = grad.t() @ x
-    if draw is None or draw.gradient_scale is None:
-        return whole.to(dtype)
-    return masked(whole, dtype, draw.mask(), draw.gradient_scale)
+    """``x`` holds the kept columns where :func:`_keeps_columns` says so, else all."""
+    if draw is None:
+        return (grad.t() @ x).to(dtype)
+    if _keeps_columns(draw):
+        return thin_gradient(grad, x, draw.kept, shape, dtype, draw.gradient_scale)  # type: ignore[arg-type]
+    return masked(grad.t() @ x, dtype, draw.mask(), draw.gradient_scale)
+
+
+def _keeps_columns(draw: Draw) -> bool:
+    return draw.kept is not None and draw.gradient_scale is not None
 
 
 def gathered_linear(
     x: Tensor, phi: Tensor, bias: Tensor | None, draw: Draw | None, check: Callable[[Draw | None], None]
 ) -> Tensor:
-    """Y = x Phi^T + b, whose gradient with respect to ``phi`` is the one with respect to w.
+    """The linear ``y = x Phi^T + b``, whose gradient with respect to ``phi`` is the one with respect to w.
 
     Args:
         x: (..., in), in the dtype to compute in.
@@ -105,11 +137,16 @@ def gathered_linear(
 
     Example:
         >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)
-        >>> coins = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
-        >>> draw = Draw(mask=lambda: coins, kept=torch.tensor([1]), scale=2.0, gradient_scale=2.0)
+        >>> mask = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
+        >>> draw = Draw(mask=lambda: mask, kept=torch.tensor([1]), scale=2.0, gradient_scale=2.0)
         >>> y = gathered_linear(x, phi, None, draw, lambda draw: None)
         >>> float(y.detach()), torch.autograd.grad(y, phi)[0]
         (10.0, tensor([[ 0., 10.]]))
     """
-    result: Tensor = _GatheredLinear.apply(x, phi, bias, draw, check)  # type: ignore[no-untyped-call]
-    return result
+    x_kept = None
+    if phi.requires_grad and torch.is_grad_enabled():
+        x_kept = x.reshape(-1, x.shape[-1])
+        if draw is not None and _keeps_columns(draw):
+            x_kept = x_kept.index_select(1, draw.kept)  # type: ignore[arg-type]
+    y: Tensor = _GatheredLinear.apply(x, x_kept, phi, bias, draw, check)  # type: ignore[no-untyped-call]
+    return y

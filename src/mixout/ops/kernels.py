@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from mixout._torch import in_functional_transform
+
 try:
     import triton
     import triton.language as tl
@@ -40,7 +42,7 @@ def available(weight: Tensor) -> bool:
         and weight.dtype.itemsize <= 4
         and weight.numel() < _LARGEST
         and not torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
+        and not in_functional_transform()
         and _works(weight.device)
     )
 

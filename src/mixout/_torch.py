@@ -1,0 +1,69 @@
+"""Private names of torch: every one that the library reads, each behind one function.
+
+torch offers no public way to what is asked here. Each function says what it replaces. Tested on torch 2.13;
+tests/test_private_names.py fails, name by name, where a version of torch has changed one, and keeps other files free of
+them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+
+def in_backward() -> bool:
+    """Whether autograd runs a backward pass now, so that a forward is a recomputation of an earlier one.
+
+    ``torch.utils.checkpoint`` asks the same. Public: nothing.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def in_functional_transform() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, jvp) is active. Public: nothing."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def key_value_store() -> Any:  # noqa: ANN401  torch.distributed.Store, which is absent from builds without distributed
+    """The store through which the ranks of the default process group have met. Public: only the one a user made."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def local_tensor(weight: DTensor) -> Tensor:
+    """The very tensor in which a rank keeps its part of ``weight``, which FSDP2's hooks are attributes of.
+
+    torch's own test of such hooks (``test_all_gather_extensions_monkey_patch``) reads it likewise. Public:
+    ``DTensor.to_local``, which gives a view of a parameter's part, not the tensor itself.
+    """
+    return weight._local_tensor
+
+
+def managed_by_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 gathers the parameters of ``module``. Public: only whether ``fully_shard`` was called on itself."""
+    return getattr(module, "_is_fsdp_managed_module", False) is True
+
+
+def look_for_hooks(owner: FSDPModule, weight: DTensor) -> bool:
+    """Let FSDP2 find the hooks that the local tensor of ``weight`` has got since the first forward of ``owner``.
+
+    FSDP2 looks for them in ``fully_shard`` and once more before the first forward, "to allow monkey patch after init",
+    but not later. Public: nothing; hooks that are set before the first forward need none of this.
+
+    Returns:
+        Whether ``owner`` gathers ``weight``.
+    """
+    state = owner._get_fsdp_state()
+    # One group in older versions of torch.
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for group in groups:
+        for parameter in group.fsdp_params:
+            if parameter.sharded_param is weight:
+                parameter._init_extensions()
+                return True
+    return False

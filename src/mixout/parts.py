@@ -1,0 +1,103 @@
+"""Weights of which each rank holds a part (DTensors): what belongs to this rank, and the whole again.
+
+Knows tensors, and the classes that ``fully_shard`` makes. ``torch.distributed`` is not imported here: a model that
+holds such weights has loaded it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from mixout.errors import MixoutError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+ADVICE = "shard it with FSDP2 (torch.distributed.fsdp.fully_shard; accelerate: fsdp_version 2) before apply_"
+
+
+def in_parts(weight: object) -> bool:
+    """Whether ``weight`` is a DTensor."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(weight, kind)
+
+
+def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
+    """The part of ``tensor`` that belongs to this rank's part of ``weight``, as a view; nothing is sent.
+
+    Args:
+        tensor: of the shape of the whole weight, or broadcastable to it, as a mask is.
+        weight: replicated or sharded along each dimension of its mesh. A shard is one of ``torch.chunk``'s pieces; the
+            last ranks may have none.
+    """
+    mesh = weight.device_mesh
+    for mesh_dim, placement in enumerate(weight.placements):
+        if not placement.is_shard():
+            continue
+        dim: int = placement.dim  # type: ignore[attr-defined]
+        if tensor.shape[dim] != weight.shape[dim]:  # broadcast along it
+            continue
+        rank, pieces = mesh.get_local_rank(mesh_dim), tensor.chunk(mesh.size(mesh_dim), dim)
+        tensor = pieces[rank] if rank < len(pieces) else tensor.narrow(dim, 0, 0)
+    return tensor
+
+
+def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
+    """``tensor``, or a copy of this rank's part of it, as a DTensor, where ``weight`` is one; nothing is sent."""
+    if not hasattr(weight, "placements") or hasattr(tensor, "placements"):  # also asked in compiled graphs
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    part = own_part(tensor, weight).clone()  # type: ignore[arg-type]
+    return DTensor.from_local(
+        part,
+        weight.device_mesh,  # type: ignore[attr-defined]
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor``, gathered from all ranks where it lies in parts: then every rank must call this."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    # With CPU offload the parts lie on the host, where a GPU's collectives do not reach.
+    gathered: Tensor = tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
+    return gathered
+
+
+def fsdp(name: str) -> Any:  # noqa: ANN401
+    """The class ``name`` of ``torch.distributed.fsdp``, or None where that is not loaded."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), name, None)
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The class of ``module``, without the part that ``fully_shard`` adds to it."""
+    kind, added = type(module), fsdp("FSDPModule")
+    return kind.__mro__[2] if added is not None and kind.__mro__[1] is added else kind
+
+
+def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
+    """``plain`` with the part that ``fully_shard`` has added to the class of ``module`` since it was mixed, if any."""
+    added = fsdp("FSDPModule")
+    if added is None or not isinstance(module, added) or issubclass(plain, added):
+        return plain
+    return type(f"FSDP{plain.__name__}", (added, plain), {})
+
+
+def check_whole(weight: Tensor) -> None:
+    """Refuse a weight that DeepSpeed's ZeRO-3 has taken apart.
+
+    Raises:
+        MixoutError: if it has.
+    """
+    if hasattr(weight, "ds_id"):
+        raise MixoutError(
+            f"expected whole weights, or ones sharded by FSDP2, got a model sharded by DeepSpeed's ZeRO-3; {ADVICE}, "
+            "or use ZeRO-1 or ZeRO-2"
+        )
