@@ -6,7 +6,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,15 +35,13 @@ def numbers(text):
     return [tuple(map(float, line)) for line in PRINTED.findall(text)]
 
 
-def alone(model, where, sharded, world=2):
+def alone(model, where, world=2):
     """The loop of ddp.py and fsdp2.py with the examples of all ranks; the loss is that of rank 0's."""
     run = int(torch.empty((), dtype=torch.int64).random_())  # what rank 0 draws, and publishes
     mixout.apply_(model, mixout.Mixout(0.9), where=where)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Mixed)}
     shares = {name: layer._mixed for name, layer in layers.items()}
-    if sharded:  # ranks cannot compare the anchors of which each has a part
-        shares = dict.fromkeys(layers, SimpleNamespace(anchor=SimpleNamespace(tensor=None)))
-    seed = mixout.ranks._digest(f"{run}/{subject(mixout.Mixout(0.9), shares, layers)}")
+    seed = mixout.ranks._digest(f"{run}/{subject('mixout(0.9)', shares, layers)}")
     mixout.apply_(mixout.remove_(model), mixout.Mixout(0.9), where=where, seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     ranks = [torch.Generator().manual_seed(rank) for rank in range(world)]
@@ -61,12 +58,12 @@ def alone(model, where, sharded, world=2):
 
 
 def dense():
-    return nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1)), "0|2", False
+    return nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 1)), "0|2"
 
 
 def blocks():
     parts = [nn.Sequential(nn.Linear(16, 63), nn.Tanh(), nn.Linear(63, 16)) for _ in range(2)]
-    return nn.Sequential(*parts, nn.Linear(16, 1)), r"\.", True
+    return nn.Sequential(*parts, nn.Linear(16, 1)), r"\."
 
 
 def assert_same(split, whole, digits):
