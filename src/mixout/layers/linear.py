@@ -14,6 +14,7 @@ from mixout.functional import linear_pass, native_up_to
 from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants
 from mixout.ops.autocast import autocast_dtype
+from mixout.parts import check_whole
 from mixout.ranks import SharedSeed
 
 
@@ -62,7 +63,12 @@ class Short:
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For masks from torch's default generator and a layer that can be small; None for any other."""
+        """For masks from torch's default generator and a layer that can be small; None for any other.
+
+        Raises:
+            MixoutError: if DeepSpeed's ZeRO-3, which is initialised after ``apply_``, has taken the weight apart.
+        """
+        check_whole(weight)
         mixing, anchor, p = share.mixing, share.anchor.tensor, float(share.mixing.p)
         if anchor is None or type(share.anchor) is not Anchor or type(weight) is not nn.Parameter or p == 0:
             return None
