@@ -178,9 +178,7 @@ def sparse(
     """
     rows = x.reshape(-1, x.shape[-1])
     if weight.is_cuda:
-        if x.dtype.itemsize == 2 and len(
-            kept
-        ):  # pad to a multiple of 8 for aligned loads; a repeated index counts once
+        if x.dtype.itemsize == 2 and len(kept):  # to a multiple of 8, for aligned loads; a repeated index counts once
             kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
         kept = kept.to(weight.device, non_blocking=True)
     mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
