@@ -115,3 +115,12 @@ def test_a_disk_that_is_too_small(settings, tmp_path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match=r"1 MB.*--save no"):
         finetune(settings(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_written_needs_no_room(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    # As much as is asked for beside the weights.
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: usage._replace(free=16 << 20))
+    finetune(settings(epochs=0.1), tmp_path / "record", keep_model=False)
+    with pytest.raises(InputError, match=r"make room, or choose another output-dir$"):
+        finetune(settings(epochs=0.1), tmp_path / "model")
