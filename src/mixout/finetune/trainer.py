@@ -253,7 +253,7 @@ def _restore_best(run: TextTrainer) -> None:
     best = run.course.best(run.state)
     if best is run.course.evaluations(run.state)[-1]:
         return
-    load_model(run.model, str(Path(str(run.args.output_dir)) / folder.BEST), device=str(run.args.device))
+    load_model(run.model, str(Path(str(run.args.output_dir)) / folder.BEST))
     # The evaluation is entered at the step that the weights are of.
     last, run.state.global_step = run.state.global_step, int(best["step"])
     run.evaluate()
@@ -268,6 +268,11 @@ def _order(settings: Settings, examples: list[Example]) -> Buckets | None:
 
 
 def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
+    if settings.batch_size % _processes():
+        raise InputError(
+            f"expected a batch size that {_processes()} processes can share, got {settings.batch_size}; choose a "
+            f"multiple of {_processes()}"
+        )
     try:
         with _without_launcher():
             args = _training_arguments(settings, place, bars=bars)
@@ -294,18 +299,17 @@ def _without_launcher() -> Iterator[None]:
         os.environ.update(hidden)
 
 
+def _processes() -> int:
+    """How many share a batch."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
     # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
     judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
-    if settings.batch_size % processes:
-        raise InputError(
-            f"expected a batch size that {processes} processes can share, got {settings.batch_size}; choose a multiple "
-            f"of {processes}"
-        )
     return TrainingArguments(
         output_dir=str(place / folder.CHECKPOINTS),
-        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_train_batch_size=settings.batch_size // _processes(),
         per_device_eval_batch_size=judged,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
