@@ -66,12 +66,6 @@ def test_a_logger_that_is_not_installed_names_the_pip_command(settings, tmp_path
         finetune(settings(report_to=("wandb",)), tmp_path / "out")
 
 
-def test_several_processes_are_refused(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        finetune(settings(), tmp_path / "out")
-
-
 def test_folders_that_are_taken(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
