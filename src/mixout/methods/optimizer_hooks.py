@@ -23,11 +23,11 @@ from mixout.anchor import Anchor
 from mixout.errors import MixoutError, ZeroDecayWarning
 
 
-class Strength(Protocol):
+class Decay(Protocol):
     """What a method says of its decay."""
 
     @property
-    def rate(self) -> float:
+    def strength(self) -> float:
         """Multiplied with the learning rate, or if coupled with w - u."""
 
     @property
@@ -42,7 +42,7 @@ class Target:
     model that is deleted is freed at once.
     """
 
-    def __init__(self, module: nn.Module, field: str, anchor: Anchor, method: Strength) -> None:
+    def __init__(self, module: nn.Module, field: str, anchor: Anchor, method: Decay) -> None:
         self._module = weakref.ref(module)
         self.field = field
         self.anchor = anchor
@@ -90,7 +90,7 @@ _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 _STEPPED_BY_ZERO = ("_hp_mapping", "ds_id")  # DeepSpeed's marks, of stages 1 and 2 and of stage 3
 
 
-def attach_(module: nn.Module, field: str, anchor: Anchor, method: Strength) -> Target:
+def attach_(module: nn.Module, field: str, anchor: Anchor, method: Decay) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
     target = Target(module, field, anchor, method)
     vars(module).setdefault(_FIELD, {})[field] = target
@@ -181,11 +181,10 @@ def _lets_another_step(optimizer: Optimizer) -> bool:
 
 def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
     for target, _, number in match.entries:
-        if strength := optimizer.param_groups[number].get("weight_decay"):
+        if to_zero := optimizer.param_groups[number].get("weight_decay"):
             warnings.warn(
-                f"{type(optimizer).__name__} has weight_decay={float(strength):g} on weights that AnchorDecay pulls to "
-                f"their start with rate {target.method.rate:g}: weight_decay pulls the same weights to zero; set it to "
-                "0 for them",
+                f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
+                "to their start: weight_decay pulls the same weights to zero; set it to 0 for them",
                 ZeroDecayWarning,
                 stacklevel=5,  # the caller of optimizer.step
             )
@@ -250,7 +249,7 @@ def _add_penalty(optimizer: Optimizer, match: _Match) -> None:
             continue  # an outer step, or one that raised, has added it to this gradient
         anchor = target.anchor.follow(weight)
         difference = weight if anchor is None else weight - anchor
-        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.rate)
+        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.strength)
         target.penalised = grad, grad._version
 
 
@@ -268,12 +267,12 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
         target.decayed_at = now
         anchor = target.anchor.follow(weight)
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
-        key = number, target.method.rate, anchor is None, weight.dtype, weight.device, mesh
+        key = number, target.method.strength, anchor is None, weight.dtype, weight.device, mesh
         weights, anchors = alike.setdefault(key, ([], []))
         weights.append(weight)
         anchors.append(anchor)
-    for (number, rate, zero, *_), (weights, anchors) in alike.items():
-        exponent = optimizer.param_groups[number]["lr"] * -rate
+    for (number, strength, zero, *_), (weights, anchors) in alike.items():
+        exponent = optimizer.param_groups[number]["lr"] * -strength
         if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
             # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
             exponent = (found_inf == 0) * exponent
