@@ -164,10 +164,12 @@ EVERYWHERE = ("mixout", "output", "element", "decay", "kept", "small anchor")
 
 
 def found(model, dtype):
-    """What is compared: weights, what is measured on them, and the outputs in eval mode, mixed and removed."""
+    """Weights, what is measured on them, and the outputs in eval mode, mixed, then a quarter of the way and removed."""
     root = {"weights": weights(model), "scores": scores(model, dtype)}
     with contextlib.suppress(mixout.NotAppliedError):
         root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
+        root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
+        mixout.interpolate_(model, 0.25)
     root["drawn"] = mixout.state_dict(model)["draws"]
     mixout.remove_(model)
     return root | {"plain scores": scores(model, dtype)}
