@@ -85,7 +85,7 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     return {
         key: anchors.norm(*_pair(key, target.module, target.field, target.anchor), math.inf) * target.method.strength
         for key, target in targets(model).items()
-        if target.module is not None and target.method.decoupled
+        if target.module is not None and target.method.decoupled and not target.method.selective
     }
 
 
@@ -227,7 +227,7 @@ def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tupl
     found = {
         key: (target.module, target.field, target.anchor)
         for key, target in targets(model).items()
-        if target.module is not None
+        if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
     }
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):

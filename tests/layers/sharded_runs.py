@@ -145,6 +145,7 @@ CASES = {
     "zero": (Dropconnect(0.3), {}, {}, {}, {}),
     "gradient": (GradientMask(0.5), {}, {}, {}, {}),
     "decay": ([Mixout(0.5), AnchorDecay(0.1)], {}, {}, {}, {}),
+    "selective": (AnchorDecay(0.5, selective=True), {}, {}, {}, {}),
     "coupled": ([Mixout(0.5), AnchorDecay(0.1, decoupled=False)], {}, {}, {"anchor": 0}, {}),
     "other anchor": (Mixout(0.5), {}, {}, {"anchor": {k: v + 0.1 for k, v in net().state_dict().items()}}, {}),
     "small anchor": (Mixout(0.5), {}, {}, {"anchor_dtype": torch.bfloat16}, {}),
@@ -160,7 +161,7 @@ CASES = {
     "wide": (Mixout(0.5), FLOAT, {"mp_policy": WIDE}, {}, FLOAT),
     "bfloat16": (Mixout(0.5), FLOAT, {"mp_policy": NARROW}, {}, FLOAT),
 }
-EVERYWHERE = ("mixout", "output", "element", "decay", "kept", "small anchor")
+EVERYWHERE = ("mixout", "output", "element", "decay", "selective", "kept", "small anchor")
 
 
 def found(model, dtype):

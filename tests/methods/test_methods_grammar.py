@@ -16,6 +16,7 @@ methods = st.one_of(
     st.builds(Dropout, p),
     st.builds(AnchorDecay, st.floats(0, 1e30), decoupled=st.booleans()),
     st.builds(AnchorDecay, radius=st.floats(1e-30, 1e30)),
+    st.builds(AnchorDecay, st.floats(0, 1e30), selective=st.booleans()),
     st.just(Plain()),
 )
 
@@ -91,6 +92,8 @@ def test_an_unknown_method_names_the_nearest(text, nearest):
         ("anchor_decay(radius=inf)", "finite radius above 0, got inf"),
         ("anchor_decay(radius=wide)", "expected radius to be a number, got 'wide'"),
         ("anchor_decay(radius=0.01, decoupled=false)", "a rate with decoupled=False"),
+        ("anchor_decay(radius=0.01, selective=true)", "a rate with selective=True"),
+        ("anchor_decay(1, selective=true, decoupled=false)", "expected decoupled=True with selective=True"),
         ("anchor_decay(raduis=0.01)", "did you mean 'radius'"),
         ("anchor_decay(-1)", "finite rate, at least 0, got -1.0"),
         ("plain(3)", "name=value"),

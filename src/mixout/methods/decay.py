@@ -23,8 +23,17 @@ Coupled (``decoupled=False``): ``rate (w - u)`` is added to the gradient before 
 paper's wdecay(u, lambda), :math:`L(w) + (\lambda / 2) ||w - u||^2`; with the pretrained u this is L2-SP without its
 head term. It overshoots as any gradient step does, and bounds nothing.
 
+Selective (``selective=True``, SPD): only where the step went away from u though its gradient asked to go back, which
+momentum does. With :math:`w_-` and g of before the step, where :math:`\langle g, w_- - u \rangle > 0`:
+
+.. math:: w \leftarrow w - \text{rate} \cdot c \, (w - u), \quad c = \mathrm{clip}(1 - ||w_- - u|| / ||w - u||, 0, 1)
+
+for each weight as a whole. Rate 1 takes back what the step has added to the distance; no learning rate enters. Two
+numbers a weight are kept during a step, and one temporary of its size. It bounds nothing.
+
 What decays: weights of two dimensions or more in the pretrained body, or where ``where=`` says. Never biases, norms, a
-new head of a transformers model, or adapters of peft. A weight that several modules share decays once.
+new head of a transformers model. A weight that several modules share decays once. Adapters of peft are refused, since
+decaying A and B is no decay of B A; the selective decay pulls A and B towards 0, as its authors do.
 
 How: hooks on every ``torch.optim.Optimizer``, built before or after ``apply_``. Nothing is added to the loss, so
 accumulation and loss scaling do not change the decay. Of nested optimizers (SAM, Lookahead, ZeroRedundancyOptimizer)
@@ -34,7 +43,8 @@ the innermost decays. With ``decoupled=False`` it adds the penalty at the weight
 Limits: an optimizer that is no ``torch.optim.Optimizer``, or that steps copies of the weights, does not decay them.
 DeepSpeed's ZeRO is refused. Under ``decoupled=False`` a line search (LBFGS) does not see the penalty in the loss.
 
-Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP). The radius is ours.
+Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Tian, Huang, Kira,
+NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.
 """
 
 from __future__ import annotations
@@ -61,10 +71,12 @@ class AnchorDecay(Method):
             learning rate: 0.005 is a good first value for transformers. See the module for other optimizers.
         decoupled: shrink the distance after the step, by the factor exp(-learning rate * rate); or, if False, add
             the penalty's gradient before the step, which takes a rate.
+        selective: only where a step went away from the start and its gradient did not; takes a rate without a unit, 1
+            to take back what such a step has added to the distance. Costs twice as much as the plain decay.
 
     Raises:
         TypeError: if ``rate`` or ``radius`` is not a number.
-        ValueError: if both are given or none, if one is out of its range, or a radius with ``decoupled=False``.
+        ValueError: if both are given or none, if one is out of its range, or if options exclude each other.
 
     Example:
         >>> AnchorDecay(radius=0.005)
@@ -77,6 +89,7 @@ class AnchorDecay(Method):
     _: KW_ONLY
     radius: float | None = None
     decoupled: bool = True
+    selective: bool = False
     name: ClassVar[str] = "anchor_decay"
 
     def __post_init__(self) -> None:
@@ -95,8 +108,11 @@ class AnchorDecay(Method):
         if self.radius is not None:
             if not (self.radius > 0 and math.isfinite(self.radius) and math.isfinite(self.strength)):
                 raise ValueError(f"expected a finite radius above 0, got {self.radius}")
-            if not self.decoupled:
-                raise ValueError("expected a rate with decoupled=False, which bounds no distance, got a radius")
+            if not self.decoupled or self.selective:
+                option = "selective=True" if self.selective else "decoupled=False"
+                raise ValueError(f"expected a rate with {option}, which bounds no distance, got a radius")
+        if self.selective and not self.decoupled:
+            raise ValueError("expected decoupled=True with selective=True, which acts after the step, got False")
 
     def __repr__(self) -> str:
         given = (f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default)
