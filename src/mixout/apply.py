@@ -267,13 +267,19 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         if not selection.covers(name, module):
             continue
         if lora.within(sites, name) is not None:
+            if method.selective:
+                if lora.is_factor(sites, name):
+                    chosen.append((module, "weight", Anchor()))
+                continue
             raise ValueError(
                 f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
                 "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
                 "the optimizer's own weight_decay"
             )
         for field in decayed_fields(module):
-            chosen.append((module, field, anchors.anchor(f"{name}.{field}".lstrip("."), getattr(module, field))))
+            weight = getattr(module, field)
+            if weight.requires_grad or not sites:  # beside adapters, what is frozen stays at its anchor
+                chosen.append((module, field, anchors.anchor(f"{name}.{field}".lstrip("."), weight)))
     if not chosen:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
