@@ -290,7 +290,9 @@ def _has_head(module: nn.Module) -> bool:
     return (
         re.search(r"For[A-Z]", type(module).__name__) is not None
         and any(isinstance(getattr(type(part), "base_model_prefix", None), str) for part in parts)
-        and not any(isinstance(child, nn.ModuleList) and any(child.parameters()) for child in module.children())
+        and not any(
+            isinstance(child, nn.ModuleList) and any(True for _ in child.parameters()) for child in module.children()
+        )
     )
 
 

@@ -257,6 +257,7 @@ add_entry(nn.MultiheadAttention, Entry(weights=_attention))
 for _kind in (nn.RNN, nn.LSTM, nn.GRU):
     add_entry(_kind, Entry(weights=_recurrent, mixed="Recurrent"))
 add_entry(f"{_MODELS}.falcon.modeling_falcon.FalconLinear", Entry(weights=_own(lambda _: Layout())))
+add_entry(f"{_MODELS}.ibert.quant_modules.QuantLinear", Entry(weights=_own(lambda _: Layout())))
 add_entry(f"{_MODELS}.llama4.modeling_llama4.Llama4TextExperts", _stacked_by(Layout(input_dim=-2)))
 add_entry(f"{_MODELS}.step3p7.modeling_step3p7.Step3p7Experts", _stacked_by(Layout(input_dim=-1)))
 add_entry(f"{_MODELS}.longcat_flash.modeling_longcat_flash.LongcatFlashExperts", _stacked_by(Layout(input_dim=-1)))
