@@ -39,7 +39,7 @@ from mixout.finetune.train import finetune
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
 ROWS = (100, 400)
-METHODS = ("anchor_decay(200)", "plain", "mixout(0.7)")
+METHODS = ("anchor_decay(radius=0.005)", "plain", "mixout(0.7)")
 RATES = tuple(2.5e-5 * 2**power for power in range(7))
 RULE = "rule"
 NAMES = ("model", "task", "rows", "method", "rate", "restart", "set")

@@ -279,7 +279,9 @@ def _method(method: str | None, p: float | None) -> str:
     """The method's text from ``--method`` and ``--p``."""
     name = "mixout" if method is None else method.strip()
     if p is None:
-        return f"{name}({P[name]!r})" if name in P else name
+        # A name alone: with the value that is right for most.
+        usual = {"anchor_decay": Settings().method} | {known: f"{known}({value!r})" for known, value in P.items()}
+        return usual.get(name, name)
     if "(" in name or "+" in name:
         raise InputError(
             f"expected --p only with the bare name of a method, got --method {method!r}; write p inside it"
