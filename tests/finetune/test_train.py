@@ -232,9 +232,8 @@ def test_a_regression(tiny_bert, tmp_path):
 
 
 def test_a_run_that_diverges_is_recorded_as_such(settings, tmp_path):
-    lines: list[str] = []
     hot = settings(optimizer="sgd", learning_rate=1e30, max_grad_norm=0.0, epochs=10.0)
-    record = finetune(hot, tmp_path / "out", report=lines.append)
+    record = finetune(hot, tmp_path / "out")
     assert record.status == "diverged"
     assert Record.read(tmp_path / "out").status == "diverged"
     # It ends where the loss is looked at, which is long before the 60 steps are over.
@@ -242,7 +241,6 @@ def test_a_run_that_diverges_is_recorded_as_such(settings, tmp_path):
     assert record.verdict.startswith("diverged: the training loss is nan after 10 steps at learning rate 1e30")
     order = ["--learning-rate 1e29", "--max-grad-norm 1"]
     assert sorted(order, key=record.verdict.index) == order
-    assert lines[-1] == record.verdict
 
 
 def test_a_loss_that_is_finite_but_far_above_its_start_ends_a_run(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -264,16 +262,14 @@ def test_a_loss_that_is_finite_but_far_above_its_start_ends_a_run(settings, tmp_
     assert (again.steps, again.verdict) == (record.steps, record.verdict)
 
 
-def test_a_run_that_has_hardly_learned_says_so(settings, tmp_path, capsys):
-    lines: list[str] = []
-    record = finetune(settings(learning_rate=1e-7, method="mixout(0.9)"), tmp_path / "out", report=lines.append)
+def test_a_run_that_has_hardly_learned_says_so(settings, tmp_path):
+    record = finetune(settings(learning_rate=1e-7, method="mixout(0.9)"), tmp_path / "out")
     assert record.status == "finished"
     assert record.verdict.startswith("it has hardly learned: training loss 0.6")
     assert "a constant answer has 0.693 and 0.693" in record.verdict
     assert "after 12 steps at learning rate 1e-7" in record.verdict
     order = ["--epochs 25 (150 steps)", "--learning-rate 5e-4", "--p 0.7", "--seed 1"]
     assert sorted(order, key=record.verdict.index) == order
-    assert lines[-1] == record.verdict
     assert finetune(settings(method="dropout(0)", epochs=16.0, learning_rate=3e-3), tmp_path / "b").verdict == ""
 
 

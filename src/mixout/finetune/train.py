@@ -127,8 +127,6 @@ def finetune(
             if run.course.diverged:
                 record = replace(record, status="diverged")
             record = replace(record, verdict=verdict.judge(record, loaded.model, task))
-            if record.verdict:
-                tell(record.verdict)
             if leads:
                 _write(place, loaded, record, keep_model=keep_model)
             run.accelerator.wait_for_everyone()
