@@ -50,7 +50,13 @@ def test_a_run(options, tmp_path, capsys):
     assert str(tmp_path / "out") in printed.out
     # No terminal: plain lines, no bars, no advice of others.
     assert "step 3/3" in printed.err
-    beginnings = ("data words: 42 training rows, 20 dev rows", "2 classes: 'first' (21 ", "mixout(0.9)", "learning", "  step")
+    beginnings = (
+        "data words: 42 training rows, 20 dev rows",
+        "2 classes: 'first' (21 ",
+        "mixout(0.9)",
+        "learning",
+        "  step",
+    )
     assert all(line.startswith(beginnings) for line in printed.err.splitlines())
 
 

@@ -120,7 +120,7 @@ def _outputs(network: Any, tokenizer: Any, split: Split, max_length: int) -> tor
     examples = encode(split, tokenizer, max_length)
     # Batches of like lengths hold little padding.
     order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
-    collate = DataCollatorWithPadding(tokenizer)
+    collate: Any = DataCollatorWithPadding(tokenizer)
     found: list[torch.Tensor] = []
     for start in range(0, len(order), _BATCH):
         batch = collate([examples[row] for row in order[start : start + _BATCH]]).to(network.device)

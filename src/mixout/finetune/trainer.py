@@ -253,7 +253,8 @@ def _restore_best(run: TextTrainer) -> None:
     best = run.course.best(run.state)
     if best is run.course.evaluations(run.state)[-1]:
         return
-    load_model(run.model, str(Path(str(run.args.output_dir)) / folder.BEST))
+    model: Any = run.model
+    load_model(model, str(Path(str(run.args.output_dir)) / folder.BEST))
     # The evaluation is entered at the step that the weights are of.
     last, run.state.global_step = run.state.global_step, int(best["step"])
     run.evaluate()
