@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from mixout import dropouts
+from mixout import disabling, dropouts
 from mixout.anchor import Anchor, AnchorStore, OwnWeight, digest
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, NothingMixedError
 from mixout.functional import FORMS, Form
@@ -32,6 +32,7 @@ from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_methods, optimizer_hooks, spell
 from mixout.methods.decay import decayed_fields
 from mixout.origin import warn_if_fine_tuned
+from mixout.periods import Period
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.record import Applied, applied_here, applied_to, mark_, subject, unmark_
 from mixout.selection import Selection, WhereLike, chosen, resolve
@@ -228,14 +229,15 @@ def _mix_(
 ) -> Mixing:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
-    mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
+    period = None if method.every == 1 else Period(method.every)
+    mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period)
     check_scope(layers, applied.seed.scope)
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
     store = AnchorStore(model, 0) if method.anchor == "zero" else anchors
 
     def share(name: str, module: nn.Module, anchor: Anchor) -> Share:
-        return Share(mixing=mixing, anchor=anchor, plain=type(module), stream=Stream(applied.seed, name))
+        return Share(mixing=mixing, anchor=anchor, plain=type(module), stream=Stream(applied.seed, name, period))
 
     # All anchors first: one that is missing must leave the model as it was.
     shares = {
@@ -257,6 +259,7 @@ def _mix_(
             for factor_name, factor, mixed in lora.swaps(site, adapter, mixing):
                 swap_(factor, mixed, share(f"{name}.{factor_name}", factor, Anchor(None, base)))
     attach_(model, layers)
+    disabling.guard_(model)
     return mixing
 
 
@@ -295,6 +298,7 @@ def _undo_(model: nn.Module) -> None:
         if isinstance(module, Mixed):
             restore_(module)
         optimizer_hooks.detach_(module)
+        disabling.unguard_(module)
         unmark_(module)
     dropouts.restore_(model)
 

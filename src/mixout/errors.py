@@ -52,6 +52,10 @@ class ZeroDecayWarning(MixoutWarning):
     """An optimizer decays weights towards zero that a method decays towards their start."""
 
 
+class GenerationWarning(MixoutWarning):
+    """A model was asked to generate in training mode; it does so unmixed."""
+
+
 class FrozenLayersWarning(MixoutWarning):
     """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient."""
 
