@@ -16,10 +16,12 @@ from mixout.apply import remove_ as remove_
 from mixout.bylayer import by_depth as by_depth
 from mixout.coverage import Coverage as Coverage
 from mixout.coverage import coverage as coverage
+from mixout.disabling import disabled as disabled
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
 from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning
 from mixout.errors import FrozenLayersWarning as FrozenLayersWarning
+from mixout.errors import GenerationWarning as GenerationWarning
 from mixout.errors import InputError as InputError
 from mixout.errors import LowCoverageWarning as LowCoverageWarning
 from mixout.errors import MissingExtraError as MissingExtraError

@@ -83,6 +83,10 @@ class ZeroDecayWarning(MixoutWarning):
     """
 
 
+class GenerationWarning(MixoutWarning):
+    """A model was asked to generate in training mode; it does so unmixed."""
+
+
 class FrozenLayersWarning(MixoutWarning):
     """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient.
 

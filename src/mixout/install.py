@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mixout import dropouts
+from mixout import disabling, dropouts
 from mixout.anchor import ZERO, Anchor, AnchorStore, OwnWeight, digest
 from mixout.errors import NothingMixedError
 from mixout.functional import Form
@@ -27,6 +27,7 @@ from mixout.layers import (
 )
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, optimizer_hooks
 from mixout.methods.decay import decayed_fields
+from mixout.periods import Period
 from mixout.record import Applied, applied_here, mark_, mark_new_, subject, unmark_
 from mixout.selection import Selection, chosen
 from mixout.sources import WeightMissingError
@@ -93,7 +94,10 @@ def _mix_(
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
-    applied.mixing = mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
+    period = None if method.every == 1 else Period(method.every)
+    applied.mixing = mixing = Mixing(
+        p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
+    )
     check_scope(layers, applied.seed.scope)
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
@@ -108,7 +112,7 @@ def _mix_(
             mixing=mixing,
             anchors=dict(zip(weights(layers[name]), held, strict=True)),
             plain=type(layers[name]),
-            stream=Stream(applied.seed, name),
+            stream=Stream(applied.seed, name, period),
         )
         for name, held in found.items()
     }
@@ -121,12 +125,13 @@ def _mix_(
         base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
         for adapter in adapters:
             for factor_name, factor, kind in lora.swaps(site, adapter, mixing):
-                stream = Stream(applied.seed, f"{name}.{factor_name}")
+                stream = Stream(applied.seed, f"{name}.{factor_name}", period)
                 held = {"weight": Anchor(None, base)}
                 swap_(factor, kind, Share(mixing=mixing, anchors=held, plain=type(factor), stream=stream))
     mixed = {name: layers[name] for name in shares}
     if not isinstance(anchors, Unread):
         attach_(model, mixed)
+        disabling.guard_(model)
     return mixed
 
 
@@ -201,6 +206,7 @@ def undo_(model: nn.Module) -> None:
         if isinstance(module, Mixed):
             restore_(module)
         optimizer_hooks.detach_(module)
+        disabling.unguard_(module)
         unmark_(module)
     dropouts.restore_(model)
 

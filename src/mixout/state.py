@@ -1,7 +1,7 @@
 """What a model carries, to be asked, and what a checkpoint must carry beside the weights.
 
 Weights are saved by whoever saves them. The rest is which method, the anchor's fingerprint, p, and with a seed and on
-several ranks the seed and the number of masks drawn so far.
+several ranks the seed and the number of masks drawn so far; for masks that are kept for several steps, the step.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
     for applied, one in zip(applications, saved, strict=True):
         if applied.mixing is not None:
             applied.mixing.set_p(one["p"])
+            if applied.mixing.period is not None:
+                applied.mixing.period.steps = one["steps"]
             for name, stream in _streams(model, applied).items():
                 stream.restore(one["draws"].get(name, 0))
         applied.seed.value = one["agreed_seed"]
@@ -133,6 +135,7 @@ def _state(model: nn.Module, applied: Applied) -> dict[str, Any]:
         "seed": applied.seed.given,
         "scope": applied.seed.scope,
         "agreed_seed": applied.seed.value,
+        "steps": None if applied.mixing is None or applied.mixing.period is None else applied.mixing.period.steps,
         "draws": {name: stream.count for name, stream in _streams(model, applied).items()},
     }
 

@@ -113,7 +113,10 @@ def _spell_one(method: Method) -> str:
     for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
-            text = str(value).lower() if isinstance(value, (bool, str)) else repr(float(value))
+            if isinstance(value, (bool, str)):
+                text = str(value).lower()
+            else:
+                text = str(value) if f.name == "every" else repr(float(value))
             arguments.append(text if position == 0 else f"{f.name}={text}")
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
 
