@@ -57,7 +57,7 @@ def _of_others(module: Any, inside: set[int]) -> _Parts:  # noqa: ANN401
         return [module], [head for head in several if isinstance(head, nn.Module)]
     if type(module).__module__.startswith("torchvision.models.") and id(module) not in inside:
         ends = [child for name, child in module.named_children() if name in ("fc", "classifier", "head", "heads")]
-        linears = [m for end in ends for m in end.modules() if isinstance(m, nn.Linear)]
+        linears: list[nn.Module] = [m for end in ends for m in end.modules() if isinstance(m, nn.Linear)]
         return [module], linears[-1:]
     return [], []
 
