@@ -146,7 +146,9 @@ def test_parts_with_ps_of_their_own_are_measured_and_reported_as_one():
     assert list(mixout.distance(model).by_layer) == [
         "decoder.0.weight", "decoder.2.weight", "encoder.0.weight", "encoder.2.weight"
     ]  # fmt: skip
-    assert measures(model) == pytest.approx({"mixout_p": 0.5, "mixout_p_2": 0.9, "anchor_distance": 4.0})
+    assert measures(model) == pytest.approx(
+        {"mixout_p": 0.5, "mixout_p_2": 0.9, "anchor_distance": 4.0, "anchor_radius_used": 0.05}
+    )
     mixout.remove_(model)
     assert mixout.coverage(model).mixed == ()
 

@@ -17,8 +17,8 @@ PUBLIC = {
     "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "LowCoverageWarning", "Method",
     "MissingExtraError", "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError",
     "NothingMixedError", "PAPER", "PScheduler", "RankMismatchError", "State", "Where", "ZeroDecayWarning", "apply_",
-    "by_depth", "coverage", "distance", "fingerprint", "functional", "load_state_", "methods", "register", "remove_",
-    "save_state", "schedule", "set_p_", "state",
+    "by_depth", "coverage", "distance", "fingerprint", "functional", "interpolate_", "load_state_", "methods",
+    "radius_used", "register", "remove_", "save_state", "schedule", "set_p_", "state",
 }  # fmt: skip
 
 BLOCKER = """

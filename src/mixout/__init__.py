@@ -32,6 +32,8 @@ from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
 from mixout.layers import register as register
 from mixout.measure import distance as distance
 from mixout.measure import fingerprint as fingerprint
+from mixout.measure import interpolate_ as interpolate_
+from mixout.measure import radius_used as radius_used
 from mixout.methods import AnchorDecay as AnchorDecay
 from mixout.methods import GradientMask as GradientMask
 from mixout.methods import Method as Method

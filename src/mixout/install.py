@@ -158,24 +158,32 @@ def _anchored(
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: Anchors) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
     wanted, sites = {}, lora.sites(model)
+    factors: list[nn.Module] = []
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if not selection.covers(name, module):
             continue
         if lora.within(sites, name) is not None:
+            if method.selective:
+                factors += [module] if lora.is_factor(sites, name) else []
+                continue
             raise ValueError(
                 f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
                 "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
                 "the optimizer's own weight_decay"
             )
-        if fields := decayed_fields(module):
+        # Beside adapters, what is frozen stays at its anchor.
+        fields = [f for f in decayed_fields(module) if not sites or _weight(module, f).requires_grad]
+        if fields:
             wanted[name] = [(f"{name}.{field}".lstrip("."), _weight(module, field)) for field in fields]
-    if not wanted:
+    if not wanted and not factors:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
     for name, held in _anchored(anchors.anchor, wanted, selection, model).items():
         for (path, _), anchor in zip(wanted[name], held, strict=True):
             optimizer_hooks.attach_(modules[name], path.rpartition(".")[2], anchor, method)
+    for factor in factors:
+        optimizer_hooks.attach_(factor, "weight", Anchor(), method)
 
 
 def set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:

@@ -1,11 +1,13 @@
-"""How far a model has gone from its anchors, and which anchors these are."""
+"""How far a model has gone from its anchors, which anchors these are, and the weights in between."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
+from numbers import Real
 
+import torch
 from torch import Tensor, nn
 
 from mixout import anchor as anchors
@@ -53,6 +55,110 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
                 if weight.dim() >= 2:
                     pairs[key] = (weight, store.tensor(key, weight))
     return anchors.distance(pairs)
+
+
+def radius_used(model: nn.Module) -> dict[str, float]:
+    """How far each weight that decays has gone, in radii of its :class:`mixout.AnchorDecay`: max |w - u| / r.
+
+    Near 1: the decay binds. Near 0: it hardly acts, and a smaller radius would. Above 1: the optimizer's steps were
+    longer than its learning rate, see :mod:`mixout.methods.decay`. Reads each of these weights once.
+
+    Args:
+        model: a model, or any part of one.
+
+    Returns:
+        The largest entry of each weight, by parameter name; nothing where no decoupled decay acts.
+
+    Raises:
+        AnchorMismatchError: if a weight has another shape than its anchor.
+        MixoutError: if a weight is computed by another tool since apply_.
+
+    Example:
+        >>> import mixout, torch
+        >>> model = mixout.apply_(nn.Sequential(nn.Linear(2, 1)), mixout.AnchorDecay(radius=0.5), anchor=0)
+        >>> with torch.no_grad(): _ = model[0].weight.copy_(torch.tensor([[0.1, -0.25]]))
+        >>> radius_used(model)
+        {'0.weight': 0.5}
+    """
+    model = uncompiled(model)
+    reshard_(model)
+    return {
+        key: anchors.norm(*_pair(key, target.module, target.field, target.anchor), math.inf) * target.method.strength
+        for key, target in targets(model).items()
+        if target.module is not None and target.method.decoupled and not target.method.selective
+    }
+
+
+@torch.no_grad()
+def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, where: WhereLike = None) -> nn.Module:
+    r"""Move weights to :math:`u + t (w - u)`, between the anchor and where training ended; in place.
+
+    This is WiSE-FT: train, then try t = 0.3, 0.5, 0.7 on held-out data. It costs no training. Each call starts from the
+    weights as they are, so load the trained ones again before you try another t.
+
+    Args:
+        model: a model, or any part of one.
+        t: 1 leaves the weights as they are, 0 puts the anchor in their place; both bit for bit.
+        anchor: None for the anchors that lie on the model's layers; weights without one (biases, norms, the head) stay.
+            Of LoRA layers W - u = s B A, so B is multiplied by t. Or any source that :func:`mixout.apply_` takes: then
+            every parameter that ``where`` covers moves, biases and norms too, as in the paper.
+        where: with ``anchor``: which modules, as in :func:`mixout.apply_`; by default the pretrained body.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        NotAppliedError: if ``anchor`` is None and the model holds no anchor.
+        AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
+        MixoutError: if a weight is computed by another tool since apply_.
+        TypeError, ValueError: if ``t`` is not a number in [0, 1].
+
+    Example:
+        >>> import mixout
+        >>> model = mixout.apply_(nn.Linear(2, 1), mixout.Mixout(0.9), anchor={"weight": torch.zeros(1, 2)})
+        >>> _ = nn.init.ones_(model.weight)
+        >>> interpolate_(model, 0.25).weight.tolist()
+        [[0.25, 0.25]]
+
+    Source: Wortsman et al., CVPR 2022, arXiv 2109.01903.
+    """
+    if isinstance(t, bool) or not isinstance(t, Real):
+        raise TypeError(f"expected t to be a number in [0, 1], got {t!r}")
+    if not 0 <= t <= 1:
+        raise ValueError(f"expected t in [0, 1], from the anchor to the weights as they are, got {t}")
+    inner = uncompiled(model)
+    reshard_(inner)
+    deltas: list[nn.Parameter] = []
+    if anchor is None:
+        _check_anchored(inner)
+        pairs = [_pair(key, *one) for key, one in _anchors(inner).items()]
+        deltas = [weight for layer in _adapted(inner).values() for weight in lora.delta_weights(layer)]
+    else:
+        selection, store = resolve(where, inner), AnchorStore(inner, anchor)
+        pairs = [
+            (weight, store.tensor(key, weight))
+            for name, module in inner.named_modules()
+            if selection.covers(name, module)
+            for key, weight in module.named_parameters(prefix=name, recurse=False)
+        ]
+    # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
+    for weight, start in {id(weight): (weight, start) for weight, start in pairs}.values():
+        _move_(weight, start, t)
+    for weight in deltas:
+        _move_(weight, None, t)
+    return model
+
+
+def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
+    """W <- u + t (w - u); t = 0 and 1 copy, since 0 * w is nan where w is infinite, and -0 + 0 is no -0."""
+    if t == 1:
+        return
+    if anchor is None:
+        weight.zero_() if t == 0 else weight.mul_(t)
+    elif t == 0:
+        weight.copy_(anchor)
+    else:
+        weight.lerp_(anchor.to(weight.device, weight.dtype), 1 - t)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -138,12 +244,12 @@ def _anchors(
     model: nn.Module, applied: Applied | None = None, *, own: bool = False
 ) -> dict[str, tuple[nn.Module, str, Anchor]]:
     """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
+    sites = lora.sites(model)
     found = {
         key: (target.module, target.field, target.anchor)
         for key, target in targets(model).items()
-        if target.module is not None
+        if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
     }
-    sites = lora.sites(model)
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():

@@ -256,6 +256,45 @@ def test_what_lora_cannot_do_is_refused_and_leaves_the_model_plain(methods, opti
     assert model.get_submodule(f"{QUERY}.lora_dropout.default").p == 0.1
 
 
+def test_the_selective_decay_pulls_the_factors_towards_0():
+    """As in its authors' code for adapters: each factor is a weight whose anchor is 0. Oracle: the rule by hand."""
+    model = mixout.apply_(lora(), AnchorDecay(1.0, selective=True))
+    factors = {n: p for n, p in model.named_parameters() if ".lora_" in n}
+    decayed = mixout.methods.optimizer_hooks.targets(model)
+    assert set(factors) == set(decayed)
+    assert all(target.anchor.tensor is None for target in decayed.values())
+    with torch.no_grad():
+        for parameter in factors.values():
+            parameter.fill_(1.0)
+            parameter.grad = torch.ones_like(parameter)  # plain descent leads back towards 0
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if n not in factors}
+    torch.optim.SGD(model.parameters(), lr=0.5, maximize=True).step()  # and the step goes the other way
+    for parameter in factors.values():
+        torch.testing.assert_close(parameter.detach(), torch.ones_like(parameter))  # 1.5 - (1.5 - 1) / 1.5 * 1.5
+    assert all(p.equal(before[n]) for n, p in model.named_parameters() if n not in factors)
+    assert mixout.measure.held_anchors(model) == {}
+
+
+@pytest.mark.parametrize("unit", ["input", "output"])
+def test_interpolation_scales_the_delta_of_every_mixed_adapter(unit):
+    model = mixout.apply_(lora(lora_bias=True), Mixout(0.5, unit=unit))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    layer = model.get_submodule(QUERY)
+    x = torch.randn(3, layer.in_features)
+    base, whole = layer.base_layer(x), layer.eval()(x)
+    kept = {n: p.detach().clone() for n, p in model.named_parameters()}
+    mixout.interpolate_(model, 1.0)
+    assert all(p.equal(kept[n]) for n, p in model.named_parameters())
+    distance = mixout.distance(model).total
+    mixout.interpolate_(model, 0.25)
+    torch.testing.assert_close(layer(x), base + 0.25 * (whole - base))
+    assert mixout.distance(model).total == pytest.approx(0.25 * distance)
+    mixout.interpolate_(model, 0.0)
+    assert layer(x).equal(base)
+
+
 def test_an_initialisation_that_moves_the_base_is_refused():
     with pytest.raises(ValueError, match="init_lora_weights='pissa'"):
         mixout.apply_(lora(init_lora_weights="pissa"), Mixout(0.5))

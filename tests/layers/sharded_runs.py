@@ -146,6 +146,7 @@ CASES = {
     "zero": (Dropconnect(0.3), {}, {}, {}, {}),
     "gradient": (GradientMask(0.5), {}, {}, {}, {}),
     "decay": ([Mixout(0.5), AnchorDecay(0.1)], {}, {}, {}, {}),
+    "selective": (AnchorDecay(0.5, selective=True), {}, {}, {}, {}),
     "coupled": ([Mixout(0.5), AnchorDecay(0.1, decoupled=False)], {}, {}, {"anchor": 0}, {}),
     "other anchor": (Mixout(0.5), {}, {}, {"anchor": {k: v + 0.1 for k, v in net().state_dict().items()}}, {}),
     "small anchor": (Mixout(0.5), {}, {}, {"anchor_dtype": torch.bfloat16}, {}),
@@ -161,14 +162,16 @@ CASES = {
     "wide": (Mixout(0.5), FLOAT, {"mp_policy": WIDE}, {}, FLOAT),
     "bfloat16": (Mixout(0.5), FLOAT, {"mp_policy": NARROW}, {}, FLOAT),
 }
-EVERYWHERE = ("mixout", "output", "element", "decay", "kept", "small anchor")
+EVERYWHERE = ("mixout", "output", "element", "decay", "selective", "kept", "small anchor")
 
 
 def found(model, dtype):
-    """What is compared: weights, what is measured on them, and the outputs in eval mode, mixed and removed."""
+    """Weights, what is measured on them, and the outputs in eval mode, mixed, then a quarter of the way and removed."""
     root = {"weights": weights(model), "scores": scores(model, dtype)}
     with contextlib.suppress(mixout.NotAppliedError):
         root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
+        root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
+        mixout.interpolate_(model, 0.25)
     root["drawn"] = mixout.save_state(model)["draws"]
     mixout.remove_(model)
     return root | {"plain scores": scores(model, dtype)}

@@ -40,8 +40,8 @@ class MixoutCallback(Callback):
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: log ``mixout_p`` and ``anchor_distance``, those of the step just done, every ``log_every_n_steps``. The
-            distance reads all mixed weights once.
+        log: log what :func:`mixout.integrations.logs.measures` finds after the step just done, every
+            ``log_every_n_steps``. It reads all anchored weights.
 
     Raises:
         NotAppliedError: when training begins, if the module carries no method, or with ``schedule`` none that mixes.

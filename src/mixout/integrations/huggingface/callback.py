@@ -48,8 +48,8 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: add ``mixout_p`` and ``anchor_distance`` to each log of the training loss: those of the step just done.
-            The distance reads all mixed weights once.
+        log: add what :func:`mixout.integrations.logs.measures` finds after the step just done to each log of the
+            training loss. It reads all anchored weights.
 
     Raises:
         NotAppliedError: when training begins, if the model carries no method, or with ``schedule`` none that mixes.
