@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from mixout import anchor as anchors
 from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, parameter, reshard_
+from mixout.layers import Mixed, lora, parameter, reshard_, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods.optimizer_hooks import targets
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
-from mixout.sources import AnchorSource, uncompiled
+from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
 
 def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
@@ -48,13 +48,24 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         found = anchors.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
         deltas = {f"{name}.base_layer.weight": lora.delta_norm(layer) for name, layer in _adapted(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
-    selection, store, pairs = resolve(where, model), AnchorStore(model, anchor), {}
+    selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
-        if selection.mixes(name, module):
-            for key, weight in module.named_parameters(prefix=name, recurse=False):
-                if weight.dim() >= 2:
-                    pairs[key] = (weight, store.tensor(key, weight))
+        for key, weight in _matrices(name, module) if selection.mixes(name, module) else ():
+            try:
+                pairs[key] = (weight, store.tensor(key, weight))
+            except WeightMissingError as error:
+                missing = error
+    if missing is not None and not (selection.may_lack and pairs):
+        raise missing
     return anchors.distance(pairs)
+
+
+def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a layer by their dotted names; of one that cannot be mixed, its matrices."""
+    found: dict[str, Tensor | None] = {path: parameter(module, path) for path in weights(module)}
+    for path, weight in (found or dict(module.named_parameters(recurse=False))).items():
+        if weight is not None and weight.dim() >= 2:
+            yield f"{name}.{path}".lstrip("."), weight
 
 
 def radius_used(model: nn.Module) -> dict[str, float]:

@@ -140,7 +140,8 @@ class Mixed(nn.Module):
         if not torch.compiler.is_compiling():  # there the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
                 for path in self._mixed.anchors:
-                    check_whole(parameter(self, path))
+                    if (weight := parameter(self, path)) is not None:
+                        check_whole(weight)
             share = self._mixed
             share.passes += 1
             if share.mixing.period is not None:
@@ -197,7 +198,8 @@ def mixes(layer: Mixed) -> bool:
     """
     if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off:
         return False
-    if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.compiler.is_exporting()):
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or (torch.compiler.is_compiling() and torch.compiler.is_exporting()):
         raise MixoutError(
             "a mixed layer was traced or exported in training mode, which would keep one mask for good; call "
             "model.eval() or mixout.remove_(model) first"
