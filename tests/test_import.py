@@ -16,8 +16,8 @@ PUBLIC = {
     "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "Method", "MissingExtraError",
     "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "PScheduler",
     "Plain", "RankMismatchError", "Where", "ZeroDecayWarning", "apply_", "coverage", "distance", "fingerprint",
-    "functional", "interpolate_", "load_state_dict_", "methods", "radius_used", "remove_", "schedule", "set_p_",
-    "state_dict",
+    "fisher", "functional", "interpolate_", "load_state_dict_", "methods", "radius_used", "remove_", "schedule",
+    "set_p_", "state_dict",
 }  # fmt: skip
 
 BLOCKER = """

@@ -37,6 +37,7 @@ from mixout.methods import Method as Method
 from mixout.methods import Mixconnect as Mixconnect
 from mixout.methods import Mixout as Mixout
 from mixout.methods import Plain as Plain
+from mixout.methods.fisher import fisher as fisher
 from mixout.record import set_p_ as set_p_
 from mixout.schedule import PScheduler as PScheduler
 from mixout.selection import Where as Where

@@ -172,6 +172,16 @@ class AnchorStore:
         return Anchor(tensor, identity, fixed=self._host or self._dtype is not None)
 
 
+class ImportanceStore(AnchorStore):
+    """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
+
+    def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> Anchor:
+        if not bool(((tensor >= 0) & tensor.isfinite()).all()):
+            raise ValueError(f"expected weights that are finite and at least 0, got others for {name!r}")
+        narrow = tensor.to(torch.bfloat16)
+        return Anchor(laid_out(narrow, parameter), digest(narrow), fixed=True)
+
+
 def digest(tensor: Tensor | None) -> str:
     """SHA-256 of dtype, shape and bytes; "0" for None (u = 0).
 

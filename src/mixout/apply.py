@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from mixout import dropouts
-from mixout.anchor import Anchor, AnchorStore, OwnWeight, digest
+from mixout.anchor import Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, NothingMixedError
 from mixout.functional import FORMS, Form
 from mixout.layers import (
@@ -263,13 +263,14 @@ def _mix_(
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: AnchorStore) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
     chosen, sites = [], lora.sites(model)
+    weigh = None if method.weights is None else ImportanceStore(model, method.weights)
     for name, module in model.named_modules():
         if not selection.covers(name, module):
             continue
         if lora.within(sites, name) is not None:
             if method.selective:
                 if lora.is_factor(sites, name):
-                    chosen.append((module, "weight", Anchor()))
+                    chosen.append((module, "weight", Anchor(), None))
                 continue
             raise ValueError(
                 f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
@@ -279,12 +280,13 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         for field in decayed_fields(module):
             weight = getattr(module, field)
             if weight.requires_grad or not sites:  # beside adapters, what is frozen stays at its anchor
-                chosen.append((module, field, anchors.anchor(f"{name}.{field}".lstrip("."), weight)))
+                key = f"{name}.{field}".lstrip(".")
+                chosen.append((module, field, anchors.anchor(key, weight), weigh and weigh.anchor(key, weight)))
     if not chosen:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
-    for module, field, anchor in chosen:
-        optimizer_hooks.attach_(module, field, anchor, method)
+    for module, field, anchor, importance in chosen:
+        optimizer_hooks.attach_(module, field, anchor, method, importance)
 
 
 def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:

@@ -60,6 +60,8 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
 def radius_used(model: nn.Module) -> dict[str, float]:
     """How far each weight that decays has gone, in radii of its :class:`mixout.AnchorDecay`: max |w - u| / r.
 
+    Where entries have an importance F of their own, their radius is r / F.
+
     Near 1: the decay binds. Near 0: it hardly acts, and a smaller radius would. Above 1: the optimizer's steps were
     longer than its learning rate, see :mod:`mixout.methods.decay`. Reads each of these weights once.
 
@@ -82,11 +84,14 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     """
     model = uncompiled(model)
     reshard_(model)
-    return {
-        key: anchors.norm(*_pair(key, target.module, target.field, target.anchor), math.inf) * target.method.strength
-        for key, target in targets(model).items()
-        if target.module is not None and target.method.decoupled and not target.method.selective
-    }
+    found = {}
+    for key, target in targets(model).items():
+        if target.module is not None and target.method.decoupled and not target.method.selective:
+            weight, start = _pair(key, target.module, target.field, target.anchor)
+            if (importance := target.importance_beside(weight)) is not None:
+                weight, start = (weight if start is None else weight - start).detach() * importance, None
+            found[key] = anchors.norm(weight, start, math.inf) * target.method.strength
+    return found
 
 
 @torch.no_grad()
@@ -177,6 +182,13 @@ def fingerprint(model: nn.Module) -> str:
 def fingerprint_of(model: nn.Module, applied: Applied) -> str | None:
     """:func:`fingerprint` of the layers that one application has changed; None if they hold no anchor."""
     return _fingerprint(model, applied) if has_anchors(model, applied) else None
+
+
+def importance_fingerprint(model: nn.Module, applied: Applied) -> str | None:
+    """Of the weights that one application's AnchorDecay was given; None without."""
+    held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
+    digests = [target.importance.digest for target in held if target.importance is not None]
+    return anchors.fingerprint({f"{place:06}": one for place, one in enumerate(digests)}) if digests else None
 
 
 def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:

@@ -32,6 +32,16 @@ def shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float
         torch._foreach_lerp_(weights, anchors, -math.expm1(exponent))
 
 
+@torch.no_grad()
+def shrink_weighted_(weight: Tensor, anchor: Tensor | None, importance: Tensor, exponent: float | Tensor) -> None:
+    """W <- u + exp(exponent F) (w - u), entry by entry; without an anchor u is 0."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if isinstance(exponent, Tensor):
+        exponent = exponent.to(weight.device)
+    share = torch.expm1(importance.to(dtype) * exponent).to(weight.dtype)
+    weight.addcmul_(weight if anchor is None else weight - anchor, share)
+
+
 @dataclass(frozen=True)
 class Before:
     """What the selective rule must know of a weight before the step.

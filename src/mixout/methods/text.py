@@ -1,6 +1,6 @@
 """Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)``, ``plain``.
 
-For settings files and command lines. ``parse(spell(methods)) == methods``.
+For settings files and command lines. ``parse(spell(methods)) == methods``, but for tensors, which have no text.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from numbers import Real
 from typing import Any
 
 from mixout.methods.decay import AnchorDecay
@@ -113,7 +114,8 @@ def _spell_one(method: Method) -> str:
     for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
-            text = str(value).lower() if isinstance(value, (bool, str)) else repr(float(value))
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            text = repr(float(value)) if isinstance(value, Real) and not isinstance(value, bool) else text
             arguments.append(text if position == 0 else f"{f.name}={text}")
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
 
