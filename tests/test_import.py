@@ -14,10 +14,10 @@ import mixout
 PUBLIC = {
     "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
     "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "Method", "MissingExtraError",
-    "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "PScheduler",
-    "Plain", "RankMismatchError", "Where", "ZeroDecayWarning", "apply_", "coverage", "distance", "fingerprint",
-    "fisher", "functional", "interpolate_", "load_state_dict_", "methods", "radius_used", "remove_", "schedule",
-    "set_p_", "state_dict",
+    "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "OutputAnchor",
+    "PScheduler", "Plain", "RankMismatchError", "Where", "ZeroDecayWarning", "apply_", "coverage", "distance",
+    "fingerprint", "fisher", "functional", "interpolate_", "load_state_dict_", "methods", "output_penalty",
+    "radius_used", "remove_", "schedule", "set_p_", "state_dict",
 }  # fmt: skip
 
 BLOCKER = """

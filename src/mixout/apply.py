@@ -29,16 +29,31 @@ from mixout.layers import (
     swap_,
 )
 from mixout.layers.mixed import is_frozen
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_methods, optimizer_hooks, spell
+from mixout.methods import (
+    AnchorDecay,
+    Dropout,
+    Method,
+    MixingMethod,
+    OutputAnchor,
+    as_methods,
+    optimizer_hooks,
+    output,
+    spell,
+)
 from mixout.methods.decay import decayed_fields
 from mixout.origin import warn_if_fine_tuned
+from mixout.parts import in_parts
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.record import Applied, applied_here, applied_to, mark_, subject, unmark_
-from mixout.selection import Selection, WhereLike, chosen, resolve
+from mixout.selection import Selection, WhereLike, body, chosen, resolve
 from mixout.sources import AnchorSource, is_zero, uncompiled
 from mixout.streams import Stream
 
-_TRACES = {"_mixout_decay", "_mixout_dropouts"}  # what a decayed weight and a changed dropout leave on their module
+_TRACES = {
+    "_mixout_decay",
+    "_mixout_dropouts",
+    "_mixout_output",
+}  # what methods leave on their modules, besides a class
 
 
 def apply_(
@@ -114,6 +129,7 @@ def apply_(
     applied = Applied(methods=methods, seed=SharedSeed(seed, scope))
     mixing = next((m for m in methods if isinstance(m, MixingMethod)), None)
     decays = [m for m in methods if isinstance(m, AnchorDecay)]
+    outputs = [m for m in methods if isinstance(m, OutputAnchor)]
     layers, adapted = ({}, {}) if mixing is None else chosen(model, selection, mixing.unit)
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
@@ -121,6 +137,8 @@ def apply_(
             applied.mixing = _mix_(model, mixing, layers, adapted, anchors, applied, form)
         for one in decays:
             _decay_(model, one, selection, anchors)
+        for held in outputs:
+            _anchor_outputs_(model, held, anchors)
         _set_dropouts_(model, methods, keep=keep_dropout)
     except BaseException:
         _undo_(model)
@@ -134,7 +152,7 @@ def apply_(
             FrozenLayersWarning,
             stacklevel=2,
         )
-    if anchor is None and (decays or (layers and mixing is not None and mixing.anchor == "given")):
+    if anchor is None and (decays or outputs or (layers and mixing is not None and mixing.anchor == "given")):
         warn_if_fine_tuned(model)
     return whole
 
@@ -289,6 +307,32 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         optimizer_hooks.attach_(module, field, anchor, method, importance)
 
 
+def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
+    """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
+    chosen, sites = [], lora.sites(model)
+    covers = body(model) if method.on == "hidden" else lambda *_: True
+    if (init := lora.moved_base(model)) is not None:
+        raise ValueError(
+            "expected adapters that leave the base as it was pretrained for output_anchor, got "
+            f"init_lora_weights={init!r}"
+        )
+    for name, module in model.named_modules():
+        trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
+        trained = trained if covers(name, module) else []
+        if any(in_parts(p) for _, p in trained):
+            raise MixoutError("expected whole weights for output_anchor, got ones in parts on several ranks; use DDP")
+        if lora.is_factor(sites, name):  # at B = 0 an adapted layer is its base, whatever A is
+            found = {field: Anchor() for field, _ in trained if ".lora_B." in f".{name}."}
+        else:
+            found = {field: anchors.anchor(f"{name}.{field}".lstrip("."), p) for field, p in trained}
+        chosen.append((module, found))
+    if not any(found for _, found in chosen):
+        raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
+    for module, found in chosen:
+        if found:
+            output.attach_(module, method, found)
+
+
 def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
     """Mixing switches the model's own dropouts off; a Dropout beside it, or alone, sets them."""
     p = next((one.p for one in methods if isinstance(one, Dropout)), None)
@@ -303,6 +347,7 @@ def _undo_(model: nn.Module) -> None:
         if isinstance(module, Mixed):
             restore_(module)
         optimizer_hooks.detach_(module)
+        output.detach_(module)
         unmark_(module)
     dropouts.restore_(model)
 

@@ -15,6 +15,7 @@ from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, reshard_
 from mixout.layers.mixed import REPLACED
+from mixout.methods import output
 from mixout.methods.optimizer_hooks import targets
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
@@ -241,6 +242,9 @@ def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tupl
         for key, target in targets(model).items()
         if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
     }
+    for name, (module, held) in output.held(model).items():
+        if not lora.is_factor(sites, name):
+            found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):
             found[f"{name}.weight".lstrip(".")] = (module, "weight", module._mixed.anchor)

@@ -16,9 +16,11 @@ from mixout.methods.decay import AnchorDecay
 from mixout.methods.dropout import Dropout, Plain
 from mixout.methods.method import Method
 from mixout.methods.mixing import Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout.methods.output import OutputAnchor
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, Plain)
+    kind.name: kind
+    for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, OutputAnchor, Plain)
 }
 
 _CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
