@@ -38,7 +38,7 @@ def test_distance_to_an_explicit_anchor_for_any_model():
     zero = mixout.distance(model, anchor=0)
     assert zero.total == pytest.approx(torch.cat([model[i].weight.flatten() for i in (0, 2)]).norm().item())
     with pytest.raises(mixout.NotAppliedError, match="anchor"):
-        mixout.distance(mixout.apply_(model, mixout.Dropout(0.0)))
+        mixout.distance(mixout.apply_(model, mixout.methods.Dropout(0.0)))
 
 
 def test_mixed_and_plain_models_are_measured_alike():

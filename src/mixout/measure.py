@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixout import anchor as anchors
 from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, reshard_
+from mixout.layers import Mixed, lora, parameter, reshard_
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
 from mixout.methods.optimizer_hooks import targets
@@ -217,6 +217,25 @@ def held_anchors(model: nn.Module) -> dict[str, Anchor]:
     return {key: one for key, (_, _, one) in _anchors(model).items()}
 
 
+def starting_weight(model: nn.Module, name: str) -> Tensor:
+    """The anchor of the parameter called ``name``, or of the layer that holds it; zeros where it is 0.
+
+    Raises:
+        KeyError: if nothing of that name is anchored.
+    """
+    bases = {f"{key}.base_layer.weight": lora.base_weight(layer) for key, layer in _adapted(model).items()}
+    found = {
+        key: weight.detach() * 0 if one.tensor is None and not isinstance(one, OwnWeight) else one.beside(weight)
+        for key, (module, path, one) in _anchors(model, own=True).items()
+        if key in (name, f"{name}.weight".lstrip(".")) and (weight := parameter(module, path)) is not None
+    }
+    tensors = [one for key, one in (bases | found).items() if key in (name, f"{name}.weight".lstrip("."))]
+    if not tensors or tensors[0] is None:
+        known = ", ".join([*_anchors(model, own=True), *bases][:5])
+        raise KeyError(f"expected the name of an anchored layer or parameter ({known}, ...), got {name!r}")
+    return tensors[0]
+
+
 def has_anchors(model: nn.Module, applied: Applied | None = None) -> bool:
     """Whether there is an anchor on the modules of ``model``, or on those that one application has changed."""
     return bool(_anchors(model, applied) or _adapted(model, applied))
@@ -234,8 +253,10 @@ def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
     return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
 
 
-def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tuple[nn.Module, str, Anchor]]:
-    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name."""
+def _anchors(
+    model: nn.Module, applied: Applied | None = None, *, own: bool = False
+) -> dict[str, tuple[nn.Module, str, Anchor]]:
+    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
     sites = lora.sites(model)
     found = {
         key: (target.module, target.field, target.anchor)
@@ -247,11 +268,12 @@ def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tupl
             found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):
-            found[f"{name}.weight".lstrip(".")] = (module, "weight", module._mixed.anchor)
+            for path, one in module._mixed.anchors.items():
+                found[f"{name}.{path}".lstrip(".")] = (module, path, one)
     return {
         key: (module, field, one)
         for key, (module, field, one) in found.items()
-        if not isinstance(one, OwnWeight) and (applied is None or applied_here(module) is applied)
+        if (own or not isinstance(one, OwnWeight)) and (applied is None or applied_here(module) is applied)
     }
 
 
@@ -266,7 +288,7 @@ def _adapted(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.M
 
 
 def _pair(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
-    weight = module._parameters.get(field)
+    weight = parameter(module, field)
     if weight is None:
         raise MixoutError(f"{name!r} {REPLACED}")
     if anchor.tensor is not None and anchor.tensor.shape != weight.shape:

@@ -9,8 +9,9 @@ import torch
 import transformers
 
 import mixout
-from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
 from mixout.errors import AnchorMismatchError, NothingMixedError
+from mixout.methods import Dropconnect
 
 peft = pytest.importorskip("peft")
 pytestmark = [
@@ -188,11 +189,11 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(seed):
     whole = mixout.apply_(lora(), Mixout(0.5), seed=seed)
     torch.manual_seed(2)
     train(whole, steps=2)
-    state, weights, stream = mixout.state_dict(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
+    state, weights, stream = mixout.save_state(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
     train(whole, steps=2)
     resumed = mixout.apply_(lora(), Mixout(0.5), seed=seed)
     resumed.load_state_dict(weights)
-    mixout.load_state_dict_(resumed, state)
+    mixout.load_state_(resumed, state)
     torch.set_rng_state(stream)
     train(resumed, steps=2)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -200,16 +201,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(seed):
 
 def test_another_base_is_found_on_resume():
     """Trap: the adapter was merged into the base, or the base is another checkpoint: silently another anchor."""
-    state = mixout.state_dict(mixout.apply_(lora(), Mixout(0.5)))
+    state = mixout.save_state(mixout.apply_(lora(), Mixout(0.5)))
     with pytest.raises(AnchorMismatchError, match="fingerprint"):
-        mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
+        mixout.load_state_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
 
 
 def test_a_base_is_hashed_once_and_known_after_a_cast(monkeypatch):
     """Lightning's bf16-true casts the module after the checkpoint was checked, a plain loop may do so before."""
     model, again = (mixout.apply_(lora(), Mixout(0.5)) for _ in range(2))
     monkeypatch.setattr("mixout.anchor._hash_bytes", None)
-    mixout.load_state_dict_(again, mixout.state_dict(model.bfloat16()))
+    mixout.load_state_(again, mixout.save_state(model.bfloat16()))
     assert mixout.fingerprint(again.double()) == mixout.fingerprint(model)
 
 
@@ -219,10 +220,10 @@ def test_a_checkpoint_of_version_2_is_read():
     found = hashlib.sha256()
     for name in sorted(name for name, _ in model.named_parameters() if name.endswith("base_layer.weight")):
         found.update(f"{name}:torch.float32:(16, 16);".encode() + model.get_parameter(name).detach().numpy().tobytes())
-    state = {**mixout.state_dict(model), "version": 2, "fingerprint": found.hexdigest()}
-    mixout.load_state_dict_(mixout.apply_(lora(), Mixout(0.5)), state)
+    state = {**mixout.save_state(model), "version": 2, "fingerprint": found.hexdigest()}
+    mixout.load_state_(mixout.apply_(lora(), Mixout(0.5)), state)
     with pytest.raises(AnchorMismatchError, match="fingerprint"):
-        mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
+        mixout.load_state_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
 
 
 def test_with_a_seed_masks_follow_from_it_alone():
@@ -390,7 +391,7 @@ def test_a_factor_that_is_frozen_alone_is_still_mixed():
 
 def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     """With activation checkpointing in its reentrant form, and the callback that guards the anchor."""
-    from mixout.integrations.huggingface import AnchorCallback
+    from mixout.integrations.huggingface import MixoutCallback
 
     model = mixout.apply_(lora(), Mixout(0.5))
     frozen = model.get_submodule(f"{QUERY}.base_layer").weight.clone()
@@ -401,7 +402,7 @@ def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
         logging_steps=1,
     )  # fmt: skip
     before = mixout.distance(model).total
-    trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[AnchorCallback()])
+    trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[MixoutCallback()])
     trainer.train()
     assert mixout.distance(model).total != before
     assert trainer.state.log_history[0]["anchor_distance"] != before

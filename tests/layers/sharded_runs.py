@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
+from mixout.methods import Dropconnect
 
 ROWS = 8
 # On CPUs torch 2.7 sums the float32 gradients of plain models under FSDP2, and cannot train with HSDP.
@@ -171,7 +172,7 @@ def found(model, dtype):
         root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
         root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
         mixout.interpolate_(model, 0.25)
-    root["drawn"] = mixout.state_dict(model)["draws"]
+    root["drawn"] = mixout.save_state(model)["draws"]
     mixout.remove_(model)
     return root | {"plain scores": scores(model, dtype)}
 
@@ -198,7 +199,7 @@ def unseeded(mesh, rank, world):
     model = mixout.apply_(shard(net(), mesh), Mixout(0.5))
     torch.manual_seed(rank)
     train(model, rank, world)
-    return {"seed": mixout.state_dict(model)["agreed_seed"]} | found(model, torch.float64)
+    return {"seed": mixout.save_state(model)["agreed_seed"]} | found(model, torch.float64)
 
 
 def from_meta(mesh, rank, world):
@@ -326,7 +327,7 @@ def half_way(mesh, rank, world, folder):
     train(model, rank, world, range(2), optimizer=optimizer)
     state, moments = get_state_dict(model, optimizer)
     dcp.save({"model": state, "optimizer": moments}, checkpoint_id=folder / "checkpoint")
-    return mixout.state_dict(model)
+    return mixout.save_state(model)
 
 
 def resumed(mesh, rank, world, folder):
@@ -336,7 +337,7 @@ def resumed(mesh, rank, world, folder):
     state, moments = get_state_dict(model, optimizer)
     dcp.load({"model": state, "optimizer": moments}, checkpoint_id=folder / "checkpoint")
     set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=moments)
-    mixout.load_state_dict_(model, torch.load(folder / "2" / "0.pt", weights_only=False)["half way"])
+    mixout.load_state_(model, torch.load(folder / "2" / "0.pt", weights_only=False)["half way"])
     return found(train(model, rank, world, range(2, 3), optimizer=optimizer), torch.float64)
 
 
@@ -386,7 +387,7 @@ def refused(mesh, rank, world):
     def changed_anchor():
         model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
         other = mixout.apply_(shard(train(net()), mesh), Mixout(0.5), seed=3)
-        mixout.load_state_dict_(other, mixout.state_dict(model))
+        mixout.load_state_(other, mixout.save_state(model))
 
     def embedding():
         model = fully_shard(nn.Sequential(nn.Embedding(8, 4), nn.Flatten()), mesh=mesh)

@@ -294,8 +294,8 @@ def test_from_a_masked_language_model_to_a_classifier_through_a_file(tmp_path):
     states = []
     for given in (weights, tmp_path / "fisher.safetensors", str(tmp_path / "fisher.safetensors")):
         mixout.apply_(classifier, AnchorDecay(40, weights=given), where=r"^bert\.(embeddings|encoder)")
-        states.append(mixout.state_dict(classifier))
-        mixout.load_state_dict_(classifier, states[-1])
+        states.append(mixout.save_state(classifier))
+        mixout.load_state_(classifier, states[-1])
         mixout.remove_(classifier)
     assert states[0]["importance"] == states[1]["importance"] == states[2]["importance"]
     assert states[1]["methods"] == states[2]["methods"] == f"anchor_decay(40.0, weights={tmp_path}/fisher.safetensors)"
@@ -303,7 +303,7 @@ def test_from_a_masked_language_model_to_a_classifier_through_a_file(tmp_path):
     other = {name: f + 1 for name, f in weights.items()}
     mixout.apply_(classifier, AnchorDecay(40, weights=other), where=r"^bert\.(embeddings|encoder)")
     with pytest.raises(mixout.AnchorMismatchError, match="same file of weights"):
-        mixout.load_state_dict_(classifier, states[0])
+        mixout.load_state_(classifier, states[0])
 
 
 def test_weights_are_held_once_in_bfloat16_and_follow_the_model():

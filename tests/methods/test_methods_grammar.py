@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixout import AnchorDecay, Dropconnect, Dropout, Mixconnect, Mixout, OutputAnchor, Plain
-from mixout.methods import parse, spell
+from mixout import AnchorDecay, Mixconnect, Mixout, OutputAnchor
+from mixout.methods import Dropconnect, Dropout, Plain, parse, spell
 
 p = st.floats(0, 1)
 gradients = st.sampled_from(["exact", "paper"])

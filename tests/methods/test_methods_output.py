@@ -260,19 +260,19 @@ def test_anchors_are_shared_saved_and_taken_away():
     name = "bert.encoder.layer.0.output.dense"
     assert held[name][1].anchors["weight"] is model.get_submodule(name)._mixed.anchor
     assert {f"{n}.{f}" for n, (_, one) in held.items() for f in one.anchors} == {n for n, _ in model.named_parameters()}
-    state = mixout.state_dict(model)
+    state = mixout.save_state(model)
     assert state["methods"] == "mixout(0.5)+output_anchor(0.1)"
     moved(model)
     assert mixout.distance(model).by_layer["bert.embeddings.LayerNorm.bias"] > 0
     twin = copy.deepcopy(model)
-    mixout.load_state_dict_(twin, state)
+    mixout.load_state_(twin, state)
     batch = BATCHES[encoder]
     twin.eval()
     model.eval()
     found = [mixout.output_penalty(one, batch, one(**batch)) for one in (model, twin)]
     assert found[0].equal(found[1])
     with pytest.raises(mixout.AnchorMismatchError):
-        mixout.load_state_dict_(mixout.apply_(mixout.remove_(twin), [Mixout(0.5), OutputAnchor(0.1)]), state)
+        mixout.load_state_(mixout.apply_(mixout.remove_(twin), [Mixout(0.5), OutputAnchor(0.1)]), state)
     mixout.remove_(model)
     assert not mixout.methods.output.held(model)
     with pytest.raises(mixout.NotAppliedError, match="OutputAnchor"):

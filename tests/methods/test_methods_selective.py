@@ -141,4 +141,4 @@ def test_the_first_step_and_a_frozen_weight_are_left_alone():
 def test_no_bound_is_claimed():
     model = mixout.apply_(net(), AnchorDecay(1.0, selective=True))
     assert mixout.radius_used(model) == {}
-    assert mixout.state_dict(model)["methods"] == "anchor_decay(1.0, selective=true)"
+    assert mixout.save_state(model)["methods"] == "anchor_decay(1.0, selective=true)"
