@@ -92,10 +92,9 @@ def mix(
     Source: Lee et al. 2020, equation 4 and section 3.
     """
     _check(weight, anchor, unit, gradient, noise, input_dim)
-    if not isinstance(p, Tensor):
-        p = check_p(p, noise)
-        if p == 0.0:
-            return weight
+    p = _checked(p, noise)
+    if not isinstance(p, Tensor) and p == 0.0:
+        return weight
     scale = scale_of(p)
     shape = tuple(weight.shape)
     if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
@@ -358,10 +357,9 @@ def mixed_embedding(
     """
     _check(weight, anchor, unit, gradient, noise, 0)
     rows = torch.nn.functional.embedding(index, weight, **options)
-    if not isinstance(p, Tensor):
-        p = check_p(p, noise)
-        if p == 0.0:
-            return rows
+    p = _checked(p, noise)
+    if not isinstance(p, Tensor) and p == 0.0:
+        return rows
     scale = scale_of(p)
     drawn = mask_shape(tuple(weight.shape), unit, input_dim=0)
     mask = draw(drawn, p, noise=noise, device=weight.device, stream=stream)
@@ -370,6 +368,17 @@ def mixed_embedding(
     match = _match(anchor, weight)
     anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
+
+
+def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
+    """P as it is, if it is a probability; a compiled graph cannot look into a tensor."""
+    if not isinstance(p, Tensor):
+        return check_p(p, noise)
+    if p.numel() != 1:
+        raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
+    if not torch.compiler.is_compiling():
+        check_p(float(p), noise)
+    return p
 
 
 def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:

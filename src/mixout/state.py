@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed
 from mixout.masks import check_p
-from mixout.measure import fingerprint_of, old_fingerprints, starting_weight
+from mixout.measure import fingerprint_of, importance_fingerprint, old_fingerprints, starting_weight
 from mixout.methods import Method
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
@@ -131,6 +131,7 @@ def _state(model: nn.Module, applied: Applied) -> dict[str, Any]:
     return {
         "methods": str(applied),
         "fingerprint": fingerprint_of(model, applied),
+        "importance": importance_fingerprint(model, applied),
         "p": None if applied.mixing is None else float(applied.mixing.p),
         "seed": applied.seed.given,
         "scope": applied.seed.scope,
@@ -155,6 +156,12 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name
         raise AnchorMismatchError(
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
+        )
+    importance = importance_fingerprint(model, applied)
+    if state.get("importance") != importance:
+        raise AnchorMismatchError(
+            f"expected the weights of anchor_decay with fingerprint {state.get('importance')}, got {importance}; apply "
+            "it with the same file of weights"
         )
     if applied.mixing is not None:
         check_p(state["p"], applied.mixing.noise)

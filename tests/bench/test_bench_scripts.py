@@ -33,12 +33,24 @@ def load(monkeypatch: pytest.MonkeyPatch):
         return module
 
     yield module_of
-    sys.modules.pop("rows", None)
+    for name in ("rows", "host"):
+        sys.modules.pop(name, None)
 
 
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_decay_goes_through_every_method(load, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
+    decay, place = load("decay"), tmp_path / "decay.csv"
+    assert [case.tokens for case, _ in decay.CASES_AND_PAIRS] == [16, 512, 2048]
+    monkeypatch.setattr(decay, "CASES_AND_PAIRS", ((replace(decay.CASE, layers=1), 1),))
+    decay.main(["--output", str(place)])
+    rows = table(place)
+    assert [row["method"] for row in rows] == list(decay.METHODS)
+    assert all(float(row["ratio"]) > 0 and row["threads"] == "1" for row in rows)
+    assert "anchor_decay(weights)" in capsys.readouterr().out
 
 
 def test_host_goes_through_every_setting(load, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
