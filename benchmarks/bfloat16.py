@@ -1,55 +1,47 @@
 """What bfloat16 does to a training step of MiniLM on a CPU, in interleaved pairs of whole steps in one process.
 
-    python benchmarks/bfloat16.py attention    # under autocast, attention in float32 against torch's bfloat16 kernel
-    python benchmarks/bfloat16.py precision    # autocast, as mixout finetune makes it, against float32
+    python benchmarks/bfloat16.py    # autocast, as mixout finetune makes it, against float32
 
 A step is forward, backward and fused AdamW, every dropout off, 16 texts of each length, half of them a quarter shorter.
-Writes a row a length to ``benchmarks/results/attention.csv`` or ``precision.csv``. Which is faster depends on whether
-the processor has instructions for bfloat16, the column ``has_bf16``; where ``attention.csv`` was made it had.
+Writes a row a length to ``benchmarks/results/precision.csv``. Which is faster depends on whether the processor has
+instructions for bfloat16, the column ``has_bf16``.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from mixout.bench.pairs import Run, clock_of, interleave
 from mixout.bench.table import environment
-from mixout.finetune.attention import float_attention
 from mixout.finetune.environment import emulates_bfloat16
 from mixout.finetune.models import load
 
 RESULTS = Path(__file__).parent / "results"
-# Base, variant, lengths: a step in bfloat16 takes seconds where it is emulated.
-COMPARISONS = {
-    "attention": ("narrow", "wide", (16, 32, 64, 128)),
-    "precision": ("fp32", "bf16", (16, 64)),
-}
+# A step in bfloat16 takes seconds where it is emulated.
+LENGTHS = (16, 64)
 TEXTS = 16
 
 
 def main() -> None:
     """Time the pairs and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", choices=COMPARISONS)
     parser.add_argument("--pairs", type=int, default=15, help="pairs of each length")
-    parser.add_argument("--output", type=Path, help="table to write; default: benchmarks/results/COMPARISON.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS / "precision.csv")
     options = parser.parse_args()
-    base, variant, lengths = COMPARISONS[options.comparison]
     rows = []
-    for length in lengths:
-        steps = step(length, base), step(length, variant)
+    for length in LENGTHS:
+        steps = step(length, "fp32"), step(length, "bf16")
         paired = interleave(*steps, pairs=options.pairs, warmup=1, clock=clock_of(torch.device("cpu")))
         row = {"texts": TEXTS, "length": length, "ratio": f"{paired.ratio:.3f}", "low": f"{paired.low:.3f}"}
-        row |= {"high": f"{paired.high:.3f}", "pairs": paired.pairs, f"{base}_s": f"{paired.base:.4f}"}
-        row |= {f"{variant}_s": f"{paired.variant:.4f}", "has_bf16": not emulates_bfloat16()}
+        row |= {"high": f"{paired.high:.3f}", "pairs": paired.pairs, "fp32_s": f"{paired.base:.4f}"}
+        row |= {"bf16_s": f"{paired.variant:.4f}", "has_bf16": not emulates_bfloat16()}
         rows.append(row | environment())
-        print(f"{length} tokens: {row['ratio']} ({row['low']} to {row['high']}), {variant} over {base}")
-    with (options.output or RESULTS / f"{options.comparison}.csv").open("w", newline="") as file:
+        print(f"{length} tokens: {row['ratio']} ({row['low']} to {row['high']}), bf16 over fp32")
+    with options.output.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
@@ -60,7 +52,7 @@ def step(length: int, arithmetic: str) -> Run:
 
     Args:
         length: of the longer texts.
-        arithmetic: ``fp32``; ``narrow``, autocast as it is; ``wide`` or ``bf16``, autocast with attention in float32.
+        arithmetic: ``fp32``, or ``bf16`` by autocast.
     """
     model = load("minilm", labels=("no", "yes"), init_seed=0).model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -71,8 +63,7 @@ def step(length: int, arithmetic: str) -> Run:
     labels = torch.randint(2, (TEXTS,), generator=draw)
 
     def run() -> None:
-        attention = float_attention() if arithmetic in ("wide", "bf16") else nullcontext()
-        with attention, torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic != "fp32"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic != "fp32"):
             loss = model(input_ids=tokens, attention_mask=present, labels=labels).loss
         loss.backward()
         optimizer.step()

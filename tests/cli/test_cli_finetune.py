@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import re
@@ -50,13 +51,15 @@ def test_a_run(options, tmp_path, capsys):
     # No terminal: plain lines, no bars, no advice of others.
     assert "step 3/3" in printed.err
     beginnings = ("data words: 42 training rows, 20 dev rows", "2 classes: 'first' (21 ", "mixout(0.9)", "  step")
+    beginnings += ("it has hardly learned",)
     assert all(line.startswith(beginnings) for line in printed.err.splitlines())
 
 
 def test_a_run_that_diverges_says_so(options, capsys):
     steps = ["--optimizer", "sgd", "--learning-rate", "1e30", "--max-grad-norm", "0"]
     assert main([*options, *steps]) == 0
-    assert "diverged: a loss was not finite" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "\ndiverged: the training loss is nan" in printed.out
 
 
 def test_a_language_model(tiny_llama, tiny_text, tmp_path, capsys):
@@ -79,6 +82,17 @@ def test_without_options_it_is_the_default_settings(seen, monkeypatch: pytest.Mo
     assert rest["resume"] is False
 
 
+def test_the_papers_recipe(seen):
+    # Table 1's settings as the paper has them; each can be replaced.
+    main(["finetune", "--recipe", "paper", "--seed", "3"])
+    main(["finetune", "--recipe", "paper", "--epochs", "5", "--method", "plain"])
+    settings, changed = seen[0][0], seen[1][0]
+    paper = {"where": "paper", "optimizer": "bertadam", "learning_rate": 2e-5, "warmup": 0.1, "epochs": 3.0}
+    paper |= {"batch_size": 32, "max_length": 128, "method": "mixout(0.9, gradient=paper)"}
+    assert settings == Settings(seed=3, **paper)
+    assert changed == Settings(**(paper | {"epochs": 5.0, "method": "plain"}))
+
+
 def test_every_setting_is_an_option(seen):
     given = {
         "model": "m", "task": "t", "data_dir": "d", "text_column": "a", "pair_column": "b", "label_column": "c",
@@ -86,17 +100,99 @@ def test_every_setting_is_an_option(seen):
         "max_length": 64, "seed": 1, "init_seed": 2, "data_seed": 3, "mask_seed": 4, "subset_seed": 5,
         "optimizer": "bertadam", "learning_rate": 0.5, "weight_decay": 0.25, "layer_decay": 0.75, "warmup": 0.0,
         "epochs": 1.5, "batch_size": 2, "accumulation": 3, "max_grad_norm": 0.0, "precision": "bf16",
-        "evaluate": "end", "save": 7, "reinit_layers": 2, "batching": "bucketed", "head": "dropout",
-        "task_type": "causal-lm", "original": "o.txt", "report_to": ("tensorboard", "wandb"),
+        "evaluate": "epoch", "save": 7, "reinit_layers": 2, "batching": "bucketed", "head": "dropout",
+        "task_type": "causal-lm", "original": "o.txt", "max_steps": 9, "schedule": "cosine", "label_smoothing": 0.1,
+        "gradient_checkpointing": True, "patience": 2, "keep_best": True,
+        "report_to": ("tensorboard", "wandb"), "logging_steps": 6,
     }  # fmt: skip
     assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
-    words = ["finetune", "--resume"]
+    words = ["finetune"]
     for name, value in given.items():
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
     assert main(words) == 130
     settings, _, rest = seen[0]
     assert settings == Settings(**given)
-    assert rest["resume"] is True
+    assert rest["resume"] is False
+
+
+def test_the_names_of_other_trainers(seen):
+    words = {
+        "--model-name-or-path": "m", "--dataset-name": "RTE", "--max-seq-length": "64", "--num-train-epochs": "2",
+        "--per-device-train-batch-size": "4", "--gradient-accumulation-steps": "2", "--warmup-ratio": "0.2",
+        "--lr-scheduler-type": "cosine", "--label-smoothing-factor": "0.1", "--early-stopping-patience": "3",
+        "--load-best-model-at-end": "True", "--save-steps": "50", "--eval-strategy": "epoch", "--max-steps": "70",
+    }  # fmt: skip
+    main(["finetune", *(word for pair in words.items() for word in pair), "--gradient-checkpointing"])
+    assert seen[0][0] == Settings(
+        model="m", task="RTE", max_length=64, epochs=2.0, batch_size=4, accumulation=2, warmup=0.2, schedule="cosine",
+        label_smoothing=0.1, patience=3, keep_best=True, save=50, max_steps=70, gradient_checkpointing=True,
+    )  # fmt: skip
+
+
+def test_a_config_file_and_what_differs(seen, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "task: RTE\nlearning-rate: 1e-4\nsave: no\nreport_to: [tensorboard, wandb]\nkeep_best: true\n"
+        "method: mixout\np: 0.5\noutput_dir: there\nmetric:\n"
+    )
+    main(["finetune", "--config", str(file), "--seed", "3", "--learning-rate", "2e-4"])
+    expected = {"task": "RTE", "save": "no", "keep_best": True, "method": "mixout(0.5)", "seed": 3}
+    assert seen[0][0] == Settings(**expected, learning_rate=2e-4, report_to=("tensorboard", "wandb"))
+    assert seen[0][1] == Path("there")
+    for text, said in (
+        ("learning_rat: 1", "did you mean '--learning-rate'"),
+        ("optimizer: adam", "adamw"),
+        ("[1, 2]", "got list"),
+        ("a: [", "YAML or JSON"),
+    ):
+        file.write_text(text)
+        assert main(["finetune", "--config", str(file)]) == 2
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert "run.yaml" in printed
+
+
+def test_a_printed_config_is_the_run(options, tiny_task, tmp_path, capsys):
+    named = [word for word in options if word not in ("--batch-size", "8")]
+    assert main([*named, "--seed", "3", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nlearning_rate: 0.0005  # for a model of width 16\n" in printed
+    assert "\nbatch_size: 8  # for 42 rows\n" in printed
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run.yaml").write_text(printed)
+    assert main([*named, "--seed", "3"]) == 0
+    assert main(["finetune", "--config", str(tmp_path / "run.yaml"), "--output-dir", str(tmp_path / "again")]) == 0
+    first, again = Record.read(tmp_path / "out"), Record.read(tmp_path / "again")
+    assert (again.digest, again.score, again.distance) == (first.digest, first.score, first.distance)
+
+
+def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    learning = ["--epochs", "16", "--learning-rate", "3e-3", "--method", "dropout(0)"]
+    file = Path(tiny_task) / "dev.csv"
+    assert main([*options, *learning, "--test", str(file)]) == 0
+    record = Record.read(tmp_path / "out")
+    last = capsys.readouterr().out.splitlines()[-1]
+    # The dev file as a test file: what the record knows already.
+    assert last.startswith(f"20 predictions: {tmp_path / 'out' / 'predictions.csv'}; accuracy {record.score:.4f}")
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    with file.open(newline="") as handle:
+        assert [row["text"] for row in rows] == [row["text"] for row in csv.DictReader(handle)]
+    assert [row["prediction"] for row in rows] == [("first", "second")[int(at)] for at in record.predictions]
+    for row in rows:
+        shares = {name: float(row[f"probability of {name}"]) for name in ("first", "second")}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert max(shares, key=shares.__getitem__) == row["prediction"]
+    # Without labels, from a file of another kind.
+    (tmp_path / "new.jsonl").write_text('{"text": "bata bavi"}\n{"text": "dota"}\n')
+    assert main(["predict", "out", "new.jsonl"]) == 0
+    assert capsys.readouterr().out == "2 predictions: predictions.csv\n"
+    for words, said in ((["out", "no.csv"], "no.csv"), (["nowhere", "new.jsonl"], "config.json")):
+        assert main(["predict", *words]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["predict", "out", "new.jsonl", "--text-column", "sentence"]) == 2
+    assert "--text-column" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -105,6 +201,10 @@ def test_every_setting_is_an_option(seen):
         (["--method", "mixconnect", "--p", "0.3"], "mixconnect(0.3)"),
         (["--p", "0.25"], "mixout(0.25)"),
         (["--method", "plain"], "plain"),
+        (["--method", "mixout"], "mixout(0.7)"),
+        (["--method", "dropout"], "dropout(0.1)"),
+        (["--method", "anchor_decay"], "anchor_decay(radius=0.005)"),
+        (["--recipe", "paper"], "mixout(0.9, gradient=paper)"),
         (["--method", "mixout(0.9, gradient=paper)"], "mixout(0.9, gradient=paper)"),
     ],
 )
@@ -125,14 +225,16 @@ def test_method_and_p(seen, words, method):
         (["finetune", "--p", "1.2"], "1.2"),
         (["finetune", "--p", "nan"], "nan"),
         (["finetune", "--method", "mixuot", "--p", "0.5"], "mixout"),
-        (["finetune", "--method", "mixout"], "mixout(0.1)"),
         (["finetune", "--method", "mixout(0.9)", "--p", "0.5"], "bare name"),
         (["finetune", "--method", "plain", "--p", "0.5"], "leave out --p"),
         (["finetune", "--method", "anchor_decay", "--p", "0.9"], "mixout, mixconnect, dropconnect, dropout"),
         (["finetune", "--save", "-3"], "expected save"),
         (["finetune", "--task", "./no-such-file.csv"], "no-such-file"),
         (["finetune", "--task", "rtee"], "RTE"),
-        (["finetune", "--resume"], "leave out --resume"),
+        (["finetune", "--resume"], "write --resume DIR"),
+        (["finetune", "--resume", "nowhere"], "expected an unfinished run in 'nowhere'"),
+        (["finetune", "--per-device-train-batch-siz", "8"], "did you mean '--per-device-train-batch-size'"),
+        (["finetune", "--keep-best", "perhaps"], "true or false"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(words, said, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -169,7 +271,7 @@ def test_an_interrupt_names_the_way_on(seen, tmp_path, capsys):
     assert "no files yet" in capsys.readouterr().err
     place.mkdir()
     assert main(["finetune", "--output-dir", str(place)]) == 130
-    assert f"--output-dir {place} --resume" in capsys.readouterr().err
+    assert f"mixout finetune --resume {place}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["transformers", "accelerate"])

@@ -89,7 +89,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(
     weights = (Path(tiny_bert) / "model.safetensors").stat().st_size
     error = error_of(limited(int(share * weights), *options, "--save", save))
     assert said in error
-    assert f"--output-dir {tmp_path / 'out'} --resume" in error
+    assert f"mixout finetune --resume {tmp_path / 'out'}" in error
     assert not (tmp_path / "out" / "record.json").exists()
     assert main([*options, "--save", save, "--resume"]) == 0
     assert Record.read(tmp_path / "out").steps == 3

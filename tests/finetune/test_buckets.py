@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixout.finetune.buckets import Buckets
+from mixout.finetune.batches import Buckets
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.finetune.trainer import TextTrainer

@@ -104,7 +104,9 @@ def test_a_run_says_all_of_it_before_it_trains(tiny_bert, tmp_path):
     for name, part in (("train", rows), ("dev", rows[:6])):
         (tmp_path / "d" / f"{name}.csv").write_text("text,label\n" + "".join(f"{t},{label}\n" for t, label in part))
     lines = []
-    settings = Settings(model=tiny_bert, task=str(tmp_path / "d"), max_length=10, epochs=1.0, save="no", evaluate="end")
+    settings = Settings(model=tiny_bert, task=str(tmp_path / "d"), max_length=10, epochs=1.0, save="no", evaluate="end",
+        learning_rate=1e-3, batch_size=8,
+    )  # fmt: skip
     finetune(settings, tmp_path / "out", report=lines.append)
     started = next(number for number, line in enumerate(lines) if "from the start" in line)
     # With the tokens at both ends a text has 5, 8, 11, 14 or 17.

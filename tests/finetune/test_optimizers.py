@@ -140,7 +140,7 @@ def test_layer_wise_rates_reach_every_parameter_once(small_model):
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama"])
 def test_biases_and_norms_do_not_decay(small_model, name):
     model = small_model(name)
-    chosen = groups(model, Settings(weight_decay=0.1))
+    chosen = groups(model, Settings(learning_rate=1e-3, weight_decay=0.1))
     decayed = {id(p) for group in chosen if group["weight_decay"] for p in group["params"]}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
@@ -151,15 +151,15 @@ def test_biases_and_norms_do_not_decay(small_model, name):
 def test_frozen_parameters_are_left_out(small_model):
     model = small_model("bert")
     model.bert.embeddings.requires_grad_(False)
-    chosen = {id(p) for group in groups(model, Settings(layer_decay=0.9)) for p in group["params"]}
+    chosen = {id(p) for group in groups(model, Settings(learning_rate=1e-3, layer_decay=0.9)) for p in group["params"]}
     assert chosen == {id(p) for p in model.parameters() if p.requires_grad}
 
 
 def test_layer_wise_rates_without_blocks_are_refused():
     model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"layer_decay=1\.0"):
-        build(model, Settings(layer_decay=0.9))
-    build(model, Settings())
+        build(model, Settings(learning_rate=1e-3, layer_decay=0.9))
+    build(model, Settings(learning_rate=1e-3))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
+from mixout.finetune.cache import keep, make
 from mixout.finetune.models import Loaded, load
-from mixout.finetune.pretrained import keep, make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("no", "yes")

@@ -9,8 +9,8 @@ import transformers
 from torch import nn
 
 from mixout.errors import InputError
+from mixout.finetune.levels import reinitialise_
 from mixout.finetune.models import Loaded, load
-from mixout.finetune.reinit import reinitialise_
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")

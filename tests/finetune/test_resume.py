@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mixout.cli import main
 from mixout.errors import AnchorMismatchError, InputError
 from mixout.finetune.course import Course
 from mixout.finetune.record import Record
@@ -203,12 +204,24 @@ def test_other_text_of_the_original_domain_is_refused(causal, tiny_text, tmp_pat
         ({"save": 4, "head": "mixout"}, 9),
         ({"save": "no"}, 9),
         ({"save": 16}, 3),
+        ({"save": 4, "keep_best": True, "epochs": 3.0}, 13),
+        ({"save": 4, "patience": 1, "logging_steps": 5}, 6),
     ],
 )
 def test_going_on_equals_going_through(settings, tmp_path, changes, step):
     chosen = settings(**changes)
     interrupted(chosen, tmp_path / "stopped", step)
     finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_going_on_without_a_word_on_the_settings(settings, tmp_path, capsys):
+    chosen = settings(save=4, learning_rate=None)
+    interrupted(chosen, tmp_path / "stopped", 9)
+    assert main(["finetune", "--resume", str(tmp_path / "stopped"), "--seed", "7"]) == 2
+    assert "seed (was 0, got 7)" in capsys.readouterr().err
+    assert main(["finetune", "--resume", str(tmp_path / "stopped")]) == 0
     finetune(chosen, tmp_path / "whole")
     check_equal(tmp_path / "whole", tmp_path / "stopped")
 

@@ -62,7 +62,7 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
     spellings = ["data", "./data", "data/", str(tmp_path / "data"), os.path.join("data", "..", "data")]
     assert len({Settings(task=spelling).digest() for spelling in spellings}) == 1
     assert Settings(task=tmp_path / "data").digest() == Settings(task="data").digest()
-    assert Settings(report_to=("wandb",)).digest() == Settings().digest()
+    assert Settings(report_to=("wandb",), logging_steps=3).digest() == Settings().digest()
     changed = [
         Settings(seed=1), Settings(method="plain"), Settings(learning_rate=1e-5), Settings(train_size=9),
         Settings(subset_seed=1), Settings(task="rte"), Settings(where="paper"), Settings(),
@@ -70,12 +70,16 @@ def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path
     assert len({settings.digest() for settings in changed}) == len(changed)
 
 
+# What was the default of every setting, before three of them followed from model and data.
+BEFORE = {"method": "mixout(0.9)", "learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
+
+
 @pytest.mark.parametrize(
     ("values", "digest"),
     [
-        ({}, "859e6e3fe17ca92082f48b66c784760839d10f3de5d60aafd063d2fc276816eb"),
+        (BEFORE, "859e6e3fe17ca92082f48b66c784760839d10f3de5d60aafd063d2fc276816eb"),
         (
-            {"method": "mixout(0.7)+anchor_decay(0.01)", "seed": 3, "optimizer": "bertadam"},
+            BEFORE | {"method": "mixout(0.7)+anchor_decay(0.01)", "seed": 3, "optimizer": "bertadam"},
             "c6605a09679527de279657361bbac1e0b1905e5433b0d73d910faab312077329",
         ),
     ],
@@ -153,6 +157,11 @@ def test_two_spellings_of_a_models_folder(tmp_path: Path, monkeypatch: pytest.Mo
         ({"warmup": 1.0}, "share"),
         ({"epochs": 0.0}, "> 0"),
         ({"max_grad_norm": -1}, ">= 0"),
+        ({"max_steps": 0}, ">= 1"),
+        ({"label_smoothing": 1.0}, "share of each label"),
+        ({"keep_best": 1}, "true or false"),
+        ({"patience": 1, "evaluate": "end"}, "evaluate='epoch'"),
+        ({"schedule": "cosin"}, "'cosine'"),
         ({"report_to": (1,)}, "loggers"),
         ({"report_to": "wandb"}, "'wandb'"),
         ({"report_to": None}, "loggers"),

@@ -66,12 +66,6 @@ def test_a_logger_that_is_not_installed_names_the_pip_command(settings, tmp_path
         finetune(settings(report_to=("wandb",)), tmp_path / "out")
 
 
-def test_several_processes_are_refused(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
-        finetune(settings(), tmp_path / "out")
-
-
 def test_folders_that_are_taken(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
@@ -115,3 +109,12 @@ def test_a_disk_that_is_too_small(settings, tmp_path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match=r"1 MB.*--save no"):
         finetune(settings(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_written_needs_no_room(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    # As much as is asked for beside the weights.
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: usage._replace(free=16 << 20))
+    finetune(settings(epochs=0.1), tmp_path / "record", keep_model=False)
+    with pytest.raises(InputError, match=r"make room, or choose another output-dir$"):
+        finetune(settings(epochs=0.1), tmp_path / "model")

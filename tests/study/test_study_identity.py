@@ -18,7 +18,9 @@ from mixout.study.identity import Inputs
 
 @pytest.fixture
 def settings(tiny_bert, tiny_task) -> Settings:
-    return Settings(model=tiny_bert, task=tiny_task, max_length=32, seed=4, train_size=16, save="no")
+    return Settings(
+        model=tiny_bert, task=tiny_task, max_length=32, seed=4, train_size=16, save="no", method="mixout(0.9)"
+    )
 
 
 def identity(settings: Settings) -> str:
@@ -34,7 +36,9 @@ def test_it_is_this_hash(tmp_path):
     (tmp_path / "task").mkdir()
     for name in ("train", "dev"):
         (tmp_path / "task" / f"{name}.csv").write_text("text,label\nx,no\ny,yes\n")
-    settings = Settings(model=tmp_path / "model", task=tmp_path / "task", method="mixout(0.9)", seed=4, epochs=2)
+    # The rate and the batch size that were the defaults once are left out, as they were then.
+    chosen = {"method": "mixout(0.9)", "learning_rate": 2e-5, "batch_size": 32, "epochs": 2}
+    settings = Settings(model=tmp_path / "model", task=tmp_path / "task", seed=4, **chosen)
 
     def sha256(content: object) -> str:
         return hashlib.sha256((content if isinstance(content, str) else json.dumps(content)).encode()).hexdigest()
@@ -56,6 +60,12 @@ def test_it_is_this_hash(tmp_path):
     assert identity(settings) == sha256(json.dumps(values, sort_keys=True))
 
 
+def test_what_is_left_open_is_chosen_by_the_rule(settings):
+    named = replace(settings, learning_rate=5e-4, batch_size=8, epochs=30.0)
+    assert identity(settings) == identity(named)
+    assert identity(replace(settings, learning_rate=4e-4)) != identity(settings)
+
+
 def test_where_files_lie_does_not_count(settings, tmp_path, monkeypatch):
     for path in (settings.model, settings.task):
         shutil.copytree(path, tmp_path / "elsewhere" / Path(path).name)
@@ -68,7 +78,7 @@ def test_where_files_lie_does_not_count(settings, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "same",
     [
-        {"report_to": ("tensorboard",)},
+        {"report_to": ("tensorboard",), "logging_steps": 3},
         {"seed": 0, "init_seed": 4, "data_seed": 4, "mask_seed": 4},
         {"subset_seed": 0},
         {"metric": "accuracy"},

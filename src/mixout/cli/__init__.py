@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from mixout.errors import InputError, MixoutError
 from mixout.methods.text import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("bench", "dare", "demo", "finetune", "study", "verify")
+COMMANDS = ("bench", "dare", "demo", "finetune", "predict", "study", "verify")
 # How argparse complains of an unknown command or value.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(importlib.import_module(f"mixout.cli.{args.command}").run(args))
     except MixoutError as error:
         # Any other exception is a bug, and must show where it is.
-        print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
+        # Of several processes on a machine one speaks.
+        if int(os.environ.get("LOCAL_RANK") or 0) == 0:
+            print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mixout: interrupted", file=sys.stderr)
@@ -71,9 +74,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # A command with subcommands says which of them it was.
-        command: argparse.ArgumentParser = getattr(args, "parser", commands.choices[args.command])
-        options = sorted(set(re.findall(r"--[a-z][a-z-]*", command.format_help())))
-        # Without the dashes, which the nearest option has in any case.
-        hint = nearest(unknown[0].partition("=")[0].lstrip("-"), options) or f"; see {command.prog} --help"
-        raise InputError(f"expected an option of {command.prog}, got {unknown[0]!r}{hint}")
+        raise unknown_option(getattr(args, "parser", commands.choices[args.command]), unknown[0])
     return args
+
+
+def unknown_option(command: argparse.ArgumentParser, word: str) -> InputError:
+    """The error of a word that is no option of a command."""
+    options = sorted({option for action in command._actions for option in action.option_strings})
+    # Without the dashes, which the nearest option has in any case.
+    hint = nearest(word.partition("=")[0].lstrip("-"), options) or f"; see {command.prog} --help"
+    return InputError(f"expected an option of {command.prog}, got {word!r}{hint}")

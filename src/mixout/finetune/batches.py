@@ -5,12 +5,16 @@ It does not pad: the Trainer's collator does, batch by batch. The same for langu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import Sampler
 
 from mixout.errors import InputError
 from mixout.finetune import metrics
@@ -94,8 +98,14 @@ class DevSet:
     task: Task
     examples: list[Example]
 
-    # The Trainer's mean over batches, each weighted with its examples, is the loss.
-    mean_of_batches = True
+    # The Trainer's mean over batches, each weighted with its examples, is the loss; of several processes, whose last
+    # batches repeat examples, it is not: then ``score`` gives the loss.
+    mean_of_batches: bool = True
+
+    @property
+    def unlabelled(self) -> float:
+        """The label of an example that counts for nothing."""
+        return math.nan if self.task.labels is None else -100
 
     def __post_init__(self) -> None:
         self.order = sorted(range(len(self.examples)), key=lambda row: len(self.examples[row]["input_ids"]))
@@ -109,15 +119,16 @@ class DevSet:
         """What makes a batch of examples."""
         return DataCollatorWithPadding(tokenizer)
 
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Sum over the examples of the cross-entropy, or for a regression of the squared error."""
         if self.task.labels is None:
-            return mse_loss(logits.float().reshape(-1), labels.float(), reduction="sum")
-        return cross_entropy(logits.float(), labels, reduction="sum")
+            values = logits.float().reshape(-1)
+            return mse_loss(values, torch.where(labels.isnan(), values.detach(), labels.float()), reduction="sum")
+        return cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
 
-    def parts(self, labels: Tensor) -> int:
-        """How many examples there are."""
-        return len(labels)
+    def parts(self, labels: Tensor) -> Tensor:
+        """How many examples have a label."""
+        return (~labels.isnan() if self.task.labels is None else labels.ne(-100)).sum()
 
     def keep(self, outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
         """The logits: some models return hidden states beside them, which need not be gathered."""
@@ -133,8 +144,63 @@ class DevSet:
         found = np.empty_like(values)
         found[self.order] = values
         self.predictions = tuple(found.tolist())
-        return metrics.compute(self.task.metrics, found, np.asarray(self.task.dev.label), classes=self.task.classes)
+        labels = self.task.dev.label
+        scores = metrics.compute(self.task.metrics, found, np.asarray(labels), classes=self.task.classes)
+        if self.mean_of_batches:
+            return scores
+        truth = torch.tensor(labels)[self.order]
+        return {"loss": float(self.total(torch.from_numpy(outputs), truth)) / len(labels), **scores}
 
     def chance(self) -> float:
         """What a constant answer scores."""
         return metrics.chance(self.task.metric, list(self.task.dev.label), classes=self.task.classes)
+
+
+_POOL = 8
+
+
+class Buckets(Sampler[int]):
+    """Batches of like lengths: an order of the training examples in which neighbours need little padding.
+
+    Each epoch: shuffle; cut into pools of eight batches; sort each pool by length and cut it into batches; shuffle the
+    batches. What is left over, fewer than a batch, comes last. With RTE in batches of 32 the share of padding falls
+    from 0.48 to about 0.1; sorting everything at once would save the rest, but nearly the same examples would meet in
+    every epoch. It is another order than the paper's: scores of both should not be mixed in one comparison.
+
+    Args:
+        lengths: of the examples, in tokens.
+        batch_size: examples in a batch.
+        seed: with the epoch it decides the order; no global stream is drawn from.
+
+    Example:
+        >>> order = list(Buckets([3, 1, 9, 1, 9, 3], batch_size=2, seed=0))
+        >>> sorted(map(sorted, (order[:2], order[2:4], order[4:])))
+        [[0, 5], [1, 3], [2, 4]]
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is of; a resumed run sets it, too."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        size = self._batch_size
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        full = len(order) - len(order) % size
+        batches = []
+        for start in range(0, full, _POOL * size):
+            # The sort is stable: ties stay in the order of the shuffle.
+            pool = sorted(order[start : min(start + _POOL * size, full)], key=self._lengths.__getitem__)
+            batches += [pool[at : at + size] for at in range(0, len(pool), size)]
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[batch]
+        yield from order[full:]

@@ -91,6 +91,8 @@ class DevTexts:
 
     # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
     mean_of_batches = False
+    # The label of a token that counts for nothing.
+    unlabelled = _IGNORED
 
     def __post_init__(self) -> None:
         self._windows = [*self.dev, *self.original]
@@ -105,9 +107,9 @@ class DevTexts:
         """What makes a batch of windows."""
         return collate
 
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Sum of the losses of all predicted tokens, ``()``, from logits ``(batch, tokens, vocabulary)``."""
-        return _losses(logits, labels).sum()
+        return _losses(logits, labels, smoothing).sum()
 
     def parts(self, labels: Tensor) -> Tensor:
         """How many tokens are predicted."""
@@ -177,8 +179,10 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+def _losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """-log p of each next token, ``(batch, tokens - 1)``; 0 where nothing is predicted."""
     flat = logits[:, :-1].float().flatten(0, 1)
-    losses = cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none")
+    losses = cross_entropy(
+        flat, labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none", label_smoothing=smoothing
+    )
     return losses.view(labels.shape[0], -1)

@@ -1,4 +1,4 @@
-"""When a run logs, evaluates and saves, and what it says meanwhile; and the clock.
+"""When a run logs, evaluates, saves and stops, and what it says meanwhile; and the clock.
 
 Everything happens at the end of an optimizer step and in one order, so a checkpoint holds all that came before it.
 """
@@ -12,25 +12,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mixout.finetune import folder
+from torch import Tensor
+
+from mixout.finetune import folder, verdict
 from mixout.finetune.extras import needs
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
 
 with needs("hf", "fine-tuning"):
+    from accelerate import PartialState
+    from safetensors.torch import save_model
     from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Report = Callable[[str], None]
+# Called with a value of every process: gives the mean.
+Mean = Callable[[Tensor], Tensor]
+
+_POINTS = 50  # of a training curve, where --logging-steps says nothing
+_FEWEST = 10  # steps whose mean loss may end a run
 
 
 class Course(TrainerCallback):
-    """What happens at the end of a step: logging, evaluation, checkpoint; and the clock.
+    """What happens at the end of a step: logging, evaluation, checkpoint, an early end; and the clock.
 
-    All three at one point and in that order, unlike the Trainer's own epochs, whose end comes after a checkpoint of
-    the epoch's last step: resumed from there, it would skip that evaluation. Logging comes with every checkpoint, for
-    the Trainer forgets a loss that is summed up but not yet logged. There is no checkpoint of the last step: the
-    result follows at once.
+    All at one point and in that order, unlike the Trainer's own epochs, whose end comes after a checkpoint of
+    the epoch's last step: resumed from there, it would skip that evaluation. The Trainer logs with every checkpoint,
+    for it forgets a loss that is summed up but not yet logged. There is no checkpoint of the last step: the result
+    follows at once.
+
+    The losses in between, for console, bar and loggers, are summed up here: they change neither the Trainer's log nor
+    the record, so a run is the same however often one looks.
     """
 
     def __init__(self, settings: Settings, steps_per_epoch: int, task: Task | Corpus, report: Report) -> None:
@@ -40,10 +52,22 @@ class Course(TrainerCallback):
         self.report = report
         self.began = 0.0
         self.paused = 0.0
+        self.diverged = False
+        # Set by the trainer, which calls back.
+        self.log: Callable[[dict[str, float]], None] = lambda _logs: None
+        self.mean: Mean = lambda value: value
+        self._shown, self._watched = _Sum(), _Sum()
+        self._loss: float | None = None
+        self._constant = (verdict.constant_losses(task) or (0.0,))[0]
 
     def seconds(self) -> float:
         """Spent in training so far, without evaluations; a resumed run counts on from its checkpoint."""
         return time.perf_counter() - self.began - self.paused
+
+    def add(self, loss: Tensor) -> None:
+        """Take the training loss of one batch, as a share of its step's."""
+        self._shown.add(loss)
+        self._watched.add(loss)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -51,29 +75,44 @@ class Course(TrainerCallback):
         """Start the clock."""
         before = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
         self.began = time.perf_counter() - before
+        epochs = state.max_steps / self.steps_per_epoch if self.settings.max_steps else self.settings.epochs
         where = f"from step {state.global_step}" if state.global_step else "from the start"
         self.report(
             f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, "
-            f"{math.ceil(self.settings.epochs * 100) / 100:g} epochs, {where}"
+            f"{math.ceil(epochs * 100) / 100:g} epochs, {where}"
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""
         step, save = state.global_step, self.settings.save
-        last, epoch_ends = step >= state.max_steps, step % self.steps_per_epoch == 0
+        self._shown.steps += 1
+        self._watched.steps += 1
+        epoch_ends = step % self.steps_per_epoch == 0
+        saves = epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0
+        self._watch(state, now=saves)
+        last = step >= state.max_steps or self.diverged
+        control.should_training_stop = last
         control.should_evaluate = last or (epoch_ends and self.settings.evaluate == "epoch")
-        control.should_save = not last and (epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0)
+        control.should_save = not last and saves
         control.should_log = last or control.should_evaluate or control.should_save
+        if step % (self.settings.logging_steps or math.ceil(state.max_steps / _POINTS)) == 0:
+            self._loss = self._shown.take(self.mean)
+            if not control.should_log:
+                self.log({"loss": self._loss})
         # A bar says it already.
         if args.disable_tqdm and step % max(1, state.max_steps // 10) == 0 and not control.should_evaluate:
-            self.report(f"  step {step}/{state.max_steps}, {self.seconds():.0f} s")
+            loss = "" if self._loss is None else f"training loss {self._loss:.4f}, "
+            self.report(f"  step {step}/{state.max_steps}, {loss}{self.seconds():.0f} s")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say that the checkpoint is whole."""
+        """Say that the checkpoint is whole: every process has written its part."""
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
         folder.complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say how it stands."""
+        """Say how it stands; keep the best model, and end where nothing gets better."""
         found = kwargs["metrics"]
         # None before the first step.
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
@@ -83,10 +122,61 @@ class Course(TrainerCallback):
             f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}: {training}"
             f"dev loss {found['eval_loss']:.4f}, {scores}"
         )
+        evaluations = self.evaluations(state)
+        # Before the first step a language model is evaluated, too.
+        waited = len(evaluations) - 1 - evaluations.index(self.best(state)) if state.global_step else 0
+        if self.settings.keep_best and waited == 0 and state.is_world_process_zero:
+            save_model(kwargs["model"], str(Path(str(args.output_dir)) / folder.BEST))
+        if self.settings.patience is not None and waited >= self.settings.patience:
+            control.should_training_stop = True
+
+    def evaluations(self, state: TrainerState) -> list[dict[str, float]]:
+        """Those of the run so far."""
+        return [entry for entry in state.log_history if f"eval_{self.task.metric}" in entry]
+
+    def best(self, state: TrainerState) -> dict[str, float]:
+        """The evaluation with the highest score: the first of several."""
+        return max(self.evaluations(state), key=lambda entry: _or_lowest(entry[f"eval_{self.task.metric}"]))
+
+    def _watch(self, state: TrainerState, *, now: bool) -> None:
+        """Look whether the loss is out of hand: every so many steps, and before a checkpoint, where it counts anew."""
+        if self._watched.steps < max(_FEWEST, state.max_steps // _POINTS) and not now:
+            return
+        enough = self._watched.steps >= _FEWEST
+        loss = self._watched.take(self.mean)
+        first = next((entry["first_loss"] for entry in state.log_history if "first_loss" in entry), None)
+        if first is None:
+            # In the history, which goes into the checkpoints.
+            state.log_history.append({"first_loss": loss, "step": state.global_step})
+            first = loss
+        self.diverged = not math.isfinite(loss) or (enough and verdict.diverges(loss, max(first, self._constant)))
+
+
+def _or_lowest(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
+
+
+class _Sum:
+    """A sum of losses on their device, and the steps that it is of."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.steps = 0
+
+    def add(self, loss: Tensor) -> None:
+        self.total = loss.detach().float() if self.total is None else self.total + loss.detach()
+
+    def take(self, mean: Mean) -> float:
+        """The mean over the steps, and begin anew."""
+        found = math.nan if self.total is None else float(mean(self.total)) / self.steps
+        self.total, self.steps = None, 0
+        return found
 
 
 class Bars(ProgressCallback):
-    """The Trainer's bars, without its raw logs in between: the lines of ``report`` say it in words."""
+    """The Trainer's bars, with the loss behind them, and without its raw logs in between: ``report`` has words."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Print nothing."""
+        """Show the training loss."""
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}")

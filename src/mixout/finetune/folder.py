@@ -20,20 +20,21 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME, write_atomically
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import FORMER, UNSEEN, Settings
 
 CHECKPOINTS = "checkpoints"
 _COMPLETE = "complete"
 _RUN = "run.json"
+# The weights of the best evaluation so far, where they are asked for.
+BEST = "best.safetensors"
 # What is kept: the newest two, so that a complete one is left when the newest is cut off in the middle.
 KEPT = 2
-# What may change between a run and its continuation, since it does not touch the result.
-_FREE = ("report_to",)
 
 
 def unfinished(folder: Path) -> bool:
@@ -41,8 +42,22 @@ def unfinished(folder: Path) -> bool:
     return (folder / CHECKPOINTS / _RUN).is_file()
 
 
-def check(folder: Path, settings: Settings, *, resume: bool) -> None:
+def begun(folder: Path) -> Settings:
+    """The settings of the unfinished run in ``folder``.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not unfinished(folder):
+        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
+    return Settings.from_json(json.dumps(_plan(folder)["settings"]))
+
+
+def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
     """Refuse a folder that this run must not or cannot use. Nothing is written.
+
+    Returns:
+        The settings; of a run that is resumed, with what it had chosen where ``settings`` leave something open.
 
     Raises:
         InputError: it holds a finished run, an unfinished one without ``resume`` or with other settings, other
@@ -54,16 +69,18 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> None:
         raise InputError(
             f"expected an output-dir without a run, got {str(folder)!r}, which holds a finished one; choose another one"
         )
-    begun = unfinished(folder)
-    if resume and not begun:
-        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
-    if begun and not resume:
+    unended = unfinished(folder)
+    before = begun(folder) if resume else settings
+    if unended and not resume:
         raise InputError(
             f"expected an output-dir without a run, got {str(folder)!r}, which holds an unfinished one; "
             f"continue it with --resume, or choose another one"
         )
-    if begun:
-        _check_same(folder, settings)
+    if unended:
+        settings = replace(
+            settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None}
+        )
+        _check_same(folder, settings, before)
     elif folder.exists() and not _is_empty(folder):
         raise InputError(f"expected output-dir to be empty or new, got {str(folder)!r}, which holds other files")
     existing = _existing(folder)
@@ -71,55 +88,68 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> None:
         raise InputError(
             f"expected an output-dir that can be written to, got {str(folder)!r}: no permission for {existing}"
         )
+    return settings
 
 
-def check_space(folder: Path, *, weights: int, settings: Settings) -> None:
+def check_space(folder: Path, *, weights: int, settings: Settings, keep_model: bool = True) -> None:
     """Refuse to start a run whose files will not fit on the disk.
 
     Args:
         folder: the run's folder, which need not exist yet.
         weights: size of the model in bytes.
         settings: decide how many copies of the weights are written.
+        keep_model: whether the model itself is written in the end.
 
     Raises:
         InputError: too little is free.
     """
     # Adam keeps two numbers for each weight. A new checkpoint is written before the oldest is removed.
     each = 1 if settings.optimizer == "sgd" else 3
-    copies = 1 + (0 if settings.save == "no" else each * (KEPT + 1))
+    checkpoints = 0 if settings.save == "no" else each * (KEPT + 1)
+    copies = keep_model + settings.keep_best + checkpoints
     needed = weights * copies + (16 << 20)
     free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
+        without = ", or do without checkpoints: --save no" if checkpoints else ""
         raise InputError(
-            f"expected {needed / 1e6:,.0f} MB of free disk for {str(folder)!r} (model and checkpoints), got "
-            f"{free / 1e6:,.0f} MB; make room, choose another output-dir, or do without checkpoints: --save no"
+            f"expected {needed / 1e6:,.0f} MB of free disk for {str(folder)!r}, got {free / 1e6:,.0f} MB; make room, "
+            f"or choose another output-dir{without}"
         )
 
 
-def begin(folder: Path, settings: Settings, fingerprints: Mapping[str, str | None]) -> Path | None:
+def begin(
+    folder: Path, settings: Settings, chosen: dict[str, str], fingerprints: Mapping[str, str | None]
+) -> tuple[Path | None, dict[str, str]]:
     """Take the folder for this run: create it, or find the last complete checkpoint of an unfinished run.
 
+    Args:
+        folder: of the run.
+        settings: complete.
+        chosen: which of them nobody named, and why they are what they are.
+        fingerprints: of what goes in.
+
     Returns:
-        The checkpoint to go on from, or None to start from the beginning.
+        The checkpoint to go on from, or None to start from the beginning; and what was chosen when the run began.
 
     Raises:
         InputError: data or pretrained weights are not those that the run began with; or the folder cannot be made.
     """
     plan = folder / CHECKPOINTS / _RUN
     if plan.is_file():
-        before = json.loads(plan.read_text(encoding="utf-8"))["fingerprints"]
+        earlier = _plan(folder)
+        before = earlier["fingerprints"]
         changed = [name for name in fingerprints if fingerprints[name] != before.get(name)]
         if changed:
             raise InputError(
                 f"expected the run in {str(folder)!r} to go on with what it began with, got other content for: "
                 f"{', '.join(changed)}; restore it, or start again in another output-dir"
             )
-        return _last_complete(folder / CHECKPOINTS)
+        return _last_complete(folder / CHECKPOINTS), earlier.get("chosen", {})
     with making(folder):
         plan.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"settings": asdict(settings), "fingerprints": dict(fingerprints)}, indent=1)
-        write_atomically(plan, text)
-    return None
+        values = {"settings": asdict(settings), "chosen": chosen, "fingerprints": dict(fingerprints)}
+        write_atomically(plan, json.dumps(values, indent=1))
+    return None, chosen
 
 
 @contextmanager
@@ -142,6 +172,8 @@ def finish(folder: Path) -> None:
     for entry in checkpoints.iterdir():
         if entry.name.startswith("checkpoint-"):
             shutil.rmtree(entry)
+        elif entry.name == BEST:
+            entry.unlink()
         elif entry.name != _RUN:
             shutil.move(entry, folder / entry.name)
     (checkpoints / _RUN).unlink()
@@ -161,11 +193,14 @@ def _is_empty(folder: Path) -> bool:
     return not entries
 
 
-def _check_same(folder: Path, settings: Settings) -> None:
-    begun = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))["settings"]
-    # Through Settings: a run begun before a setting existed has its default.
-    before, now = (json.loads(one.to_json()) for one in (Settings.from_json(json.dumps(begun)), settings))
-    changed = [name for name in now if name not in _FREE and now[name] != before[name]]
+def _plan(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))
+    return values
+
+
+def _check_same(folder: Path, settings: Settings, begun: Settings) -> None:
+    before, now = (json.loads(one.to_json()) for one in (begun, settings))
+    changed = [name for name in now if name not in UNSEEN and now[name] != before[name]]
     if changed:
         list_ = ", ".join(f"{name} (was {before[name]!r}, got {now[name]!r})" for name in changed)
         raise InputError(

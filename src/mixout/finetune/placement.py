@@ -38,7 +38,8 @@ def apply_methods(loaded: Loaded, settings: Settings) -> None:
         where = _pretrained_only(loaded, methods, settings.where)
         if settings.head == "mixout":
             where = _with_new_head(loaded, where)
-        mixout.apply_(loaded.model, methods, where=where)
+        # By a seed: the same masks on any number of processes.
+        mixout.apply_(loaded.model, methods, where=where, seed=settings.stream_seed("mask"))
     # Already a message for the user; it only has to become an error of the input.
     except (TypeError, ValueError) as error:
         raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error

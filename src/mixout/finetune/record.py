@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +46,7 @@ class Record:
     """What one run did.
 
     Args:
-        status: ``"finished"``, or ``"diverged"`` where a loss was not finite.
+        status: ``"finished"``, or ``"diverged"`` where a loss was not finite or got out of hand.
         settings: resolved, with every seed.
         digest: of the settings, the run's identity.
         metric: name of the score that counts.
@@ -76,6 +76,8 @@ class Record:
         versions: of mixout, Python and the libraries.
         hardware: processor, cores, accelerator, operating system.
         finished_at: UTC, ISO 8601.
+        chosen: settings that nobody named, each with its value and why it was chosen, in words.
+        verdict: where a run has failed, what happened and what to try; else empty.
     """
 
     status: str
@@ -106,6 +108,8 @@ class Record:
     versions: dict[str, str]
     hardware: dict[str, Any]
     finished_at: str
+    chosen: dict[str, str] = field(default_factory=dict)
+    verdict: str = ""
 
     def to_json(self) -> str:
         """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -29,20 +30,42 @@ TASK_TYPES = ("classification", CAUSAL)
 OPTIMIZERS = ("adamw", "bertadam", "sgd")
 BATCHINGS = ("random", "bucketed")
 PRECISIONS = ("fp32", "bf16", "fp16")
+# Of the learning rate after the warm-up, by their names in transformers.
+SCHEDULES = ("linear", "cosine", "constant_with_warmup", "inverse_sqrt")
 EVALUATIONS = ("epoch", "end")
 HEADS = ("plain", "mixout", "dropout")
 PRESETS = ("body", "paper", "all")
 _PATHS = ("model", "task", "data_dir", "original")
+_COUNTS = ("batch_size", "accumulation", "train_size", "max_steps", "patience", "logging_steps")
 _SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed")
-_LEAST = {"batch_size": 1, "accumulation": 1, "max_length": 2, "train_size": 1, "reinit_layers": 0}
+# Without influence on the result.
+UNSEEN = ("report_to", "logging_steps")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**63, "in [0, 2**63)")),
+    **dict.fromkeys(("learning_rate", "epochs"), (lambda value: value > 0, "> 0")),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "reinit_layers"), (lambda value: value >= 0, ">= 0")),
+    **dict.fromkeys(_COUNTS, (lambda value: value >= 1, ">= 1")),
+    "max_length": (lambda value: value >= 2, ">= 2"),
+    "layer_decay": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "warmup": (lambda value: 0 <= value < 1, "in [0, 1): it is a share of the steps"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1): it is a share of each label"),
+}
 # Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
-_LATER = ("head", "reinit_layers", "batching", "task_type", "original")
+_LATER = {"head", "reinit_layers", "batching", "task_type", "original", "max_steps", "schedule", "label_smoothing"}
+_LATER |= {"gradient_checkpointing", "patience", "keep_best"}
+# What a setting was before it followed from model and data: at this value a study's runs of before keep their identity.
+FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
 
 
 def _option(default: T, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> T:
     """A field with the help text, choices and type that the command line shows."""
     option: T = field(default=default, metadata={"help": text, "choices": choices, "kind": kind})
     return option
+
+
+def _open(text: str, *, kind: type) -> Any:  # noqa: ANN401  a number in every run, None in settings that leave it open
+    """A field whose value follows from model, data and method where it is not named: see :mod:`.defaults`."""
+    return field(default=None, metadata={"help": text, "choices": (), "kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +103,11 @@ class Settings:
     )
     label_column: str = _option("label", "column with the label, in files of your own")
     metric: str | None = _option(None, "the score that counts; without it the task's own")
-    method: str = _option("mixout(0.9)", "method, e.g. 'mixout(0.9)' or 'anchor_decay(radius=0.005)'")
+    method: str = _option(
+        "anchor_decay(radius=0.005)",
+        "what keeps the model near its pretrained weights, e.g. 'mixout(0.7)', 'dropout(0.1)' or 'plain'; several are "
+        "joined by a plus",
+    )
     where: str = _option(
         "body", "layers the method acts on: 'body', 'paper', 'all', or a regular expression on their names"
     )
@@ -106,15 +133,25 @@ class Settings:
         "optimizer; 'bertadam' has no bias correction, as in the paper; 'sgd' has no momentum",
         choices=OPTIMIZERS,
     )
-    learning_rate: float = _option(2e-5, "highest learning rate, reached after the warm-up", kind=float)
+    learning_rate: float = _open("highest learning rate, reached after the warm-up", kind=float)
     weight_decay: float = _option(0.0, "decay of the weights towards 0; not of biases and norms", kind=float)
     layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down", kind=float)
     reinit_layers: int = _option(
         0, "blocks at the top, and what lies above them, that start anew without their pretrained weights", kind=int
     )
     warmup: float = _option(0.1, "share of the steps in which the learning rate rises", kind=float)
-    epochs: float = _option(3.0, "passes over the training data", kind=float)
-    batch_size: int = _option(32, "examples per batch", kind=int)
+    schedule: str = _option(
+        "linear", "how the learning rate goes on after the warm-up; the first two end at 0", choices=SCHEDULES
+    )
+    epochs: float = _open("passes over the training data", kind=float)
+    max_steps: int | None = _option(None, "end after so many steps, whatever --epochs says", kind=int)
+    patience: int | None = _option(
+        None, "end after so many evaluations in a row without a better score on the dev set", kind=int
+    )
+    keep_best: bool = _option(
+        False, "the model of the evaluation with the highest dev score instead of the last one", kind=bool
+    )
+    batch_size: int = _open("examples per batch", kind=int)
     batching: str = _option(
         "random",
         "what a batch is made of: any examples, as in the paper, or 'bucketed': examples of like length, which hold "
@@ -122,10 +159,19 @@ class Settings:
         choices=BATCHINGS,
     )
     accumulation: int = _option(1, "batches per optimizer step", kind=int)
+    label_smoothing: float = _option(
+        0.0, "share of each label that is spread over all classes, in the training loss", kind=float
+    )
+    gradient_checkpointing: bool = _option(
+        False, "compute activations again in the backward pass: less memory, about a third slower", kind=bool
+    )
     max_grad_norm: float = _option(1.0, "clip the gradient to this norm; 0 turns clipping off", kind=float)
     precision: str = _option("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
     evaluate: str = _option("epoch", "evaluate after each epoch, or only at the end", choices=EVALUATIONS)
     save: str | int = _option("epoch", "checkpoints for --resume: 'epoch', 'no', or every so many steps")
+    logging_steps: int | None = _option(
+        None, "steps between two points of the training loss, for loggers and console; without it 50 a run", kind=int
+    )
     report_to: tuple[str, ...] = _option((), "loggers, by their names in transformers, e.g. tensorboard wandb")
 
     def __post_init__(self) -> None:
@@ -196,11 +242,12 @@ class Settings:
         """The run's identity: sha256 of the resolved settings.
 
         Equal for two spellings of one path; a name that is no path stays itself, whatever lies in the working
-        directory. ``report_to`` is left out: it changes what is watched, not the result. A setting that came later is
+        directory. What changes only what is watched, not the result, is left out. A setting that came later is
         left out at its default, so that it leaves the identity of earlier runs alone.
         """
         values = asdict(self.resolved())
-        del values["report_to"]
+        for name in UNSEEN:
+            del values[name]
         for item in fields(self):
             if item.name in _LATER and values[item.name] == item.default:
                 del values[item.name]
@@ -231,6 +278,8 @@ def _check_names(settings: Settings) -> None:
             optional = item.default is None and value is None
             if not optional and (not isinstance(value, str) or not value.strip()):
                 raise InputError(f"expected {item.name} as text that is not empty, got {value!r}")
+        if item.metadata["kind"] is bool and not isinstance(value, bool):
+            raise InputError(f"expected {item.name} as true or false, got {value!r}")
         choices = item.metadata["choices"]
         if choices and value not in choices:
             raise InputError(f"expected {item.name} in {choices}, got {value!r}{nearest(str(value), choices)}")
@@ -251,30 +300,21 @@ def _check_names(settings: Settings) -> None:
 
 
 def _check_numbers(settings: Settings) -> None:
-    def check(name: str, kind: type, holds: bool, expected: str) -> None:
-        value: Any = getattr(settings, name)
+    for item in fields(settings):
+        name, kind, value = item.name, item.metadata["kind"], getattr(settings, item.name)
+        if kind not in (int, float) or (value is None and item.default is None):
+            continue
         if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise InputError(f"expected {name} as a whole number, got {value!r}")
-        if not holds:
-            raise InputError(f"expected {name} {expected}, got {value!r}")
-
-    for item in fields(settings):
-        value = getattr(settings, item.name)
-        if item.metadata["kind"] is float:
+        if kind is float:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise InputError(f"expected {item.name} as a finite number, got {value!r}")
-            object.__setattr__(settings, item.name, float(value))
-    for name in _SEEDS:
-        seed = getattr(settings, name)
-        if seed is not None or name == "seed":
-            check(name, int, isinstance(seed, int) and 0 <= seed < 2**63, "in [0, 2**63)")
-    for name, least in _LEAST.items():
-        number = getattr(settings, name)
-        if number is not None or name != "train_size":
-            check(name, int, isinstance(number, int) and number >= least, f">= {least}")
-    check("learning_rate", float, settings.learning_rate > 0, "> 0")
-    check("weight_decay", float, settings.weight_decay >= 0, ">= 0")
-    check("layer_decay", float, 0 < settings.layer_decay <= 1, "in (0, 1]")
-    check("warmup", float, 0 <= settings.warmup < 1, "in [0, 1): it is a share of the steps")
-    check("epochs", float, settings.epochs > 0, "> 0")
-    check("max_grad_norm", float, settings.max_grad_norm >= 0, ">= 0")
+                raise InputError(f"expected {name} as a finite number, got {value!r}")
+            object.__setattr__(settings, name, float(value))
+        holds, expected = _RANGES[name]
+        if not holds(value):
+            raise InputError(f"expected {name} {expected}, got {value!r}")
+    if settings.evaluate != "epoch" and (settings.patience is not None or settings.keep_best):
+        raise InputError(
+            "expected evaluate='epoch' with patience or keep_best, which compare evaluations, got 'end'; use "
+            "evaluate='epoch', or leave them out"
+        )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 import mixout
 from mixout.anchor import distance, old_fingerprint
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import card, disk, environment, folder, models, trainer
+from mixout.finetune import card, defaults, disk, environment, folder, models, trainer, verdict
 from mixout.finetune.batches import DevSet, Example, cut_texts
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
@@ -29,10 +30,9 @@ from mixout.finetune.describe import describe
 from mixout.finetune.drift import Drift
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
-from mixout.finetune.limits import check_limits
+from mixout.finetune.levels import check_limits, reinitialise_
 from mixout.finetune.placement import apply_methods
 from mixout.finetune.record import Evaluation, Progress, Record, write_atomically
-from mixout.finetune.reinit import reinitialise_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.base import digest_of
@@ -79,13 +79,15 @@ def finetune(
         AnchorMismatchError: on resume, the pretrained weights are not those that the run began with.
         WriteError: a file could not be written during training or at its end (a full disk); the run can be resumed.
     """
+    # Of several processes one speaks and writes.
+    leads = int(os.environ.get("RANK") or 0) == 0
+    tell = report if report is not None and leads else _silence
     settings = settings.resolved()
     place = Path(output_dir)
-    folder.check(place, settings, resume=resume)
+    settings = folder.check(place, settings, resume=resume)
     _check_machine(settings)
-    if settings.precision == "bf16" and environment.emulates_bfloat16():
-        slow = "this processor has no instructions for bfloat16; precision 'fp32' is faster here"
-        (report or _silence)(environment.NOTE + slow)
+    for note in _notes(settings):
+        tell(environment.NOTE + note)
     shared = cache or Cache()
     task = shared.task(settings)
     environment.forget_peak_memory()
@@ -94,40 +96,71 @@ def finetune(
         loaded, pretrained = shared.model(
             settings.model, labels=task.labels, init_seed=init_seed, task_type=settings.task_type
         )
+        settings, chosen = defaults.complete(settings, loaded.model, task)
+        if settings.label_smoothing and isinstance(task, Task) and task.labels is None:
+            raise InputError(
+                f"expected label_smoothing=0 for labels that are values, got {settings.label_smoothing}; leave it out"
+            )
         check_limits(settings, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         apply_methods(loaded, settings)
-        fingerprints = {
-            "anchor": old_fingerprint(start),
-            "train": task.train.fingerprint(),
-            "dev": task.dev.fingerprint(),
-            "weights": loaded.sha256,
-        }
-        if task.original:
-            text = task.original
-            fingerprints["original"] = digest_of(text) if isinstance(text, tuple) else text.fingerprint()
+        fingerprints = _fingerprints(task, loaded, start)
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        folder.check_space(place, weights=size, settings=settings)
+        folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         examples = shared.tokens(task.train, settings.max_length)
         dev = _dev(task, shared, settings.max_length)
-        if report is not None:
-            _describe(task, loaded, (examples, dev), settings.max_length, report)
+        if tell is not _silence:
+            _describe(task, loaded, (examples, dev), settings.max_length, tell)
+            for line in chosen.values():
+                tell(line)
         with folder.making(place):
-            run = trainer.build(settings, place, loaded, task, examples, dev, report=report or _silence, bars=bars)
+            run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
         drift = Drift(loaded, task.original if isinstance(task, Task) else (), settings.max_length)
         # The last check: from here on the folder holds an unfinished run of these very settings.
-        checkpoint = folder.begin(place, settings, fingerprints)
+        with run.accelerator.main_process_first():
+            checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)
         with disk.writing(place):
             state = trainer.train(run, checkpoint)
-            record = _record(settings, task, loaded, dev, drift, state, start=start, fingerprints=fingerprints)
-            _write(place, loaded, record, keep_model=keep_model)
+            record = _record(settings, chosen, task, loaded, dev, drift, state, start=start, fingerprints=fingerprints)
+            if run.course.diverged:
+                record = replace(record, status="diverged")
+            record = replace(record, verdict=verdict.judge(record, loaded.model, task))
+            if record.verdict:
+                tell(record.verdict)
+            if leads:
+                _write(place, loaded, record, keep_model=keep_model)
+            run.accelerator.wait_for_everyone()
     return record
 
 
 def _silence(_line: str) -> None:
     pass
+
+
+def _notes(settings: Settings) -> Iterator[str]:
+    """What is worth knowing about this machine."""
+    if settings.precision == "bf16" and environment.emulates_bfloat16():
+        yield "this processor has no instructions for bfloat16; precision 'fp32' is faster here"
+    devices = torch.cuda.device_count()
+    if devices > 1 and not os.environ.get("WORLD_SIZE"):
+        yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."
+
+
+def _fingerprints(
+    task: Task | Corpus, loaded: models.Loaded, start: Mapping[str, torch.Tensor]
+) -> dict[str, str | None]:
+    """sha256 of what goes in."""
+    found = {
+        "anchor": old_fingerprint(start),
+        "train": task.train.fingerprint(),
+        "dev": task.dev.fingerprint(),
+        "weights": loaded.sha256,
+    }
+    if text := task.original:
+        found["original"] = digest_of(text) if isinstance(text, tuple) else text.fingerprint()
+    return found
 
 
 def _dev(task: Task | Corpus, shared: Cache, max_length: int) -> DevSet | DevTexts:
@@ -160,8 +193,12 @@ def _describe(
 
 def _check_machine(settings: Settings) -> None:
     """Refuse what this machine cannot do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("expected one process, got a launch with several; start mixout finetune directly")
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"expected each process to hold the whole model, got a launch with {name}; start it with torchrun, or "
+                f"choose another accelerate config"
+            )
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("expected precision 'fp16' on a CUDA device, got none; use 'bf16' or 'fp32'")
     installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
@@ -177,6 +214,7 @@ def _check_machine(settings: Settings) -> None:
 
 def _record(
     settings: Settings,
+    chosen: dict[str, str],
     task: Task | Corpus,
     loaded: models.Loaded,
     dev: DevSet | DevTexts,
@@ -196,6 +234,7 @@ def _record(
     return Record(
         status="finished" if all(map(math.isfinite, losses)) else "diverged",
         settings=settings,
+        chosen=chosen,
         digest=settings.digest(),
         metric=task.metric,
         score=scores[task.metric],

@@ -3,14 +3,19 @@
 Three random streams: the new head (drawn by the loader); the order of the examples (the Trainer's ``data_seed``, or
 ``Buckets``); and torch's global stream, which only masks and dropouts draw from while training.
 
-There is no training loop here. One process, one device.
+There is no training loop here. Several processes (torchrun) share each batch, and the result is that of one: masks are
+the same on all of them, the loss is the mean over the whole batch, and examples that are repeated at an epoch's end, so
+that all have as many, count for nothing.
 """
 
 # ruff: noqa: ANN401  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,7 @@ import torch
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import folder, optimizers
-from mixout.finetune.attention import float_attention
-from mixout.finetune.batches import DevSet, Example
-from mixout.finetune.buckets import Buckets
+from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report
 from mixout.finetune.extras import needs
@@ -33,6 +36,7 @@ from mixout.integrations.huggingface import MixoutCallback
 with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
     import transformers
+    from safetensors.torch import load_model
     from transformers import (
         PrinterCallback,
         ProgressCallback,
@@ -48,6 +52,10 @@ if not hasattr(Trainer, "loss_is_scaled_for_ga"):
         f"expected transformers >= 5.19 for fine-tuning, got {transformers.__version__}; "
         f'run: pip install --upgrade "mixout[hf]"'
     )
+
+
+_PLACES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWNCAST")
 
 
 class TextTrainer(Trainer):
@@ -69,6 +77,10 @@ class TextTrainer(Trainer):
         self.course = course
         self.order = order
         self.dev = dev
+        course.log = self.log_between
+        if self.args.world_size > 1:
+            course.mean = lambda loss: self.accelerator.gather(loss).mean()
+            dev.mean_of_batches = False
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of the settings."""
@@ -94,9 +106,17 @@ class TextTrainer(Trainer):
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         parts: torch.Tensor | int = self.dev.parts(labels)
         if model.training and num_items_in_batch is not None:
-            parts = num_items_in_batch
-        loss = self.dev.total(outputs["logits"], labels) / parts
+            # Gradients are averaged over the processes, each of which has a part of the batch.
+            parts = num_items_in_batch / self.args.world_size
+        smoothing = self.settings.label_smoothing if model.training else 0.0
+        loss = self.dev.total(outputs["logits"], labels, smoothing) / parts
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        """A batch forwards and backwards."""
+        loss = super().training_step(*args, **options)
+        self.course.add(loss)
+        return loss
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -104,7 +124,19 @@ class TextTrainer(Trainer):
         """The batches of one step, and the number of parts over which their loss is the mean."""
         # Not the Trainer's count: it leaves out every label of -100, also a regression's, and asks the model's class.
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, sum(self.dev.parts(batch["labels"]) for batch in samples)
+        if self.args.world_size == 1:
+            return samples, sum(self.dev.parts(batch["labels"]) for batch in samples)
+        self._leave_out_repeated(samples)
+        parts = torch.tensor(sum(int(self.dev.parts(batch["labels"])) for batch in samples), device=device)
+        return samples, self.accelerator.gather(parts).sum()
+
+    def _leave_out_repeated(self, samples: list[Any]) -> None:
+        """Take the labels from the examples that an epoch's last batches repeat, so that every process has as many."""
+        size = self.args.per_device_train_batch_size
+        real = len(self.train_dataset) % (size * self.args.world_size)  # type: ignore[arg-type]
+        if samples and real and self.accelerator.gradient_state.end_of_dataloader:
+            labels = samples[-1]["labels"]
+            labels[min(size, max(0, real - size * self.args.process_index)) :] = self.dev.unlabelled
 
     def prediction_step(self, *args: Any, **options: Any) -> tuple[Any, Any, Any]:
         """A batch of an evaluation."""
@@ -127,6 +159,11 @@ class TextTrainer(Trainer):
         if "loss" in logs:
             logs["seconds"] = self.course.seconds()
         super().log(logs, start_time)
+
+    def log_between(self, logs: dict[str, float]) -> None:
+        """Show loggers a point that is no part of the run's history."""
+        logs = {**logs, "learning_rate": self._get_learning_rate(), "epoch": self.state.epoch or 0.0}
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
 
 def build(
@@ -157,25 +194,31 @@ def build(
     """
     # Built later, on the device; what is wrong with it shows now.
     optimizers.groups(loaded.model, settings)
+    if settings.gradient_checkpointing:
+        # Under its new name, where transformers has it.
+        model: Any = loaded.model
+        new = getattr(model, "activation_checkpointing_enable", None)
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     args = _arguments(settings, place, bars=bars)
     steps_per_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulation)
     course = Course(settings, steps_per_epoch, task, report)
-    trainer = TextTrainer(
-        settings=settings,
-        course=course,
-        order=_order(settings, examples),
-        dev=dev,
-        model=loaded.model,
-        args=args,
-        train_dataset=examples,
-        eval_dataset=dev.sorted(),
-        data_collator=dev.collator(loaded.tokenizer),
-        processing_class=loaded.tokenizer,
-        compute_metrics=lambda outputs: dev.score(outputs.predictions),
-        preprocess_logits_for_metrics=dev.keep,
-        # The record holds the way from the anchor at the end.
-        callbacks=[course, MixoutCallback(log=False)],
-    )
+    with _without_launcher():
+        trainer = TextTrainer(
+            settings=settings,
+            course=course,
+            order=_order(settings, examples),
+            dev=dev,
+            model=loaded.model,
+            args=args,
+            train_dataset=examples,
+            eval_dataset=dev.sorted(),
+            data_collator=dev.collator(loaded.tokenizer),
+            processing_class=loaded.tokenizer,
+            compute_metrics=lambda outputs: dev.score(outputs.predictions),
+            preprocess_logits_for_metrics=dev.keep,
+            # The record holds the way from the anchor at the end.
+            callbacks=[course, MixoutCallback(log=False)],
+        )
     trainer.remove_callback(ProgressCallback if bars else PrinterCallback)
     if bars:
         trainer.add_callback(Bars)
@@ -196,12 +239,25 @@ def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
     set_seed(run.args.seed)
     # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
     run.args.eval_on_start = isinstance(run.dev, DevTexts) and checkpoint is None
-    with float_attention():
-        run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if run.settings.keep_best:
+        _restore_best(run)
     config: Any = run.model.config  # type: ignore[union-attr]
     del config.use_cache
     config.update(run.cache)
     return run.state
+
+
+def _restore_best(run: TextTrainer) -> None:
+    """Give the model the weights of its best evaluation, and its predictions, where a later one was not as good."""
+    best = run.course.best(run.state)
+    if best is run.course.evaluations(run.state)[-1]:
+        return
+    load_model(run.model, str(Path(str(run.args.output_dir)) / folder.BEST))
+    # The evaluation is entered at the step that the weights are of.
+    last, run.state.global_step = run.state.global_step, int(best["step"])
+    run.evaluate()
+    run.state.global_step = last
 
 
 def _order(settings: Settings, examples: list[Example]) -> Buckets | None:
@@ -212,8 +268,14 @@ def _order(settings: Settings, examples: list[Example]) -> Buckets | None:
 
 
 def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
+    if settings.batch_size % _processes():
+        raise InputError(
+            f"expected a batch size that {_processes()} processes can share, got {settings.batch_size}; choose a "
+            f"multiple of {_processes()}"
+        )
     try:
-        args = _training_arguments(settings, place, bars=bars)
+        with _without_launcher():
+            args = _training_arguments(settings, place, bars=bars)
     # Such as bf16 on a GPU that has none, or an accelerate that is too old.
     except (ImportError, ValueError) as error:
         raise InputError(f"expected settings that transformers takes on this machine, got: {error}") from error
@@ -223,17 +285,37 @@ def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgume
     return args
 
 
+@contextmanager
+def _without_launcher() -> Iterator[None]:
+    """Hide what ``accelerate launch`` or ``accelerate config`` says of precision and compilation: settings decide.
+
+    And what says nothing: an empty number of processes, as some schedulers leave it, is none.
+    """
+    empty = [name for name in _PLACES if os.environ.get(name) == ""]
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_LAUNCHER) or name in empty}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _processes() -> int:
+    """How many share a batch."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
     # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
     judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
     return TrainingArguments(
         output_dir=str(place / folder.CHECKPOINTS),
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // _processes(),
         per_device_eval_batch_size=judged,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",

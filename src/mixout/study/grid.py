@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mixout.errors import InputError
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import UNSEEN, Settings
 from mixout.methods.text import nearest
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
 # A factor changes the result, and gets a column of that name beside those of the score.
-_NO_FACTORS = (*_PLACED, "report_to", "save", "metric")
+_NO_FACTORS = (*_PLACED, *UNSEEN, "save", "metric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def _planned(study: Study, task: Axis, method: Axis, factors: dict[str, Any], re
     try:
         if study.own_subsets:
             values["subset_seed"] = _own_subset(values)
-        settings = Settings(**values)
+        settings = inputs.complete(Settings(**values))
         id = inputs.identity(settings)
         if restart == 0:  # the others differ in their seeds alone
             inputs.check(settings)

@@ -15,17 +15,18 @@ from dataclasses import fields
 
 import mixout
 from mixout.finetune import data as inputs
-from mixout.finetune.limits import check_limits
+from mixout.finetune.defaults import complete
+from mixout.finetune.levels import check_limits
 from mixout.finetune.metrics import chance
 from mixout.finetune.models import Loaded, outline, revision
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod, parse
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
 # Represented by content, by the four resolved seeds, or without influence on the result.
-_LEFT_OUT = ("model", "task", "data_dir", "original", *_COLUMNS, "metric", "seed", "report_to")
+_LEFT_OUT = ("model", "task", "data_dir", "original", *_COLUMNS, "metric", "seed", *UNSEEN)
 
 
 class Inputs:
@@ -52,6 +53,7 @@ class Inputs:
             InputError: data or model are missing, or the data have fewer examples than the settings ask for.
             MissingExtraError: the embedded model or task is not installed.
         """
+        settings = self.complete(settings)
         task, data = self._data(settings)
         if settings.model not in self._weights:
             self._weights[settings.model] = revision(settings.model)
@@ -59,7 +61,7 @@ class Inputs:
         values = {
             item.name: getattr(resolved, item.name)
             for item in fields(resolved)
-            if item.name not in _LEFT_OUT and getattr(resolved, item.name) != item.default
+            if item.name not in _LEFT_OUT and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
         }
         methods = parse(settings.method)
         values |= {
@@ -72,6 +74,18 @@ class Inputs:
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
+    def complete(self, settings: Settings) -> Settings:
+        """The settings with what they leave open, by the rule that a single run follows too.
+
+        Raises:
+            InputError: data or model are missing.
+            MissingExtraError: the embedded model or task is not installed.
+        """
+        if all(getattr(settings, name) is not None for name in FORMER):
+            return settings
+        task = inputs.subset(self._data(settings)[0], settings)
+        return complete(settings, self._outline(settings).model, task)[0]
+
     def check(self, settings: Settings) -> None:
         """Hold the settings against the model's shape, of which no weight is read.
 
@@ -79,10 +93,13 @@ class Inputs:
             InputError: the model cannot be read, or cannot take what the settings ask for.
             MissingExtraError: the embedded model, or a package that a model needs, is not installed.
         """
+        check_limits(settings, self._outline(settings))
+
+    def _outline(self, settings: Settings) -> Loaded:
         key = settings.model, settings.task_type
         if key not in self._outlines:
             self._outlines[key] = outline(*key)
-        check_limits(settings, self._outlines[key])
+        return self._outlines[key]
 
     def goal(self, settings: Settings) -> tuple[str, float | None]:
         """The metric that counts, and what a constant answer scores on the dev set; None where only a run finds out.

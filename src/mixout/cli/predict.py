@@ -1,0 +1,47 @@
+"""``mixout predict``: what a fine-tuned model answers to the rows of a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
+    """Add the command to the parser's ``commands``."""
+    parser = commands.add_parser(
+        "predict",
+        help="write a fine-tuned model's answers for the rows of a file, with probabilities",
+        description=(
+            "Write the columns of FILE, the model's answer and the probability of each class, or its value, as CSV. "
+            "Where FILE has labels, they are scored."
+        ),
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder that mixout finetune wrote, or another classifier's")
+    parser.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--output", metavar="FILE", help="default: predictions.csv in the working directory")
+    for name, text in (("text", "the text"), ("pair", "the second text"), ("label", "the label, to be scored")):
+        parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column with {text}; default: as in training")
+    parser.add_argument("--max-length", type=int, metavar="N", help="longest input, in tokens; default: as in training")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, and print where the answers are."""
+    from mixout.finetune.isolation import quiet
+    from mixout.finetune.predict import predict
+
+    names = ("text_column", "pair_column", "label_column", "max_length")
+    with quiet():
+        answers = predict(
+            args.model,
+            args.file,
+            Path(args.output or "predictions.csv"),
+            **{name: getattr(args, name) for name in names},
+        )
+    print(told(answers.scores, f"{answers.rows} predictions: {answers.output}"))
+    return 0
+
+
+def told(scores: dict[str, float], line: str) -> str:
+    """Where the predictions are, and what they score."""
+    return "; ".join(filter(None, [line, ", ".join(f"{name} {value:.4f}" for name, value in scores.items())]))

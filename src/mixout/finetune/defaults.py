@@ -1,0 +1,153 @@
+r"""Learning rate, epochs and batch size that nobody has named: one rule, from model, data and method.
+
+.. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6}, \qquad
+          5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
+
+The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
+or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. Few rows are few steps, and too few steps
+are why a first run learns nothing: there are as many epochs as make ``STEPS`` steps, at least 3 and at most 30. Large
+data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all, but each at least once.
+
+``benchmarks/defaults.py`` compares the rule with a search over rates. ``PAPER`` is what Lee, Cho and Kang 2020
+(https://arxiv.org/abs/1909.11299) trained BERT-large with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from mixout.errors import InputError
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.documents import Corpus
+from mixout.methods import Method, MixingMethod, parse
+
+STEPS = 150
+MOST_ROWS = 100_000
+_EPOCHS = (3, 30)
+_RATES = (5e-6, 5e-4)
+_CHARACTERS = 4  # of a token, roughly
+
+PAPER: Mapping[str, Any] = {
+    "method": "mixout(0.9, gradient=paper)",
+    "where": "paper",
+    "optimizer": "bertadam",
+    "learning_rate": 2e-5,
+    "warmup": 0.1,
+    "epochs": 3.0,
+    "batch_size": 32,
+    "max_length": 128,
+}
+# Of a method that is named without its p.
+P = {"mixout": 0.7, "mixconnect": 0.7, "gradient_mask": 0.7, "dropconnect": 0.1, "dropout": 0.1}
+RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
+
+
+def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple[Settings, dict[str, str]]:
+    """Choose what the settings leave open.
+
+    Args:
+        settings: those that are named stay as they are.
+        model: its shape is read, not its weights.
+        task: with the training data that are used.
+
+    Returns:
+        The settings without an open one, and for each that was chosen its value and reason in words.
+
+    Raises:
+        InputError: the learning rate of an optimizer for which there is no rule.
+
+    Example:
+        >>> from mixout.finetune.models import outline
+        >>> from mixout.finetune.tasks import load_task
+        >>> chosen, why = complete(Settings(), outline("minilm").model, load_task("docstrings"))
+        >>> chosen.learning_rate, chosen.batch_size, chosen.epochs
+        (0.0001, 16, 3.0)
+        >>> print(why["learning_rate"])
+        learning rate 1e-4: for a model of width 384
+    """
+    why: dict[str, str] = {}
+    if settings.learning_rate is None:
+        value, reason = learning_rate(settings, model)
+        settings = replace(settings, learning_rate=value)
+        why["learning_rate"] = f"learning rate {in_short(value)}: {reason}"
+    rows, kind = _rows(settings, task)
+    if settings.batch_size is None:
+        settings = replace(settings, batch_size=batch_size(rows))
+        why["batch_size"] = f"batch size {settings.batch_size}: for {rows:,} {kind}"
+    steps = math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
+    if settings.epochs is None and settings.max_steps is not None:
+        settings = replace(settings, epochs=settings.max_steps / steps)
+    elif settings.epochs is None:
+        settings = replace(settings, epochs=epochs(rows, steps))
+        why["epochs"] = f"{settings.epochs:g} epochs: {steps * settings.epochs:,.0f} steps over {rows:,} {kind}"
+    return settings, why
+
+
+def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
+    """The learning rate for a model and a method, and why.
+
+    Raises:
+        InputError: plain SGD, whose rates depend on the size of the gradient.
+    """
+    if settings.optimizer == "sgd":
+        raise InputError(
+            "expected a learning rate beside optimizer='sgd', for which there is no default, got none; "
+            "name one, such as --learning-rate 1e-2"
+        )
+    width = width_of(model)
+    rate, reason = 1e-4 * (384 / width) ** 1.64, f"for a model of width {width:,}"
+    p = max((one.p for one in parse(settings.method) if _shortens(one)), default=0.0)  # type: ignore[attr-defined]
+    if 0 < p < 1:
+        rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
+    low, high = _RATES
+    return float(f"{min(high, max(low, rate)):.1e}"), reason
+
+
+def _shortens(method: Method) -> bool:
+    """Whether a method masks the gradient, by which Adam's steps are shorter."""
+    return isinstance(method, MixingMethod) and method.anchor != "zero" and method.gradient != "dense"
+
+
+def batch_size(rows: int) -> int:
+    """Rows in a batch: few rows in small batches, since steps are what they lack."""
+    return 8 if rows < 200 else 16 if rows < 5000 else 32
+
+
+def epochs(rows: int, steps: int) -> float:
+    """As many as make ``STEPS`` steps, ``steps`` in an epoch, within bounds."""
+    low, high = _EPOCHS
+    wanted = min(high, max(low, math.ceil(STEPS / steps)))
+    return float(max(1, min(wanted, MOST_ROWS // rows)))
+
+
+def width_of(model: nn.Module) -> int:
+    """The size of a model's hidden states."""
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    if not isinstance(width, int):
+        width = model.get_input_embeddings().weight.shape[-1]  # type: ignore[operator]
+    return int(width)
+
+
+def _rows(settings: Settings, task: Task | Corpus) -> tuple[int, str]:
+    """What a batch is made of: rows, or the windows into which documents are cut, estimated by their letters."""
+    if isinstance(task, Task):
+        return len(task.train), "rows"
+    window = _CHARACTERS * settings.max_length
+    return sum(math.ceil(max(1, len(text)) / window) for text in task.train.text), "pieces of text"
+
+
+def in_short(value: float) -> str:
+    """A rate as people write it.
+
+    Example:
+        >>> in_short(1e-4), in_short(3.2e-05)
+        ('1e-4', '3.2e-5')
+    """
+    number, _, power = f"{value:.1e}".partition("e")
+    return f"{float(number):g}e{int(power)}"

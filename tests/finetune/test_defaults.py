@@ -1,0 +1,99 @@
+"""The rule for what nobody names, against values written out by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mixout.errors import InputError
+from mixout.finetune import defaults
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+from mixout.finetune.train import finetune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def of_width(width: int) -> torch.nn.Module:
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(hidden_size=width)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("width", "method", "low", "high"),
+    [
+        # MiniLM, BERT-base and its kin, BERT-large; models of seven billion parameters; the smallest BERTs.
+        (384, "plain", 1e-4, 1e-4),
+        (768, "plain", 2e-5, 5e-5),
+        (1024, "plain", 1.9e-5, 2.1e-5),
+        (4096, "plain", 5e-6, 5e-6),
+        (16, "plain", 5e-4, 5e-4),
+        # Masked gradients make shorter steps: about twice the rate at .7, four times at .9.
+        (384, "mixout(0.7)", 2e-4, 2.2e-4),
+        (384, "mixout(0.9)+anchor_decay(0.1)", 3.8e-4, 4.1e-4),
+        (384, "gradient_mask(0.7)", 2e-4, 2.2e-4),
+        (384, "mixout(0.0)", 1e-4, 1e-4),
+        (384, "mixout(0.7, gradient=dense)", 1e-4, 1e-4),
+        (384, "dropout(0.5)", 1e-4, 1e-4),
+        (384, "dropconnect(0.5)", 1e-4, 1e-4),
+    ],
+)
+def test_learning_rates(width, method, low, high):
+    rate, reason = defaults.learning_rate(Settings(method=method), of_width(width))
+    assert low <= rate <= high
+    assert f"{width:,}" in reason
+
+
+def test_the_width_without_a_config():
+    model = torch.nn.Module()
+    model.get_input_embeddings = lambda: torch.nn.Embedding(5, 48)
+    assert defaults.width_of(model) == 48
+
+
+@pytest.mark.parametrize("rows", [3, 20, 64, 100, 199, 200, 400, 1000, 2490, 8551, 20_000, 67_349, 400_000])
+def test_steps_are_neither_too_few_nor_too_many(rows):
+    batch = defaults.batch_size(rows)
+    epochs = defaults.epochs(rows, math.ceil(rows / batch))
+    steps = math.ceil(rows / batch) * epochs
+    assert epochs == 30 or steps >= defaults.STEPS
+    assert epochs == 1 or epochs * rows <= defaults.MOST_ROWS
+    assert epochs >= 3 or rows > 30_000
+
+
+def test_a_run_says_and_records_what_it_chose(settings, tmp_path):
+    lines: list[str] = []
+    chosen = settings(learning_rate=None, epochs=None, batch_size=None, train_size=12, evaluate="end")
+    record = finetune(chosen, tmp_path / "out", report=lines.append)
+    assert (record.settings.learning_rate, record.settings.batch_size, record.settings.epochs) == (5e-4, 8, 30.0)
+    assert record.steps == 60
+    assert list(record.chosen) == ["learning_rate", "batch_size", "epochs"]
+    assert set(record.chosen.values()) <= set(lines)
+    assert record.chosen["batch_size"] == "batch size 8: for 12 rows"
+    assert Record.read(tmp_path / "out") == record
+    # Named, it is the same run: also by its digest.
+    named = settings(learning_rate=5e-4, epochs=30.0, batch_size=8, train_size=12, evaluate="end")
+    again = finetune(named, tmp_path / "again")
+    assert again.chosen == {}
+    assert (again.digest, again.predictions, again.distance) == (record.digest, record.predictions, record.distance)
+
+
+def test_what_is_named_stays(settings, tmp_path):
+    record = finetune(settings(learning_rate=None, epochs=0.5), tmp_path / "out")
+    assert list(record.chosen) == ["learning_rate"]
+    assert (record.settings.epochs, record.settings.batch_size) == (0.5, 8)
+
+
+def test_a_language_model_counts_pieces_of_text(causal, tmp_path):
+    chosen = causal(batch_size=None, epochs=None, evaluate="end")
+    record = finetune(chosen, tmp_path / "out")
+    assert "pieces of text" in record.chosen["batch_size"]
+
+
+def test_sgd_has_no_rule(settings, tmp_path):
+    with pytest.raises(InputError, match="--learning-rate 1e-2"):
+        finetune(settings(optimizer="sgd", learning_rate=None), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,83 @@
+"""Two processes that share each batch end as one process does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mixout.finetune.record import Record
+from mixout.finetune.settings import Settings
+from mixout.finetune.train import finetune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def words(settings: Settings, place: Path) -> list[str]:
+    """The command line of ``settings``."""
+    found = ["finetune", "--output-dir", str(place)]
+    for item in dataclasses.fields(Settings):
+        value = getattr(settings, item.name)
+        if value != item.default:
+            found += [f"--{item.name.replace('_', '-')}", str(value)]
+    return found
+
+
+def launch(command: list[str]) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "mixout"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([*program, *command], capture_output=True, text=True, timeout=240, env=environment)
+
+
+def check(settings: Settings, tmp_path: Path, printed: str) -> None:
+    one, two = finetune(settings, tmp_path / "one"), Record.read(tmp_path / "two")
+    assert (two.digest, two.steps, two.predictions) == (one.digest, one.steps, pytest.approx(one.predictions, rel=1e-5))
+    assert two.scores == pytest.approx(one.scores, rel=1e-5)
+    assert two.distance == pytest.approx(one.distance, rel=1e-5)
+    for entries in ("training", "evaluations"):
+        found = [entry.loss for entry in getattr(two, entries)]
+        assert found == pytest.approx([entry.loss for entry in getattr(one, entries)], rel=1e-5)
+    first, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert first.keys() == other.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    # One of the two has spoken.
+    assert printed.count("model, record.json and model card") == 1
+    assert not (tmp_path / "two" / "checkpoints").exists()
+
+
+def test_classes(settings, tmp_path):
+    # 42 rows in batches of 8: the last has two rows, of which the second process gets none.
+    chosen = settings(method="mixout(0.5)+anchor_decay(0.1)", accumulation=2, save=2, keep_best=True)
+    ended = launch(words(chosen, tmp_path / "two"))
+    assert ended.returncode == 0, ended.stderr
+    check(chosen, tmp_path, ended.stdout)
+
+
+def test_a_language_model(causal, tmp_path):
+    chosen = causal(epochs=1.0)
+    ended = launch(words(chosen, tmp_path / "two"))
+    assert ended.returncode == 0, ended.stderr
+    check(chosen, tmp_path, ended.stdout)
+
+
+def test_a_batch_that_cannot_be_shared(settings, tmp_path):
+    ended = launch(words(settings(batch_size=7), tmp_path / "two"))
+    assert ended.returncode != 0
+    assert ended.stderr.count("mixout: error: expected a batch size that 2 processes can share, got 7") == 1
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_splits_the_model(settings, tmp_path, monkeypatch: pytest.MonkeyPatch, name):
+    from mixout.errors import InputError
+
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=name):
+        finetune(settings(), tmp_path / "out")
