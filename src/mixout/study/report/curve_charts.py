@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mixout.study.analysis import mechanism
+from mixout.study.analysis import curves as analysis_curves
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.grouping import by_cell
-from mixout.study.analysis.mechanism import Dose, LayerDistance
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.curves import Dose, LayerDistance
+from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.report.canvas import Chart
 from mixout.study.report.curves import Curve, curves
 from mixout.study.report.labels import Label, Labels
@@ -90,14 +89,14 @@ def over_p(doses: Sequence[Dose]) -> Chart | None:
     return chart(
         "over-p",
         "Score against p",
-        "Each dot is a run, each cross one at or below chance. Lines join the means, bars are their bootstrap "
-        "intervals (BCa, 95 %). Methods that differ in p alone are one line.",
+        "Each dot is a run, each cross one at or below chance. Lines join the means, bars are their "
+        "t intervals (95 %). Methods that differ in p alone are one line.",
         panels,
         families.values(),
     )
 
 
-def over_steps(summarised: Sequence[mechanism.Curve], runs: Sequence[Run], labels: Labels) -> Chart | None:
+def over_steps(summarised: Sequence[analysis_curves.Curve], runs: Sequence[Run], labels: Labels) -> Chart | None:
     """Scores in the course of training."""
     of_cell = by_cell(runs)
     panels = []

@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.factors import Sweep
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.curves import Sweep
+from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.report.canvas import Chart
 from mixout.study.report.curves import Curve, curves
 from mixout.study.report.labels import Label, Labels
@@ -25,8 +24,8 @@ _WIDE = 8.0
 # Shares of the axis: between lines at one value at most, a letter of a value's name, and between two names.
 _SHIFT, _LETTER, _SPACE = 0.014, 0.022, 0.02
 _SCORES = (
-    "Each dot is a run, each cross a failed one: it ended at or below chance or did not finish. Lines join the means, "
-    "bars are their bootstrap intervals (BCa, 95 %). What is compared at one value stands side by side."
+    "Each dot is a run, each cross a failed one: it ended at or below chance, collapsed or did not finish. Lines join "
+    "the means, bars are their t intervals (95 %). What is compared at one value stands side by side."
 )
 _ORIGINAL = (
     "What is kept of what the model knew: its score on text of the domain that it knew before, of an encoder the "

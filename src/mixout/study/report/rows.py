@@ -21,7 +21,7 @@ with needs("demo", "figures"):
     from matplotlib.ticker import MaxNLocator
 
 _LINE, _SWARM, _BAR, _SPACE = 13.0, 20.0, 9.0, 9.0
-_DOT = 5.0
+_DOT, _MANY = 5.0, 200
 _LEFT, _HEAD = 6.0, 16.0
 _LETTERS = 50
 
@@ -177,6 +177,9 @@ def _write(axes: Axes, top: float, lines: Sequence[str], note: str) -> None:
 
 def _swarm(x: Sequence[float]) -> list[float]:
     """Heights, symmetric about 0, that keep dots at ``x`` (in points) apart; what does not fit is squeezed."""
+    room = (_SWARM - _DOT) / 2
+    if len(x) > _MANY:  # the dots overlap in any case: spread evenly, by the golden ratio
+        return [room * (2 * (0.618034 * place % 1) - 1) for place in range(len(x))]
     placed: list[tuple[float, float]] = []
     heights = [0.0] * len(x)
     for index in sorted(range(len(x)), key=lambda index: x[index]):
@@ -189,7 +192,6 @@ def _swarm(x: Sequence[float]) -> list[float]:
         heights[index] = _height(step)
         placed.append((x[index], heights[index]))
     reach = max((abs(height) for height in heights), default=0.0)
-    room = (_SWARM - _DOT) / 2
     return [height * min(1.0, room / reach) if reach else 0.0 for height in heights]
 
 

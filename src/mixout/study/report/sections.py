@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import Summary
+from mixout.study.analysis.words import percent_of
 from mixout.study.report import cell_tables, comparison_tables, curve_charts, factor_charts, row_charts, tradeoff
 from mixout.study.report.canvas import Chart
 from mixout.study.report.labels import Labels
@@ -48,9 +49,9 @@ def results(summary: Summary, runs: Sequence[Run]) -> list[Section]:
 
 
 def origins(
+    summary: Summary,
     runs: Sequence[Run],
     *,
-    seed: int,
     commands: Sequence[str],
     environment: Mapping[str, object],
     settings: Mapping[str, object],
@@ -66,7 +67,7 @@ def origins(
         Section(name="settings", title="Settings", pairs=_pairs(settings)),
         Section(name="environment", title="Environment", pairs=_pairs(environment)),
         Section(name="reproduce", title="Reproduce", code="\n".join(commands)),
-        Section(name="reading", title="Words", pairs=_words(seed)),
+        Section(name="reading", title="Words", pairs=_words(summary)),
     ]
 
 
@@ -93,16 +94,34 @@ def _plain(value: object) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _words(seed: int) -> tuple[tuple[str, str], ...]:
+def _words(summary: Summary) -> tuple[tuple[str, str], ...]:
+    level = percent_of(1 - 0.05 / summary.looks)
+    looks = f" The data were looked at up to {summary.looks} times: intervals and p are corrected for that."
+    failed = (
+        "A run that did not finish, scored no more than a constant answer, or collapsed: nearly all its answers are "
+        "the same, and its loss is that of a constant answer. (Of a classifier, other answers are fewer than a fifth "
+        "of its errors; of a regression, the variance of its predictions is below 5 % of its squared error.)"
+    )
+    interval = (
+        "Of a mean or difference: Student's t over restarts, Welch's where restarts are not paired; of a failure rate: "
+        "Wilson's; of a difference of failure rates: Newcombe's. All take the dev set as given: its own standard error "
+        "is a column of the scores. Where no run failed the interval speaks of runs that do not fail; where some of "
+        f"fewer than ten failed there is none.{looks if summary.looks > 1 else ''}"
+    )
+    p = (
+        "Two-sided permutation test of the difference of means; in pairs, by exchanging signs. It asks whether the "
+        "methods differ in any respect: rare failures of one of them count as well."
+    )
     return (
-        ("failed", "A run that ended at or below the score of a constant answer, or that did not finish."),
-        ("95 % interval", f"Of a mean or difference: bootstrap, BCa, 9,999 resamples, seed {seed}. Of a failure rate: "
-                          "Wilson. Of a difference of failure rates: Newcombe."),
-        ("p", "Two-sided permutation test of the difference of means; in pairs, by exchanging signs."),
+        ("failed", failed),
+        (f"{level} interval", interval),
+        ("p", p),
         ("p, Holm", "The same after Holm's correction over all comparisons of this report."),
+        ("p, as good", "Equivalence: two one-sided t tests that the means differ by less than the margin."),
         ("P(better)", "Chance that a run of the method beats one of the baseline; ties count half."),
         ("IQM", "Interquartile mean: the mean of the middle half of the scores."),
-    )  # fmt: skip
+        ("seed", f"Of random permutations, where they are too many to visit all: {summary.seed}."),
+    )
 
 
 def _described(run: Run) -> str:

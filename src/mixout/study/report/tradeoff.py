@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.factors import Sweep
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.curves import Sweep
+from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.report.canvas import Chart
 from mixout.study.report.curves import Curve, curves
 from mixout.study.report.factor_charts import apart
@@ -23,7 +22,7 @@ _CAPTION = (
     "What is gained against what is lost: the score on the task over the score on text of the domain that the model "
     "knew before, of an encoder the cosine of its mean hidden states before and after, of a language model the "
     "log-likelihood. Up and to the right is better. Each dot is a run, each cross a failed one; {lines}, bars are the "
-    "scores' bootstrap intervals (BCa, 95 %)."
+    "scores' t intervals (95 %)."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.sentences import ALPHA
+from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.summary import Summary
 from mixout.study.report.page import Section, Statements
 from mixout.study.report.wording import count
@@ -33,10 +33,9 @@ def verdict(summary: Summary) -> Section:
 
 def facts(cells: Sequence[Cell]) -> str:
     """How large the study is, in a line."""
-    runs, failed = sum(cell.runs for cell in cells), sum(cell.failed or 0 for cell in cells)
+    runs, failed = sum(cell.runs for cell in cells), sum(cell.failed for cell in cells)
     sizes = sorted({cell.runs for cell in cells})
     restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
-    known = any(cell.failed is not None for cell in cells)
     values: dict[str, set[str]] = {}
     for cell in cells:
         for name, value in cell.factors.items():
@@ -47,6 +46,6 @@ def facts(cells: Sequence[Cell]) -> str:
         count(len({cell.method for cell in cells}), "method"),
         *(f"{len(seen)} values of {name}" for name, seen in sorted(values.items()) if len(seen) > 1),
         f"{restarts} each",
-        *([f"{failed:,} failed"] if known else []),
+        f"{failed:,} failed",
     ]
     return " \u00b7 ".join(parts)

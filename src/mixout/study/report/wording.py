@@ -23,19 +23,19 @@ class Scores:
     """
 
     def __init__(self, scores: Iterable[float]) -> None:
-        self._digits = 3 if all(score <= 1 for score in scores if math.isfinite(score)) else 1
+        self.digits = 3 if all(score <= 1 for score in scores if math.isfinite(score)) else 1
 
     def value(self, value: float | None) -> str:
         """A score."""
-        return number(value, self._digits)
+        return number(value, self.digits)
 
     def difference(self, value: float | None) -> str:
         """With its sign."""
-        return number(value, self._digits, sign=True)
+        return number(value, self.digits, sign=True)
 
     def interval(self, low: float | None, high: float | None, *, sign: bool = False) -> str:
         """Both ends in brackets."""
-        return interval(low, high, self._digits, sign=sign)
+        return interval(low, high, self.digits, sign=sign)
 
 
 def number(value: float | None, digits: int, *, sign: bool = False) -> str:
