@@ -105,9 +105,7 @@ class Course:
         if len(entries) > failed:
             report(f"{len(entries) - failed} of {self._total} runs are there already")
         if failed > sum(run.id in self.left for run in planned if contents.entry(run) is not None):
-            report(
-                f"{failed} of {self._total} runs failed before and are left as they are; mixout study retry runs them"
-            )
+            report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
         for line in contents.remarks():
             report(line)
 

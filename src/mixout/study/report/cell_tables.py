@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.predictions import Instability
-from mixout.study.report.labels import Labels
 from mixout.study.report.tables import METHOD, Column, Table, Value, compact
-from mixout.study.report.wording import MISSING, Scores, duration, memory, number, percent, percentages
+from mixout.study.report.wording import MISSING, Labels, Scores, duration, memory, number, percent, percentages
 
 _FLIPPING = 5
 

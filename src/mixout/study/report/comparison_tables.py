@@ -12,9 +12,8 @@ from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.restarts import Needed, Power
 from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.words import p_value, percent_of
-from mixout.study.report.labels import Labels
 from mixout.study.report.tables import METHOD, Column, Table, Value, compact
-from mixout.study.report.wording import MISSING, Scores, interval, number, percentages
+from mixout.study.report.wording import MISSING, Labels, Scores, interval, number, percentages
 
 
 def differences(place: int, comparisons: Sequence[Comparison], labels: Labels) -> Table:

@@ -14,9 +14,8 @@ from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.analysis.stats import ALPHA
 from mixout.study.report.canvas import Chart, Panel
-from mixout.study.report.labels import Label, Labels, Placed
 from mixout.study.report.rows import Estimate, Strip, forest, strips
-from mixout.study.report.wording import Scores, interval, number, percent, percentages
+from mixout.study.report.wording import Label, Labels, Placed, Scores, interval, number, percent, percentages
 
 
 class OnTask(Protocol):

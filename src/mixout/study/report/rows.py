@@ -112,15 +112,12 @@ def forest(
             _write(axes, top, lines, row.note)
             y = top + _LINE * len(lines) + 8
             color = look(row.number).color
-            drawn = []
             if row.low is not None and row.high is not None:
-                drawn += axes.plot([row.low, row.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round")
-            drawn += axes.plot(
+                axes.plot([row.low, row.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round")
+            axes.plot(
                 [row.value], [y], look(row.number).mark, markersize=7.5, markeredgewidth=1.6,
                 markeredgecolor=color, markerfacecolor=color if row.sure else PAPER,
             )  # fmt: skip
-            for artist in drawn:
-                artist.set_gid(f"method-{row.number}")
 
     return Panel(title=title, description=description, height=places.height, draw=draw, left=_LEFT, top=_HEAD)
 
@@ -210,11 +207,10 @@ def _dots(axes: Axes, row: Strip, heights: Sequence[float]) -> None:
         ]
         if kept:
             x, y = zip(*kept, strict=True)
-            drawn = axes.plot(
+            axes.plot(
                 x, y, mark, color=color, markersize=size, alpha=0.85,
                 markeredgewidth=1.2 if failed else 0, clip_on=False,
             )  # fmt: skip
-            drawn[0].set_gid(f"method-{row.number}")
 
 
 def _interval(axes: Axes, mean: float | None, low: float | None, high: float | None, y: float) -> None:

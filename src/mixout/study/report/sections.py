@@ -5,15 +5,57 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.runs import Run
+from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import percent_of
-from mixout.study.report import cell_tables, comparison_tables, curve_charts, factor_charts, row_charts, tradeoff
+from mixout.study.report import cell_tables, comparison_tables, curve_charts, factor_charts, row_charts
 from mixout.study.report.canvas import Chart
-from mixout.study.report.labels import Labels
-from mixout.study.report.page import Section
+from mixout.study.report.page import Section, Statements
 from mixout.study.report.row_charts import tasks
 from mixout.study.report.tables import Table
+from mixout.study.report.wording import Labels, count
+
+
+def verdict(summary: Summary) -> Section:
+    """The first section of the page."""
+    # Equal p values are common at the smallest that a permutation test can reach.
+    ordered = sorted(
+        summary.comparisons, key=lambda one: (one.p_holm, one.p_permutation, -abs(one.difference * one.points))
+    )
+    return Section(
+        name="verdict",
+        title="Verdict",
+        lead=summary.verdict,
+        statements=(
+            Statements(title="What the data show", texts=tuple(one.sentence for one in ordered if one.p_holm <= ALPHA)),
+            Statements(
+                title="What the data do not show", texts=tuple(one.sentence for one in ordered if one.p_holm > ALPHA)
+            ),
+            Statements(title="What was left out", texts=summary.notes),
+        ),
+    )
+
+
+def facts(cells: Sequence[Cell]) -> str:
+    """How large the study is, in a line."""
+    runs, failed = sum(cell.runs for cell in cells), sum(cell.failed for cell in cells)
+    sizes = sorted({cell.runs for cell in cells})
+    restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, value in cell.factors.items():
+            values.setdefault(name, set()).add(value)
+    parts = [
+        count(runs, "run"),
+        count(len({cell.task for cell in cells}), "task"),
+        count(len({cell.method for cell in cells}), "method"),
+        *(f"{len(seen)} values of {name}" for name, seen in sorted(values.items()) if len(seen) > 1),
+        f"{restarts} each",
+        f"{failed:,} failed",
+    ]
+    return " \u00b7 ".join(parts)
 
 
 def results(summary: Summary, runs: Sequence[Run]) -> list[Section]:
@@ -34,7 +76,7 @@ def results(summary: Summary, runs: Sequence[Run]) -> list[Section]:
         _drawn(row_charts.scores(summary.cells, runs, labels)),
         _drawn(curve_charts.over_p(summary.doses)),
         *map(_drawn, factor_charts.over_factors(summary.sweeps, runs)),
-        _drawn(tradeoff.tradeoff(summary.cells, summary.sweeps, runs)),
+        _drawn(factor_charts.tradeoff(summary.cells, summary.sweeps, runs)),
         _drawn(row_charts.differences(summary.comparisons, labels), [*differences, across]),
         _drawn(curve_charts.best_of(summary.cells, labels)),
         _section("enough", "Enough restarts?", [restarts]),

@@ -32,7 +32,6 @@ from mixout.study.report import sections
 from mixout.study.report.canvas import write_files
 from mixout.study.report.page import Section, render
 from mixout.study.report.tables import to_latex, to_markdown
-from mixout.study.report.verdict import facts, verdict
 
 _MARK = '<meta name="generator" content="mixout">'
 _FILES = (
@@ -103,7 +102,9 @@ def write_report(
     write_atomically(folder / "tables.tex", to_latex(tables))
     files = Section(name="files", title="Files", links=_FILES)
     page = folder / "index.html"
-    write_atomically(page, render(title, facts(summary.cells), [verdict(summary), *results, *origins, files]))
+    write_atomically(
+        page, render(title, sections.facts(summary.cells), [sections.verdict(summary), *results, *origins, files])
+    )
     return page
 
 
