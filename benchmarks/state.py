@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     model = build(find(args.case), "cpu")
     parts: dict[str, Callable[[], object]] = {
-        "state_dict": lambda: mixout.state_dict(model),
+        "state_dict": lambda: mixout.save_state(model),
         "distance": lambda: mixout.distance(model),
     }
     seconds: dict[str, list[tuple[float, float]]] = {"apply_": [timed(lambda: mixout.apply_(model, "mixout(0.9)"))]}
