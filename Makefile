@@ -12,8 +12,8 @@ demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in de
 test: $(READY)  ## the tests, but for what the targets below add
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-sweep: $(READY)  ## every architecture that transformers can build small: 270 seconds of one core
-	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py
+test-sweep: $(READY)  ## every architecture that transformers can build small, coverage of intervals: 6 minutes of one core
+	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py tests/study/analysis
 
 test-all: test test-sweep test-deepspeed test-triton  ## everything
 

@@ -19,7 +19,7 @@ from mixout.study.identity import Inputs
 _NAMES = tuple(item.name for item in fields(Settings))
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
 # A factor changes the result, and gets a column of that name beside those of the score.
-_NO_FACTORS = (*_PLACED, *UNSEEN, "save", "metric")
+_NO_FACTORS = (*_PLACED, *UNSEEN, "save", "evaluate", "metric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Planned:
 
     Args:
         id: identity, see :mod:`mixout.study.identity`.
+        former: identities that 0.1 gave to the same run.
         task: label.
         method: label.
         restart: also the seed.
@@ -43,9 +44,11 @@ class Planned:
         settings: everything that the run needs.
         metric: the score that counts.
         chance: what a constant answer scores; None where that is not known before the run.
+        looks: how often the study is to be looked at before restarts are added.
     """
 
     id: str
+    former: tuple[str, ...] = ()
     task: str
     method: str
     restart: int
@@ -53,6 +56,7 @@ class Planned:
     settings: Settings
     metric: str
     chance: float | None
+    looks: int = 1
 
     @property
     def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -116,11 +120,12 @@ class Study:
         """The study with other shared settings; what a task or method says itself stays."""
         return replace(self, settings={**self.settings, **changes})
 
-    def runs(self, inputs: Inputs | None = None) -> list[Planned]:
-        """All runs: restart by restart, so that at any time there is a fair table.
+    def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:
+        """All runs: task by task, so that data and weights are read once, and within a task restart by restart.
 
         Args:
             inputs: data and weights that are known already.
+            first: number of the first restart.
 
         Raises:
             InputError: a value cannot be, data or models are missing, or two cells are the same.
@@ -129,11 +134,11 @@ class Study:
         known = inputs or Inputs()
         combinations = list(itertools.product(*self.factors.values()))
         runs: dict[str, Planned] = {}
-        for restart, task, values, method in itertools.product(
-            range(self.restarts), self.tasks, combinations, self.methods
+        for task, restart, values, method in itertools.product(
+            self.tasks, range(first, self.restarts), combinations, self.methods
         ):
             factors = dict(zip(self.factors, values, strict=True))
-            run = _planned(self, task, method, factors, restart, known)
+            run = _planned(self, task, method, factors, restart, known, check=restart == first)
             if run.id in runs:
                 raise InputError(
                     f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
@@ -143,15 +148,18 @@ class Study:
         return list(runs.values())
 
 
-def _planned(study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs) -> Planned:
+def _planned(
+    study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs, *, check: bool
+) -> Planned:
     values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
     try:
         if study.own_subsets:
             values["subset_seed"] = _own_subset(values)
         settings = inputs.complete(Settings(**values))
         id = inputs.identity(settings)
-        if restart == 0:  # the others differ in their seeds alone
+        if check:  # the others differ in their seeds alone
             inputs.check(settings)
+        former = inputs.former(settings)
         metric, chance = inputs.goal(settings)
     except InputError as error:
         where = "".join(f", {name} {text_of(value)}" for name, value in factors.items())
@@ -159,6 +167,7 @@ def _planned(study: Study, task: Axis, method: Axis, factors: dict[str, Any], re
     texts = {name: text_of(value) for name, value in factors.items()}
     return Planned(
         id=id,
+        former=former,
         task=task.label,
         method=method.label,
         restart=restart,

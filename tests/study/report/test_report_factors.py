@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.factors import sweeps
+from mixout.study.analysis.curves import sweeps
 from mixout.study.analysis.runs import Run
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart, Panel
