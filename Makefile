@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .PHONY: demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
-.PHONY: bench bench-host bench-cpu bench-gpu
+.PHONY: bench bench-host bench-cpu bench-gpu verify
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
@@ -49,19 +49,21 @@ check: $(READY)  ## style, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## time and memory as ratios to plain fine-tuning: tables and figures in out/bench/
-	$(BIN)/mixout bench
+bench: $(READY)  ## time and memory as ratios to plain fine-tuning: out/bench.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py
 
 bench-host: $(READY)  ## what the host spends on a step whose matrices cost nothing, operators and launches: 2 minutes
-	PYTHONPATH=src $(BIN)/python benchmarks/host.py
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts host --pairs 200 --output benchmarks/results/host.csv
 
 bench-cpu: $(READY)  ## steps of MiniLM and of BERT-base's width on a CPU, state of a 100M model: a quarter of an hour
-	$(BIN)/mixout bench --what step --case minilm bert-base-3 --output-dir out/bench-cpu
-	cp out/bench-cpu/step.csv benchmarks/results/step-cpu.csv
-	PYTHONPATH=src $(BIN)/python benchmarks/state.py
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts time --case minilm bert-base-3 --output benchmarks/results/step-cpu.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts state --case bert-base-12 --output benchmarks/results/state.csv
 
 bench-gpu: $(READY)  ## time, peak memory and compiled steps on one GPU: 6 minutes
-	PYTHONPATH=src $(BIN)/python benchmarks/gpu.py --output benchmarks/results/gpu.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts time memory compile busy --seconds 340 --output benchmarks/results/gpu.csv
+
+verify: $(READY)  ## the paper's theory, claim by claim: tables and figures in out/verify/
+	PYTHONPATH=src $(BIN)/python benchmarks/verify.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from mixout.bench.pairs import Run, clock_of, interleave
-from mixout.bench.table import environment
 from mixout.finetune.attention import float_attention
 from mixout.finetune.environment import emulates_bfloat16
 from mixout.finetune.models import load
+from pairs import Run, clock_of, interleave
+from table import environment
 
 RESULTS = Path(__file__).parent / "results"
 # Base, variant, lengths: a step in bfloat16 takes seconds where it is emulated.

@@ -39,8 +39,7 @@ from transformers import (
     set_seed,
 )
 
-from mixout.bench.authors import apply_authors_
-from mixout.bench.table import environment
+from authors import apply_authors_
 from mixout.finetune.isolation import quiet
 from mixout.finetune.models import load
 from mixout.finetune.settings import Settings
@@ -49,6 +48,7 @@ from mixout.study.executors.local import LocalExecutor
 from mixout.study.grid import Axis, Study
 from mixout.study.ledger import Ledger
 from mixout.study.runner import run
+from table import environment
 
 P = 0.9
 RESULTS = Path(__file__).parent / "results" / "study_throughput.csv"
