@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,15 @@ from models import CASES, PLAIN, Case
 from suite import COLUMNS, Bench
 from table import Table
 
-TINY = {"width": 16, "intermediate": 24, "heads": 4, "key_heads": 2, "layers": 1, "vocabulary": 40, "length": 8}
+TINY: dict[str, Any] = {
+    "width": 16,
+    "intermediate": 24,
+    "heads": 4,
+    "key_heads": 2,
+    "layers": 1,
+    "vocabulary": 40,
+    "length": 8,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,7 +62,8 @@ def step(length: int, arithmetic: str) -> Run:
         length: of the longer texts.
         arithmetic: ``fp32``; ``narrow``, autocast as it is; ``wide`` or ``bf16``, autocast with attention in float32.
     """
-    model = load("minilm", labels=("no", "yes"), init_seed=0).model.eval()
+    model = load("minilm", labels=("no", "yes"), init_seed=0).model
+    model.train(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     present = torch.ones(TEXTS, length, dtype=torch.int64)
     present[: TEXTS // 2, length - length // 4 :] = 0

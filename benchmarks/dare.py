@@ -55,8 +55,8 @@ class Subject:
         outputs = []
         for start in range(0, len(examples), 32):
             batch = collate([dict(one) for one in examples[start : start + 32]])
-            batch.pop("labels")
-            outputs.append(self.loaded.model(**batch.to(self.loaded.model.device)).logits.float().cpu())
+            inputs = {name: value.to(self.loaded.model.device) for name, value in batch.items() if name != "labels"}
+            outputs.append(self.loaded.model(**inputs).logits.float().cpu())
         return float(self.dev.score(torch.cat(outputs).numpy())[self.dev.task.metric])
 
 
@@ -94,7 +94,7 @@ def load(folder: Path, *, anchor: str | None, task: str | None, data_dir: str | 
             f"recorded {str(record.fingerprints['anchor'])[:12]}; name the right base model with --anchor"
         )
     if torch.accelerator.is_available():
-        loaded.model.to(torch.accelerator.current_accelerator())
+        loaded.model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     loaded.model.train(False)
     return Subject(
         delta=Delta.of(loaded.model, anchors),

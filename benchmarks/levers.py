@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,14 +89,12 @@ def operations(tokens: int, linear: Linear) -> dict[tuple[str, float], Callable[
     for p in PS:
         kept = (torch.rand(inputs) >= p).nonzero().squeeze(1)
         thin, columns = torch.randn(tokens, len(kept)), torch.randn(len(kept), out).t()
-        found |= {
-            ("draw", p): lambda p=p: (torch.rand(inputs) >= p).nonzero(),
-            ("gather", p): lambda kept=kept: x().index_select(1, kept),
-            ("thin grad_w", p): lambda thin=thin: thin.t() @ g(),
-            ("columns into grad_w", p): lambda kept=kept, columns=columns: torch.zeros(out, inputs).index_copy_(
-                1, kept, columns
-            ),
-        }
+        found["draw", p] = partial(lambda p: (torch.rand(inputs) >= p).nonzero(), p)
+        found["gather", p] = partial(lambda kept: x().index_select(1, kept), kept)
+        found["thin grad_w", p] = partial(lambda thin: thin.t() @ g(), thin)
+        found["columns into grad_w", p] = partial(
+            lambda kept, columns: torch.zeros(out, inputs).index_copy_(1, kept, columns), kept, columns
+        )
     return found
 
 
