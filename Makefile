@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
+.PHONY: docs demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
 .PHONY: bench bench-host bench-cpu bench-gpu verify
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
@@ -43,11 +43,16 @@ test-oldest:  ## the library's tests on the oldest torch that pyproject.toml all
 	.venv/oldest/bin/python -m pytest --ignore=tests/layers/test_layers_sharded.py tests/ops tests/layers tests/methods \
 		$(filter-out %_architectures.py %_docs_evidence.py %_examples.py,$(wildcard tests/test_*.py))
 
-check: $(READY)  ## style, types, import directions
+check: $(READY)  ## style, types, import directions, length of sentences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/sentences.py
+
+docs: .venv/over-docs  ## the documentation as a site: out/site/index.html
+	$</bin/python -m pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	PYTHONPATH=src $</bin/python -m mkdocs build --quiet
 
 bench: $(READY)  ## time and memory as ratios to plain fine-tuning: out/bench.csv
 	PYTHONPATH=src $(BIN)/python benchmarks/bench.py
