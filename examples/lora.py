@@ -17,7 +17,7 @@ import mixout
 from mixout.finetune.batches import encode
 from mixout.finetune.models import load
 from mixout.finetune.tasks import few_sample, load_task
-from mixout.integrations.huggingface import AnchorCallback
+from mixout.integrations.huggingface import MixoutCallback
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--trainer", action="store_true")
@@ -39,7 +39,7 @@ if use_trainer:
             folder, num_train_epochs=2, per_device_train_batch_size=16, learning_rate=2e-3, report_to="none",
             disable_tqdm=True, save_strategy="no", use_cpu=not torch.accelerator.is_available(),
         )  # fmt: skip
-        Trainer(model, settings, train_dataset=rows, data_collator=collate, callbacks=[AnchorCallback()]).train()
+        Trainer(model, settings, train_dataset=rows, data_collator=collate, callbacks=[MixoutCallback()]).train()
     model.cpu()
 else:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout.schedule import Linear
+from mixout.schedule import LinearRamp
 
 STEPS, EVERY = 20, 4
 
@@ -20,7 +20,7 @@ def train(folder: Path) -> nn.Module:
     )  # load pretrained weights here
     mixout.apply_(model, mixout.Mixout(0.7))  # before a checkpoint is loaded: the anchor is the weights of this moment
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    p = mixout.PScheduler(model, Linear(0.0, 0.7, steps=10))  # optional
+    p = mixout.PScheduler(model, LinearRamp(0.0, 0.7, steps=10))  # optional
 
     file, done = folder / "checkpoint.pt", 0
     if file.exists():
@@ -28,7 +28,7 @@ def train(folder: Path) -> nn.Module:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         p.load_state_dict(state["p"])
-        mixout.load_state_dict_(model, state["mixout"])  # refuses a model that is anchored elsewhere
+        mixout.load_state_(model, state["mixout"])  # refuses a model that is anchored elsewhere
         torch.set_rng_state(state["rng"])  # masks are drawn from it, as dropout's; on a GPU save its state as well
         done = state["step"]
 
@@ -41,7 +41,7 @@ def train(folder: Path) -> nn.Module:
         p.step()
         if (step + 1) % EVERY == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "p": p.state_dict()}
-            state |= {"mixout": mixout.state_dict(model), "rng": torch.get_rng_state(), "step": step + 1}
+            state |= {"mixout": mixout.save_state(model), "rng": torch.get_rng_state(), "step": step + 1}
             torch.save(state, file.with_suffix(".new"))
             os.replace(file.with_suffix(".new"), file)
     return model

@@ -9,8 +9,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     size = {"img_size": 32, "depth": 2, "num_classes": 5}
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **size)  # pretrained=True with a network
-    # The patch embedding is a convolution, the head is new: neither is mixed.
-    mixout.apply_(model, mixout.Mixout(0.8), where=mixout.Where(include=r"^blocks\..*(qkv|proj|fc\d)$"))
+    mixout.apply_(model, mixout.Mixout(0.8))  # the patch embedding is a convolution, the head is new: neither is mixed
     print(mixout.coverage(model))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)

@@ -1,5 +1,7 @@
 """Small random models of the architectures of transformers, with inputs, for tests and for benchmarks.
 
+``PYTHONPATH=src python tests/architectures.py`` prints what share of each is mixed by default.
+
 A configuration is made small by the names of its fields (:data:`SIZES`), whatever the architecture, and inputs follow
 from what the model's forward takes. :data:`OVERRIDES` corrects this for some architectures. :data:`LEFT_OUT` says why
 the others are not built.
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +21,8 @@ import transformers
 from torch import Tensor
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+import mixout
 
 WIDTH, LAYERS, HEADS, VOCABULARY, POSITIONS, IMAGE = 32, 2, 2, 100, 64, 32
 
@@ -103,11 +109,10 @@ OVERRIDES = {name: fields for names, fields in _CORRECTIONS for name in names.sp
 
 # Without a linear layer that can be mixed: convolutions and embeddings are mixed.
 _NO_LINEAR = """
-    dac falcon mobilenet_v1 mobilenet_v2 poolformer pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_rec
+    dac mobilenet_v1 mobilenet_v2 poolformer pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_rec
     pp_ocrv6_small_rec pp_ocrv6_tiny_rec regnet resnet rt_detr_resnet superpoint upernet
 """
-# LightGlue's body is taken for a head around the model that finds key points.
-WHERE = {**dict.fromkeys(_NO_LINEAR.split(), ".*"), "lightglue": "all"}
+WHERE = dict.fromkeys(_NO_LINEAR.split(), mixout.Where(types=torch.nn.Module))
 
 _REASONS = {
     "too large where only known fields are small": """
@@ -295,3 +300,24 @@ def _sounds(config: Any, key: str) -> Iterator[Tensor]:
     waves = [(2, 1200), (2, 1, 1200)]
     for shape in spectra + waves if key == "input_features" else waves + spectra:
         yield torch.randn(shape)
+
+
+def main() -> None:
+    """One line an architecture: the share of the weights' FLOPs that is mixed by default, and what apply_ says."""
+    for name in names():
+        if left_out(name) is not None:
+            continue
+        model, said = build(name), ""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", mixout.LowCoverageWarning)
+            try:
+                mixout.apply_(model, mixout.Mixout(0.5))
+            except mixout.NothingMixedError as error:
+                said = f"error: {error}"
+        said = next((f"warning: {w.message}" for w in caught if w.category is mixout.LowCoverageWarning), said)
+        sys.stdout.write(f"{name:40}{mixout.coverage(model).flops_mixed:7.1%}  {said[:200]}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

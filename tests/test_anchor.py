@@ -278,33 +278,33 @@ def test_an_anchor_captured_after_a_fine_tuned_checkpoint_is_found():
     model = mixout.apply_(fresh(), Mixout(0.5))
     with torch.no_grad():
         model.body.first.weight.add_(0.1)
-    state, weights = mixout.state_dict(model), copy.deepcopy(model.state_dict())
+    state, weights = mixout.save_state(model), copy.deepcopy(model.state_dict())
     json.dumps(state)  # it goes into a checkpoint
     wrong = fresh()
     wrong.load_state_dict(weights)
     mixout.apply_(wrong, Mixout(0.5))
     with pytest.raises(mixout.AnchorMismatchError, match="call apply_, and only then load the checkpoint"):
-        mixout.load_state_dict_(wrong, state)
+        mixout.load_state_(wrong, state)
     right = mixout.apply_(fresh(), Mixout(0.5))
     right.load_state_dict(weights)
-    mixout.load_state_dict_(right, state)
+    mixout.load_state_(right, state)
     assert mixout.distance(right).total == mixout.distance(model).total
 
 
 def test_state_of_another_method_or_version_is_refused():
     model = mixout.apply_(fresh(), Mixout(0.5))
-    state = mixout.state_dict(model)
+    state = mixout.save_state(model)
     with pytest.raises(mixout.MixoutError, match="version"):
-        mixout.load_state_dict_(model, {**state, "version": 99})
+        mixout.load_state_(model, {**state, "version": 99})
     with pytest.raises(mixout.MixoutError, match=r"mixout\(0.7\)"):
-        mixout.load_state_dict_(model, {**state, "methods": "mixout(0.7)"})
+        mixout.load_state_(model, {**state, "methods": "mixout(0.7)"})
     with pytest.raises(mixout.MixoutError, match="version"):
-        mixout.load_state_dict_(model, {})
+        mixout.load_state_(model, {})
 
 
 @pytest.mark.parametrize("p", [7.0, float("nan"), "0.5"])
 def test_state_whose_p_is_no_probability_is_refused(p):
     model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), Mixout(0.9))
     with pytest.raises((TypeError, ValueError), match="expected p"):
-        mixout.load_state_dict_(model, {**mixout.state_dict(model), "p": p})
-    assert mixout.state_dict(model)["p"] == 0.9
+        mixout.load_state_(model, {**mixout.save_state(model), "p": p})
+    assert mixout.save_state(model)["p"] == 0.9

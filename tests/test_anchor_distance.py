@@ -1,12 +1,15 @@
 """||w - u|| against plain arithmetic in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixout
-from mixout.anchor import distance
+from mixout.anchor import distance, norm
+from mixout.integrations.logs import measures
 
 
 def net():
@@ -35,7 +38,7 @@ def test_distance_to_an_explicit_anchor_for_any_model():
     zero = mixout.distance(model, anchor=0)
     assert zero.total == pytest.approx(torch.cat([model[i].weight.flatten() for i in (0, 2)]).norm().item())
     with pytest.raises(mixout.NotAppliedError, match="anchor"):
-        mixout.distance(mixout.apply_(model, mixout.Dropout(0.0)))
+        mixout.distance(mixout.apply_(model, mixout.methods.Dropout(0.0)))
 
 
 def test_mixed_and_plain_models_are_measured_alike():
@@ -120,3 +123,38 @@ def test_nothing_of_the_weights_size_is_made(dtype):
     with Largest() as largest:
         distance({"a": (w, u)})
     assert 0 < largest.bytes <= 4 * 2**18
+
+
+def test_the_radius_used_is_the_largest_entry_over_the_radius():
+    model = net()
+    where = mixout.Where(include="^[02]$")
+    mixout.apply_(model, mixout.AnchorDecay(radius=0.5), where=where)
+    assert mixout.radius_used(model) == {"0.weight": 0.0, "2.weight": 0.0}
+    with torch.no_grad():
+        model[0].weight[0, 0] += 0.25
+        model[0].weight[1, 1] -= 0.375
+        model[0].bias += 100.0  # biases do not decay
+    assert mixout.radius_used(model) == pytest.approx({"0.weight": 0.75, "2.weight": 0.0}, rel=1e-6)
+    assert mixout.radius_used(model[0]) == pytest.approx({"weight": 0.75}, rel=1e-6)
+    assert measures(model)["anchor_radius_used"] == pytest.approx(0.75, rel=1e-6)
+    by_rate = mixout.apply_(net(), mixout.AnchorDecay(4.0), anchor=0)
+    expected = 4.0 * by_rate[0].weight.abs().max().item()
+    assert mixout.radius_used(by_rate)["0.weight"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [mixout.Mixout(0.5), mixout.AnchorDecay(1.0, decoupled=False)], ids=str)
+def test_no_radius_is_used_where_nothing_bounds(method):
+    model = mixout.apply_(net(), method)
+    assert mixout.radius_used(model) == {}
+    assert "anchor_radius_used" not in measures(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 700_000), (1, 1_000_003), (5,), (), (0, 4)])
+def test_the_largest_entry_is_float64s(shape, dtype):
+    torch.manual_seed(0)
+    u = torch.randn(shape).to(dtype)
+    w = (u + 0.01 * torch.randn(shape)).to(dtype)
+    difference = (w.double() - u.double()).abs().flatten()
+    expected = difference.max().item() if difference.numel() else 0.0
+    assert norm(w, u, math.inf) == pytest.approx(expected, rel=1e-6)

@@ -100,7 +100,7 @@ def test_nothing_that_happens_to_the_model_changes_it(change, method):
     before = mixout.fingerprint(model)
     changed = change(model)
     assert mixout.fingerprint(changed) == before
-    mixout.load_state_dict_(mixed(method), mixout.state_dict(changed))
+    mixout.load_state_(mixed(method), mixout.save_state(changed))
 
 
 def test_a_value_the_order_or_a_dtype_at_capture_changes_it_and_names_do_not():
@@ -138,8 +138,8 @@ def test_each_anchor_is_hashed_once(monkeypatch):
     model[3].weight = model[2].weight  # tied: one parameter, one anchor
     mixout.apply_(model, [Mixout(0.5), AnchorDecay(0.1)])
     assert hashed == [(8, 6), (3, 8)]
-    state = mixout.state_dict(model)
-    mixout.load_state_dict_(copy.deepcopy(model).double(), state)
+    state = mixout.save_state(model)
+    mixout.load_state_(copy.deepcopy(model).double(), state)
     mixout.distance(model, anchor=net().state_dict(), where="0")
     assert len(hashed) == 2
 
@@ -149,12 +149,12 @@ def test_each_anchor_is_hashed_once(monkeypatch):
 def test_a_run_that_was_cast_resumes_exactly(cast, when):
     torch.manual_seed(3)
     whole = step(step(cast(mixed())))
-    state, weights, stream = mixout.state_dict(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
+    state, weights, stream = mixout.save_state(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
     step(step(whole))
     resumed = mixed()
     if when == "before loading":
         cast(resumed)
-    mixout.load_state_dict_(resumed, state)
+    mixout.load_state_(resumed, state)
     cast(resumed).load_state_dict(weights)
     torch.set_rng_state(stream)
     step(step(resumed))
@@ -164,14 +164,14 @@ def test_a_run_that_was_cast_resumes_exactly(cast, when):
 
 def test_a_checkpoint_of_version_2_is_read():
     model = mixed()
-    state = mixout.state_dict(step(model))
+    state = mixout.save_state(step(model))
     names = ("0.weight", "2.weight")
     old = {**state, "version": 2, "fingerprint": of_version_2({name: net().get_parameter(name) for name in names})}
-    mixout.load_state_dict_(mixed(), old)
+    mixout.load_state_(mixed(), old)
     with pytest.raises(mixout.AnchorMismatchError, match=old["fingerprint"]):
-        mixout.load_state_dict_(mixout.apply_(net(seed=1), Mixout(0.5)), old)
+        mixout.load_state_(mixout.apply_(net(seed=1), Mixout(0.5)), old)
     with pytest.raises(mixout.AnchorMismatchError):
-        mixout.load_state_dict_(mixed(), {**state, "version": 2})
+        mixout.load_state_(mixed(), {**state, "version": 2})
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_an_anchor_is_cast_like_its_weight():
 
 
 def test_an_anchor_of_a_convolution_follows_to_channels_last():
-    model = mixout.apply_(nn.Sequential(nn.Conv2d(4, 6, 3)), Mixout(0.5), where=".")
+    model = mixout.apply_(nn.Sequential(nn.Conv2d(4, 6, 3)), Mixout(0.5), where=mixout.Where(types=nn.Conv2d))
     model.to(memory_format=torch.channels_last).double()
     assert anchors(model)[0].stride() == model[0].weight.stride()
     assert anchors(model)[0].equal(model[0].weight)

@@ -118,14 +118,14 @@ def test_the_training_flag_stays(training):
 
 
 @pytest.mark.parametrize("seed", [None, 5])
-@pytest.mark.parametrize("method", [Mixout(0.5), mixout.AnchorDecay(0.1), mixout.Dropout(0.1)], ids=repr)
+@pytest.mark.parametrize("method", [Mixout(0.5), mixout.AnchorDecay(0.1), mixout.methods.Dropout(0.1)], ids=repr)
 def test_conversion_leaves_the_global_random_stream_alone(method, seed):
     """Trap: consumes the global random stream; a draw in conversion."""
     model = net()
     state = torch.get_rng_state()
     mixout.apply_(model, method, seed=seed)
     mixout.coverage(model)
-    mixout.state_dict(model)
+    mixout.save_state(model)
     mixout.remove_(model)
     assert torch.get_rng_state().equal(state)
 
@@ -144,7 +144,7 @@ def test_a_copy_is_complete_and_independent(duplicate, seed):
     assert mixout.fingerprint(twin) == mixout.fingerprint(model)
     assert mixout.distance(twin).total == mixout.distance(model).total
     mixout.set_p_(twin, 0.25)
-    assert mixout.state_dict(model)["p"] == 0.5
+    assert mixout.save_state(model)["p"] == 0.5
     mixout.remove_(twin)
     assert type(model[0]) is not nn.Linear
     assert mixout.coverage(model).mixed == ("0", "3")
@@ -173,11 +173,11 @@ def test_applying_twice_is_an_error_that_says_what_to_do():
 
 
 def test_without_a_method_everything_says_so():
-    for function in (mixout.remove_, mixout.distance, mixout.state_dict, mixout.fingerprint):
+    for function in (mixout.remove_, mixout.distance, mixout.save_state, mixout.fingerprint):
         with pytest.raises(mixout.NotAppliedError, match="apply_"):
             function(net())
     with pytest.raises(mixout.NotAppliedError):
-        mixout.set_p_(mixout.apply_(net(), mixout.Dropout(0.1)), 0.5)
+        mixout.set_p_(mixout.apply_(net(), mixout.methods.Dropout(0.1)), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,11 @@ def test_without_a_method_everything_says_so():
     [
         (mixout.NothingMixedError, {"method": Mixout(0.5), "where": "no_such_layer"}),
         (mixout.NothingMixedError, {"method": [Mixout(0.5), mixout.AnchorDecay(0.1)], "where": r"\.nothing"}),
-        (mixout.AnchorMismatchError, {"method": Mixout(0.5), "anchor": {"0.weight": torch.zeros(5, 6)}}),
+        (
+            mixout.AnchorMismatchError,
+            {"method": Mixout(0.5), "anchor": {"0.weight": torch.zeros(5, 6)}, "where": "all"},
+        ),
+        (mixout.AnchorMismatchError, {"method": Mixout(0.5), "anchor": {"3.weight": torch.zeros(3, 5)}}),
         (
             mixout.AnchorMismatchError,
             {"method": Mixout(0.5), "anchor": {"0.weight": torch.zeros(5, 6), "3.weight": torch.zeros(5, 3)}},
@@ -215,7 +219,7 @@ def test_a_failed_apply_leaves_the_model_untouched(error, arguments):
 
 def test_a_method_that_fails_late_is_rolled_back(monkeypatch):
     model = net()
-    monkeypatch.setattr(mixout.apply, "_decay_", lambda *_: 1 / 0)
+    monkeypatch.setattr(mixout.install, "_decay_", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mixout.apply_(model, [Mixout(0.5), mixout.AnchorDecay(0.1)])
     assert type(model[0]) is nn.Linear

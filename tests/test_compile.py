@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mixout
 from mixout import GradientMask, Mixconnect, Mixout, PScheduler, functional, masks
-from mixout.schedule import Linear
+from mixout.schedule import LinearRamp
 
 # torch's own, of the way its compiler traces autograd functions.
 pytestmark = [
@@ -40,7 +40,7 @@ def test_a_schedule_of_p_compiles_once_and_masks_are_fresh(backend):
     """Traps: a schedule of p that recompiles at each value; a Python-integer seed recompiles every step."""
     model = net(Mixout(0.5))
     compiled = torch.compile(model, fullgraph=True, backend=backend)
-    scheduler = PScheduler(model, Linear(0.1, 1.0, 4))
+    scheduler = PScheduler(model, LinearRamp(0.1, 1.0, 4))
     x = torch.randn(5, 8)
     torch._dynamo.utils.counters.clear()
     seen = []
@@ -181,12 +181,12 @@ def test_two_calls_of_a_layer_in_one_graph_draw_twice(backend, seed):
         layer[0].weight.add_(1.0)
     twice = torch.compile(lambda x: (layer(x), layer(x)), fullgraph=True, backend=backend)
     x = torch.randn(8, 32)
-    before = mixout.state_dict(layer)["draws"].get("0", 0)
+    before = mixout.save_state(layer)["draws"].get("0", 0)
     for _ in range(2):
         a, b = twice(x)
         assert not a.equal(b)
     if seed is not None:
-        assert mixout.state_dict(layer)["draws"]["0"] - before == 4
+        assert mixout.save_state(layer)["draws"]["0"] - before == 4
         eager = mixout.apply_(nn.Sequential(nn.Linear(32, 32)), Mixout(0.5), seed=seed)
         eager.load_state_dict(layer.state_dict())
         eager[0]._mixed.anchor.tensor.copy_(layer[0]._mixed.anchor.tensor)
@@ -292,7 +292,7 @@ def test_a_model_that_is_compiled_already_is_mixed_under_its_own_names():
     first, second = (compiled(torch.ones(1, 8)) for _ in range(2))
     assert not first.equal(second)
     assert mixout.distance(compiled).by_layer == pytest.approx({"0.weight": 128**0.5, "2.weight": 0.0})
-    mixout.load_state_dict_(plain, mixout.state_dict(compiled))
+    mixout.load_state_(plain, mixout.save_state(compiled))
     mixout.remove_(compiled)
     assert plain[1].p == 0.3
     assert type(plain[0]) is nn.Linear

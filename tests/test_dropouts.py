@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import Dropout, Mixout, dropouts
+from mixout import Mixout, dropouts
+from mixout.methods import Dropout
 
 transformers = pytest.importorskip("transformers")
 
@@ -160,7 +161,7 @@ def test_dropouts_are_restored_one_by_one(make):
     assert before
     config = getattr(model, "config", None)
     text = config.to_json_string() if config is not None else None
-    for method in (Mixout(0.5), Dropout(0.7), mixout.Dropconnect(0.5)):
+    for method in (Mixout(0.5), Dropout(0.7), mixout.methods.Dropconnect(0.5)):
         mixout.apply_(model, method, where="all")
         p = method.p if isinstance(method, Dropout) else 0.0
         assert {s.p for s in dropouts.find(model) if s.kind != "left"} == {p}

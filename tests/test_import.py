@@ -1,6 +1,7 @@
 """import mixout needs torch and nothing else, and exports exactly its public names."""
 
 import ast
+import importlib
 import importlib.metadata
 import re
 import subprocess
@@ -12,11 +13,12 @@ import pytest
 import mixout
 
 PUBLIC = {
-    "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "Coverage", "Distance", "Dropconnect", "Dropout",
-    "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "Method", "MissingExtraError",
-    "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "PScheduler",
-    "Plain", "RankMismatchError", "Where", "ZeroDecayWarning", "apply_", "coverage", "distance", "fingerprint",
-    "functional", "load_state_dict_", "methods", "remove_", "schedule", "set_p_", "state_dict",
+    "ALL", "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "BODY", "Coverage", "Distance",
+    "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "LowCoverageWarning", "Method",
+    "MissingExtraError", "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError",
+    "NothingMixedError", "PAPER", "PScheduler", "RankMismatchError", "State", "Where", "ZeroDecayWarning", "apply_",
+    "by_depth", "coverage", "distance", "fingerprint", "functional", "interpolate_", "load_state_", "methods",
+    "radius_used", "register", "remove_", "save_state", "schedule", "set_p_", "state",
 }  # fmt: skip
 
 BLOCKER = """
@@ -44,10 +46,10 @@ model[0](torch.ones(2, 4)).sum().backward()
 optimizer.step()
 print(mixout.coverage(model))
 assert mixout.distance(model).total > 0
-state = mixout.state_dict(model)
-mixout.load_state_dict_(model, state)
+state = mixout.save_state(model)
+mixout.load_state_(model, state)
 assert len(mixout.fingerprint(model)) == 64
-mixout.PScheduler(model, mixout.schedule.Linear(0.0, 0.5, 3)).step()
+mixout.PScheduler(model, mixout.schedule.LinearRamp(0.0, 0.5, 3)).step()
 mixout.remove_(model)
 file = tempfile.NamedTemporaryFile(suffix=".safetensors")
 try:
@@ -127,7 +129,7 @@ def test_the_public_names():
         assert getattr(mixout, name) is not None
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC - {"functional", "methods", "schedule"}))
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"ALL", "BODY", "PAPER", "functional", "methods", "schedule"}))
 def test_every_public_name_is_documented(name):
     assert (getattr(mixout, name).__doc__ or "").strip()
 
@@ -147,3 +149,35 @@ def test_errors_derive_from_the_builtin_that_fits():
     }.items():
         assert issubclass(error, builtin)
         assert issubclass(error, mixout.MixoutError)
+
+
+@pytest.mark.parametrize(
+    ("place", "old", "new"),
+    [
+        ("mixout", "Dropout", "mixout.methods.Dropout"),
+        ("mixout", "Dropconnect", "mixout.methods.Dropconnect"),
+        ("mixout", "Plain", "mixout.methods.Plain"),
+        ("mixout", "state_dict", "mixout.save_state"),
+        ("mixout", "load_state_dict_", "mixout.load_state_"),
+        ("mixout.schedule", "Linear", "LinearRamp"),
+        ("mixout.schedule", "Cosine", "CosineRamp"),
+        ("mixout.integrations.huggingface", "AnchorCallback", "MixoutCallback"),
+        ("mixout.integrations.lightning", "AnchorCallback", "MixoutCallback"),
+    ],
+)
+def test_an_old_name_leads_to_the_new_one(place, old, new):
+    module = importlib.import_module(place)
+    with pytest.raises(AttributeError, match=rf"no attribute '{old}'; it is called {re.escape(new)} now$"):
+        getattr(module, old)
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        _ = module.nothing
+
+
+def test_each_error_and_warning_is_on_the_page_and_says_what_to_do():
+    page = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(mixout.errors).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if kind not in (mixout.MixoutError, mixout.MixoutWarning):
+            assert f"| `{kind.__name__}` |" in page
+            assert "What to do:" in kind.__doc__
+            assert kind.__name__ in PUBLIC

@@ -43,7 +43,7 @@ def test_nobody_is_warned_without_cause(checkpoint, tiny_bert):
         mixout.apply_(fine_tuned, mixout.Mixout(0.5), anchor=checkpoint)
         assert mixout.distance(fine_tuned).total == 0
         mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Mixout(0.5), anchor=tiny_bert)
-        mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Dropconnect(0.5))
+        mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.methods.Dropconnect(0.5))
 
 
 def test_what_a_trainer_saved_at_its_end_does_not_silently_become_the_anchor(tiny_bert, tmp_path):

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import Dropconnect, Mixconnect, Mixout
+from mixout import Mixconnect, Mixout
+from mixout.methods import Dropconnect
 
 METHODS = [
     Mixout(0.5),
@@ -64,11 +65,11 @@ def test_no_draw_in_eval_mode(seed):
     """Trap: a draw in eval mode."""
     model, (x, _) = net(seed=seed), inputs()
     model(x)
-    global_state, own = torch.get_rng_state(), mixout.state_dict(model)
+    global_state, own = torch.get_rng_state(), mixout.save_state(model)
     model.eval()
     assert model(x).equal(model(x))
     assert torch.get_rng_state().equal(global_state)
-    assert mixout.state_dict(model) == own
+    assert mixout.save_state(model) == own
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -123,7 +124,7 @@ def test_training_under_checkpointing_is_training_without(seed):
             y = model(x) if reentrant is None else checkpoint(model, x.requires_grad_(), use_reentrant=reentrant)
             y.pow(2).sum().backward()
             optimizer.step()
-        results.append([p.detach().clone() for p in model.parameters()] + [mixout.state_dict(model)["draws"]])
+        results.append([p.detach().clone() for p in model.parameters()] + [mixout.save_state(model)["draws"]])
     for other in results[1:]:
         assert other[-1] == results[0][-1]
         assert all(a.equal(b) for a, b in zip(results[0][:-1], other[:-1], strict=True))
@@ -173,25 +174,25 @@ def test_a_restored_state_continues_the_draws():
     model, (x, _) = net(seed=3), inputs()
     for _ in range(3):
         model(x)
-    state = mixout.state_dict(model)
+    state = mixout.save_state(model)
     expected = [model(x) for _ in range(2)]
     other = net(seed=3)
     torch.manual_seed(1234)
-    mixout.load_state_dict_(other, state)
+    mixout.load_state_(other, state)
     assert all(other(x).equal(y) for y in expected)
-    assert mixout.state_dict(other) == mixout.state_dict(model)
+    assert mixout.save_state(other) == mixout.save_state(model)
 
 
 def test_a_restored_state_continues_the_draws_in_the_same_process():
     """Rolled back with the global RNG state, as a trainer does: the count must go on as it did before."""
     model, (x, _) = net(seed=3), inputs()
     model(x)
-    state, rng = mixout.state_dict(model), torch.get_rng_state()
-    expected, after = [model(x) for _ in range(2)], mixout.state_dict(model)
-    mixout.load_state_dict_(model, state)
+    state, rng = mixout.save_state(model), torch.get_rng_state()
+    expected, after = [model(x) for _ in range(2)], mixout.save_state(model)
+    mixout.load_state_(model, state)
     torch.set_rng_state(rng)
     assert all(model(x).equal(y) for y in expected)
-    assert mixout.state_dict(model) == after
+    assert mixout.save_state(model) == after
 
 
 @pytest.mark.parametrize("chunks", [4, 1100])

@@ -40,34 +40,49 @@ def mixed(where):
     return set(mixout.coverage(mixout.apply_(Model(), Mixout(0.9), where=where)).mixed)
 
 
-@pytest.mark.parametrize("where", [None, "body"])
+@pytest.mark.parametrize("where", [None, "body", mixout.BODY])
 def test_the_default_is_all_linear_layers_of_the_pretrained_body(where):
     assert mixed(where) == set(LINEARS)
 
 
 def test_paper_leaves_out_what_feeds_the_nonlinearity():
-    assert mixed("paper") == {name for name in LINEARS if not name.endswith("fc1")}
+    assert mixed(mixout.PAPER) == mixed("paper") == {name for name in LINEARS if not name.endswith("fc1")}
 
 
 def test_all_takes_heads_too():
-    assert mixed("all") == {*LINEARS, "body.lm_head", "classifier"}
+    assert mixed(mixout.ALL) == mixed("all") == {*LINEARS, "body.lm_head", "classifier"}
 
 
-def test_a_regular_expression_is_searched_in_names_of_all_layers():
-    assert mixed("query|embedding") == {"body.layer.0.query", "body.layer.1.query", "embedding"}
+def test_a_regular_expression_is_searched_in_names_of_linear_layers():
+    assert mixed("query|embedding") == {"body.layer.0.query", "body.layer.1.query"}
     assert mixed(r"layer\.0\.") == set(LINEARS[:3])
-    assert mixed(r"^conv$") == {"conv"}
+    with pytest.raises(mixout.NothingMixedError, match="where='\\^conv\\$' matches no linear layer"):
+        mixed(r"^conv$")
+
+
+def test_types_say_which_other_layers():
+    assert mixed(Where(types=nn.Embedding)) == {"embedding"}
+    assert mixed(Where(include="query|embedding", types=(nn.Linear, nn.Embedding))) == {*LINEARS[::3], "embedding"}
+    assert mixed(Where(types=nn.Module, exclude="layer|lm_head")) == {"embedding", "conv", "classifier"}
+    with pytest.raises(TypeError, match="types= as classes of modules"):
+        Where(types="Linear")
 
 
 def test_include_and_exclude():
     assert mixed(Where(include="layer", exclude=r"\.0\.")) == set(LINEARS[3:])
     assert mixed(Where(include=("fc1", "fc2"), exclude=(r"\.0\.", "fc2"))) == {"body.layer.1.fc1"}
-    assert mixed(Where(exclude=("layer", "embedding", "conv"))) == {"body.lm_head", "classifier"}
+    assert mixed(Where(exclude="layer")) == {"body.lm_head", "classifier"}
 
 
 def test_a_predicate_sees_name_and_module():
     assert mixed(lambda name, module: isinstance(module, nn.Conv1d)) == {"conv"}
     assert mixed(lambda name, module: name == "classifier") == {"classifier"}
+
+
+def test_a_predicate_with_another_signature_is_refused():
+    for bad in (lambda module, name: True, lambda name: True, lambda m, fqn: True, lambda: True):
+        with pytest.raises(TypeError, match=r"expected a predicate \(name, module\) -> bool"):
+            mixed(bad)
 
 
 def test_a_model_without_a_marked_body_is_body_all_over():
@@ -100,10 +115,11 @@ def test_decay_covers_the_body_or_what_where_says():
     model = mixout.apply_(Model(), mixout.AnchorDecay(0.1))
     assert set(mixout.measure.held_anchors(model)) == {f"{name}.weight" for name in LINEARS}
     mixout.remove_(model)
-    mixout.apply_(model, mixout.AnchorDecay(0.1), where="classifier|embedding")
+    mixout.apply_(model, mixout.AnchorDecay(0.1), where="classifier|embedding")  # a decay: all weights of these names
     assert set(mixout.measure.held_anchors(model)) == {"classifier.weight", "embedding.weight"}
 
 
+@pytest.mark.filterwarnings("ignore::mixout.LowCoverageWarning")  # of a tiny Whisper most are convolutions
 @pytest.mark.parametrize("case", ["clip", "t5", "whisper"])
 def test_heads_of_models_without_a_body_under_their_prefix_are_not_mixed(case):
     import transformers

@@ -167,7 +167,7 @@ def test_an_average_of_the_weights_is_a_plain_model_and_leaves_the_trained_one_a
     assert averaged.eval()(x).equal(plain(x))
     assert mixout.distance(averaged).total > 0
     mixout.set_p_(averaged, 0.1)
-    assert mixout.state_dict(model)["p"] == 0.5
+    assert mixout.save_state(model)["p"] == 0.5
     mixout.remove_(averaged)
     assert type(averaged.module[0]) is nn.Linear
     assert mixout.coverage(model).mixed == ("0", "2", "4")

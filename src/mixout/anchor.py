@@ -244,13 +244,21 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
         >>> distance({"a": (torch.tensor([3.0, 4.0]), None)}).total
         5.0
     """
-    by_layer = {name: _norm(weight.detach(), anchor) for name, (weight, anchor) in pairs.items()}
+    by_layer = {name: norm(weight, anchor) for name, (weight, anchor) in pairs.items()}
     counted = {id(weight): name for name, (weight, _) in pairs.items()}
     return Distance(total=math.hypot(*(by_layer[name] for name in counted.values())), by_layer=by_layer)
 
 
-def _norm(weight: Tensor, anchor: Tensor | None) -> float:
-    """In blocks: no copy of the weight's size is made."""
+def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
+    """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry.
+
+    In blocks: no copy of the weight's size is made.
+
+    Example:
+        >>> norm(torch.tensor([3.0, -4.0]), None), norm(torch.tensor([3.0, -4.0]), None, math.inf)
+        (5.0, 4.0)
+    """
+    weight = weight.detach()
     parts = [weight] if anchor is None else [weight, laid_out(anchor, weight)]
     if hasattr(weight, "placements"):
         parts = [part.to_local() for part in parts]  # type: ignore[attr-defined]
@@ -258,23 +266,26 @@ def _norm(weight: Tensor, anchor: Tensor | None) -> float:
         parts = [part.flatten() for part in parts]
     block = _GPU_BLOCK if weight.is_cuda else _BLOCK
     rows = max(1, block * len(parts[0]) // max(1, parts[0].numel()))
-    norms = [_block_norm(*blocks) for blocks in zip(*(torch.split(part, rows) for part in parts), strict=True)]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    return float(_of_all_ranks(norm, weight) if hasattr(weight, "placements") else norm)
+    blocks = zip(*(torch.split(part, rows) for part in parts), strict=True)
+    found = torch.linalg.vector_norm(torch.stack([_block_norm(block, order) for block in blocks]), order)
+    return float(_of_all_ranks(found, weight, order) if hasattr(weight, "placements") else found)
 
 
-def _block_norm(*blocks: Tensor) -> Tensor:
+def _block_norm(blocks: tuple[Tensor, ...], order: float) -> Tensor:
     device = blocks[0].device if blocks[0].is_cuda else torch.device("cpu")  # MPS has no double precision
     dtype = torch.float32 if all(block.dtype in _NARROW for block in blocks) else torch.float64
     weight, *anchor = (block.to(device, dtype) for block in blocks)
-    norm: Tensor = torch.linalg.vector_norm(weight - anchor[0] if anchor else weight, dtype=torch.float64)
+    if not weight.numel():  # of which there is no largest entry
+        return torch.zeros((), dtype=torch.float64, device=device)
+    norm: Tensor = torch.linalg.vector_norm(weight - anchor[0] if anchor else weight, order, dtype=torch.float64)
     return norm
 
 
-def _of_all_ranks(norm: Tensor, weight: Tensor) -> Tensor:
+def _of_all_ranks(norm: Tensor, weight: Tensor, order: float) -> Tensor:
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     mesh = weight.device_mesh  # type: ignore[attr-defined]
-    placements = [Replicate() if one.is_replicate() else Partial() for one in weight.placements]  # type: ignore[attr-defined]
-    squares = DTensor.from_local(norm.square().to(mesh.device_type), mesh, placements, run_check=False)
-    return squares.full_tensor().sqrt()
+    sums, partial = (norm, Partial("max")) if order == math.inf else (norm**order, Partial())
+    placements = [Replicate() if one.is_replicate() else partial for one in weight.placements]  # type: ignore[attr-defined]
+    found = DTensor.from_local(sums.to(mesh.device_type), mesh, placements, run_check=False).full_tensor()
+    return found if order == math.inf else found ** (1 / order)

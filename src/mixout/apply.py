@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from mixout import dropouts
-from mixout.anchor import Anchor, AnchorStore, OwnWeight, digest
-from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, NothingMixedError
+from mixout.anchor import AnchorStore
+from mixout.bylayer import ByLayer, Rule, rules_of
+from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
 from mixout.functional import FORMS, Form
-from mixout.layers import (
-    Mixed,
-    Mixing,
-    Share,
-    attach_,
-    check_scope,
-    check_sharding,
-    lora,
-    mixed_class,
-    reshard_,
-    restore_,
-    swap_,
-)
+from mixout.install import Anchors, install_, set_dropouts_, undo_
+from mixout.layers import Mixed, check_sharding, reshard_
 from mixout.layers.mixed import is_frozen
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, as_methods, optimizer_hooks, spell
-from mixout.methods.decay import decayed_fields
+from mixout.methods import AnchorDecay, Method, MixingMethod, spell
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
-from mixout.record import Applied, applied_here, applied_to, mark_, subject, unmark_
-from mixout.selection import Selection, WhereLike, chosen, resolve
+from mixout.reach import check_reach
+from mixout.record import Applied, applied_here, applied_to
+from mixout.selection import Selection, WhereLike, resolve
 from mixout.sources import AnchorSource, is_zero, uncompiled
-from mixout.streams import Stream
-
-_TRACES = {"_mixout_decay", "_mixout_dropouts"}  # what a decayed weight and a changed dropout leave on their module
 
 
 def apply_(
     model: nn.Module,
-    method: Method | str | Sequence[Method | str],
+    method: Method | str | Sequence[Method | str] | ByLayer,
     *,
     where: WhereLike = None,
     anchor: AnchorSource = None,
@@ -59,21 +45,24 @@ def apply_(
     Nothing that others hold is replaced: Parameter objects, state-dict keys, ties, hooks, ``requires_grad`` and the
     training flag stay, so optimizers may be built before or after. In eval mode the model computes what it computed.
     Parts of a model may be given methods of their own, one call each. A layer whose weight does not require a gradient
-    computes plainly while that is so. Before pruning, ``quantize_dynamic`` or ``torch.jit.script`` call
-    :func:`remove_`: they would not know the mixed layers, or change weights that mixing then ignores.
+    computes plainly while that is so. Before pruning, quantisation or ``torch.jit`` call :func:`remove_`.
 
     Args:
         model: any module.
         method: one method, or several that are combined; at most one of them mixes. Text such as ``"mixout(0.9)"``
-            counts as the methods that it names, see :func:`mixout.methods.parse`.
-        where: which layers: None or ``"body"``, all linear layers of the pretrained body; ``"paper"``, those that
-            follow a dropout in the paper; ``"all"``, every linear layer; a regular expression, a
-            :class:`mixout.Where` or a predicate ``(name, module) -> bool`` on all layers that can be mixed.
+            counts as the methods that it names, see :func:`mixout.methods.parse`. Or by layer: a dict from regular
+            expressions on the layers' names to methods, of which the first that fits counts; layers that none fits are
+            left out. :func:`mixout.by_depth` makes such a dict.
+        where: which layers: None or :data:`mixout.BODY`, all linear layers of the pretrained body;
+            :data:`mixout.PAPER`, those that follow a dropout in the paper; :data:`mixout.ALL`, every linear layer; a
+            regular expression on the names of linear layers; a :class:`mixout.Where`, for other types of layers too; or
+            a predicate ``(name, module) -> bool`` on all layers that can be mixed.
         anchor: what is mixed in: None for the weights of this moment; a state dict; a safetensors file or a folder
-            that holds one; another model; or 0.
+            that holds one; another model; or 0. A layer that it lacks is left out as new, where nothing else tells a
+            model's new head.
         seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
             alone.
-        scope: in a distributed run, whether ``"all"`` ranks toss the same coins, as one device would (without a seed
+        scope: in a distributed run, whether ``"all"`` ranks draw the same masks, as one device would (without a seed
             they take rank 0's in their first training pass), or each ``"rank"`` its own. See docs/integrations/ddp.md.
         keep_dropout: leave the model's own dropouts on beside a mixing method.
         anchor_dtype: keep the anchors in this dtype, which must hold them exactly, as bfloat16 holds the weights of a
@@ -88,14 +77,15 @@ def apply_(
 
     Raises:
         AlreadyAppliedError: if the model, or a part of it, carries a method already.
-        NothingMixedError: if a mixing method finds no layer.
-        AnchorMismatchError: if ``anchor`` lacks a weight or has another shape.
+        NothingMixedError: if a mixing method finds no layer, or by default the new head alone.
+        AnchorMismatchError: if ``anchor`` lacks a weight that was asked for, or has another shape.
         MixoutError: if the model has lazy parameters, or in ``torch.inference_mode``.
         TypeError, ValueError: if an argument is out of its range.
 
     Warns:
         FineTunedAnchorWarning: if the weights of this moment are a checkpoint of a Trainer's run.
         FrozenLayersWarning: if every layer that is chosen is frozen.
+        LowCoverageWarning: if less than half of the FLOPs of the body, or of the chosen layers, is reached.
 
     Example:
         >>> from mixout import Mixout
@@ -105,38 +95,53 @@ def apply_(
 
     Source: Lee et al. 2020, section 3.
     """
-    methods = as_methods(method)
+    rules = rules_of(method)
+    methods = tuple(dict.fromkeys(one for rule in rules for one in rule.methods))
     whole, model = model, uncompiled(model)
-    _check_arguments(methods, anchor, seed, scope, anchor_dtype, anchor_device, form)
-    _check_model(model)
-    reshard_(model)
+    for rule in rules:
+        _check_methods(rule.methods, anchor)
+    _check_arguments(seed, scope, anchor_dtype, anchor_device, form)
     selection = resolve(where, model)
-    applied = Applied(methods=methods, seed=SharedSeed(seed, scope))
-    mixing = next((m for m in methods if isinstance(m, MixingMethod)), None)
-    decays = [m for m in methods if isinstance(m, AnchorDecay)]
-    layers, adapted = ({}, {}) if mixing is None else chosen(model, selection, mixing.unit)
+    check_applicable(model)
+    reshard_(model)
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
-        if mixing is not None:
-            applied.mixing = _mix_(model, mixing, layers, adapted, anchors, applied, form)
-        for one in decays:
-            _decay_(model, one, selection, anchors)
-        _set_dropouts_(model, methods, keep=keep_dropout)
+        set_dropouts_(model, methods, keep=keep_dropout)
+        layers = spread_(model, rules, selection, anchors, seed, scope, form)
+        if layers:
+            left_out = selection.but(lambda name, _: not any(rule.fits(name) for rule in rules))
+            check_reach(model, left_out)
     except BaseException:
-        _undo_(model)
+        undo_(model)
         raise
-    changed = [m for m in model.modules() if isinstance(m, Mixed) or _TRACES & vars(m).keys()]
-    mark_(changed or [model], applied)
-    if layers and not adapted and all(isinstance(one, Mixed) and is_frozen(one) for one in layers.values()):
+    if layers and all(isinstance(one, Mixed) and is_frozen(one) for one in layers.values()):
         warnings.warn(
-            f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {applied} mixes nothing "
-            "until one does; choose layers that are trained with where=, or unfreeze these",
+            f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {spell(methods)} mixes "
+            "nothing until one does; choose layers that are trained with where=, or unfreeze these",
             FrozenLayersWarning,
             stacklevel=2,
         )
-    if anchor is None and (decays or (layers and mixing is not None and mixing.anchor == "given")):
+    reads = any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
+    if anchor is None and ((layers and reads) or any(isinstance(one, AnchorDecay) for one in methods)):
         warn_if_fine_tuned(model)
     return whole
+
+
+def spread_(
+    model: nn.Module,
+    rules: Sequence[Rule],
+    selection: Selection,
+    anchors: Anchors,
+    seed: int | None = None,
+    scope: Scope = "all",
+    form: Form = "auto",
+) -> dict[str, nn.Module]:
+    """Install each rule's methods where it is the first that fits; return the mixed layers by name."""
+    layers: dict[str, nn.Module] = {}
+    for rule in rules:
+        applied = Applied(methods=rule.methods, seed=SharedSeed(seed, scope), where=selection.text)
+        layers |= install_(model, applied, rule.within(selection, rules), anchors, form, alone=len(rules) == 1)
+    return layers
 
 
 def remove_(model: nn.Module) -> nn.Module:
@@ -167,24 +172,19 @@ def remove_(model: nn.Module) -> nn.Module:
                 f"expected layers as apply_ left them, got {name!r} parametrized since, whose class is not to be taken "
                 "from it; call torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
-    _undo_(model)
+    undo_(model)
     return model
 
 
-def _check_arguments(
-    methods: tuple[Method, ...],
-    anchor: AnchorSource,
-    seed: object,
-    scope: object,
-    dtype: torch.dtype | None,
-    device: object,
-    form: object,
-) -> None:
+def _check_methods(methods: Sequence[Method], anchor: AnchorSource) -> None:
     mixing = [m for m in methods if isinstance(m, MixingMethod)]
     if len({m.name for m in methods}) < len(methods) or len(mixing) > 1:
         raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
     if anchor is not None and not is_zero(anchor) and [m.anchor != "given" for m in mixing] == [True] * len(methods):
         raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
+
+
+def _check_arguments(seed: object, scope: object, dtype: torch.dtype | None, device: object, form: object) -> None:
     if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
         raise TypeError(f"expected seed to be an integer or None, got {seed!r}")
     if scope not in SCOPES:
@@ -197,7 +197,12 @@ def _check_arguments(
         raise ValueError(f"expected anchor_dtype as a floating point dtype, got {dtype}")
 
 
-def _check_model(model: nn.Module) -> None:
+def check_applicable(model: nn.Module) -> None:
+    """Refuse a model that carries a method already, or whose weights cannot be anchored.
+
+    Raises:
+        AlreadyAppliedError, MixoutError: see :func:`apply_`.
+    """
     check_sharding(model)
     if any(applied_here(m) is not None or isinstance(m, Mixed) for m in model.modules()):
         raise AlreadyAppliedError(
@@ -208,97 +213,9 @@ def _check_model(model: nn.Module) -> None:
         raise MixoutError(
             "apply_ was called in torch.inference_mode, whose anchors no training pass can read; call it outside"
         )
-    check_sharding(model)
     for name, module in model.named_modules():
         if any(is_lazy(parameter) for parameter in module._parameters.values()):
             raise MixoutError(
                 f"the layer {name!r} ({type(module).__name__}) has no weights yet, so there is no anchor; run one "
                 "forward pass of the model before apply_"
             )
-
-
-def _mix_(
-    model: nn.Module,
-    method: MixingMethod,
-    layers: Mapping[str, nn.Module],
-    adapted: Mapping[str, tuple[Any, list[str]]],
-    anchors: AnchorStore,
-    applied: Applied,
-    form: Form,
-) -> Mixing:
-    """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
-    p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
-    mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
-    check_scope(layers, applied.seed.scope)
-    if adapted:
-        lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
-    store = AnchorStore(model, 0) if method.anchor == "zero" else anchors
-
-    def share(name: str, module: nn.Module, anchor: Anchor) -> Share:
-        return Share(mixing=mixing, anchor=anchor, plain=type(module), stream=Stream(applied.seed, name))
-
-    # All anchors first: one that is missing must leave the model as it was.
-    shares = {
-        name: share(
-            name,
-            module,
-            OwnWeight() if method.anchor == "own" else store.anchor(f"{name}.weight".lstrip("."), _weight(module)),
-        )
-        for name, module in layers.items()
-    }
-    applied.seed.subject = subject(str(applied), shares, layers)
-    for name, module in layers.items():
-        mixed = mixed_class(module)
-        if mixed is not None:
-            swap_(module, mixed, shares[name])
-    for name, (site, adapters) in adapted.items():
-        base = digest(lora.base_weight(site))
-        for adapter in adapters:
-            for factor_name, factor, mixed in lora.swaps(site, adapter, mixing):
-                swap_(factor, mixed, share(f"{name}.{factor_name}", factor, Anchor(None, base)))
-    attach_(model, layers)
-    return mixing
-
-
-def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: AnchorStore) -> None:
-    """Let every weight of the chosen region decay towards its anchor."""
-    chosen, sites = [], lora.sites(model)
-    for name, module in model.named_modules():
-        if not selection.covers(name, module):
-            continue
-        if lora.within(sites, name) is not None:
-            raise ValueError(
-                f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
-                "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
-                "the optimizer's own weight_decay"
-            )
-        for field in decayed_fields(module):
-            chosen.append((module, field, anchors.anchor(f"{name}.{field}".lstrip("."), getattr(module, field))))
-    if not chosen:
-        raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
-    # All anchors first: one that is missing must leave the model as it was.
-    for module, field, anchor in chosen:
-        optimizer_hooks.attach_(module, field, anchor, method)
-
-
-def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
-    """Mixing switches the model's own dropouts off; a Dropout beside it, or alone, sets them."""
-    p = next((one.p for one in methods if isinstance(one, Dropout)), None)
-    if p is None and (keep or not any(isinstance(one, MixingMethod) for one in methods)):
-        return
-    if not dropouts.set_(model, p or 0.0) and p:
-        raise NothingMixedError(f"expected a model with dropouts to set to {p}, got none in it")
-
-
-def _undo_(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, Mixed):
-            restore_(module)
-        optimizer_hooks.detach_(module)
-        unmark_(module)
-    dropouts.restore_(model)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight

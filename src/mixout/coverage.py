@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field, replace
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from mixout import dropouts
+from mixout.apply import check_applicable, spread_
+from mixout.bylayer import ByLayer, rules_of
 from mixout.dropouts import DropoutSite
-from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle
-from mixout.layers.mixed import REPLACED, is_frozen
+from mixout.errors import NothingMixedError
+from mixout.install import Unread, set_dropouts_, undo_
+from mixout.methods import Method, spell
+from mixout.reach import Kind
+from mixout.reach import LayerCoverage as LayerCoverage
+from mixout.reach import rows as layer_rows
 from mixout.record import applications
-from mixout.selection import parent
+from mixout.selection import WhereLike, resolve
 from mixout.sources import uncompiled
 
-Kind = Literal["mixed", "plain", "bypassed"]
-
-_LOOKED_UP = re.compile(r"emb|position|cls_token|class_token|mask_token", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerCoverage:
-    """One module that holds parameters of its own.
-
-    Args:
-        name: dotted name.
-        type: class name of the plain layer.
-        kind: ``mixed``; ``plain``, not mixed and not meant to be; or ``bypassed``, where a method cannot reach the
-            weight.
-        reason: why it is not mixed, or what is suspicious.
-        parameters: number of parameters that the module itself holds, tied ones with the first that holds them.
-        mixed_parameters: how many are mixed here, tied ones with the first that mixes them.
-        flops: multiply-adds per position (token, pixel) of its weights; 0 for what is looked up or element-wise.
-    """
-
-    name: str
-    type: str
-    kind: Kind
-    reason: str
-    parameters: int
-    mixed_parameters: int
-    flops: int
+_TOLD = {"mixed": "mixed", "bypassed": "out of reach", "plain": "not mixed"}  # in the order of the table
+SortBy = Literal["kind", "name", "type", "parameters", "flops"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Coverage:
-    """What a method reaches in a model; prints itself as a table.
+    """What a method reaches in a model; prints itself as a table, in a notebook as HTML.
 
     Args:
         methods: the methods, spelled.
@@ -90,126 +71,119 @@ class Coverage:
         total = sum(layer.flops for layer in self.layers)
         return sum(layer.flops for layer in self.layers if layer.kind == "mixed") / total if total else 0.0
 
+    def sorted(self, by: SortBy = "flops") -> Coverage:
+        """The same report in another order: numbers from the largest down.
+
+        Raises:
+            ValueError: if ``by`` is no column.
+        """
+        if by not in ("kind", "name", "type", "parameters", "flops"):
+            raise ValueError(f"expected a column among kind, name, type, parameters, flops, got {by!r}")
+        numbers = by in ("parameters", "flops")
+        return replace(self, layers=tuple(sorted(self.layers, key=lambda row: getattr(row, by), reverse=numbers)))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each layer, as ``pandas.DataFrame`` takes them."""
+        return [asdict(layer) for layer in self.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {
+            "methods": self.methods,
+            "parameters_mixed": self.parameters_mixed,
+            "flops_mixed": self.flops_mixed,
+            "layers": self.rows(),
+            "dropouts": [asdict(site) for site in self.dropouts],
+        }
+
+    def _head(self) -> str:
+        return (
+            f"{self.methods}: {len(self.mixed)} layers mixed, "
+            f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
+        )
+
+    def _groups(self) -> list[tuple[str, str, str, list[LayerCoverage]]]:
+        """Layers that are alike: what they are, their type, why, and which; the mixed ones first."""
+        groups: dict[tuple[str, str, str], list[LayerCoverage]] = {}
+        for layer in self.layers:
+            groups.setdefault((layer.kind, layer.type, layer.reason), []).append(layer)
+        ordered = sorted(groups.items(), key=lambda group: list(_TOLD).index(group[0][0]))
+        return [(_TOLD[kind], name, reason, members) for (kind, name, reason), members in ordered]
+
     def __repr__(self) -> str:
         return str(self)
 
     def __str__(self) -> str:
-        groups: dict[tuple[str, str, str], list[LayerCoverage]] = {}
-        for layer in self.layers:
-            groups.setdefault((layer.kind, layer.type, layer.reason), []).append(layer)
-        lines = [
-            f"{self.methods}: {len(self.mixed)} layers mixed, "
-            f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
-        ]
-        width = max((len(type_name) for _, type_name, _ in groups), default=0)
-        for (kind, type_name, reason), members in sorted(groups.items()):
+        lines, groups = [self._head()], self._groups()
+        width = max((len(type_name) for _, type_name, *_ in groups), default=0)
+        for told, type_name, reason, members in groups:
             count = sum(member.parameters for member in members)
-            lines.append(f"  {kind:<9}{len(members):>4} x {type_name:<{width}}{count:>13,}  {_names(members)}")
+            lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{count:>13,}  {_names(members)}")
             if reason:
-                lines.append(f"{'':>18}{reason}")
+                lines.append(f"{'':>21}{reason}")
         lines += [f"  dropout still on: {site}" for site in self.dropouts]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The same table for a notebook."""
+        cells = [
+            (told, f"{len(members)} x {type_name}", f"{sum(m.parameters for m in members):,}", _names(members), reason)
+            for told, type_name, reason, members in self._groups()
+        ]
+        head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        still_on = "".join(f"<p>dropout still on: {html.escape(str(site))}</p>" for site in self.dropouts)
+        return f"<p>{html.escape(self._head())}</p><table><tr>{head}</tr>{body}</table>{still_on}"
 
-def coverage(model: nn.Module) -> Coverage:
-    """Tell what the method that ``model`` carries reaches; a report that never raises.
+
+def coverage(
+    model: nn.Module,
+    method: Method | str | Sequence[Method | str] | ByLayer | None = None,
+    *,
+    where: WhereLike = None,
+) -> Coverage:
+    """Tell what the method that ``model`` carries reaches, or what one would reach that is applied to it.
 
     Args:
         model: a model, or any part of one; without a method everything in it is plain.
+        method: for a dry run on a plain model, as :func:`mixout.apply_` takes it. Nothing is copied, and ``model``
+            stays plain. A method that finds no layer gives a report of what is not mixed, and why.
+        where: for a dry run: which layers.
+
+    Raises:
+        AlreadyAppliedError: for a dry run on a model that carries a method.
+        MixoutError, TypeError, ValueError: as :func:`mixout.apply_` does, for what is no method and no ``where``.
 
     Example:
         >>> import mixout
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Dropout(0.1))
-        >>> print(coverage(mixout.apply_(model, mixout.Mixout(0.9))))
+        >>> print(coverage(model, mixout.Mixout(0.9)))
         mixout(0.9): 1 layers mixed, 57.1% of the parameters, 100.0% of the weights' FLOPs
-          mixed       1 x Linear              15  0
-          plain       1 x LayerNorm            6  1
-                          LayerNorm is not a layer that mixout can mix
+          mixed          1 x Linear              15  0
+          not mixed      1 x LayerNorm            6  1
+                             LayerNorm is not a layer that mixout can mix
     """
     model = uncompiled(model)
-    seen: set[int] = set()
-    mixed: set[int] = set()
-    layers = []
-    sites = lora.sites(model)
-    called = {
-        _group(sites, name)
-        for name, module in model.named_modules()
-        if isinstance(module, Mixed) and module._mixed.called
-    }
-    for name, module in model.named_modules():
-        own = [p for p in module._parameters.values() if p is not None]
-        if not own:
-            continue
-        fresh = [p for p in own if id(p) not in seen]
-        seen.update(map(id, own))
-        kind, reason = _kind(name, module, parent(model, name), sites)
-        if kind == "mixed" and isinstance(module, Mixed) and _group(sites, name) in called and not module._mixed.called:
-            kind, reason = "bypassed", "never called in training, while other layers were"
-        layer = _layer(name, module, kind, reason, sum(map(_size, fresh)))
-        weight = module._parameters.get("weight")
-        if kind == "mixed" and weight is not None and id(weight) not in mixed:
-            mixed.add(id(weight))
-            layer = replace(layer, mixed_parameters=weight.numel())
-        layers.append(layer)
-    methods = ", ".join(map(str, applications(model))) or "no method"
-    return Coverage(methods=methods, layers=tuple(layers), dropouts=tuple(dropouts.active(model)))
+    if method is None:
+        found = applications(model)
+        return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
+    rules, selection = rules_of(method), resolve(where, model)
+    methods = tuple(dict.fromkeys(one for rule in rules for one in rule.methods))
+    spelled = ", ".join(spell(rule.methods) for rule in rules)
+    check_applicable(model)
+    try:
+        set_dropouts_(model, methods, keep=False)
+        spread_(model, rules, selection, Unread())
+        return _report(model, spelled, selection.text)
+    except NothingMixedError:
+        undo_(model)
+        return _report(model, spelled, selection.text)
+    finally:
+        undo_(model)
 
 
-def _layer(name: str, module: nn.Module, kind: Kind, reason: str, parameters: int) -> LayerCoverage:
-    return LayerCoverage(
-        name=name,
-        type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
-        kind=kind,
-        reason=reason,
-        parameters=parameters,
-        mixed_parameters=0,
-        flops=_flops(name, module),
-    )
-
-
-def _group(sites: dict[str, Any], name: str) -> str:
-    """Layers that are trained together: an adapter that is activated after another one has not been called yet."""
-    return name.rpartition(".")[2] if lora.is_factor(sites, name) else ""
-
-
-def _kind(name: str, module: nn.Module, holder: nn.Module | None, sites: dict[str, Any]) -> tuple[Kind, str]:
-    """What ``module``, held by ``holder``, is, and why."""
-    if lora.within(sites, name) is not None:
-        return lora.coverage_row(sites, name, module)
-    if isinstance(module, Mixed):
-        if module._parameters.get("weight") is None:
-            return "bypassed", f"its weight {REPLACED}"
-        return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(module) else ("mixed", "")
-    if isinstance(module, nn.MultiheadAttention):
-        return "bypassed", "packed in_proj_weight, read without a layer"
-    if mixed_class(module) is None and not is_linear(module):
-        raw = [key for key, p in module._parameters.items() if p is not None and key != "weight" and _is_matrix(p)]
-        if raw and not all(_LOOKED_UP.search(f"{name}.{key}") for key in raw):
-            return "bypassed", f"raw parameters ({', '.join(raw)}), read without a layer"
-        return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
-    if (problem := obstacle(module, holder)) is not None:
-        return "bypassed", problem
-    if sites and not any(p.requires_grad for p in module.parameters(recurse=False)):
-        return "plain", "frozen, and without an adapter"
-    return "plain", "not chosen"
-
-
-def _size(parameter: nn.Parameter) -> int:
-    return 0 if is_lazy(parameter) else parameter.numel()
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    return not is_lazy(parameter) and parameter.dim() >= 2
-
-
-def _flops(name: str, module: nn.Module) -> int:
-    if isinstance(module, nn.Embedding):
-        return 0
-    return sum(
-        p.numel()
-        for key, p in module._parameters.items()
-        if p is not None and _is_matrix(p) and not (key != "weight" and _LOOKED_UP.search(f"{name}.{key}"))
-    )
+def _report(model: nn.Module, methods: str, text: str) -> Coverage:
+    return Coverage(methods=methods, layers=layer_rows(model, text), dropouts=tuple(dropouts.active(model)))
 
 
 def _names(members: list[LayerCoverage]) -> str:

@@ -1,43 +1,67 @@
-"""Errors that a caller may catch.
+"""Errors and warnings that a caller may catch; each docstring says what to do.
 
-Every error that mixout raises on purpose, apart from plain ``ValueError`` and ``TypeError`` for single
-arguments, derives from :class:`MixoutError`. Each also derives from the builtin exception that fits, so that
-code that knows nothing of mixout still catches it.
+Every error that mixout raises on purpose, apart from plain ``ValueError`` and ``TypeError`` for single arguments,
+derives from :class:`MixoutError`. Each also derives from the builtin exception that fits, so that code that knows
+nothing of mixout still catches it. Every warning derives from :class:`MixoutWarning`.
 """
 
 from __future__ import annotations
 
 
 class MixoutError(Exception):
-    """Base of the errors that mixout raises on purpose."""
+    """Base of the errors that mixout raises on purpose. The message says what was found and what to do."""
 
 
 class NothingMixedError(MixoutError, ValueError):
-    """A mixing method was applied, but no layer was selected that can be mixed."""
+    """A mixing method finds no layer that can be mixed, or only the new head.
+
+    What to do: look at ``print(mixout.coverage(model, method))``, which says of each layer why it is not mixed; choose
+    other layers with ``where=``, or register the class of a layer of your own with ``mixout.register``.
+    """
 
 
 class AlreadyAppliedError(MixoutError, RuntimeError):
-    """The model already carries a method; remove it first."""
+    """The model, or a part of it, carries a method already.
+
+    What to do: call ``mixout.remove_(model)`` first, or give several methods in one call.
+    """
 
 
 class NotAppliedError(MixoutError, RuntimeError):
-    """The model carries no method; apply one first."""
+    """The model carries no method, or none that mixes or has an anchor.
+
+    What to do: call ``mixout.apply_(model, method)`` first.
+    """
 
 
 class AnchorMismatchError(MixoutError, ValueError):
-    """The anchor is not the one that is expected: names, shapes or fingerprint differ."""
+    """The anchor is not the one that is expected: names, shapes or fingerprint differ.
+
+    What to do: load the pretrained weights, call ``apply_``, and only then load the checkpoint of the run. Where the
+    anchor lacks a layer, leave it out with ``where=``.
+    """
 
 
 class RankMismatchError(MixoutError, RuntimeError):
-    """Ranks of a distributed run differ where they should agree; the message says in what."""
+    """Ranks of a distributed run differ where they should agree; the message says in what.
+
+    What to do: apply the same method with the same seed to the same weights on every rank, or give each rank masks of
+    its own with ``scope="rank"``.
+    """
 
 
 class MissingExtraError(MixoutError, ImportError):
-    """An optional dependency is missing; the message names the pip command."""
+    """An optional dependency is missing.
+
+    What to do: run the pip command in the message.
+    """
 
 
 class InputError(MixoutError, ValueError):
-    """Settings or data given by the user cannot be used; the message says what to do."""
+    """Settings or data given by the user cannot be used.
+
+    What to do: the message says it.
+    """
 
 
 class MixoutWarning(UserWarning):
@@ -45,15 +69,34 @@ class MixoutWarning(UserWarning):
 
 
 class FineTunedAnchorWarning(MixoutWarning):
-    """The weights of a run under way have become the anchor, where the pretrained ones were expected."""
+    """The weights of a run under way have become the anchor, where the pretrained ones were expected.
+
+    What to do: load the pretrained model, call ``apply_``, then load the fine-tuned weights or resume. If the
+    fine-tuned weights are meant, pass their folder as ``anchor=``.
+    """
 
 
 class ZeroDecayWarning(MixoutWarning):
-    """An optimizer decays weights towards zero that a method decays towards their start."""
+    """An optimizer decays weights towards zero that a method decays towards their start.
+
+    What to do: set the optimizer's ``weight_decay`` to 0 for these weights.
+    """
 
 
 class FrozenLayersWarning(MixoutWarning):
-    """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient."""
+    """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient.
+
+    What to do: choose layers that are trained with ``where=``, or unfreeze these.
+    """
+
+
+class LowCoverageWarning(MixoutWarning):
+    """A mixing method reaches less than half of the FLOPs of the pretrained body, or of the layers that were chosen.
+
+    What to do: look at ``print(mixout.coverage(model))``. Choose embeddings and convolutions with
+    ``where=mixout.Where(types=...)``, and register classes of your own with ``mixout.register``. Where little is meant,
+    choose the layers with ``where=``: then only those count.
+    """
 
 
 def missing_module(error: ImportError) -> str | None:

@@ -1,17 +1,19 @@
-"""How far a model has gone from its anchors, and which anchors these are."""
+"""How far a model has gone from its anchors, which anchors these are, and the weights in between."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
+from numbers import Real
 
+import torch
 from torch import Tensor, nn
 
 from mixout import anchor as anchors
 from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, reshard_
+from mixout.layers import Mixed, lora, parameter, reshard_
 from mixout.layers.mixed import REPLACED
 from mixout.methods.optimizer_hooks import targets
 from mixout.record import Applied, applied_here, applied_to
@@ -53,6 +55,110 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
                 if weight.dim() >= 2:
                     pairs[key] = (weight, store.tensor(key, weight))
     return anchors.distance(pairs)
+
+
+def radius_used(model: nn.Module) -> dict[str, float]:
+    """How far each weight that decays has gone, in radii of its :class:`mixout.AnchorDecay`: max |w - u| / r.
+
+    Near 1: the decay binds. Near 0: it hardly acts, and a smaller radius would. Above 1: the optimizer's steps were
+    longer than its learning rate, see :mod:`mixout.methods.decay`. Reads each of these weights once.
+
+    Args:
+        model: a model, or any part of one.
+
+    Returns:
+        The largest entry of each weight, by parameter name; nothing where no decoupled decay acts.
+
+    Raises:
+        AnchorMismatchError: if a weight has another shape than its anchor.
+        MixoutError: if a weight is computed by another tool since apply_.
+
+    Example:
+        >>> import mixout, torch
+        >>> model = mixout.apply_(nn.Sequential(nn.Linear(2, 1)), mixout.AnchorDecay(radius=0.5), anchor=0)
+        >>> with torch.no_grad(): _ = model[0].weight.copy_(torch.tensor([[0.1, -0.25]]))
+        >>> radius_used(model)
+        {'0.weight': 0.5}
+    """
+    model = uncompiled(model)
+    reshard_(model)
+    return {
+        key: anchors.norm(*_pair(key, target.module, target.field, target.anchor), math.inf) * target.method.strength
+        for key, target in targets(model).items()
+        if target.module is not None and target.method.decoupled and not target.method.selective
+    }
+
+
+@torch.no_grad()
+def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, where: WhereLike = None) -> nn.Module:
+    r"""Move weights to :math:`u + t (w - u)`, between the anchor and where training ended; in place.
+
+    This is WiSE-FT: train, then try t = 0.3, 0.5, 0.7 on held-out data. It costs no training. Each call starts from the
+    weights as they are, so load the trained ones again before you try another t.
+
+    Args:
+        model: a model, or any part of one.
+        t: 1 leaves the weights as they are, 0 puts the anchor in their place; both bit for bit.
+        anchor: None for the anchors that lie on the model's layers; weights without one (biases, norms, the head) stay.
+            Of LoRA layers W - u = s B A, so B is multiplied by t. Or any source that :func:`mixout.apply_` takes: then
+            every parameter that ``where`` covers moves, biases and norms too, as in the paper.
+        where: with ``anchor``: which modules, as in :func:`mixout.apply_`; by default the pretrained body.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        NotAppliedError: if ``anchor`` is None and the model holds no anchor.
+        AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
+        MixoutError: if a weight is computed by another tool since apply_.
+        TypeError, ValueError: if ``t`` is not a number in [0, 1].
+
+    Example:
+        >>> import mixout
+        >>> model = mixout.apply_(nn.Linear(2, 1), mixout.Mixout(0.9), anchor={"weight": torch.zeros(1, 2)})
+        >>> _ = nn.init.ones_(model.weight)
+        >>> interpolate_(model, 0.25).weight.tolist()
+        [[0.25, 0.25]]
+
+    Source: Wortsman et al., CVPR 2022, arXiv 2109.01903.
+    """
+    if isinstance(t, bool) or not isinstance(t, Real):
+        raise TypeError(f"expected t to be a number in [0, 1], got {t!r}")
+    if not 0 <= t <= 1:
+        raise ValueError(f"expected t in [0, 1], from the anchor to the weights as they are, got {t}")
+    inner = uncompiled(model)
+    reshard_(inner)
+    deltas: list[nn.Parameter] = []
+    if anchor is None:
+        _check_anchored(inner)
+        pairs = [_pair(key, *one) for key, one in _anchors(inner).items()]
+        deltas = [weight for layer in _adapted(inner).values() for weight in lora.delta_weights(layer)]
+    else:
+        selection, store = resolve(where, inner), AnchorStore(inner, anchor)
+        pairs = [
+            (weight, store.tensor(key, weight))
+            for name, module in inner.named_modules()
+            if selection.covers(name, module)
+            for key, weight in module.named_parameters(prefix=name, recurse=False)
+        ]
+    # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
+    for weight, start in {id(weight): (weight, start) for weight, start in pairs}.values():
+        _move_(weight, start, t)
+    for weight in deltas:
+        _move_(weight, None, t)
+    return model
+
+
+def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
+    """W <- u + t (w - u); t = 0 and 1 copy, since 0 * w is nan where w is infinite, and -0 + 0 is no -0."""
+    if t == 1:
+        return
+    if anchor is None:
+        weight.zero_() if t == 0 else weight.mul_(t)
+    elif t == 0:
+        weight.copy_(anchor)
+    else:
+        weight.lerp_(anchor.to(weight.device, weight.dtype), 1 - t)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -98,6 +204,25 @@ def held_anchors(model: nn.Module) -> dict[str, Anchor]:
     return {key: one for key, (_, _, one) in _anchors(model).items()}
 
 
+def starting_weight(model: nn.Module, name: str) -> Tensor:
+    """The anchor of the parameter called ``name``, or of the layer that holds it; zeros where it is 0.
+
+    Raises:
+        KeyError: if nothing of that name is anchored.
+    """
+    bases = {f"{key}.base_layer.weight": lora.base_weight(layer) for key, layer in _adapted(model).items()}
+    found = {
+        key: weight.detach() * 0 if one.tensor is None and not isinstance(one, OwnWeight) else one.beside(weight)
+        for key, (module, path, one) in _anchors(model, own=True).items()
+        if key in (name, f"{name}.weight".lstrip(".")) and (weight := parameter(module, path)) is not None
+    }
+    tensors = [one for key, one in (bases | found).items() if key in (name, f"{name}.weight".lstrip("."))]
+    if not tensors or tensors[0] is None:
+        known = ", ".join([*_anchors(model, own=True), *bases][:5])
+        raise KeyError(f"expected the name of an anchored layer or parameter ({known}, ...), got {name!r}")
+    return tensors[0]
+
+
 def has_anchors(model: nn.Module, applied: Applied | None = None) -> bool:
     """Whether there is an anchor on the modules of ``model``, or on those that one application has changed."""
     return bool(_anchors(model, applied) or _adapted(model, applied))
@@ -115,21 +240,24 @@ def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
     return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
 
 
-def _anchors(model: nn.Module, applied: Applied | None = None) -> dict[str, tuple[nn.Module, str, Anchor]]:
-    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name."""
+def _anchors(
+    model: nn.Module, applied: Applied | None = None, *, own: bool = False
+) -> dict[str, tuple[nn.Module, str, Anchor]]:
+    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
+    sites = lora.sites(model)
     found = {
         key: (target.module, target.field, target.anchor)
         for key, target in targets(model).items()
-        if target.module is not None
+        if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
     }
-    sites = lora.sites(model)
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):
-            found[f"{name}.weight".lstrip(".")] = (module, "weight", module._mixed.anchor)
+            for path, one in module._mixed.anchors.items():
+                found[f"{name}.{path}".lstrip(".")] = (module, path, one)
     return {
         key: (module, field, one)
         for key, (module, field, one) in found.items()
-        if not isinstance(one, OwnWeight) and (applied is None or applied_here(module) is applied)
+        if (own or not isinstance(one, OwnWeight)) and (applied is None or applied_here(module) is applied)
     }
 
 
@@ -144,7 +272,7 @@ def _adapted(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.M
 
 
 def _pair(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
-    weight = module._parameters.get(field)
+    weight = parameter(module, field)
     if weight is None:
         raise MixoutError(f"{name!r} {REPLACED}")
     if anchor.tensor is not None and anchor.tensor.shape != weight.shape:

@@ -16,10 +16,11 @@ from torch import nn
 from mixout.errors import NotAppliedError
 from mixout.layers.mixed import Mixing, Share
 from mixout.masks import check_p
-from mixout.methods import Method, spell
+from mixout.methods import Method, MixingMethod, spell
 from mixout.ranks import SharedSeed
 
 _FIELD = "_mixout"
+_NEW = "_mixout_new"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,11 +30,13 @@ class Applied:
     Args:
         methods: what was applied.
         seed: what the masks follow from.
+        where: which layers were chosen, as the caller wrote it.
         mixing: what the mixed layers share, if a method mixes.
     """
 
     methods: tuple[Method, ...]
     seed: SharedSeed
+    where: str = ""
     mixing: Mixing | None = None
 
     def __str__(self) -> str:
@@ -81,20 +84,58 @@ def set_p_(model: nn.Module, p: float) -> None:
         mixing.set_p(value)
 
 
+def follow_(model: nn.Module, p: float) -> None:
+    """Change p as a schedule says.
+
+    Where layers have ps of their own, the largest becomes ``p``, and the others keep the proportion that they have in
+    the methods that were applied.
+
+    Raises:
+        NotAppliedError, TypeError, ValueError: as :func:`set_p_` does.
+
+    Example:
+        >>> import mixout
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> model = mixout.apply_(model, {"0": mixout.Mixout(0.3), "1": mixout.Mixout(0.6)})
+        >>> follow_(model, 0.2)
+        >>> mixout.state(model).by_layer
+        {'0': 0.1, '1': 0.2}
+    """
+    found = [applied for applied in applications(model) if applied.mixing is not None]
+    stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]
+    most = max(stated, default=0.0)
+    set_p_(model, p)
+    for applied, own in zip(found, stated, strict=True):
+        if applied.mixing is not None and own < most:
+            applied.mixing.set_p(p * own / most)
+
+
 def mark_(modules: Iterable[nn.Module], applied: Applied) -> None:
     """Let each of ``modules`` refer to ``applied``."""
     for module in modules:
         vars(module)[_FIELD] = applied
 
 
+def mark_new_(module: nn.Module) -> None:
+    """Note that ``module`` was left out, since the anchor has no weight for it."""
+    vars(module)[_NEW] = True
+
+
+def is_new(module: nn.Module) -> bool:
+    """Whether ``module`` was left out, since the anchor has no weight for it."""
+    return _NEW in vars(module)
+
+
 def unmark_(module: nn.Module) -> None:
-    """Take the reference away, where there is one."""
+    """Take away what :func:`mark_` and :func:`mark_new_` have left, where there is something."""
     vars(module).pop(_FIELD, None)
+    vars(module).pop(_NEW, None)
 
 
-def subject(methods: str, shares: Mapping[str, Share], layers: Mapping[str, nn.Module]) -> str:
+def subject(methods: str, shares: Mapping[str, Share]) -> str:
     """What ranks must have in common, in short: the methods, the layers, and their anchors."""
     found = hashlib.blake2b(digest_size=8)
     for name, share in shares.items():
-        found.update(f"{name}:{tuple(layers[name].weight.shape)}:{share.anchor.digest}".encode())  # type: ignore[arg-type]
+        for path, anchor in share.anchors.items():
+            found.update(f"{name}:{path}:{anchor.digest}".encode())
     return f"{methods} on {len(shares)} layers, digest of layers and anchors {found.hexdigest()}"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mixout.masks import check_p
-from mixout.record import applied_to, set_p_
+from mixout.record import applied_to, follow_
 
 
 class Schedule(ABC):
@@ -71,7 +71,7 @@ class _Ramp(Schedule):
 
 
 @dataclass(frozen=True)
-class Linear(_Ramp):
+class LinearRamp(_Ramp):
     """``start + (end - start) step / steps``, then ``end``.
 
     Args:
@@ -80,7 +80,7 @@ class Linear(_Ramp):
         steps: length of the warm-up, at least 1.
 
     Example:
-        >>> [Linear(0.0, 0.8, 4)(step) for step in (0, 2, 4, 9)]
+        >>> [LinearRamp(0.0, 0.8, 4)(step) for step in (0, 2, 4, 9)]
         [0.0, 0.4, 0.8, 0.8]
     """
 
@@ -90,7 +90,7 @@ class Linear(_Ramp):
 
 
 @dataclass(frozen=True)
-class Cosine(_Ramp):
+class CosineRamp(_Ramp):
     """``start + (end - start) (1 - cos(pi step / steps)) / 2``, then ``end``.
 
     Args:
@@ -99,7 +99,7 @@ class Cosine(_Ramp):
         steps: length of the warm-up, at least 1.
 
     Example:
-        >>> [round(Cosine(0.0, 0.8, 4)(step), 3) for step in (0, 1, 2, 4, 9)]
+        >>> [round(CosineRamp(0.0, 0.8, 4)(step), 3) for step in (0, 1, 2, 4, 9)]
         [0.0, 0.117, 0.4, 0.8, 0.8]
     """
 
@@ -124,6 +124,8 @@ def check_schedule(model: nn.Module, schedule: Schedule) -> None:
 class PScheduler:
     """Keeps p of ``model`` on ``schedule``; call :meth:`step` once after every optimizer step.
 
+    Where layers have ps of their own, the largest is the schedule's and the others keep their proportion to it.
+
     Args:
         model: a model that carries a mixing method.
         schedule: p as a function of the step.
@@ -135,7 +137,7 @@ class PScheduler:
     Example:
         >>> import mixout
         >>> model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.0))
-        >>> scheduler = PScheduler(model, Linear(0.0, 0.8, 4))
+        >>> scheduler = PScheduler(model, LinearRamp(0.0, 0.8, 4))
         >>> scheduler.step()
         >>> scheduler.p
         0.2
@@ -146,7 +148,7 @@ class PScheduler:
         self.model = model
         self.schedule = schedule
         self.steps = 0
-        set_p_(model, self.p)
+        follow_(model, self.p)
 
     @property
     def p(self) -> float:
@@ -156,7 +158,7 @@ class PScheduler:
     def step(self) -> None:
         """Go one step on."""
         self.steps += 1
-        set_p_(self.model, self.p)
+        follow_(self.model, self.p)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps taken."""
@@ -165,4 +167,13 @@ class PScheduler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
         self.steps = int(state["steps"])
-        set_p_(self.model, self.p)
+        follow_(self.model, self.p)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        new = {"Linear": "LinearRamp", "Cosine": "CosineRamp"}.get(name)
+        raise AttributeError(
+            f"module 'mixout.schedule' has no attribute {name!r}" + (f"; it is called {new} now" if new else "")
+        )

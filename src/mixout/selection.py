@@ -1,21 +1,29 @@
 """``where``: which layers a method acts on.
 
-Presets know a pretrained body from a new head: for models of transformers the body is ``base_model``, without the
-output embedding; a model that holds none is body all over.
+Presets know a pretrained body from a new head: for models of transformers, timm, torchvision and what holds them. A
+model that holds none of these is body all over.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from mixout.errors import NothingMixedError
-from mixout.layers import is_linear, lora, obstacle
+from mixout.layers import is_linear, lora, obstacle, parameter, weights
 from mixout.masks import Unit
+
+BODY = "body"
+"""All linear layers of the pretrained body: the default."""
+PAPER = "paper"
+"""BODY without the linear layers that feed a nonlinearity, as in the paper."""
+ALL = "all"
+"""Every linear layer, output layers and new heads too."""
 
 Selector: TypeAlias = Callable[[str, nn.Module], bool]
 
@@ -32,17 +40,23 @@ class Where:
     Args:
         include: one expression or several.
         exclude: one expression or several.
+        types: classes of layers, of which subclasses count too. None for those that are mixed by default: linear
+            layers. ``nn.Module`` for all that can be mixed, embeddings and convolutions too.
 
     Raises:
+        TypeError: if ``types`` are no classes of modules.
         ValueError: if an expression does not compile.
 
     Example:
         >>> Where(include="layer", exclude=r"layer\.0\.")("layer.1.query", nn.Linear(1, 1))
         True
+        >>> Where(types=nn.Embedding)("words", nn.Embedding(2, 2)), Where()("words", nn.Embedding(2, 2))
+        (True, False)
     """
 
     include: str | tuple[str, ...] = ""
     exclude: str | tuple[str, ...] = ()
+    types: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
 
     def __post_init__(self) -> None:
         for pattern in (*_several(self.include), *_several(self.exclude)):
@@ -50,20 +64,48 @@ class Where:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"expected a regular expression in where, got {pattern!r}: {error}") from error
+        for kind in _several(self.types or ()):
+            if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+                raise TypeError(f"expected types= as classes of modules, such as nn.Embedding, got {kind!r}")
 
-    def __call__(self, name: str, module: nn.Module) -> bool:  # noqa: ARG002
-        """Whether the module called ``name`` is in."""
+    def names(self, name: str) -> bool:
+        """Whether a module called ``name`` is in, whatever its class."""
         return any(re.search(p, name) for p in _several(self.include)) and not any(
             re.search(p, name) for p in _several(self.exclude)
         )
 
+    def __call__(self, name: str, module: nn.Module) -> bool:
+        """Whether a layer called ``name`` is in."""
+        right = is_linear(module) if self.types is None else isinstance(module, self.types)
+        return right and self.names(name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """``mixes`` decides for layers that can be mixed, ``covers`` for every module that holds parameters."""
+    """``mixes`` decides for layers that can be mixed, ``covers`` for every module that holds parameters.
+
+    Args:
+        mixes: which layers a mixing method takes.
+        covers: whose weights a decay takes.
+        text: what the caller wrote, for messages and reports.
+        preset: whether the caller chose a preset, or nothing.
+        may_lack: whether layers that the anchor lacks are left out as new: the model does not tell its heads.
+    """
 
     mixes: Selector
     covers: Selector
+    text: str = ""
+    preset: bool = False
+    may_lack: bool = False
+
+    def but(self, out: Selector, text: str = "") -> Selection:
+        """This selection without the modules for which ``out`` is true."""
+        return replace(
+            self,
+            mixes=lambda name, module: self.mixes(name, module) and not out(name, module),
+            covers=lambda name, module: self.covers(name, module) and not out(name, module),
+            text=self.text + text,
+        )
 
 
 WhereLike: TypeAlias = str | Where | Selector | Selection | None
@@ -73,62 +115,110 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
     """Turn what a caller may write into a selection for ``model``.
 
     Args:
-        where: None or ``"body"``: all linear layers of the pretrained body. ``"paper"``: those without the ones that
-            feed a nonlinearity (BERT's intermediate layers), the layers that follow a dropout in the paper. ``"all"``:
-            every linear layer, heads included. Another string: a regular expression. A :class:`Where`. Or a predicate
-            ``(name, module) -> bool``. The last three choose among all layers that can be mixed, embeddings and
-            convolutions too. A :class:`Selection` is returned as it is.
+        where: None or :data:`BODY`; :data:`PAPER`; :data:`ALL`; another string, a regular expression on the names of
+            layers that are mixed by default; a :class:`Where`; or a predicate ``(name, module) -> bool`` on all layers
+            that can be mixed, in the order of ``model.named_modules()``. A decay takes all weights whose module's name
+            the expression fits. A :class:`Selection` is returned as it is.
         model: the model.
 
     Raises:
-        TypeError: if ``where`` is none of these.
-        ValueError: if ``"paper"`` finds no layer to leave out in ``model``.
+        TypeError: if ``where`` is none of these, or the predicate has another signature.
+        ValueError: if :data:`PAPER` finds no layer to leave out in ``model``.
     """
     if isinstance(where, Selection):
         return where
-    if where is None or where in ("body", "paper"):
-        in_body = body(model)
-        if where != "paper":
-            return Selection(mixes=lambda name, module: is_linear(module) and in_body(name, module), covers=in_body)
-        if not any(_FEEDS_NONLINEARITY.search(name) for name, _ in model.named_modules()):
+    if where is None or where in (BODY, PAPER, ALL):
+        preset = where or BODY
+        inside = (lambda *_: True) if preset == ALL else body(model)
+        may_lack = preset != ALL and not _parts(model)[0]
+        if preset == PAPER and not any(_FEEDS_NONLINEARITY.search(name) for name, _ in model.named_modules()):
             raise ValueError(
                 'expected a feed-forward block whose first layer where="paper" can leave out, found none by name; '
                 "pass where=mixout.Where(exclude=...) with its name"
             )
-        return Selection(
-            mixes=lambda name, module: (
-                is_linear(module) and in_body(name, module) and not _FEEDS_NONLINEARITY.search(name)
-            ),
-            covers=in_body,
-        )
-    if where == "all":
-        return Selection(mixes=lambda _, module: is_linear(module), covers=lambda *_: True)
+
+        def mixes(name: str, module: nn.Module) -> bool:
+            fed = preset == PAPER and _FEEDS_NONLINEARITY.search(name)
+            return is_linear(module) and inside(name, module) and not fed
+
+        return Selection(mixes=mixes, covers=inside, text=f"where={preset!r}", preset=True, may_lack=may_lack)
     chosen = Where(include=where) if isinstance(where, str) else where
+    if isinstance(chosen, Where):
+        covers = chosen if chosen.types else lambda name, _: chosen.names(name)
+        return Selection(mixes=chosen, covers=covers, text=f"where={where!r}")
     if not callable(chosen):
         raise TypeError(
-            'expected where to be "body", "paper", "all", a regular expression, a mixout.Where '
+            "expected where to be mixout.BODY, PAPER or ALL, a regular expression, a mixout.Where "
             f"or a predicate (name, module) -> bool, got {where!r}"
         )
-    return Selection(mixes=chosen, covers=chosen)
+    predicate = _checked(chosen)
+    return Selection(mixes=predicate, covers=predicate, text=f"where={getattr(where, '__name__', where)}")
+
+
+def _checked(predicate: Callable[..., object]) -> Selector:
+    """``predicate``, whose answer counts as true or false.
+
+    Raises:
+        TypeError: if it does not take (name, module).
+    """
+    expected = "expected a predicate (name, module) -> bool, called as for name, module in model.named_modules()"
+    try:
+        signature = inspect.signature(predicate)
+        signature.bind("", None)
+        named = [p.name for p in signature.parameters.values()][:2]
+    except TypeError as error:
+        raise TypeError(f"{expected}, got {predicate!r}: {error}") from error
+    except ValueError:  # a builtin that tells no signature
+        named = []
+    if named[:1] in (["module"], ["mod"], ["m"]) or named[1:] in (["name"], ["fqn"]):
+        raise TypeError(f"{expected}, got one that takes ({', '.join(named)}); exchange the two")
+
+    return lambda name, module: bool(predicate(name, module))
 
 
 def body(model: nn.Module) -> Selector:
     """Whether a module lies in the pretrained body of ``model``."""
-    inside: set[int] = set()
-    outside: set[int] = set()
-    for module in model.modules():
-        # Of the class: wrappers such as peft's hand their model's attributes through.
-        if not isinstance(getattr(type(module), "base_model_prefix", None), str):
-            continue
-        pretrained: Any = module
-        if pretrained.base_model is not module or not _has_head(module):
-            inside.update(id(m) for m in pretrained.base_model.modules())
-        output = pretrained.get_output_embeddings()
-        if output is not None:
-            outside.update(id(m) for m in output.modules())
+    inside, outside = _parts(model)
     if not inside:
         return lambda *_: True
     return lambda _, module: id(module) in inside and id(module) not in outside
+
+
+_Parts: TypeAlias = tuple[list[nn.Module], list[nn.Module]]
+
+
+def _parts(model: nn.Module) -> tuple[set[int], set[int]]:
+    """The ids of the modules of pretrained bodies, and of output layers; none where no part tells them."""
+    inside: set[int] = set()
+    outside: set[int] = set()
+    for module in model.modules():
+        for bodies, heads in (_of_transformers(module), _of_others(module, inside)):
+            inside.update(id(m) for part in bodies for m in part.modules())
+            outside.update(id(m) for head in heads for m in head.modules())
+    return inside, outside
+
+
+def _of_transformers(module: Any) -> _Parts:  # noqa: ANN401
+    """The body and the output embedding of a model of transformers; nothing for another module."""
+    # Of the class: wrappers such as peft's hand their model's attributes through.
+    if not isinstance(getattr(type(module), "base_model_prefix", None), str):
+        return [], []
+    output = module.get_output_embeddings()
+    is_body = module.base_model is not module or not _has_head(module)
+    return [module.base_model] if is_body else [], [] if output is None else [output]
+
+
+def _of_others(module: Any, inside: set[int]) -> _Parts:  # noqa: ANN401
+    """The same for a model of timm, which tells its classifier, and of torchvision, where it has a usual name."""
+    if callable(getattr(type(module), "get_classifier", None)):
+        found = module.get_classifier()
+        several = found if isinstance(found, (tuple, list)) else [found]
+        return [module], [head for head in several if isinstance(head, nn.Module)]
+    if type(module).__module__.startswith("torchvision.models.") and id(module) not in inside:
+        ends = [child for name, child in module.named_children() if name in ("fc", "classifier", "head", "heads")]
+        linears = [m for end in ends for m in end.modules() if isinstance(m, nn.Linear)]
+        return [module], linears[-1:]
+    return [], []
 
 
 def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
@@ -144,8 +234,14 @@ def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module
         and lora.within(sites, name) is None
         and selection.mixes(name, module)
         and obstacle(module, parent(model, name)) is None
-        and (not sites or module.weight.requires_grad)
+        and (not sites or is_trained(module))
     }
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether a weight of ``module`` that can be mixed requires a gradient."""
+    found = (parameter(module, path) for path in weights(module))
+    return any(weight is not None and weight.requires_grad for weight in found)
 
 
 def parent(model: nn.Module, name: str) -> nn.Module | None:
@@ -167,25 +263,38 @@ def chosen(
     if layers or adapted:
         return layers, adapted
     reasons = [f"{name}: {lora.why_not(site)}" for name, site in selected.items()]
-    for name, module in model.named_modules():
-        if name not in sites and lora.within(sites, name) is None and selection.mixes(name, module):
-            problem = obstacle(module, parent(model, name)) or "frozen, and without an adapter"
-            reasons.append(f"{name}: {problem}")
-    detail = "; ".join(reasons[:5]) if reasons else "where= matches no linear layer, or none that can be mixed"
+    reasons += _reasons(model, selection, sites)
+    detail = "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer"
     raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
+
+
+def _reasons(model: nn.Module, selection: Selection, sites: dict[str, Any]) -> Iterator[str]:
+    """Why the layers that are linear, or that were chosen, cannot be mixed."""
+    for name, module in model.named_modules():
+        if name in sites or lora.within(sites, name) is not None:
+            continue
+        if selection.mixes(name, module):
+            yield f"{name}: {obstacle(module, parent(model, name)) or 'frozen, and without an adapter'}"
+        elif selection.preset and is_linear(module) and not selection.covers(name, module):
+            yield f"{name}: an output layer or a new head, left out by default ({selection.text})"
 
 
 def _has_head(module: nn.Module) -> bool:
     """Whether a model of transformers that is its own ``base_model`` is a body with a head around it.
 
     Some classes (CLIPForImageClassification, T5ForQuestionAnswering) do not keep their body under its prefix; then
-    the pretrained models among their parts are the body.
+    the pretrained models among their parts are the body. Beside a list of layers such a part is no body but a feature
+    extractor (LightGlueForKeypointMatching).
     """
     parts = (m for m in module.modules() if m is not module)
-    return re.search(r"For[A-Z]", type(module).__name__) is not None and any(
-        isinstance(getattr(type(part), "base_model_prefix", None), str) for part in parts
+    return (
+        re.search(r"For[A-Z]", type(module).__name__) is not None
+        and any(isinstance(getattr(type(part), "base_model_prefix", None), str) for part in parts)
+        and not any(
+            isinstance(child, nn.ModuleList) and any(True for _ in child.parameters()) for child in module.children()
+        )
     )
 
 
-def _several(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _several(given: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    return (given,) if isinstance(given, (str, type)) else tuple(given)

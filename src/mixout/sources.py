@@ -23,6 +23,10 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
+class WeightMissingError(AnchorMismatchError):
+    """The source holds no weight of that name."""
+
+
 def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Tensor | None]:
     """A function (name, parameter) -> the starting weight of that parameter of ``model``; None stands for 0.
 
@@ -55,7 +59,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
         )
         tensor = next((t for t in map(read, spellings) if t is not None), None)
         if tensor is None:
-            raise AnchorMismatchError(
+            raise WeightMissingError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
                 f"or pass an anchor that has it{_nested(source)}"
             )

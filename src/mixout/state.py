@@ -1,26 +1,83 @@
-"""What a checkpoint must carry beside the weights, so that a run goes on as if it had not stopped.
+"""What a model carries, to be asked, and what a checkpoint must carry beside the weights.
 
-Weights are saved by whoever saves them. This is the rest: which method, the anchor's fingerprint, p, and with a seed
-and on several ranks the seed and the number of masks drawn so far.
+Weights are saved by whoever saves them. The rest is which method, the anchor's fingerprint, p, and with a seed and on
+several ranks the seed and the number of masks drawn so far.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed
 from mixout.masks import check_p
-from mixout.measure import fingerprint_of, old_fingerprints
+from mixout.measure import fingerprint_of, old_fingerprints, starting_weight
+from mixout.methods import Method
 from mixout.record import Applied, applied_here, applied_to
+from mixout.sources import uncompiled
 from mixout.streams import Stream
 
 STATE_VERSION = 3  # version 2, of mixout 0.1, held one application and hashed names with the anchors
 
 
-def state_dict(model: nn.Module) -> dict[str, Any]:
+class State:
+    """What :func:`mixout.apply_` has left on a model, read at each access; see :func:`state`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = uncompiled(model)
+        applied_to(self._model)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that were applied, those of parts one after the other."""
+        return tuple(one for applied in applied_to(self._model) for one in applied.methods)
+
+    @property
+    def p(self) -> float | None:
+        """P of this moment, the largest where layers have ps of their own; None if no method mixes."""
+        return max(self.by_layer.values(), default=None)
+
+    @property
+    def by_layer(self) -> dict[str, float]:
+        """P of each mixed layer, by its name."""
+        modules = self._model.named_modules()
+        return {name: float(m._mixed.mixing.p) for name, m in modules if isinstance(m, Mixed)}
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that ``apply_`` was given, of the first part if there are several."""
+        return applied_to(self._model)[0].seed.given
+
+    def anchor(self, name: str) -> Tensor:
+        """The starting weight of the layer or parameter called ``name``; do not change it in place.
+
+        Raises:
+            KeyError: if nothing of that name is anchored.
+        """
+        return starting_weight(self._model, name)
+
+    def __repr__(self) -> str:
+        return f"State(methods={self.methods}, p={self.p}, seed={self.seed})"
+
+
+def state(model: nn.Module) -> State:
+    """What ``model`` carries: methods, p, seed and anchors.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+
+    Example:
+        >>> import mixout
+        >>> found = state(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))
+        >>> found.p, found.methods, found.seed, found.anchor("0").shape
+        (0.9, (Mixout(p=0.9, unit='input', gradient='exact'),), None, torch.Size([3, 4]))
+    """
+    return State(model)
+
+
+def save_state(model: nn.Module) -> dict[str, Any]:
     """What a checkpoint must carry beside the weights, as JSON: method, anchor fingerprint, p, and masks drawn.
 
     Where parts of the model were given methods of their own, the entries are those of the first, and ``also`` lists
@@ -31,15 +88,15 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
 
     Example:
         >>> import mixout
-        >>> state_dict(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))["p"]
+        >>> save_state(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))["p"]
         0.9
     """
     first, *others = [_state(model, applied) for applied in applied_to(model)]
     return {"version": STATE_VERSION, **first, "also": others}
 
 
-def load_state_dict_(model: nn.Module, state: dict[str, Any]) -> None:
-    """Continue where :func:`state_dict` was taken; refuses if ``model`` is anchored elsewhere.
+def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
+    """Continue where :func:`save_state` was called; refuses if ``model`` is anchored elsewhere.
 
     The usual mistake that this finds: a fine-tuned checkpoint was loaded before :func:`apply_`, and became the anchor.
 

@@ -54,7 +54,7 @@ def test_every_part_writes_its_rows(tmp_path, capsys, monkeypatch):
     time = [*[("time", "step")] * 9, ("time", "eval")]
     memory = [("memory", "saved"), ("memory", "saved and anchors")] * 8
     host = [("host", "process time"), ("host", "operators")] * len(parts.HOST)
-    state = [("state", "apply_"), ("state", "state_dict"), ("state", "distance")]
+    state = [("state", "apply_"), ("state", "save_state"), ("state", "distance")]
     busy = [("busy", what) for what in ("launched", "done", "kernels run", "kernels")] * 3
     assert sorted((row["part"], row["what"]) for row in found) == sorted([*time, *memory, *host, *state, *busy])
     assert all(float(row["ratio"]) > 0 for row in found if row["part"] in ("time", "memory"))

@@ -303,7 +303,7 @@ def test_the_checkpoints_anchor_is_compared(settings, tmp_path):
     interrupted(settings(save=4), tmp_path / "out", 9)
     state = tmp_path / "out" / "checkpoints" / "checkpoint-8" / "trainer_state.json"
     values = json.loads(state.read_text())
-    values["stateful_callbacks"]["AnchorCallback"]["attributes"]["mixout"]["fingerprint"] = "0" * 64
+    values["stateful_callbacks"]["MixoutCallback"]["attributes"]["mixout"]["fingerprint"] = "0" * 64
     state.write_text(json.dumps(values))
     with pytest.raises(AnchorMismatchError, match="0000"):
         finetune(settings(save=4), tmp_path / "out", resume=True)

@@ -108,7 +108,7 @@ def run_case(name, rank):
         return batch(step, part, rank)
 
     train(ddp, inputs, **training)
-    return {"weights": weights(model), "state": mixout.state_dict(model)}
+    return {"weights": weights(model), "state": mixout.save_state(model)}
 
 
 def weights(model):
@@ -126,7 +126,7 @@ def error(function, *args):
 def late(model, rank):
     """apply_ came before the process group."""
     train(DistributedDataParallel(model), lambda step, part: batch(step, part, rank))
-    return {"weights": weights(model), "state": mixout.state_dict(model)}
+    return {"weights": weights(model), "state": mixout.save_state(model)}
 
 
 def resumed(rank):
@@ -134,10 +134,10 @@ def resumed(rank):
     torch.manual_seed(100 + rank)
     model = net()
     train(DistributedDataParallel(model), lambda step, part: batch(step, part, rank), steps=range(2))
-    state, trained = mixout.state_dict(model), weights(model)
+    state, trained = mixout.save_state(model), weights(model)
     torch.manual_seed(999 + rank)
     other = net()
-    mixout.load_state_dict_(other, state)
+    mixout.load_state_(other, state)
     other.load_state_dict(trained)
     expected, gone_on = (DistributedDataParallel(m) for m in (model, other))
     for ddp in (expected, gone_on):
@@ -200,7 +200,7 @@ def compiled(rank):
     model = net(p=0.5)
     ddp = DistributedDataParallel(torch.compile(model, backend="eager", fullgraph=True))
     train(ddp, lambda step, part: batch(step, part, rank))
-    return {"weights": weights(model), "state": mixout.state_dict(model)}
+    return {"weights": weights(model), "state": mixout.save_state(model)}
 
 
 def accelerated(rank):
@@ -216,7 +216,7 @@ def accelerated(rank):
                 accelerator.backward(prepared(batch(step, part, rank)).pow(2).mean())
                 optimizer.step()
                 optimizer.zero_grad()
-    return {"weights": weights(model), "state": mixout.state_dict(model), "kind": type(prepared).__name__}
+    return {"weights": weights(model), "state": mixout.save_state(model), "kind": type(prepared).__name__}
 
 
 def work(rank, world, folder, port):

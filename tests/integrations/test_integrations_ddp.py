@@ -46,7 +46,7 @@ def one_process(name, world, seed):
     model = ranks_program.net(**options | {"checkpointed": False}, seed=seed)
     together = lambda step, part: torch.cat([ranks_program.batch(step, part, rank) for rank in range(world)])  # noqa: E731
     ranks_program.train(model, together, **training)
-    return ranks_program.weights(model), mixout.state_dict(model)
+    return ranks_program.weights(model), mixout.save_state(model)
 
 
 def assert_close(one, other):
@@ -140,7 +140,7 @@ def test_one_process_knows_no_scope():
         model = mixout.apply_(nn.Sequential(nn.Linear(4, 4)), Mixout(0.5), anchor=0, scope=scope)
         torch.manual_seed(1)
         outputs.append(model(x))
-        assert mixout.state_dict(model)["agreed_seed"] is None
+        assert mixout.save_state(model)["agreed_seed"] is None
     assert outputs[0].equal(outputs[1])
     with pytest.raises(ValueError, match="expected scope in"):
         mixout.apply_(nn.Linear(2, 2), Mixout(0.5), scope="none")

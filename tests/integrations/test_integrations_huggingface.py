@@ -13,8 +13,8 @@ import transformers
 
 import mixout
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.integrations.huggingface import AnchorCallback, attach_
-from mixout.schedule import Linear
+from mixout.integrations.huggingface import MixoutCallback, attach_
+from mixout.schedule import LinearRamp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +33,7 @@ class Model(torch.nn.Module):
 
 
 def trainer(
-    model: torch.nn.Module, place: Path, *, steps: int = 4, callback: AnchorCallback | bool = True, **options
+    model: torch.nn.Module, place: Path, *, steps: int = 4, callback: MixoutCallback | bool = True, **options
 ) -> transformers.Trainer:
     rows = [{"x": torch.full((4,), row / 8), "labels": torch.tensor(1.0)} for row in range(8)]
     args = transformers.TrainingArguments(
@@ -41,7 +41,7 @@ def trainer(
         report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
         **({"logging_strategy": "no"} | options),
     )  # fmt: skip
-    callbacks = [AnchorCallback() if callback is True else callback] if callback else []
+    callbacks = [MixoutCallback() if callback is True else callback] if callback else []
     found = transformers.Trainer(model, args, train_dataset=rows, callbacks=callbacks)
     found.remove_callback(transformers.PrinterCallback)
     return found
@@ -59,7 +59,7 @@ def test_a_checkpoint_in_another_folder_is_checked_and_taken(tmp_path):
     resumed = mixed()
     trainer(resumed, tmp_path / "second").train(resume_from_checkpoint=str(place))
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
-    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    assert mixout.save_state(resumed) == mixout.save_state(whole)
     # The name and step of a checkpoint say nothing of where it came from.
     (tmp_path / "third").mkdir()
     (tmp_path / "first" / "checkpoint-4").rename(tmp_path / "third" / "checkpoint-2")
@@ -77,7 +77,7 @@ def test_the_fine_tuned_weights_as_anchor_are_refused(tmp_path):
 
 def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
     trainer(mixed(), tmp_path, callback=False).train()
-    with pytest.raises(AnchorMismatchError, match="without AnchorCallback"):
+    with pytest.raises(AnchorMismatchError, match="without MixoutCallback"):
         trainer(mixed(), tmp_path, steps=6).train(resume_from_checkpoint=True)
 
 
@@ -123,7 +123,7 @@ class Logger(transformers.TrainerCallback):
 
 
 def test_every_logger_gets_p_and_the_distance_of_the_step_just_done(tmp_path):
-    schedule, logger = Linear(0.0, 0.8, 4), Logger()
+    schedule, logger = LinearRamp(0.0, 0.8, 4), Logger()
     run = trainer(mixed(), tmp_path, callback=False, logging_strategy="steps", logging_steps=1, steps=6)
     run.add_callback(logger)  # before ours, as the loggers of report_to are
     attach_(run, schedule=schedule)
@@ -167,7 +167,7 @@ def test_the_distance_of_a_lora_model_is_logged(tmp_path):
 def test_a_resumed_run_goes_on_with_its_schedule(tmp_path, restore):
     def scheduled(place, **options):
         model = mixed()
-        run = trainer(model, place, callback=AnchorCallback(schedule=Linear(0.0, 0.9, 6)), steps=6, **options)
+        run = trainer(model, place, callback=MixoutCallback(schedule=LinearRamp(0.0, 0.9, 6)), steps=6, **options)
         return model, run
 
     whole, run = scheduled(tmp_path / "whole")
@@ -176,7 +176,7 @@ def test_a_resumed_run_goes_on_with_its_schedule(tmp_path, restore):
     resumed, run = scheduled(tmp_path / "resumed")
     run.train(resume_from_checkpoint=place)
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
-    assert mixout.state_dict(resumed)["p"] == mixout.state_dict(whole)["p"] == Linear(0.0, 0.9, 6)(5)
+    assert mixout.save_state(resumed)["p"] == mixout.save_state(whole)["p"] == LinearRamp(0.0, 0.9, 6)(5)
     if restore:  # the Trainer makes the callback anew, and cannot know the schedule
         _, run = scheduled(tmp_path / "restored", restore_callback_states_from_checkpoint=True)
     else:
@@ -191,11 +191,11 @@ def test_p_without_a_schedule_is_restored(tmp_path):
     trainer(model, tmp_path / "first").train()
     resumed = mixed()
     trainer(resumed, tmp_path / "second").train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
-    assert mixout.state_dict(resumed)["p"] == 0.25
+    assert mixout.save_state(resumed)["p"] == 0.25
     assert torch.equal(resumed.layer.weight, model.layer.weight)
 
 
 def test_a_schedule_needs_a_method_that_mixes(tmp_path):
     model = mixout.apply_(Model(), mixout.AnchorDecay(0.1))
     with pytest.raises(NotAppliedError, match="mixing"):
-        trainer(model, tmp_path, callback=AnchorCallback(schedule=Linear(0.0, 0.9, 6))).train()
+        trainer(model, tmp_path, callback=MixoutCallback(schedule=LinearRamp(0.0, 0.9, 6))).train()

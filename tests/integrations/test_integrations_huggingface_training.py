@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mixout
-from mixout.integrations.huggingface import AnchorCallback
+from mixout.integrations.huggingface import MixoutCallback
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "fresh_accelerate"),
@@ -57,7 +57,7 @@ def train(model: nn.Module, tiny_bert: str, place, rows=None, *, resume=None, **
         **({"save_strategy": "no", "learning_rate": 1e-2} | options),
     )  # fmt: skip
     run = transformers.Trainer(
-        model, args, train_dataset=rows or sentences(), processing_class=tokenizer, callbacks=[AnchorCallback()]
+        model, args, train_dataset=rows or sentences(), processing_class=tokenizer, callbacks=[MixoutCallback()]
     )
     run.remove_callback(transformers.PrinterCallback)
     run.train(resume_from_checkpoint=resume)
@@ -164,7 +164,7 @@ def test_the_best_model_is_loaded_again_and_the_anchor_stays(tmp_path):
         args,
         train_dataset=vectors(torch.sum),
         eval_dataset=vectors(lambda x: first(x).detach().squeeze()),
-        callbacks=[AnchorCallback(), transformers.EarlyStoppingCallback(early_stopping_patience=2)],
+        callbacks=[MixoutCallback(), transformers.EarlyStoppingCallback(early_stopping_patience=2)],
     )
     run.remove_callback(transformers.PrinterCallback)
     run.train()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import mixout
 from mixout.integrations import huggingface
 from mixout.integrations import lightning as adapter
-from mixout.schedule import Linear
+from mixout.schedule import LinearRamp
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "fresh_accelerate"),
@@ -66,7 +66,7 @@ def under_trainer(folder: Path) -> nn.Module:
     data = [{"x": x, "labels": y} for x, y in zip(*rows(), strict=True)]
     trainer = transformers.Trainer(network, args, train_dataset=data)
     trainer.remove_callback(transformers.PrinterCallback)
-    huggingface.attach_(trainer, schedule=Linear(0.0, 0.6, 10))
+    huggingface.attach_(trainer, schedule=LinearRamp(0.0, 0.6, 10))
     trainer.train(resume_from_checkpoint=bool(list(folder.glob("checkpoint-*"))) or None)
     return network
 
@@ -75,7 +75,7 @@ def under_lightning(folder: Path) -> nn.Module:
     network, last = Network(), folder / "last.ckpt"
     trainer = lightning.Trainer(
         max_epochs=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[adapter.AnchorCallback(schedule=Linear(0.0, 0.6, 10)), ModelCheckpoint(folder, save_last=True)],
+        callbacks=[adapter.MixoutCallback(schedule=LinearRamp(0.0, 0.6, 10)), ModelCheckpoint(folder, save_last=True)],
     )  # fmt: skip
     torch.manual_seed(5)
     loader = DataLoader(TensorDataset(*rows()), batch_size=4, shuffle=True)
@@ -113,4 +113,4 @@ def test_killed_at_a_random_step(trainer, tmp_path, example):
     assert 0 < next(taken) < {"plain loop": 20}.get(trainer, 12), f"not resumed, killed at step {step}"
     for name, parameter in whole.named_parameters():
         assert parameter.equal(resumed.get_parameter(name)), f"{name}, killed at step {step}"
-    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    assert mixout.save_state(resumed) == mixout.save_state(whole)

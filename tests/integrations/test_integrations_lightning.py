@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mixout
 from mixout.errors import AnchorMismatchError, NotAppliedError
-from mixout.integrations.lightning import AnchorCallback
-from mixout.schedule import Linear
+from mixout.integrations.lightning import MixoutCallback
+from mixout.schedule import LinearRamp
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -108,7 +108,7 @@ def fit(module, data=None, *, place=None, epochs=4, ckpt_path=None, callbacks=No
     ]  # fmt: skip
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=place is not None, callbacks=[*(callbacks or [AnchorCallback()]), *saving],
+        enable_checkpointing=place is not None, callbacks=[*(callbacks or [MixoutCallback()]), *saving],
         **({"logger": False} | options),
     )  # fmt: skip
     torch.manual_seed(5)
@@ -120,9 +120,9 @@ def equal(first: nn.Module, second: nn.Module) -> bool:
 
 
 def test_loggers_get_p_and_the_distance_of_the_step_just_done():
-    schedule, seen, module = Linear(0.0, 0.8, 8), Seen(), Module()
+    schedule, seen, module = LinearRamp(0.0, 0.8, 8), Seen(), Module()
     fit(
-        module, callbacks=[AnchorCallback(schedule=schedule)], logger=seen, log_every_n_steps=2, epochs=4,
+        module, callbacks=[MixoutCallback(schedule=schedule)], logger=seen, log_every_n_steps=2, epochs=4,
         accumulate_grad_batches=1,
     )  # fmt: skip
     found = [entry for entry in seen.metrics if "mixout_p" in entry]
@@ -136,20 +136,20 @@ def test_loggers_get_p_and_the_distance_of_the_step_just_done():
 
 
 def test_p_rises_with_optimizer_steps_not_with_micro_batches():
-    module, schedule = Module(), Linear(0.0, 0.9, 4)
-    fit(module, callbacks=[AnchorCallback(schedule=schedule, log=False)], epochs=2, accumulate_grad_batches=3)
-    assert mixout.state_dict(module)["p"] == schedule(1)
+    module, schedule = Module(), LinearRamp(0.0, 0.9, 4)
+    fit(module, callbacks=[MixoutCallback(schedule=schedule, log=False)], epochs=2, accumulate_grad_batches=3)
+    assert mixout.save_state(module)["p"] == schedule(1)
 
 
 @pytest.mark.parametrize("method", [mixout.Mixout(0.5), mixout.Mixconnect(0.3)], ids=mixout.methods.spell)
 def test_an_epochs_checkpoint_goes_on_bit_for_bit(tmp_path, method):
-    schedule = Linear(0.0, 0.6, 10)
+    schedule = LinearRamp(0.0, 0.6, 10)
     whole = Module(method=method)
-    fit(whole, place=tmp_path / "whole", callbacks=[AnchorCallback(schedule=schedule)])
+    fit(whole, place=tmp_path / "whole", callbacks=[MixoutCallback(schedule=schedule)])
     resumed = Module(method=method)
-    fit(resumed, ckpt_path=tmp_path / "whole" / "step=6.ckpt", callbacks=[AnchorCallback(schedule=schedule)])
+    fit(resumed, ckpt_path=tmp_path / "whole" / "step=6.ckpt", callbacks=[MixoutCallback(schedule=schedule)])
     assert equal(resumed, whole)
-    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    assert mixout.save_state(resumed) == mixout.save_state(whole)
     assert resumed.dropped == whole.dropped[6:]
 
 
@@ -169,7 +169,7 @@ def test_a_run_in_another_dtype_goes_on_bit_for_bit(tmp_path, kind, precision):
     fit(resumed, precision=precision, ckpt_path=tmp_path / "step=6.ckpt")
     assert {p.dtype for p in resumed.parameters()} == {torch.bfloat16 if precision == "bf16-true" else torch.float64}
     assert equal(resumed, whole)
-    assert mixout.state_dict(resumed) == mixout.state_dict(whole)
+    assert mixout.save_state(resumed) == mixout.save_state(whole)
     assert mixout.distance(resumed) == mixout.distance(whole)
     assert resumed.dropped == whole.dropped[6:]
     with pytest.raises(AnchorMismatchError, match="call apply_"):
@@ -205,7 +205,7 @@ def test_p_without_a_schedule_is_restored(tmp_path):
     fit(whole, place=tmp_path, epochs=2)
     resumed = Module()
     fit(resumed, epochs=2, ckpt_path=tmp_path / "step=3.ckpt")
-    assert mixout.state_dict(resumed)["p"] == 0.25
+    assert mixout.save_state(resumed)["p"] == 0.25
     assert equal(resumed, whole)
 
 
@@ -220,7 +220,7 @@ def test_another_anchor_is_refused(tmp_path):
 
 def test_what_cannot_be_checked_is_refused(tmp_path):
     fit(Module(), place=tmp_path, epochs=1, callbacks=[lightning.Callback()])
-    with pytest.raises(AnchorMismatchError, match="without AnchorCallback"):
+    with pytest.raises(AnchorMismatchError, match="without MixoutCallback"):
         fit(Module(), ckpt_path=tmp_path / "step=3.ckpt")
     plain = mixout.remove_(Module())
     with pytest.raises(NotAppliedError):

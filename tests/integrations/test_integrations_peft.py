@@ -9,8 +9,9 @@ import torch
 import transformers
 
 import mixout
-from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
 from mixout.errors import AnchorMismatchError, NothingMixedError
+from mixout.methods import Dropconnect
 
 peft = pytest.importorskip("peft")
 pytestmark = [
@@ -188,11 +189,11 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(seed):
     whole = mixout.apply_(lora(), Mixout(0.5), seed=seed)
     torch.manual_seed(2)
     train(whole, steps=2)
-    state, weights, stream = mixout.state_dict(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
+    state, weights, stream = mixout.save_state(whole), copy.deepcopy(whole.state_dict()), torch.get_rng_state()
     train(whole, steps=2)
     resumed = mixout.apply_(lora(), Mixout(0.5), seed=seed)
     resumed.load_state_dict(weights)
-    mixout.load_state_dict_(resumed, state)
+    mixout.load_state_(resumed, state)
     torch.set_rng_state(stream)
     train(resumed, steps=2)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -200,16 +201,16 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(seed):
 
 def test_another_base_is_found_on_resume():
     """Trap: the adapter was merged into the base, or the base is another checkpoint: silently another anchor."""
-    state = mixout.state_dict(mixout.apply_(lora(), Mixout(0.5)))
+    state = mixout.save_state(mixout.apply_(lora(), Mixout(0.5)))
     with pytest.raises(AnchorMismatchError, match="fingerprint"):
-        mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
+        mixout.load_state_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
 
 
 def test_a_base_is_hashed_once_and_known_after_a_cast(monkeypatch):
     """Lightning's bf16-true casts the module after the checkpoint was checked, a plain loop may do so before."""
     model, again = (mixout.apply_(lora(), Mixout(0.5)) for _ in range(2))
     monkeypatch.setattr("mixout.anchor._hash_bytes", None)
-    mixout.load_state_dict_(again, mixout.state_dict(model.bfloat16()))
+    mixout.load_state_(again, mixout.save_state(model.bfloat16()))
     assert mixout.fingerprint(again.double()) == mixout.fingerprint(model)
 
 
@@ -219,10 +220,10 @@ def test_a_checkpoint_of_version_2_is_read():
     found = hashlib.sha256()
     for name in sorted(name for name, _ in model.named_parameters() if name.endswith("base_layer.weight")):
         found.update(f"{name}:torch.float32:(16, 16);".encode() + model.get_parameter(name).detach().numpy().tobytes())
-    state = {**mixout.state_dict(model), "version": 2, "fingerprint": found.hexdigest()}
-    mixout.load_state_dict_(mixout.apply_(lora(), Mixout(0.5)), state)
+    state = {**mixout.save_state(model), "version": 2, "fingerprint": found.hexdigest()}
+    mixout.load_state_(mixout.apply_(lora(), Mixout(0.5)), state)
     with pytest.raises(AnchorMismatchError, match="fingerprint"):
-        mixout.load_state_dict_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
+        mixout.load_state_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
 
 
 def test_with_a_seed_masks_follow_from_it_alone():
@@ -253,6 +254,45 @@ def test_what_lora_cannot_do_is_refused_and_leaves_the_model_plain(methods, opti
         mixout.apply_(model, methods, **options)
     assert not [m for m in model.modules() if isinstance(m, mixout.layers.Mixed)]
     assert model.get_submodule(f"{QUERY}.lora_dropout.default").p == 0.1
+
+
+def test_the_selective_decay_pulls_the_factors_towards_0():
+    """As in its authors' code for adapters: each factor is a weight whose anchor is 0. Oracle: the rule by hand."""
+    model = mixout.apply_(lora(), AnchorDecay(1.0, selective=True))
+    factors = {n: p for n, p in model.named_parameters() if ".lora_" in n}
+    decayed = mixout.methods.optimizer_hooks.targets(model)
+    assert set(factors) == set(decayed)
+    assert all(target.anchor.tensor is None for target in decayed.values())
+    with torch.no_grad():
+        for parameter in factors.values():
+            parameter.fill_(1.0)
+            parameter.grad = torch.ones_like(parameter)  # plain descent leads back towards 0
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if n not in factors}
+    torch.optim.SGD(model.parameters(), lr=0.5, maximize=True).step()  # and the step goes the other way
+    for parameter in factors.values():
+        torch.testing.assert_close(parameter.detach(), torch.ones_like(parameter))  # 1.5 - (1.5 - 1) / 1.5 * 1.5
+    assert all(p.equal(before[n]) for n, p in model.named_parameters() if n not in factors)
+    assert mixout.measure.held_anchors(model) == {}
+
+
+@pytest.mark.parametrize("unit", ["input", "output"])
+def test_interpolation_scales_the_delta_of_every_mixed_adapter(unit):
+    model = mixout.apply_(lora(lora_bias=True), Mixout(0.5, unit=unit))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    layer = model.get_submodule(QUERY)
+    x = torch.randn(3, layer.in_features)
+    base, whole = layer.base_layer(x), layer.eval()(x)
+    kept = {n: p.detach().clone() for n, p in model.named_parameters()}
+    mixout.interpolate_(model, 1.0)
+    assert all(p.equal(kept[n]) for n, p in model.named_parameters())
+    distance = mixout.distance(model).total
+    mixout.interpolate_(model, 0.25)
+    torch.testing.assert_close(layer(x), base + 0.25 * (whole - base))
+    assert mixout.distance(model).total == pytest.approx(0.25 * distance)
+    mixout.interpolate_(model, 0.0)
+    assert layer(x).equal(base)
 
 
 def test_an_initialisation_that_moves_the_base_is_refused():
@@ -351,7 +391,7 @@ def test_a_factor_that_is_frozen_alone_is_still_mixed():
 
 def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     """With activation checkpointing in its reentrant form, and the callback that guards the anchor."""
-    from mixout.integrations.huggingface import AnchorCallback
+    from mixout.integrations.huggingface import MixoutCallback
 
     model = mixout.apply_(lora(), Mixout(0.5))
     frozen = model.get_submodule(f"{QUERY}.base_layer").weight.clone()
@@ -362,7 +402,7 @@ def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
         logging_steps=1,
     )  # fmt: skip
     before = mixout.distance(model).total
-    trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[AnchorCallback()])
+    trainer = transformers.Trainer(model, args, train_dataset=rows, callbacks=[MixoutCallback()])
     trainer.train()
     assert mixout.distance(model).total != before
     assert trainer.state.log_history[0]["anchor_distance"] != before

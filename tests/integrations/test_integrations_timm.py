@@ -21,8 +21,9 @@ def test_a_vision_transformer(timm, where, dropped_columns):
     model = timm.models.VisionTransformer(**size, proj_drop_rate=0.1, attn_drop_rate=0.1)
     plain, images = copy.deepcopy(model).eval(), torch.randn(6, 3, 16, 16)
     mixout.apply_(model, mixout.Mixout(0.5), where=where)
+    heads = {"head"} if where == "all" else set()
     layers = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"} - ({"mlp.fc1"} if where == "paper" else set())
-    assert set(mixout.coverage(model).mixed) == {f"blocks.{n}.{layer}" for n in range(2) for layer in layers} | {"head"}
+    assert set(mixout.coverage(model).mixed) == {f"blocks.{n}.{layer}" for n in range(2) for layer in layers} | heads
     assert not mixout.coverage(model).dropouts
     # With w = u every mask gives the plain model: the model's own dropouts are off, also that inside the attention.
     assert torch.allclose(model.train()(images), plain(images), atol=1e-6)

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
+from mixout.methods import Dropconnect
 
 ROWS = 8
 # On CPUs torch 2.7 sums the float32 gradients of plain models under FSDP2, and cannot train with HSDP.
@@ -145,6 +146,7 @@ CASES = {
     "zero": (Dropconnect(0.3), {}, {}, {}, {}),
     "gradient": (GradientMask(0.5), {}, {}, {}, {}),
     "decay": ([Mixout(0.5), AnchorDecay(0.1)], {}, {}, {}, {}),
+    "selective": (AnchorDecay(0.5, selective=True), {}, {}, {}, {}),
     "coupled": ([Mixout(0.5), AnchorDecay(0.1, decoupled=False)], {}, {}, {"anchor": 0}, {}),
     "other anchor": (Mixout(0.5), {}, {}, {"anchor": {k: v + 0.1 for k, v in net().state_dict().items()}}, {}),
     "small anchor": (Mixout(0.5), {}, {}, {"anchor_dtype": torch.bfloat16}, {}),
@@ -160,15 +162,17 @@ CASES = {
     "wide": (Mixout(0.5), FLOAT, {"mp_policy": WIDE}, {}, FLOAT),
     "bfloat16": (Mixout(0.5), FLOAT, {"mp_policy": NARROW}, {}, FLOAT),
 }
-EVERYWHERE = ("mixout", "output", "element", "decay", "kept", "small anchor")
+EVERYWHERE = ("mixout", "output", "element", "decay", "selective", "kept", "small anchor")
 
 
 def found(model, dtype):
-    """What is compared: weights, what is measured on them, and the outputs in eval mode, mixed and removed."""
+    """Weights, what is measured on them, and the outputs in eval mode, mixed, then a quarter of the way and removed."""
     root = {"weights": weights(model), "scores": scores(model, dtype)}
     with contextlib.suppress(mixout.NotAppliedError):
         root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
-    root["drawn"] = mixout.state_dict(model)["draws"]
+        root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
+        mixout.interpolate_(model, 0.25)
+    root["drawn"] = mixout.save_state(model)["draws"]
     mixout.remove_(model)
     return root | {"plain scores": scores(model, dtype)}
 
@@ -195,7 +199,7 @@ def unseeded(mesh, rank, world):
     model = mixout.apply_(shard(net(), mesh), Mixout(0.5))
     torch.manual_seed(rank)
     train(model, rank, world)
-    return {"seed": mixout.state_dict(model)["agreed_seed"]} | found(model, torch.float64)
+    return {"seed": mixout.save_state(model)["agreed_seed"]} | found(model, torch.float64)
 
 
 def from_meta(mesh, rank, world):
@@ -323,7 +327,7 @@ def half_way(mesh, rank, world, folder):
     train(model, rank, world, range(2), optimizer=optimizer)
     state, moments = get_state_dict(model, optimizer)
     dcp.save({"model": state, "optimizer": moments}, checkpoint_id=folder / "checkpoint")
-    return mixout.state_dict(model)
+    return mixout.save_state(model)
 
 
 def resumed(mesh, rank, world, folder):
@@ -333,7 +337,7 @@ def resumed(mesh, rank, world, folder):
     state, moments = get_state_dict(model, optimizer)
     dcp.load({"model": state, "optimizer": moments}, checkpoint_id=folder / "checkpoint")
     set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=moments)
-    mixout.load_state_dict_(model, torch.load(folder / "2" / "0.pt", weights_only=False)["half way"])
+    mixout.load_state_(model, torch.load(folder / "2" / "0.pt", weights_only=False)["half way"])
     return found(train(model, rank, world, range(2, 3), optimizer=optimizer), torch.float64)
 
 
@@ -383,7 +387,7 @@ def refused(mesh, rank, world):
     def changed_anchor():
         model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
         other = mixout.apply_(shard(train(net()), mesh), Mixout(0.5), seed=3)
-        mixout.load_state_dict_(other, mixout.state_dict(model))
+        mixout.load_state_(other, mixout.save_state(model))
 
     def embedding():
         model = fully_shard(nn.Sequential(nn.Embedding(8, 4), nn.Flatten()), mesh=mesh)

@@ -15,6 +15,7 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay, Mixout
+from mixout.finetune.optimizers import BERTAdam
 from mixout.methods import optimizer_hooks
 from mixout.methods.optimizer_hooks import attach_, detach_, targets
 
@@ -483,6 +484,74 @@ def test_each_weight_stays_within_the_bound(build, largest_step, eta):
     torch.testing.assert_close((start - model.weight).detach(), torch.full_like(start, expected), rtol=1e-3, atol=1e-9)
 
 
+def test_a_radius_is_one_over_the_rate():
+    """The equation with 1 / radius, and the same run as with the rate."""
+    by_radius, by_rate = mixout.apply_(net(), AnchorDecay(radius=1 / RATE)), mixout.apply_(net(), AnchorDecay(RATE))
+    start = by_radius[0].weight.detach().clone()
+    with torch.no_grad():
+        by_radius[0].weight.add_(1.0)
+    step_of_nothing(sgd(by_radius), by_radius)
+    torch.testing.assert_close(by_radius[0].weight - start, torch.full_like(start, LEFT))
+    with torch.no_grad():
+        by_radius[0].weight.copy_(start)
+    for model in (by_radius, by_rate):
+        train(model, adamw(model), batches(4))
+    assert all(a.equal(b) for a, b in zip(by_radius.parameters(), by_rate.parameters(), strict=True))
+
+
+def test_the_bound_holds_with_any_schedule():
+    """Lion moves every weight by the learning rate, whatever that is: |w - u| <= radius, and the recursion by hand."""
+    radius, expected = 0.02, 0.0
+    model = mixout.apply_(nn.Linear(3, 3, bias=False).double(), AnchorDecay(radius=radius))
+    start = model.weight.detach().clone()
+    optimizer = Lion(model.parameters(), lr=0.0)
+    for eta in torch.logspace(-5, 0, 60).tolist() + torch.logspace(0, -5, 60).tolist() + [1.0, 1e-4] * 20:
+        optimizer.param_groups[0]["lr"] = eta
+        model.weight.grad = torch.full_like(model.weight, -1.0)
+        optimizer.step()
+        expected = math.exp(-eta / radius) * (expected + eta)
+        torch.testing.assert_close((model.weight - start).detach(), torch.full_like(start, expected))
+        assert expected <= radius
+
+
+@pytest.mark.parametrize(
+    ("eta", "farthest"), [(2e-5, 1.15), (2e-4, 2.82), (2e-3, 5.40), (4e-3, 5.63)], ids=lambda value: f"{value:g}"
+)
+def test_adam_without_bias_correction_goes_farther_at_first(eta, farthest):
+    """By hand: step t is (1 - .9^t) / sqrt(1 - .999^t) long; the largest distance in radii, and where it ends."""
+    radius = 0.02
+    model = mixout.apply_(nn.Linear(1, 1, bias=False).double(), AnchorDecay(radius=radius))
+    start = model.weight.detach().clone()
+    optimizer = BERTAdam(model.parameters(), lr=eta, eps=0.0)
+    gone, largest, expected = 0.0, 0.0, 0.0
+    for step in range(1, 1501):
+        model.weight.grad = torch.full_like(model.weight, -2.0)
+        optimizer.step()
+        length = eta * (1 - 0.9**step) / math.sqrt(1 - 0.999**step)
+        expected = math.exp(-eta / radius) * (expected + length)
+        gone = float((model.weight - start).detach())
+        assert gone == pytest.approx(expected, rel=1e-9)
+        largest = max(largest, gone / radius)
+    assert largest == pytest.approx(farthest, abs=0.006)
+    assert largest <= 5.63
+    assert gone / radius == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_longest_step_of_adam():
+    """Gradients that grow by beta_2 / beta_1 a step make it, by Cauchy and Schwarz: 7.27 learning rates."""
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([weight], lr=1.0, weight_decay=0.0, eps=0.0)
+    for _ in range(3000):  # until the bias corrections are 1
+        weight.grad = torch.full_like(weight, 1e-30)
+        optimizer.step()
+    for step in range(200):
+        before, weight.grad = float(weight.detach()), torch.full_like(weight, (0.999 / 0.9) ** step)
+        optimizer.step()
+    largest = (1 - 0.9) / math.sqrt((1 - 0.999) * (1 - 0.9**2 / 0.999))
+    assert before - float(weight.detach()) == pytest.approx(largest, rel=0.03)
+    assert largest == pytest.approx(7.27, abs=0.01)
+
+
 @pytest.mark.parametrize("tensor", [False, True])
 def test_a_strength_beyond_one_does_not_overshoot(tensor):
     model = mixout.apply_(nn.Linear(3, 3, bias=False), AnchorDecay(1e4))
@@ -780,7 +849,7 @@ def test_weight_decay_towards_zero_is_told_once_for_each_optimizer():
     model = mixout.apply_(net(), AnchorDecay(RATE))
     optimizers = [adamw(model, weight_decay=0.02), adamw(model, weight_decay=0.01)]
     for optimizer, strength in zip(optimizers, ("0.02", "0.01"), strict=True):
-        with pytest.warns(mixout.ZeroDecayWarning, match=rf"weight_decay={strength}.*rate 0\.5.*set it to 0") as told:
+        with pytest.warns(mixout.ZeroDecayWarning, match=rf"weight_decay={strength}.*rate=0\.5.*set it to 0") as told:
             step_of_nothing(optimizer, model)
         assert told[0].filename == __file__
     optimizers[0].add_param_group({"params": [nn.Parameter(torch.zeros(1, dtype=torch.float64))]})
@@ -847,5 +916,6 @@ def test_attach_and_detach_of_one_module():
 
 def test_rates_of_numpy_are_numbers():
     assert AnchorDecay(np.float32(0.5)).rate == 0.5
+    assert AnchorDecay(radius=np.float32(0.5)).strength == 2.0
     with pytest.raises(TypeError, match="expected rate to be a number"):
         AnchorDecay(True)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixout import AnchorDecay, Dropconnect, Dropout, Mixconnect, Mixout, Plain
-from mixout.methods import parse, spell
+from mixout import AnchorDecay, Mixconnect, Mixout
+from mixout.methods import Dropconnect, Dropout, Plain, parse, spell
 
 p = st.floats(0, 1)
 gradients = st.sampled_from(["exact", "paper"])
@@ -15,6 +15,8 @@ methods = st.one_of(
     st.builds(Dropconnect, p, gradient=gradients),
     st.builds(Dropout, p),
     st.builds(AnchorDecay, st.floats(0, 1e30), decoupled=st.booleans()),
+    st.builds(AnchorDecay, radius=st.floats(1e-30, 1e30)),
+    st.builds(AnchorDecay, st.floats(0, 1e30), selective=st.booleans()),
     st.just(Plain()),
 )
 
@@ -38,6 +40,7 @@ def test_parse_undoes_spell(several):
         (" mixout( p = .9 ) + anchor_decay(1e-2,decoupled=False) ", (Mixout(0.9), AnchorDecay(0.01, decoupled=False))),
         ("mixconnect(0.5, noise=gaussian)", (Mixconnect(0.5, noise="gaussian"),)),
         ("anchor_decay(1e+3)", (AnchorDecay(1000.0),)),
+        ("anchor_decay( radius = 5e-3 )", (AnchorDecay(radius=0.005),)),
         ("mixout(1)", (Mixout(1.0),)),
     ],
 )
@@ -48,6 +51,7 @@ def test_what_a_person_may_write(text, expected):
 def test_the_canonical_text_leaves_out_defaults():
     assert spell(Mixout(0.9)) == "mixout(0.9)"
     assert spell([Mixout(1), AnchorDecay(0.01)]) == "mixout(1.0)+anchor_decay(0.01)"
+    assert spell(AnchorDecay(radius=0.005)) == "anchor_decay(radius=0.005)"
     assert spell(Plain()) == "plain"
 
 
@@ -81,6 +85,17 @@ def test_an_unknown_method_names_the_nearest(text, nearest):
         ("mixout(nan)", r"expected p in \[0, 1\]"),
         ("mixout(0.9, gradient=wrong)", "expected gradient in"),
         ("mixout(0.9, 0.8)", "after the first as name=value"),
+        ("anchor_decay", r"either a radius.*anchor_decay\(radius=0\.005\).*or a rate.*got neither"),
+        ("anchor_decay(100, radius=0.01)", "got radius 0.01 and rate 100.0"),
+        ("anchor_decay(radius=0)", "finite radius above 0, got 0.0"),
+        ("anchor_decay(radius=1e-320)", "finite radius above 0"),
+        ("anchor_decay(radius=inf)", "finite radius above 0, got inf"),
+        ("anchor_decay(radius=wide)", "expected radius to be a number, got 'wide'"),
+        ("anchor_decay(radius=0.01, decoupled=false)", "a rate with decoupled=False"),
+        ("anchor_decay(radius=0.01, selective=true)", "a rate with selective=True"),
+        ("anchor_decay(1, selective=true, decoupled=false)", "expected decoupled=True with selective=True"),
+        ("anchor_decay(raduis=0.01)", "did you mean 'radius'"),
+        ("anchor_decay(-1)", "finite rate, at least 0, got -1.0"),
         ("plain(3)", "name=value"),
         ("mixout(0.9", "expected a method such as"),
         ("mixout 0.9", "expected a method such as"),

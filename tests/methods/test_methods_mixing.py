@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 import mixout
-from mixout import AnchorDecay, Dropconnect, Dropout, GradientMask, Mixconnect, Mixout, Plain
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
+from mixout.methods import Dropconnect, Dropout, Plain
 
 ALL = [
     Mixout(0.7),
@@ -42,7 +43,7 @@ def test_a_method_is_a_frozen_value(method):
     name = dataclasses.fields(method)[0].name if dataclasses.fields(method) else "anything"
     with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
         setattr(method, name, 0.5)
-    assert eval(repr(method), vars(mixout)) == method
+    assert eval(repr(method), vars(mixout.methods)) == method
     assert pickle.loads(pickle.dumps(method)) == method
     assert hash(method) == hash(dataclasses.replace(method))
 

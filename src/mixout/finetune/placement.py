@@ -8,6 +8,8 @@ with its first weights, or its input dropped. What a mixed layer does is not dec
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mixout
 from mixout import dropouts
 from mixout.errors import InputError
@@ -68,7 +70,7 @@ def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:
     heads = {name for name, module in fresh.items() if is_linear(module) and not in_body(name, module)}
     if not heads:
         raise InputError("expected a model with a new linear output head for head='mixout', got none; use 'plain'")
-    return Selection(mixes=lambda name, module: name in heads or chosen.mixes(name, module), covers=chosen.covers)
+    return replace(chosen, mixes=lambda name, module: name in heads or chosen.mixes(name, module))
 
 
 def _drop_before_head(loaded: Loaded, p: float) -> None:

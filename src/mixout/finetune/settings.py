@@ -53,7 +53,7 @@ class Settings:
         InputError: a value is out of range, or a name is unknown; the message says what was expected.
 
     Example:
-        >>> settings = Settings(method="mixout(0.7)+anchor_decay(0.01)", seed=3)
+        >>> settings = Settings(method="mixout(0.7)+anchor_decay(radius=0.005)", seed=3)
         >>> settings.resolved().mask_seed
         3
         >>> Settings.from_json(settings.to_json()) == settings
@@ -80,7 +80,7 @@ class Settings:
     )
     label_column: str = _option("label", "column with the label, in files of your own")
     metric: str | None = _option(None, "the score that counts; without it the task's own")
-    method: str = _option("mixout(0.9)", "method, e.g. 'mixout(0.9)' or 'mixout(0.7)+anchor_decay(0.01)'")
+    method: str = _option("mixout(0.9)", "method, e.g. 'mixout(0.9)' or 'anchor_decay(radius=0.005)'")
     where: str = _option(
         "body", "layers the method acts on: 'body', 'paper', 'all', or a regular expression on their names"
     )

@@ -28,7 +28,7 @@ from mixout.finetune.models import Loaded
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
-from mixout.integrations.huggingface import AnchorCallback
+from mixout.integrations.huggingface import MixoutCallback
 
 with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
@@ -174,7 +174,7 @@ def build(
         compute_metrics=lambda outputs: dev.score(outputs.predictions),
         preprocess_logits_for_metrics=dev.keep,
         # The record holds the way from the anchor at the end.
-        callbacks=[course, AnchorCallback(log=False)],
+        callbacks=[course, MixoutCallback(log=False)],
     )
     trainer.remove_callback(ProgressCallback if bars else PrinterCallback)
     if bars:

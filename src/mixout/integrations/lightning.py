@@ -9,13 +9,14 @@ restored in all; pass ``seed=`` to ``apply_`` there.
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of Lightning
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations.logs import measures
+from mixout.record import follow_
 from mixout.schedule import Schedule, check_schedule
 
 try:
@@ -28,19 +29,19 @@ except ModuleNotFoundError as error:
 _KEY = "mixout"
 
 
-class AnchorCallback(Callback):
-    """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.state_dict`.
+class MixoutCallback(Callback):
+    """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.save_state`.
 
     Apply the method to the pretrained model in the module's ``__init__`` or ``configure_model``, then let
     ``trainer.fit(module, ckpt_path=...)`` load the checkpoint's weights.
 
     >>> from lightning.pytorch import Trainer
-    >>> trainer = Trainer(callbacks=[AnchorCallback()], logger=False, enable_checkpointing=False, accelerator="cpu")
+    >>> trainer = Trainer(callbacks=[MixoutCallback()], logger=False, enable_checkpointing=False, accelerator="cpu")
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: log ``mixout_p`` and ``anchor_distance``, those of the step just done, every ``log_every_n_steps``. The
-            distance reads all mixed weights once.
+        log: log what :func:`mixout.integrations.logs.measures` finds after the step just done, every
+            ``log_every_n_steps``. It reads all anchored weights.
 
     Raises:
         NotAppliedError: when training begins, if the module carries no method, or with ``schedule`` none that mixes.
@@ -62,16 +63,16 @@ class AnchorCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Beside the weights: method, anchor, p, masks drawn; and the generators, which masks are drawn from."""
-        checkpoint[_KEY] = {"model": mixout.state_dict(pl_module), "streams": _streams()}
+        checkpoint[_KEY] = {"model": mixout.save_state(pl_module), "streams": _streams()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The anchor must still be the old one."""
         if _KEY not in checkpoint:
             raise AnchorMismatchError(
                 "expected a checkpoint that holds the anchor's fingerprint, got none; the anchor of a run saved "
-                "without AnchorCallback cannot be checked, start it again"
+                "without MixoutCallback cannot be checked, start it again"
             )
-        mixout.load_state_dict_(pl_module, checkpoint[_KEY]["model"])
+        mixout.load_state_(pl_module, checkpoint[_KEY]["model"])
         self._streams = checkpoint[_KEY]["streams"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         self._within_epoch = not progress["is_last_batch"]
@@ -80,7 +81,7 @@ class AnchorCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last moment before the dataloader draws the order of the next epoch."""
-        mixout.state_dict(pl_module)  # without a method this raises
+        mixout.save_state(pl_module)  # without a method this raises
         if self.schedule is not None:
             check_schedule(pl_module, self.schedule)
         self._follow(trainer, pl_module)
@@ -104,7 +105,7 @@ class AnchorCallback(Callback):
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.schedule is not None:
-            mixout.set_p_(pl_module, self.schedule(trainer.global_step))
+            follow_(pl_module, self.schedule(trainer.global_step))
 
 
 def _streams() -> dict[str, Any]:
@@ -116,3 +117,10 @@ def _restore(streams: dict[str, Any]) -> None:
     torch.set_rng_state(streams["cpu"].cpu())
     if streams["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in streams["cuda"]])
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        new = "; it is called MixoutCallback now" if name == "AnchorCallback" else ""
+        raise AttributeError(f"module 'mixout.integrations.lightning' has no attribute {name!r}{new}")

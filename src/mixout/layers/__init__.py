@@ -1,24 +1,22 @@
 """Layers that read their weight through :mod:`mixout.functional`, and which module becomes which.
 
-A subclass with a forward of its own may do anything with its weight, and is left alone. Whatever would silently not be
-mixed is named with its reason by :func:`obstacle`.
+Whatever would silently not be mixed is named with its reason by :func:`obstacle`.
 """
 
 from __future__ import annotations
 
-import sys
-
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from mixout.layers.conv import MixedConv1d, MixedConv2d, MixedConv3d
 from mixout.layers.distributed import attach_ as attach_
 from mixout.layers.distributed import check_scope as check_scope
 from mixout.layers.distributed import check_sharding as check_sharding
 from mixout.layers.distributed import distributed_class, distributed_obstacle, in_parts
 from mixout.layers.distributed import reshard_ as reshard_
 from mixout.layers.embedding import MixedEmbedding
+from mixout.layers.lending import Lending, Recurrent
 from mixout.layers.linear import MixedLinear
 from mixout.layers.mixed import Mixed as Mixed
 from mixout.layers.mixed import Mixing as Mixing
@@ -26,15 +24,16 @@ from mixout.layers.mixed import Share as Share
 from mixout.layers.mixed import mixed_subclass
 from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
+from mixout.layers.registry import entry_of, find, holder_of
+from mixout.layers.registry import parameter as parameter
+from mixout.layers.registry import register as register
+from mixout.layers.transposed import Transposed
 
-_MIXED: dict[type[nn.Module], type[Mixed]] = {
-    nn.Linear: MixedLinear,
-    nn.Embedding: MixedEmbedding,
-    nn.Conv1d: MixedConv1d,
-    nn.Conv2d: MixedConv2d,
-    nn.Conv3d: MixedConv3d,
+_CLASSES: dict[str, type[Mixed]] = {
+    kind.__name__: kind for kind in (MixedLinear, Transposed, MixedEmbedding, Lending, Recurrent)
 }
-_FORWARDS = ("forward", "_conv_forward", "__call__")
+# Called once a time step by a loop of the user, where each call would draw a mask of its own.
+_CELLS = nn.RNNCellBase
 
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
@@ -44,51 +43,65 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
     """
     if in_parts(module._parameters.get("weight")):
         return distributed_class(module)
-    kind = type(module)
-    plain = next((base for base in _plain_classes() if issubclass(kind, base)), None)
-    if plain is None or kind is NonDynamicallyQuantizableLinear:
+    kind, entry = type(module), entry_of(module)
+    if entry is None or kind is NonDynamicallyQuantizableLinear:
         return None
-    if any(getattr(kind, name, None) is not getattr(plain, name, None) for name in _FORWARDS):
-        return None
-    mixed = _MIXED[plain] if plain in _MIXED else _mixed_conv1d()
-    return mixed if kind is plain else mixed_subclass(mixed, kind)
+    mixed = _CLASSES[entry.mixed]
+    return mixed if issubclass(mixed, kind) else mixed_subclass(mixed, kind)
 
 
-def _mixed_conv1d() -> type[Mixed]:
-    from mixout.layers.conv1d import MixedConv1D  # transformers is loaded: the model holds its layer
-
-    return MixedConv1D
-
-
-def _plain_classes() -> list[type[nn.Module]]:
-    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    return [*_MIXED, *([] if conv1d is None else [conv1d])]
+def weights(module: nn.Module) -> list[str]:
+    """The names of the weights of ``module`` that are or could be mixed."""
+    if isinstance(module, Mixed):
+        return list(module._mixed.anchors)
+    entry = entry_of(module)
+    return [] if entry is None else list(entry.weights(module))
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether ``module`` is a linear layer, also one that is mixed already, of either layout."""
-    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", nn.Linear)
-    return isinstance(module, (nn.Linear, conv1d))
+    """Whether ``module`` is mixed by default: a linear layer, also one that is mixed already, of any layout."""
+    found = find(module)
+    return found is not None and found[1].linear
 
 
 def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
-    """Why ``module`` cannot be mixed, or None: its forward must be called, and must read a plain weight."""
+    """Why ``module`` cannot be mixed, or None: its forward must be called, and must read plain weights."""
+    kind = type(module).__name__
     if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads this weight without calling the layer"
+        return "nn.MultiheadAttention reads this weight without calling the layer: choose the attention module"
     weight = module._parameters.get("weight")
     if in_parts(weight) and "forward" not in vars(module):
         return distributed_obstacle(module, weight)  # type: ignore[arg-type]
+    if isinstance(module, _CELLS):
+        return f"{kind} is called once a time step, each with a mask of its own; use a layer such as nn.LSTM"
     if mixed_class(module) is None:
-        supported = next((k.__name__ for k in _plain_classes() if isinstance(module, k)), None)
-        if supported is not None:
-            return f"{type(module).__name__}, a subclass of {supported}, may use its weight in its own way"
-        return f"{type(module).__name__} is not a layer that mixout can mix"
+        base = find(module)
+        if base is not None:
+            return (
+                f"{kind}, a subclass of {base[0].__name__}, may use its weight in its own way; if it reads the "
+                f"attribute as {base[0].__name__} does, call mixout.register({kind}) first"
+            )
+        return f"{kind} is not a layer that mixout can mix"
     if "forward" in vars(module):
         return "its forward is replaced on the instance (by hooks of another library)"
-    if weight is None or is_parametrized(module):
-        return "its weight is computed by another tool (pruning, weight norm, ...)"
+    return next(filter(None, (_weight_obstacle(module, path) for path in weights(module))), None)
+
+
+def _weight_obstacle(module: nn.Module, path: str) -> str | None:
+    holder, field = holder_of(module, path)
+    weight, name = holder._parameters.get(field), "weight" if path == "weight" else path
+    if weight is None and not hasattr(holder, field):
+        return f"it has no {name}, with which {type(module).__name__} was registered"
+    if weight is None or is_parametrized(holder):
+        return f"its {name} is computed by another tool (pruning, weight norm, ...)"
+    if is_lazy(weight):
+        return f"its {name} has no values yet: run one forward pass"
+    if in_parts(weight):
+        return f"its {name} lies in parts on several ranks; there nn.Linear alone can be mixed"
     if type(weight.data) is not Tensor:
-        return f"its weight is a {type(weight.data).__name__}, not a plain tensor"
+        return f"its {name} is a {type(weight.data).__name__}, not a plain tensor"
     if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}, not floating point"
+        return f"its {name} is {weight.dtype}, not floating point"
+    if weight.dim() < 2:
+        return f"its {name} has shape {tuple(weight.shape)}, and a matrix is needed"
     return None

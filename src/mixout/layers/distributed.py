@@ -52,7 +52,7 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     Raises:
         MixoutError: see :func:`mixout.layers.sharded.attach_`.
     """
-    if any(managed_by_fsdp(layer) and in_parts(layer._parameters["weight"]) for layer in layers.values()):
+    if any(managed_by_fsdp(layer) and in_parts(layer._parameters.get("weight")) for layer in layers.values()):
         from mixout.layers.sharded import attach_ as attach_sharded_
 
         attach_sharded_(model, layers)
@@ -88,7 +88,7 @@ def check_scope(layers: Mapping[str, nn.Module], scope: str) -> None:
     Raises:
         MixoutError: if a layer's weight lies in parts and each rank is to have masks of its own.
     """
-    name = next((name for name, layer in layers.items() if in_parts(layer._parameters["weight"])), None)
+    name = next((name for name, layer in layers.items() if in_parts(layer._parameters.get("weight"))), None)
     if scope == "rank" and name is not None:
         raise MixoutError(
             f"expected scope='all' for {name!r} and other weights that lie in parts on several ranks, which need the "

@@ -185,6 +185,11 @@ def delta_norm(layer: Any) -> float:
     return float(torch.linalg.matrix_norm(torch.linalg.qr(b).R @ a))
 
 
+def delta_weights(layer: Any) -> list[nn.Parameter]:
+    """Parameters of which W - u is a multiple: those of B, its bias included, of every adapter that is mixed."""
+    return [weight for name in _mixed_adapters(layer) for weight in layer.lora_B[name].parameters()]
+
+
 def coverage_row(
     sites: dict[str, Any], name: str, module: nn.Module
 ) -> tuple[Literal["mixed", "plain", "bypassed"], str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mixout.anchor import Anchor, OwnWeight
 from mixout.errors import MixoutError
 from mixout.functional import Form
+from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, still_sharded
@@ -66,14 +67,27 @@ class Mixing:
 
 @dataclass(kw_only=True)
 class Share:
-    """What one layer has of it: anchor, plain class, the stream of its masks, and in how many passes it was mixed."""
+    """What one layer has of it.
+
+    Args:
+        mixing: what it shares with the others.
+        anchors: of each of its weights, by the weight's name in the layer; ``anchor`` is the first.
+        plain: its class without mixing.
+        stream: the random numbers of its masks.
+        passes: in how many passes it was mixed.
+        short: see :mod:`mixout.layers.linear`.
+    """
 
     mixing: Mixing
-    anchor: Anchor
+    anchors: dict[str, Anchor]
     plain: type[nn.Module]
     stream: Stream
     passes: int = 0
-    short: Any = None  # see layers.linear
+    short: Any = None
+    anchor: Anchor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.anchor = next(iter(self.anchors.values()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "short": None}
@@ -115,7 +129,8 @@ class Mixed(nn.Module):
         """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
         if not torch.compiler.is_compiling():  # there the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
-                check_whole(self.weight)
+                for path in self._mixed.anchors:
+                    check_whole(parameter(self, path))
             self._mixed.passes += 1
 
     def leave_(self) -> None:
@@ -123,13 +138,25 @@ class Mixed(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._mixed.anchor.apply_(fn)
+        for anchor in self._mixed.anchors.values():
+            anchor.apply_(fn)
         return self
 
     def extra_repr(self) -> str:
         """The plain layer's, and how it is mixed."""
         plain = super().extra_repr()
         return f"{plain}, {self._mixed.mixing}" if plain else repr(self._mixed.mixing)
+
+    @property
+    def qconfig(self) -> Any:  # noqa: ANN401
+        """Set by torch's quantisation, which does not know the mixed layers and would pass over them in silence."""
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:  # noqa: ANN401, ARG002
+        raise MixoutError(
+            f"quantisation does not know mixed layers, got {type(self).__name__}; call remove_ first, then quantise"
+        )
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Asked by ``torch.jit.script``, which would compile the plain forward or fail without a reason.
@@ -148,37 +175,49 @@ def mixes(layer: Mixed) -> bool:
     A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after :func:`restore_`.
 
     Raises:
-        MixoutError: see :func:`check_weight`.
+        MixoutError: under ``torch.jit.trace`` and ``torch.export``, which would keep one mask for good; and see
+            :func:`check_weights`.
     """
     if not layer.training or "_mixed" not in layer.__dict__:
         return False
+    if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.compiler.is_exporting()):
+        raise MixoutError(
+            "a mixed layer was traced or exported in training mode, which would keep one mask for good; call "
+            "model.eval() or mixout.remove_(model) first"
+        )
     weight = layer._parameters.get("weight")
-    if weight is None:
-        check_weight(layer)
+    if weight is not None and weight.requires_grad:
         return True
-    return weight.requires_grad or not is_frozen(layer)
+    check_weights(layer)
+    return not is_frozen(layer)
 
 
 def is_frozen(layer: Mixed) -> bool:
+    """Whether Phi is w in any case, for each weight of ``layer``."""
+    return all(stays(parameter(layer, path), anchor) for path, anchor in layer._mixed.anchors.items())
+
+
+def stays(weight: Tensor | None, anchor: Anchor) -> bool:
     """Whether Phi is w in any case: the weight is not trained, and the anchor is not zero.
 
     A weight that :func:`torch.func.functional_call` hands in is no Parameter, and is mixed.
     """
-    weight, anchor = layer._parameters.get("weight"), layer._mixed.anchor
     if not isinstance(weight, nn.Parameter) or weight.requires_grad:
         return False
     return anchor.tensor is not None or isinstance(anchor, OwnWeight)
 
 
-def check_weight(layer: Mixed) -> None:
+def check_weights(layer: Mixed) -> None:
     """Refuse a weight that another tool has come to compute since ``apply_``: Phi would ignore what it does.
 
     Raises:
         MixoutError: if the weight is no parameter of the layer any more.
     """
-    # Replicas of DataParallel hold their weights as plain attributes.
-    if layer._parameters.get("weight") is None and not getattr(layer, "_is_replica", False):
-        raise MixoutError(f"the weight of {layer._mixed.stream.key!r} {REPLACED}")
+    if getattr(layer, "_is_replica", False):  # replicas of DataParallel hold their weights as plain attributes
+        return
+    for path in layer._mixed.anchors:
+        if parameter(layer, path) is None:
+            raise MixoutError(f"the {path} of {layer._mixed.stream.key!r} {REPLACED}")
 
 
 def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:

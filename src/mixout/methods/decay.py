@@ -1,23 +1,39 @@
-r"""anchor_decay(rate): weight decay towards the pretrained weights u instead of towards zero.
+r"""anchor_decay: weight decay towards the pretrained weights u instead of towards zero.
 
 Decoupled (the default), after each optimizer step with learning rate :math:`\eta`:
 
-.. math:: w \leftarrow u + e^{-\eta \cdot rate} (w - u)
+.. math:: w \leftarrow u + e^{-\eta / r} (w - u), \qquad \text{rate} = 1 / r
 
-This is AdamW's decay with its exact factor: :math:`1 - \eta \cdot rate` where that is small, and never an overshoot. It
-bounds the distance: if no step moves a weight by more than s, then
-:math:`|w - u| \le s / (e^{\eta \cdot rate} - 1) < s / (\eta \cdot rate)`.
+This is AdamW's decay with its exact factor: :math:`1 - \eta / r` where that is small, and never an overshoot. It bounds
+the distance: if no step moves a weight by more than s, then
 
-- Adam, AdamW, Lion: s is about :math:`\eta`, so each weight stays within about 1 / rate of its start, whatever the
-  learning rate.
-- SGD: s is :math:`\eta` times the largest gradient g, so the bound is g / rate; with momentum m, g / (rate (1 - m)).
+.. math:: |w - u| \le s / (e^{\eta / r} - 1) < r s / \eta
+
+so the learning rate cancels where steps are proportional to it, with any schedule. The radius r is in the weights'
+own units:
+
+- Lion: s is :math:`\eta`, so no weight goes farther than r.
+- Adam, AdamW: s is about :math:`\eta`, so no weight goes farther than about r. Gradients that grow from step to step
+  make longer steps, of at most :math:`7.3 \eta` (betas 0.9 and 0.999).
+- Adam without bias correction (BERTAdam): the same, but the first hundreds of steps are longer, up to
+  :math:`6.6 \eta` where all gradients point one way. A weight then goes up to 5.6 r and comes back.
+- SGD: s is :math:`\eta` times the largest gradient g, so the bound is r g; with momentum m, r g / (1 - m).
 
 Coupled (``decoupled=False``): ``rate (w - u)`` is added to the gradient before the step. It is the derivative of the
 paper's wdecay(u, lambda), :math:`L(w) + (\lambda / 2) ||w - u||^2`; with the pretrained u this is L2-SP without its
-head term. It overshoots as any gradient step does.
+head term. It overshoots as any gradient step does, and bounds nothing.
+
+Selective (``selective=True``, SPD): only where the step went away from u though its gradient asked to go back, which
+momentum does. With :math:`w_-` and g of before the step, where :math:`\langle g, w_- - u \rangle > 0`:
+
+.. math:: w \leftarrow w - \text{rate} \cdot c \, (w - u), \quad c = \mathrm{clip}(1 - ||w_- - u|| / ||w - u||, 0, 1)
+
+for each weight as a whole. Rate 1 takes back what the step has added to the distance; no learning rate enters. Two
+numbers a weight are kept during a step, and one temporary of its size. It bounds nothing.
 
 What decays: weights of two dimensions or more in the pretrained body, or where ``where=`` says. Never biases, norms, a
-new head of a transformers model, or adapters of peft. A weight that several modules share decays once.
+new head of a transformers model. A weight that several modules share decays once. Adapters of peft are refused, since
+decaying A and B is no decay of B A; the selective decay pulls A and B towards 0, as its authors do.
 
 How: hooks on every ``torch.optim.Optimizer``, built before or after ``apply_``. Nothing is added to the loss, so
 accumulation and loss scaling do not change the decay. Of nested optimizers (SAM, Lookahead, ZeroRedundancyOptimizer)
@@ -27,13 +43,14 @@ the innermost decays. With ``decoupled=False`` it adds the penalty at the weight
 Limits: an optimizer that is no ``torch.optim.Optimizer``, or that steps copies of the weights, does not decay them.
 DeepSpeed's ZeRO is refused. Under ``decoupled=False`` a line search (LBFGS) does not see the penalty in the loss.
 
-Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP).
+Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Tian, Huang, Kira,
+NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
 from typing import ClassVar
 
@@ -42,35 +59,69 @@ from torch import nn
 from mixout.methods.method import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AnchorDecay(Method):
-    """Weight decay towards the pretrained weights.
+    """Weight decay towards the pretrained weights. Give it a radius, or a rate.
 
     Args:
-        rate: strength, at least 0; in units of 1 / (learning rate) if decoupled, else of the loss's curvature. Under
-            Adam 1 / rate is the largest distance of a weight from its start: 100 keeps each within about 0.01.
+        rate: strength, at least 0; in units of 1 / (learning rate x step) if decoupled, else of the loss's curvature.
+            A run of T steps multiplies w - u by exp(-rate x the sum of its T learning rates): rate 0.01 with a
+            learning rate of 2e-5 removes 0.002 % in 100 steps, which is nothing.
+        radius: 1 / rate, above 0. Under Adam it is about the farthest that a weight goes from its start, whatever the
+            learning rate: 0.005 is a good first value for transformers. See the module for other optimizers.
         decoupled: shrink the distance after the step, by the factor exp(-learning rate * rate); or, if False, add
-            the penalty's gradient before the step.
+            the penalty's gradient before the step, which takes a rate.
+        selective: only where a step went away from the start and its gradient did not; takes a rate without a unit, 1
+            to take back what such a step has added to the distance. Costs twice as much as the plain decay.
 
     Raises:
-        TypeError: if ``rate`` is not a number.
-        ValueError: if ``rate`` is negative or not finite.
+        TypeError: if ``rate`` or ``radius`` is not a number.
+        ValueError: if both are given or none, if one is out of its range, or if options exclude each other.
 
     Example:
-        >>> AnchorDecay(100.0)
-        AnchorDecay(rate=100.0, decoupled=True)
+        >>> AnchorDecay(radius=0.005)
+        AnchorDecay(radius=0.005)
+        >>> AnchorDecay(200.0).strength == AnchorDecay(radius=0.005).strength
+        True
     """
 
-    rate: float
+    rate: float | None = None
     _: KW_ONLY
+    radius: float | None = None
     decoupled: bool = True
+    selective: bool = False
     name: ClassVar[str] = "anchor_decay"
 
     def __post_init__(self) -> None:
-        if isinstance(self.rate, bool) or not isinstance(self.rate, Real):
-            raise TypeError(f"expected rate to be a number, at least 0, got {self.rate!r}")
-        if not (self.rate >= 0 and math.isfinite(self.rate)):
+        given = [f"{name} {value}" for name in ("radius", "rate") if (value := getattr(self, name)) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "expected anchor_decay with either a radius, about the farthest that a weight may go, for example "
+                f"anchor_decay(radius=0.005), or a rate = 1 / radius; got {' and '.join(given) or 'neither'}"
+            )
+        for name in ("rate", "radius"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise TypeError(f"expected {name} to be a number, got {value!r}")
+        if self.rate is not None and not (self.rate >= 0 and math.isfinite(self.rate)):
             raise ValueError(f"expected a finite rate, at least 0, got {self.rate}")
+        if self.radius is not None:
+            if not (self.radius > 0 and math.isfinite(self.radius) and math.isfinite(self.strength)):
+                raise ValueError(f"expected a finite radius above 0, got {self.radius}")
+            if not self.decoupled or self.selective:
+                option = "selective=True" if self.selective else "decoupled=False"
+                raise ValueError(f"expected a rate with {option}, which bounds no distance, got a radius")
+        if self.selective and not self.decoupled:
+            raise ValueError("expected decoupled=True with selective=True, which acts after the step, got False")
+
+    def __repr__(self) -> str:
+        given = (f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default)
+        return f"AnchorDecay({', '.join(given)})"
+
+    @property
+    def strength(self) -> float:
+        """The rate, or 1 / radius."""
+        return self.rate if self.rate is not None else 1 / self.radius  # type: ignore[operator]  # one is given
 
 
 def decayed_fields(module: nn.Module) -> list[str]:

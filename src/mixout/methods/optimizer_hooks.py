@@ -8,7 +8,6 @@ when parameters or targets were exchanged; an optimizer that steps none pays for
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 import warnings
 import weakref
@@ -21,18 +20,23 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, ZeroDecayWarning
+from mixout.methods.shrink import Before, before, shrink_, shrink_selectively_
 
 
-class Strength(Protocol):
+class Decay(Protocol):
     """What a method says of its decay."""
 
     @property
-    def rate(self) -> float:
-        """Multiplied with the learning rate, or if coupled with w - u."""
+    def strength(self) -> float:
+        """Multiplied with the learning rate, or if coupled with w - u, or if selective with nothing."""
 
     @property
     def decoupled(self) -> bool:
         """After the step, or in the gradient before it."""
+
+    @property
+    def selective(self) -> bool:
+        """Only where the step went away from the anchor and the gradient asked to go back."""
 
 
 class Target:
@@ -42,13 +46,14 @@ class Target:
     model that is deleted is freed at once.
     """
 
-    def __init__(self, module: nn.Module, field: str, anchor: Anchor, method: Strength) -> None:
+    def __init__(self, module: nn.Module, field: str, anchor: Anchor, method: Decay) -> None:
         self._module = weakref.ref(module)
         self.field = field
         self.anchor = anchor
         self.method = method
         self.decayed_at = 0  # on the clock of steps
         self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
+        self.before: Before | None = None  # of the step under way, if selective
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
@@ -90,7 +95,7 @@ _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 _STEPPED_BY_ZERO = ("_hp_mapping", "ds_id")  # DeepSpeed's marks, of stages 1 and 2 and of stage 3
 
 
-def attach_(module: nn.Module, field: str, anchor: Anchor, method: Strength) -> Target:
+def attach_(module: nn.Module, field: str, anchor: Anchor, method: Decay) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
     target = Target(module, field, anchor, method)
     vars(module).setdefault(_FIELD, {})[field] = target
@@ -181,11 +186,10 @@ def _lets_another_step(optimizer: Optimizer) -> bool:
 
 def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
     for target, _, number in match.entries:
-        if strength := optimizer.param_groups[number].get("weight_decay"):
+        if to_zero := optimizer.param_groups[number].get("weight_decay"):
             warnings.warn(
-                f"{type(optimizer).__name__} has weight_decay={float(strength):g} on weights that AnchorDecay pulls to "
-                f"their start with rate {target.method.rate:g}: weight_decay pulls the same weights to zero; set it to "
-                "0 for them",
+                f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
+                "to their start: weight_decay pulls the same weights to zero; set it to 0 for them",
                 ZeroDecayWarning,
                 stacklevel=5,  # the caller of optimizer.step
             )
@@ -205,12 +209,17 @@ def _check(optimizer: Optimizer, match: _Match) -> None:
                 "apply_ again after resizing (if the model was trained since, with the pretrained weights in the new "
                 "size as anchor=), or leave the layer out with where="
             )
-        if optimizer.param_groups[number].get("lr") is None and target.method.decoupled and moves:
+        if optimizer.param_groups[number].get("lr") is None and _needs_rate(target.method) and moves:
             raise MixoutError(
                 "expected a learning rate, which AnchorDecay's strength is multiplied with, got None from "
                 f"{type(optimizer).__name__}; give it one (Adafactor: lr=, relative_step=False), or decay with "
                 "decoupled=False"
             )
+
+
+def _needs_rate(method: Decay) -> bool:
+    """Whether it acts after the step alone, with its learning rate; others look at the gradient."""
+    return method.decoupled and not method.selective
 
 
 def _before_step(
@@ -221,36 +230,39 @@ def _before_step(
         return None
     match.began = next(_CLOCK)
     _check(optimizer, match)
-    if all(target.method.decoupled for target, *_ in match.entries):
+    if all(_needs_rate(target.method) for target, *_ in match.entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
-        _add_penalty(optimizer, match)
+        _meet_gradient(optimizer, match)
         return None
 
-    def with_penalty() -> Any:  # noqa: ANN401
+    def then_meet() -> Any:  # noqa: ANN401
         loss = closure()
-        _add_penalty(optimizer, match)
+        _meet_gradient(optimizer, match)
         return loss
 
-    return args[:1], {**kwargs, "closure": with_penalty}
+    return args[:1], {**kwargs, "closure": then_meet}
 
 
 @torch.no_grad()
-def _add_penalty(optimizer: Optimizer, match: _Match) -> None:
-    """Add rate (w - u) to the gradients, once."""
+def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
+    """Look at the gradients, if selective; or add rate (w - u) to them, once."""
     # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.
     loss_scale = getattr(optimizer, "grad_scale", None)
     for target, weight, _ in match.entries:
         grad = weight.grad
-        if grad is None or target.method.decoupled:
+        if grad is None or _needs_rate(target.method):
+            continue
+        anchor = target.anchor.follow(weight)
+        if target.method.selective:
+            target.before = before(weight, anchor, grad)
             continue
         if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
             continue  # an outer step, or one that raised, has added it to this gradient
-        anchor = target.anchor.follow(weight)
         difference = weight if anchor is None else weight - anchor
-        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.rate)
+        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.strength)
         target.penalised = grad, grad._version
 
 
@@ -267,28 +279,19 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
             continue
         target.decayed_at = now
         anchor = target.anchor.follow(weight)
+        if target.method.selective:
+            if target.before is not None:
+                shrink_selectively_(weight, anchor, target.before, target.method.strength)
+            target.before = None
+            continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
-        key = number, target.method.rate, anchor is None, weight.dtype, weight.device, mesh
+        key = number, target.method.strength, anchor is None, weight.dtype, weight.device, mesh
         weights, anchors = alike.setdefault(key, ([], []))
         weights.append(weight)
         anchors.append(anchor)
-    for (number, rate, zero, *_), (weights, anchors) in alike.items():
-        exponent = optimizer.param_groups[number]["lr"] * -rate
+    for (number, strength, zero, *_), (weights, anchors) in alike.items():
+        exponent = optimizer.param_groups[number]["lr"] * -strength
         if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
             # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
             exponent = (found_inf == 0) * exponent
-        _shrink_(weights, None if zero else anchors, exponent)
-
-
-@torch.no_grad()
-def _shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float | Tensor) -> None:
-    """W <- u + exp(exponent) (w - u), for weights of one dtype, device and mesh; without anchors u is 0."""
-    if isinstance(exponent, Tensor):  # of any dtype and device, which lerp does not take
-        share = -torch.expm1(exponent)
-        for weight, anchor in zip(weights, anchors or weights, strict=True):
-            near = share if share.device.type == "cpu" else share.to(weight.device)
-            weight.sub_((weight if anchors is None else weight - anchor) * near)
-    elif anchors is None:
-        torch._foreach_mul_(weights, math.exp(exponent))
-    else:
-        torch._foreach_lerp_(weights, anchors, -math.expm1(exponent))
+        shrink_(weights, None if zero else anchors, exponent)

@@ -1,4 +1,4 @@
-"""Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(0.01)``, ``plain``.
+"""Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)``, ``plain``.
 
 For settings files and command lines. ``parse(spell(methods)) == methods``.
 """
@@ -30,8 +30,8 @@ def parse(text: str) -> tuple[Method, ...]:
         ValueError: if a name, an argument or a value is unknown; the message names the nearest valid one.
 
     Example:
-        >>> parse("mixout(0.7)+anchor_decay(0.01)")
-        (Mixout(p=0.7, unit='input', gradient='exact'), AnchorDecay(rate=0.01, decoupled=True))
+        >>> parse("mixout(0.7)+anchor_decay(radius=0.005)")
+        (Mixout(p=0.7, unit='input', gradient='exact'), AnchorDecay(radius=0.005))
     """
     return tuple(_parse_one(part) for part in re.split(r"\+(?![^()]*\))", text))
 
@@ -58,8 +58,8 @@ def spell(methods: Method | Sequence[Method]) -> str:
     """The canonical text of ``methods``, without arguments that have their default.
 
     Example:
-        >>> spell([Mixout(0.7, gradient="paper"), AnchorDecay(0.01)])
-        'mixout(0.7, gradient=paper)+anchor_decay(0.01)'
+        >>> spell([Mixout(0.7, gradient="paper"), AnchorDecay(radius=0.005)])
+        'mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)'
     """
     several = [methods] if isinstance(methods, Method) else list(methods)
     return "+".join(_spell_one(method) for method in several)

@@ -15,6 +15,7 @@ from torch import nn
 import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
+from mixout.record import follow_
 from mixout.schedule import Schedule, check_schedule
 
 try:
@@ -31,24 +32,24 @@ if TYPE_CHECKING:
 _KEY = "mixout"
 
 
-class AnchorCallback(TrainerCallback, ExportableState):
-    """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.state_dict`.
+class MixoutCallback(TrainerCallback, ExportableState):
+    """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.save_state`.
 
     The state lies in the checkpoint's ``trainer_state.json``, which the Trainer writes in one process and reads in all,
     from wherever it resumes. Apply the method to the pretrained model first, then let the Trainer load the checkpoint's
     weights.
 
-    ``callbacks=[AnchorCallback()]`` comes after the loggers of ``report_to``, which then miss what it logs;
+    ``callbacks=[MixoutCallback()]`` comes after the loggers of ``report_to``, which then miss what it logs;
     :func:`attach_` puts it before them.
 
     >>> import inspect; from transformers import Trainer
-    >>> "callbacks" in inspect.signature(Trainer).parameters  # Trainer(model, ..., callbacks=[AnchorCallback()])
+    >>> "callbacks" in inspect.signature(Trainer).parameters  # Trainer(model, ..., callbacks=[MixoutCallback()])
     True
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: add ``mixout_p`` and ``anchor_distance`` to each log of the training loss: those of the step just done.
-            The distance reads all mixed weights once.
+        log: add what :func:`mixout.integrations.logs.measures` finds after the step just done to each log of the
+            training loss. It reads all anchored weights.
 
     Raises:
         NotAppliedError: when training begins, if the model carries no method, or with ``schedule`` none that mixes.
@@ -68,7 +69,7 @@ class AnchorCallback(TrainerCallback, ExportableState):
         """On resume, the checkpoint's weights are loaded by now and the anchor must still be the old one."""
         model: nn.Module = kwargs["model"]
         # Without a method this raises: now, not hours later at the first checkpoint.
-        mixout.state_dict(model)
+        mixout.save_state(model)
         if self.schedule is not None:
             check_schedule(model, self.schedule)
         self._model = model
@@ -94,12 +95,12 @@ class AnchorCallback(TrainerCallback, ExportableState):
         """What goes into ``trainer_state.json``; the Trainer asks before training too, and then there is nothing."""
         if self._model is None:
             return {"args": {}, "attributes": {}}
-        saved = {_KEY: mixout.state_dict(self._model), "scheduled": self.schedule is not None}
+        saved = {_KEY: mixout.save_state(self._model), "scheduled": self.schedule is not None}
         return {"args": {"log": self.log}, "attributes": saved}
 
     def _follow(self, state: TrainerState) -> None:
         if self.schedule is not None and self._model is not None:
-            mixout.set_p_(self._model, self.schedule(state.global_step))
+            follow_(self._model, self.schedule(state.global_step))
 
     def _resume(self, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
@@ -107,24 +108,24 @@ class AnchorCallback(TrainerCallback, ExportableState):
         if _KEY not in saved:
             raise AnchorMismatchError(
                 f"expected the checkpoint of step {state.global_step} to hold the anchor's fingerprint, got none; "
-                f"the anchor of a run saved without AnchorCallback cannot be checked, start it again"
+                f"the anchor of a run saved without MixoutCallback cannot be checked, start it again"
             )
         # Also where the Trainer itself restores callbacks: it makes a new one, and cannot know the schedule.
         if saved.get("scheduled") and self.schedule is None:
             raise MixoutError(
                 f"expected the schedule of p with which the checkpoint of step {state.global_step} was trained, got "
-                f"none; pass AnchorCallback(schedule=...), and leave restore_callback_states_from_checkpoint off"
+                f"none; pass MixoutCallback(schedule=...), and leave restore_callback_states_from_checkpoint off"
             )
-        mixout.load_state_dict_(self._model, saved[_KEY])  # type: ignore[arg-type]
+        mixout.load_state_(self._model, saved[_KEY])  # type: ignore[arg-type]
 
 
-def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> AnchorCallback:
-    """Give ``trainer`` an :class:`AnchorCallback` that comes before its loggers, so that each gets what it logs.
+def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
+    """Give ``trainer`` an :class:`MixoutCallback` that comes before its loggers, so that each gets what it logs.
 
     Args:
         trainer: a Trainer of transformers, TRL or sentence-transformers, before ``train()``.
-        schedule: see :class:`AnchorCallback`.
-        log: see :class:`AnchorCallback`.
+        schedule: see :class:`MixoutCallback`.
+        log: see :class:`MixoutCallback`.
 
     Returns:
         The callback.
@@ -133,8 +134,8 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
         MixoutError: if the trainer has one already.
     """
     callbacks = trainer.callback_handler.callbacks
-    if any(isinstance(callback, AnchorCallback) for callback in callbacks):
-        raise MixoutError("expected a trainer without an AnchorCallback, got one with it; leave out one of the two")
-    callback = AnchorCallback(schedule=schedule, log=log)
+    if any(isinstance(callback, MixoutCallback) for callback in callbacks):
+        raise MixoutError("expected a trainer without an MixoutCallback, got one with it; leave out one of the two")
+    callback = MixoutCallback(schedule=schedule, log=log)
     callbacks.insert(0, callback)
     return callback

@@ -78,9 +78,5 @@ def pretrained_only(model: nn.Module, new: Collection[str], where: WhereLike = N
         >>> mixout.coverage(mixed).mixed
         ('0',)
     """
-    chosen = resolve(where, model)
     fresh = {name.rpartition(".")[0] for name in new}
-    return Selection(
-        mixes=lambda name, module: chosen.mixes(name, module) and name not in fresh,
-        covers=lambda name, module: chosen.covers(name, module) and name not in fresh,
-    )
+    return resolve(where, model).but(lambda name, _: name in fresh, ", without new layers")

@@ -1,7 +1,7 @@
 """Panels with a row for each method: every restart's score, and differences to a baseline.
 
-Rows, not columns: labels as long as ``mixout(0.7)+anchor_decay(0.01)`` stand above their row and stay readable on a
-phone, and eleven of them make a taller panel, not a narrower one. It computes no statistics.
+Rows, not columns: labels as long as ``mixout(0.7)+anchor_decay(radius=0.005)`` stand above their row and stay
+readable on a phone, and eleven of them make a taller panel, not a narrower one. It computes no statistics.
 """
 
 from __future__ import annotations

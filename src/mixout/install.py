@@ -1,0 +1,209 @@
+"""What apply_ does to a model, method by method, and how it is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mixout import dropouts
+from mixout.anchor import ZERO, Anchor, AnchorStore, OwnWeight, digest
+from mixout.errors import NothingMixedError
+from mixout.functional import Form
+from mixout.layers import (
+    Mixed,
+    Mixing,
+    Share,
+    attach_,
+    check_scope,
+    lora,
+    mixed_class,
+    parameter,
+    restore_,
+    swap_,
+    weights,
+)
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, optimizer_hooks
+from mixout.methods.decay import decayed_fields
+from mixout.record import Applied, applied_here, mark_, mark_new_, subject, unmark_
+from mixout.selection import Selection, chosen
+from mixout.sources import WeightMissingError
+from mixout.streams import Stream
+
+Weight = tuple[str, Tensor]
+
+
+class Anchors(Protocol):
+    """Where the anchors of a model come from."""
+
+    of_this_moment: bool
+
+    def anchor(self, name: str, parameter: Tensor) -> Anchor:
+        """The anchor of the parameter of that dotted name."""
+
+
+class Unread:
+    """Anchors for a dry run: nothing is read or copied."""
+
+    of_this_moment = True
+
+    def anchor(self, name: str, parameter: Tensor) -> Anchor:  # noqa: ARG002
+        """The weight itself."""
+        return OwnWeight()
+
+
+def install_(
+    model: nn.Module, applied: Applied, selection: Selection, anchors: Anchors, form: Form, *, alone: bool
+) -> dict[str, nn.Module]:
+    """Let methods act on what ``selection`` takes of ``model``; :func:`undo_` undoes it, also half done.
+
+    Args:
+        model: the model.
+        applied: the methods, and what their layers share.
+        selection: where they act.
+        anchors: where the anchors come from.
+        form: see :func:`mixout.apply_`.
+        alone: these are all the methods of ``model``, so that the changed dropouts belong to them.
+
+    Returns:
+        The layers that are mixed, by name.
+
+    Raises:
+        NothingMixedError, AnchorMismatchError, MixoutError, ValueError: see :func:`mixout.apply_`.
+    """
+    layers: dict[str, nn.Module] = {}
+    for method in applied.methods:
+        if isinstance(method, MixingMethod):
+            layers = _mix_(model, method, selection, anchors, applied, form)
+    for method in applied.methods:
+        if isinstance(method, AnchorDecay) and not isinstance(anchors, Unread):
+            _decay_(model, method, selection, anchors)
+    # What a decayed weight and a changed dropout leave on their module.
+    traces = {"_mixout_decay", "_mixout_dropouts"} if alone else {"_mixout_decay"}
+    changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
+    mark_([m for m in changed if applied_here(m) is None] or [model], applied)
+    return layers
+
+
+def _mix_(
+    model: nn.Module, method: MixingMethod, selection: Selection, anchors: Anchors, applied: Applied, form: Form
+) -> dict[str, nn.Module]:
+    """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
+    layers, adapted = chosen(model, selection, method.unit)
+    p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
+    applied.mixing = mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
+    check_scope(layers, applied.seed.scope)
+    if adapted:
+        lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
+    source = {"given": anchors.anchor, "own": Unread().anchor, "zero": AnchorStore(model, 0).anchor}[method.anchor]
+    # All anchors first: one that is missing must leave the model as it was.
+    wanted = {
+        name: [(f"{name}.{path}".lstrip("."), _weight(m, path)) for path in weights(m)] for name, m in layers.items()
+    }
+    found = _anchored(source, wanted, selection, model)
+    shares = {
+        name: Share(
+            mixing=mixing,
+            anchors=dict(zip(weights(layers[name]), held, strict=True)),
+            plain=type(layers[name]),
+            stream=Stream(applied.seed, name),
+        )
+        for name, held in found.items()
+    }
+    applied.seed.subject = subject(str(applied), shares)
+    for name, share in shares.items():
+        kind = mixed_class(layers[name])
+        if kind is not None:
+            swap_(layers[name], kind, share)
+    for name, (site, adapters) in adapted.items():
+        base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
+        for adapter in adapters:
+            for factor_name, factor, kind in lora.swaps(site, adapter, mixing):
+                stream = Stream(applied.seed, f"{name}.{factor_name}")
+                held = {"weight": Anchor(None, base)}
+                swap_(factor, kind, Share(mixing=mixing, anchors=held, plain=type(factor), stream=stream))
+    mixed = {name: layers[name] for name in shares}
+    if not isinstance(anchors, Unread):
+        attach_(model, mixed)
+    return mixed
+
+
+def _anchored(
+    anchor: Callable[[str, Tensor], Anchor],
+    wanted: Mapping[str, Sequence[Weight]],
+    selection: Selection,
+    model: nn.Module,
+) -> dict[str, list[Anchor]]:
+    """The anchors of the weights of each module; without new layers, where the model does not tell them itself.
+
+    Raises:
+        AnchorMismatchError: if the source lacks a weight of a layer that was asked for, or most of them.
+    """
+    found, missing = {}, {}
+    for name, held in wanted.items():
+        try:
+            found[name] = [anchor(path, weight) for path, weight in held]
+        except WeightMissingError as error:
+            missing[name] = error
+    sizes = {name: sum(weight.numel() for _, weight in held) for name, held in wanted.items()}
+    if missing and (not selection.may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in found)):
+        raise next(iter(missing.values()))
+    for name in missing:
+        mark_new_(model.get_submodule(name))
+    return found
+
+
+def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: Anchors) -> None:
+    """Let every weight of the chosen region decay towards its anchor."""
+    wanted, sites = {}, lora.sites(model)
+    factors: list[nn.Module] = []
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if not selection.covers(name, module):
+            continue
+        if lora.within(sites, name) is not None:
+            if method.selective:
+                factors += [module] if lora.is_factor(sites, name) else []
+                continue
+            raise ValueError(
+                f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
+                "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
+                "the optimizer's own weight_decay"
+            )
+        # Beside adapters, what is frozen stays at its anchor.
+        fields = [f for f in decayed_fields(module) if not sites or _weight(module, f).requires_grad]
+        if fields:
+            wanted[name] = [(f"{name}.{field}".lstrip("."), _weight(module, field)) for field in fields]
+    if not wanted and not factors:
+        raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
+    # All anchors first: one that is missing must leave the model as it was.
+    for name, held in _anchored(anchors.anchor, wanted, selection, model).items():
+        for (path, _), anchor in zip(wanted[name], held, strict=True):
+            optimizer_hooks.attach_(modules[name], path.rpartition(".")[2], anchor, method)
+    for factor in factors:
+        optimizer_hooks.attach_(factor, "weight", Anchor(), method)
+
+
+def set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
+    """Mixing switches the model's own dropouts off; a Dropout beside it, or alone, sets them."""
+    p = next((one.p for one in methods if isinstance(one, Dropout)), None)
+    if p is None and (keep or not any(isinstance(one, MixingMethod) for one in methods)):
+        return
+    if not dropouts.set_(model, p or 0.0) and p:
+        raise NothingMixedError(f"expected a model with dropouts to set to {p}, got none in it")
+
+
+def undo_(model: nn.Module) -> None:
+    """Take everything that was installed from ``model``."""
+    for module in model.modules():
+        if isinstance(module, Mixed):
+            restore_(module)
+        optimizer_hooks.detach_(module)
+        unmark_(module)
+    dropouts.restore_(model)
+
+
+def _weight(module: nn.Module, path: str) -> Any:  # noqa: ANN401
+    return parameter(module, path)

@@ -1,0 +1,267 @@
+"""Which classes of layers can be mixed: what each calls its weights, and which dimension of them is the input.
+
+A class is known by itself or by its dotted name, so that nothing has to be imported for it. A subclass that leaves the
+forward as it is counts as its base. One with a forward of its own may do anything with its weight: it is left alone
+until somebody registers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar, overload
+
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
+OfLayer: TypeAlias = int | Callable[[Any], int]
+
+_FORWARDS = ("forward", "_conv_forward", "__call__")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a weight is stored.
+
+    Args:
+        input_dim: the dimension of the input neurons: 1 for (out, in, *kernel), 0 for (in, out, *kernel), -1 for
+            (*stack, out, in), -2 for (*stack, in, out).
+        blocks: how many matrices lie one below the other along the first dimension, each with inputs of its own.
+    """
+
+    input_dim: int = 1
+    blocks: int = 1
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the input comes before the output."""
+        return self.input_dim in (0, -2)
+
+    def view(self, weight: Tensor) -> tuple[Tensor, int]:
+        """``weight`` as matrices one below the other, and how many these are.
+
+        Example:
+            >>> import torch
+            >>> view, blocks = Layout(input_dim=-1).view(torch.zeros(4, 5, 3))  # four experts
+            >>> tuple(view.shape), blocks
+            ((20, 3), 4)
+        """
+        if self.input_dim >= 0:
+            return weight, self.blocks
+        return weight.reshape(-1, weight.shape[-1]), self.blocks * weight.shape[:-2].numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a class of layers.
+
+    Args:
+        weights: of a layer: the dotted names of its weights, and how each is stored.
+        linear: mixed by default; else where ``types=`` asks for it.
+        forward: the layer's forward, given the layer, its weights and its inputs; None for its own.
+        mixed: the name of the class in ``mixout.layers`` that mixes it.
+    """
+
+    weights: Callable[[Any], dict[str, Layout]]
+    linear: bool = True
+    forward: Callable[..., Any] | None = None
+    mixed: str = "Lending"
+
+
+_ENTRIES: dict[type[nn.Module] | str, Entry] = {}
+
+
+@overload
+def register(kind: type[Layer], /) -> type[Layer]: ...
+@overload
+def register(
+    kind: type[Layer],
+    /,
+    *,
+    weight: str | Sequence[str] = "weight",
+    input_dim: OfLayer = 1,
+    blocks: OfLayer = 1,
+    forward: Callable[..., Any] | None = None,
+    linear: bool = True,
+) -> type[Layer]: ...
+@overload
+def register(
+    *,
+    weight: str | Sequence[str] = "weight",
+    input_dim: OfLayer = 1,
+    blocks: OfLayer = 1,
+    forward: Callable[..., Any] | None = None,
+    linear: bool = True,
+) -> Callable[[type[Layer]], type[Layer]]: ...
+def register(
+    kind: type[Layer] | None = None,
+    /,
+    *,
+    weight: str | Sequence[str] = "weight",
+    input_dim: OfLayer = 1,
+    blocks: OfLayer = 1,
+    forward: Callable[..., Any] | None = None,
+    linear: bool = True,
+) -> type[Layer] | Callable[[type[Layer]], type[Layer]]:
+    """Tell mixout how a class of layers stores its weights, so that it can be mixed; a decorator too.
+
+    While the layer's forward runs in training, its attribute ``weight`` is Phi, drawn once for that call. So any
+    forward that reads the attribute is mixed exactly, however often it reads it.
+
+    Args:
+        kind: a class of modules; left out where this is used as a decorator with arguments.
+        weight: name of the attribute that holds the weight, or of each of several. A dotted name is one of a child.
+        input_dim: the dimension of the input neurons: 1 for (out, in) and (out, in, *kernel), 0 for (in, out) and
+            (in, out, *kernel); counted from the back where matrices are stacked: -1 for (*stack, out, in), -2 for
+            (*stack, in, out). Or a function of the layer.
+        blocks: how many matrices lie one below the other along the first dimension, each with inputs of its own: 3
+            where query, key and value are packed; the groups of a convolution. Or a function of the layer.
+        forward: where the layer's own forward does not read the attribute: ``forward(layer, weight, *inputs)``, given
+            Phi for each name of ``weight``. Called in training only.
+        linear: whether the layer is mixed by default, as linear layers are; else ``where=mixout.Where(types=...)``.
+
+    Returns:
+        ``kind``, or a decorator.
+
+    Raises:
+        TypeError: if ``kind`` is no class of modules or ``weight`` no name.
+        ValueError: if ``input_dim`` or ``blocks`` is out of its range.
+
+    Example:
+        >>> import mixout, torch
+        >>> @mixout.register(weight="table", input_dim=0)
+        ... class Project(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.table = nn.Parameter(torch.zeros(4, 3))
+        ...     def forward(self, x):
+        ...         return x @ self.table
+        >>> mixout.coverage(mixout.apply_(nn.Sequential(Project()), mixout.Mixout(0.9))).mixed
+        ('0',)
+    """
+    names = tuple(weight) if isinstance(weight, (list, tuple)) else (weight,)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"expected weight as the name of an attribute, or several names, got {weight!r}")
+    if not callable(input_dim) and input_dim not in (-2, -1, 0, 1):
+        raise ValueError(f"expected input_dim in (-2, -1, 0, 1), or a function of the layer, got {input_dim!r}")
+    if not callable(blocks) and not (isinstance(blocks, int) and blocks >= 1):
+        raise ValueError(f"expected blocks as an integer, at least 1, or a function of the layer, got {blocks!r}")
+
+    def weights(layer: nn.Module) -> dict[str, Layout]:
+        layout = Layout(
+            input_dim=input_dim(layer) if callable(input_dim) else input_dim,
+            blocks=blocks(layer) if callable(blocks) else blocks,
+        )
+        return dict.fromkeys(names, layout)
+
+    def add(kind: type[Layer]) -> type[Layer]:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TypeError(f"expected a class of modules to register, got {kind!r}")
+        _ENTRIES[kind] = Entry(weights=weights, linear=linear, forward=forward)
+        return kind
+
+    return add if kind is None else add(kind)
+
+
+def add_entry(kind: type[nn.Module] | str, entry: Entry) -> None:
+    """Register a class, or the one of that dotted name, with an entry that :func:`register` cannot spell."""
+    _ENTRIES[kind] = entry
+
+
+def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[nn.Module], Entry] | None:
+    """The nearest registered class that ``module`` is an instance of, whatever its forward.
+
+    Args:
+        module: any module.
+        kind: its plain class, where it is mixed already.
+    """
+    for base in (kind or type(module)).__mro__:
+        entry = _ENTRIES.get(base) or _ENTRIES.get(f"{base.__module__}.{base.__qualname__}")
+        if entry is not None:
+            return base, entry
+    return (kind or type(module), EXPERTS) if _is_stack_of_experts(module) else None
+
+
+def entry_of(module: nn.Module, kind: type[nn.Module] | None = None) -> Entry | None:
+    """How ``module`` is mixed, or None; of a subclass with a forward of its own nothing is known."""
+    found, kind = find(module, kind), kind or type(module)
+    if found is None or any(getattr(kind, name, None) is not getattr(found[0], name, None) for name in _FORWARDS):
+        return None
+    return found[1]
+
+
+def parameter(module: nn.Module, path: str) -> Tensor | None:
+    """The parameter of that dotted name, or None: not there, or computed by another tool."""
+    holder, field = holder_of(module, path)
+    return holder._parameters.get(field)
+
+
+def holder_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the parameter of that dotted name, and its name there."""
+    place, _, field = path.rpartition(".")
+    return (module.get_submodule(place) if place else module), field
+
+
+def _is_stack_of_experts(module: nn.Module) -> bool:
+    """An experts class that transformers gives its grouped matmuls (``use_experts_implementation``)."""
+    fields = vars(module)
+    return "is_transposed" in fields and "num_experts" in fields and bool(_stacked(module))
+
+
+def _stacked(module: nn.Module) -> list[str]:
+    held = module._parameters.items()
+    return [name for name, weight in held if name.endswith("proj") and weight is not None and weight.dim() == 3]
+
+
+def _experts(module: Any) -> dict[str, Layout]:  # noqa: ANN401
+    return dict.fromkeys(_stacked(module), Layout(input_dim=-2 if getattr(module, "is_transposed", False) else -1))
+
+
+def _stacked_by(layout: Layout) -> Entry:
+    return Entry(weights=lambda module: dict.fromkeys(_stacked(module), layout))
+
+
+def _rows_of_experts(module: Any) -> dict[str, Layout]:  # noqa: ANN401
+    """DBRX: w1 and v1 are (experts ffn, hidden), read as x @ w.T; w2 has the same shape and is read as x @ w."""
+    down, up = Layout(input_dim=0, blocks=module.num_experts), Layout(blocks=module.num_experts)
+    return {"mlp.w1": up, "mlp.v1": up, "mlp.w2": down}
+
+
+def _attention(module: Any) -> dict[str, Layout]:  # noqa: ANN401
+    if module.in_proj_weight is not None:
+        packed = {"in_proj_weight": Layout(blocks=3)}
+    else:
+        packed = {f"{name}_proj_weight": Layout() for name in ("q", "k", "v")}
+    return {**packed, "out_proj.weight": Layout()}
+
+
+def _recurrent(module: Any) -> dict[str, Layout]:  # noqa: ANN401
+    return {name: Layout() for name in module._flat_weights_names if name.startswith("weight")}
+
+
+def _own(layout: Callable[[Any], Layout]) -> Callable[[Any], dict[str, Layout]]:
+    return lambda module: {"weight": layout(module)}
+
+
+EXPERTS = Entry(weights=_experts)
+_MODELS = "transformers.models"
+
+add_entry(nn.Linear, Entry(weights=_own(lambda _: Layout()), mixed="MixedLinear"))
+add_entry("transformers.pytorch_utils.Conv1D", Entry(weights=_own(lambda _: Layout(input_dim=0)), mixed="Transposed"))
+add_entry(nn.Embedding, Entry(weights=_own(lambda _: Layout(input_dim=0)), linear=False, mixed="MixedEmbedding"))
+for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register(_kind, blocks=lambda layer: layer.groups, linear=False)
+for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    register(_kind, input_dim=0, blocks=lambda layer: layer.groups, linear=False)
+add_entry(nn.MultiheadAttention, Entry(weights=_attention))
+for _kind in (nn.RNN, nn.LSTM, nn.GRU):
+    add_entry(_kind, Entry(weights=_recurrent, mixed="Recurrent"))
+add_entry(f"{_MODELS}.falcon.modeling_falcon.FalconLinear", Entry(weights=_own(lambda _: Layout())))
+add_entry(f"{_MODELS}.ibert.quant_modules.QuantLinear", Entry(weights=_own(lambda _: Layout())))
+add_entry(f"{_MODELS}.llama4.modeling_llama4.Llama4TextExperts", _stacked_by(Layout(input_dim=-2)))
+add_entry(f"{_MODELS}.step3p7.modeling_step3p7.Step3p7Experts", _stacked_by(Layout(input_dim=-1)))
+add_entry(f"{_MODELS}.longcat_flash.modeling_longcat_flash.LongcatFlashExperts", _stacked_by(Layout(input_dim=-1)))
+add_entry(
+    f"{_MODELS}.jetmoe.modeling_jetmoe.JetMoeParallelExperts", Entry(weights=_own(lambda _: Layout(input_dim=-1)))
+)
+add_entry(f"{_MODELS}.dbrx.modeling_dbrx.DbrxExperts", Entry(weights=_rows_of_experts))

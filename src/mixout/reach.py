@@ -1,0 +1,203 @@
+"""What a method reaches in a model, layer by layer, and the warning where that is little."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from mixout.errors import LowCoverageWarning, NothingMixedError
+from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
+from mixout.layers.mixed import REPLACED, is_frozen
+from mixout.record import is_new
+from mixout.selection import Selection, is_trained, parent
+
+Kind = Literal["mixed", "plain", "bypassed"]
+
+ENOUGH = 0.5  # share of the body's FLOPs from which on apply_ says nothing
+_LOOKED_UP = re.compile(r"emb|position|cls_token|class_token|mask_token", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCoverage:
+    """One module that holds parameters of its own.
+
+    Args:
+        name: dotted name.
+        type: class name of the plain layer.
+        kind: ``mixed``; ``plain``, not mixed and not meant to be; or ``bypassed``, where a method cannot reach the
+            weight.
+        reason: why it is not mixed, or what is suspicious.
+        parameters: number of parameters that the module itself holds, tied ones with the first that holds them.
+        mixed_parameters: how many are mixed here, tied ones with the first that mixes them.
+        flops: multiply-adds per position (token, pixel) of its weights; 0 for what is looked up or element-wise.
+    """
+
+    name: str
+    type: str
+    kind: Kind
+    reason: str
+    parameters: int
+    mixed_parameters: int
+    flops: int
+
+
+def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
+    """Every module of ``model`` that holds parameters of its own.
+
+    Args:
+        model: with a method or without.
+        text: which layers were chosen, as the caller wrote it; "" where nothing was applied.
+    """
+    seen: set[int] = set()
+    mixed: dict[int, int] = {}
+    sites = lora.sites(model)
+    around = {
+        f"{name}.{path}".lstrip("."): module
+        for name, module in model.named_modules()
+        if isinstance(module, Mixed)
+        for path in module._mixed.anchors
+    }
+    called = {_group(sites, name) for name, module in model.named_modules() if _called(module)}
+    found = []
+    for name, module in model.named_modules():
+        own = {field: p for field, p in module._parameters.items() if p is not None}
+        if not own:
+            continue
+        fresh = [p for p in own.values() if id(p) not in seen]
+        seen.update(map(id, own.values()))
+        holders = {field: around.get(f"{name}.{field}".lstrip(".")) for field in own}
+        by = next((holder for holder in holders.values() if holder is not None), None)
+        kind, reason = _kind(name, module, by, parent(model, name), sites, text)
+        if kind == "mixed" and by is not None and _group(sites, name) in called and not _called(by):
+            kind, reason = "bypassed", "never called in training, while other layers were"
+        layer = _row(name, module, kind, reason, sum(map(_size, fresh)))
+        if kind == "mixed":
+            first = {id(own[field]): own[field].numel() for field, holder in holders.items() if holder is not None}
+            layer = replace(layer, mixed_parameters=sum(n for key, n in first.items() if key not in mixed))
+            mixed |= first
+        found.append(layer)
+    return tuple(found)
+
+
+def check_reach(model: nn.Module, selection: Selection) -> None:
+    """Warn where little of what could be mixed is: of the body for a preset, else of what was chosen.
+
+    Raises:
+        NothingMixedError: if the only layer that is mixed by default is the last one of a model of which it is little.
+
+    Warns:
+        LowCoverageWarning: if that is less than half of the FLOPs of the weights that are trained.
+    """
+    inside = selection.covers if selection.preset else selection.mixes
+    modules, sites = dict(model.named_modules()), lora.sites(model)
+    counted = [
+        row
+        for row in rows(model, selection.text)
+        if row.flops and inside(row.name, modules[row.name]) and _is_trained(modules[row.name])
+        if lora.within(sites, row.name) is None
+    ]
+    total, reached = sum(row.flops for row in counted), [row for row in counted if row.kind == "mixed"]
+    share = sum(row.flops for row in reached) / total if total else 1.0
+    if share >= ENOUGH:
+        return
+    left = max((row for row in counted if row.kind != "mixed"), key=lambda row: row.flops)
+    largest = f"{left.name!r} ({left.type}, {left.flops / total:.0%}): {left.reason}"
+    alone = [row.name for row in counted if selection.mixes(row.name, modules[row.name])] == [counted[-1].name]
+    if selection.preset and alone:
+        raise NothingMixedError(
+            f"expected at least one layer to mix beside {counted[-1].name!r}, the last of the model, which is usually "
+            f"a new head without pretrained weights, got none; the largest other module is {largest}"
+        )
+    warnings.warn(
+        f"apply_ reaches {share:.0%} of the FLOPs of {'the body' if selection.preset else selection.text}; the largest "
+        f"module that it does not reach is {largest}. See print(mixout.coverage(model)), choose more layers with "
+        "where=mixout.Where(types=...), or register the class with mixout.register",
+        LowCoverageWarning,
+        stacklevel=3,  # who called apply_
+    )
+
+
+def _called(module: nn.Module) -> bool:
+    return isinstance(module, Mixed) and module._mixed.called
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return is_trained(module) or any(p is not None and p.requires_grad for p in module._parameters.values())
+
+
+def _row(name: str, module: nn.Module, kind: Kind, reason: str, parameters: int) -> LayerCoverage:
+    return LayerCoverage(
+        name=name,
+        type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
+        kind=kind,
+        reason=reason,
+        parameters=parameters,
+        mixed_parameters=0,
+        flops=_flops(name, module),
+    )
+
+
+def _group(sites: dict[str, Any], name: str) -> str:
+    """Layers that are trained together: an adapter that is activated after another one has not been called yet."""
+    return name.rpartition(".")[2] if lora.is_factor(sites, name) else ""
+
+
+def _kind(
+    name: str, module: nn.Module, by: Mixed | None, holder: nn.Module | None, sites: dict[str, Any], text: str
+) -> tuple[Kind, str]:
+    """What ``module``, held by ``holder`` and with weights that ``by`` mixes, is, and why."""
+    if lora.within(sites, name) is not None:
+        return lora.coverage_row(sites, name, module)
+    if isinstance(module, Mixed) and any(parameter(module, path) is None for path in module._mixed.anchors):
+        return "bypassed", f"its weight {REPLACED}"
+    if by is not None:
+        return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(by) else ("mixed", "")
+    if is_new(module):
+        return "plain", "a new layer: the anchor has no weight of this name"
+    problem = obstacle(module, holder)
+    if problem is None:
+        return "plain", _not_chosen(module, text, sites)
+    if mixed_class(module) is None and not is_linear(module) and not isinstance(module, nn.RNNCellBase):
+        raw = [key for key, p in module._parameters.items() if p is not None and key != "weight" and _is_matrix(p)]
+        if raw and not all(_LOOKED_UP.search(f"{name}.{key}") for key in raw):
+            return "bypassed", f"raw parameters ({', '.join(raw)}): mixout.register({type(module).__name__}, ...)"
+        return "plain", problem
+    return "bypassed", problem
+
+
+def _not_chosen(module: nn.Module, text: str, sites: dict[str, Any]) -> str:
+    if not text:
+        return "no method is applied"
+    if sites and not is_trained(module):
+        return "frozen, and without an adapter"
+    if not is_linear(module):
+        kind = next((k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch.nn")), "nn.Module")
+        return f"not a linear layer: left out by default; choose it with where=mixout.Where(types=nn.{kind})"
+    return f"left out by {'default ' if 'body' in text else ''}({text})"
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return 0 if is_lazy(parameter) else parameter.numel()
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return not is_lazy(parameter) and parameter.dim() >= 2
+
+
+def _flops(name: str, module: nn.Module) -> int:
+    """Also of the raw parameters of an unknown class, but for what is named like something that is looked up."""
+    known = set(weights(module))
+    if isinstance(module, nn.Embedding) or (not known and "Embedding" in type(module).__name__):
+        return 0
+    return sum(
+        p.numel()
+        for key, p in module._parameters.items()
+        if p is not None
+        and _is_matrix(p)
+        and (key in known or key == "weight" or not _LOOKED_UP.search(f"{name}.{key}"))
+    )
