@@ -101,6 +101,7 @@ COMPILED = RANKS | {"lightning.md", "trl.md", "sentence-transformers.md", "timm.
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, fresh_accelerate):
