@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 from host import CASE, process_seconds
-from rows import Row, show, with_machine, write
-from torch import nn
-
-import mixout
 from mixout.bench.cases import CASES, Case, build
 from mixout.bench.pairs import Run, interleave
 from mixout.bench.plan import Plan
 from mixout.bench.runs import train_run
+from rows import Row, show, with_machine, write
+from torch import nn
+
+import mixout
 
 RESULTS = Path(__file__).parent / "results" / "decay.csv"
 COLUMNS = ("case", "tokens", "method", "ratio", "low", "high", "pairs", "plain_ms", "ms", "load")
