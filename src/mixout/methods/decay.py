@@ -144,7 +144,7 @@ class AnchorDecay(Method):
 class _Held(dict[str, Tensor]):
     """Tensors by name, which a frozen method can hold: equal to itself alone, and short in print."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # dict's is None
 
     def __eq__(self, other: object) -> bool:
         return self is other

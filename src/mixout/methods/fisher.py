@@ -145,12 +145,12 @@ def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
                 key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor) and value.dim()
             }
             rest = {key: value for key, value in batch.items() if key not in tensors}
-            for values in zip(*(one.split(1) for one in tensors.values()), strict=True):
+            for values in zip(*(torch.split(one, 1) for one in tensors.values()), strict=True):
                 yield dict(zip(tensors, values, strict=True)) | rest
         elif isinstance(batch, Tensor):
-            yield from batch.to(device).split(1)
+            yield from torch.split(batch.to(device), 1)
         else:
-            yield from zip(*(one.to(device).split(1) for one in batch), strict=True)
+            yield from zip(*(torch.split(one.to(device), 1) for one in batch), strict=True)
 
 
 def _surprise(found: Predictions, labels: Labels, generator: torch.Generator) -> Tensor:

@@ -178,7 +178,8 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
 
 @torch.no_grad()
 def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *, hidden: bool) -> Any:  # noqa: ANN401
-    args, options = (), {}
+    args: tuple[Tensor, ...] = ()
+    options: dict[str, Any] = {}
     if isinstance(batch, Mapping):
         options = dict(batch)
         if predicts_next(model):

@@ -111,7 +111,7 @@ def _products(weight: Tensor, anchor: Tensor | None, gradient: Tensor | None) ->
 
 def _blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache."""
-    own = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]
+    own: list[Any] = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]  # type: ignore[union-attr]
     given = [one for one in own if one is not None]
     if all(one.is_contiguous() for one in given):
         own = [None if one is None else one.view(-1) for one in own]
