@@ -1,6 +1,7 @@
 """Masks that are kept for several optimizer steps; the oracle is Phi itself, read off the outputs for unit vectors."""
 
 import copy
+import gc
 import itertools
 import pickle
 
@@ -256,13 +257,12 @@ def test_as_text(text):
     assert methods.spell(methods.parse(text)) == text
 
 
-def test_the_hook_on_optimizers_leaves_with_the_last_model():
-    from mixout import periods
-
+def test_an_optimizer_steps_after_the_last_model_is_gone():
     model = net(Mixout(0.5, every=2))
+    model(torch.ones(1, 8))
     del model
-    import gc
-
     gc.collect()
-    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1).step()
-    assert bool(periods._HANDLES) == bool(len(periods._PERIODS))
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    torch.optim.SGD([weight], lr=0.5).step()
+    assert weight.item() == 0.5

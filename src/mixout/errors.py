@@ -84,7 +84,10 @@ class ZeroDecayWarning(MixoutWarning):
 
 
 class GenerationWarning(MixoutWarning):
-    """A model was asked to generate in training mode; it does so unmixed."""
+    """A model was asked to generate in training mode; it does so unmixed.
+
+    What to do: call ``generate`` in ``with mixout.disabled(model):``, or ``model.eval()`` first.
+    """
 
 
 class FrozenLayersWarning(MixoutWarning):

@@ -92,11 +92,10 @@ def _stepped_by_zero(weight: Tensor) -> bool:
 
 
 _PERIODS: weakref.WeakSet[Period] = weakref.WeakSet()
+# Once there, the hook stays: torch does not allow a hook to remove itself. Without periods it does nothing.
 _HANDLES: list[Any] = []
 
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
     for period in list(_PERIODS):
         period.count(optimizer)
-    if not _PERIODS:
-        _HANDLES.pop().remove()

@@ -22,6 +22,7 @@ from mixout.anchor import Anchor
 from mixout.errors import MixoutError, ZeroDecayWarning
 from mixout.methods.shrink import Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import laid_out
+from mixout.periods import ZERO_MARKS
 
 
 class Decay(Protocol):
@@ -104,7 +105,6 @@ _TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary
 _MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
-_STEPPED_BY_ZERO = ("_hp_mapping", "ds_id")  # DeepSpeed's marks, of stages 1 and 2 and of stage 3
 
 
 def attach_(module: nn.Module, field: str, anchor: Anchor, method: Decay, importance: Anchor | None = None) -> Target:
@@ -161,7 +161,7 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     out_of_reach: dict[int, Target] = {}
     for target in list(_TARGETS.values()):
         parameter = target.parameter()
-        if any(hasattr(parameter, mark) for mark in _STEPPED_BY_ZERO):
+        if any(hasattr(parameter, mark) for mark in ZERO_MARKS):
             raise MixoutError(
                 "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies "
                 "that anchor_decay does not reach; use DDP, FSDP2 or stage 0, or leave anchor_decay out"
