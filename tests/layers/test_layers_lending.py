@@ -406,3 +406,15 @@ def test_experts_decay_towards_their_anchor(method):
     optimizer.step()
     expected = start + torch.exp(torch.tensor(-0.5)) * (before - start)
     torch.testing.assert_close(experts.gate_up_proj.detach(), expected)
+
+
+def test_one_compiled_graph_serves_every_pass():
+    torch.manual_seed(0)
+    layer = moved(mixout.apply_(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), Mixout(0.5), seed=1))
+    twin, x = copy.deepcopy(layer), torch.randn(3, 2, 8)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for p in (0.5, 0.5, 0.3):
+            mixout.set_p_(layer, p), mixout.set_p_(twin, p)
+            torch.testing.assert_close(compiled(x), twin(x))
+    assert layer.self_attn._mixed.called
