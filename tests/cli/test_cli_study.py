@@ -68,7 +68,8 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     printed = capsys.readouterr()
     assert printed.out.startswith("2 runs in this call, 0 of them failed")
     # No terminal: plain lines.
-    assert re.fullmatch(r"(\[[12]/2\] words, [^\n]+\n){2}", printed.err)
+    ended = [line for line in printed.err.splitlines() if not line.startswith("  ")]
+    assert [line[:12] for line in ended] == ["[1/2] words,", "[2/2] words,"]
     assert study("plan", "--restarts", "3") == 0
     printed = capsys.readouterr().out
     assert [numbers(line)[:4] for line in printed.splitlines()[3:5]] == [["3", "1", "0", "2"]] * 2
@@ -77,7 +78,7 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     assert study("run") == 0
     assert "2 of 4 runs are there already" in capsys.readouterr().err
     assert study("status") == 0
-    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]] == [["2", "2", "0", "0"]] * 2
+    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:3]] == [["2", "2", "0", "0"]] * 2
 
     assert study("report", "--restarts", "3", "--output-dir", str(tmp_path / "report"), "--title", "Tiny & small") == 0
     printed = capsys.readouterr()
@@ -226,7 +227,7 @@ def test_what_failed_is_shown_and_retried(study, tmp_path, failing, capsys, stud
     assert study("retry") == 0
     capsys.readouterr()
     assert study("status") == 0
-    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]] == [["2", "2", "0", "0"]] * 2
+    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:3]] == [["2", "2", "0", "0"]] * 2
 
 
 def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys, study_file):
@@ -261,7 +262,6 @@ def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys, study_file):
         assert study(step, *words) == 0
         printed = capsys.readouterr()
         assert "came out in 2 ways; the one that was finished first counts." in printed.out + printed.err
-    entries[1].folder.exists()
     # Nothing but what is of no use, unless a study is named: restart 2 is not in the file.
     assert study("prune", file=None) == 0
     assert "would be moved to the trash" in capsys.readouterr().out
@@ -386,10 +386,10 @@ def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("words", "looks", "last"),
     [
-        # Any interval is narrow enough, as soon as there are five restarts: at the third look of two restarts each.
-        (["--until-width", "10000", "--looks", "4"], 3, "narrow enough"),
+        # Any interval is narrow enough, as soon as there are ten restarts, of which some fail: at the fifth look.
+        (["--until-width", "10000", "--looks", "6"], 5, "narrow enough"),
         # None is; after the last look that was planned it ends all the same.
-        (["--until-width", "5", "--looks", "2"], 2, "not narrow enough, probably"),
+        (["--until-width", "5", "--looks", "2"], 2, "no interval yet"),
     ],
 )
 def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, last):
@@ -465,3 +465,20 @@ def test_a_report_says_which_column_of_the_table_it_left_out(tmp_path, monkeypat
     printed = capsys.readouterr()
     assert printed.out == "report {}\n"
     assert "the column '' has no name of its own and is left out" in printed.err
+
+
+def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
+    file, ledger = tmp_path / "best.toml", str(tmp_path / "ledger")
+    text = Path(study_file).read_text().replace("restarts = 2", 'restarts = 3\nrate = "best"\nsearch = 1')
+    file.write_text(text + "\n[factors]\nlearning_rate = [0.01, 0.02]\n")
+    assert main(["study", "plan", str(file), "--ledger", ledger]) == 0
+    assert "at the best rate of each method" in capsys.readouterr().out
+    assert main(["study", "run", str(file), "--ledger", ledger]) == 0
+    assert capsys.readouterr().out.startswith("8 runs in this call")  # 2 x 2 to search, 2 x 2 to judge
+    assert main(["study", "run", str(file), "--ledger", ledger]) == 0
+    assert capsys.readouterr().out.startswith("0 runs in this call")
+    report = tmp_path / "report"
+    assert main(["study", "report", str(file), "--ledger", ledger, "--output-dir", str(report)]) == 0
+    summary = json.loads((report / "summary.json").read_text())
+    assert [(cell["n"], cell["factors"]) for cell in summary["cells"]] == [(2, {}), (2, {})]
+    assert sum("the best of 2 over restarts 0 to 0" in note for note in summary["notes"]) == 2

@@ -17,6 +17,7 @@ from mixout.methods.text import nearest
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
+RATE = "learning_rate"
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
 # A factor changes the result, and gets a column of that name beside those of the score.
 _NO_FACTORS = (*_PLACED, *UNSEEN, "save", "evaluate", "metric")
@@ -80,6 +81,9 @@ class Study:
         baseline: label of a method; None for none.
         settings: shared by all runs.
         factors: setting -> its values.
+        rate: ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
+            :mod:`mixout.study.best`; None at each value.
+        search: the first restarts, which choose the best rate and are not compared.
         own_subsets: restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples
             too; else on one subset, and they speak of other restarts on it.
 
@@ -95,6 +99,8 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     own_subsets: bool = False
+    rate: str | None = None
+    search: int = 3
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -103,6 +109,7 @@ class Study:
             raise InputError(f"expected restarts as a whole number >= 1, got {self.restarts!r}")
         if not isinstance(self.own_subsets, bool):
             raise InputError(f"expected own_subsets as true or false, got {self.own_subsets!r}")
+        self._check_search()
         check_settings("[settings]", self.settings)
         for kind, axes in (("task", self.tasks), ("method", self.methods)):
             _check_axes(kind, axes)
@@ -114,6 +121,19 @@ class Study:
             raise InputError(
                 f"expected baseline as the label of a method ({', '.join(map(repr, labels))}), "
                 f"got {self.baseline!r}{(longer or [nearest(str(self.baseline), labels)])[0]}"
+            )
+
+    def _check_search(self) -> None:
+        if self.rate is None:
+            return
+        if self.rate != "best":
+            raise InputError(f"expected rate as 'best' or left out, got {self.rate!r}")
+        if len(self.factors.get(RATE, ())) < 2:
+            raise InputError(f"expected two rates or more with rate = 'best'; list them under [factors] as {RATE}")
+        if isinstance(self.search, bool) or not isinstance(self.search, int) or not 1 <= self.search < self.restarts:
+            raise InputError(
+                f"expected search as a whole number from 1 to {self.restarts - 1}, below the {self.restarts} restarts, "
+                f"got {self.search!r}"
             )
 
     def with_settings(self, changes: Mapping[str, Any]) -> Study:

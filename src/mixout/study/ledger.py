@@ -41,6 +41,7 @@ from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, descri
 from mixout.study.grid import Planned, text_of
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 # What differs between the restarts of a cell, or says only what was watched.
 _NO_FACTORS = ("seed", "init_seed", "data_seed", "mask_seed", "report_to", "save", "evaluate", "metric", "data_dir")
 _NO_FACTORS += ("logging_steps", "task", "model", "original")  # the last three by content, below
@@ -145,7 +146,7 @@ class Ledger:
             except NewerError as error:
                 contents.newer[folder] = str(error)
                 continue
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except _UNREADABLE as error:
                 contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 continue
             if dot:
@@ -165,7 +166,12 @@ class Ledger:
 
     def has(self, run: Planned) -> bool:
         """Whether the run has ended, by now: it is asked when another process may have made it."""
-        return any(any((self.folder / "runs").glob(f"{id}.*")) for id in (run.id, *run.former))
+        for id in (run.id, *run.former):
+            for folder in (self.folder / "runs").glob(f"{id}.*"):
+                with suppress(*_UNREADABLE):  # what is damaged is made again
+                    read_ended(folder)
+                    return True
+        return False
 
     def work(self, run: Planned) -> Path:
         """Where this run is to be made; the folder need not exist."""

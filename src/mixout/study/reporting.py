@@ -13,6 +13,7 @@ from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run
+from mixout.study.best import judged
 from mixout.study.entry import Entry
 from mixout.study.grid import Planned, Study
 from mixout.study.identity import Inputs
@@ -39,6 +40,7 @@ def report_on(
     contents: Contents,
     folder: str | Path,
     *,
+    study: Study | None = None,
     title: str,
     commands: Sequence[str],
     baseline: str | None = None,
@@ -51,6 +53,7 @@ def report_on(
             model.
         contents: of the ledger.
         folder: for the report.
+        study: of the runs; needed where it searches for the best rate.
         title: of the page.
         commands: lines that make the results again.
         baseline: label of a method.
@@ -64,9 +67,9 @@ def report_on(
         OSError: the folder cannot be written to.
     """
     if planned is None:
-        runs, entries = contents.runs(), list(contents.entries.values())
+        runs, entries, rates = contents.runs(), list(contents.entries.values()), []
     else:
-        runs = contents.of(planned)
+        runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
         entries = [entry for one in planned if (entry := contents.entry(one)) is not None]
     records = [entry.record for entry in entries if entry.record is not None]
     return write_report(
@@ -76,7 +79,7 @@ def report_on(
         baseline=baseline,
         looks=max((entry.looks for entry in entries), default=1),
         margin=margin,
-        notes=contents.remarks(),
+        notes=[*rates, *contents.remarks()],
         commands=[*commands, *best_again(runs, entries)],
         environment=environment(records),
         settings=shared([entry.settings for entry in entries]),

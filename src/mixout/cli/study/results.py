@@ -14,6 +14,7 @@ from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.extras import needs
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores, to_csv_rows
+from mixout.study.best import wanted
 from mixout.study.grid import Planned, Study
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Contents, Ledger
@@ -48,20 +49,20 @@ def export(args: argparse.Namespace) -> int:
         raise InputError(f"expected runs in {args.ledger}, got none; run the study first")
     with needs("hf", "tables"):
         import pandas
-    frame = pandas.DataFrame(to_csv_rows(runs))
+    rows = to_csv_rows(runs)
     try:
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = path.with_name(f".{path.name}.tmp")
             if path.suffix == ".csv":
-                frame.to_csv(whole, index=False, lineterminator="\n")
+                pandas.DataFrame(rows, dtype=object).to_csv(whole, index=False, lineterminator="\n")
             else:
-                frame.to_parquet(whole, index=False)
+                pandas.DataFrame(rows).to_parquet(whole, index=False)
             whole.replace(path)
     except WriteError as error:
         print(f"mixout: error: {error}; choose another --output, or call it again", file=sys.stderr)
         return 1
-    print(f"{len(runs)} runs in {path}")
+    print(f"{len(rows)} runs in {path}")
     return 0
 
 
@@ -71,12 +72,14 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     if args.file is None:
         if args.restarts is not None or args.set:
             raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
-        return list({run.id: run for run in (*known(args, ()).values(), *contents.runs())}.values())
+        elsewhere = known(args, ())
+        # A run that failed here may have ended elsewhere.
+        own = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
+        return list((elsewhere | {run.id: run for run in own}).values())
     asked = _asked(args, contents)[1]
     elsewhere, found = known(args, asked), []
     for one in asked:
         entry = contents.entry(one)
-        # A run that failed here may have ended elsewhere.
         if entry is not None and (entry.record is not None or one.id not in elsewhere):
             found.append(entry.seen_as(one))
         elif one.id in elsewhere:
@@ -126,10 +129,17 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.reporting import report_on
 
     contents = Ledger(args.ledger).read()
-    planned, options, title, baseline = None, ["--ledger", args.ledger], Path(args.ledger).name, args.baseline
+    study, planned, options, title, baseline = (
+        None,
+        None,
+        ["--ledger", args.ledger],
+        Path(args.ledger).name,
+        args.baseline,
+    )
     commands: list[str] = []
     if args.file is not None:
-        study, planned = _asked(args, contents)
+        study, grid = _asked(args, contents)
+        planned = wanted(study, grid, contents)
         missing = sum(contents.entry(run) is None for run in planned)
         if missing:
             print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
@@ -145,6 +155,7 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         planned,
         contents,
         folder,
+        study=study,
         title=args.title or title,
         commands=commands,
         baseline=baseline,

@@ -17,6 +17,7 @@ from mixout.finetune.disk import WriteError
 from mixout.study.analysis.restarts import Look, fewest_restarts, until_width
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import smallest_p
+from mixout.study.best import wanted
 from mixout.study.executors import Executor
 from mixout.study.grid import Planned, Study, text_of
 from mixout.study.identity import Inputs
@@ -33,8 +34,8 @@ _WATCHED = ("report_to", "save", "evaluate", "metric", "logging_steps", "data_di
 def plan(args: argparse.Namespace) -> int:
     """Show the runs of a study, and how long those that are missing will take."""
     study = declared(args)
-    runs = study.runs()
     contents = Ledger(args.ledger).read()
+    runs = wanted(study, study.runs(), contents)
     done = known(args, runs)
     left = [run for run in missing(runs, contents) if run.id not in done]
     clock = Clock.of(runs, contents)
@@ -57,6 +58,8 @@ def plan(args: argparse.Namespace) -> int:
         print(f"{len(left)} to run, about {in_words(seconds)} one after the other")
     if failed:
         print(f"{len(failed)} failed; try again: {_command('retry', args)}")
+    if study.rate is not None and left:
+        print("the restarts that are compared follow at the best rate of each method, once the search has ended")
     for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study)):
         print(line)
     return 0
@@ -98,23 +101,34 @@ def run(args: argparse.Namespace) -> int:
     if args.until_width is not None:
         if args.pilot:
             raise InputError("expected either --pilot or --until-width, got both; run the pilot first")
+        if study.rate is not None:
+            raise InputError(
+                "expected no --until-width in a study with rate = 'best', whose first restarts are its search"
+            )
         if args.known:
             raise InputError("expected either --known or --until-width, got both: it looks at the ledger's runs alone")
         return guarded(lambda report: _ended(_until(study, args, ledger, executor, report), args), args.ledger)
+    if study.rate is not None and args.known:
+        raise InputError("expected no --known in a study with rate = 'best', which looks at the ledger's runs alone")
     planned = study.runs()
     done = known(args, planned)
-    runs = [run for run in planned if run.id not in done]
-    if args.pilot:
-        first: dict[object, Planned] = {}
-        for one in runs:
-            first.setdefault(one.cell, one)
-        runs = list(first.values())
-    return guarded(
-        lambda report: _ended(
-            run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep), args, runs
-        ),
-        args.ledger,
-    )
+
+    def work(report: Report) -> int:
+        tally, runs = Tally(ran=0, failed=0), wanted(study, planned, ledger.read())
+        while True:
+            asked = [run for run in runs if run.id not in done]
+            if args.pilot:
+                asked = list({one.cell: one for one in reversed(asked)}.values())[::-1]
+            now = run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
+            tally = Tally(
+                ran=tally.ran + now.ran, failed=tally.failed + now.failed, elsewhere=tally.elsewhere + now.elsewhere
+            )
+            following = wanted(study, planned, ledger.read())
+            if args.pilot or len(following) == len(runs):
+                return _ended(tally, args, asked)
+            runs = following  # the search has ended
+
+    return guarded(work, args.ledger)
 
 
 def retry(args: argparse.Namespace) -> int:
@@ -143,7 +157,7 @@ def status(args: argparse.Namespace) -> int:
         study, inputs = declared(args), Inputs()
         if args.restarts is None:
             study = with_all_restarts(study, contents, inputs)
-        planned = study.runs(inputs)
+        planned = wanted(study, study.runs(inputs), contents)
         runs, shown = planned, {entry.run.id for run in planned if (entry := contents.entry(run)) is not None}
     print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
     for id, entry in contents.entries.items():

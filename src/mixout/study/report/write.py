@@ -16,11 +16,11 @@ The same runs give the same bytes. It computes no statistics.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import pandas
 
 from mixout.errors import InputError
 from mixout.finetune.record import write_atomically
@@ -140,9 +140,5 @@ def _flat(values: dict[str, object]) -> dict[str, object]:
 
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    # As objects whole numbers stay whole beside unknown ones.
+    return str(pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))
