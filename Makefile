@@ -52,7 +52,7 @@ check: $(READY)  ## style, types, import directions, length of sentences
 
 docs: .venv/over-docs  ## the documentation as a site: out/site/index.html
 	$</bin/python -m pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
-	PYTHONPATH=src $</bin/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $</bin/python -m mkdocs build
 
 bench: $(READY)  ## time and memory as ratios to plain fine-tuning: out/bench.csv
 	PYTHONPATH=src $(BIN)/python benchmarks/bench.py

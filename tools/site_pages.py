@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urldefrag
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,15 +114,16 @@ def _place(target: Path) -> str:
 
 
 def _file(target: Path, config: MkDocsConfig) -> File:
-    name = target.relative_to(ROOT).as_posix()
+    name, place, hidden = target.relative_to(ROOT).as_posix(), _place(target), InclusionLevel.NOT_IN_NAV
     if target.is_dir():
         listed = "\n".join(f"- `{path.name}`" for path in sorted(target.iterdir()) if not path.name.startswith("."))
-        return File.generated(config, _place(target), content=f"# {name}\n\n{listed}\n")
+        return File.generated(config, place, content=f"# {name}\n\n{listed}\n", inclusion=hidden)
     if target.suffix in {".py", ".toml"}:
         code = target.read_text(encoding="utf-8")
         language = "python" if target.suffix == ".py" else "toml"
-        return File.generated(config, _place(target), content=f"# {name}\n\n```{language}\n{code}\n```\n")
-    return File.generated(config, _place(target), abs_src_path=str(target))
+        content = f"# {name}\n\n```{language}\n{code}\n```\n"
+        return File.generated(config, place, content=content, inclusion=hidden)
+    return File.generated(config, place, abs_src_path=str(target))
 
 
 def api() -> str:
