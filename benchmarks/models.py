@@ -94,7 +94,8 @@ def build(case: Case, device: torch.device | str) -> nn.Module:
         else:
             shape |= {"num_key_value_heads": case.key_heads, "tie_word_embeddings": True, "use_cache": False}
             model = LlamaForCausalLM(LlamaConfig(**shape))
-    return model.train()
+    model.train()
+    return model
 
 
 def inputs(case: Case, device: torch.device | str) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def _pages(nav: list[Any]) -> list[tuple[str, str]]:
-    found = []
+    found: list[tuple[str, str]] = []
     for item in nav:
         for title, value in item.items():
             found += [(title, value)] if isinstance(value, str) else _pages(value)

@@ -297,6 +297,18 @@ def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch):
     assert any(line.startswith("  words, mixout(0.5), restart 0: step 6/6, epoch 1.00") for line in within)
 
 
+def test_what_is_watched_does_not_change_the_result(declare, tmp_path):
+    # The reason why evaluations and checkpoints are no part of a run's identity.
+    found = []
+    for at, watched in enumerate([{"evaluate": "epoch", "save": 3}, {"evaluate": "end", "save": "no"}]):
+        ledger = Ledger(tmp_path / str(at))
+        planned = declare(restarts=1, settings={"epochs": 3, **watched}).runs()[1:]  # mixout: it draws masks
+        execute(planned, ledger)
+        [entry] = ledger.read().entries.values()
+        found.append((entry.folder.name, entry.run.distance, entry.run.predictions))
+    assert found[0] == found[1]
+
+
 def test_settings_stay_with_the_run(declare, tmp_path):
     ledger, planned = Ledger(tmp_path), declare(restarts=1, factors={"epochs": [0.5]}).runs()
     execute(planned, ledger)
