@@ -17,15 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from host import CASE, process_seconds
-from mixout.bench.cases import CASES, Case, build
-from mixout.bench.pairs import Run, interleave
-from mixout.bench.plan import Plan
-from mixout.bench.runs import train_run
-from rows import Row, show, with_machine, write
 from torch import nn
 
 import mixout
+from models import CASES, COSTS_NOTHING, Case, build
+from models import step as step_of
+from pairs import Run, interleave, process_seconds
+from table import Table
 
 RESULTS = Path(__file__).parent / "results" / "decay.csv"
 COLUMNS = ("case", "tokens", "method", "ratio", "low", "high", "pairs", "plain_ms", "ms", "load")
@@ -33,7 +31,7 @@ PLAIN = "dropout(0.0)"
 METHODS = (PLAIN, "anchor_decay(radius=0.005)", "anchor_decay(1.0, selective=true)", "anchor_decay(weights)")
 MINILM = CASES["minilm"]
 # Pairs of each case.
-CASES_AND_PAIRS = ((CASE, 100), (MINILM, 30), (replace(MINILM, length=128), 12))
+CASES_AND_PAIRS = ((COSTS_NOTHING, 100), (MINILM, 30), (replace(MINILM, length=128), 12))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,15 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="table to write; default: %(default)s")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows: list[Row] = []
+    table = Table(args.output)
     for case, pairs in CASES_AND_PAIRS:
         for method in METHODS:
-            rows.append(with_machine(measured(case, method, max(2, round(pairs * args.pairs)))))
-            write(args.output, rows)
-    print(show(rows, COLUMNS))
+            table.add(measured(case, method, max(2, round(pairs * args.pairs))))
+    print(table.text(COLUMNS))
 
 
-def measured(case: Case, method: str, pairs: int) -> Row:
+def measured(case: Case, method: str, pairs: int) -> dict[str, str | int | float]:
     """The row of one method."""
     timed = interleave(step(case, PLAIN), step(case, method), pairs=pairs, warmup=2, clock=process_seconds)
     return {
@@ -69,10 +66,10 @@ def measured(case: Case, method: str, pairs: int) -> Row:
 
 def step(case: Case, method: str) -> Run:
     """A training step of the model of ``case``; decays beside ``Dropout(0)``, as the plain one."""
-    model = build(replace(case, precision="fp32"), "cpu")
-    plan = Plan(cases=(case,), pairs=1, quick=False, compile=False, device=torch.device("cpu"))
+    case = replace(case, precision="fp32")
+    model = build(case, "cpu")
     chosen: list[mixout.Method | str] = [PLAIN] if method == PLAIN else [PLAIN, decay(method, model)]
-    return train_run(mixout.apply_(model, chosen), replace(case, precision="fp32"), plan)
+    return step_of(mixout.apply_(model, chosen), case, torch.device("cpu"))
 
 
 def decay(method: str, model: nn.Module) -> mixout.Method | str:

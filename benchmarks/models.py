@@ -88,14 +88,15 @@ def build(case: Case, device: torch.device | str) -> nn.Module:
     # Only the generators that are drawn from: a fake model must not touch those of a GPU.
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), place:
         torch.manual_seed(0)
-        model: nn.Module
+        model: Any
         if case.family == "bert":
             model = BertForSequenceClassification(BertConfig(**shape))
         else:
             shape |= {"num_key_value_heads": case.key_heads, "tie_word_embeddings": True, "use_cache": False}
             model = LlamaForCausalLM(LlamaConfig(**shape))
     model.train()
-    return model
+    built: nn.Module = model
+    return built
 
 
 def inputs(case: Case, device: torch.device | str) -> dict[str, Tensor]:

@@ -54,13 +54,13 @@ class PlainGenerate:
     An attribute of the instance, in place of the method of its class.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:  # noqa: ANN401  a module with a method generate
         self.model = model
         self.warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """As the method of the class."""
-        generate = functools.partial(type(self.model).generate, self.model)  # type: ignore[arg-type]
+        generate = functools.partial(type(self.model).generate, self.model)
         mixings = [applied.mixing for applied in applications(self.model) if applied.mixing is not None]
         if not self.model.training or all(mixing.off for mixing in mixings):
             return generate(*args, **kwargs)

@@ -47,6 +47,9 @@ class Stream:
         True
     """
 
+    _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: what was made, by what it was made for
+    _of: dict[str, Stream]
+
     def __init__(self, seed: int | SharedSeed, key: str = "", period: Period | None = None) -> None:
         self.seed = seed
         self.key = key
@@ -156,8 +159,8 @@ class Stream:
 
     def _enlist(self) -> None:
         self._own: Remembered = OrderedDict()
-        self._held: tuple[tuple[Any, ...], Tensor] | None = None
-        self._of: dict[str, Stream] = {}
+        self._held = None
+        self._of = {}
         # For compiled graphs: which stream this is, and how many draws they have made. A tensor, since an integer would
         # be a constant of the graph, compiled anew for each layer.
         self.handle = torch.tensor([next(_NUMBERS), 0], device="cpu")

@@ -147,7 +147,7 @@ def rates_p(one: Sequence[bool], other: Sequence[bool], *, paired: bool) -> floa
     """
     if not paired:
         table = [[sum(one), len(one) - sum(one)], [sum(other), len(other) - sum(other)]]
-        return float(stats.fisher_exact(table).pvalue)
+        return float(stats.fisher_exact(np.array(table)).pvalue)
     first = sum(x and not y for x, y in zip(one, other, strict=True))
     differing = sum(x != y for x, y in zip(one, other, strict=True))
     return float(stats.binomtest(first, differing).pvalue) if differing else 1.0
