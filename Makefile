@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
-.PHONY: bench bench-host bench-cpu bench-gpu
+.PHONY: docs demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
+.PHONY: bench bench-host bench-cpu bench-gpu verify
 
 demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
@@ -12,8 +12,8 @@ demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in de
 test: $(READY)  ## the tests, but for what the targets below add
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-sweep: $(READY)  ## every architecture that transformers can build small: 270 seconds of one core
-	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py
+test-sweep: $(READY)  ## every architecture that transformers can build small, coverage of intervals: 6 minutes of one core
+	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py tests/study/analysis
 
 test-all: test test-sweep test-deepspeed test-triton  ## everything
 
@@ -43,25 +43,32 @@ test-oldest:  ## the library's tests on the oldest torch that pyproject.toml all
 	.venv/oldest/bin/python -m pytest --ignore=tests/layers/test_layers_sharded.py tests/ops tests/layers tests/methods \
 		$(filter-out %_architectures.py %_docs_evidence.py %_examples.py,$(wildcard tests/test_*.py))
 
-check: $(READY)  ## style, types, import directions
+check: $(READY)  ## style, types, import directions, length of sentences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/sentences.py
 
-bench: $(READY)  ## time and memory as ratios to plain fine-tuning: tables and figures in out/bench/
-	$(BIN)/mixout bench
+docs: .venv/over-docs  ## the documentation as a site: out/site/index.html
+	$</bin/python -m pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $</bin/python -m mkdocs build
+
+bench: $(READY)  ## time and memory as ratios to plain fine-tuning: out/bench.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py
 
 bench-host: $(READY)  ## what the host spends on a step whose matrices cost nothing, operators and launches: 2 minutes
-	PYTHONPATH=src $(BIN)/python benchmarks/host.py
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts host --pairs 200 --output benchmarks/results/host.csv
 
 bench-cpu: $(READY)  ## steps of MiniLM and of BERT-base's width on a CPU, state of a 100M model: a quarter of an hour
-	$(BIN)/mixout bench --what step --case minilm bert-base-3 --output-dir out/bench-cpu
-	cp out/bench-cpu/step.csv benchmarks/results/step-cpu.csv
-	PYTHONPATH=src $(BIN)/python benchmarks/state.py
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts time --case minilm bert-base-3 --output benchmarks/results/step-cpu.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts state --case bert-base-12 --output benchmarks/results/state.csv
 
 bench-gpu: $(READY)  ## time, peak memory and compiled steps on one GPU: 6 minutes
-	PYTHONPATH=src $(BIN)/python benchmarks/gpu.py --output benchmarks/results/gpu.csv
+	PYTHONPATH=src $(BIN)/python benchmarks/bench.py --parts time memory compile busy --seconds 340 --output benchmarks/results/gpu.csv
+
+verify: $(READY)  ## the paper's theory, claim by claim: tables and figures in out/verify/
+	PYTHONPATH=src $(BIN)/python benchmarks/verify.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from mixout.bench.pairs import Run, clock_of, interleave
-from mixout.bench.table import environment
 from mixout.finetune.environment import emulates_bfloat16
 from mixout.finetune.models import load
+from pairs import Run, clock_of, interleave
+from table import environment
 
 RESULTS = Path(__file__).parent / "results"
 # A step in bfloat16 takes seconds where it is emulated.
@@ -54,7 +54,8 @@ def step(length: int, arithmetic: str) -> Run:
         length: of the longer texts.
         arithmetic: ``fp32``, or ``bf16`` by autocast.
     """
-    model = load("minilm", labels=("no", "yes"), init_seed=0).model.eval()
+    model = load("minilm", labels=("no", "yes"), init_seed=0).model
+    model.train(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     present = torch.ones(TEXTS, length, dtype=torch.int64)
     present[: TEXTS // 2, length - length // 4 :] = 0

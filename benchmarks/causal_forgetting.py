@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from mixout.bench.table import environment
+from table import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from causal_lm import adapt, pretrain, write_text

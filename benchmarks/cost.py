@@ -10,7 +10,6 @@ a study that shares its machine has. Both members of a pair take the same batch.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import tempfile
 from dataclasses import replace
@@ -18,9 +17,6 @@ from pathlib import Path
 
 import torch
 
-from mixout.bench.pairs import Run, clock_of, interleave
-from mixout.bench.runs import release
-from mixout.bench.table import environment
 from mixout.errors import InputError
 from mixout.finetune import trainer
 from mixout.finetune.batches import DevSet
@@ -31,6 +27,8 @@ from mixout.finetune.placement import apply_methods
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.study.declaration import read
+from pairs import Run, clock_of, interleave, release
+from table import Row, Table
 
 RESULTS = Path(__file__).parent / "results" / "cost.csv"
 WARMUP = 3
@@ -45,10 +43,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
-    if args.output.exists():
-        rows += csv.DictReader(args.output.open(newline=""))
-    done = {(row["task"], row["method"]) for row in rows}
+    table = Table(args.output, keep=True)
+    done = {(row["task"], row["method"]) for row in table.rows}
     cache = Cache()
     for file in args.study:
         study = read(file).with_settings({"data_dir": args.data_dir, "precision": "fp32", "original": None})
@@ -61,10 +57,9 @@ def main() -> None:
             found = interleave(
                 pair[0][0], pair[1][0], pairs=args.pairs, warmup=WARMUP, clock=clock_of(torch.device("cpu"))
             )
-            row: dict[str, object] = {"task": run.task, "method": run.method, "tokens": round(pair[0][1])}
+            row: Row = {"task": run.task, "method": run.method, "tokens": round(pair[0][1])}
             row |= {"ratio": found.ratio, "low": found.low, "high": found.high, "pairs": found.pairs}
-            rows.append(row | {"plain_seconds": found.base, "seconds": found.variant} | environment())
-            write(args.output, rows)
+            table.add(row | {"plain_seconds": found.base, "seconds": found.variant})
             print(f"{run.task}, {run.method}: {found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]", flush=True)
             del pair
             release()
@@ -98,14 +93,6 @@ def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
         optimizer.zero_grad(set_to_none=True)
 
     return run, sum(batch["input_ids"].numel() for batch in batches) / len(batches)
-
-
-def write(place: Path, rows: list[dict[str, object]]) -> None:
-    """All rows, after each: an interrupted measurement keeps what was measured."""
-    with place.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[-1]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
 
 
 if __name__ == "__main__":

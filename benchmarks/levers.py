@@ -2,7 +2,7 @@
 
     python benchmarks/levers.py --output benchmarks/results/levers-cpu.csv
 
-The floor that FLOPs set (``mixout.bench.floor``) supposes that only matrix products take time and that thin ones are
+The floor that FLOPs set (``models.count``) supposes that only matrix products take time and that thin ones are
 as fast per FLOP as full ones. Here each operation is timed by itself, each in turn within a round, the lower quartile
 over rounds. Tensors go round a pool that no cache holds, since in a model a weight is not in the cache when its layer
 comes. For every p::
@@ -16,21 +16,18 @@ comes. For every p::
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mixout.bench.cases import find
-from mixout.bench.plan import plan
-from mixout.bench.runs import model_of, train_run
-from mixout.bench.table import environment
-from mixout.bench.variants import PLAIN
 from mixout.masks import draw_elements
+from models import CASES, PLAIN, build, step
+from table import Table
 
 ROUNDS = 15
 STEPS = 7
@@ -92,14 +89,12 @@ def operations(tokens: int, linear: Linear) -> dict[tuple[str, float], Callable[
     for p in PS:
         kept = (torch.rand(inputs) >= p).nonzero().squeeze(1)
         thin, columns = torch.randn(tokens, len(kept)), torch.randn(len(kept), out).t()
-        found |= {
-            ("draw", p): lambda p=p: (torch.rand(inputs) >= p).nonzero(),
-            ("gather", p): lambda kept=kept: x().index_select(1, kept),
-            ("thin grad_w", p): lambda thin=thin: thin.t() @ g(),
-            ("columns into grad_w", p): lambda kept=kept, columns=columns: torch.zeros(out, inputs).index_copy_(
-                1, kept, columns
-            ),
-        }
+        found["draw", p] = partial(lambda p: (torch.rand(inputs) >= p).nonzero(), p)
+        found["gather", p] = partial(lambda kept: x().index_select(1, kept), kept)
+        found["thin grad_w", p] = partial(lambda thin: thin.t() @ g(), thin)
+        found["columns into grad_w", p] = partial(
+            lambda kept, columns: torch.zeros(out, inputs).index_copy_(1, kept, columns), kept, columns
+        )
     return found
 
 
@@ -116,8 +111,8 @@ def timed(runs: dict[tuple[str, float], Callable[[], object]]) -> dict[tuple[str
 
 def plain_step(name: str) -> float:
     """Seconds of a plain training step of a case, the lower quartile."""
-    case, chosen = find(name), plan(names=[name])
-    run = train_run(model_of(case, PLAIN, chosen.device), case, chosen)
+    case, device = CASES[name], torch.device("cpu")
+    run = step(PLAIN.apply_(build(case, device)), case, device)
     run()
     seconds = []
     for _ in range(STEPS):
@@ -129,16 +124,16 @@ def plain_step(name: str) -> float:
 
 def measured(name: str) -> list[dict[str, str]]:
     """The rows of a case: every operation of each of its linears, their sums, and what step is reachable."""
-    step = plain_step(name)
+    whole = plain_step(name)
     rows: list[dict[str, str]] = []
 
-    def add(linear: str, operation: str, p: float, seconds: float, whole: float) -> None:
+    def add(linear: str, operation: str, p: float, seconds: float, of: float) -> None:
         row = {"case": name, "linear": linear, "operation": operation, "p": f"{p:g}", "ms": f"{1e3 * seconds:.3f}"}
-        rows.append(row | {"share_of_plain": f"{seconds / whole:.4f}"})
+        rows.append(row | {"share_of_plain": f"{seconds / of:.4f}"})
 
     saved = dict.fromkeys(PS, 0.0)
     for linear in LINEARS[name]:
-        found = timed(operations(find(name).tokens, linear))
+        found = timed(operations(CASES[name].tokens, linear))
         plain = sum(found[kind, 0.0] for kind in PRODUCTS)
         for (operation, p), seconds in found.items():
             add(linear.name, operation, p, seconds, plain)
@@ -148,7 +143,7 @@ def measured(name: str) -> list[dict[str, str]]:
             add(linear.name, "sparse", p, sparse, plain)
             saved[p] += linear.count * (plain - sparse)
     for p in PS:
-        add("whole step", "reachable", p, step - saved[p], step)
+        add("whole step", "reachable", p, whole - saved[p], whole)
     return rows
 
 
@@ -157,12 +152,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    rows = [row | environment() for name in LINEARS for row in measured(name)]
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
+    table = Table(args.output)
+    for row in (row for name in LINEARS for row in measured(name)):
+        table.add(row)
         place = f"{row['case']} {row['linear']}"
         print(f"{place:<24} {row['operation']:<20} p={row['p']:<4} {row['ms']:>9} ms  {row['share_of_plain']}")
 

@@ -39,8 +39,7 @@ from transformers import (
     set_seed,
 )
 
-from mixout.bench.authors import apply_authors_
-from mixout.bench.table import environment
+from authors import apply_authors_
 from mixout.finetune.isolation import quiet
 from mixout.finetune.models import load
 from mixout.finetune.settings import Settings
@@ -49,6 +48,7 @@ from mixout.study.executors.local import LocalExecutor
 from mixout.study.grid import Axis, Study
 from mixout.study.ledger import Ledger
 from mixout.study.runner import run
+from table import environment
 
 P = 0.9
 RESULTS = Path(__file__).parent / "results" / "study_throughput.csv"
@@ -150,7 +150,9 @@ def _theirs(settings: Settings, model: str, restart: int, place: Path) -> Timed:
         train_dataset=encoded[0],
         eval_dataset=encoded[1],
         data_collator=default_data_collator,
-        compute_metrics=lambda found: {"accuracy": float(np.mean(found.predictions.argmax(1) == found.label_ids))},
+        compute_metrics=lambda found: {
+            "accuracy": float(np.mean(np.asarray(found.predictions).argmax(1) == found.label_ids))
+        },
     )
     trainer.remove_callback(PrinterCallback)
     trained = trainer.train().metrics["train_runtime"]
@@ -186,7 +188,7 @@ def _pair(restart: int, ours: Callable[[int], Timed], theirs: Callable[[int], Ti
 def _saved_model(place: Path) -> str:
     """The embedded model as a folder without a head, which a script for one run can read."""
     loaded = load("minilm", labels=("no", "yes"), init_seed=0)
-    loaded.model.base_model.save_pretrained(place)
+    loaded.model.base_model.save_pretrained(place)  # type: ignore[operator]
     loaded.tokenizer.save_pretrained(place)
     return str(place)
 

@@ -1,7 +1,7 @@
 """The DARE curve of a model of your own: how much of what fine-tuning changed does it need?
 
 A network that reads digits is fine-tuned with mixout on transposed images. Then a share of the change w - u is dropped,
-by elements and by input neurons, or all of it is scaled down. For what mixout finetune wrote, call mixout dare.
+by elements (DARE) and by input neurons, or all of it is scaled down (WiSE-FT).
 """
 
 import copy
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import mixout
-from mixout.dare.delta import Delta
-from mixout.dare.scores import INTERPOLATION, Score, table
+from mixout.delta import Delta
 
 DATA = load_digits()
 UPRIGHT, LABELS = torch.tensor(DATA.images / 16).float(), torch.tensor(DATA.target)
@@ -35,18 +34,18 @@ def accuracy(model: nn.Module) -> float:
     return (found == LABELS[TEST]).float().mean().item()
 
 
-def curve(base: nn.Module, tuned: nn.Module) -> list[Score]:
-    """Scores of ``tuned``, which ends as it began."""
-    delta, scores = Delta.of(tuned, dict(base.named_parameters())), []
+def curve(base: nn.Module, tuned: nn.Module) -> dict[tuple[str, float], list[float]]:
+    """Accuracies of ``tuned``, which ends as it began, by what is removed and how much."""
+    delta, found = Delta.of(tuned, dict(base.named_parameters())), {}
     for rate in (0.5, 0.9, 0.99):
         for unit in ("element", "input"):
             for seed in range(3):
                 delta.drop_(rate, unit=unit, seed=seed)
-                scores.append(Score(curve=unit, removed=rate, seed=seed, score=accuracy(tuned)))
+                found.setdefault((unit, rate), []).append(accuracy(tuned))
     for kept in (0.0, 0.5, 1.0):
         delta.interpolate_(kept)
-        scores.append(Score(curve=INTERPOLATION, removed=1 - kept, seed=None, score=accuracy(tuned)))
-    return scores
+        found["interpolation", 1 - kept] = [accuracy(tuned)]
+    return found
 
 
 if __name__ == "__main__":
@@ -55,4 +54,5 @@ if __name__ == "__main__":
     base = train(network, UPRIGHT[BEFORE], LABELS[BEFORE])
     mixed = mixout.apply_(copy.deepcopy(base), mixout.Mixout(0.5))  # the head too: its weights are pretrained
     tuned = mixout.remove_(train(mixed, UPRIGHT[AFTER].transpose(1, 2), LABELS[AFTER]))
-    print(table(curve(base, tuned), "accuracy"))
+    for (what, removed), accuracies in curve(base, tuned).items():
+        print(f"{what:<14}{removed:<6}", *(f"{value:.3f}" for value in accuracies))

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 examples/fsdp2.py    # two processes: NCCL where there are GPUs, else gloo
     python examples/fsdp2.py                         # one process: the same loop
 
-First fully_shard, then apply_; the ranks toss the same coins, since a coin belongs to the whole weight.
+First fully_shard, then apply_; all ranks draw the same masks, which belong to the whole weight.
 """
 
 from __future__ import annotations

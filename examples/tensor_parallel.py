@@ -1,4 +1,4 @@
-"""Mixout under tensor parallelism: a coin belongs to a global input neuron, on whichever rank its weights lie.
+"""Mixout under tensor parallelism: a mask entry belongs to a global input neuron, on whichever rank its weights lie.
 
     torchrun --nproc_per_node 2 examples/tensor_parallel.py    # two processes: NCCL where there are GPUs, else gloo
     python examples/tensor_parallel.py                         # one process: the same numbers

@@ -110,7 +110,8 @@ OVERRIDES = {name: fields for names, fields in _CORRECTIONS for name in names.sp
 # Without a linear layer that can be mixed: convolutions and embeddings are mixed.
 _NO_LINEAR = """
     dac mobilenet_v1 mobilenet_v2 poolformer pp_lcnet pp_lcnet_v3 pp_lcnet_v4 pp_ocrv5_mobile_rec
-    pp_ocrv6_small_rec pp_ocrv6_tiny_rec regnet resnet rt_detr_resnet superpoint upernet
+    pp_ocrv6_small_rec pp_ocrv6_tiny_rec regnet resnet rt_detr_resnet sam3_lite_text_text_model squeezebert
+    superpoint upernet
 """
 WHERE = dict.fromkeys(_NO_LINEAR.split(), mixout.Where(types=torch.nn.Module))
 

@@ -158,3 +158,17 @@ def test_the_largest_entry_is_float64s(shape, dtype):
     difference = (w.double() - u.double()).abs().flatten()
     expected = difference.max().item() if difference.numel() else 0.0
     assert norm(w, u, math.inf) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_distance_to_a_source_is_that_to_the_anchors_of_every_kind_of_layer():
+    layers = {"gru": nn.GRU(4, 3), "attention": nn.MultiheadAttention(4, 2), "head": nn.Linear(3, 2)}
+    model = nn.ModuleDict(layers)
+    source = {name: torch.zeros_like(p) for name, p in model.named_parameters() if not name.startswith("head")}
+    mixout.apply_(model, mixout.Mixout(0.5), anchor=source)
+    by_anchor, by_source = mixout.distance(model), mixout.distance(model, source)
+    assert by_anchor.by_layer.keys() == by_source.by_layer.keys()
+    assert by_anchor.total == pytest.approx(by_source.total)
+    assert "head.weight" not in by_source.by_layer
+    for bad in ({}, {"head.weight": torch.zeros(2, 3)}):
+        with pytest.raises(mixout.AnchorMismatchError):
+            mixout.distance(model, bad, where=mixout.ALL)

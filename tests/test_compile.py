@@ -243,7 +243,7 @@ def test_one_graph_serves_every_batch_and_its_gradients_are_the_definitions(back
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_graph_that_a_gpu_gets_holds_no_op_of_ours(backend, monkeypatch):
     """There the compiler fuses plain torch: asked for here by taking the device's branch."""
-    monkeypatch.setattr(functional, "_has_thin_gradient", lambda *_: False)
+    monkeypatch.setattr(functional, "_is_fused", lambda _: True)
     monkeypatch.setattr(masks, "draw", lambda shape, p, **_: torch.rand(shape) >= p)
     monkeypatch.setattr(functional, "draw", masks.draw)
     model = net(Mixout(0.5))

@@ -90,3 +90,23 @@ def test_shares_of_a_model_without_parameters_are_zero():
     assert (
         mixout.coverage(mixout.apply_(nn.Sequential(nn.Dropout(0.1)), mixout.methods.Plain())).parameters_mixed == 0.0
     )
+
+
+def test_what_mixes_nothing_is_told_too():
+    """How many weights decay, and how far the farthest has gone; a report never raises."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    mixout.apply_(model, mixout.AnchorDecay(radius=0.5))
+    with torch.no_grad():
+        model[2].weight[0, 0] += 0.25
+    assert mixout.coverage(model).held == (
+        "2 weights decay (18 numbers); the farthest is at 0.50 of its radius: 2.weight",
+    )
+    assert mixout.coverage(model).held[0] in str(mixout.coverage(model))
+    assert mixout.coverage(model).held[0] in mixout.coverage(model)._repr_html_()
+    model[0].weight = nn.Parameter(torch.zeros(5, 4))  # resized
+    assert mixout.coverage(model).held == ("2 weights decay (26 numbers)",)
+    mixout.apply_(mixout.remove_(model), mixout.AnchorDecay(1.0, selective=True))
+    assert mixout.coverage(model).held == ("2 weights decay (26 numbers)",)
+    mixout.apply_(mixout.remove_(model), mixout.OutputAnchor(1.0))
+    assert mixout.coverage(model).held == ("answers are held by 6 anchored parameters",)
+    assert mixout.coverage(mixout.remove_(model)).held == ()

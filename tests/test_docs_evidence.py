@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mixout.study.analysis.compare import compare
-from mixout.study.analysis.runs import read_scores
+from mixout.study.analysis.table import read_scores
 
 ROOT = Path(__file__).parents[1]
 BASELINE = "dropout(0.1), wdecay(0, 0.01)"

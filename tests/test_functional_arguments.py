@@ -33,6 +33,17 @@ def test_bad_arguments_say_expected_and_got(arguments, message):
         mixed_linear(torch.ones(2, 3), **given)
 
 
+@pytest.mark.parametrize("p", [1.2, -0.1, float("nan"), [0.5, 0.5]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_p_is_checked_too(p, dtype):
+    given = {"weight": W, "anchor": None, "p": torch.tensor(p, dtype=dtype)}
+    with pytest.raises(ValueError, match="expected p"):
+        mix(**given)
+    with pytest.raises(ValueError, match="expected p"):
+        mixed_embedding(torch.tensor([0]), **given)
+    assert mix(W, None, torch.tensor(1.0, dtype=dtype)).equal(torch.zeros(4, 3))
+
+
 def test_bad_shapes_and_types():
     with pytest.raises(ValueError, match=r"expected x of shape \(\.\.\., 3\), got \(2, 4\)"):
         mixed_linear(torch.ones(2, 4), W, None, p=0.5)

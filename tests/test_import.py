@@ -14,11 +14,12 @@ import mixout
 
 PUBLIC = {
     "ALL", "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "BODY", "Coverage", "Distance",
-    "FineTunedAnchorWarning", "FrozenLayersWarning", "GradientMask", "InputError", "LowCoverageWarning", "Method",
-    "MissingExtraError", "Mixconnect", "Mixout", "MixoutError", "MixoutWarning", "NotAppliedError",
-    "NothingMixedError", "PAPER", "PScheduler", "RankMismatchError", "State", "Where", "ZeroDecayWarning", "apply_",
-    "by_depth", "coverage", "distance", "fingerprint", "functional", "interpolate_", "load_state_", "methods",
-    "radius_used", "register", "remove_", "save_state", "schedule", "set_p_", "state",
+    "FineTunedAnchorWarning", "FrozenLayersWarning", "GenerationWarning", "GradientMask", "InputError",
+    "LowCoverageWarning", "Method", "MissingExtraError", "Mixconnect", "Mixout", "MixoutError", "MixoutWarning",
+    "NotAppliedError", "NothingMixedError", "OutputAnchor", "PAPER", "PScheduler", "RankMismatchError", "State",
+    "Where", "ZeroDecayWarning", "apply_", "by_depth", "coverage", "disabled", "distance", "fingerprint", "fisher",
+    "functional", "interpolate_", "load_state_", "methods", "output_penalty", "radius_used", "register", "remove_",
+    "save_state", "schedule", "set_p_", "state",
 }  # fmt: skip
 
 BLOCKER = """

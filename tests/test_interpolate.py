@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import AnchorDecay, Dropout, GradientMask, Mixout
+from mixout import AnchorDecay, GradientMask, Mixout
+from mixout.methods import Dropout
 
 
 def net(seed=0):

@@ -13,7 +13,7 @@ import mixout
 from mixout import _torch
 
 LIBRARY = Path(mixout.__file__).parent
-OTHERS = ("bench", "cli", "dare", "finetune", "study", "verify")
+OTHERS = ("cli", "finetune", "study")
 # Attributes of torch's objects, which no import gives away.
 ATTRIBUTES = {
     "_extensions_data",

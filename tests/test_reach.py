@@ -17,6 +17,7 @@ class Frozen(nn.Module):
     def __init__(self):
         super().__init__()
         self.kernel = nn.Parameter(torch.zeros(30, 30))
+        self.scale = nn.Parameter(torch.ones(1, 30))
 
     def forward(self, x):
         return x @ self.kernel
@@ -92,6 +93,8 @@ def test_a_dry_run_that_finds_nothing_is_a_report():
         report
     )
     assert "no method: 0 layers mixed" in str(mixout.coverage(nn.Linear(2, 2)))
+    with pytest.raises(mixout.NothingMixedError, match=r"no linear layer; choose its 2 x Conv2d with types=Conv2d"):
+        mixout.apply_(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), Mixout(0.5))
     with pytest.raises(TypeError, match="expected a method"):
         mixout.coverage(nn.Linear(2, 2), 0.5)
     with pytest.raises(mixout.AlreadyAppliedError):

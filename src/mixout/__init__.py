@@ -16,10 +16,12 @@ from mixout.apply import remove_ as remove_
 from mixout.bylayer import by_depth as by_depth
 from mixout.coverage import Coverage as Coverage
 from mixout.coverage import coverage as coverage
+from mixout.disabling import disabled as disabled
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
 from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning
 from mixout.errors import FrozenLayersWarning as FrozenLayersWarning
+from mixout.errors import GenerationWarning as GenerationWarning
 from mixout.errors import InputError as InputError
 from mixout.errors import LowCoverageWarning as LowCoverageWarning
 from mixout.errors import MissingExtraError as MissingExtraError
@@ -39,6 +41,9 @@ from mixout.methods import GradientMask as GradientMask
 from mixout.methods import Method as Method
 from mixout.methods import Mixconnect as Mixconnect
 from mixout.methods import Mixout as Mixout
+from mixout.methods import OutputAnchor as OutputAnchor
+from mixout.methods.fisher import fisher as fisher
+from mixout.methods.output import output_penalty as output_penalty
 from mixout.record import set_p_ as set_p_
 from mixout.schedule import PScheduler as PScheduler
 from mixout.selection import ALL as ALL

@@ -172,6 +172,16 @@ class AnchorStore:
         return Anchor(tensor, identity, fixed=self._host or self._dtype is not None)
 
 
+class ImportanceStore(AnchorStore):
+    """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
+
+    def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> Anchor:
+        if not bool(((tensor >= 0) & tensor.isfinite()).all()):
+            raise ValueError(f"expected weights that are finite and at least 0, got others for {name!r}")
+        narrow = tensor.to(torch.bfloat16)
+        return Anchor(laid_out(narrow, parameter), digest(narrow), fixed=True)
+
+
 def digest(tensor: Tensor | None) -> str:
     """SHA-256 of dtype, shape and bytes; "0" for None (u = 0).
 
@@ -268,7 +278,7 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     rows = max(1, block * len(parts[0]) // max(1, parts[0].numel()))
     blocks = zip(*(torch.split(part, rows) for part in parts), strict=True)
     found = torch.linalg.vector_norm(torch.stack([_block_norm(block, order) for block in blocks]), order)
-    return float(_of_all_ranks(found, weight, order) if hasattr(weight, "placements") else found)
+    return float(of_all_ranks(found, weight, order) if hasattr(weight, "placements") else found)
 
 
 def _block_norm(blocks: tuple[Tensor, ...], order: float) -> Tensor:
@@ -281,7 +291,8 @@ def _block_norm(blocks: tuple[Tensor, ...], order: float) -> Tensor:
     return norm
 
 
-def _of_all_ranks(norm: Tensor, weight: Tensor, order: float) -> Tensor:
+def of_all_ranks(norm: Tensor, weight: Tensor, order: float) -> Tensor:
+    """The norm of what the norms of every rank's part of ``weight`` are; with order 1 the sum of any numbers."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     mesh = weight.device_mesh  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from mixout.functional import FORMS, Form
 from mixout.install import Anchors, install_, set_dropouts_, undo_
 from mixout.layers import Mixed, check_sharding, reshard_
 from mixout.layers.mixed import is_frozen
-from mixout.methods import AnchorDecay, Method, MixingMethod, spell
+from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, spell
 from mixout.origin import warn_if_fine_tuned
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.reach import check_reach
@@ -122,7 +122,7 @@ def apply_(
             stacklevel=2,
         )
     reads = any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
-    if anchor is None and ((layers and reads) or any(isinstance(one, AnchorDecay) for one in methods)):
+    if anchor is None and ((layers and reads) or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)):
         warn_if_fine_tuned(model)
     return whole
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,9 +14,12 @@ from mixout import dropouts
 from mixout.apply import check_applicable, spread_
 from mixout.bylayer import ByLayer, rules_of
 from mixout.dropouts import DropoutSite
-from mixout.errors import NothingMixedError
+from mixout.errors import MixoutError, NothingMixedError
 from mixout.install import Unread, set_dropouts_, undo_
-from mixout.methods import Method, spell
+from mixout.measure import radius_used
+from mixout.methods import Method, output, spell
+from mixout.methods.optimizer_hooks import targets
+from mixout.parts import in_parts
 from mixout.reach import Kind
 from mixout.reach import LayerCoverage as LayerCoverage
 from mixout.reach import rows as layer_rows
@@ -35,11 +39,13 @@ class Coverage:
         methods: the methods, spelled.
         layers: every module that holds parameters of its own.
         dropouts: the model's own dropouts that are still on.
+        held: what methods do that mix nothing, in words: how many weights decay, and how far they have gone.
     """
 
     methods: str
     layers: tuple[LayerCoverage, ...] = field(repr=False)
     dropouts: tuple[DropoutSite, ...] = field(repr=False)
+    held: tuple[str, ...] = field(repr=False, default=())
 
     def _of(self, kind: Kind) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers if layer.kind == kind)
@@ -94,6 +100,7 @@ class Coverage:
             "flops_mixed": self.flops_mixed,
             "layers": self.rows(),
             "dropouts": [asdict(site) for site in self.dropouts],
+            "held": list(self.held),
         }
 
     def _head(self) -> str:
@@ -114,7 +121,7 @@ class Coverage:
         return str(self)
 
     def __str__(self) -> str:
-        lines, groups = [self._head()], self._groups()
+        lines, groups = [self._head(), *(f"  {line}" for line in self.held)], self._groups()
         width = max((len(type_name) for _, type_name, *_ in groups), default=0)
         for told, type_name, reason, members in groups:
             count = sum(member.parameters for member in members)
@@ -133,7 +140,8 @@ class Coverage:
         head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
         still_on = "".join(f"<p>dropout still on: {html.escape(str(site))}</p>" for site in self.dropouts)
-        return f"<p>{html.escape(self._head())}</p><table><tr>{head}</tr>{body}</table>{still_on}"
+        above = "".join(f"<p>{html.escape(line)}</p>" for line in (self._head(), *self.held))
+        return f"{above}<table><tr>{head}</tr>{body}</table>{still_on}"
 
 
 def coverage(
@@ -183,7 +191,23 @@ def coverage(
 
 
 def _report(model: nn.Module, methods: str, text: str) -> Coverage:
-    return Coverage(methods=methods, layers=layer_rows(model, text), dropouts=tuple(dropouts.active(model)))
+    layers, still_on = layer_rows(model, text), tuple(dropouts.active(model))
+    return Coverage(methods=methods, layers=layers, dropouts=still_on, held=tuple(_held(model)))
+
+
+def _held(model: nn.Module) -> Iterator[str]:
+    decaying = {id(p): p for target in targets(model).values() if (p := target.parameter()) is not None}
+    if decaying:
+        line = f"{len(decaying)} weights decay ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        # Of weights in parts every rank would have to ask.
+        if not any(in_parts(p) or p.is_meta for p in decaying.values()):
+            with suppress(MixoutError):
+                used = radius_used(model)
+                farthest = max(used, key=lambda name: used[name], default="")
+                line += f"; the farthest is at {used[farthest]:.2f} of its radius: {farthest}" if used else ""
+        yield line
+    if answering := output.held(model):
+        yield f"answers are held by {sum(len(one.anchors) for _, one in answering.values())} anchored parameters"
 
 
 def _names(members: list[LayerCoverage]) -> str:

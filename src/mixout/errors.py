@@ -83,6 +83,13 @@ class ZeroDecayWarning(MixoutWarning):
     """
 
 
+class GenerationWarning(MixoutWarning):
+    """A model was asked to generate in training mode; it does so unmixed.
+
+    What to do: call ``generate`` in ``with mixout.disabled(model):``, or ``model.eval()`` first.
+    """
+
+
 class FrozenLayersWarning(MixoutWarning):
     """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient.
 

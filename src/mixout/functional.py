@@ -92,10 +92,9 @@ def mix(
     Source: Lee et al. 2020, equation 4 and section 3.
     """
     _check(weight, anchor, unit, gradient, noise, input_dim)
-    if not isinstance(p, Tensor):
-        p = check_p(p, noise)
-        if p == 0.0:
-            return weight
+    p = _checked(p, noise)
+    if not isinstance(p, Tensor) and p == 0.0:
+        return weight
     scale = scale_of(p)
     shape = tuple(weight.shape)
     if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
@@ -198,7 +197,7 @@ def linear_pass(
     scale = scale_of(p)
     if _has_thin_gradient(unit, noise, gradient) and (p >= SPARSE_FROM or form == "lean"):
         # On the host: the number of kept columns is known without waiting for a GPU.
-        kept = draw((weight.shape[1],), p, device=weight.device, stream=stream, on_host=True).nonzero().squeeze(1)
+        kept = _draw_kept(weight, p, stream)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
         return (forms.split if few else forms.sparse)(*read, kept, scale, gradient=gradient)
     if unit == "element" and noise == "bernoulli":
@@ -206,6 +205,18 @@ def linear_pass(
     else:
         mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, device=weight.device, stream=stream)
     return forms.dense(*read, mask, scale, gradient=gradient)
+
+
+def _draw_kept(weight: Tensor, p: float, stream: Stream | None) -> Tensor:
+    """The kept columns: on the host, or within a period where the weight is."""
+    size = (weight.shape[1],)
+
+    def kept() -> Tensor:
+        return draw(size, p, device=weight.device, stream=stream, on_host=True).nonzero().squeeze(1)
+
+    if stream is None or stream.period is None:
+        return kept()
+    return stream.once(("kept", size, p, weight.device), lambda: kept().to(weight.device, non_blocking=True))
 
 
 def _linear_in_graph(
@@ -219,16 +230,23 @@ def _linear_in_graph(
     noise: Noise,
     stream: Stream | None,
 ) -> Tensor:
-    """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU with the thin gradient."""
-    if weight.device.type != "cpu" or not _has_thin_gradient(unit, noise, gradient):
+    """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU an op of ours."""
+    if _is_fused(weight):
         phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
         return torch.nn.functional.linear(x, phi, bias)
     dtype = autocast_dtype(x) or weight.dtype
-    mask = draw((weight.shape[1],), p, stream=stream)
+    thin = _has_thin_gradient(unit, noise, gradient)
+    shape = (weight.shape[1],) if thin else mask_shape(tuple(weight.shape), unit)
+    mask = draw(shape, p, noise=noise, stream=stream)
     scale = scale_of(p)
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
     cast = None if bias is None else bias.to(dtype)
-    return forms.compiled(x.to(dtype), weight, anchor, cast, mask, scale, gradient=gradient)
+    return forms.compiled(x.to(dtype), weight, _match(anchor, weight), cast, mask, scale, gradient=gradient)
+
+
+def _is_fused(weight: Tensor) -> bool:
+    """Whether a compiler is to fuse Phi with what is around it."""
+    return weight.device.type != "cpu"
 
 
 def native_up_to(
@@ -339,10 +357,9 @@ def mixed_embedding(
     """
     _check(weight, anchor, unit, gradient, noise, 0)
     rows = torch.nn.functional.embedding(index, weight, **options)
-    if not isinstance(p, Tensor):
-        p = check_p(p, noise)
-        if p == 0.0:
-            return rows
+    p = _checked(p, noise)
+    if not isinstance(p, Tensor) and p == 0.0:
+        return rows
     scale = scale_of(p)
     drawn = mask_shape(tuple(weight.shape), unit, input_dim=0)
     mask = draw(drawn, p, noise=noise, device=weight.device, stream=stream)
@@ -351,6 +368,17 @@ def mixed_embedding(
     match = _match(anchor, weight)
     anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
+
+
+def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
+    """P as it is, if it is a probability; a compiled graph cannot look into a tensor."""
+    if not isinstance(p, Tensor):
+        return check_p(p, noise)
+    if p.numel() != 1:
+        raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
+    if not torch.compiler.is_compiling():
+        check_p(float(p), noise)
+    return p
 
 
 def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mixout import dropouts
-from mixout.anchor import ZERO, Anchor, AnchorStore, OwnWeight, digest
-from mixout.errors import NothingMixedError
+from mixout import disabling, dropouts
+from mixout.anchor import ZERO, Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
+from mixout.errors import MixoutError, NothingMixedError
 from mixout.functional import Form
 from mixout.layers import (
     Mixed,
@@ -25,10 +25,12 @@ from mixout.layers import (
     swap_,
     weights,
 )
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, optimizer_hooks
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
 from mixout.methods.decay import decayed_fields
+from mixout.parts import in_parts
+from mixout.periods import Period
 from mixout.record import Applied, applied_here, mark_, mark_new_, subject, unmark_
-from mixout.selection import Selection, chosen
+from mixout.selection import Selection, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
@@ -80,8 +82,12 @@ def install_(
     for method in applied.methods:
         if isinstance(method, AnchorDecay) and not isinstance(anchors, Unread):
             _decay_(model, method, selection, anchors)
-    # What a decayed weight and a changed dropout leave on their module.
-    traces = {"_mixout_decay", "_mixout_dropouts"} if alone else {"_mixout_decay"}
+        if isinstance(method, OutputAnchor):
+            if not alone:
+                raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
+            _anchor_outputs_(model, method, anchors)
+    # What decayed weights, anchored outputs and changed dropouts leave on their module.
+    traces = {"_mixout_decay", "_mixout_output", "_mixout_dropouts"} if alone else {"_mixout_decay"}
     changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
     mark_([m for m in changed if applied_here(m) is None] or [model], applied)
     return layers
@@ -93,7 +99,10 @@ def _mix_(
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
-    applied.mixing = mixing = Mixing(p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form)
+    period = None if method.every == 1 else Period(method.every)
+    applied.mixing = mixing = Mixing(
+        p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
+    )
     check_scope(layers, applied.seed.scope)
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
@@ -108,7 +117,7 @@ def _mix_(
             mixing=mixing,
             anchors=dict(zip(weights(layers[name]), held, strict=True)),
             plain=type(layers[name]),
-            stream=Stream(applied.seed, name),
+            stream=Stream(applied.seed, name, period),
         )
         for name, held in found.items()
     }
@@ -121,12 +130,13 @@ def _mix_(
         base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
         for adapter in adapters:
             for factor_name, factor, kind in lora.swaps(site, adapter, mixing):
-                stream = Stream(applied.seed, f"{name}.{factor_name}")
+                stream = Stream(applied.seed, f"{name}.{factor_name}", period)
                 held = {"weight": Anchor(None, base)}
                 swap_(factor, kind, Share(mixing=mixing, anchors=held, plain=type(factor), stream=stream))
     mixed = {name: layers[name] for name in shares}
     if not isinstance(anchors, Unread):
         attach_(model, mixed)
+        disabling.guard_(model)
     return mixed
 
 
@@ -158,6 +168,7 @@ def _anchored(
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: Anchors) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
     wanted, sites = {}, lora.sites(model)
+    weigh = None if method.weights is None else ImportanceStore(model, method.weights)
     factors: list[nn.Module] = []
     modules = dict(model.named_modules())
     for name, module in modules.items():
@@ -179,11 +190,40 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
     if not wanted and not factors:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
-    for name, held in _anchored(anchors.anchor, wanted, selection, model).items():
+    found = _anchored(anchors.anchor, wanted, selection, model)
+    importance = {path: weigh.anchor(path, weight) for name in found for path, weight in wanted[name]} if weigh else {}
+    for name, held in found.items():
         for (path, _), anchor in zip(wanted[name], held, strict=True):
-            optimizer_hooks.attach_(modules[name], path.rpartition(".")[2], anchor, method)
+            field = path.rpartition(".")[2]
+            optimizer_hooks.attach_(modules[name], field, anchor, method, importance.get(path))
     for factor in factors:
         optimizer_hooks.attach_(factor, "weight", Anchor(), method)
+
+
+def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -> None:
+    """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
+    chosen, sites = [], lora.sites(model)
+    covers = body(model) if method.on == "hidden" else lambda *_: True
+    if (init := lora.moved_base(model)) is not None:
+        raise ValueError(
+            "expected adapters that leave the base as it was pretrained for output_anchor, got "
+            f"init_lora_weights={init!r}"
+        )
+    for name, module in model.named_modules():
+        trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
+        trained = trained if covers(name, module) else []
+        if any(in_parts(p) for _, p in trained):
+            raise MixoutError("expected whole weights for output_anchor, got ones in parts on several ranks; use DDP")
+        if lora.is_factor(sites, name):  # at B = 0 an adapted layer is its base, whatever A is
+            found = {field: Anchor() for field, _ in trained if ".lora_B." in f".{name}."}
+        else:
+            found = {field: anchors.anchor(f"{name}.{field}".lstrip("."), p) for field, p in trained}
+        chosen.append((module, found))
+    if not any(found for _, found in chosen):
+        raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
+    for module, found in chosen:
+        if found and not isinstance(anchors, Unread):
+            output.attach_(module, method, found)
 
 
 def set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
@@ -201,6 +241,8 @@ def undo_(model: nn.Module) -> None:
         if isinstance(module, Mixed):
             restore_(module)
         optimizer_hooks.detach_(module)
+        disabling.unguard_(module)
+        output.detach_(module)
         unmark_(module)
     dropouts.restore_(model)
 

@@ -83,6 +83,16 @@ def draw(
         ([True, True, True], [False, False, False])
     """
     device = torch.device(device)
+    if stream is None or stream.period is None:
+        return _draw(shape, p, noise, device, stream, on_host)
+    return stream.once(
+        ("mask", shape, p, noise, device, on_host), lambda: _draw(shape, p, noise, device, stream, on_host)
+    )
+
+
+def _draw(
+    shape: tuple[int, ...], p: float | Tensor, noise: Noise, device: torch.device, stream: Stream | None, on_host: bool
+) -> Tensor:
     compiling = torch.compiler.is_compiling()
     normal = noise == "gaussian"
     if stream is not None and (on_host or device.type == "cpu" or stream.in_force):
@@ -114,6 +124,12 @@ def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, str
     """
     if device.type != "cpu" and (stream is None or not stream.in_force):
         return torch.rand(shape, device=device, dtype=torch.float32) >= p
+    if stream is None or stream.period is None:
+        return _draw_elements(shape, p, device, stream)
+    return stream.once(("elements", shape, p, device), lambda: _draw_elements(shape, p, device, stream))
+
+
+def _draw_elements(shape: tuple[int, ...], p: float, device: torch.device, stream: Stream | None) -> Tensor:
     generator = None if stream is None else stream.generator(device, graded=torch.is_grad_enabled())
     count = math.prod(shape)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 2),), device="cpu", generator=generator)
@@ -132,6 +148,14 @@ def draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: 
     """
     if weight.is_cuda and (stream is None or not stream.in_force):
         return torch.dropout(torch.ones(shape, device=weight.device, dtype=weight.dtype), p, True)  # one kernel
+    if stream is None or stream.period is None:
+        return _draw_coefficients(shape, p, weight, stream)
+    return stream.once(
+        ("coefficients", shape, p, weight.dtype, weight.device), lambda: _draw_coefficients(shape, p, weight, stream)
+    )
+
+
+def _draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: Stream | None) -> Tensor:
     if stream is None or not stream.in_force:
         drawn = torch.rand(shape, dtype=torch.float32, device="cpu")
     else:

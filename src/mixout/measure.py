@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from mixout import anchor as anchors
 from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, parameter, reshard_
+from mixout.layers import Mixed, lora, parameter, reshard_, weights
 from mixout.layers.mixed import REPLACED
+from mixout.methods import output
 from mixout.methods.optimizer_hooks import targets
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
-from mixout.sources import AnchorSource, uncompiled
+from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
 
 def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
@@ -48,17 +49,30 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         found = anchors.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
         deltas = {f"{name}.base_layer.weight": lora.delta_norm(layer) for name, layer in _adapted(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
-    selection, store, pairs = resolve(where, model), AnchorStore(model, anchor), {}
+    selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
-        if selection.mixes(name, module):
-            for key, weight in module.named_parameters(prefix=name, recurse=False):
-                if weight.dim() >= 2:
-                    pairs[key] = (weight, store.tensor(key, weight))
+        for key, weight in _matrices(name, module) if selection.mixes(name, module) else ():
+            try:
+                pairs[key] = (weight, store.tensor(key, weight))
+            except WeightMissingError as error:
+                missing = error
+    if missing is not None and not (selection.may_lack and pairs):
+        raise missing
     return anchors.distance(pairs)
+
+
+def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a layer by their dotted names; of one that cannot be mixed, its matrices."""
+    found: dict[str, Tensor | None] = {path: parameter(module, path) for path in weights(module)}
+    for path, weight in (found or dict(module.named_parameters(recurse=False))).items():
+        if weight is not None and weight.dim() >= 2:
+            yield f"{name}.{path}".lstrip("."), weight
 
 
 def radius_used(model: nn.Module) -> dict[str, float]:
     """How far each weight that decays has gone, in radii of its :class:`mixout.AnchorDecay`: max |w - u| / r.
+
+    Where entries have an importance F of their own, their radius is r / F.
 
     Near 1: the decay binds. Near 0: it hardly acts, and a smaller radius would. Above 1: the optimizer's steps were
     longer than its learning rate, see :mod:`mixout.methods.decay`. Reads each of these weights once.
@@ -82,11 +96,14 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     """
     model = uncompiled(model)
     reshard_(model)
-    return {
-        key: anchors.norm(*_pair(key, target.module, target.field, target.anchor), math.inf) * target.method.strength
-        for key, target in targets(model).items()
-        if target.module is not None and target.method.decoupled and not target.method.selective
-    }
+    found = {}
+    for key, target in targets(model).items():
+        if target.module is not None and target.method.decoupled and not target.method.selective:
+            weight, start = _pair(key, target.module, target.field, target.anchor)
+            if (importance := target.importance_beside(weight)) is not None:
+                weight, start = (weight if start is None else weight - start).detach() * importance, None
+            found[key] = anchors.norm(weight, start, math.inf) * target.method.strength
+    return found
 
 
 @torch.no_grad()
@@ -179,6 +196,13 @@ def fingerprint_of(model: nn.Module, applied: Applied) -> str | None:
     return _fingerprint(model, applied) if has_anchors(model, applied) else None
 
 
+def importance_fingerprint(model: nn.Module, applied: Applied) -> str | None:
+    """Of the weights that one application's AnchorDecay was given; None without."""
+    held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
+    digests = [target.importance.digest for target in held if target.importance is not None]
+    return anchors.fingerprint({f"{place:06}": one for place, one in enumerate(digests)}) if digests else None
+
+
 def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
     """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
     tensors = {key: one.tensor for key, (_, _, one) in _anchors(model, applied).items()}
@@ -250,6 +274,9 @@ def _anchors(
         for key, target in targets(model).items()
         if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
     }
+    for name, (module, held) in output.held(model).items():
+        if not lora.is_factor(sites, name):
+            found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():

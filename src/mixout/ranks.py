@@ -78,21 +78,23 @@ class SharedSeed:
         """Whether each rank's masks follow from its default generator and its rank: own masks, no seed."""
         return self.scope == "rank" and self.value is None
 
+    @property
+    def own(self) -> str:
+        """The seed and this rank."""
+        return f"{self.value}/rank {dist.get_rank()}" if ranks() > 1 else str(self.value)
+
     def settled(self) -> int | str:
-        """The seed of this rank's masks, agreed on first if need be.
+        """The seed of this rank's masks, agreed on, or drawn from the default generator's state, first if need be.
 
         Raises:
             RankMismatchError: if rank 0 applied something else, or has drawn no mask within five minutes.
         """
-        several = ranks() > 1
-        if self.scope == "rank":
-            return f"{self.value}/rank {dist.get_rank()}" if several else str(self.value)
-        if several and not self._compared:
+        if ranks() > 1 and not self._compared and (self.scope == "all" or self.value is None):
             self._agree()
             self._compared = True
-        if self.value is None:
-            raise RuntimeError("expected a seed, or several ranks; see in_force")
-        return self.value
+        if self.value is None:  # in one process, for masks that are kept for several steps
+            self.value = _digest(f"{_proposal()}/{self.subject}")
+        return self.value if self.scope == "all" else self.own
 
     def _agree(self) -> None:
         """Take the run's number from rank 0, once it has drawn masks for the same subject and seed."""

@@ -19,7 +19,7 @@ from mixout.selection import Selection, is_trained, parent
 Kind = Literal["mixed", "plain", "bypassed"]
 
 ENOUGH = 0.5  # share of the body's FLOPs from which on apply_ says nothing
-_LOOKED_UP = re.compile(r"emb|position|cls_token|class_token|mask_token", re.IGNORECASE)
+_LOOKED_UP = re.compile(r"emb|position|latent_query|(cls|class|mask|query)_token", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,8 @@ def _size(parameter: nn.Parameter) -> int:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return not is_lazy(parameter) and parameter.dim() >= 2
+    """A bias or a scale that is stored with dimensions of size 1 is none."""
+    return not is_lazy(parameter) and sum(size > 1 for size in parameter.shape) >= 2
 
 
 def _flops(name: str, module: nn.Module) -> int:

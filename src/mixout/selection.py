@@ -1,21 +1,20 @@
-"""``where``: which layers a method acts on.
-
-Presets know a pretrained body from a new head: for models of transformers, timm, torchvision and what holds them. A
-model that holds none of these is body all over.
-"""
+"""``where``: which layers a method acts on."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from mixout.body import body as body
+from mixout.body import tells_its_heads
 from mixout.errors import NothingMixedError
-from mixout.layers import is_linear, lora, obstacle, parameter, weights
+from mixout.layers import entry_of, is_linear, lora, obstacle, parameter, weights
 from mixout.masks import Unit
 
 BODY = "body"
@@ -130,7 +129,7 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
     if where is None or where in (BODY, PAPER, ALL):
         preset = where or BODY
         inside = (lambda *_: True) if preset == ALL else body(model)
-        may_lack = preset != ALL and not _parts(model)[0]
+        may_lack = preset != ALL and not tells_its_heads(model)
         if preset == PAPER and not any(_FEEDS_NONLINEARITY.search(name) for name, _ in model.named_modules()):
             raise ValueError(
                 'expected a feed-forward block whose first layer where="paper" can leave out, found none by name; '
@@ -176,51 +175,6 @@ def _checked(predicate: Callable[..., object]) -> Selector:
     return lambda name, module: bool(predicate(name, module))
 
 
-def body(model: nn.Module) -> Selector:
-    """Whether a module lies in the pretrained body of ``model``."""
-    inside, outside = _parts(model)
-    if not inside:
-        return lambda *_: True
-    return lambda _, module: id(module) in inside and id(module) not in outside
-
-
-_Parts: TypeAlias = tuple[list[nn.Module], list[nn.Module]]
-
-
-def _parts(model: nn.Module) -> tuple[set[int], set[int]]:
-    """The ids of the modules of pretrained bodies, and of output layers; none where no part tells them."""
-    inside: set[int] = set()
-    outside: set[int] = set()
-    for module in model.modules():
-        for bodies, heads in (_of_transformers(module), _of_others(module, inside)):
-            inside.update(id(m) for part in bodies for m in part.modules())
-            outside.update(id(m) for head in heads for m in head.modules())
-    return inside, outside
-
-
-def _of_transformers(module: Any) -> _Parts:  # noqa: ANN401
-    """The body and the output embedding of a model of transformers; nothing for another module."""
-    # Of the class: wrappers such as peft's hand their model's attributes through.
-    if not isinstance(getattr(type(module), "base_model_prefix", None), str):
-        return [], []
-    output = module.get_output_embeddings()
-    is_body = module.base_model is not module or not _has_head(module)
-    return [module.base_model] if is_body else [], [] if output is None else [output]
-
-
-def _of_others(module: Any, inside: set[int]) -> _Parts:  # noqa: ANN401
-    """The same for a model of timm, which tells its classifier, and of torchvision, where it has a usual name."""
-    if callable(getattr(type(module), "get_classifier", None)):
-        found = module.get_classifier()
-        several = found if isinstance(found, (tuple, list)) else [found]
-        return [module], [head for head in several if isinstance(head, nn.Module)]
-    if type(module).__module__.startswith("torchvision.models.") and id(module) not in inside:
-        ends = [child for name, child in module.named_children() if name in ("fc", "classifier", "head", "heads")]
-        linears = [m for end in ends for m in end.modules() if isinstance(m, nn.Linear)]
-        return [module], linears[-1:]
-    return [], []
-
-
 def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
     """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name.
 
@@ -264,8 +218,14 @@ def chosen(
         return layers, adapted
     reasons = [f"{name}: {lora.why_not(site)}" for name, site in selected.items()]
     reasons += _reasons(model, selection, sites)
-    detail = "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer"
+    detail = "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer{_others(model)}"
     raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
+
+
+def _others(model: nn.Module) -> str:
+    """The type of most of the layers that could be mixed, for a message."""
+    found = Counter(type(m).__name__ for m in model.modules() if entry_of(m) is not None and not is_linear(m))
+    return "".join(f"; choose its {n} x {kind} with types={kind}" for kind, n in found.most_common(1))
 
 
 def _reasons(model: nn.Module, selection: Selection, sites: dict[str, Any]) -> Iterator[str]:
@@ -277,23 +237,6 @@ def _reasons(model: nn.Module, selection: Selection, sites: dict[str, Any]) -> I
             yield f"{name}: {obstacle(module, parent(model, name)) or 'frozen, and without an adapter'}"
         elif selection.preset and is_linear(module) and not selection.covers(name, module):
             yield f"{name}: an output layer or a new head, left out by default ({selection.text})"
-
-
-def _has_head(module: nn.Module) -> bool:
-    """Whether a model of transformers that is its own ``base_model`` is a body with a head around it.
-
-    Some classes (CLIPForImageClassification, T5ForQuestionAnswering) do not keep their body under its prefix; then
-    the pretrained models among their parts are the body. Beside a list of layers such a part is no body but a feature
-    extractor (LightGlueForKeypointMatching).
-    """
-    parts = (m for m in module.modules() if m is not module)
-    return (
-        re.search(r"For[A-Z]", type(module).__name__) is not None
-        and any(isinstance(getattr(type(part), "base_model_prefix", None), str) for part in parts)
-        and not any(
-            isinstance(child, nn.ModuleList) and any(True for _ in child.parameters()) for child in module.children()
-        )
-    )
 
 
 def _several(given: Any) -> tuple[Any, ...]:  # noqa: ANN401

@@ -1,7 +1,7 @@
 """What a model carries, to be asked, and what a checkpoint must carry beside the weights.
 
 Weights are saved by whoever saves them. The rest is which method, the anchor's fingerprint, p, and with a seed and on
-several ranks the seed and the number of masks drawn so far.
+several ranks the seed and the number of masks drawn so far; for masks that are kept for several steps, the step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed
 from mixout.masks import check_p
-from mixout.measure import fingerprint_of, old_fingerprints, starting_weight
+from mixout.measure import fingerprint_of, importance_fingerprint, old_fingerprints, starting_weight
 from mixout.methods import Method
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
@@ -120,6 +120,8 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
     for applied, one in zip(applications, saved, strict=True):
         if applied.mixing is not None:
             applied.mixing.set_p(one["p"])
+            if applied.mixing.period is not None:
+                applied.mixing.period.steps = one["steps"]
             for name, stream in _streams(model, applied).items():
                 stream.restore(one["draws"].get(name, 0))
         applied.seed.value = one["agreed_seed"]
@@ -129,10 +131,12 @@ def _state(model: nn.Module, applied: Applied) -> dict[str, Any]:
     return {
         "methods": str(applied),
         "fingerprint": fingerprint_of(model, applied),
+        "importance": importance_fingerprint(model, applied),
         "p": None if applied.mixing is None else float(applied.mixing.p),
         "seed": applied.seed.given,
         "scope": applied.seed.scope,
         "agreed_seed": applied.seed.value,
+        "steps": None if applied.mixing is None or applied.mixing.period is None else applied.mixing.period.steps,
         "draws": {name: stream.count for name, stream in _streams(model, applied).items()},
     }
 
@@ -152,6 +156,12 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name
         raise AnchorMismatchError(
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
+        )
+    importance = importance_fingerprint(model, applied)
+    if state.get("importance") != importance:
+        raise AnchorMismatchError(
+            f"expected the weights of anchor_decay with fingerprint {state.get('importance')}, got {importance}; apply "
+            "it with the same file of weights"
         )
     if applied.mixing is not None:
         check_p(state["p"], applied.mixing.noise)

@@ -2,6 +2,8 @@
 
 - No seed, one process: torch's default generator of the layer's device, as dropout.
 - A seed, or several ranks: numbers follow from (seed, layer, count of draws) alone.
+- A mask that is kept for several optimizer steps: from (seed, layer, number of its period) alone, see
+  :mod:`mixout.periods`. There is nothing to find again: every pass of a period, a recomputation too, asks for the same.
 
 A recomputation must see the masks of its own forward pass: under activation checkpointing, and in gradient caching,
 where a pass without gradients is repeated with them. Where numbers follow from a count, each draw also takes one number
@@ -15,6 +17,7 @@ import hashlib
 import itertools
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from mixout._torch import in_backward
 from mixout.errors import MixoutError
+from mixout.periods import Period
 from mixout.ranks import Remembered, SharedSeed
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
@@ -35,6 +39,7 @@ class Stream:
     Args:
         seed: any integer; or the seed that the layers of a model share.
         key: tells the layers of a model apart.
+        period: for masks that are kept for several optimizer steps; None for new numbers in each pass.
 
     Example:
         >>> a, b = Stream(7, "layer"), Stream(7, "layer")
@@ -42,14 +47,18 @@ class Stream:
         True
     """
 
-    def __init__(self, seed: int | SharedSeed, key: str = "") -> None:
+    _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: what was made, by what it was made for
+    _of: dict[str, Stream]
+
+    def __init__(self, seed: int | SharedSeed, key: str = "", period: Period | None = None) -> None:
         self.seed = seed
         self.key = key
+        self.period = period
         self.count = 0
         self._enlist()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seed": self.seed, "key": self.key, "count": self.count}
+        return {"seed": self.seed, "key": self.key, "period": self.period, "count": self.count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -58,7 +67,7 @@ class Stream:
     @property
     def in_force(self) -> bool:
         """Whether numbers follow from a seed; if not, from torch's default generator."""
-        return isinstance(self.seed, int) or self.seed.in_force
+        return self.period is not None or isinstance(self.seed, int) or self.seed.in_force
 
     @property
     def compiled_draws(self) -> int:
@@ -79,7 +88,28 @@ class Stream:
         if torch.compiler.is_compiling():
             numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
             return numbers
-        return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
+        return self.once(
+            ("numbers", shape, normal),
+            lambda: _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled())),
+        )
+
+    def of(self, weight: str) -> Stream:
+        """The numbers of one of several weights of a layer: within a period each must ask for its own."""
+        if self.period is None:
+            return self
+        if weight not in self._of:
+            self._of[weight] = Stream(self.seed, f"{self.key}.{weight}", self.period)
+        return self._of[weight]
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """``make()``; within a period the tensor that it gave before for the same ``key``."""
+        if self.period is None or torch.compiler.is_compiling():
+            return make()
+        key = (self.period.index, *key)
+        if self._held is None or self._held[0] != key:
+            with torch.inference_mode(mode=False):  # a later pass may save it for its backward
+                self._held = key, make()
+        return self._held[1]
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
         """A generator on the host for the next draw, or for the draw that is repeated; None for torch's default one.
@@ -90,18 +120,18 @@ class Stream:
         """
         if not self.in_force:
             return _generator(str(_nonce(device))) if device.type == "cuda" else None
-        seed: int | str
-        if isinstance(self.seed, int):
-            seed = self.seed
-        else:
-            seed = self.seed.settled()
-            if self.seed.by_pass:
-                return _generator(f"{_nonce(device)}/{seed}/{self.key}")
+        if self.period is None and isinstance(self.seed, SharedSeed) and self.seed.by_pass:
+            return _generator(f"{_nonce(device)}/{self.seed.own}/{self.key}")
+        seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
+        if self.period is not None:
+            return _generator(f"{seed}/{self.key}/period {self.period.index}")
         return _generator(f"{seed}/{self.key}/{self._count_of(_nonce(device), graded)}")
 
     def restore(self, count: int) -> None:
         """Continue after ``count`` draws."""
         self.count = count
+        self._held = None
+        self._of.clear()
         self._remembered().clear()
 
     def _remembered(self) -> Remembered:
@@ -129,6 +159,8 @@ class Stream:
 
     def _enlist(self) -> None:
         self._own: Remembered = OrderedDict()
+        self._held = None
+        self._of = {}
         # For compiled graphs: which stream this is, and how many draws they have made. A tensor, since an integer would
         # be a constant of the graph, compiled anew for each layer.
         self.handle = torch.tensor([next(_NUMBERS), 0], device="cpu")
@@ -166,10 +198,12 @@ NO_STREAM = torch.tensor([-1, 0], device="cpu")
 
 
 def _draw_in_graph(handle: Tensor, shape: list[int], normal: bool, graded: bool) -> Tensor:
-    stream = int(handle[0])
-    generator = None if stream < 0 else _STREAMS[stream].generator(graded=graded)
     handle[1] += 1
-    return _numbers(shape, normal, generator)
+    stream = None if int(handle[0]) < 0 else _STREAMS[int(handle[0])]
+    if stream is not None and stream.period is not None:
+        stream.period.note(stream.key, None)
+        return stream.draw(tuple(shape), normal=normal).clone()  # a graph may write over what an op gives it
+    return _numbers(shape, normal, None if stream is None else stream.generator(graded=graded))
 
 
 # The op writes to its handle: compilers merge equal calls of an op that does not, whatever its tags say, and then all

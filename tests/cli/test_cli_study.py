@@ -16,7 +16,7 @@ import pytest
 
 from mixout.cli import main
 from mixout.errors import InputError
-from mixout.study.analysis.runs import read_scores
+from mixout.study.analysis.table import read_scores
 from mixout.study.executors import local
 from mixout.study.ledger import Ledger
 
@@ -68,7 +68,8 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     printed = capsys.readouterr()
     assert printed.out.startswith("2 runs in this call, 0 of them failed")
     # No terminal: plain lines.
-    assert re.fullmatch(r"(\[[12]/2\] words, [^\n]+\n){2}", printed.err)
+    ended = [line for line in printed.err.splitlines() if not line.startswith("  ")]
+    assert [line[:12] for line in ended] == ["[1/2] words,", "[2/2] words,"]
     assert study("plan", "--restarts", "3") == 0
     printed = capsys.readouterr().out
     assert [numbers(line)[:4] for line in printed.splitlines()[3:5]] == [["3", "1", "0", "2"]] * 2
@@ -77,7 +78,7 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     assert study("run") == 0
     assert "2 of 4 runs are there already" in capsys.readouterr().err
     assert study("status") == 0
-    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]] == [["2", "2", "0", "0"]] * 2
+    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:3]] == [["2", "2", "0", "0"]] * 2
 
     assert study("report", "--restarts", "3", "--output-dir", str(tmp_path / "report"), "--title", "Tiny & small") == 0
     printed = capsys.readouterr()
@@ -204,7 +205,7 @@ def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys
     assert not (tmp_path / "ledger").exists()
 
 
-def test_what_failed_is_shown_and_retried(study, tmp_path, failing, capsys):
+def test_what_failed_is_shown_and_retried(study, tmp_path, failing, capsys, study_file):
     assert study("run") == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("4 runs in this call, 1 of them failed")
@@ -213,16 +214,23 @@ def test_what_failed_is_shown_and_retried(study, tmp_path, failing, capsys):
     shown = capsys.readouterr().out
     assert "failed after 2 attempts: words, mixout(0.5), restart 1: RuntimeError: CUDA out of memory" in shown
     assert "CUDA out of memory" in (Path(re.search(r"traceback: ([^;]+);", shown)[1]) / "failure.json").read_text()
-    assert study("run") == 0  # failed is not missing
+    assert study("plan") == 0
+    said = capsys.readouterr().out
+    assert "no other run is missing" in said
+    assert f"1 failed; try again: mixout study retry {study_file} --ledger {tmp_path / 'ledger'}" in said
+    assert study("run") == 1  # failed is not missing, and not done
+    printed = capsys.readouterr()
+    assert "1 of 4 runs failed before" in printed.err
+    assert "1 failed; why: mixout study status" in printed.err
     assert study("retry", "--retries", "0") == 1
     failing.undo()
     assert study("retry") == 0
     capsys.readouterr()
     assert study("status") == 0
-    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:]] == [["2", "2", "0", "0"]] * 2
+    assert [numbers(line) for line in capsys.readouterr().out.splitlines()[1:3]] == [["2", "2", "0", "0"]] * 2
 
 
-def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys):
+def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys, study_file):
     ledger = Ledger(tmp_path / "ledger")
     assert study("run", "--restarts", "3") == 0
     entries = sorted(ledger.read().entries.values(), key=lambda entry: (entry.run.restart, entry.run.method))
@@ -233,10 +241,10 @@ def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys):
     shutil.copytree(entries[0].folder, place)
     text = (place / "record.json").read_text().replace(f'"distance": {record.distance}', '"distance": 123.0')
     (place / "record.json").write_text(text.replace(record.finished_at, "2999-01-01T00:00:00+00:00"))
-    from mixout.finetune.record import Record
     from mixout.study.entry import result_of
 
-    name = f"{entries[0].run.id}.{result_of(Record.read(place))[:12]}"
+    values = json.loads((place / "record.json").read_text())
+    name = f"{entries[0].run.id}.{result_of(values)[:12]}"
     place.rename(ledger.folder / "runs" / name)
     whole = entries[1].folder / "record.json"
     whole.write_text(whole.read_text()[:1000])
@@ -249,18 +257,112 @@ def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys):
     assert f"damaged: {entries[1].folder}" in printed
     assert "1 folders of runs that were cut off" in printed
 
-    # Restart 2 is not in the file.
-    assert study("prune") == 0
-    printed = capsys.readouterr().out
-    assert printed.endswith("5 folders would be removed; do so with --yes\n")
-    assert study("prune", "--yes") == 0
-    assert capsys.readouterr().out.endswith("5 folders removed\n")
-    left = {path.name for path in (ledger.folder / "runs").iterdir()}
-    assert left == {entries[0].folder.name, entries[2].folder.name, entries[3].folder.name}
+    for step, told in (("run", []), ("plan", []), ("report", ["--output-dir", str(tmp_path / "report")])):
+        words = ["--restarts", "3", *told] if step != "run" else ["--restarts", "1", "--pilot"]
+        assert study(step, *words) == 0
+        printed = capsys.readouterr()
+        assert "came out in 2 ways; the one that was finished first counts." in printed.out + printed.err
+    # Nothing but what is of no use, unless a study is named: restart 2 is not in the file.
     assert study("prune", file=None) == 0
-    assert capsys.readouterr().out == "0 folders removed\n"
+    assert "would be moved to the trash" in capsys.readouterr().out
+    assert study("prune", "--not-in", study_file, "--yes", file=None) == 0
+    assert f"folders moved to {ledger.folder / 'trash'}" in capsys.readouterr().out
+    assert len(list((ledger.folder / "trash").glob("*/*"))) >= 5
+    left = {path.name for path in (ledger.folder / "runs").iterdir()}
+    assert left == {entries[0].folder.name, entries[1].folder.name, entries[2].folder.name, entries[3].folder.name}
+    assert study("prune", file=None) == 0
+    assert capsys.readouterr().out == "0 folders to remove\n"
     assert study("run") == 0
-    assert capsys.readouterr().out.startswith("1 runs in this call")
+    assert capsys.readouterr().out.startswith("0 runs in this call")
+    assert main(["study", "prune", "--ledger", str(tmp_path / "typo")]) == 2
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_report_covers_all_restarts_that_are_there(study, tmp_path, capsys):
+    assert study("run", "--restarts", "4") == 0
+    for words, count in (([], 8), (["--restarts", "2"], 4)):
+        assert study("export", "--output", str(tmp_path / "runs.csv"), *words) == 0
+        assert len(read_scores(tmp_path / "runs.csv")) == count
+    assert study("report", "--output-dir", str(tmp_path / "report")) == 0
+    assert "8 runs" in (tmp_path / "report" / "index.html").read_text()
+    capsys.readouterr()
+    assert study("status") == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[1:3]] == [["4", "4", "0", "0"]] * 2
+
+
+def test_after_repeated_looks_the_report_stays_corrected(study, tmp_path):
+    assert study("run", "--set", "epochs=5", "--until-width", "1", "--looks", "2") == 0
+    assert study("report", "--set", "epochs=5", "--output-dir", str(tmp_path / "report")) == 0
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["looks"] == 2
+    assert [one["n"] for one in summary["comparisons"]] == [4]
+    assert {one["confidence"] for one in summary["comparisons"]} == {0.975}
+
+
+def test_a_ledger_is_reported_where_neither_model_nor_data_are(study, tmp_path, capsys):
+    assert study("run") == 0
+    words = ["--set", "model=./nowhere", "--output-dir", str(tmp_path / "report")]
+    assert study("report", *words) == 2
+    assert "leave FILE out" in capsys.readouterr().err
+    assert study("report", "--output-dir", str(tmp_path / "report"), file=None) == 0
+    text = html.unescape((tmp_path / "report" / "index.html").read_text())
+    assert "mixout(0.5)" in text
+    assert "torch" in text
+    assert "chance" in text
+    # The command that makes the best run again is complete.
+    [again] = [line for line in text.splitlines() if line.startswith("mixout finetune ")]
+    words = shlex.split(again.partition("</code>")[0])
+    words[words.index("--output-dir") + 1] = str(tmp_path / "again")
+    assert main(words[1:]) == 0
+    best = max(run.score for run in Ledger(tmp_path / "ledger").runs())
+    assert json.loads((tmp_path / "again" / "record.json").read_text())["score"] == best
+
+
+def test_two_studies_of_one_ledger_export_and_read_back(study, tmp_path, capsys):
+    assert study("run") == 0
+    assert study("run", "--set", "learning_rate=0.02") == 0
+    assert study("export", "--output", str(tmp_path / "runs.csv"), file=None) == 0
+    words = ["study", "report", "--scores", str(tmp_path / "runs.csv"), "--output-dir", str(tmp_path / "report")]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert study("status", file=None) == 0
+    assert "mixout(0.5), learning_rate 0.02" in capsys.readouterr().out
+
+
+def test_what_is_only_watched_is_not_run_again(study, capsys):
+    assert study("run") == 0
+    for words in (["save=epoch"], ["evaluate=end"], ["metric=f1"]):
+        capsys.readouterr()
+        assert study("plan", "--set", *words) == 0
+        assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_a_plan_says_why_runs_are_missing_and_what_they_could_show(study, capsys):
+    assert study("run") == 0
+    capsys.readouterr()
+    assert study("plan", "--set", "epochs=2") == 0
+    said = capsys.readouterr().out
+    assert "4 of these are in the ledger with other epochs" in said
+    assert "with 2 restarts the test of 1 comparison cannot show a difference" in said
+    assert "with 6 it can" in said
+
+
+def test_a_report_replaces_nothing_but_a_report(study, tmp_path, capsys):
+    assert study("run") == 0
+    table = tmp_path / "mine" / "runs.csv"
+    table.parent.mkdir()
+    assert study("export", "--output", str(table)) == 0
+    before = table.read_text()
+    words = ["study", "report", "--scores", str(table), "--output-dir"]
+    assert main([*words, str(table.parent)]) == 2
+    assert "which holds it" in capsys.readouterr().err
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("my page")
+    assert main([*words, str(tmp_path / "site")]) == 2
+    assert "which holds 'index.html'" in capsys.readouterr().err
+    for _ in range(2):  # its own it replaces
+        assert main([*words, str(tmp_path / "report")]) == 0
+    assert (table.read_text(), (tmp_path / "site" / "index.html").read_text()) == (before, "my page")
 
 
 def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsys):
@@ -284,10 +386,10 @@ def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("words", "looks", "last"),
     [
-        # Any interval is narrow enough, as soon as there are five restarts: at the third look of two restarts each.
-        (["--until-width", "10000", "--looks", "4"], 3, "narrow enough"),
+        # Any interval is narrow enough, as soon as there are ten restarts, of which some fail: at the fifth look.
+        (["--until-width", "10000", "--looks", "6"], 5, "narrow enough"),
         # None is; after the last look that was planned it ends all the same.
-        (["--until-width", "5", "--looks", "2"], 2, "not narrow enough, probably"),
+        (["--until-width", "5", "--looks", "2"], 2, "no interval yet"),
     ],
 )
 def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, last):
@@ -303,7 +405,7 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
 @pytest.mark.parametrize(
     ("step", "words", "said"),
     [
-        ("run", ["--workers", "2", "--executor", "local"], "use --executor ray"),
+        ("run", ["--executor", "ray"], "a number of workers, or the address"),
         ("run", ["--ray-address", "auto", "--executor", "local"], "--ray-address only with --executor ray"),
         ("run", ["--gpus-per-run", "0.5"], "--gpus-per-run only with --executor ray"),
         ("run", ["--workers", "0"], "workers >= 1, got 0"),
@@ -319,6 +421,8 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
         ("export", ["--output", "runs.xlsx"], ".csv or .parquet"),
         ("export", [], "got none; run the study first"),
         ("report", ["--scores", "runs.csv"], "either a study FILE or --scores"),
+        ("report", ["--unit", "percent"], "--unit only with --scores"),
+        ("report", ["--margin", "0"], "run the study first"),
         ("report", [], "run the study first"),
         ("pln", [], "did you mean 'plan'"),
         ("run", ["--executor", "rai"], "did you mean 'ray'"),
@@ -361,3 +465,20 @@ def test_a_report_says_which_column_of_the_table_it_left_out(tmp_path, monkeypat
     printed = capsys.readouterr()
     assert printed.out == "report {}\n"
     assert "the column '' has no name of its own and is left out" in printed.err
+
+
+def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
+    file, ledger = tmp_path / "best.toml", str(tmp_path / "ledger")
+    text = Path(study_file).read_text().replace("restarts = 2", 'restarts = 3\nrate = "best"\nsearch = 1')
+    file.write_text(text + "\n[factors]\nlearning_rate = [0.01, 0.02]\n")
+    assert main(["study", "plan", str(file), "--ledger", ledger]) == 0
+    assert "at the best rate of each method" in capsys.readouterr().out
+    assert main(["study", "run", str(file), "--ledger", ledger]) == 0
+    assert capsys.readouterr().out.startswith("8 runs in this call")  # 2 x 2 to search, 2 x 2 to judge
+    assert main(["study", "run", str(file), "--ledger", ledger]) == 0
+    assert capsys.readouterr().out.startswith("0 runs in this call")
+    report = tmp_path / "report"
+    assert main(["study", "report", str(file), "--ledger", ledger, "--output-dir", str(report)]) == 0
+    summary = json.loads((report / "summary.json").read_text())
+    assert [(cell["n"], cell["factors"]) for cell in summary["cells"]] == [(2, {}), (2, {})]
+    assert sum("the best of 2 over restarts 0 to 0" in note for note in summary["notes"]) == 2

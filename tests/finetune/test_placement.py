@@ -47,6 +47,12 @@ def test_a_new_pooler_is_neither_mixed_nor_decayed(settings, tiny_bert, tmp_path
     assert "bert.embeddings.word_embeddings.weight" in decayed
 
 
+def test_a_method_that_needs_the_loss_is_refused(settings):
+    """It would act on nothing, and nobody would notice."""
+    with pytest.raises(InputError, match="no term in the loss, got output_anchor"):
+        applied(settings(method="output_anchor(0.1)"))
+
+
 @pytest.mark.parametrize("where", ["all", "class", "."])
 @pytest.mark.parametrize("method", ["mixout(0.5)", "mixconnect(0.5)", "anchor_decay(0.1)"])
 def test_a_new_head_anchored_by_request_is_an_error(settings, tmp_path, where, method):

@@ -67,7 +67,7 @@ def test_apply_mixes_every_adapter_of_the_body_and_nothing_else():
     assert reasons[f"{QUERY}.base_layer"] == "base of an adapter"
     assert reasons[f"{QUERY}.lora_B.default"] == "the other factor of a mixed adapter"
     assert reasons[QUERY.replace("query", "key")] == "frozen, and without an adapter"
-    assert reasons["base_model.model.classifier.modules_to_save.default"] == "not chosen"  # the new head
+    assert reasons["base_model.model.classifier.modules_to_save.default"].startswith("left out by default")
     assert not found.dropouts  # lora_dropout too
     assert list(model.state_dict()) == keys
     assert torch.equal(logits(model), plain)
@@ -310,8 +310,9 @@ def test_an_initialisation_that_moves_the_base_is_refused():
 )
 def test_adapters_that_are_not_mixed_say_so(options, message):
     model = lora(**options)
+    where = mixout.Where(include="query|word_embeddings", types=torch.nn.Module)
     with pytest.raises(NothingMixedError, match=message):
-        mixout.apply_(model, Mixout(0.5), where="query|word_embeddings")
+        mixout.apply_(model, Mixout(0.5), where=where)
     train(model)  # as it was
 
 

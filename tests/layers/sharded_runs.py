@@ -391,7 +391,7 @@ def refused(mesh, rank, world):
 
     def embedding():
         model = fully_shard(nn.Sequential(nn.Embedding(8, 4), nn.Flatten()), mesh=mesh)
-        mixout.apply_(model, Mixout(0.5), seed=3, where=".")
+        mixout.apply_(model, Mixout(0.5), seed=3, where=mixout.Where(types=torch.nn.Module))
 
     def columns():
         model = fully_shard(

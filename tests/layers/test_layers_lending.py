@@ -5,6 +5,7 @@ Oracles: a layer that returns the weight that it reads; plain layers with the sa
 
 import copy
 import pickle
+import types
 
 import pytest
 import torch
@@ -406,3 +407,40 @@ def test_experts_decay_towards_their_anchor(method):
     optimizer.step()
     expected = start + torch.exp(torch.tensor(-0.5)) * (before - start)
     torch.testing.assert_close(experts.gate_up_proj.detach(), expected)
+
+
+def test_one_compiled_graph_serves_every_pass():
+    torch.manual_seed(0)
+    layer = moved(mixout.apply_(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), Mixout(0.5), seed=1))
+    twin, x = copy.deepcopy(layer), torch.randn(3, 2, 8)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for p in (0.5, 0.5, 0.3):
+            mixout.set_p_(layer, p), mixout.set_p_(twin, p)
+            torch.testing.assert_close(compiled(x), twin(x))
+    assert layer.self_attn._mixed.called
+
+
+def test_rows_of_experts_by_meaning(monkeypatch):
+    """DBRX keeps its experts one below the other, and reads w2 the other way round."""
+    dbrx = pytest.importorskip("transformers.models.dbrx.modeling_dbrx")
+    sizes = {"hidden_size": 6, "ffn_hidden_size": 5, "moe_num_experts": 3, "ffn_act_fn": {"name": "silu"}}
+    layer = dbrx.DbrxExperts(types.SimpleNamespace(**sizes))
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.zero_()
+    mixout.apply_(layer, Mixout(0.5), seed=1)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.add_(1.0)
+    read, forward = {}, dbrx.DbrxExpertGLU.forward
+
+    def reads(mlp, *inputs):
+        read.update({name: getattr(mlp, name).detach().view(3, 5, 6) for name in ("w1", "v1", "w2")})
+        return forward(mlp, *inputs)
+
+    monkeypatch.setattr(dbrx.DbrxExpertGLU, "forward", reads)
+    layer(torch.randn(4, 6), torch.tensor([[0], [1], [2], [0]]), torch.ones(4, 1)).sum().backward()
+    for name, over in (("w1", 1), ("v1", 1), ("w2", 2)):
+        assert (read[name] == read[name].narrow(over, 0, 1)).all()
+        assert 0 < read[name].mean() < 2

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixout import AnchorDecay, Mixconnect, Mixout
+from mixout import AnchorDecay, Mixconnect, Mixout, OutputAnchor
 from mixout.methods import Dropconnect, Dropout, Plain, parse, spell
 
 p = st.floats(0, 1)
@@ -17,6 +17,7 @@ methods = st.one_of(
     st.builds(AnchorDecay, st.floats(0, 1e30), decoupled=st.booleans()),
     st.builds(AnchorDecay, radius=st.floats(1e-30, 1e30)),
     st.builds(AnchorDecay, st.floats(0, 1e30), selective=st.booleans()),
+    st.builds(OutputAnchor, st.floats(0, 1e30), direction=st.sampled_from(["forward", "reverse"])),
     st.just(Plain()),
 )
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay
+from mixout.methods import shrink
 
 
 def net():
@@ -141,4 +142,31 @@ def test_the_first_step_and_a_frozen_weight_are_left_alone():
 def test_no_bound_is_claimed():
     model = mixout.apply_(net(), AnchorDecay(1.0, selective=True))
     assert mixout.radius_used(model) == {}
-    assert mixout.state_dict(model)["methods"] == "anchor_decay(1.0, selective=true)"
+    assert mixout.save_state(model)["methods"] == "anchor_decay(1.0, selective=true)"
+
+
+@pytest.mark.parametrize("anchored", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels last"])
+def test_blocks_make_no_difference(layout, anchored, monkeypatch):
+    """The rules go through a weight in blocks: here of 3 numbers, or of single rows."""
+    monkeypatch.setattr(shrink, "_BLOCK", 3)
+    w, u, g = (
+        torch.randn(6, 4, 2, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1, 2)
+    )
+    f = torch.rand(w.shape, dtype=torch.float64).bfloat16()
+    lay = {
+        "contiguous": lambda t: t.clone(),
+        "transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+        "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    }[layout]
+    start = torch.zeros_like(w) if not anchored else u
+    found = shrink.before(lay(w), lay(u) if anchored else None, lay(g))
+    assert float(found.agreement) == pytest.approx(float((g * (w - start)).sum()), rel=1e-12)
+    assert float(found.norm) == pytest.approx(float((w - start).norm()), rel=1e-12)
+    weighted = lay(w)
+    shrink.shrink_weighted_(weighted, lay(u) if anchored else None, lay(f), -0.7)
+    torch.testing.assert_close(weighted, start + torch.exp(-0.7 * f.double()) * (w - start), rtol=1e-12, atol=1e-13)
+    moved = lay(start + 1.5 * (w - start))
+    then = shrink.Before(torch.tensor(1.0, dtype=torch.float64), (w - start).norm())
+    shrink.shrink_selectively_(moved, lay(u) if anchored else None, then, 1.0)
+    torch.testing.assert_close(moved, w, rtol=1e-12, atol=1e-12)

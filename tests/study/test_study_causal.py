@@ -8,8 +8,7 @@ import pytest
 
 from mixout.cli import main
 from mixout.study.analysis.compare import points_of
-from mixout.study.analysis.grouping import by_cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.ledger import Ledger
 from mixout.study.report.wording import Scores
 

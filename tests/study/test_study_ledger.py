@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
 from mixout.errors import InputError
+from mixout.finetune.models import revision
 from mixout.finetune.record import Evaluation, Record
+from mixout.study.analysis.runs import by_cell
 from mixout.study.entry import result_of
+from mixout.study.executors.local import LocalExecutor
 from mixout.study.grid import Planned
+from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
+from mixout.study.runner import missing
+from mixout.study.runner import run as execute
 
 
 @pytest.fixture
@@ -64,6 +71,10 @@ def finish(ledger: Ledger, run: Planned, score: float = 0.75, wall: float | None
     place.mkdir(parents=True)
     record(run, score, **changes).write(place)
     ledger.commit(run, wall)
+
+
+def result(known: Record) -> str:
+    return result_of(json.loads(known.to_json()))
 
 
 def test_a_run_comes_back_as_the_analysis_wants_it(runs, tmp_path):
@@ -201,38 +212,167 @@ def test_a_record_that_somebody_changed_does_not_count(runs, tmp_path):
 
 def test_a_result_is_what_came_out_not_how(runs):
     known = record(runs[0])
-    for same in ({"seconds": 9.0}, {"hardware": {"gpu": "g"}}, {"finished_at": "2027"}, {"peak_memory": {}}):
-        assert result_of(replace(known, **same)) == result_of(known)
+    looked_at = {"metric": "f1", "score": 0.5, "evaluations": (), "training": ()}
+    for same in ({"seconds": 9.0}, {"hardware": {"gpu": "g"}}, {"finished_at": "2027"}, {"peak_memory": {}}, looked_at):
+        assert result(replace(known, **same)) == result(known)
     for other in ({"predictions": (0, 1, 1, 1)}, {"distance": 0.5}, {"scores": {"accuracy": 0.7}}, {"steps": 7}):
-        assert result_of(replace(known, **other)) != result_of(known)
+        assert result(replace(known, **other)) != result(known)
+
+
+def test_every_score_of_a_run_can_be_the_one_that_counts(runs, tmp_path):
+    finish(Ledger(tmp_path), runs[1])
+    [run] = Ledger(tmp_path).read().of([replace(runs[1], metric="f1", chance=0.4)])
+    assert (run.metric, run.score, run.chance, run.evaluations) == ("f1", 0.5, 0.4, ((6, 0.5),))
+    with pytest.raises(InputError, match="among accuracy, f1, got 'matthews'"):
+        Ledger(tmp_path).read().of([replace(runs[1], metric="matthews")])
+
+
+def changed(runs, tmp_path, edit) -> Path:
+    """The folder of a run whose record was written as ``edit`` makes it."""
+    ledger = Ledger(tmp_path)
+    finish(ledger, runs[0])
+    folder = ledger.read().entries[runs[0].id].folder
+    values = json.loads((folder / "record.json").read_text())
+    edit(values)
+    (folder / "record.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values: values["settings"].update(rotation=True),
+        lambda values: values.update(carbon=1.5),
+        lambda values: values.update(format=2),
+    ],
+    ids=["a new setting", "a new field", "a new format"],
+)
+def test_what_a_newer_version_wrote_is_not_damaged_and_not_run_again(runs, tmp_path, edit):
+    folder = changed(runs, tmp_path, edit)
+    before = (folder / "record.json").read_text()
+    contents = Ledger(tmp_path).read()
+    assert (list(contents.newer), contents.damaged, contents.entries) == ([folder], {}, {})
+    assert "newer mixout" in contents.remarks()[0]
+    with pytest.raises(InputError, match="one of a newer version"):
+        execute(runs, Ledger(tmp_path), LocalExecutor(), report=lambda _: None)
+    assert (folder / "record.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values: values.update(peak_memory=[]),
+        lambda values: values.update(distance="far"),
+        lambda values: values.update(seconds=None),
+    ],
+)
+def test_a_value_that_cannot_be_is_damage_and_no_traceback(runs, tmp_path, edit):
+    folder = changed(runs, tmp_path, edit)
+    assert list(Ledger(tmp_path).read().damaged) == [folder]
+
+
+def test_what_is_removed_lies_in_the_trash(runs, tmp_path):
+    folder = changed(runs, tmp_path, lambda values: values.pop("status"))
+    finish(Ledger(tmp_path), runs[0])
+    assert len(Ledger(tmp_path).runs()) == 1
+    [kept] = (tmp_path / "trash").glob(f"*/{folder.name}/record.json")
+    assert "status" not in json.loads(kept.read_text())
+
+
+def test_folders_of_others_are_left_alone(runs, tmp_path):
+    finish(Ledger(tmp_path), runs[0])
+    (tmp_path / "runs" / "my notes").mkdir()
+    contents = Ledger(tmp_path).read()
+    assert contents.foreign == [tmp_path / "runs" / "my notes"]
+    assert (contents.leftovers, contents.damaged, len(contents.entries)) == ([], {}, 1)
+
+
+def test_two_studies_of_one_ledger_are_told_apart(declare, tmp_path):
+    for rate in (0.01, 0.02):
+        for one in declare(restarts=2, settings={"learning_rate": rate}).runs():
+            finish(Ledger(tmp_path), one)
+    found = Ledger(tmp_path).runs()
+    assert {run.factors["learning_rate"] for run in found} == {"0.01", "0.02"}
+    assert [len(cell) for cell in by_cell(found).values()] == [2] * 4
+
+
+def test_how_often_the_study_was_to_be_looked_at_stays_with_the_run(runs, tmp_path):
+    finish(Ledger(tmp_path), replace(runs[0], looks=5))
+    assert Ledger(tmp_path).read().entries[runs[0].id].looks == 5
+
+
+def written_by_0_1(run: Planned, folder: Path, *, metric: str, save: str, evaluate: str) -> str:
+    """A run as 0.1 wrote it, by its own rules written out; returns the identity that it gave."""
+    scores = {"accuracy": 0.75, "f1": 0.5}
+    known = record(run, metric=metric, score=scores[metric], scores=scores)
+    settings = replace(run.settings.resolved(), metric=metric, save=save, evaluate=evaluate)
+    inputs = Inputs()
+    values = {
+        item.name: getattr(settings, item.name)
+        for item in fields(settings)
+        if getattr(settings, item.name) != item.default
+        and item.name not in ("model", "task", "data_dir", "metric", "seed", "report_to", "method")
+    }
+    _, data = inputs._data(run.settings)
+    values |= {"method": settings.method, "metric": metric, "data": data, "mixout": "0.1"}
+    values |= {"gradient": "exact" if "mixout" in settings.method else None, "weights": revision(settings.model)}
+    id = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    read = json.loads(known.to_json())
+    names = ("status", "metric", "score", "scores", "evaluations", "training", "predictions", "steps", "distance")
+    result = hashlib.sha256(json.dumps([read[name] for name in names]).encode()).hexdigest()[:12]
+    place = folder / "runs" / f"{id}.{result}"
+    place.mkdir(parents=True)
+    known.write(place)
+    described = {"id": id, "task": run.task, "method": run.method, "restart": run.restart, "factors": {}}
+    described |= {"metric": metric, "chance": 0.5, "settings": asdict(settings), "wall": 3.0}
+    (place / "run.json").write_text(json.dumps(described))
+    return id
+
+
+@pytest.mark.parametrize("watched", [("accuracy", "no", "epoch"), ("f1", "epoch", "end"), ("accuracy", "epoch", "end")])
+def test_runs_of_0_1_count(declare, tmp_path, watched):
+    metric, save, evaluate = watched
+    planned = declare(restarts=1, settings={"save": "no"}).runs()
+    ids = [written_by_0_1(run, tmp_path, metric=metric, save=save, evaluate=evaluate) for run in planned]
+    contents = Ledger(tmp_path).read()
+    assert not contents.damaged
+    assert not set(ids) & {run.id for run in planned}
+    assert missing(planned, contents) == []
+    assert [run.score for run in contents.of(planned)] == [0.75, 0.75]  # by the score that counts now
+    assert [Ledger(tmp_path).has(run) for run in planned] == [True, True]
+    # A run on other data, or of another seed, is another run.
+    assert missing(declare(restarts=2).runs(), contents) == declare(restarts=2).runs()[2:]
+    assert len(missing(declare(restarts=1, settings={"learning_rate": 0.5}).runs(), contents)) == 2
 
 
 HOLDER = """
 import sys, time
 from mixout.study.ledger import Ledger
-with Ledger(sys.argv[1]).locked():
-    print("locked", flush=True)
-    time.sleep(60)
+lock = Ledger(sys.argv[1]).claim(sys.argv[2])
+print("locked", flush=True)
+time.sleep(60)
 """
 
 
-def test_one_process_at_a_time_and_a_killed_one_does_not_count(tmp_path):
-    pytest.importorskip("fcntl")
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    with holder:
+def test_each_run_is_made_by_one_process_and_a_killed_one_does_not_count(runs, tmp_path):
+    words = [sys.executable, "-c", HOLDER, str(tmp_path), runs[0].id]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(InputError, match="another process"), Ledger(tmp_path).locked():
-            pass
+        assert Ledger(tmp_path).claim(runs[0].id) is None
+        other = Ledger(tmp_path).claim(runs[1].id)
+        assert other is not None
+        Ledger(tmp_path).release(other)
         holder.kill()
-    with Ledger(tmp_path).locked():
-        pass
+    lock = Ledger(tmp_path).claim(runs[0].id)
+    assert lock is not None
+    Ledger(tmp_path).release(lock)
 
 
 def test_a_ledger_is_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="the file"):
         Ledger(tmp_path / "file")
-    with pytest.raises(InputError, match="can be written to"), Ledger(tmp_path / "file" / "inner").locked():
-        pass
+    with pytest.raises(InputError, match="can be written to"):
+        Ledger(tmp_path / "file" / "inner").claim("a")
     assert Ledger(tmp_path / "nothing").runs() == []

@@ -65,10 +65,11 @@ def test_a_study(declare, tmp_path):
     assert all(r.status == "finished" for r in runs)
     assert runs[0].distance != runs[1].distance  # restarts differ
     assert [line[:5] for line in lines if not line.startswith(" ")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
-    assert lines[0].startswith("[1/4] words, dropout(0.0), restart 0: accuracy ")
-    assert lines[0].endswith(" left")
+    ended = [line for line in lines if line.startswith("[")]
+    assert ended[0].startswith("[1/4] words, dropout(0.0), restart 0: accuracy ")
+    assert ended[0].endswith(" left")
     # The record and its place, no model, no checkpoint.
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"lock", "run.json", "record.json"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"run.json", "record.json"}
 
 
 def test_more_restarts_run_only_what_is_new(declare, tmp_path, ran):
@@ -118,7 +119,12 @@ def test_a_run_that_always_raises_is_recorded_and_the_study_goes_on(declare, tmp
         ran = hooked(patch, always)
         assert execute(planned, ledger, lines) == Tally(ran=4, failed=1)
         assert len(ran) == 5
-        assert execute(planned, ledger, retries=0) == Tally(ran=0, failed=0)  # failed is not missing
+        lines.clear()
+        assert execute(planned, ledger, lines, retries=0) == Tally(ran=0, failed=0)  # failed is not missing
+        assert lines == [
+            "3 of 4 runs are there already",
+            "1 of 4 runs failed before; mixout study retry runs them again",
+        ]
     assert [(r.status, r.error) for r in ledger.runs() if r.failed and r.status == "failed"] == [
         ("failed", "RuntimeError: CUDA out of memory")
     ]
@@ -126,13 +132,54 @@ def test_a_run_that_always_raises_is_recorded_and_the_study_goes_on(declare, tmp
     assert failure.attempts == 2
     assert failure.traceback is not None
     assert "in always" in failure.traceback
-    assert ", 1 failed" in lines[-1]
     # Again, on request: now it works.
     assert execute(planned, ledger, again=True) == Tally(ran=1, failed=0)
     assert execute(planned, ledger, again=True) == Tally(ran=0, failed=0)
     whole = Ledger(tmp_path / "whole")
     execute(planned, whole)
     assert outcomes(whole) == outcomes(ledger)
+
+
+def test_what_another_process_makes_is_left_to_it(declare, tmp_path, ran):
+    ledger, planned = Ledger(tmp_path), declare().runs()
+    lock = Ledger(tmp_path).claim(planned[1].id)
+    assert lock is not None
+    assert execute(planned, ledger) == Tally(ran=3, failed=0, elsewhere=1)
+    assert planned[1].id not in ledger.read().entries
+    ledger.release(lock)
+    assert execute(planned, ledger) == Tally(ran=1, failed=0)
+    assert len(ran) == 4
+
+
+def test_what_another_process_has_made_meanwhile_is_not_made_again(declare, tmp_path, monkeypatch):
+    ledger, planned = Ledger(tmp_path), declare(restarts=1).runs()
+
+    def other(settings: Settings) -> None:
+        # While the first run is made, another process makes the second.
+        if settings.method == "dropout(0.0)" and len(calls) == 1:
+            execute(planned[1:], Ledger(tmp_path))
+
+    calls = hooked(monkeypatch, other)
+    assert execute(planned, ledger) == Tally(ran=1, failed=0, elsewhere=1)
+    assert len(ledger.runs()) == 2
+    assert not list((tmp_path / "locks").iterdir())
+
+
+@pytest.mark.parametrize(("keep", "models"), [("no", 0), ("best", 2), ("all", 6)])
+def test_trained_models_are_kept_on_request(declare, tmp_path, keep, models):
+    from transformers import AutoModelForSequenceClassification
+
+    ledger, planned = Ledger(tmp_path), declare(restarts=3).runs()
+    execute(planned[:4], ledger, keep=keep)
+    execute(planned, ledger, keep=keep)
+    kept = [entry for entry in ledger.read().entries.values() if entry.has_model]
+    assert len(kept) == models
+    runs = ledger.runs()
+    for entry in kept:
+        AutoModelForSequenceClassification.from_pretrained(entry.folder)
+        if keep == "best":
+            assert entry.run.score == max(run.score for run in runs if run.method == entry.run.method)
+    assert not ledger.read().damaged
 
 
 def test_attempts_are_counted_on(declare, tmp_path, monkeypatch):
@@ -248,6 +295,18 @@ def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch):
     within = [line for line in lines if line.startswith("  ")]
     assert any(line.startswith("  words, dropout(0.0), restart 0: step 1/6, ") for line in within)
     assert any(line.startswith("  words, mixout(0.5), restart 0: step 6/6, epoch 1.00") for line in within)
+
+
+def test_what_is_watched_does_not_change_the_result(declare, tmp_path):
+    # The reason why evaluations and checkpoints are no part of a run's identity.
+    found = []
+    for at, watched in enumerate([{"evaluate": "epoch", "save": 3}, {"evaluate": "end", "save": "no"}]):
+        ledger = Ledger(tmp_path / str(at))
+        planned = declare(restarts=1, settings={"epochs": 3, **watched}).runs()[1:]  # mixout: it draws masks
+        execute(planned, ledger)
+        [entry] = ledger.read().entries.values()
+        found.append((entry.folder.name, entry.run.distance, entry.run.predictions))
+    assert found[0] == found[1]
 
 
 def test_settings_stay_with_the_run(declare, tmp_path):

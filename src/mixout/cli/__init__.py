@@ -19,7 +19,13 @@ from mixout.errors import InputError, MixoutError
 from mixout.methods.text import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("bench", "dare", "demo", "finetune", "predict", "study", "verify")
+COMMANDS = ("demo", "finetune", "predict", "study")
+# Commands of version 0.1, and what takes their place.
+_MOVED = {
+    "bench": "in a clone of the repository call: make bench",
+    "dare": "use mixout.delta.Delta in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
+    "verify": "in a clone of the repository call: make verify",
+}
 # How argparse complains of an unknown command or value.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 
@@ -66,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
+    if argv and argv[0] in _MOVED:
+        raise InputError(f"mixout {argv[0]} is no command any more; {_MOVED[argv[0]]}")
     parser = Parser(prog="mixout", description="Fine-tune pretrained models with mixout and its family.")
     parser.add_argument("--version", action="version", version=f"mixout {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -31,7 +31,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, write the report, print where it is."""
-    from mixout.cli.study.running import guarded
+    from mixout.cli.study.runs import guarded
     from mixout.finetune.disk import writing
     from mixout.study.declaration import read
     from mixout.study.executors.local import LocalExecutor
@@ -57,7 +57,14 @@ def run(args: argparse.Namespace) -> int:
         options = f"{STUDY} --restarts {study.restarts} --ledger {ledger.folder}"
         commands = [f"mixout study run {options}", f"mixout study report {options}"]
         with writing(folder):
-            page = report_on(study, planned, ledger.read(), folder / "report", commands=commands)
+            page = report_on(
+                planned,
+                ledger.read(),
+                folder / "report",
+                title=study.name,
+                baseline=study.baseline,
+                commands=commands,
+            )
         print(f"report {page}")
         return 1 if tally.failed else 0
 

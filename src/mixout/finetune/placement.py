@@ -17,7 +17,7 @@ from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
 from mixout.integrations.huggingface import pretrained_only
 from mixout.layers import is_linear
-from mixout.methods import AnchorDecay, Method, MixingMethod, parse
+from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, parse
 from mixout.selection import Selection, body, resolve
 
 
@@ -29,6 +29,11 @@ def apply_methods(loaded: Loaded, settings: Settings) -> None:
             has no head of the kind that ``head`` asks for.
     """
     methods = parse(settings.method)
+    if any(isinstance(method, OutputAnchor) for method in methods):
+        raise InputError(
+            "expected a method that needs no term in the loss, got output_anchor, which mixout finetune does not add; "
+            "in Python: loss = loss + mixout.output_penalty(model, batch, outputs)"
+        )
     try:
         where = _pretrained_only(loaded, methods, settings.where)
         if settings.head == "mixout":

@@ -123,7 +123,7 @@ def _outputs(network: Any, tokenizer: Any, split: Split, max_length: int) -> tor
     collate: Any = DataCollatorWithPadding(tokenizer)
     found: list[torch.Tensor] = []
     for start in range(0, len(order), _BATCH):
-        batch = collate([examples[row] for row in order[start : start + _BATCH]]).to(network.device)
+        batch: Any = collate([examples[row] for row in order[start : start + _BATCH]]).to(network.device)
         del batch["labels"]
         found.append(network(**batch).logits.double().cpu())
     outputs = torch.cat(found)

@@ -46,6 +46,7 @@ class Lending(Mixed):
             return weight
         anchor, (rows, blocks) = held.beside(weight), layout.view(weight)
         options = self.mix_options()
+        options["stream"] = options["stream"].of(path)
         if layout.transposed:  # a row is what an input reaches
             options["unit"] = _OTHER[options["unit"]]
         phi = mix(rows, None if anchor is None else layout.view(anchor)[0], groups=blocks, **options)

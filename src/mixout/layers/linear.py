@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixout.anchor import Anchor
 from mixout.functional import linear_pass, native_up_to
 from mixout.layers.mixed import Mixed, Share, mixes
-from mixout.masks import coefficients, constants
+from mixout.masks import coefficients, constants, draw_coefficients
 from mixout.ops.autocast import autocast_dtype
 from mixout.parts import check_whole
 from mixout.ranks import SharedSeed
@@ -42,6 +42,7 @@ class Short:
     """What a pass in torch's own operations needs after one whose checks were made.
 
     Args:
+        size: of the mask.
         weight: the layer's Parameter; the pass is another one if it is exchanged.
         anchor: its anchor, of its dtype and on its device; likewise.
         version: of p; likewise.
@@ -52,6 +53,7 @@ class Short:
         of_p: see :func:`mixout.masks.constants`.
     """
 
+    size: tuple[int, ...]
     weight: Tensor
     anchor: Tensor
     version: int
@@ -63,7 +65,7 @@ class Short:
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For masks from torch's default generator and a layer that can be small; None for any other.
+        """For masks from torch's default generator or a period's and a layer that can be small; None for any other.
 
         Raises:
             MixoutError: if DeepSpeed's ZeRO-3, which is initialised after ``apply_``, has taken the weight apart.
@@ -74,7 +76,8 @@ class Short:
             return None
         if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli":
             return None
-        if not isinstance(share.stream.seed, SharedSeed) or not dist.is_available():
+        kept = mixing.period is not None
+        if not kept and (not isinstance(share.stream.seed, SharedSeed) or not dist.is_available()):
             return None
         most = native_up_to(weight, p, mixing.unit, mixing.gradient, mixing.noise, mixing.form, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
@@ -82,6 +85,7 @@ class Short:
         size = (weight.shape[1],) if mixing.unit == "input" else (weight.shape[0], 1)
         on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
         return cls(
+            size=size,
             weight=weight,
             anchor=anchor,
             version=mixing.version,
@@ -102,8 +106,9 @@ class Short:
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
-            and share.stream.seed.value is None  # type: ignore[union-attr]
-            and not dist.is_initialized()
+            and (
+                share.mixing.period is not None or (share.stream.seed.value is None and not dist.is_initialized())  # type: ignore[union-attr]
+            )
             and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
         )
 
@@ -114,12 +119,16 @@ class MixedLinear(Mixed, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         share: Share | None = self.__dict__.get("_mixed")
-        if share is not None and share.short is not None and self.training and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()  # asked first: a graph must not depend on what eager passes leave
+        if not compiling and share is not None and share.short is not None and self.training:
             # Written out in one place: where layers are small, a step takes as long as Python does.
             short, parameters = share.short, self._parameters
             if short.fits(share, parameters, input):
                 share.passes += 1
-                if short.like is not None:
+                if share.mixing.period is not None:
+                    share.mixing.period.note(share.stream.key, short.weight)
+                    coefficient = draw_coefficients(short.size, short.p, short.weight, share.stream)
+                elif short.like is not None:
                     coefficient = coefficients(torch.rand_like(short.like), short.of_p)
                 else:
                     coefficient = torch.dropout(short.ones, short.p, True)
@@ -130,8 +139,9 @@ class MixedLinear(Mixed, nn.Linear):
         held = self._parameters.get("weight")
         if held is None:  # a replica of DataParallel, which holds plain attributes
             return mixed_pass(self, input, self.weight, self._mixed.anchor.beside(self.weight), self.bias)
-        self._mixed.short = short = None if torch.compiler.is_compiling() else Short.of(self._mixed, held)
-        if short is not None and short.fits(self._mixed, self._parameters, input):
-            # From the first pass on: selective checkpointing expects the same operations in its recomputation.
-            return MixedLinear.forward(self, input)
+        if not compiling:
+            self._mixed.short = short = Short.of(self._mixed, held)
+            if short is not None and short.fits(self._mixed, self._parameters, input):
+                # From the first pass on: selective checkpointing expects the same operations in its recomputation.
+                return MixedLinear.forward(self, input)
         return mixed_pass(self, input, held, self._mixed.anchor.beside(held), self._parameters["bias"])

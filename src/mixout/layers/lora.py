@@ -129,7 +129,7 @@ def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_
         raise ValueError(
             "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
         )
-    if (name := _moved_base(model)) is not None:
+    if (name := moved_base(model)) is not None:
         raise ValueError(
             f"expected adapters that leave the base as it was pretrained, got init_lora_weights={name!r}, which takes "
             "a part out of it: the frozen base is then no anchor; use the default initialisation"
@@ -252,7 +252,7 @@ def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
     return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
 
 
-def _moved_base(model: nn.Module) -> str | None:
+def moved_base(model: nn.Module) -> str | None:
     """The initialisation of an adapter that changed the base, by name, or None."""
     for module in model.modules():
         configs = vars(module).get("peft_config")

@@ -20,6 +20,7 @@ from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, still_sharded
+from mixout.periods import Period
 from mixout.streams import Stream
 
 REPLACED = (
@@ -38,6 +39,8 @@ class Mixing:
         unit: what shares a coin.
         noise: the law of the mask.
         gradient: the convention of the derivative.
+        form: how linear layers are computed.
+        period: for masks that are kept for several optimizer steps.
     """
 
     p: Tensor
@@ -45,6 +48,8 @@ class Mixing:
     noise: Noise
     gradient: Gradient
     form: Form = "auto"
+    period: Period | None = None
+    off: bool = field(init=False, default=False)
     version: int = field(init=False, default=0)
     _number: float = field(init=False)
 
@@ -55,6 +60,11 @@ class Mixing:
         """Change p, in place, so that a compiled graph sees it too."""
         self.p.fill_(p)
         self._number = p
+        self.version += 1
+
+    def switch(self, *, off: bool) -> None:
+        """Let training passes read plain weights, or mixed ones again."""
+        self.off = off
         self.version += 1
 
     def __repr__(self) -> str:
@@ -130,8 +140,16 @@ class Mixed(nn.Module):
         if not torch.compiler.is_compiling():  # there the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
                 for path in self._mixed.anchors:
-                    check_whole(parameter(self, path))
-            self._mixed.passes += 1
+                    if (weight := parameter(self, path)) is not None:
+                        check_whole(weight)
+            share = self._mixed
+            share.passes += 1
+            if share.mixing.period is not None:
+                share.mixing.period.note(share.stream.key, self.stepped())
+
+    def stepped(self) -> Tensor | None:
+        """The parameter that an optimizer steps."""
+        return parameter(self, next(iter(self._mixed.anchors)))
 
     def leave_(self) -> None:
         """Undo what a mixed layer has changed outside of itself: nothing, unless a subclass does."""
@@ -170,7 +188,7 @@ class Mixed(nn.Module):
 
 
 def mixes(layer: Mixed) -> bool:
-    """Whether this pass reads Phi: in training, not removed since, and with a weight that is trained.
+    """Whether this pass reads Phi: in training, not removed since, not switched off, with a weight that is trained.
 
     A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after :func:`restore_`.
 
@@ -178,9 +196,10 @@ def mixes(layer: Mixed) -> bool:
         MixoutError: under ``torch.jit.trace`` and ``torch.export``, which would keep one mask for good; and see
             :func:`check_weights`.
     """
-    if not layer.training or "_mixed" not in layer.__dict__:
+    if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off:
         return False
-    if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.compiler.is_exporting()):
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or (torch.compiler.is_compiling() and torch.compiler.is_exporting()):
         raise MixoutError(
             "a mixed layer was traced or exported in training mode, which would keep one mask for good; call "
             "model.eval() or mixout.remove_(model) first"

@@ -249,6 +249,7 @@ _MODELS = "transformers.models"
 add_entry(nn.Linear, Entry(weights=_own(lambda _: Layout()), mixed="MixedLinear"))
 add_entry("transformers.pytorch_utils.Conv1D", Entry(weights=_own(lambda _: Layout(input_dim=0)), mixed="Transposed"))
 add_entry(nn.Embedding, Entry(weights=_own(lambda _: Layout(input_dim=0)), linear=False, mixed="MixedEmbedding"))
+_kind: type[nn.Module]
 for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
     register(_kind, blocks=lambda layer: layer.groups, linear=False)
 for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):

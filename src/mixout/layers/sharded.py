@@ -47,6 +47,7 @@ class Gathering:
     Args:
         owner: the innermost module around the layer that ``fully_shard`` was called on, which gathers the weight.
         mesh: the ranks that share the weight.
+        rows: the parameter that holds this rank's part, which an optimizer steps.
         shown: how the gathered weight was mixed; None: it is the plain weight.
         used: a forward pass has computed with it.
         handles: of the hooks on the outermost such module.
@@ -54,6 +55,7 @@ class Gathering:
 
     owner: FSDPModule
     mesh: DeviceMesh
+    rows: Tensor | None = None
     shown: Draw | None = None
     used: bool = False
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -96,6 +98,10 @@ class ShardedLinear(Mixed, nn.Linear):
         dtype = autocast_dtype(input) or self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         return gathered_linear(input.to(dtype), self.weight, bias, gathering.shown, gathering.check)
+
+    def stepped(self) -> Tensor | None:
+        """The parameter that an optimizer steps."""
+        return self._gathering.rows
 
     def leave_(self) -> None:
         """Leave FSDP2 as it was; a weight that is gathered as Phi is dropped."""
@@ -223,6 +229,7 @@ def _before_gathering(
         gathering.shown = _draw(layer, outer_size) if _wants_phi(layer) else None
         gathering.used = False
     weight: DTensor = layer._parameters["weight"]  # type: ignore[assignment]
+    gathering.rows = weight
     rows = weight.to_local() if gathering.shown is None else _mixed_rows(layer, weight, gathering.shown)
     rows = rows.to(mp_policy.param_dtype or rows.dtype)
     missing = -(-outer_size[0] // mesh.size()) - rows.shape[0]

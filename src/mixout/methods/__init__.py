@@ -9,6 +9,7 @@ from mixout.methods.mixing import GradientMask as GradientMask
 from mixout.methods.mixing import Mixconnect as Mixconnect
 from mixout.methods.mixing import MixingMethod as MixingMethod
 from mixout.methods.mixing import Mixout as Mixout
+from mixout.methods.output import OutputAnchor as OutputAnchor
 from mixout.methods.text import METHODS as METHODS
 from mixout.methods.text import as_methods as as_methods
 from mixout.methods.text import parse as parse

@@ -31,6 +31,10 @@ momentum does. With :math:`w_-` and g of before the step, where :math:`\langle g
 for each weight as a whole. Rate 1 takes back what the step has added to the distance; no learning rate enters. Two
 numbers a weight are kept during a step, and one temporary of its size. It bounds nothing.
 
+Weighted (``weights=F``, EWC): each entry decays with its own importance, :math:`w_i \leftarrow u_i + e^{-\eta F_i / r}
+(w_i - u_i)`, so its radius is :math:`r / F_i`. Coupled, ``rate F (w - u)`` is added to the gradient: EWC's penalty
+:math:`(\lambda / 2) \sum_i F_i (w_i - u_i)^2`. :func:`mixout.fisher` measures F, with mean 1.
+
 What decays: weights of two dimensions or more in the pretrained body, or where ``where=`` says. Never biases, norms, a
 new head of a transformers model. A weight that several modules share decays once. Adapters of peft are refused, since
 decaying A and B is no decay of B A; the selective decay pulls A and B towards 0, as its authors do.
@@ -43,18 +47,20 @@ the innermost decays. With ``decoupled=False`` it adds the penalty at the weight
 Limits: an optimizer that is no ``torch.optim.Optimizer``, or that steps copies of the weights, does not decay them.
 DeepSpeed's ZeRO is refused. Under ``decoupled=False`` a line search (LBFGS) does not see the penalty in the loss.
 
-Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Tian, Huang, Kira,
-NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.
+Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Kirkpatrick et al.,
+PNAS 2017, arXiv 1612.00796 (EWC); Tian, Huang, Kira, NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
+from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixout.methods.method import Method
 
@@ -73,9 +79,12 @@ class AnchorDecay(Method):
             the penalty's gradient before the step, which takes a rate.
         selective: only where a step went away from the start and its gradient did not; takes a rate without a unit, 1
             to take back what such a step has added to the distance. Costs twice as much as the plain decay.
+        weights: importance of each entry, at least 0: tensors by parameter name, as :func:`mixout.fisher` makes them,
+            or a safetensors file of them. Kept in bfloat16. A checkpoint holds their digest, not them: keep the file,
+            or measure again with the same seed.
 
     Raises:
-        TypeError: if ``rate`` or ``radius`` is not a number.
+        TypeError: if ``rate`` or ``radius`` is not a number, or ``weights`` neither tensors nor a path.
         ValueError: if both are given or none, if one is out of its range, or if options exclude each other.
 
     Example:
@@ -90,6 +99,7 @@ class AnchorDecay(Method):
     radius: float | None = None
     decoupled: bool = True
     selective: bool = False
+    weights: Mapping[str, Tensor] | str | Path | None = None
     name: ClassVar[str] = "anchor_decay"
 
     def __post_init__(self) -> None:
@@ -111,8 +121,15 @@ class AnchorDecay(Method):
             if not self.decoupled or self.selective:
                 option = "selective=True" if self.selective else "decoupled=False"
                 raise ValueError(f"expected a rate with {option}, which bounds no distance, got a radius")
-        if self.selective and not self.decoupled:
-            raise ValueError("expected decoupled=True with selective=True, which acts after the step, got False")
+        if self.selective and (not self.decoupled or self.weights is not None):
+            option = "no weights" if self.decoupled else "decoupled=True"
+            raise ValueError(f"expected {option} with selective=True, which treats each weight as a whole")
+        if isinstance(self.weights, Mapping):
+            object.__setattr__(self, "weights", _Held(self.weights))
+        elif self.weights is not None:
+            if not isinstance(self.weights, (str, Path)):
+                raise TypeError(f"expected weights as tensors by name, or a path, got {self.weights!r}")
+            object.__setattr__(self, "weights", str(self.weights))
 
     def __repr__(self) -> str:
         given = (f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default)
@@ -122,6 +139,18 @@ class AnchorDecay(Method):
     def strength(self) -> float:
         """The rate, or 1 / radius."""
         return self.rate if self.rate is not None else 1 / self.radius  # type: ignore[operator]  # one is given
+
+
+class _Held(dict[str, Tensor]):
+    """Tensors by name, which a frozen method can hold: equal to itself alone, and short in print."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # dict's is None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tensors>"
 
 
 def decayed_fields(module: nn.Module) -> list[str]:

@@ -6,7 +6,8 @@ r"""Methods that replace a weight w by a random Phi of mean w in each training p
 - ``noise``: the law of M, Bernoulli, or Gaussian with the same mean 1-p and variance p(1-p);
 - ``anchor``: ``given``, the starting weights unless :func:`mixout.apply_` is told others; ``zero``; or the weight's
   ``own`` value, so that Phi is w and only the gradient is masked;
-- ``gradient``: which derivative of Phi the weight gets.
+- ``gradient``: which derivative of Phi the weight gets;
+- ``every``: how long a mask is kept: one training pass, k optimizer steps, or the whole run.
 
 ======================  ============================  ==========  =========  ========
 method                  unit                          noise       anchor     gradient
@@ -26,6 +27,7 @@ from typing import Literal, TypeAlias
 from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
 from mixout.methods.method import Method
 from mixout.ops.reference import GRADIENTS, Gradient
+from mixout.periods import Every, check_every
 
 AnchorKind: TypeAlias = Literal["given", "zero", "own"]
 
@@ -40,6 +42,8 @@ class MixingMethod(Method):
         noise: the law of the mask.
         gradient: ``exact``, the derivative of the forward, M/(1-p); ``paper``, M, smaller by the factor 1-p, as in the
             authors' code; or ``dense``, 1, as if nothing were mixed: a control.
+        every: 1 for a mask of its own in each training pass; k > 1 for one mask in k optimizer steps, which the
+            micro-batches of a step share; ``"run"`` for one mask in the whole run.
         anchor: what a weight is mixed with.
 
     Raises:
@@ -52,9 +56,11 @@ class MixingMethod(Method):
     unit: Unit = "input"
     noise: Noise = field(default="bernoulli", init=False, repr=False)
     gradient: Gradient = "exact"
+    every: Every = 1
     anchor: AnchorKind = field(default="given", init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "every", check_every(self.every))
         for name, known in (("unit", UNITS), ("noise", NOISES), ("gradient", GRADIENTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
@@ -81,6 +87,7 @@ class Mixout(MixingMethod):
         unit: the weights that share one entry of the mask: those of an ``input`` neuron (the paper), of an ``output``
             neuron, or one ``element``.
         gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
+        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -109,6 +116,7 @@ class Mixconnect(MixingMethod):
         p: probability that a weight is replaced by the anchor's, in [0, 1]; in [0, 1) with Gaussian noise.
         noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
         gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
+        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -154,6 +162,7 @@ class Dropconnect(MixingMethod):
     Args:
         p: probability that a weight is dropped, in [0, 1].
         gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
+        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -183,6 +192,7 @@ class GradientMask(MixingMethod):
         unit: the weights that share one entry of the mask: those of an ``input`` neuron, of an ``output`` neuron, or
             one ``element``.
         gradient: ``exact``, g M/(1-p); or ``paper``, g M.
+        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
 
     Raises:
         TypeError: if ``p`` is not a number.

@@ -20,7 +20,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, ZeroDecayWarning
-from mixout.methods.shrink import Before, before, shrink_, shrink_selectively_
+from mixout.methods.shrink import Before, before, shrink_, shrink_selectively_, shrink_weighted_
+from mixout.parts import laid_out
+from mixout.periods import ZERO_MARKS
 
 
 class Decay(Protocol):
@@ -46,11 +48,14 @@ class Target:
     model that is deleted is freed at once.
     """
 
-    def __init__(self, module: nn.Module, field: str, anchor: Anchor, method: Decay) -> None:
+    def __init__(
+        self, module: nn.Module, field: str, anchor: Anchor, method: Decay, importance: Anchor | None = None
+    ) -> None:
         self._module = weakref.ref(module)
         self.field = field
         self.anchor = anchor
         self.method = method
+        self.importance = importance
         self.decayed_at = 0  # on the clock of steps
         self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
         self.before: Before | None = None  # of the step under way, if selective
@@ -61,7 +66,7 @@ class Target:
         _forget_matches()
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.module, self.field, self.anchor, self.method
+        return self.module, self.field, self.anchor, self.method, self.importance
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         Target.__init__(self, *state)
@@ -75,6 +80,14 @@ class Target:
         """The parameter of this moment; None if the field holds none: parametrized or pruned since, or deleted."""
         module = self._module()
         return None if module is None else module._parameters.get(self.field)
+
+    def importance_beside(self, weight: Tensor) -> Tensor | None:
+        """How much each entry counts, on the device of ``weight``, where it stays; None where all count alike."""
+        held = None if self.importance is None else self.importance.tensor
+        if held is None or self.importance is None:
+            return None
+        self.importance.tensor = held.to(weight.device)
+        return laid_out(self.importance.tensor, weight)
 
 
 @dataclass
@@ -92,12 +105,11 @@ _TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary
 _MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
-_STEPPED_BY_ZERO = ("_hp_mapping", "ds_id")  # DeepSpeed's marks, of stages 1 and 2 and of stage 3
 
 
-def attach_(module: nn.Module, field: str, anchor: Anchor, method: Decay) -> Target:
+def attach_(module: nn.Module, field: str, anchor: Anchor, method: Decay, importance: Anchor | None = None) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
-    target = Target(module, field, anchor, method)
+    target = Target(module, field, anchor, method, importance)
     vars(module).setdefault(_FIELD, {})[field] = target
     return target
 
@@ -149,7 +161,7 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     out_of_reach: dict[int, Target] = {}
     for target in list(_TARGETS.values()):
         parameter = target.parameter()
-        if any(hasattr(parameter, mark) for mark in _STEPPED_BY_ZERO):
+        if any(hasattr(parameter, mark) for mark in ZERO_MARKS):
             raise MixoutError(
                 "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies "
                 "that anchor_decay does not reach; use DDP, FSDP2 or stage 0, or leave anchor_decay out"
@@ -262,6 +274,8 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
             continue  # an outer step, or one that raised, has added it to this gradient
         difference = weight if anchor is None else weight - anchor
+        if (importance := target.importance_beside(weight)) is not None:
+            difference = difference * importance
         grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.strength)
         target.penalised = grad, grad._version
 
@@ -284,14 +298,21 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
                 shrink_selectively_(weight, anchor, target.before, target.method.strength)
             target.before = None
             continue
+        if (importance := target.importance_beside(weight)) is not None:
+            shrink_weighted_(weight, anchor, importance, _exponent(optimizer, number, target.method.strength))
+            continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
         key = number, target.method.strength, anchor is None, weight.dtype, weight.device, mesh
         weights, anchors = alike.setdefault(key, ([], []))
         weights.append(weight)
         anchors.append(anchor)
     for (number, strength, zero, *_), (weights, anchors) in alike.items():
-        exponent = optimizer.param_groups[number]["lr"] * -strength
-        if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
-            # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
-            exponent = (found_inf == 0) * exponent
-        shrink_(weights, None if zero else anchors, exponent)
+        shrink_(weights, None if zero else anchors, _exponent(optimizer, number, strength))
+
+
+def _exponent(optimizer: Optimizer, number: int, strength: float) -> float | Tensor:
+    exponent: float | Tensor = optimizer.param_groups[number]["lr"] * -strength
+    if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
+        # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
+        return (found_inf == 0) * exponent  # type: ignore[no-any-return]
+    return exponent

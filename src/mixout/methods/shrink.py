@@ -10,12 +10,17 @@ With w the weight, u its anchor (None for 0) and x = lr / r:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixout.parts import whole
+from mixout.anchor import of_all_ranks
+
+_BLOCK, _GPU_BLOCK = 2**18, 2**24  # numbers that a rule reads at once: what a cache holds, and what fills a GPU
 
 
 @torch.no_grad()
@@ -30,6 +35,17 @@ def shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float
         torch._foreach_mul_(weights, math.exp(exponent))
     else:
         torch._foreach_lerp_(weights, anchors, -math.expm1(exponent))
+
+
+@torch.no_grad()
+def shrink_weighted_(weight: Tensor, anchor: Tensor | None, importance: Tensor, exponent: float | Tensor) -> None:
+    """W <- u + exp(exponent F) (w - u), entry by entry; without an anchor u is 0."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if isinstance(exponent, Tensor):
+        exponent = exponent.to(weight.device)
+    for w, u, f in _blocks(weight, anchor, importance):
+        share = (f.to(dtype) * exponent).expm1_()
+        w.addcmul_(w if u is None else w - u, share.to(w.dtype))
 
 
 @dataclass(frozen=True)
@@ -48,9 +64,8 @@ class Before:
 @torch.no_grad()
 def before(weight: Tensor, anchor: Tensor | None, gradient: Tensor) -> Before:
     """Two numbers; they stay on the weight's device."""
-    difference = weight if anchor is None else weight - anchor
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return Before(whole((gradient * difference).sum(dtype=dtype)), _norm(difference))
+    agreement, square = _products(weight, anchor, gradient.to_dense() if gradient.is_sparse else gradient)
+    return Before(agreement, square.sqrt())
 
 
 @torch.no_grad()
@@ -64,13 +79,42 @@ def shrink_selectively_(weight: Tensor, anchor: Tensor | None, then: Before, str
 
     with :math:`w_-` and g of before the step. No learning rate. Never beyond u: :math:`\lambda r` counts as 1 at most.
     """
-    difference = weight if anchor is None else weight - anchor
-    norm = _norm(difference)
+    if _known_to_be_0(then.agreement):
+        return
+    norm = _products(weight, anchor, None)[1].sqrt()
     ratio = ((norm - then.norm) / norm).nan_to_num(0.0)  # 0 / 0 where w is u
-    share = torch.where(then.agreement > 0, (strength * ratio).clamp(0, 1), 0)
-    weight.sub_(difference * share.to(weight.dtype))
+    share = torch.where(then.agreement > 0, (strength * ratio).clamp(0, 1), 0).to(weight.dtype)
+    if _known_to_be_0(share):
+        return
+    for w, u in _blocks(weight, anchor):
+        if u is None:
+            w.mul_(1 - share)
+        else:
+            w.lerp_(u, share)
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return whole(torch.linalg.vector_norm(tensor, dtype=dtype))
+def _known_to_be_0(value: Tensor) -> bool:
+    """Whether it is 0 or less, where that can be seen without waiting for a GPU."""
+    return value.device.type == "cpu" and not bool(value > 0)
+
+
+def _products(weight: Tensor, anchor: Tensor | None, gradient: Tensor | None) -> Tensor:
+    """<g, w - u>, 0 without g, and ||w - u||^2; of all ranks."""
+    dtype, found = torch.promote_types(weight.dtype, torch.float32), []
+    for w, u, g in _blocks(weight, anchor, gradient):
+        difference = (w if u is None else w - u).to(dtype).flatten()
+        slope = difference.new_zeros(()) if g is None else torch.dot(g.to(dtype).flatten(), difference)
+        found.append(torch.stack([slope, torch.dot(difference, difference)]))
+    total = torch.stack(found).sum(0)
+    return of_all_ranks(total, weight, 1) if hasattr(weight, "placements") else total
+
+
+def _blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache."""
+    own: list[Any] = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]  # type: ignore[union-attr]
+    given = [one for one in own if one is not None]
+    if all(one.is_contiguous() for one in given):
+        own = [None if one is None else one.view(-1) for one in own]
+    size, length = (_GPU_BLOCK if first.is_cuda else _BLOCK), len(own[0])
+    rows = max(1, size * length // max(1, own[0].numel()))
+    return zip(*(repeat(None) if one is None else one.split(rows) for one in own), strict=False)

@@ -1,6 +1,6 @@
 """Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)``, ``plain``.
 
-For settings files and command lines. ``parse(spell(methods)) == methods``.
+For settings files and command lines. ``parse(spell(methods)) == methods``, but for tensors, which have no text.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from numbers import Real
 from typing import Any
 
 from mixout.methods.decay import AnchorDecay
 from mixout.methods.dropout import Dropout, Plain
 from mixout.methods.method import Method
 from mixout.methods.mixing import Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout.methods.output import OutputAnchor
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, Plain)
+    kind.name: kind
+    for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, OutputAnchor, Plain)
 }
 
 _CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
@@ -113,7 +116,12 @@ def _spell_one(method: Method) -> str:
     for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
-            text = str(value).lower() if isinstance(value, (bool, str)) else repr(float(value))
+            if f.name == "every" or isinstance(value, str):
+                text = str(value)
+            elif isinstance(value, bool):
+                text = str(value).lower()
+            else:
+                text = repr(float(value)) if isinstance(value, Real) else str(value)
             arguments.append(text if position == 0 else f"{f.name}={text}")
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
 

@@ -13,7 +13,7 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
 - :func:`split`: for few tokens, where the memory that a weight takes is the bound. Phi is not made at all:
   y = x u^T + x[:, K] (s (w-u)[:, K])^T.
 - :func:`dense`: for a mask of any shape; the whole gradient is computed and masked, as ``s (g^T x) * M``.
-- :func:`compiled`: :func:`sparse` in a graph of ``torch.compile`` on a CPU.
+- :func:`compiled`: :func:`sparse` or :func:`dense` in a graph of ``torch.compile`` on a CPU.
 
 All are differentiable twice (but :func:`compiled`, as torch's compiled graphs), work under ``torch.func``, and return
 tensors that may be changed in place.
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from mixout.ops import kernels
 from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import interpolate, interpolate_to, like, scaled
+from mixout.ops.mix import interpolate_to, like, scaled
 from mixout.ops.reference import Gradient
 
 # Columns of 16 bits each that a GPU's matrix units load at once.
@@ -262,38 +262,62 @@ def dense(
 
 @torch.library.custom_op("mixout::linear", mutates_args=())
 def _linear_in_graph(
-    x: Tensor, phi: Tensor, bias: Tensor | None, weight: Tensor, mask: Tensor, slope: Tensor
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: Tensor,
+    slope: Tensor | None,
+    thin: bool,
 ) -> Tensor:
-    """Y = x Phi^T + b of rows; opaque to the compiler, since the number of kept columns changes from pass to pass."""
-    return F.linear(x, phi, bias)
+    return F.linear(x, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
 
 
 @_linear_in_graph.register_fake
-def _(x: Tensor, phi: Tensor, bias: Tensor | None, weight: Tensor, mask: Tensor, slope: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], phi.shape[0])
+def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
-@torch.library.custom_op("mixout::thin_gradient", mutates_args=())
-def _thin_gradient_in_graph(grad: Tensor, x: Tensor, mask: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
+@torch.library.custom_op("mixout::linear_grad_x", mutates_args=())
+def _grad_x_in_graph(grad: Tensor, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: Tensor) -> Tensor:
+    return grad @ interpolate_to(grad.dtype, weight, anchor, mask, float(scale))
+
+
+@_grad_x_in_graph.register_fake
+def _(grad: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("mixout::linear_grad_weight", mutates_args=())
+def _grad_weight_in_graph(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None, thin: bool
+) -> Tensor:
+    if not thin or slope is None:
+        return masked(grad.t() @ x, weight.dtype, mask, None if slope is None else float(slope))
     kept = mask.nonzero().squeeze(1)
     return thin_gradient(grad, x.index_select(1, kept), kept, tuple(weight.shape), weight.dtype, float(slope))
 
 
-@_thin_gradient_in_graph.register_fake
-def _(grad: Tensor, x: Tensor, mask: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
-    return weight.new_empty(weight.shape)
+@_grad_weight_in_graph.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, phi, bias, weight, mask, slope = inputs
-    ctx.save_for_backward(x, phi, weight, mask, slope)
+    x, weight, anchor, bias, mask, scale, slope, ctx.thin = inputs
+    ctx.save_for_backward(x, weight, anchor, mask, scale, slope)
     ctx.biased = bias is not None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, phi, weight, mask, slope = ctx.saved_tensors
-    grad_weight = torch.ops.mixout.thin_gradient(grad, x, mask, weight, slope)
-    return grad @ phi, None, grad.sum(0) if ctx.biased else None, grad_weight, None, None
+    x, weight, anchor, mask, scale, slope = ctx.saved_tensors
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.ops.mixout.linear_grad_x(grad, weight, anchor, mask, scale)
+    if ctx.needs_input_grad[1]:
+        grad_weight = torch.ops.mixout.linear_grad_weight(grad, x, weight, mask, slope, ctx.thin)
+    return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None, None
 
 
 _linear_in_graph.register_autograd(_backward, setup_context=_setup_context)
@@ -309,16 +333,19 @@ def compiled(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """As :func:`sparse`, for use while compiling: one graph for every mask and every p. All of x is kept for backward.
+    """As :func:`sparse` or :func:`dense`, for use while compiling: one graph for every mask and every p.
+
+    Opaque to the compiler, for which the number of kept columns would be a new shape in each pass, and which takes
+    minutes to fuse the Phi of many layers into one kernel. All of x is kept for backward.
 
     Args:
         x: (..., in), in the dtype to compute in.
         weight: w, (out, in).
         anchor: u, like ``weight``, or None for 0.
         bias: (out,) in the dtype of ``x``, or None.
-        mask: M, (in,), bool.
+        mask: M, (in,) and bool for a thin gradient; else broadcastable to ``weight``.
         scale: 1 / (1 - p), or 0 at p = 1; a tensor without dimensions.
-        gradient: ``exact``, the derivative of the forward; or ``paper``, without the factor ``scale``.
+        gradient: see :func:`dense`.
 
     Returns:
         (..., out).
@@ -328,8 +355,9 @@ def compiled(
         >>> compiled(x, w, u, None, torch.tensor([False, True]), torch.tensor(2.0))  # p = 1/2
         tensor([[10.]])
     """
+    slope = {"exact": scale, "paper": torch.ones_like(scale), "dense": None}[gradient]
+    thin = mask.dim() == 1 and mask.dtype == torch.bool and gradient != "dense"
     with without_autocast(x.device):
-        phi = interpolate(weight.detach(), anchor, mask, scale).to(x.dtype)
-        slope = scale if gradient == "exact" else torch.ones_like(scale)
-        y: Tensor = torch.ops.mixout.linear(x.reshape(-1, x.shape[-1]), phi, bias, weight, mask, slope)
+        rows = x.reshape(-1, x.shape[-1])
+        y: Tensor = torch.ops.mixout.linear(rows, weight, anchor, bias, mask, scale, slope, thin)
     return y.reshape(*x.shape[:-1], weight.shape[0])

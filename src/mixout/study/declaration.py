@@ -7,6 +7,8 @@
     restarts = 4                  # restart k uses seed k for every method, so that differences are paired
     baseline = "dropout(0.1)"     # optional: the label that the others are compared with
     own_subsets = true            # optional: restart k draws its train_size examples itself; else all have the same
+    rate = "best"                 # optional: each method at its own best of the factor learning_rate,
+    search = 3                    # chosen on the first 3 restarts and compared on the others
 
     [settings]                    # shared by all runs: any of `mixout finetune`'s options
     epochs = 5
@@ -114,6 +116,8 @@ def parse(text: str) -> Study:
         methods=[_axis("method", number, table) for number, table in _entries(tables, "method")],
         factors=tables.get("factors", {}),
         own_subsets=head.get("own_subsets", False),
+        rate=head.get("rate"),
+        search=head.get("search", 3),
     )
 
 
@@ -124,7 +128,7 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(tables.get(name, {}), dict):
             raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
     head = tables.get("study", {})
-    _check_keys("[study]", head, ("name", "restarts", "baseline", "base", "own_subsets"))
+    _check_keys("[study]", head, ("name", "restarts", "baseline", "base", "own_subsets", "rate", "search"))
     if "base" not in head:
         return tables
     # Not any path: files that name each other would have no end.

@@ -1,26 +1,41 @@
-"""One run as it lies in a ledger: the files of its folder, written from a plan and read into an entry."""
+"""One run as it lies in a ledger: the files of its folder, written from a plan and read into an entry.
+
+Records of 0.1 are read as well. What a newer version wrote is told apart from what is damaged: it must not be run
+again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mixout.errors import InputError
-from mixout.finetune.record import Record
-from mixout.study.analysis.runs import Run
+from mixout.finetune.record import RECORD_NAME, Record
+from mixout.finetune.settings import CAUSAL, Settings
+from mixout.study.analysis.runs import Run, is_collapsed
 from mixout.study.grid import Planned
 
 RUN_NAME = "run.json"
 FAILURE_NAME = "failure.json"
-# What came out of a run. Named one by one: a field that a later version adds must not turn equal results into others.
-_OUTCOME = ("status", "metric", "score", "scores", "evaluations", "training", "predictions", "steps", "distance")
+FORMAT = 2
+RECORD_FORMAT = 1
+# What came out of a run, whatever score counts and however often it was looked at. Named one by one: a field that a
+# later version adds must not turn equal results into others.
+_OUTCOME = ("status", "scores", "predictions", "steps", "distance")
+# In 0.1 what was looked at was part of it.
+_OUTCOME_0_1 = ("status", "metric", "score", "scores", "evaluations", "training", "predictions", "steps", "distance")
 # What a model still knows of its original domain, by type of model.
 _ORIGINAL = ("original_similarity", "original_log_likelihood")
 _PLACE = ("id", "task", "method", "restart", "factors")
+
+
+class NewerError(InputError):
+    """A newer version of mixout wrote this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +46,9 @@ class Entry:
         folder: where.
         run: for the analysis.
         record: None for a run that failed.
+        settings: name to value, as in the plan.
         wall: seconds from start to end, with loading and evaluations; None where unknown.
+        looks: how often the study was to be looked at when this run was added.
         attempts: how often a failed run was tried; 1 for one that ended.
         traceback: of the last attempt of a failed run.
     """
@@ -39,33 +56,69 @@ class Entry:
     folder: Path
     run: Run
     record: Record | None
+    settings: Mapping[str, Any]
     wall: float | None = None
+    looks: int = 1
     attempts: int = 1
     traceback: str | None = None
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the trained model was kept."""
+        return (self.folder / "config.json").exists()
 
-def result_of(record: Record) -> str:
-    """sha256 of what came out of a run: scores, predictions and curves, not clocks, machine or paths."""
-    # From the text, in which numbers that are not finite have a form that compares.
-    values = json.loads(record.to_json())
-    return hashlib.sha256(json.dumps([values[name] for name in _OUTCOME]).encode()).hexdigest()
+    def seen_as(self, planned: Planned) -> Run:
+        """The run under the names of a study, with the score that counts there.
+
+        Raises:
+            InputError: the run has no such score.
+        """
+        run = replace(self.run, task=planned.task, method=planned.method, factors=planned.factors)
+        if self.record is None or planned.metric == run.metric:
+            return run
+        if planned.metric not in self.record.scores:
+            known = ", ".join(self.record.scores)
+            raise InputError(f"expected a score of {planned} among {known}, got {planned.metric!r}")
+        evaluations = [(one.step, one.scores[planned.metric]) for one in self.record.evaluations]
+        return replace(
+            run,
+            metric=planned.metric,
+            score=self.record.scores[planned.metric],
+            chance=planned.chance,
+            evaluations=tuple(evaluations),
+        )
+
+
+def result_of(values: Mapping[str, Any], names: tuple[str, ...] = _OUTCOME) -> str:
+    """sha256 of what came out of a run: scores and predictions, not clocks, machine or paths.
+
+    Args:
+        values: of a record's JSON, in which numbers that are not finite have a form that compares.
+        names: of the fields that count.
+    """
+    return hashlib.sha256(json.dumps([values[name] for name in names]).encode()).hexdigest()
 
 
 def describe(run: Planned, wall: float | None) -> str:
     """The text of ``run.json``: what is run, and under which names."""
-    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance")}
-    return json.dumps({**values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
+    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks")}
+    return json.dumps({"format": FORMAT, **values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
 
 
 def read_ended(folder: Path) -> Entry:
     """The run in a folder that holds a record.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: it does not hold what it should.
+        NewerError: a newer mixout wrote it.
+        OSError, ValueError, KeyError, TypeError, AttributeError: it does not hold what it should.
     """
-    place, record = _place(folder), Record.read(folder)
-    if folder.name.partition(".")[2] != result_of(record)[:12]:
+    place, text = _place(folder), (folder / RECORD_NAME).read_text(encoding="utf-8")
+    values = json.loads(text)
+    _check_age(values)
+    result = folder.name.partition(".")[2]
+    if result not in (result_of(values)[:12], result_of(values, _OUTCOME_0_1)[:12]):
         raise InputError("expected the result that the folder is named after, got another; the record was changed")
+    record = Record.from_json(text)
     memory = record.peak_memory
     run = Run(
         **{name: place[name] for name in _PLACE},
@@ -74,21 +127,25 @@ def read_ended(folder: Path) -> Entry:
         chance=record.chance,
         status=record.status,
         error=None if record.status == "finished" else "a loss was not finite",
-        seconds=record.seconds,
+        seconds=float(record.seconds),
         peak_memory=memory.get("host") if memory.get("device") is None else memory["device"],
-        distance=record.distance,
+        distance=float(record.distance),
         original=next((record.scores[name] for name in _ORIGINAL if name in record.scores), None),
         distance_by_layer=record.distance_by_layer,
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         predictions=record.predictions,
+        dev_size=record.dev_size,
+        collapsed=_collapsed(record),
     )
-    return Entry(folder=folder, run=run, record=record, wall=place["wall"])
+    settings, looks = place["settings"], place.get("looks", 1)
+    return Entry(folder=folder, run=run, record=record, settings=settings, wall=place["wall"], looks=looks)
 
 
 def read_failed(folder: Path) -> Entry:
     """The run in a folder that holds a failure.
 
     Raises:
+        NewerError: a newer mixout wrote it.
         OSError, ValueError, KeyError, TypeError: it does not hold what it should.
     """
     place = _place(folder)
@@ -102,11 +159,42 @@ def read_failed(folder: Path) -> Entry:
         status="failed",
         error=traceback.strip().rpartition("\n")[2],
     )
-    return Entry(folder=folder, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
+    return Entry(
+        folder=folder,
+        run=run,
+        record=None,
+        settings=place["settings"],
+        looks=place.get("looks", 1),
+        attempts=failure["attempts"],
+        traceback=traceback,
+    )
 
 
 def _place(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+    if values.get("format", 1) > FORMAT:
+        raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
     if values["id"] != folder.name.partition(".")[0]:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
     return values
+
+
+def _check_age(values: Mapping[str, Any]) -> None:
+    """Whatever a record says that this version has no name for, a newer one has written."""
+    unknown = [name for name in values if name not in {"format", *(item.name for item in fields(Record))}]
+    unknown += [name for name in values["settings"] if name not in {item.name for item in fields(Settings)}]
+    if values["format"] > RECORD_FORMAT or unknown:
+        version = values.get("versions", {}).get("mixout", "?")
+        what = f"{unknown[0]!r}" if unknown else f"format {values['format']}"
+        raise NewerError(f"expected a record that this version knows, got {what}, of mixout {version}")
+
+
+def _collapsed(record: Record) -> bool:
+    if not record.evaluations or record.settings.task_type == CAUSAL:
+        return False
+    return is_collapsed(
+        record.predictions,
+        record.evaluations[-1].loss,
+        accuracy=record.scores.get("accuracy"),
+        classes=None if record.labels is None else len(record.labels),
+    )

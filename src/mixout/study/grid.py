@@ -17,9 +17,10 @@ from mixout.methods.text import nearest
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
+RATE = "learning_rate"
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
 # A factor changes the result, and gets a column of that name beside those of the score.
-_NO_FACTORS = (*_PLACED, *UNSEEN, "save", "metric")
+_NO_FACTORS = (*_PLACED, *UNSEEN, "save", "evaluate", "metric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Planned:
 
     Args:
         id: identity, see :mod:`mixout.study.identity`.
+        former: identities that 0.1 gave to the same run.
         task: label.
         method: label.
         restart: also the seed.
@@ -43,9 +45,11 @@ class Planned:
         settings: everything that the run needs.
         metric: the score that counts.
         chance: what a constant answer scores; None where that is not known before the run.
+        looks: how often the study is to be looked at before restarts are added.
     """
 
     id: str
+    former: tuple[str, ...] = ()
     task: str
     method: str
     restart: int
@@ -53,6 +57,7 @@ class Planned:
     settings: Settings
     metric: str
     chance: float | None
+    looks: int = 1
 
     @property
     def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -76,6 +81,9 @@ class Study:
         baseline: label of a method; None for none.
         settings: shared by all runs.
         factors: setting -> its values.
+        rate: ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
+            :mod:`mixout.study.best`; None at each value.
+        search: the first restarts, which choose the best rate and are not compared.
         own_subsets: restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples
             too; else on one subset, and they speak of other restarts on it.
 
@@ -91,6 +99,8 @@ class Study:
     settings: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     own_subsets: bool = False
+    rate: str | None = None
+    search: int = 3
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -99,6 +109,7 @@ class Study:
             raise InputError(f"expected restarts as a whole number >= 1, got {self.restarts!r}")
         if not isinstance(self.own_subsets, bool):
             raise InputError(f"expected own_subsets as true or false, got {self.own_subsets!r}")
+        self._check_search()
         check_settings("[settings]", self.settings)
         for kind, axes in (("task", self.tasks), ("method", self.methods)):
             _check_axes(kind, axes)
@@ -112,15 +123,29 @@ class Study:
                 f"got {self.baseline!r}{(longer or [nearest(str(self.baseline), labels)])[0]}"
             )
 
+    def _check_search(self) -> None:
+        if self.rate is None:
+            return
+        if self.rate != "best":
+            raise InputError(f"expected rate as 'best' or left out, got {self.rate!r}")
+        if len(self.factors.get(RATE, ())) < 2:
+            raise InputError(f"expected two rates or more with rate = 'best'; list them under [factors] as {RATE}")
+        if isinstance(self.search, bool) or not isinstance(self.search, int) or not 1 <= self.search < self.restarts:
+            raise InputError(
+                f"expected search as a whole number from 1 to {self.restarts - 1}, below the {self.restarts} restarts, "
+                f"got {self.search!r}"
+            )
+
     def with_settings(self, changes: Mapping[str, Any]) -> Study:
         """The study with other shared settings; what a task or method says itself stays."""
         return replace(self, settings={**self.settings, **changes})
 
-    def runs(self, inputs: Inputs | None = None) -> list[Planned]:
-        """All runs: restart by restart, so that at any time there is a fair table.
+    def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:
+        """All runs: task by task, so that data and weights are read once, and within a task restart by restart.
 
         Args:
             inputs: data and weights that are known already.
+            first: number of the first restart.
 
         Raises:
             InputError: a value cannot be, data or models are missing, or two cells are the same.
@@ -129,11 +154,11 @@ class Study:
         known = inputs or Inputs()
         combinations = list(itertools.product(*self.factors.values()))
         runs: dict[str, Planned] = {}
-        for restart, task, values, method in itertools.product(
-            range(self.restarts), self.tasks, combinations, self.methods
+        for task, restart, values, method in itertools.product(
+            self.tasks, range(first, self.restarts), combinations, self.methods
         ):
             factors = dict(zip(self.factors, values, strict=True))
-            run = _planned(self, task, method, factors, restart, known)
+            run = _planned(self, task, method, factors, restart, known, check=restart == first)
             if run.id in runs:
                 raise InputError(
                     f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
@@ -143,15 +168,18 @@ class Study:
         return list(runs.values())
 
 
-def _planned(study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs) -> Planned:
+def _planned(
+    study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs, *, check: bool
+) -> Planned:
     values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
     try:
         if study.own_subsets:
             values["subset_seed"] = _own_subset(values)
         settings = inputs.complete(Settings(**values))
         id = inputs.identity(settings)
-        if restart == 0:  # the others differ in their seeds alone
+        if check:  # the others differ in their seeds alone
             inputs.check(settings)
+        former = inputs.former(settings)
         metric, chance = inputs.goal(settings)
     except InputError as error:
         where = "".join(f", {name} {text_of(value)}" for name, value in factors.items())
@@ -159,6 +187,7 @@ def _planned(study: Study, task: Axis, method: Axis, factors: dict[str, Any], re
     texts = {name: text_of(value) for name, value in factors.items()}
     return Planned(
         id=id,
+        former=former,
         task=task.label,
         method=method.label,
         restart=restart,

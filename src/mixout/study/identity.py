@@ -4,14 +4,17 @@ Settings that are paths stand for content: the sha256 of the data takes the plac
 ``original`` and the columns, that of the weights the place of ``model``. So two machines with the files in different
 folders agree, and a file that changed makes another run. Settings at their default are left out, so that a setting
 that is added later does not make every earlier run another one; a changed default is a new major version, which is
-part of the identity. Device, loggers and the number of workers are not.
+part of the identity. What is watched is not: the score that counts, evaluations, checkpoints, loggers, device, workers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 import mixout
 from mixout.finetune import data as inputs
@@ -26,7 +29,8 @@ from mixout.methods import MixingMethod, parse
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
 # Represented by content, by the four resolved seeds, or without influence on the result.
-_LEFT_OUT = ("model", "task", "data_dir", "original", *_COLUMNS, "metric", "seed", *UNSEEN)
+_LEFT_OUT = ("model", "task", "data_dir", "original", *_COLUMNS, "seed", *UNSEEN)
+_WATCHED = {"metric": None, "evaluate": "epoch", "save": "epoch"}  # with the defaults of 0.1
 
 
 class Inputs:
@@ -53,26 +57,43 @@ class Inputs:
             InputError: data or model are missing, or the data have fewer examples than the settings ask for.
             MissingExtraError: the embedded model or task is not installed.
         """
+        return _hash(self._values(settings))
+
+    def former(self, settings: Settings) -> tuple[str, ...]:
+        """The identities that 0.1 gave to the same run, by the score that counted, evaluations and checkpoints."""
+        task, _ = self._data(settings)
+        values = self._values(settings) | {"mixout": "0.1"}
+        found = []
+        for metric, evaluate, save in itertools.product(
+            dict.fromkeys([task.metric, *task.metrics]),
+            ("epoch", "end"),
+            dict.fromkeys(["epoch", "no", settings.save]),
+        ):
+            watched = {"evaluate": evaluate, "save": save}
+            kept = {name: value for name, value in watched.items() if value != _WATCHED[name]}
+            found.append(_hash(values | {"metric": metric} | kept))
+        return tuple(found)
+
+    def _values(self, settings: Settings) -> dict[str, Any]:
         settings = self.complete(settings)
-        task, data = self._data(settings)
+        _, data = self._data(settings)
         if settings.model not in self._weights:
             self._weights[settings.model] = revision(settings.model)
         resolved = settings.resolved()
-        values = {
+        methods = parse(settings.method)
+        chosen = {
             item.name: getattr(resolved, item.name)
             for item in fields(resolved)
-            if item.name not in _LEFT_OUT and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
+            if item.name not in (*_LEFT_OUT, *_WATCHED)
+            and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
         }
-        methods = parse(settings.method)
-        values |= {
+        return chosen | {
             "method": settings.method,
             "gradient": next((method.gradient for method in methods if isinstance(method, MixingMethod)), None),
-            "metric": task.metric,
             "data": data,
             "weights": self._weights[settings.model],
             "mixout": compatible(mixout.__version__),
         }
-        return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def complete(self, settings: Settings) -> Settings:
         """The settings with what they leave open, by the rule that a single run follows too.
@@ -127,6 +148,10 @@ class Inputs:
                 inputs.subset(task, settings)
                 self._subsets.add(subset)
         return task, data
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def compatible(version: str) -> str:

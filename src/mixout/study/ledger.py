@@ -3,14 +3,17 @@
 ::
 
     LEDGER/
-      runs/<id>.<result>/     a run that ended: run.json (its place in the study) and record.json (what it did)
+      runs/<id>.<result>/     a run that ended: run.json (its place in the study), record.json (what it did), and
+                              perhaps the trained model
       runs/<id>/              a run that failed: run.json and failure.json (status, attempts, traceback)
       work/<id>/              a run that is being made, or was cut off
-      lock                    held while a study runs
+      locks/<id>              held by the process that makes the run
+      trash/<time>/           what was removed
 
 ``id`` is the run's identity and ``result`` a hash of what came out, without clocks and machine. So ledgers of several
 machines are merged by copying their ``runs`` together: equal results fall into one folder, and a run that came out
-differently stands beside the other, a conflict. Of those the one that was finished first counts.
+differently stands beside the other, a conflict. Of those the one that was finished first counts. Several processes,
+also of several machines that share the folder, may work on one ledger: each run is made by the one that holds its lock.
 
 It runs nothing and computes no statistics.
 """
@@ -18,19 +21,30 @@ It runs nothing and computes no statistics.
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mixout.errors import InputError
 from mixout.finetune.disk import writing
 from mixout.finetune.folder import CHECKPOINTS
-from mixout.finetune.record import Record, sync_folder, write_atomically
+from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically
 from mixout.study.analysis.runs import Run
-from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, describe, read_ended, read_failed, result_of
-from mixout.study.grid import Planned
+from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_ended, read_failed, result_of
+from mixout.study.grid import Planned, text_of
+
+_RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+# What differs between the restarts of a cell, or says only what was watched.
+_NO_FACTORS = ("seed", "init_seed", "data_seed", "mask_seed", "report_to", "save", "evaluate", "metric", "data_dir")
+_NO_FACTORS += ("logging_steps", "task", "model", "original")  # the last three by content, below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +55,58 @@ class Contents:
         entries: one for each run, by id.
         conflicts: id -> all its entries, where results differ; the first is the one that counts.
         damaged: folder -> what is wrong with it; such as a copy that was cut off.
-        leftovers: folders of runs that were cut off, and what else is of no use.
+        newer: folder -> what a newer mixout wrote there, which this one does not know.
+        leftovers: folders of runs that were cut off, or failed here and ended elsewhere.
+        foreign: folders that are no runs.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     conflicts: dict[str, list[Entry]] = field(default_factory=dict)
     damaged: dict[Path, str] = field(default_factory=dict)
+    newer: dict[Path, str] = field(default_factory=dict)
     leftovers: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+
+    def entry(self, planned: Planned) -> Entry | None:
+        """What is there of a run, also under an identity that 0.1 gave it."""
+        found = (self.entries.get(id) for id in (planned.id, *planned.former))
+        return next((entry for entry in found if entry is not None), None)
 
     def of(self, planned: Sequence[Planned]) -> list[Run]:
         """The runs that a study asks for, as far as they are there, under the names that the study gives them."""
-        return [
-            replace(self.entries[one.id].run, task=one.task, method=one.method, factors=one.factors)
-            for one in planned
-            if one.id in self.entries
+        return [entry.seen_as(one) for one in planned if (entry := self.entry(one)) is not None]
+
+    def runs(self) -> list[Run]:
+        """Every run, also the failed ones, sorted by task, method, factors and restart.
+
+        Where runs have the same place, as those of two studies with other settings, the settings that differ become
+        factors.
+        """
+        places: dict[tuple[object, ...], list[Entry]] = {}
+        for entry in self.entries.values():
+            run = entry.run
+            places.setdefault((run.task, run.method, *sorted(run.factors.items()), run.restart), []).append(entry)
+        names: dict[str, None] = {}
+        for entries in places.values():
+            told = [_told(entry) for entry in entries]
+            names |= dict.fromkeys(name for name in told[0] if any(one.get(name) != told[0][name] for one in told))
+        runs = []
+        for entry in self.entries.values():
+            told = _told(entry)
+            more = {name: told[name] for name in names if name in told and name not in entry.run.factors}
+            runs.append(replace(entry.run, factors=entry.run.factors | more))
+        return sorted(runs, key=lambda run: (run.task, run.method, sorted(run.factors.items()), run.restart))
+
+    def remarks(self) -> list[str]:
+        """What a reader of results has to know of the ledger, in words."""
+        said = [
+            f"{_name(entries[0].run)} came out in {len(entries)} ways; the one that was finished first counts."
+            for entries in self.conflicts.values()
         ]
+        for folders, what in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):
+            if folders:
+                said.append(f"{len(folders)} run{' is' if len(folders) == 1 else 's are'} {what}.")
+        return said
 
 
 class Ledger:
@@ -74,9 +125,8 @@ class Ledger:
             raise InputError(f"expected a folder as the ledger, got the file {str(folder)!r}; choose another one")
 
     def runs(self) -> list[Run]:
-        """Every run, also the failed ones, sorted by task, method, factors and restart."""
-        found = [entry.run for entry in self.read().entries.values()]
-        return sorted(found, key=lambda run: (run.task, run.method, sorted(run.factors.items()), run.restart))
+        """Every run, see :meth:`Contents.runs`."""
+        return self.read().runs()
 
     def read(self) -> Contents:
         """Everything that is there. What cannot be read is listed, never skipped in silence."""
@@ -85,12 +135,18 @@ class Ledger:
         contents = Contents(leftovers=_folders(self.folder / "work"))
         for folder in _folders(self.folder / "runs"):
             id, dot, _ = folder.name.partition(".")
+            if not _RUN.fullmatch(folder.name):
+                contents.foreign.append(folder)
+                continue
             if not dot and not (folder / FAILURE_NAME).exists():
                 contents.leftovers.append(folder)
                 continue
             try:
                 entry = read_ended(folder) if dot else read_failed(folder)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except NewerError as error:
+                contents.newer[folder] = str(error)
+                continue
+            except _UNREADABLE as error:
                 contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 continue
             if dot:
@@ -108,11 +164,44 @@ class Ledger:
             contents.entries.setdefault(id, entry)
         return contents
 
+    def has(self, run: Planned) -> bool:
+        """Whether the run has ended, by now: it is asked when another process may have made it."""
+        for id in (run.id, *run.former):
+            for folder in (self.folder / "runs").glob(f"{id}.*"):
+                with suppress(*_UNREADABLE):  # what is damaged is made again
+                    read_ended(folder)
+                    return True
+        return False
+
     def work(self, run: Planned) -> Path:
         """Where this run is to be made; the folder need not exist."""
         return self.folder / "work" / run.id
 
-    def commit(self, run: Planned, wall: float | None) -> Record:
+    def claim(self, id: str) -> FileLock | None:
+        """The lock of a run, held from now on; None while another process makes the run.
+
+        It goes with the process, however that ends.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        lock = FileLock(self.folder / "locks" / id)
+        try:
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        except OSError as error:
+            raise InputError(f"expected a ledger that can be written to, got {str(self.folder)!r}: {error}") from error
+        return lock
+
+    def release(self, lock: FileLock) -> None:
+        """Give a lock back. Its file goes first: whoever has it open sees the run as it is now."""
+        with suppress(OSError):  # Windows keeps what is open
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+    def commit(self, run: Planned, wall: float | None) -> Entry:
         """Take over the run that lies finished in its work folder: a rename, before which nothing of it shows.
 
         Args:
@@ -123,18 +212,19 @@ class Ledger:
             WriteError: the disk is full.
         """
         place = self.work(run)
-        record = Record.read(place)
-        target = self.folder / "runs" / f"{run.id}.{result_of(record)[:12]}"
+        values = json.loads((place / RECORD_NAME).read_text(encoding="utf-8"))
+        target = self.folder / "runs" / f"{run.id}.{result_of(values)[:12]}"
         with writing(self.folder):
-            remove(place / CHECKPOINTS)
+            if (place / CHECKPOINTS).exists():
+                shutil.rmtree(place / CHECKPOINTS)
             write_atomically(place / RUN_NAME, describe(run, wall))
             target.parent.mkdir(exist_ok=True)
             # The same result, but damaged: what can be read is never run again.
-            remove(target)
+            self.discard(target)
             place.rename(target)
             sync_folder(target.parent)
-            remove(self.folder / "runs" / run.id)
-        return record
+            self.discard(self.folder / "runs" / run.id)
+        return read_ended(target)
 
     def fail(self, run: Planned, attempts: int, traceback: str) -> None:
         """Record that a run failed for good; a later success replaces it.
@@ -148,43 +238,36 @@ class Ledger:
             place.mkdir(parents=True, exist_ok=True)
             write_atomically(place / RUN_NAME, describe(run, None))
             write_atomically(place / FAILURE_NAME, json.dumps(failure, indent=1) + "\n")
-            remove(self.work(run))
+            if self.work(run).exists():
+                shutil.rmtree(self.work(run))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Only one process at a time runs into a ledger; the lock goes with the process, however it ends.
+    def discard(self, folder: Path) -> None:
+        """Move a folder to the trash, if it is there."""
+        if not folder.exists():
+            return
+        trash = self.folder / "trash" / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
+        trash.mkdir(parents=True)
+        folder.rename(trash / folder.name)
 
-        Raises:
-            InputError: another one does, or the folder cannot be written to.
-        """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / "lock").open("a")
-        except OSError as error:
-            raise InputError(f"expected a ledger that can be written to, got {str(self.folder)!r}: {error}") from error
-        with handle:
-            try:
-                _lock(handle.fileno())
-            except BlockingIOError as error:
-                raise InputError(
-                    f"expected a ledger that nobody else runs into, got {str(self.folder)!r}, which another process "
-                    f"uses; wait for it, or choose another ledger and copy the runs together afterwards"
-                ) from error
-            yield
+    def forget_model(self, entry: Entry) -> None:
+        """Remove the trained model of a run; its record stays."""
+        for path in entry.folder.iterdir():
+            if path.name not in (RUN_NAME, RECORD_NAME):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder with all that is in it, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def _told(entry: Entry) -> Mapping[str, str]:
+    """What tells runs apart that have the same place: settings, and the content of data and weights."""
+    told: dict[str, Any] = {name: value for name, value in entry.settings.items() if name not in _NO_FACTORS}
+    if entry.record is not None:
+        told |= {"dev_data": entry.record.fingerprints.get("dev"), "weights": entry.record.fingerprints.get("weights")}
+        told = {name: value[:8] if name in ("dev_data", "weights") and value else value for name, value in told.items()}
+    return {name: text_of(value) for name, value in told.items()}
 
 
-def _lock(descriptor: int) -> None:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows has no locks that end with the process
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _name(run: Run) -> str:
+    factors = "".join(f", {name} {value}" for name, value in run.factors.items())
+    return f"{run.task}, {run.method}{factors}, restart {run.restart}"
 
 
 def _folders(place: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from mixout.finetune.environment import NOTE
-from mixout.finetune.record import Record
+from mixout.study.entry import Entry
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents
 
@@ -39,7 +39,7 @@ class Clock:
         """With what a ledger knows about these runs."""
         clock = cls()
         for run in planned:
-            entry = contents.entries.get(run.id)
+            entry = contents.entry(run)
             if entry is not None and entry.wall is not None:
                 clock.add(run, entry.wall)
         return clock
@@ -78,23 +78,36 @@ class Course:
     Args:
         planned: all runs of the study.
         missing: those of them that are to be run.
+        contents: of the ledger.
         clock: what earlier runs took; it learns from the present ones.
         report: called with each line.
     """
 
-    def __init__(self, planned: Sequence[Planned], missing: Sequence[Planned], clock: Clock, report: Report) -> None:
+    def __init__(
+        self,
+        planned: Sequence[Planned],
+        missing: Sequence[Planned],
+        contents: Contents,
+        clock: Clock,
+        report: Report,
+    ) -> None:
         self.ended = 0
         self.failed = 0
         self._total = len(planned)
-        self._left = {run.id: run for run in missing}
+        self.left = {run.id: run for run in missing}
         self._notes: set[str] = set()
         self._clock = clock
         self._report = report
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
-        before = len(planned) - len(missing)
-        if before:
-            report(f"{before} of {self._total} runs are there already")
+        entries = [entry for run in planned if (entry := contents.entry(run)) is not None]
+        failed = sum(entry.record is None for entry in entries)
+        if len(entries) > failed:
+            report(f"{len(entries) - failed} of {self._total} runs are there already")
+        if failed > sum(run.id in self.left for run in planned if contents.entry(run) is not None):
+            report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
+        for line in contents.remarks():
+            report(line)
 
     def within(self, id: str, line: str) -> None:
         """Pass on where a run stands, but not every line: short runs say nothing, long ones that they are alive.
@@ -107,22 +120,26 @@ class Course:
                 self._report(line)
             return
         now = time.perf_counter()
-        if now - self._told >= _SECONDS_BETWEEN_LINES and id in self._left:
+        if now - self._told >= _SECONDS_BETWEEN_LINES and id in self.left:
             self._told = now
-            self._report(f"  {self._left[id]}: {line.strip()}")
+            self._report(f"  {self.left[id]}: {line.strip()}")
 
-    def finished(self, run: Planned, record: Record, wall: float | None) -> None:
+    def finished(self, run: Planned, entry: Entry, wall: float | None) -> None:
         """A run has ended with a record."""
         if wall is not None:
             self._clock.add(run, wall)
             self._worked += wall
-        diverged = "" if record.status == "finished" else f", {record.status}"
-        self._end(run, f"{record.metric} {record.score:.3f}{diverged} ({record.seconds:.0f} s of training)")
+        how = ", diverged" if entry.run.status == "diverged" else ", at chance" if entry.run.failed else ""
+        self._end(run, f"{entry.run.metric} {entry.run.score:.3f}{how} ({entry.run.seconds:.0f} s of training)")
 
     def gave_up(self, run: Planned, attempts: int, error: str) -> None:
         """A run has failed for good."""
         self.failed += 1
         self._end(run, f"failed after {attempts} attempts: {error}")
+
+    def leave(self, run: Planned) -> None:
+        """Another process makes the run, or has made it."""
+        del self.left[run.id]
 
     def retries(self, run: Planned, attempt: int, error: str) -> None:
         """A run has failed, and is tried again."""
@@ -130,13 +147,13 @@ class Course:
 
     def _end(self, run: Planned, how: str) -> None:
         self.ended += 1
-        del self._left[run.id]
+        del self.left[run.id]
         failed = f", {self.failed} failed" if self.failed else ""
-        self._report(f"[{self._total - len(self._left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
+        self._report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
 
     def _time_left(self) -> str:
-        work = self._clock.expect(list(self._left.values()))
-        if not self._left or work is None or not self._worked:
+        work = self._clock.expect(list(self.left.values()))
+        if not self.left or work is None or not self._worked:
             return ""
         # Several at a time: so much work a second so far, so much is left.
         speed = self._worked / (time.perf_counter() - self._began)

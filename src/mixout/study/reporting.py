@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
+from mixout.study.analysis.compare import MARGIN
+from mixout.study.analysis.runs import Run
+from mixout.study.best import judged
+from mixout.study.entry import Entry
 from mixout.study.grid import Planned, Study
+from mixout.study.identity import Inputs
 from mixout.study.ledger import Contents
 from mixout.study.report import write_report
 
@@ -16,61 +24,115 @@ from mixout.study.report import write_report
 _NOT_SHARED = ("task", "method", "data_dir", "original", "report_to", "seed", "init_seed", "data_seed", "mask_seed")
 
 
+def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = None) -> Study:
+    """The study with as many restarts as the ledger holds, where these are more than its file says."""
+    inputs = inputs or Inputs()
+    while any(
+        contents.entry(run) is not None
+        for run in replace(study, restarts=study.restarts + 1).runs(inputs, first=study.restarts)
+    ):
+        study = replace(study, restarts=study.restarts + 1)
+    return study
+
+
 def report_on(
-    study: Study,
-    planned: Sequence[Planned],
+    planned: Sequence[Planned] | None,
     contents: Contents,
     folder: str | Path,
     *,
+    study: Study | None = None,
+    title: str,
     commands: Sequence[str],
-    title: str | None = None,
     baseline: str | None = None,
+    margin: float = MARGIN,
 ) -> Path:
-    """Write the report on a study, as far as it has been run.
+    """Write the report on a study, as far as it has been run, or on everything that a ledger holds.
 
     Args:
-        study: gives the title and the baseline, unless these are given.
-        planned: its runs.
+        planned: the runs of the study; None for all of the ledger, under their own names. That needs neither data nor
+            model.
         contents: of the ledger.
         folder: for the report.
-        commands: lines that make the results again.
+        study: of the runs; needed where it searches for the best rate.
         title: of the page.
+        commands: lines that make the results again.
         baseline: label of a method.
+        margin: in points, within which a method counts as good as the baseline.
 
     Returns:
         The page.
 
     Raises:
-        InputError: no run of the study has ended, or the baseline is unknown.
+        InputError: no run has ended, the baseline is unknown, or the folder holds other files.
         OSError: the folder cannot be written to.
     """
-    entries = (contents.entries.get(run.id) for run in planned)
-    records = [entry.record for entry in entries if entry is not None and entry.record is not None]
+    if planned is None:
+        runs, entries, rates = contents.runs(), list(contents.entries.values()), []
+    else:
+        runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
+        entries = [entry for one in planned if (entry := contents.entry(one)) is not None]
+    records = [entry.record for entry in entries if entry.record is not None]
     return write_report(
-        contents.of(planned),
+        runs,
         folder,
-        title=title or study.name,
-        baseline=baseline or study.baseline,
-        commands=commands,
+        title=title,
+        baseline=baseline,
+        looks=max((entry.looks for entry in entries), default=1),
+        margin=margin,
+        notes=[*rates, *contents.remarks()],
+        commands=[*commands, *best_again(runs, entries)],
         environment=environment(records),
-        settings=shared([run.settings.resolved() for run in planned]),
+        settings=shared([entry.settings for entry in entries]),
     )
 
 
-def shared(settings: Sequence[Settings]) -> dict[str, object]:
+def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
+    """For each task the command that makes its best run again, with its model; a comment before each."""
+    settings = {entry.run.id: entry.settings for entry in entries if entry.record is not None}
+    best: dict[str, Run] = {}
+    for run in runs:
+        if run.id in settings and not math.isnan(run.score):
+            best[run.task] = max(best.get(run.task, run), run, key=lambda one: one.score)
+    return [
+        line
+        for run in best.values()
+        for line in (
+            f"# the best run on {run.task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}",
+            command(settings[run.id]),
+        )
+    ]
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command line that makes a run, and keeps its model.
+
+    Example:
+        >>> command({"task": "rte", "method": "mixout(0.7)", "epochs": 3.0, "report_to": []})
+        "mixout finetune --output-dir out/best --task rte --method 'mixout(0.7)' --epochs 3.0"
+    """
+    words = ["mixout", "finetune", "--output-dir", "out/best"]
+    for item in fields(Settings):
+        value = settings.get(item.name, item.default)
+        if value == item.default or value in (None, [], ()):
+            continue
+        words.append(f"--{item.name.replace('_', '-')}")
+        words += map(str, value) if isinstance(value, (list, tuple)) else [] if value is True else [str(value)]
+    return shlex.join(words)
+
+
+def shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """The settings that all runs have in common.
 
     Example:
-        >>> from mixout.finetune.settings import Settings
-        >>> common = shared([Settings(epochs=1), Settings(epochs=2)])
-        >>> "epochs" in common, common["batch_size"]
-        (False, 32)
+        >>> shared([{"epochs": 1, "batch_size": 32}, {"epochs": 2, "batch_size": 32}])
+        {'batch_size': 32}
     """
-    values = [asdict(one) for one in settings]
+    if not settings:
+        return {}
     return {
         name: value
-        for name, value in values[0].items()
-        if name not in _NOT_SHARED and all(other[name] == value for other in values)
+        for name, value in settings[0].items()
+        if name not in _NOT_SHARED and all(other.get(name) == value for other in settings)
     }
 
 

@@ -7,12 +7,16 @@ Wrong input and a full disk end the study; every run that has ended is kept then
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from filelock import FileLock
+
 from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME
+from mixout.study.entry import Entry
 from mixout.study.executors import Executor, Job, Outcome
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents, Ledger
@@ -21,6 +25,7 @@ from mixout.study.progress import Clock, Course, Report
 RETRIES = 1
 # Of a run whose worker was lost. Not without end: a run may itself be what kills its process.
 LOSSES = 3
+KEEP = ("no", "best", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +35,12 @@ class Tally:
     Args:
         ran: runs that ended in this call, with a record or as failed.
         failed: those of them that failed.
+        elsewhere: runs that another process is making, or has made meanwhile.
     """
 
     ran: int
     failed: int
+    elsewhere: int = 0
 
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:
@@ -44,9 +51,10 @@ def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = Fal
         contents: of the ledger.
         again: instead those that failed.
     """
+    entries = [(run, contents.entry(run)) for run in planned]
     if again:
-        return [run for run in planned if run.id in contents.entries and contents.entries[run.id].record is None]
-    return [run for run in planned if run.id not in contents.entries]
+        return [run for run, entry in entries if entry is not None and entry.record is None]
+    return [run for run, entry in entries if entry is None]
 
 
 def run(
@@ -57,8 +65,9 @@ def run(
     report: Report,
     retries: int = RETRIES,
     again: bool = False,
+    keep: str = "no",
 ) -> Tally:
-    """Run what is missing.
+    """Run what is missing, but for what another process is making.
 
     Args:
         planned: what a study asks for, in the order in which it is run.
@@ -67,49 +76,72 @@ def run(
         report: called with one line of progress after each run, and with one every few seconds within it.
         retries: how often a run that raised is tried again.
         again: run those that failed, instead of those that were never run.
+        keep: trained models: none, those of all runs, or of each task and method that with the best score. Of runs
+            that are there already none is made again for its model.
 
     Returns:
         What was done.
 
     Raises:
-        InputError: the input is wrong, or another process runs into the ledger.
+        InputError: the input is wrong, or a newer mixout has made some of these runs.
         WriteError: a disk is full; call it again to continue.
     """
     if retries < 0:
         raise InputError(f"expected retries >= 0, got {retries}")
-    with ledger.locked():
-        contents = ledger.read()
-        queue = deque(missing(planned, contents, again=again))
-        course = Course(planned, list(queue), Clock.of(planned, contents), report)
-        loop = _Loop(ledger, course, retries, {run.id: run for run in queue})
-        if again:
-            loop.before = {run.id: contents.entries[run.id].attempts for run in queue}
-        queue = loop.recovered(queue)
-        if queue:
-            with executor:
-                loop.through(queue, executor)
-    return Tally(ran=course.ended, failed=course.failed)
+    if keep not in KEEP:
+        raise InputError(f"expected keep among {', '.join(KEEP)}, got {keep!r}")
+    contents = ledger.read()
+    _check_newer(planned, contents)
+    queue = deque(missing(planned, contents, again=again))
+    course = Course(planned, list(queue), contents, Clock.of(planned, contents), report)
+    loop = _Loop(ledger, course, retries, {run.id: run for run in queue}, keep)
+    if again:
+        loop.before = {run.id: entry.attempts for run in queue if (entry := contents.entry(run)) is not None}
+    if keep == "best":
+        for one in planned:
+            if (entry := contents.entry(one)) is not None and entry.has_model:
+                loop.kept[one.cell] = entry
+    queue = loop.recovered(queue)
+    if queue:
+        with executor:
+            loop.through(queue, executor)
+    return Tally(ran=course.ended, failed=course.failed, elsewhere=loop.elsewhere)
+
+
+def _check_newer(planned: Sequence[Planned], contents: Contents) -> None:
+    """What a newer version made must not be made again: it would stand beside it, or be lost."""
+    ids = {folder.name.partition(".")[0]: folder for folder in contents.newer}
+    for run in planned:
+        if run.id in ids:
+            raise InputError(
+                f"expected runs that this mixout can read, got one of a newer version ({run}): "
+                f"{contents.newer[ids[run.id]]}; use that version, or another ledger"
+            )
 
 
 class _Loop:
     """The runs that are under way, and how often each was tried."""
 
-    def __init__(self, ledger: Ledger, course: Course, retries: int, runs: dict[str, Planned]) -> None:
+    def __init__(self, ledger: Ledger, course: Course, retries: int, runs: dict[str, Planned], keep: str) -> None:
         self.ledger = ledger
         self.course = course
         self.retries = retries
         self.runs = runs
+        self.keep = keep
+        self.kept: dict[object, Entry] = {}
         self.before: dict[str, int] = {}
         self.raised: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self.locks: dict[str, FileLock] = {}
+        self.elsewhere = 0
 
     def recovered(self, queue: deque[Planned]) -> deque[Planned]:
         """Take over runs that were finished when a process was killed, but not yet in the ledger."""
         rest: deque[Planned] = deque()
         for run in queue:
-            if (self.ledger.work(run) / RECORD_NAME).exists():
-                self.course.finished(run, self.ledger.commit(run, None), None)
-            else:
+            if (self.ledger.work(run) / RECORD_NAME).exists() and self.claimed(run):
+                self.finish(run, None)
+            elif run.id in self.course.left:
                 rest.append(run)
         return rest
 
@@ -119,19 +151,37 @@ class _Loop:
         while queue or flying:
             while queue and flying < executor.slots:
                 run = queue.popleft()
+                if not self.claimed(run):
+                    continue
                 again = run.id in self.raised or run.id in self.lost
-                executor.start(Job(id=run.id, settings=run.settings, folder=self.ledger.work(run), again=again))
+                folder, keep_model = self.ledger.work(run), self.keep != "no"
+                executor.start(Job(id=run.id, settings=run.settings, folder=folder, again=again, keep_model=keep_model))
                 flying += 1
-            outcome = executor.wait(self.course.within)
-            flying -= 1
-            if not self.settled(outcome):
-                queue.appendleft(self.runs[outcome.job.id])
+            if flying:
+                outcome = executor.wait(self.course.within)
+                flying -= 1
+                if not self.settled(outcome):
+                    queue.appendleft(self.runs[outcome.job.id])
+
+    def claimed(self, run: Planned) -> bool:
+        """Whether the run is ours to make: no other process makes it, or has made it since we looked."""
+        if run.id in self.locks:  # another attempt
+            return True
+        lock = self.ledger.claim(run.id)
+        if lock is not None and not self.ledger.has(run):
+            self.locks[run.id] = lock
+            return True
+        if lock is not None:
+            self.ledger.release(lock)
+        self.elsewhere += 1
+        self.course.leave(run)
+        return False
 
     def settled(self, outcome: Outcome) -> bool:
         """Whether the run is done with; otherwise it is to be tried again."""
         run = self.runs[outcome.job.id]
         if outcome.error is None:
-            self.course.finished(run, self.ledger.commit(run, outcome.seconds), outcome.seconds)
+            self.finish(run, outcome.seconds)
             return True
         tries, bound = (self.lost, LOSSES) if outcome.lost else (self.raised, self.retries)
         tries[run.id] += 1
@@ -142,5 +192,19 @@ class _Loop:
             return False
         attempts += self.before.get(run.id, 0)
         self.ledger.fail(run, attempts, outcome.error)
+        self.ledger.release(self.locks.pop(run.id))
         self.course.gave_up(run, attempts, error)
         return True
+
+    def finish(self, run: Planned, seconds: float | None) -> None:
+        """The run has ended with a record."""
+        entry = self.ledger.commit(run, seconds)
+        self.ledger.release(self.locks.pop(run.id))
+        if self.keep == "best" and entry.has_model:
+            best = self.kept.get(run.cell)
+            # nan, the score of a run that diverged, is above nothing.
+            if best is None or entry.run.score > best.run.score or math.isnan(best.run.score):
+                self.kept[run.cell] = entry
+            if best is not None:
+                self.ledger.forget_model(entry if self.kept[run.cell] is best else best)
+        self.course.finished(run, entry, seconds)

@@ -45,9 +45,9 @@ def test_statistics_equal_numpy_and_scipy(hundredths):
         assert found.sd == pytest.approx(np.std(scores, ddof=1))
     else:
         assert found.sd is None
-    if len(scores) > 2:
-        assert found.mean_low <= found.mean + 1e-12
-        assert found.mean_high >= found.mean - 1e-12
+    if len(scores) > 2 and np.ptp(scores) > 0 and (found.failed == 0 or len(scores) >= 10):
+        oracle = stats.ttest_1samp(scores, 0.0).confidence_interval()
+        assert (found.mean_low, found.mean_high) == pytest.approx((oracle.low, oracle.high))
     else:
         assert found.mean_low is found.mean_high is None
 
@@ -86,7 +86,7 @@ def test_where_chance_is_unknown_it_is_left_out_and_counted():
     assert (found.n, found.runs, found.unscored) == (2, 3, 1)
     assert found.restarts == (0, 2)
     assert found.mean == pytest.approx(0.8)
-    assert (found.failed, found.failure_rate, found.failure_low, found.failure_high) == (None,) * 4
+    assert (found.failed, found.failure_rate) == (1, pytest.approx(1 / 3))
 
 
 def test_a_diverged_run_keeps_its_score_and_counts_as_failed():
@@ -104,7 +104,7 @@ def test_equal_scores_need_no_warning(n):
     found = cell([0.527] * n)
     assert found.mean == pytest.approx(0.527)
     assert found.best_of == pytest.approx([0.527] * n)
-    assert (found.mean_low is None) == (n < 3)
+    assert found.mean_low is None  # without any spread nothing is known of it
     if n > 1:
         assert found.sd == pytest.approx(0.0, abs=1e-12)
 
@@ -117,7 +117,21 @@ def test_costs():
 
 
 def test_a_cell_does_not_depend_on_the_others():
-    alone = summarise(runs(SPREAD), seed=3)
-    together = summarise([*runs([0.1, 0.2, 0.5, 0.4], method="other"), *runs(SPREAD)], seed=3)
+    alone = summarise(runs(SPREAD))
+    together = summarise([*runs([0.1, 0.2, 0.5, 0.4], method="other"), *runs(SPREAD)])
     assert together[1:] == alone
-    assert summarise(runs(SPREAD), seed=4) != alone
+
+
+def test_the_dev_sets_own_error_stands_beside_that_of_restarts():
+    # 872 examples at 80 %: the root of 0.8 x 0.2 / 872.
+    found = cell([0.79, 0.81], metric="accuracy", dev_size=872)
+    assert found.dev_error == pytest.approx(0.013546, abs=1e-6)
+    percent = cell([79.0, 81.0], metric="accuracy", dev_size=872, chance=50.0)
+    assert percent.dev_error == pytest.approx(1.3546, abs=1e-4)
+    assert cell([0.79, 0.81], metric="f1", dev_size=872).dev_error is None
+    assert cell([0.79, 0.81], metric="accuracy").dev_error is None
+
+
+def test_the_level_is_the_mean_of_what_did_not_fail():
+    assert cell([0.9, 0.5, 0.7]).level == pytest.approx(0.8)
+    assert cell([0.5, 0.4]).level is None

@@ -8,8 +8,7 @@ import random
 import pytest
 
 from mixout.errors import InputError
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import CellKey, Run, by_cell
 
 
 def run(restart: int, method: str = "plain", score: float = 0.7, **more) -> Run:

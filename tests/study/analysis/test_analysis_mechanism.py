@@ -10,7 +10,7 @@ import torch
 from mixout.anchor import distance
 from mixout.finetune.models import load
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.mechanism import curves, distances, doses, layer_distances, split_p
+from mixout.study.analysis.curves import curves, distances, doses, layer_distances, split_p
 from mixout.study.analysis.runs import Run
 
 

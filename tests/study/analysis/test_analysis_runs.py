@@ -11,11 +11,34 @@ import pandas
 import pytest
 
 from mixout.errors import InputError
-from mixout.study.analysis.runs import Run, read_scores, to_csv_rows
+from mixout.study.analysis.runs import Run, is_collapsed
+from mixout.study.analysis.table import read_scores, to_csv_rows
 
 
 def run(**changes) -> Run:
     return Run(**({"task": "RTE", "method": "plain", "restart": 0, "score": 0.7} | changes))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "loss", "accuracy", "classes", "expected"),
+    [
+        ([1.0] * 269 + [0.0] * 8, 0.69, 0.5379, 2, True),  # RTE: a point above chance, three in a hundred differ
+        ([1.0] * 269 + [0.0] * 8, 0.40, 0.5379, 2, False),  # its probabilities know more than its answers
+        ([1.0] * 150 + [0.0] * 127, 0.69, 0.53, 2, False),  # both answers: at chance perhaps, but not collapsed
+        ([1.0] * 396 + [0.0] * 4, 0.03, 0.995, 2, False),  # one class is rare, and found
+        ([2.0] * 100, 1.09, 0.4, 3, True),
+        ([2.5] * 90 + [2.6] * 10, 2.2, None, None, True),  # STS-B: nearly one value
+        ([0.5, 2.0, 4.0, 5.0] * 25, 0.6, None, None, False),
+        ([1.0] * 100, math.nan, 0.5, 2, False),  # diverged: failed for that reason
+    ],
+)
+def test_a_collapsed_run_answers_alike_with_the_loss_of_a_constant(predictions, loss, accuracy, classes, expected):
+    assert is_collapsed(predictions, loss, accuracy=accuracy, classes=classes) is expected
+
+
+def test_a_collapsed_run_has_failed_also_above_chance():
+    assert run(chance=0.5, score=0.54, collapsed=True).failed
+    assert not run(chance=0.5, score=0.54).failed
 
 
 @pytest.fixture
@@ -212,6 +235,24 @@ def test_what_is_measured_is_finite(write, name, value):
         InputError, match=rf"line 2: expected {name} to be a finite number, got '{value}'; leave the cell"
     ):
         read_scores(write(f"task,method,restart,score,{name}\nR,p,0,1,{value}\n"))
+
+
+def test_the_direction_is_asked_for_where_a_name_leaves_it_open(write):
+    path = write("task,method,restart,score,metric,chance\nwiki,plain,0,31.5,perplexity,900\n")
+    with pytest.raises(InputError, match=r"whether higher or lower values of 'perplexity'.*--direction lower"):
+        read_scores(path)
+    [lower] = read_scores(path, direction="lower")
+    assert (lower.score, lower.chance, lower.metric) == (-31.5, -900.0, "negative perplexity")
+    [higher] = read_scores(path, direction="higher")
+    assert (higher.score, higher.metric) == (31.5, "perplexity")
+
+
+def test_the_unit_is_asked_for_where_tasks_differ(write):
+    path = write("task,method,restart,score\nCoLA,plain,0,0.9\nCoLA,plain,1,0\nRTE,plain,0,71\n")
+    with pytest.raises(InputError, match=r"none above 1 on 'CoLA' and 71 on 'RTE'; add --unit percent"):
+        read_scores(path)
+    assert {run.points for run in read_scores(path, unit="percent")} == {1.0}
+    assert {run.points for run in read_scores(path, unit="fraction")} == {100.0}
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from mixout.errors import InputError
-from mixout.study.analysis.compare import compare
-from mixout.study.analysis.comparison import Comparison
+from mixout.study.analysis.restarts import Look, until_width
 from mixout.study.analysis.runs import Run
-from mixout.study.analysis.sequential import Look, look_at, until_width
+from mixout.study.analysis.stats import mean_interval
 
 DRAW = np.random.default_rng(0)
 X, Y = DRAW.normal(0.7, 0.05, 12), DRAW.normal(0.66, 0.08, 12)
@@ -59,6 +56,10 @@ def test_it_stops_when_narrow_enough_or_out_of_looks():
 
 def test_few_restarts_or_no_spread_never_reach_it():
     assert not at(X[:4], Y[:4], 1e6).reached
+    assert at(X[:5], Y[:5], 1e6).reached
+    # Where runs can fail, five without a failure say little about the next.
+    assert not at(X[:9], Y[:9], 1e6, chance=0.1).reached
+    assert at(X[:10], Y[:10], 1e6, chance=0.1).reached
     equal = at(Y + 0.01, Y, 5.0)
     assert (equal.reached, equal.needed) == (False, None)
     assert at([0.6], [0.5], 5.0).low is None
@@ -69,7 +70,6 @@ def test_few_restarts_or_no_spread_never_reach_it():
     [
         ({"width": 0.0, "look": 1, "looks": 1}, "expected a width > 0 in points, got 0.0"),
         ({"width": 1.0, "look": 4, "looks": 3}, "expected look between 1 and the 3 planned, got 4; plan more looks"),
-        ({"width": 1.0, "look": 1, "looks": 3, "level": 1.0}, "expected level between 0 and 1, got 1.0"),
     ],
 )
 def test_impossible_looks_are_refused(arguments, message):
@@ -77,33 +77,18 @@ def test_impossible_looks_are_refused(arguments, message):
         until_width(runs(X, Y), **arguments)
 
 
-def studies(draw, law, *, batch: int, looks: int, width: float, level: float, spend: bool) -> float:
+def studies(draw, law, *, batch: int, looks: int, width: float, spend: bool) -> float:
     """Share of simulated studies whose interval, at the look where the rule stops, holds the true difference, 0."""
-    (template,) = compare(runs(X * 100, Y * 100))
     hits, number = 0, 1000
     for _ in range(number):
         differences = law(draw, batch * looks)
         for look in range(1, looks + 1):
-            seen = seen_so_far(template, differences[: batch * look])
-            if spend:
-                found = look_at(seen, width, look=look, looks=looks, level=level)
-            else:  # as if each look were the only one
-                found = look_at(seen, width, look=1, looks=1, level=level)
-            if found.reached or look == looks:
-                hits += found.low <= 0.0 <= found.high
+            seen = differences[: batch * look]
+            low, high = mean_interval(seen, level=1 - 0.05 / looks if spend else 0.95)
+            if high - low <= width or look == looks:
+                hits += low <= 0.0 <= high
                 break
     return hits / number
-
-
-def seen_so_far(template: Comparison, differences: np.ndarray) -> Comparison:
-    return replace(
-        template,
-        n=len(differences),
-        n_baseline=len(differences),
-        differences=tuple(differences),
-        difference=float(differences.mean()),
-        points=1.0,
-    )
 
 
 def normal(draw, n):
@@ -118,13 +103,8 @@ def two_heaps(draw, n):
 
 @pytest.mark.parametrize(("law", "width"), [(normal, 9.0), (two_heaps, 40.0)])
 def test_coverage_at_the_stop(law, width):
-    covered = studies(np.random.default_rng(1), law, batch=5, looks=5, width=width, level=0.9, spend=True)
-    naive = studies(np.random.default_rng(1), law, batch=5, looks=5, width=width, level=0.9, spend=False)
-    assert covered >= 0.9
+    # Without spending, an interval that is narrow by luck at an early look covers less than it says.
+    covered = studies(np.random.default_rng(1), law, batch=5, looks=5, width=width, spend=True)
+    naive = studies(np.random.default_rng(1), law, batch=5, looks=5, width=width, spend=False)
+    assert covered >= 0.95
     assert naive < covered
-
-
-def test_stopping_without_spending_covers_less_than_it_says():
-    # The reason for the correction: narrow by luck at the first look, where the spread is underestimated.
-    naive = studies(np.random.default_rng(2), normal, batch=5, looks=5, width=9.0, level=0.9, spend=False)
-    assert naive < 0.88

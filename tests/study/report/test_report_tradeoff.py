@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.factors import sweeps
+from mixout.study.analysis.curves import sweeps
 from mixout.study.analysis.runs import Run
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart
-from mixout.study.report.tradeoff import tradeoff
+from mixout.study.report.factor_charts import tradeoff
 
 KEPT = {"mixout(0.9)": {"1e-4": (0.9, 0.8), "3e-4": (0.5, 0.3)}, "plain": {"1e-4": (0.6, 0.4), "3e-4": (0.2, 0.1)}}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mixout.errors import InputError
-from mixout.study.analysis.runs import read_scores
+from mixout.study.analysis.table import read_scores
 from mixout.study.report import write_report
 
 CHARTS = {"scores", "over-p", "differences", "best-of", "over-steps", "disagreement", "over-layers"}

@@ -10,13 +10,13 @@ LEDGER = "out/ledger"
 
 # Subcommand -> the module with its function of the same name, and its help.
 SUBCOMMANDS = {
-    "plan": ("overview", "check a study and show its runs: done, missing, expected time"),
-    "run": ("running", "run what is missing"),
-    "retry": ("running", "run the failed runs again"),
-    "status": ("overview", "what is done, failed, in conflict or damaged"),
-    "report": ("results", "write tables, figures and one page for a study, or for a table of scores"),
+    "plan": ("runs", "check a study and show its runs: done, missing, expected time"),
+    "run": ("runs", "run what is missing"),
+    "retry": ("runs", "run the failed runs again"),
+    "status": ("runs", "what is done, failed, in conflict or damaged"),
+    "report": ("results", "write tables, figures and one page for a study, a whole ledger, or a table of scores"),
     "export": ("results", "write all runs as CSV or Parquet, one row a run"),
-    "prune": ("cleaning", "remove what is of no use from a ledger"),
+    "prune": ("runs", "move what was cut off, is damaged or does not count to the ledger's trash"),
 }
 
 
@@ -38,8 +38,12 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         made[name].add_argument("--ledger", default=LEDGER, metavar="DIR", help="where runs are (default: %(default)s)")
     for name in ("plan", "run", "retry"):
         _add_file(made[name])
-    for name in ("status", "export", "report", "prune"):
+    for name in ("status", "export", "report"):
         _add_file(made[name], nargs="?")
+    made["prune"].add_argument(
+        "--not-in", dest="file", metavar="FILE", help="also every run that this study does not ask for"
+    )
+    _add_changes(made["prune"])
     for name in ("plan", "run", "export"):
         made[name].add_argument(
             "--known",
@@ -56,7 +60,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     for name in ("run", "retry"):
         _add_executor(made[name])
     made["export"].add_argument("--output", default="runs.csv", metavar="FILE", help="ends in .csv or .parquet")
-    made["prune"].add_argument("--yes", action="store_true", help="remove; without it only list")
+    made["prune"].add_argument("--yes", action="store_true", help="do it; without it only list")
     _add_report(made["report"])
 
 
@@ -70,7 +74,16 @@ def _add_file(parser: argparse.ArgumentParser, nargs: str | None = None) -> None
     parser.add_argument(
         "file", metavar="FILE", help="study file, or the name of one that comes with mixout", nargs=nargs
     )
-    parser.add_argument("--restarts", type=int, metavar="N", help="runs of each cell; default: as the study says")
+    _add_changes(parser)
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        metavar="N",
+        help="runs of each cell; default: as the study says, and of what is shown all that are there",
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -82,11 +95,17 @@ def _add_file(parser: argparse.ArgumentParser, nargs: str | None = None) -> None
 
 
 def _add_executor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--executor", choices=("local", "ray"), help="default: ray for several workers, else local")
-    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time")
+    parser.add_argument("--executor", choices=("local", "ray"), help="this machine (default), or a Ray cluster")
+    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster, or 'auto'")
     parser.add_argument("--cpus-per-run", type=float, metavar="X", help="cores for each run, with ray")
     parser.add_argument("--gpus-per-run", type=float, metavar="X", help="GPUs for each run, with ray; also fractions")
+    parser.add_argument(
+        "--keep",
+        choices=("no", "best", "all"),
+        default="no",
+        help="trained models in the ledger: none, of each cell the best one, or all (default: %(default)s)",
+    )
     parser.add_argument(
         "--retries", type=int, default=1, metavar="N", help="new attempts of a run that raises (default: %(default)s)"
     )
@@ -106,6 +125,13 @@ def _add_width(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="CSV", help="a table of scores instead: task, method, restart, score")
+    parser.add_argument(
+        "--direction", choices=("higher", "lower"), help="which scores of the table are better (default: higher)"
+    )
+    parser.add_argument("--unit", choices=("percent", "fraction"), help="of the table's scores; default: as they look")
+    parser.add_argument(
+        "--margin", type=float, default=1.0, metavar="POINTS", help="within which methods are as good (default: 1)"
+    )
     parser.add_argument("--output-dir", default="report", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--baseline", metavar="LABEL", help="method that the others are compared with")
     parser.add_argument("--title", help="default: the study's name")

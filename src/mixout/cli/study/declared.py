@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mixout.errors import InputError
-from mixout.study.analysis.runs import Run, read_scores
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.table import read_scores
 from mixout.study.declaration import read
 from mixout.study.grid import Planned, Study
 
@@ -24,27 +26,16 @@ def declared(args: argparse.Namespace) -> Study:
     return study.with_settings(dict(map(_setting, args.set)))
 
 
-def planned(args: argparse.Namespace) -> list[Planned] | None:
-    """The runs of the study, or None where no file is named.
-
-    Raises:
-        InputError: the study cannot be, or there is none that the other options could change.
-    """
-    if args.file is not None:
-        return declared(args).runs()
-    if args.restarts is not None or args.set:
-        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
-    return None
-
-
-def known(args: argparse.Namespace) -> dict[str, Run]:
+def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run]:
     """The runs of the tables that ``--known`` names, by identity, without those that failed.
 
-    What failed on one machine may not on another, so it is run again.
+    What failed on one machine may not on another, so it is run again. A run that was exported under an identity of 0.1
+    is found under that of ``planned``.
 
     Raises:
         InputError: a table cannot be read, a run has no identity, or two tables disagree on one.
     """
+    now = {id: run.id for run in planned for id in run.former}
     found: dict[str, Run] = {}
     for path in args.known:
         for run in read_scores(path):
@@ -53,13 +44,14 @@ def known(args: argparse.Namespace) -> dict[str, Run]:
                 raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
             if run.status == "failed":
                 continue
+            id = now.get(run.id, run.id)
             # nan, the score of a run that diverged, differs from itself.
-            if run.id in found and repr(found[run.id].score) != repr(run.score):
+            if id in found and repr(found[id].score) != repr(run.score):
                 raise InputError(
-                    f"expected one score of each run, got {found[run.id].score} and, in {path}, {run.score} of {name}; "
+                    f"expected one score of each run, got {found[id].score} and, in {path}, {run.score} of {name}; "
                     f"leave one of the tables out"
                 )
-            found.setdefault(run.id, run)
+            found.setdefault(id, run)
     return found
 
 

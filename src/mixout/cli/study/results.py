@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout.cli.study.declared import declared, known, planned
+from mixout.cli.study.declared import declared, known
 from mixout.errors import InputError
 from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.extras import needs
-from mixout.finetune.record import write_atomically
-from mixout.study.analysis.runs import Run, read_scores, to_csv_rows
-from mixout.study.ledger import Ledger
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.table import read_scores, to_csv_rows
+from mixout.study.best import wanted
+from mixout.study.grid import Planned, Study
+from mixout.study.identity import Inputs
+from mixout.study.ledger import Contents, Ledger
+from mixout.study.reporting import with_all_restarts
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write a report on a study, or on a table of scores."""
-    if (args.file is None) == (args.scores is None):
-        raise InputError("expected either a study FILE or --scores CSV, got both or neither")
+    """Write a report on a study, on all that a ledger holds, or on a table of scores."""
+    if args.file is not None and args.scores is not None:
+        raise InputError("expected either a study FILE or --scores CSV, got both")
+    for name in ("direction", "unit"):
+        if getattr(args, name) is not None and args.scores is None:
+            raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     folder = Path(args.output_dir)
     try:
         with writing(folder):
-            page = _on_scores(args, folder) if args.file is None else _on_study(args, folder)
+            page = _on_ledger(args, folder) if args.scores is None else _on_scores(args, folder)
     except WriteError as error:
-        print(f"mixout: error: {error}; make room, then call it again", file=sys.stderr)
+        print(f"mixout: error: {error}; choose another --output-dir, or call it again", file=sys.stderr)
         return 1
     print(f"report {page}")
     return 0
@@ -43,16 +47,20 @@ def export(args: argparse.Namespace) -> int:
     runs = _exported(args)
     if not runs:
         raise InputError(f"expected runs in {args.ledger}, got none; run the study first")
+    with needs("hf", "tables"):
+        import pandas
     rows = to_csv_rows(runs)
     try:
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
+            whole = path.with_name(f".{path.name}.tmp")
             if path.suffix == ".csv":
-                _write_csv(path, rows)
+                pandas.DataFrame(rows, dtype=object).to_csv(whole, index=False, lineterminator="\n")
             else:
-                _write_parquet(path, rows)
+                pandas.DataFrame(rows).to_parquet(whole, index=False)
+            whole.replace(path)
     except WriteError as error:
-        print(f"mixout: error: {error}; make room, then call it again", file=sys.stderr)
+        print(f"mixout: error: {error}; choose another --output, or call it again", file=sys.stderr)
         return 1
     print(f"{len(rows)} runs in {path}")
     return 0
@@ -60,65 +68,103 @@ def export(args: argparse.Namespace) -> int:
 
 def _exported(args: argparse.Namespace) -> list[Run]:
     """The runs of the ledger and of the tables that are known; with a study those that it asks for, in its order."""
-    ledger, asked, elsewhere = Ledger(args.ledger), planned(args), known(args)
-    own = ledger.runs() if asked is None else ledger.read().of(asked)
-    # A run that failed here may have ended elsewhere.
-    found = elsewhere | {run.id: run for run in own if run.status != "failed" or run.id not in elsewhere}
-    if asked is None:
-        return list(found.values())
-    return [
-        replace(found[one.id], task=one.task, method=one.method, factors=one.factors)
-        for one in asked
-        if one.id in found
-    ]
+    contents = Ledger(args.ledger).read()
+    if args.file is None:
+        if args.restarts is not None or args.set:
+            raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+        elsewhere = known(args, ())
+        # A run that failed here may have ended elsewhere.
+        own = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
+        return list((elsewhere | {run.id: run for run in own}).values())
+    asked = _asked(args, contents)[1]
+    elsewhere, found = known(args, asked), []
+    for one in asked:
+        entry = contents.entry(one)
+        if entry is not None and (entry.record is not None or one.id not in elsewhere):
+            found.append(entry.seen_as(one))
+        elif one.id in elsewhere:
+            run = elsewhere[one.id]
+            found.append(replace(run, id=one.id, task=one.task, method=one.method, factors=one.factors))
+    return found
+
+
+def _asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Planned]]:
+    """The study, with all restarts that the ledger holds unless told otherwise, and its runs."""
+    study, inputs = declared(args), Inputs()
+    try:
+        if args.restarts is None:
+            study = with_all_restarts(study, contents, inputs)
+        return study, study.runs(inputs)
+    except InputError as error:
+        if contents.entries and ("no such" in str(error) or "exists" in str(error)):
+            raise InputError(
+                f"{error}. Without data and model: leave FILE out, for all that the ledger holds"
+            ) from error
+        raise
 
 
 def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.report import write_report  # not before: it loads matplotlib
 
+    if Path(args.scores).resolve().parent == folder.resolve():
+        raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
+    chosen = {"--direction": args.direction, "--unit": args.unit}
+    options = [word for name, value in chosen.items() if value is not None for word in (name, value)]
     return write_report(
-        read_scores(args.scores, report=lambda line: print(line, file=sys.stderr)),
+        read_scores(
+            args.scores,
+            report=lambda line: print(line, file=sys.stderr),
+            direction=args.direction,
+            unit=args.unit,
+        ),
         folder,
         title=args.title or Path(args.scores).stem,
         baseline=args.baseline,
-        commands=[shlex.join(["mixout", "study", "report", "--scores", args.scores, *_presentation(args)])],
+        margin=args.margin,
+        commands=[shlex.join(["mixout", "study", "report", "--scores", args.scores, *options, *_presentation(args)])],
     )
 
 
-def _on_study(args: argparse.Namespace, folder: Path) -> Path:
+def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.reporting import report_on
 
-    study = declared(args)
-    runs = study.runs()
     contents = Ledger(args.ledger).read()
-    missing = sum(run.id not in contents.entries for run in runs)
-    if missing:
-        print(f"{missing} of {len(runs)} runs are missing; the report is on the others", file=sys.stderr)
-    options = [args.file, "--restarts", str(study.restarts), "--ledger", args.ledger]
-    options += ["--set", *args.set] if args.set else []
-    commands = [
-        shlex.join(["mixout", "study", "run", *options]),
-        shlex.join(["mixout", "study", "report", *options, *_presentation(args)]),
-    ]
-    return report_on(study, runs, contents, folder, commands=commands, title=args.title, baseline=args.baseline)
+    study, planned, options, title, baseline = (
+        None,
+        None,
+        ["--ledger", args.ledger],
+        Path(args.ledger).name,
+        args.baseline,
+    )
+    commands: list[str] = []
+    if args.file is not None:
+        study, grid = _asked(args, contents)
+        planned = wanted(study, grid, contents)
+        missing = sum(contents.entry(run) is None for run in planned)
+        if missing:
+            print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
+        options = [args.file, "--restarts", str(study.restarts), *options, *(["--set", *args.set] if args.set else [])]
+        commands.append(shlex.join(["mixout", "study", "run", *options]))
+        title, baseline = study.name, args.baseline or study.baseline
+    elif args.restarts is not None or args.set:
+        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+    for line in contents.remarks():
+        print(line, file=sys.stderr)
+    commands.append(shlex.join(["mixout", "study", "report", *options, *_presentation(args)]))
+    return report_on(
+        planned,
+        contents,
+        folder,
+        study=study,
+        title=args.title or title,
+        commands=commands,
+        baseline=baseline,
+        margin=args.margin,
+    )
 
 
 def _presentation(args: argparse.Namespace) -> list[str]:
     """The options that decide what a report is called, what it compares with, and where it lies."""
     chosen = {"--baseline": args.baseline, "--title": args.title, "--output-dir": args.output_dir}
-    return [word for name, value in chosen.items() if value is not None for word in (name, value)]
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
-
-
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with needs("hf", "Parquet files"):
-        import pyarrow
-        import pyarrow.parquet
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    words = [word for name, value in chosen.items() if value is not None for word in (name, value)]
+    return words if args.margin == 1.0 else [*words, "--margin", f"{args.margin:g}"]

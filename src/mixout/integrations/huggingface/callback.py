@@ -104,6 +104,8 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     def _resume(self, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
+        if "AnchorCallback" in callbacks:  # what checkpoints of mixout 0.1 call it
+            callbacks[type(self).__name__] = callbacks.pop("AnchorCallback")
         saved: dict[str, Any] = callbacks.get(type(self).__name__, {}).get("attributes", {})
         if _KEY not in saved:
             raise AnchorMismatchError(

@@ -1,26 +1,30 @@
-"""One method on one task over its restarts: the whole distribution in numbers, not its best member.
+"""A cell is one method on one task over its restarts: the whole distribution in numbers, not its best member.
 
-Runs without a score enter as the chance score where that is known, and are otherwise left out and counted. A run failed
-if it did not finish or if its score is at most that of a constant answer.
+Beside it the value of two cells compared, which :mod:`mixout.study.analysis.compare` fills.
+
+Runs without a score enter as the chance score where that is known, and are otherwise left out and counted. Which runs
+failed says :attr:`mixout.study.analysis.runs.Run.failed`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import trim_mean
 
-from mixout.study.analysis.bootstrap import Array, bca
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.proportions import wilson
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.stats import Array, mean_interval, wilson
+
+# With failures among fewer runs an interval of the mean covers too little: how many fail is hardly known.
+FEWEST_WITH_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What the runs of one cell scored.
+    """What the runs of one cell scored. Intervals are at 95 %, and take the dev set as given.
 
     Args:
         task: of all the runs.
@@ -39,12 +43,16 @@ class Cell:
         iqm: mean of the middle half: a quarter, rounded down, is cut at each end.
         min: lowest.
         max: highest; it grows with n, so compare ``best_of`` at equal k instead.
-        mean_low: lower end of the BCa interval (95 %) of the mean; None for fewer than three scores.
+        mean_low: lower end of Student's t interval of the mean; None for fewer than three scores, without any spread,
+            and where some of fewer than ten runs failed.
         mean_high: its upper end.
-        failed: number of failed runs; None where chance is unknown.
+        dev_error: standard error of the mean from the choice of dev examples, by the binomial law. It comes beside the
+            interval, which knows of restarts alone. Of accuracies only; None where the size of the dev set is unknown.
+        failed: number of failed runs; where chance is unknown those that did not finish or have no score.
         failure_rate: share of failed runs.
-        failure_low: lower end of its Wilson interval (95 %).
+        failure_low: lower end of its Wilson interval.
         failure_high: its upper end.
+        level: mean of the runs that did not fail; None where there are none.
         best_of: expected best of k of these scores, for k = 1 to n.
         seconds: mean training time of the runs that know it.
         peak_memory: the largest, in bytes.
@@ -70,10 +78,12 @@ class Cell:
     max: float | None
     mean_low: float | None
     mean_high: float | None
-    failed: int | None
-    failure_rate: float | None
-    failure_low: float | None
-    failure_high: float | None
+    dev_error: float | None
+    failed: int
+    failure_rate: float
+    failure_low: float
+    failure_high: float
+    level: float | None
     best_of: tuple[float, ...]
     seconds: float | None
     peak_memory: int | None
@@ -81,12 +91,114 @@ class Cell:
     original: float | None
 
 
-def summarise(runs: Iterable[Run], *, seed: int = 0) -> list[Cell]:
-    """One cell for each task, method and set of factors, in the order of their first run.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A method against the baseline, on one task with one set of factors.
 
     Args:
-        runs: of a study.
-        seed: of the bootstrap.
+        task: of both.
+        method: that is compared.
+        baseline: with which.
+        factors: of both.
+        metric: name of the score.
+        paired: whether restarts with the same number were compared; otherwise the samples are taken as independent.
+        n: restarts of the method that enter; the number of pairs where ``paired``.
+        n_baseline: restarts of the baseline that enter.
+        left_out: runs of either that have no counterpart, or no score where chance is unknown.
+        at_chance: runs of either without a score that entered as the chance score.
+        mean: of the method.
+        baseline_mean: of the baseline.
+        sd: of the method; None for fewer than two restarts.
+        baseline_sd: of the baseline.
+        differences: method minus baseline for each pair; empty where not paired.
+        difference: of the means.
+        confidence: level of the intervals: 0.95, or higher where the data were looked at repeatedly.
+        low: lower end of its t interval, Welch's where not paired. None for fewer than three restarts, without any
+            spread, and where some of fewer than ten restarts failed. Where none failed it speaks of runs that do not
+            fail: what a failure would change it cannot know.
+        high: its upper end.
+        p_permutation: two-sided permutation p of the difference.
+        p_smallest: the smallest p that this number of restarts can reach.
+        p_holm: p after Holm's correction over the family, times the number of looks.
+        family: number of comparisons in the family.
+        looks: how often the data were to be looked at before more restarts were added.
+        margin: in points, within which the methods count as equally good.
+        p_equivalent: p of a difference within the margin (TOST), after Holm; None without an interval, and where a run
+            failed.
+        improvement: P(X > Y) + P(X = Y) / 2 for a run of the method and a run of the baseline.
+        improvement_low: lower end of its interval.
+        improvement_high: its upper end.
+        chance_known: whether runs at chance count as failed; else only those that did not finish.
+        failed: failed runs of the method among those compared.
+        baseline_failed: those of the baseline.
+        failure_runs: runs of the method among which they were counted.
+        failure_runs_baseline: those of the baseline.
+        failure_difference: failure rate of the method minus that of the baseline.
+        failure_low: lower end of its Newcombe interval.
+        failure_high: its upper end.
+        failure_p: exact p of equal rates (McNemar's in pairs, else Fisher's), not corrected.
+        level_difference: of the means over the runs that did not fail; in pairs, over those of which neither failed.
+            None where there are none.
+        level_low: lower end of its interval; None for fewer than three such pairs, or runs on a side.
+        level_high: its upper end.
+        p_variance: Brown-Forsythe p for equal spreads; not corrected, and None where it says nothing.
+        points: factor from the score's own unit to points: 100 where the task's scores are fractions, else 1.
+        sentence: what the data show and what they do not; empty until :mod:`mixout.study.analysis.words` says it.
+    """
+
+    task: str
+    method: str
+    baseline: str
+    factors: dict[str, str]
+    metric: str
+    paired: bool
+    n: int
+    n_baseline: int
+    left_out: int
+    at_chance: int
+    mean: float
+    baseline_mean: float
+    sd: float | None
+    baseline_sd: float | None
+    differences: tuple[float, ...]
+    difference: float
+    confidence: float
+    low: float | None
+    high: float | None
+    p_permutation: float
+    p_smallest: float
+    p_holm: float
+    family: int
+    looks: int
+    margin: float
+    p_equivalent: float | None
+    improvement: float
+    improvement_low: float
+    improvement_high: float
+    chance_known: bool
+    failed: int
+    baseline_failed: int
+    failure_runs: int
+    failure_runs_baseline: int
+    failure_difference: float
+    failure_low: float
+    failure_high: float
+    failure_p: float
+    level_difference: float | None
+    level_low: float | None
+    level_high: float | None
+    p_variance: float | None
+    points: float
+    sentence: str
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether a run of either failed."""
+        return self.failed + self.baseline_failed > 0
+
+
+def summarise(runs: Iterable[Run]) -> list[Cell]:
+    """One cell for each task, method and set of factors, in the order of their first run.
 
     Raises:
         InputError: no run, a restart twice in a cell, or a cell with several metrics.
@@ -97,7 +209,7 @@ def summarise(runs: Iterable[Run], *, seed: int = 0) -> list[Cell]:
         >>> cell.n, round(cell.mean, 3), cell.failed, [round(best, 3) for best in cell.best_of]
         (2, 0.6, 1, [0.6, 0.7])
     """
-    return [_cell(key, cell, seed) for key, cell in by_cell(runs).items()]
+    return [_cell(key, cell) for key, cell in by_cell(runs).items()]
 
 
 def expected_best(scores: Sequence[float]) -> tuple[float, ...]:
@@ -120,24 +232,20 @@ def expected_best(scores: Sequence[float]) -> tuple[float, ...]:
     return tuple(expected)
 
 
-def interquartile_mean(scores: Array) -> float:
-    """Mean of the middle half."""
-    return float(trim_mean(scores, 0.25))
-
-
-def _cell(key: CellKey, runs: list[Run], seed: int) -> Cell:
+def _cell(key: CellKey, runs: list[Run]) -> Cell:
     counted = [run for run in runs if np.isfinite(run.counted)]
     scores = np.array([run.counted for run in counted], dtype=np.float64)
-    n, chance = len(scores), runs[0].chance
-    low, high = bca([scores], lambda x: x.mean(-1), seed=seed)
-    failed = None if chance is None else sum(run.failed for run in runs)
-    failure_low, failure_high = (None, None) if failed is None else wilson(failed, len(runs))
+    working = np.array([run.score for run in runs if not run.failed], dtype=np.float64)
+    n, failed = len(scores), sum(run.failed for run in runs)
+    few = failed > 0 and len(runs) < FEWEST_WITH_FAILURES
+    low, high = (None if few else mean_interval(scores)) or (None, None)
+    failure_low, failure_high = wilson(failed, len(runs))
     return Cell(
         task=key.task,
         method=key.method,
         factors=dict(key.factors),
         metric=runs[0].metric,
-        chance=chance,
+        chance=runs[0].chance,
         runs=len(runs),
         n=n,
         unscored=sum(bool(np.isnan(run.score)) for run in runs),
@@ -146,21 +254,33 @@ def _cell(key: CellKey, runs: list[Run], seed: int) -> Cell:
         mean=float(scores.mean()) if n else None,
         sd=float(scores.std(ddof=1)) if n > 1 else None,
         median=float(np.median(scores)) if n else None,
-        iqm=interquartile_mean(scores) if n else None,
+        iqm=float(trim_mean(scores, 0.25)) if n else None,
         min=float(scores.min()) if n else None,
         max=float(scores.max()) if n else None,
         mean_low=low,
         mean_high=high,
+        dev_error=_dev_error(runs, scores),
         failed=failed,
-        failure_rate=None if failed is None else failed / len(runs),
+        failure_rate=failed / len(runs),
         failure_low=failure_low,
         failure_high=failure_high,
+        level=float(working.mean()) if len(working) else None,
         best_of=expected_best(scores.tolist()),
         seconds=_mean(run.seconds for run in runs),
         peak_memory=max((run.peak_memory for run in runs if run.peak_memory is not None), default=None),
         distance=_mean(run.distance for run in runs),
         original=_mean(run.original for run in runs),
     )
+
+
+def _dev_error(runs: Sequence[Run], scores: Array) -> float | None:
+    """Root of a (1 - a) / N for a mean accuracy a on N examples: all restarts answer the same ones."""
+    sizes = {run.dev_size for run in runs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if not size or not len(scores) or runs[0].metric != "accuracy":
+        return None
+    mean, one = float(scores.mean()), 1.0 if scores.max() <= 1 else 100.0
+    return math.sqrt(max(0.0, mean * (one - mean)) / size)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -15,25 +15,37 @@ import numpy as np
 
 from mixout.errors import InputError
 from mixout.methods.text import nearest
-from mixout.study.analysis.bootstrap import Array, bca
-from mixout.study.analysis.comparison import Comparison as Comparison
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.permutation import brown_forsythe, exchanged_labels, holm, sign_flips, smallest_p
-from mixout.study.analysis.proportions import newcombe, superiority
-from mixout.study.analysis.runs import Run
-from mixout.study.analysis.sentences import describe
+from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
+from mixout.study.analysis.cells import Comparison as Comparison
+from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.stats import (
+    Array,
+    brown_forsythe,
+    equivalence_p,
+    exchanged_labels,
+    holm,
+    mean_interval,
+    newcombe,
+    rates_p,
+    sign_flips,
+    smallest_p,
+    superiority,
+)
 
+MARGIN = 1.0  # points within which a method counts as good as the baseline
 _USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
 
 
 class _Failures(TypedDict):
-    failed: int | None
-    baseline_failed: int | None
+    chance_known: bool
+    failed: int
+    baseline_failed: int
     failure_runs: int
     failure_runs_baseline: int
-    failure_difference: float | None
-    failure_low: float | None
-    failure_high: float | None
+    failure_difference: float
+    failure_low: float
+    failure_high: float
+    failure_p: float
 
 
 class _Levels(TypedDict):
@@ -42,7 +54,9 @@ class _Levels(TypedDict):
     level_high: float | None
 
 
-def compare(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0) -> list[Comparison]:
+def compare(
+    runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1, margin: float = MARGIN
+) -> list[Comparison]:
     """Compare each method with the baseline on the same task and with the same factors.
 
     Paired by restart number over the restarts that both have; as independent samples where the runs are not paired or
@@ -51,7 +65,9 @@ def compare(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0) 
     Args:
         runs: of a study.
         baseline: its label; by default the first method that is plain or dropout, else the first.
-        seed: of bootstrap and permutations.
+        seed: of permutations, where they are too many to visit all.
+        looks: how often the data were to be looked at; intervals and p are those of the last of them.
+        margin: in points, for "as good as".
 
     Returns:
         One comparison for each cell that is not the baseline's, in the order of their first run.
@@ -69,6 +85,8 @@ def compare(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0) 
         >>> found.baseline, round(found.difference, 3), round(found.p_permutation, 4)
         ('plain', 0.05, 0.0078)
     """
+    if not margin > 0:
+        raise InputError(f"expected a margin > 0 in points, got {margin}")
     cells = by_cell(runs)
     baseline = choose_baseline([key.method for key in cells], baseline)
     points = points_of(cells)
@@ -79,11 +97,20 @@ def compare(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0) 
             continue
         if cell[0].metric != other[0].metric:
             raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
-        comparison = _compare(key, baseline, cell, other, points[key.task], seed)
+        comparison = _compare(key, baseline, cell, other, points[key.task], seed, looks, margin)
         found += [comparison] if comparison is not None else []
-    corrected = holm([comparison.p_permutation for comparison in found])
-    found = [replace(one, p_holm=p, family=len(found)) for one, p in zip(found, corrected, strict=True)]
-    return [replace(one, sentence=describe(one)) for one in found]
+    corrected = [min(1.0, looks * p) for p in holm([one.p_permutation for one in found])]
+    tested = [at for at, one in enumerate(found) if one.p_equivalent is not None]
+    equivalent = dict(zip(tested, holm([found[at].p_equivalent or 0.0 for at in tested]), strict=True))
+    return [
+        replace(
+            one,
+            p_holm=p,
+            family=len(found),
+            p_equivalent=min(1.0, looks * equivalent[at]) if at in equivalent else None,
+        )
+        for at, (one, p) in enumerate(zip(found, corrected, strict=True))
+    ]
 
 
 def choose_baseline(methods: Sequence[str], baseline: str | None = None) -> str:
@@ -109,16 +136,20 @@ def choose_baseline(methods: Sequence[str], baseline: str | None = None) -> str:
 
 
 def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
-    """Factor from scores to points for each task: 100 where none of its scores exceeds 1, else 1.
+    """Factor from scores to points for each task: the runs' own, else 100 where none of its scores exceeds 1, else 1.
 
     So a point is a hundredth of an accuracy or correlation; and of the log-likelihood of a language model, where it
     stands for about one per cent of the perplexity.
     """
     largest: dict[str, float] = {}
+    given: dict[str, float] = {}
     for key, cell in cells.items():
         scores = [run.counted for run in cell if np.isfinite(run.counted)]
         largest[key.task] = max([largest.get(key.task, -np.inf), *scores])
-    return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()}
+        for run in cell:
+            if run.points is not None:
+                given[key.task] = run.points
+    return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()} | given
 
 
 def counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
@@ -143,18 +174,27 @@ def with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array,
 
 
 def _compare(
-    key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, seed: int
+    key: CellKey,
+    baseline: str,
+    cell: list[Run],
+    other: list[Run],
+    points: float,
+    seed: int,
+    looks: int,
+    margin: float,
 ) -> Comparison | None:
     every = len(cell) + len(other)
     cell, other, paired = counterparts(cell, other)
-    failures = _failures(cell, other, paired)
-    levels = _levels(cell, other, seed)
+    confidence = 1 - 0.05 / looks
+    failures, levels = _failures(cell, other, paired), _levels(cell, other, paired, confidence)
+    some_failed = failures["failed"] + failures["baseline_failed"] > 0
     x, y = with_scores(cell, other, paired)
     if not len(x) or not len(y):
         return None
     differences = x - y if paired else np.empty(0)
-    samples = [differences] if paired else [x, y]
-    low, high = bca(samples, (lambda d: d.mean(-1)) if paired else (lambda a, b: a.mean(-1) - b.mean(-1)), seed=seed)
+    samples = (differences, None) if paired else (x, y)
+    few = some_failed and min(len(x), len(y)) < FEWEST_WITH_FAILURES
+    low, high = (None if few else mean_interval(*samples, level=confidence)) or (None, None)
     p = sign_flips(differences, seed=seed) if paired else exchanged_labels(x, y, seed=seed)
     improvement, improvement_low, improvement_high = superiority(x, y)
     return Comparison(
@@ -174,12 +214,16 @@ def _compare(
         baseline_sd=float(y.std(ddof=1)) if len(y) > 1 else None,
         differences=tuple(differences.tolist()),
         difference=float(differences.mean() if paired else x.mean() - y.mean()),
+        confidence=confidence,
         low=low,
         high=high,
         p_permutation=p,
         p_smallest=smallest_p(len(x), None if paired else len(y)),
         p_holm=p,
         family=1,
+        looks=looks,
+        margin=margin,
+        p_equivalent=None if some_failed else equivalence_p(*samples, margin / points),
         improvement=improvement,
         improvement_low=improvement_low,
         improvement_high=improvement_high,
@@ -193,24 +237,27 @@ def _compare(
 
 def _failures(cell: list[Run], other: list[Run], paired: bool) -> _Failures:
     one, two = [run.failed for run in cell], [run.failed for run in other]
-    known = cell[0].chance is not None and other[0].chance is not None
-    low, high = newcombe(one, two, paired=paired) if known else (None, None)
+    low, high = newcombe(one, two, paired=paired)
     return _Failures(
-        failed=sum(one) if known else None,
-        baseline_failed=sum(two) if known else None,
+        chance_known=cell[0].chance is not None and other[0].chance is not None,
+        failed=sum(one),
+        baseline_failed=sum(two),
         failure_runs=len(one),
         failure_runs_baseline=len(two),
-        failure_difference=sum(one) / len(one) - sum(two) / len(two) if known else None,
+        failure_difference=sum(one) / len(one) - sum(two) / len(two),
         failure_low=low,
         failure_high=high,
+        failure_p=rates_p(one, two, paired=paired),
     )
 
 
-def _levels(cell: list[Run], other: list[Run], seed: int) -> _Levels:
-    """Means over what did not fail: which runs those are differs between methods, so there are no pairs."""
-    known = cell[0].chance is not None and other[0].chance is not None
+def _levels(cell: list[Run], other: list[Run], paired: bool, confidence: float) -> _Levels:
+    """Means over what did not fail; of pairs, over those of which neither run did."""
+    if paired:
+        whole = [(a, b) for a, b in zip(cell, other, strict=True) if not a.failed and not b.failed]
+        cell, other = [a for a, _ in whole], [b for _, b in whole]
     x, y = (np.array([run.score for run in runs if not run.failed], dtype=np.float64) for runs in (cell, other))
-    if not known or not len(x) or not len(y):
+    if not len(x) or not len(y):
         return _Levels(level_difference=None, level_low=None, level_high=None)
-    low, high = bca([x, y], lambda a, b: a.mean(-1) - b.mean(-1), seed=seed)
+    low, high = mean_interval(*((x - y, None) if paired else (x, y)), level=confidence) or (None, None)
     return _Levels(level_difference=float(x.mean() - y.mean()), level_low=low, level_high=high)

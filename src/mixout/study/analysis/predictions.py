@@ -15,9 +15,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mixout.errors import InputError
-from mixout.study.analysis.bootstrap import SMALLEST, Array
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.stats import SMALLEST, Array
 
 
 @dataclass(frozen=True, kw_only=True)

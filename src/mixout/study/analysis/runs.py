@@ -1,30 +1,28 @@
 """What the analysis knows of a run, whoever made it: its place in the study, its score, and what was observed.
 
-A run has a task, a method, a restart number and perhaps further factors. Scores are such that higher is better. It
-reads a CSV of scores; ledgers are read by ``mixout.study.ledger``.
+A run has a task, a method, a restart number and perhaps further factors; a cell holds the runs that share all but the
+restart. Scores are such that higher is better. Tables of scores are read by :mod:`mixout.study.analysis.table`,
+ledgers by :mod:`mixout.study.ledger`.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TypeVar
 
 from mixout.errors import InputError
 from mixout.methods.text import nearest
 
 STATUSES = ("finished", "diverged", "failed")
-_REQUIRED = ("task", "method", "restart", "score")
-_NUMBERS = ("chance", "seconds", "distance", "original")
-_OPTIONAL = ("metric", *_NUMBERS, "peak_memory", "status", "error", "paired", "id")
-_COLUMNS = (*_REQUIRED, *_OPTIONAL)
-# What pandas writes, or reads, as the name of an index and of columns without one.
-_UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?(\.\d+)?")
-_YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+COLUMNS = (
+    *("task", "method", "restart", "score", "metric", "chance", "seconds", "distance", "original", "peak_memory"),
+    *("dev_size", "status", "error", "collapsed", "paired", "id"),
+)  # of a table of runs; any other column is a factor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,10 @@ class Run:
         distance_by_layer: the same for each layer.
         evaluations: pairs of step and score.
         predictions: for the dev set, in its order.
+        dev_size: examples in the dev set; None where that is unknown.
+        collapsed: its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a
+            little above chance, and has failed all the same.
+        points: factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell.
         paired: whether the restart number identifies the seeds. Published scores often come sorted; pairing those would
             invent agreement between methods, so they are compared as independent samples.
         id: the run's identity; empty for runs made elsewhere.
@@ -72,6 +74,9 @@ class Run:
     distance_by_layer: dict[str, float] = field(default_factory=dict)
     evaluations: tuple[tuple[int, float], ...] = ()
     predictions: tuple[float, ...] = ()
+    dev_size: int | None = None
+    collapsed: bool = False
+    points: float | None = None
     paired: bool = True
     id: str = ""
 
@@ -87,16 +92,16 @@ class Run:
         if self.status not in STATUSES:
             close = nearest(self.status, STATUSES)
             raise InputError(f"expected a status among {', '.join(STATUSES)}, got {self.status!r}{close}")
-        taken = sorted(set(self.factors) & set(_COLUMNS))
+        taken = sorted(set(self.factors) & set(COLUMNS))
         if taken:
             raise InputError(f"expected factors with names of their own, got {taken[0]!r}; rename it")
 
     @property
     def failed(self) -> bool:
-        """It did not finish, has no score, or scores no more than a constant answer."""
+        """It did not finish, has no score, scores no more than a constant answer, or has collapsed to nearly one."""
         # Two ways to compute the same score may differ in the last bits.
         at_chance = self.chance is not None and self.score <= self.chance + 1e-9
-        return self.status != "finished" or math.isnan(self.score) or at_chance
+        return self.status != "finished" or math.isnan(self.score) or at_chance or self.collapsed
 
     @property
     def counted(self) -> float:
@@ -107,155 +112,108 @@ class Run:
         return self.chance if math.isnan(self.score) and self.chance is not None else self.score
 
 
-def read_scores(path: str | Path, *, report: Callable[[str], None] | None = None) -> list[Run]:
-    """Runs from a CSV file with the columns task, method, restart and score.
+def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float | None, classes: int | None) -> bool:
+    """Whether a run gives nearly the same answer to all, and its loss is that of a constant answer.
 
-    Optional columns are the other scalar fields of :class:`Run`: metric, chance, status, error, seconds, peak_memory,
-    distance, original, id, and ``paired`` (yes or no). A column without a name, such as the index that pandas writes,
-    is left out. Every other column is a factor. An empty score is a run that failed; so is the status "failed", even
-    with a score beside it.
+    Of a classifier: the share of examples that do not get the most frequent answer is below a fifth of its errors,
+    and its loss at least .95 of the entropy of a constant answer with as many errors. Of a regression: the variance
+    of the predictions is below 5 % of the mean squared error.
 
     Args:
-        path: file in UTF-8 with a header.
-        report: called with a line on what is left out.
-
-    Returns:
-        One run a row, in the file's order.
-
-    Raises:
-        InputError: the file cannot be read, a column is missing, a value is wrong, or a factor tells single runs apart;
-            the message names the line or the column.
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, strict=True)
-            names = list(reader.fieldnames or ())
-            unnamed = [name for name in names if _UNNAMED.fullmatch(name.strip())]
-            _check_columns(path, [name for name in names if name not in unnamed])
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"expected {path} to be a CSV file in UTF-8, got {error}") from error
-    if unnamed and report is not None:
-        shown = ", ".join(repr(name) for name in unnamed)
-        report(f"{path}: the column {shown} has no name of its own and is left out; name it if it is a factor")
-    runs = [_run(path, line, row, unnamed) for line, row in rows]
-    if not runs:
-        raise InputError(f"expected at least one run in {path}, got a header only")
-    _check_factors(path, runs)
-    return runs
-
-
-def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
-    """One row a run, all with the same columns: scalar fields, then every factor that occurs; no curves.
-
-    Unknown values are None. Written as CSV the rows are read back by :func:`read_scores`.
+        predictions: for the dev set.
+        loss: on the dev set: cross entropy, or mean squared error.
+        accuracy: of the predictions; None for a regression.
+        classes: of the task; None for a regression.
 
     Example:
-        >>> rows = to_csv_rows([Run(task="RTE", method="plain", restart=0, score=0.7, factors={"epochs": "3"})])
-        >>> rows[0]["score"], rows[0]["chance"], rows[0]["epochs"]
-        (0.7, None, '3')
+        >>> is_collapsed([1.0] * 98 + [0.0] * 2, 0.69, accuracy=0.53, classes=2)
+        True
+        >>> is_collapsed([1.0] * 98 + [0.0] * 2, 0.06, accuracy=0.99, classes=2)
+        False
     """
-    factors = sorted({name for run in runs for name in run.factors})
-    return [
-        {name: getattr(run, name) for name in _COLUMNS} | {name: run.factors.get(name) for name in factors}
-        for run in runs
-    ]
+    n = len(predictions)
+    if n < 2 or not math.isfinite(loss):
+        return False
+    if accuracy is None or classes is None:
+        mean = math.fsum(predictions) / n
+        return math.fsum((value - mean) ** 2 for value in predictions) / n < 0.05 * loss
+    others = 1 - max(predictions.count(value) for value in set(predictions)) / n
+    errors = 1 - accuracy
+    if not 0 < errors < 1 or classes < 2:
+        return False
+    entropy = -accuracy * math.log(accuracy) - errors * math.log(errors / (classes - 1))
+    return others < errors / 5 and loss >= 0.95 * entropy
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    for name in _REQUIRED:
-        if name not in names:
-            unknown = [other for other in names if other not in _COLUMNS]
-            raise InputError(
-                f"expected {path} to have a column {name!r}, got {', '.join(names)}{nearest(name, unknown)}"
-            )
-    if len(set(names)) < len(names):
-        raise InputError(f"expected each column of {path} once, got {', '.join(names)}")
+@dataclass(frozen=True)
+class CellKey:
+    """Task, method and factors: what the runs of one cell share. ``factors`` are sorted by name."""
+
+    task: str
+    method: str
+    factors: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.method} on {place(self.task, self.factors)}"
 
 
-def _check_factors(path: Path, runs: Sequence[Run]) -> None:
-    """Refuse columns that are no factors, such as a loss, a date or a seed: with them each run is a cell of its own.
+def place(task: str, factors: Sequence[tuple[str, str]]) -> str:
+    """Task and factors in words.
 
-    Such a column has another value in most runs of a method, and the restarts tell the runs apart without it. Where
-    several columns look like that, real factors among them are known by values that several runs share.
+    Example:
+        >>> place("RTE", [("epochs", "3")])
+        'RTE (epochs 3)'
     """
-    names = list(dict.fromkeys(name for run in runs for name in run.factors))
-
-    def largest(factors: Sequence[str], *, restart: bool) -> int:
-        """How many runs the largest cell of these factors holds."""
-        keys = [(run.task, run.method, run.restart * restart, *map(run.factors.get, factors)) for run in runs]
-        return max(Counter(keys).values())
-
-    def lone(factors: Sequence[str]) -> bool:
-        """Whether most runs that have these factors are alone in their cells of them."""
-        having = [run for run in runs if any(name in run.factors for name in factors)]
-        keys = [(run.task, run.method, *map(run.factors.get, factors)) for run in having]
-        return 2 * list(Counter(keys).values()).count(1) > len(having) > 2
-
-    single = [name for name in names if lone([name])]
-    distinct = [name for name in single if 2 * len({run.factors.get(name) for run in runs}) > len(runs)]
-    for suspects in (single, distinct, *([name] for name in names if lone(names))):
-        factors = [name for name in names if name not in suspects]
-        shared = largest(factors, restart=False) > 1 or suspects is distinct
-        if suspects and shared and largest(factors, restart=True) == 1:
-            raise InputError(
-                f"expected columns of {path} whose values several runs share (factors), got the column "
-                f"{', '.join(map(repr, suspects))} with another value in most runs, so that nothing could be compared; "
-                "remove it, or if it is a factor, number the restarts of each of its values from 0"
-            )
+    return task + (f" ({', '.join(f'{name} {value}' for name, value in factors)})" if factors else "")
 
 
-def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:
-    if None in row or None in row.values():
-        raise InputError(f"expected as many values as columns in {path}, line {line}")
-    texts = {name: (text or "").strip() for name, text in row.items() if name not in unnamed}
-    try:
-        values: dict[str, object] = {name: _finite(name, texts[name]) for name in _NUMBERS if texts.get(name)}
-        values |= {name: texts[name] for name in ("metric", "status", "error", "id") if texts.get(name)}
-        if texts.get("peak_memory"):
-            values["peak_memory"] = int(_finite("peak_memory", texts["peak_memory"]))
-        if texts.get("paired"):
-            values["paired"] = _yes_no(texts["paired"])
-        # What failed before its end has no score, whatever was written down.
-        scored = texts["score"] and texts.get("status") != "failed"
-        score = _number("score", texts["score"]) if scored else math.nan
-        factors = {name: text for name, text in texts.items() if name not in _COLUMNS and text}
-        return Run(
-            task=texts["task"],
-            method=texts["method"],
-            restart=_restart(texts["restart"]),
-            score=score,
-            factors=factors,
-            **values,  # type: ignore[arg-type]
-        )
-    except InputError as error:
-        raise InputError(f"{path}, line {line}: {error}") from error
+def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
+    """The runs of each cell, cells in the order of their first run, runs in the order of their restarts.
+
+    Raises:
+        InputError: there is no run, a restart occurs twice in a cell, or the runs of a cell differ in their
+            metric, their chance score or whether they are paired.
+
+    Example:
+        >>> cells = by_cell([Run(task="RTE", method="plain", restart=k, score=0.7) for k in (1, 0)])
+        >>> [(str(key), [run.restart for run in cell]) for key, cell in cells.items()]
+        [('plain on RTE', [0, 1])]
+    """
+    every = list(runs)
+    if not every:
+        raise InputError("expected at least one run, got none; run the study first")
+    cells: dict[CellKey, list[Run]] = {}
+    for run in every:
+        cells.setdefault(CellKey(run.task, run.method, tuple(sorted(run.factors.items()))), []).append(run)
+    for key, cell in cells.items():
+        cell.sort(key=lambda run: run.restart)
+        for one, other in pairwise(cell):
+            if one.restart == other.restart:
+                raise InputError(
+                    f"expected each restart once, got restart {one.restart} of {key} twice; "
+                    "name what differs in a column of its own"
+                )
+    of_task = {key.task: [run for run in every if run.task == key.task] for key in cells}
+    return {key: _completed(key, cell, of_task[key.task]) for key, cell in cells.items()}
 
 
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"expected {name} to be a number, got {text!r}") from None
+def _completed(key: CellKey, cell: list[Run], task: list[Run]) -> list[Run]:
+    if len({run.paired for run in cell}) > 1:
+        raise InputError(f"expected the runs of {key} to be all paired or all not, got both")
+    metric = _only(key, "metric", [run.metric for run in cell if not math.isnan(run.score)])
+    chance = _only(key, "chance", [run.chance for run in cell if run.chance is not None])
+    metric = metric or _if_one([run.metric for run in task if not math.isnan(run.score)]) or cell[0].metric
+    chance = _if_one([run.chance for run in task if run.chance is not None]) if chance is None else chance
+    return [replace(run, metric=metric, chance=chance) for run in cell]
 
 
-def _finite(name: str, text: str) -> float:
-    value = _number(name, text)
-    if not math.isfinite(value):
-        raise InputError(f"expected {name} to be a finite number, got {text!r}; leave the cell empty if it is unknown")
-    return value
+def _only(key: CellKey, name: str, values: Sequence[T]) -> T | None:
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) > 1:
+        raise InputError(f"expected one {name} for {key}, got {distinct[0]} and {distinct[1]}")
+    return distinct[0] if distinct else None
 
 
-def _restart(text: str) -> int:
-    # 3.0 is how pandas writes the 3 of a column in which a value is missing.
-    value = _number("restart", text) if text else math.nan
-    if not value.is_integer():
-        raise InputError(f"expected restart to be a whole number, got {text!r}")
-    return int(value)
-
-
-def _yes_no(text: str) -> bool:
-    if text.lower() not in _YES_NO:
-        raise InputError(f"expected paired to be yes or no, got {text!r}")
-    return _YES_NO[text.lower()]
+def _if_one(values: Sequence[T]) -> T | None:
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None

@@ -1,4 +1,4 @@
-"""Where runs happen: one contract, whose members are this process (``local``) and a Ray cluster (``ray``).
+"""Where runs happen: one contract, whose members are this machine (``local``) and a Ray cluster (``ray``).
 
 An executor is given jobs and hands back outcomes. It decides neither what is run nor what becomes of a failure, and
 writes nothing but the folder of a job.
@@ -27,12 +27,14 @@ class Job:
         settings: what to run.
         folder: where the run's files are to be in the end; may hold what an attempt left that was cut off.
         again: start anew, whatever ``folder`` holds: an attempt has failed.
+        keep_model: leave the trained model in ``folder``, too.
     """
 
     id: str
     settings: Settings
     folder: Path
     again: bool = False
+    keep_model: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

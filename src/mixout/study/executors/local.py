@@ -1,10 +1,20 @@
-"""Runs in this process, one after the other."""
+"""Runs on this machine: in this process one after the other, or in several worker processes."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import shutil
+import signal
+import threading
 import time
+from collections import deque
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import TracebackType
+
+import torch
 
 from mixout.errors import InputError, MixoutError
 from mixout.finetune.cache import Cache
@@ -15,10 +25,10 @@ from mixout.study.executors import Executor, Job, Outcome, Tell, trace_of
 
 
 class LocalExecutor(Executor):
-    """One process, sequential.
+    """This process, one run after the other.
 
     A run that was cut off goes on from its last checkpoint where its settings make checkpoints; otherwise it starts
-    anew. Weights and tokens are read once for all runs.
+    anew. Weights and tokens are read once for the runs of a task.
     """
 
     slots = 1
@@ -38,15 +48,7 @@ class LocalExecutor(Executor):
         if self._job is None:
             raise RuntimeError("expected a job to wait for, got none; call start() first")
         job, self._job = self._job, None
-        began = time.perf_counter()
-        try:
-            _run(job, self._cache, tell)
-        except (MixoutError, WriteError):
-            raise
-        # Whatever a run may raise: the study goes on, and the traceback is recorded.
-        except Exception as error:
-            return Outcome(job=job, seconds=time.perf_counter() - began, error=trace_of(error))
-        return Outcome(job=job, seconds=time.perf_counter() - began)
+        return _attempt(job, self._cache, tell)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -54,14 +56,137 @@ class LocalExecutor(Executor):
         """Nothing runs between two calls."""
 
 
+class PoolExecutor(Executor):
+    """Worker processes on this machine, which share its cores and its GPUs.
+
+    A worker that dies costs its own run an attempt and is replaced. Workers end with this process, however it ends.
+
+    Args:
+        workers: runs at a time.
+
+    Raises:
+        InputError: fewer than one worker.
+    """
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise InputError(f"expected workers >= 1, got {workers}")
+        self.slots = workers
+        self._places = deque(range(workers))
+        self._idle: dict[int, _Worker] = {}
+        self._busy: dict[Connection, tuple[_Worker, Job]] = {}
+
+    def start(self, job: Job) -> None:
+        """Give a job to a worker."""
+        place = self._places.popleft()
+        worker = self._idle.pop(place, None) or _Worker(place, self.slots)
+        worker.pipe.send(job)
+        self._busy[worker.pipe] = worker, job
+
+    def wait(self, tell: Tell) -> Outcome:
+        """The next job that ends; where the others stand is told while there is none."""
+        while True:
+            for pipe in wait(list(self._busy)):
+                worker, job = self._busy[pipe]  # type: ignore[index]  a Connection, on every system
+                try:
+                    said = worker.pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    worker.process.join()
+                    self._leave(worker, alive=False)
+                    error = f"WorkerLost: the process of the run ended with status {worker.process.exitcode}"
+                    return Outcome(job=job, error=error, lost=True)
+                if isinstance(said, str):
+                    tell(job.id, said)
+                    continue
+                self._leave(worker, alive=True)
+                if isinstance(said, BaseException):
+                    raise said
+                return said
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers, and what they run."""
+        for worker in (*self._idle.values(), *(worker for worker, _ in self._busy.values())):
+            worker.process.terminate()
+            worker.process.join()
+            worker.pipe.close()
+        self._idle.clear()
+        self._busy.clear()
+        self._places = deque(range(self.slots))
+
+    def _leave(self, worker: _Worker, *, alive: bool) -> None:
+        del self._busy[worker.pipe]
+        self._places.append(worker.place)
+        if alive:
+            self._idle[worker.place] = worker
+        else:
+            worker.pipe.close()
+
+
+class _Worker:
+    """A process with the pipe to it."""
+
+    def __init__(self, place: int, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")  # neither CUDA nor threads survive a fork
+        self.place = place
+        self.pipe, other = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(other, place, workers), daemon=True)
+        self.process.start()
+        other.close()
+
+
+def _serve(pipe: Connection, place: int, workers: int) -> None:
+    """A worker: takes jobs until the pipe is closed."""
+    # An interrupt reaches the whole group; the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // workers))
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    cache = Cache()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            job: Job = pipe.recv()
+            try:
+                pipe.send(_attempt(job, cache, lambda _, line: pipe.send(line)))
+            except (MixoutError, WriteError) as error:
+                pipe.send(error)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _attempt(job: Job, cache: Cache, tell: Tell) -> Outcome:
+    """One attempt at a run, in this process.
+
+    Raises:
+        MixoutError: the input is wrong.
+        WriteError: a disk is full.
+    """
+    began = time.perf_counter()
+    try:
+        _run(job, cache, tell)
+    except (MixoutError, WriteError):
+        raise
+    # Whatever a run may raise: the study goes on, and the traceback is recorded.
+    except Exception as error:
+        return Outcome(job=job, seconds=time.perf_counter() - began, error=trace_of(error))
+    return Outcome(job=job, seconds=time.perf_counter() - began)
+
+
 def _run(job: Job, cache: Cache, tell: Tell) -> None:
     def report(line: str) -> None:
         tell(job.id, line)
 
-    resume = unfinished(job.folder) and job.settings.save != "no" and not job.again
-    if resume:
+    if unfinished(job.folder) and job.settings.save != "no" and not job.again:
         try:
-            finetune(job.settings, job.folder, resume=True, keep_model=False, report=report, cache=cache)
+            finetune(job.settings, job.folder, resume=True, keep_model=job.keep_model, report=report, cache=cache)
         except InputError as error:
             # Such as paths that have moved since. From the start it is the same run.
             report(f"cannot go on where the run was cut off, so it starts anew: {error}")
@@ -70,4 +195,4 @@ def _run(job: Job, cache: Cache, tell: Tell) -> None:
     with writing(job.folder):
         if job.folder.exists():
             shutil.rmtree(job.folder)
-    finetune(job.settings, job.folder, keep_model=False, report=report, cache=cache)
+    finetune(job.settings, job.folder, keep_model=job.keep_model, report=report, cache=cache)

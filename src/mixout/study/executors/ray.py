@@ -68,8 +68,8 @@ class RayExecutor(Executor):
         self._address = address
         self._workers = workers
         self._shares = (cpus, gpus)
-        # All that is missing is handed over; Ray queues, and uses nodes that come later.
-        self.slots = workers or 1_000_000
+        # More than the cluster has room for: Ray queues them, and uses nodes that come later.
+        self.slots = workers or 256
         self._ray = _import_ray(address)
         self._jobs: dict[Any, Job] = {}
         self._submit: Callable[[Job], Any] | None = None
@@ -85,6 +85,10 @@ class RayExecutor(Executor):
 
     def start(self, job: Job) -> None:
         """Submit a job."""
+        if job.keep_model:
+            raise InputError(
+                "expected no models to keep with --executor ray, whose workers share no disk; leave out --keep"
+            )
         if self._submit is None:
             raise RuntimeError("expected start() within the executor's context, got it outside; use 'with'")
         self._jobs[self._submit(job)] = job

@@ -1,4 +1,4 @@
-"""From panels to pictures: one SVG a panel for the page, one PNG and SVG a chart for papers and slides.
+"""From panels to pictures: one SVG a panel in the page, one PNG and SVG a chart for papers and slides.
 
 A panel is drawn twice, into axes of the same size in points: alone, since a page lays panels out by the width of the
 screen, and beside the chart's other panels under titles, in a file. Sizes are absolute: no layout engine moves things.
@@ -6,6 +6,7 @@ screen, and beside the chart's other panels under titles, in a file. Sizes are a
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from mixout.finetune.extras import needs
 from mixout.study.report.looks import INK, PAPER, TEXT, WIDTH, look, style
-from mixout.study.report.svg import inline
 
 with needs("demo", "figures"):
     from matplotlib.axes import Axes
@@ -77,21 +77,13 @@ class Chart:
     legend: tuple[tuple[int, str], ...] = ()
 
 
-def page_svgs(chart: Chart) -> list[str]:
-    """Each panel as an ``<svg>`` element."""
-    return [
-        inline(
-            _svg(_figure([panel], chart, titles=False)),
-            prefix=f"{chart.name}-{number}",
-            title=f"{chart.title}: {panel.title}",
-            description=panel.description,
-        )
-        for number, panel in enumerate(chart.panels)
-    ]
+def pictures(chart: Chart) -> list[str]:
+    """Each panel as the address of a picture that holds it."""
+    return [_address(_figure([panel], chart, titles=False)) for panel in chart.panels]
 
 
-def swatch(chart: Chart, number: int) -> str:
-    """Line and mark of a method, for the chart's legend in the page."""
+def swatch(number: int) -> str:
+    """Line and mark of a method, for a legend in the page: the address of a picture that holds it."""
     with style():
         figure = Figure(figsize=(28 / _POINTS, 12 / _POINTS), facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1))
@@ -99,7 +91,7 @@ def swatch(chart: Chart, number: int) -> str:
         axes.set_xlim(0, 28)
         axes.set_ylim(0, 12)
         axes.add_line(_handle(number, [2, 14, 26], [6, 6, 6]))
-        return inline(_svg(figure), prefix=f"{chart.name}-legend-{number}")
+        return _address(figure)
 
 
 def write_files(chart: Chart, folder: Path) -> None:
@@ -159,6 +151,10 @@ def _handle(number: int, x: Sequence[float] = (), y: Sequence[float] = ()) -> Li
         x, y, color=shown.color, linestyle=shown.line, linewidth=1.6, marker=shown.mark, markersize=6,
         markevery=[1] if x else None,
     )  # fmt: skip
+
+
+def _address(figure: Figure) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(_svg(figure).encode()).decode()}"
 
 
 def _svg(figure: Figure) -> str:

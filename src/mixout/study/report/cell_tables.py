@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.predictions import Instability
-from mixout.study.report.labels import Labels
 from mixout.study.report.tables import METHOD, Column, Table, Value, compact
-from mixout.study.report.wording import MISSING, Scores, duration, memory, number, percent, percentages
+from mixout.study.report.wording import MISSING, Labels, Scores, duration, memory, number, percent, percentages
 
 _FLIPPING = 5
 
@@ -53,7 +52,6 @@ def scores(place: int, cells: Sequence[Cell], labels: Labels) -> Table:
     rows = []
     for cell in cells:
         moments = [Value(text.value(x), x) for x in (cell.sd, cell.median, cell.iqm, cell.min, cell.max)]
-        failed = MISSING if cell.failed is None else f"{cell.failed} of {cell.runs}"
         rate = percentages(cell.failure_low, cell.failure_high)
         rows.append(
             (
@@ -61,8 +59,9 @@ def scores(place: int, cells: Sequence[Cell], labels: Labels) -> Table:
                 Value(str(cell.n), cell.n),
                 Value(text.value(cell.mean), cell.mean, mark=_mark(cell, best)),
                 Value(text.interval(cell.mean_low, cell.mean_high), cell.mean_low),
+                Value(text.value(cell.dev_error), cell.dev_error),
                 *moments,
-                Value(failed, cell.failure_rate),
+                Value(f"{cell.failed} of {cell.runs}", cell.failure_rate),
                 Value(percent(cell.failure_rate), cell.failure_rate, rate),
             )
         )
@@ -70,13 +69,14 @@ def scores(place: int, cells: Sequence[Cell], labels: Labels) -> Table:
         METHOD,
         Column(name="n", explanation="scores that enter"),
         Column(name="mean"),
-        Column(name="95 % interval", explanation="of the mean, bootstrap (BCa)"),
+        Column(name="95 % interval", explanation="of the mean over restarts, Student's t, on these dev examples"),
+        Column(name="dev set", explanation="standard error of the mean from the choice of dev examples"),
         Column(name="sd", explanation="sample standard deviation"),
         Column(name="median"),
         Column(name="IQM", explanation="interquartile mean: mean of the middle half"),
         Column(name="min"),
         Column(name="max", explanation="grows with the number of restarts"),
-        Column(name="failed", explanation="runs at or below chance, or not finished"),
+        Column(name="failed", explanation="runs at or below chance, collapsed to nearly one answer, or not finished"),
         Column(name="failure rate", explanation="share of failed runs with its Wilson interval"),
     )
     # A table of scores need not say which metric it holds.
@@ -162,11 +162,14 @@ def _mark(cell: Cell, best: Sequence[Cell]) -> str:
 
 
 def _best(cells: Sequence[Cell]) -> list[Cell]:
-    """The highest mean among the methods with the same factors, where there is something to choose from."""
+    """The highest means among the methods with the same factors, where there is something to choose from."""
     # More examples or another rate are no merit of a method.
     known: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
         if cell.mean is not None:
             known.setdefault(tuple(sorted(cell.factors.items())), []).append(cell)
-    mean: Callable[[Cell], float] = lambda cell: cell.mean or 0.0  # noqa: E731  the type checker wants its type
-    return [max(several, key=mean) for several in known.values() if len(several) > 1]
+    best = []
+    for several in known.values():
+        highest = max(cell.mean or 0.0 for cell in several)
+        best += [cell for cell in several if cell.mean == highest] if len(several) > 1 else []
+    return best

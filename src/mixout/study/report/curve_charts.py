@@ -8,17 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mixout.study.analysis import mechanism
+from mixout.study.analysis import curves as analysis_curves
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.grouping import by_cell
-from mixout.study.analysis.mechanism import Dose, LayerDistance
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.curves import Dose, LayerDistance
+from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.report.canvas import Chart
 from mixout.study.report.curves import Curve, curves
-from mixout.study.report.labels import Label, Labels
-from mixout.study.report.looks import PERIOD
 from mixout.study.report.row_charts import chart, key, tasks
-from mixout.study.report.wording import Scores, number
+from mixout.study.report.wording import Label, Labels, Scores, number
 
 # Families at the same p stand side by side.
 _SHIFT = 0.014
@@ -54,9 +51,8 @@ def best_of(cells: Sequence[Cell], labels: Labels) -> Chart | None:
 
 def over_p(doses: Sequence[Dose]) -> Chart | None:
     """Scores against p, as in the paper's figure 4."""
-    # Families are no methods, so their numbers are other ones; a period further the looks begin anew.
     names = dict.fromkeys(_family(dose) for dose in doses)
-    families = {name: Label(PERIOD + at, name) for at, name in enumerate(names)}
+    families = {name: Label(at, name) for at, name in enumerate(names)}
     panels = []
     for task in tasks(doses):
         here = [dose for dose in doses if dose.task == task]
@@ -90,14 +86,14 @@ def over_p(doses: Sequence[Dose]) -> Chart | None:
     return chart(
         "over-p",
         "Score against p",
-        "Each dot is a run, each cross one at or below chance. Lines join the means, bars are their bootstrap "
-        "intervals (BCa, 95 %). Methods that differ in p alone are one line.",
+        "Each dot is a run, each cross one at or below chance. Lines join the means, bars are their "
+        "t intervals (95 %). Methods that differ in p alone are one line.",
         panels,
         families.values(),
     )
 
 
-def over_steps(summarised: Sequence[mechanism.Curve], runs: Sequence[Run], labels: Labels) -> Chart | None:
+def over_steps(summarised: Sequence[analysis_curves.Curve], runs: Sequence[Run], labels: Labels) -> Chart | None:
     """Scores in the course of training."""
     of_cell = by_cell(runs)
     panels = []

@@ -15,7 +15,6 @@ from mixout.study.report.looks import MUTED, PAPER, SMALL, Look, look
 
 with needs("demo", "figures"):
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
 _HEIGHT, _LEFT, _HEAD = 200.0, 42.0, 8.0
@@ -98,32 +97,26 @@ def curves(
 
 def _draw(axes: Axes, line: Curve) -> None:
     shown = look(line.number)
-    drawn = _behind(axes, line, shown)
+    _behind(axes, line, shown)
     # Intervals of several methods at one x would cover each other as bands.
     for x, low, high in zip(line.x, line.low, line.high, strict=False):
         if low is not None and high is not None:
-            drawn += axes.plot([x, x], [low, high], color=shown.color, linewidth=1.3)
-    drawn += axes.plot(
+            axes.plot([x, x], [low, high], color=shown.color, linewidth=1.3)
+    axes.plot(
         line.x, line.y, color=shown.color, linestyle=shown.line, linewidth=1.7, marker=shown.mark, markersize=5.5,
         markeredgewidth=0, markevery=max(1, len(line.x) // 10),
     )  # fmt: skip
-    for artist in drawn:
-        artist.set_gid(f"method-{line.number}")
 
 
-def _behind(axes: Axes, line: Curve, shown: Look) -> list[Line2D]:
+def _behind(axes: Axes, line: Curve, shown: Look) -> None:
     """The single restarts."""
-    drawn: list[Line2D] = []
     for x, y in line.threads:
-        drawn += axes.plot(x, y, color=shown.color, linewidth=0.7, alpha=0.35)
+        axes.plot(x, y, color=shown.color, linewidth=0.7, alpha=0.35)
     for failed, mark in ((False, "o"), (True, "x")):
         dots = [dot for dot, bad in zip(line.dots, line.failed, strict=True) if bad == failed]
         if dots:
             x, y = zip(*dots, strict=True)
-            drawn += axes.plot(
-                x, y, mark, color=shown.color, markersize=_DOT, alpha=0.5, markeredgewidth=1 if failed else 0
-            )
-    return drawn
+            axes.plot(x, y, mark, color=shown.color, markersize=_DOT, alpha=0.5, markeredgewidth=1 if failed else 0)
 
 
 def _ticks(axes: Axes, lines: Sequence[Curve], names: Mapping[float, str] | None) -> None:

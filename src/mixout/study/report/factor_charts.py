@@ -1,4 +1,4 @@
-"""The charts over a numeric factor: a line for each method and each combination of the other factors.
+"""The charts over a numeric factor, a line for each method and set of other factors; and score against what is kept.
 
 It computes no statistics: what is drawn stands in the summary.
 """
@@ -10,23 +10,26 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.factors import Sweep
-from mixout.study.analysis.grouping import CellKey, by_cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.curves import Sweep
+from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.report.canvas import Chart
 from mixout.study.report.curves import Curve, curves
-from mixout.study.report.labels import Label, Labels
-from mixout.study.report.looks import PERIOD
 from mixout.study.report.row_charts import chart, key, tasks
-from mixout.study.report.wording import Scores, compact
+from mixout.study.report.wording import Label, Labels, Scores, compact, number
 
 # Values that are further apart than this would crowd at the left end of a linear axis.
 _WIDE = 8.0
 # Shares of the axis: between lines at one value at most, a letter of a value's name, and between two names.
 _SHIFT, _LETTER, _SPACE = 0.014, 0.022, 0.02
 _SCORES = (
-    "Each dot is a run, each cross a failed one: it ended at or below chance or did not finish. Lines join the means, "
-    "bars are their bootstrap intervals (BCa, 95 %). What is compared at one value stands side by side."
+    "Each dot is a run, each cross a failed one: it ended at or below chance, collapsed or did not finish. Lines join "
+    "the means, bars are their t intervals (95 %). What is compared at one value stands side by side."
+)
+_TRADEOFF = (
+    "What is gained against what is lost: the score on the task over the score on text of the domain that the model "
+    "knew before, of an encoder the cosine of its mean hidden states before and after, of a language model the "
+    "log-likelihood. Up and to the right is better. Each dot is a run, each cross a failed one; {lines}, bars are the "
+    "scores' t intervals (95 %)."
 )
 _ORIGINAL = (
     "What is kept of what the model knew: its score on text of the domain that it knew before, of an encoder the "
@@ -44,8 +47,8 @@ def over_factors(sweeps: Sequence[Sweep], runs: Sequence[Run]) -> list[Chart | N
         # A factor of a table made elsewhere may have a name that no file can have.
         name = f"factor-{place}-{re.sub('[^A-Za-z0-9_]+', '-', factor)}"
         charts += [
-            _chart(name, place, here, of_cell, original=False),
-            _chart(f"{name}-original", place, here, of_cell, original=True),
+            _chart(name, here, of_cell, original=False),
+            _chart(f"{name}-original", here, of_cell, original=True),
         ]
     return charts
 
@@ -83,9 +86,7 @@ class _Axis:
         return kept
 
 
-def _chart(
-    name: str, place: int, sweeps: Sequence[Sweep], of_cell: Mapping[CellKey, list[Run]], *, original: bool
-) -> Chart | None:
+def _chart(name: str, sweeps: Sequence[Sweep], of_cell: Mapping[CellKey, list[Run]], *, original: bool) -> Chart | None:
     factor = sweeps[0].factor
     axis = _Axis([value for sweep in sweeps for value in sweep.values])
     labels = Labels(sweeps)
@@ -95,7 +96,7 @@ def _chart(
         text = Scores(_mean(cell, original) or 0.0 for one in here for cell in one.cells)
         lines, said = [], []
         for at, one in enumerate(here):
-            label = apart(labels.of(one), place)
+            label = labels.of(one)
             known = [
                 (v, cell) for v, cell in zip(one.values, one.cells, strict=True) if _mean(cell, original) is not None
             ]
@@ -110,7 +111,7 @@ def _chart(
                        chance=None if original else _chance(here), log=axis.log)
             )  # fmt: skip
     title, caption = ("Original domain", _ORIGINAL) if original else ("Score", _SCORES)
-    return chart(name, f"{title} over {factor}", caption, panels, [apart(label, place) for label in labels.all()])
+    return chart(name, f"{title} over {factor}", caption, panels, labels.all())
 
 
 def _line(
@@ -150,6 +151,54 @@ def _chance(sweeps: Sequence[Sweep]) -> float | None:
     return seen.pop() if len(seen) == 1 else None
 
 
-def apart(label: Label, place: int) -> Label:
-    """With a number that no other chart's lines have: a line is no single method's cell. Its look stays."""
-    return Label(PERIOD * (place + 1) + label.number, label.text)
+def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], runs: Sequence[Run]) -> Chart | None:
+    """Score over what is kept; along the values of the first numeric factor where there is one."""
+    of_cell = by_cell(runs)
+    lines = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
+    labels = Labels(lines or cells)
+    groups = [(labels.of(sweep), sweep.task, sweep.cells) for sweep in lines] or [
+        (labels.of(cell), cell.task, (cell,)) for cell in cells
+    ]
+    panels = []
+    for task in tasks(cells):
+        here = [(label, _placed(members)) for label, where, members in groups if where == task]
+        drawn = [(label, _dotted(label, members, of_cell), members) for label, members in here if members]
+        if drawn:
+            first = drawn[0][2][0]
+            chances = {cell.chance for _, _, members in drawn for cell in members}
+            said = "; ".join(_in_words(label, members) for label, _, members in drawn)
+            panels.append(
+                curves(task, [line for _, line, _ in drawn], axis="original domain", value=first.metric,
+                       description=said, chance=chances.pop() if len(chances) == 1 else None)
+            )  # fmt: skip
+    joined = f"lines join the means along {lines[0].factor}" if lines else "larger marks are the means"
+    return chart("tradeoff", "Score against what is kept", _TRADEOFF.format(lines=joined), panels, labels.all())
+
+
+def _placed(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.original is not None and cell.mean is not None]
+
+
+def _dotted(label: Label, cells: Sequence[Cell], of_cell: Mapping[CellKey, list[Run]]) -> Curve:
+    dots = [
+        (run.original, run.counted, run.failed)
+        for cell in cells
+        for run in of_cell[key(cell)]
+        if run.original is not None and math.isfinite(run.original) and math.isfinite(run.counted)
+    ]
+    return Curve(
+        number=label.number,
+        label=label.text,
+        x=tuple(cell.original or 0.0 for cell in cells),
+        y=tuple(cell.mean or 0.0 for cell in cells),
+        low=tuple(cell.mean_low for cell in cells),
+        high=tuple(cell.mean_high for cell in cells),
+        dots=tuple((x, y) for x, y, _ in dots),
+        failed=tuple(failed for _, _, failed in dots),
+    )
+
+
+def _in_words(label: Label, cells: Sequence[Cell]) -> str:
+    text = Scores(cell.mean or 0.0 for cell in cells)
+    means = ", ".join(f"{text.value(cell.mean)} at {number(cell.original, 3)}" for cell in cells)
+    return f"{label.text}, mean score at what is kept: {means}"

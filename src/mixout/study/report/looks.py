@@ -1,13 +1,11 @@
 """How things look in every figure: colors, marks, sizes. One place, so that a method looks the same everywhere.
 
 The colors are those of Okabe and Ito (2008), which the color-blind tell apart; yellow is left out, since it cannot be
-seen on white. A method also has a mark and a line of its own, so figures are readable without color. Standalone files
-use these colors on white; in the page :mod:`mixout.study.report.svg` replaces each by a CSS variable.
+seen on white. A method also has a mark and a line of its own, so figures are readable without color.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +21,6 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h")
 Dashes = tuple[int, tuple[float, ...]]  # where to begin, and lengths of strokes and gaps; none is a solid line
 LINES: tuple[Dashes, ...] = ((0, ()), (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
-# How many looks there are before the first comes again.
-PERIOD = math.lcm(len(COLORS), len(MARKS), len(LINES))
 
 # Points. A panel of the page is WIDTH wide, which on a phone is about as many pixels.
 WIDTH = 360.0

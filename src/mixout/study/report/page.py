@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from mixout.finetune.extras import needs
-from mixout.study.report.canvas import Chart, page_svgs, swatch
+from mixout.study.report.canvas import Chart, pictures, swatch
 from mixout.study.report.tables import Table
 
 with needs("demo", "the report"):
@@ -102,11 +102,11 @@ def render(title: str, facts: str, sections: Sequence[Section]) -> str:
         title=title,
         facts=facts,
         sections=[section for section in sections if not section.empty],
-        # Ours, not the user's: the only three things that are not escaped.
+        # Ours, not the user's: the only two things that are not escaped.
         css=Markup(_read("page.css")),
         script=Markup(script),
-        svgs=lambda chart: [Markup(svg) for svg in page_svgs(chart)],
-        swatch=lambda chart, number: Markup(swatch(chart, number)),
+        pictures=pictures,
+        swatch=swatch,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
 

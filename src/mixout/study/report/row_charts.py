@@ -9,16 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.comparison import Comparison
-from mixout.study.analysis.grouping import CellKey, by_cell
+from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.predictions import Instability
-from mixout.study.analysis.runs import Run
-from mixout.study.analysis.sentences import ALPHA
+from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.stats import ALPHA
 from mixout.study.report.canvas import Chart, Panel
-from mixout.study.report.labels import Label, Labels, Placed
 from mixout.study.report.rows import Estimate, Strip, forest, strips
-from mixout.study.report.wording import Scores, count, interval, number, percent, percentages
+from mixout.study.report.wording import Label, Labels, Placed, Scores, interval, number, percent, percentages
 
 
 class OnTask(Protocol):
@@ -65,8 +62,8 @@ def scores(cells: Sequence[Cell], runs: Sequence[Run], labels: Labels) -> Chart:
         name="scores",
         title="Every restart",
         caption=(
-            "Each dot is a run, each cross a failed one: it ended at or below chance or did not finish. The diamond is "
-            "the mean, the bar its bootstrap interval (BCa, 95 %). The dashed line is chance, the score of a constant "
+            "Each dot is a run, each cross a failed one: it ended at or below chance, collapsed or did not finish. The "
+            "diamond is the mean, the bar its t interval (95 %). The dashed line is chance, the score of a constant "
             "answer, where runs without a score stand; it is left out where it lies far below all scores."
         ),
         panels=tuple(panels),
@@ -105,7 +102,7 @@ def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | No
     return chart(
         "differences",
         "Differences",
-        f"Difference of the means, {pairing}, with its bootstrap interval (BCa, 95 %). The mark is filled where the "
+        f"Difference of the means, {pairing}, with its t interval. The mark is filled where the "
         "permutation test shows a difference after Holm's correction, hollow where it does not.",
         panels,
     )
@@ -157,8 +154,6 @@ def key(item: OfCell) -> CellKey:
 
 
 def _failed(cell: Cell) -> str:
-    if cell.failed is None:
-        return count(cell.runs, "run")
     return f"{cell.failed} of {cell.runs} failed"
 
 

@@ -21,7 +21,7 @@ with needs("demo", "figures"):
     from matplotlib.ticker import MaxNLocator
 
 _LINE, _SWARM, _BAR, _SPACE = 13.0, 20.0, 9.0, 9.0
-_DOT = 5.0
+_DOT, _MANY = 5.0, 200
 _LEFT, _HEAD = 6.0, 16.0
 _LETTERS = 50
 
@@ -112,15 +112,12 @@ def forest(
             _write(axes, top, lines, row.note)
             y = top + _LINE * len(lines) + 8
             color = look(row.number).color
-            drawn = []
             if row.low is not None and row.high is not None:
-                drawn += axes.plot([row.low, row.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round")
-            drawn += axes.plot(
+                axes.plot([row.low, row.high], [y, y], color=color, linewidth=2.2, solid_capstyle="round")
+            axes.plot(
                 [row.value], [y], look(row.number).mark, markersize=7.5, markeredgewidth=1.6,
                 markeredgecolor=color, markerfacecolor=color if row.sure else PAPER,
             )  # fmt: skip
-            for artist in drawn:
-                artist.set_gid(f"method-{row.number}")
 
     return Panel(title=title, description=description, height=places.height, draw=draw, left=_LEFT, top=_HEAD)
 
@@ -177,6 +174,9 @@ def _write(axes: Axes, top: float, lines: Sequence[str], note: str) -> None:
 
 def _swarm(x: Sequence[float]) -> list[float]:
     """Heights, symmetric about 0, that keep dots at ``x`` (in points) apart; what does not fit is squeezed."""
+    room = (_SWARM - _DOT) / 2
+    if len(x) > _MANY:  # the dots overlap in any case: spread evenly, by the golden ratio
+        return [room * (2 * (0.618034 * place % 1) - 1) for place in range(len(x))]
     placed: list[tuple[float, float]] = []
     heights = [0.0] * len(x)
     for index in sorted(range(len(x)), key=lambda index: x[index]):
@@ -189,7 +189,6 @@ def _swarm(x: Sequence[float]) -> list[float]:
         heights[index] = _height(step)
         placed.append((x[index], heights[index]))
     reach = max((abs(height) for height in heights), default=0.0)
-    room = (_SWARM - _DOT) / 2
     return [height * min(1.0, room / reach) if reach else 0.0 for height in heights]
 
 
@@ -208,11 +207,10 @@ def _dots(axes: Axes, row: Strip, heights: Sequence[float]) -> None:
         ]
         if kept:
             x, y = zip(*kept, strict=True)
-            drawn = axes.plot(
+            axes.plot(
                 x, y, mark, color=color, markersize=size, alpha=0.85,
                 markeredgewidth=1.2 if failed else 0, clip_on=False,
             )  # fmt: skip
-            drawn[0].set_gid(f"method-{row.number}")
 
 
 def _interval(axes: Axes, mean: float | None, low: float | None, high: float | None, y: float) -> None:

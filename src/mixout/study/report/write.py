@@ -16,21 +16,24 @@ The same runs give the same bytes. It computes no statistics.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas
+
+from mixout.errors import InputError
 from mixout.finetune.record import write_atomically
-from mixout.study.analysis.runs import Run, to_csv_rows
+from mixout.study.analysis.compare import MARGIN
+from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import Summary, analyse
+from mixout.study.analysis.table import to_csv_rows
 from mixout.study.report import sections
 from mixout.study.report.canvas import write_files
 from mixout.study.report.page import Section, render
 from mixout.study.report.tables import to_latex, to_markdown
-from mixout.study.report.verdict import facts, verdict
 
+_MARK = '<meta name="generator" content="mixout">'
 _FILES = (
     ("runs.csv", "every run, one a row"),
     ("cells.csv", "every method on every task, in full precision"),
@@ -47,6 +50,9 @@ def write_report(
     *,
     title: str,
     baseline: str | None = None,
+    looks: int = 1,
+    margin: float = MARGIN,
+    notes: Sequence[str] = (),
     commands: Sequence[str] = (),
     environment: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
@@ -59,6 +65,9 @@ def write_report(
         title: of the page.
         baseline: label of the method that the others are compared with; by default the first that is plain or dropout,
             else the first.
+        looks: how often the data were to be looked at before more restarts were added.
+        margin: in points, within which a method counts as good as the baseline.
+        notes: further lines on what was left out.
         commands: lines that make the runs and this report again.
         environment: versions and hardware, name to value.
         settings: that all runs share, name to value.
@@ -67,7 +76,7 @@ def write_report(
         The page.
 
     Raises:
-        InputError: no run, runs that contradict each other, or an unknown baseline.
+        InputError: no run, runs that contradict each other, an unknown baseline, or a folder with other files.
         OSError: the folder cannot be written to.
 
     Example:
@@ -78,10 +87,10 @@ def write_report(
         'index.html'
     """
     folder = Path(folder)
-    summary = analyse(runs, baseline=baseline)
-    origins = sections.origins(
-        runs, seed=summary.seed, commands=commands, environment=environment or {}, settings=settings or {}
-    )
+    check_folder(folder)
+    summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
+    summary = replace(summary, notes=(*notes, *summary.notes))
+    origins = sections.origins(summary, runs, commands=commands, environment=environment or {}, settings=settings or {})
     results = sections.results(summary, runs)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for section in results:
@@ -93,8 +102,25 @@ def write_report(
     write_atomically(folder / "tables.tex", to_latex(tables))
     files = Section(name="files", title="Files", links=_FILES)
     page = folder / "index.html"
-    write_atomically(page, render(title, facts(summary.cells), [verdict(summary), *results, *origins, files]))
+    write_atomically(
+        page, render(title, sections.facts(summary.cells), [sections.verdict(summary), *results, *origins, files])
+    )
     return page
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which files that are no report's would be replaced.
+
+    Raises:
+        InputError: there are some.
+    """
+    page = folder / "index.html"
+    theirs = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
+    if theirs and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
+        raise InputError(
+            f"expected a new folder for the report, or that of an earlier one, got {str(folder)!r}, which holds "
+            f"{theirs[0]!r}; choose another --output-dir"
+        )
 
 
 def _write_numbers(summary: Summary, runs: Sequence[Run], folder: Path) -> None:
@@ -114,9 +140,5 @@ def _flat(values: dict[str, object]) -> dict[str, object]:
 
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    # As objects whole numbers stay whole beside unknown ones.
+    return str(pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))

@@ -31,27 +31,6 @@ function sort(table, head, column) {
   table.tBodies[0].append(...rows);
 }
 
-// A legend's entry brings its method out in every figure; pressed again, all are equal.
-const entries = document.querySelectorAll(".legend li");
-for (const entry of entries) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.setAttribute("aria-pressed", "false");
-  button.append(...entry.childNodes);
-  entry.append(button);
-  button.addEventListener("click", () => bringOut(button, entry.dataset.method));
-}
-
-function bringOut(button, method) {
-  const off = button.getAttribute("aria-pressed") === "true";
-  document.querySelectorAll(".legend button").forEach((each) => {
-    each.setAttribute("aria-pressed", String(!off && each.parentNode.dataset.method === method));
-  });
-  document.querySelectorAll(".panels .method").forEach((group) => {
-    group.classList.toggle("faded", !off && !group.classList.contains("m" + method));
-  });
-}
-
 // On paper nothing can be unfolded. Sentences that are left folded have their numbers in the tables.
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details.failure")) details.open = true;

@@ -1,1 +1,0 @@
-"""The benchmark suite: what a training step costs, in ratios of interleaved pairs to plain fine-tuning."""

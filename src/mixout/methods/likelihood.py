@@ -1,0 +1,97 @@
+"""What a model predicts in a batch: one row of logits for each label, token or example that counts.
+
+Understands what models of transformers return and take, and plain tensors. A causal language model's logits belong to
+the next token; all others' to their own place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any] | Sequence[Tensor] | Tensor
+
+_IGNORED = -100
+_PREDICTS_NEXT = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Logits, (rows, classes), and which of the batch's rows they are.
+
+    Args:
+        logits: one row for each prediction that counts.
+        labels: what the batch says of each row, or None; floats where there is one class (regression).
+    """
+
+    logits: Tensor
+    labels: Tensor | None
+
+
+def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401
+    """The model's outputs: a mapping is passed by keyword, of a pair (inputs, labels) the inputs, a tensor as it is."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch if isinstance(batch, Tensor) else batch[0])
+
+
+def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  # noqa: ANN401
+    """The rows of ``outputs`` that count.
+
+    Of a language model these are the predictions of tokens that have a label, or, in a batch without labels, of those
+    that are attended to. The first token is never predicted.
+
+    Args:
+        model: whose class tells whether it predicts the next token.
+        batch: a mapping with ``labels`` or without, a pair of inputs and labels, or inputs alone.
+        outputs: a tensor, or what has ``logits``: (examples, classes) or (examples, tokens, classes).
+
+    Raises:
+        TypeError: if the outputs hold no logits.
+        ValueError: if these have another number of dimensions, or the labels are no classes.
+
+    Example:
+        >>> logits, labels = torch.zeros(2, 3, 5), torch.tensor([[1, -100, 2], [4, -100, -100]])
+        >>> predictions(nn.Identity(), {"labels": labels}, logits).labels
+        tensor([1, 2, 4])
+    """
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"expected outputs with logits, or a tensor of them, got {type(outputs).__name__}")
+    labels, present = _labels(batch), batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if labels is not None and labels.is_floating_point() and logits.shape[-1] > 1:
+        raise ValueError("expected labels that are classes, got numbers for several classes (multi-label)")
+    if logits.dim() == 2:
+        return Predictions(logits=logits, labels=labels)
+    if logits.dim() != 3:
+        raise ValueError(f"expected logits (examples, classes) or (examples, tokens, classes), got {logits.dim()} axes")
+    if predicts_next(model):
+        logits = logits[:, :-1]
+        labels, present = (None if one is None else one[:, 1:] for one in (labels, present))
+    counts = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    if labels is not None:
+        counts = labels.to(logits.device) != _IGNORED
+    elif isinstance(present, Tensor) and present.shape == counts.shape:
+        counts = present.to(logits.device) != 0
+    return Predictions(logits=logits[counts], labels=None if labels is None else labels.to(logits.device)[counts])
+
+
+def predicts_next(model: nn.Module) -> bool:
+    """Whether ``model`` holds a causal language model of transformers; an encoder-decoder's labels are in place."""
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(getattr(kind, "base_model_prefix", None), str):
+            config = getattr(module, "config", None)
+            return _PREDICTS_NEXT.search(kind.__name__) is not None and not getattr(config, "is_encoder_decoder", False)
+    return False
+
+
+def _labels(batch: Batch) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        return batch.get("labels")
+    return None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1]

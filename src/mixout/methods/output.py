@@ -1,0 +1,216 @@
+r"""output_anchor: the answers stay close to those of the starting weights, whatever the weights do.
+
+To the loss of each batch it adds, with the logits' law :math:`\pi` of the model and :math:`\pi_0` of its anchor,
+
+.. math:: \beta \, \mathrm{KL}(\pi_0 \,\|\, \pi) \quad \text{(forward)} \qquad
+          \beta \, \mathrm{KL}(\pi \,\|\, \pi_0) \quad \text{(reverse)}
+
+as a mean over predictions: examples, or the tokens that have a label. Forward keeps all that the start could say;
+reverse punishes what it would not have said. A beta found for one does not carry over to the other. Where the head is
+new, ``on="hidden"`` compares last hidden states instead: :math:`\beta` times the mean of :math:`(h - h_0)^2` over
+attended tokens and features.
+
+There is no second model: the same modules compute the start's answers with the anchors in place of every trained
+weight, biases and norms included, in eval mode and without a gradient. That costs one forward pass, and a copy of the
+trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied.
+
+What it needs: the loss, so a line in the training loop; see :func:`output_penalty`. What it does not anchor: buffers,
+such as the running means of batch normalisation. Weights in parts on several ranks (FSDP2) are refused.
+
+Source: the forward direction is ASFT's, arXiv 2509.23753, ICLR 2026, without its token weights; hidden states: DELTA,
+Li et al., ICLR 2019. KL as what predicts forgetting: arXiv 2509.04259.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+from numbers import Real
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import kl_div
+from torch.nn.parallel import DistributedDataParallel
+
+from mixout.anchor import Anchor
+from mixout.errors import NotAppliedError
+from mixout.methods.likelihood import Batch, predictions, predicts_next
+from mixout.methods.method import Method
+from mixout.sources import uncompiled
+
+Direction = Literal["forward", "reverse"]
+On = Literal["logits", "hidden"]
+
+_FIELD = "_mixout_output"
+
+
+@dataclass(frozen=True)
+class OutputAnchor(Method):
+    """A penalty on the distance of the model's answers from those of its starting weights.
+
+    Args:
+        beta: strength, at least 0; 0.1 is what ASFT uses.
+        direction: ``forward``, KL(start || model), or ``reverse``, KL(model || start).
+        on: ``logits``, or ``hidden`` for models whose head is new.
+
+    Raises:
+        TypeError: if ``beta`` is not a number.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> OutputAnchor(0.1)
+        OutputAnchor(beta=0.1, direction='forward', on='logits')
+    """
+
+    beta: float
+    _: KW_ONLY
+    direction: Direction = "forward"
+    on: On = "logits"
+    name: ClassVar[str] = "output_anchor"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, bool) or not isinstance(self.beta, Real):
+            raise TypeError(f"expected beta to be a number, at least 0, got {self.beta!r}")
+        if not (self.beta >= 0 and math.isfinite(self.beta)):
+            raise ValueError(f"expected a finite beta, at least 0, got {self.beta}")
+        for name, known in (("direction", ("forward", "reverse")), ("on", ("logits", "hidden"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a module holds of it: the method, and its anchors by field."""
+
+    method: OutputAnchor
+    anchors: dict[str, Anchor]
+
+
+def attach_(module: nn.Module, method: OutputAnchor, anchors: dict[str, Anchor]) -> None:
+    """Let ``module`` hold its parameters' anchors."""
+    vars(module)[_FIELD] = Held(method, anchors)
+
+
+def detach_(module: nn.Module) -> None:
+    """Undo :func:`attach_`."""
+    vars(module).pop(_FIELD, None)
+
+
+def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
+    """The modules of ``model`` that hold anchors for this method, by name."""
+    found = ((name, module, vars(module).get(_FIELD)) for name, module in model.named_modules())
+    return {name: (module, one) for name, module, one in found if isinstance(one, Held)}
+
+
+def output_penalty(
+    model: nn.Module,
+    batch: Batch,
+    outputs: Any,  # noqa: ANN401
+    *,
+    count: int | Tensor | None = None,
+) -> Tensor:
+    """What :class:`OutputAnchor` adds to the loss of one batch.
+
+    ::
+
+        outputs = model(**batch)
+        loss = outputs.loss + mixout.output_penalty(model, batch, outputs)
+
+    Args:
+        model: the model that made ``outputs``; DDP and ``torch.compile`` around it do no harm.
+        batch: what the model was given: a mapping that it takes by keyword, a pair of inputs and labels, or inputs
+            alone.
+        outputs: a tensor of logits, or what has ``logits``; with ``on="hidden"`` what has ``hidden_states``, which
+            models of transformers return with ``output_hidden_states=True``, or ``last_hidden_state``.
+        count: divide the sum over predictions by this, not by their number in this batch: the number in all batches
+            that are accumulated, where the loss is divided by it too (the Trainer's ``num_items_in_batch``).
+
+    Returns:
+        A number with a gradient.
+
+    Raises:
+        NotAppliedError: if the model carries no OutputAnchor.
+        TypeError: if the outputs lack what is compared.
+
+    Example:
+        >>> import mixout
+        >>> model = mixout.apply_(nn.Linear(2, 3), OutputAnchor(1.0))
+        >>> x = torch.ones(4, 2)
+        >>> output_penalty(model, x, model(x)).item()
+        0.0
+    """
+    inner = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
+    method, anchors = _anchored(inner)
+    base = _base_outputs(inner, batch, anchors, hidden=method.on == "hidden")
+    if method.on == "hidden":
+        squares = (_hidden(outputs).float() - _hidden(base).float()).square().mean(-1)
+        present = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        terms = squares[present != 0] if isinstance(present, Tensor) and present.shape == squares.shape else squares
+    else:
+        now, then = (predictions(inner, batch, one).logits.float() for one in (outputs, base))
+        terms = _divergence(now, then) if method.direction == "forward" else _divergence(then, now)
+    return method.beta * terms.sum() / (max(terms.numel(), 1) if count is None else count)
+
+
+def _divergence(now: Tensor, then: Tensor) -> Tensor:
+    """KL(then || now) of each row of logits; of one class (regression) that of normal laws of variance 1."""
+    if now.shape[-1] == 1:
+        return (now - then).square().sum(-1) / 2
+    return kl_div(now.log_softmax(-1), then.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
+def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
+    found = held(model)
+    if not found:
+        raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(0.1))")
+    tensors = {}
+    for name, (module, one) in found.items():
+        for field, anchor in one.anchors.items():
+            weight = module.get_parameter(field)
+            start = anchor.follow(weight)
+            tensors[f"{name}.{field}".lstrip(".")] = torch.zeros_like(weight) if start is None else start
+    return next(iter(found.values()))[1].method, tensors
+
+
+@torch.no_grad()
+def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *, hidden: bool) -> Any:  # noqa: ANN401
+    args: tuple[Tensor, ...] = ()
+    options: dict[str, Any] = {}
+    if isinstance(batch, Mapping):
+        options = dict(batch)
+        if predicts_next(model):
+            options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
+    else:
+        args = (batch if isinstance(batch, Tensor) else batch[0],)
+    if hidden and isinstance(batch, Mapping):
+        options["output_hidden_states"] = True
+    with _evaluated(model):
+        return functional_call(model, anchors, args, options)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own flag again: no dropout, and mixed layers read their weight as it is."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _hidden(outputs: Any) -> Tensor:  # noqa: ANN401
+    states = getattr(outputs, "hidden_states", None)
+    found = states[-1] if states else getattr(outputs, "last_hidden_state", None)
+    if found is None:
+        raise TypeError(
+            f"expected outputs with hidden states, got {type(outputs).__name__} without; call the model with "
+            "output_hidden_states=True"
+        )
+    return found  # type: ignore[no-any-return]

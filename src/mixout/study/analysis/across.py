@@ -1,0 +1,191 @@
+"""One number over several tasks: mean and interquartile mean of normalised scores, and a test over all pairs.
+
+Scores of tasks have different scales, so each is put on one: 0 is chance, 100 the best run of the study on that task,
+``100 (score - chance) / (best - chance)``. Where chance is unknown for a task, all tasks enter in points as they are.
+A task enters with as much weight as it has runs. The best run is taken as given.
+
+The interval of the mean difference is a t interval whose variance is that within tasks (degrees of freedom by Welch and
+Satterthwaite). The p flips the signs of all pairs of all tasks at once, so that a method that is a little ahead
+everywhere can be shown from few restarts a task. The interquartile mean (IQM) is robust; for that very reason it hides
+failures that are fewer than a quarter of the runs, so it comes without an interval. R. Agarwal et al., Deep RL at the
+edge of the statistical precipice, NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t, trim_mean
+
+from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
+from mixout.study.analysis.compare import choose_baseline, counterparts, points_of, with_scores
+from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.stats import SMALLEST, Array, sign_flips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregate:
+    """A method over the tasks that it shares with the baseline.
+
+    Args:
+        method: label.
+        baseline: label of what it is compared with.
+        factors: of all the runs.
+        tasks: that enter; two at least.
+        n: runs of the method that enter.
+        normalised: whether 0 is chance and 100 the best run; otherwise scores are in points.
+        mean: over all runs of all tasks.
+        baseline_mean: the same of the baseline.
+        difference: of the means, method minus baseline.
+        low: lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among
+            fewer than ten.
+        high: its upper end.
+        p: sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired.
+        iqm: interquartile mean over all runs of all tasks.
+        baseline_iqm: the same of the baseline.
+    """
+
+    method: str
+    baseline: str
+    factors: dict[str, str]
+    tasks: tuple[str, ...]
+    n: int
+    normalised: bool
+    mean: float
+    baseline_mean: float
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    iqm: float
+    baseline_iqm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stratum:
+    """Normalised scores of method and baseline on one task."""
+
+    task: str
+    ours: Array
+    theirs: Array
+    paired: bool
+    some_failed: bool
+
+    @property
+    def few(self) -> bool:
+        least = min(len(self.ours), len(self.theirs))
+        return least < SMALLEST or (self.some_failed and least < FEWEST_WITH_FAILURES)
+
+
+def aggregate(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1) -> list[Aggregate]:
+    """Each method over all tasks that it shares with the baseline, if there are two or more.
+
+    Args:
+        runs: of a study.
+        baseline: label; by default the first method that is plain or dropout, else the first.
+        seed: of the signs, where they are too many to visit all.
+        looks: how often the data were to be looked at.
+
+    Raises:
+        InputError: no run, or an unknown baseline.
+
+    Example:
+        >>> runs = [
+        ...     Run(task=task, method=method, restart=k, score=0.6 + 0.02 * k + gain)
+        ...     for task in ("RTE", "CoLA")
+        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
+        ...     for k in range(4)
+        ... ]
+        >>> [found] = aggregate(runs)
+        >>> found.tasks, round(found.difference, 2), round(found.p, 3)
+        (('RTE', 'CoLA'), 5.0, 0.008)
+    """
+    cells = by_cell(runs)
+    baseline = choose_baseline([key.method for key in cells], baseline)
+    scale, normalised = _scales(cells)
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[CellKey]] = {}
+    for key in cells:
+        if key.method != baseline and CellKey(key.task, baseline, key.factors) in cells and key.task in scale:
+            groups.setdefault((key.method, key.factors), []).append(key)
+    found = []
+    for (method, factors), keys in groups.items():
+        several = [
+            _stratum(key.task, cells[key], cells[CellKey(key.task, baseline, factors)], scale[key.task]) for key in keys
+        ]
+        strata = [stratum for stratum in several if len(stratum.ours) and len(stratum.theirs)]
+        if len(strata) > 1:
+            found.append(_aggregate(method, baseline, dict(factors), strata, normalised, seed, looks))
+    return found
+
+
+def _scales(cells: dict[CellKey, list[Run]]) -> tuple[dict[str, tuple[float, float]], bool]:
+    """Offset and factor of each task; a task on which nothing is above chance has no scale and does not enter."""
+    by_task: dict[str, list[Run]] = {}
+    for key, cell in cells.items():
+        by_task.setdefault(key.task, []).extend(run for run in cell if np.isfinite(run.counted))
+    by_task = {task: runs for task, runs in by_task.items() if runs}
+    if any(run.chance is None for runs in by_task.values() for run in runs):
+        points = points_of(cells)
+        return {task: (0.0, points[task]) for task in by_task}, False
+    scales = {}
+    for task, runs in by_task.items():
+        chance, best = max(run.chance or 0.0 for run in runs), max(run.counted for run in runs)
+        if best > chance:
+            scales[task] = (chance, 100.0 / (best - chance))
+    return scales, True
+
+
+def _stratum(task: str, cell: list[Run], other: list[Run], scale: tuple[float, float]) -> _Stratum:
+    cell, other, paired = counterparts(cell, other)
+    ours, theirs = ((scores - scale[0]) * scale[1] for scores in with_scores(cell, other, paired))
+    return _Stratum(
+        task=task, ours=ours, theirs=theirs, paired=paired, some_failed=any(run.failed for run in (*cell, *other))
+    )
+
+
+def _aggregate(
+    method: str,
+    baseline: str,
+    factors: dict[str, str],
+    strata: Sequence[_Stratum],
+    normalised: bool,
+    seed: int,
+    looks: int,
+) -> Aggregate:
+    ours = np.concatenate([stratum.ours for stratum in strata])
+    theirs = np.concatenate([stratum.theirs for stratum in strata])
+    paired = all(stratum.paired for stratum in strata)
+    difference = float(ours.mean() - theirs.mean())
+    half = None if any(stratum.few for stratum in strata) else _half(strata, len(ours), len(theirs), looks)
+    return Aggregate(
+        method=method,
+        baseline=baseline,
+        factors=factors,
+        tasks=tuple(stratum.task for stratum in strata),
+        n=len(ours),
+        normalised=normalised,
+        mean=float(ours.mean()),
+        baseline_mean=float(theirs.mean()),
+        difference=difference,
+        low=None if half is None else difference - half,
+        high=None if half is None else difference + half,
+        p=min(1.0, looks * sign_flips(ours - theirs, seed=seed)) if paired else None,
+        iqm=float(trim_mean(ours, 0.25)),
+        baseline_iqm=float(trim_mean(theirs, 0.25)),
+    )
+
+
+def _half(strata: Sequence[_Stratum], n: int, m: int, looks: int) -> float | None:
+    """Half the width of the interval: the variances of the tasks' sums add up."""
+    parts: list[tuple[float, int]] = []  # variance that a sample brings to the difference of means, and its freedom
+    for stratum in strata:
+        samples = [(stratum.ours - stratum.theirs, n)] if stratum.paired else [(stratum.ours, n), (stratum.theirs, m)]
+        parts += [(len(x) * float(x.var(ddof=1)) / total**2, len(x) - 1) for x, total in samples]
+    variance = math.fsum(part for part, _ in parts)
+    if variance <= 1e-20:
+        return None
+    freedom = variance**2 / math.fsum(part**2 / free for part, free in parts)
+    return float(t.isf(0.025 / looks, freedom)) * math.sqrt(variance)

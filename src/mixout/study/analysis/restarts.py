@@ -1,0 +1,339 @@
+"""How many restarts are enough: before a study is paid for, and while it grows.
+
+Of a t test on n differences with standard deviation s and true mean d, the power is that of the noncentral t with
+n - 1 degrees of freedom (2 (n - 1) for independent samples) and noncentrality ``d sqrt(n) / s``. The permutation test
+of the report has nearly that power, but its p has a smallest value: below :func:`fewest_restarts` it shows nothing,
+however large a difference is. Both count the family: with m comparisons (and looks) alpha is divided by m, which is
+what Holm's correction asks of the smallest p.
+
+A pilot of few restarts knows its spread badly, hence the range; from fewer than five nothing is said.
+
+Looks: whoever looks after each batch and stops where the interval happens to be narrow stops too often where the spread
+was underestimated. With at most m looks each uses the interval at level ``1 - alpha / m`` (Bonferroni), so all of them
+hold together. A rule that stops where the interval is narrow stops when no failure was seen yet, so it asks for ten
+restarts where chance is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from scipy.special import gammaincinv, ndtr, stdtrit
+
+from mixout.errors import InputError
+from mixout.study.analysis.cells import Comparison
+from mixout.study.analysis.compare import compare
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.stats import ALPHA, smallest_p
+
+DETECTED = (1.0, 2.0, 5.0)  # points
+POWER = 0.8
+PILOT = 5
+STOP_FROM, STOP_FROM_WITH_CHANCE = 5, 10
+_MOST = 100_000
+_QUANTILES = (np.arange(4000) + 0.5) / 4000
+_NO_SPREAD = 1e-12  # relative to the scores: what rounding leaves of equal differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """Restarts of each method with which the report's test finds a difference of so many points.
+
+    Args:
+        points: the true difference.
+        restarts: at the spread that the pilot saw; None above 100,000.
+        low: at the lower end of the spread's interval (90 %).
+        high: at its upper end; None above 100,000.
+    """
+
+    points: float
+    restarts: int | None
+    low: int | None
+    high: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What a comparison, taken as a pilot, says about the number of restarts.
+
+    Args:
+        task: of the comparison.
+        method: of the comparison.
+        baseline: of the comparison.
+        factors: of the comparison.
+        pilot: restarts of the pilot.
+        spread: standard deviation of the paired differences, or of the difference of two independent runs.
+        points: factor from the score's unit to points.
+        smallest: fewest restarts with which the report's test can show a difference at all.
+        detectable: difference, in the score's unit, that the present restarts would show with a power of 0.8; None
+            where they can show none.
+        needed: restarts for a difference of 1, 2 and 5 points.
+    """
+
+    task: str
+    method: str
+    baseline: str
+    factors: dict[str, str]
+    pilot: int
+    spread: float
+    points: float
+    smallest: int
+    detectable: float | None
+    needed: tuple[Needed, ...]
+
+
+def plan(comparisons: Iterable[Comparison]) -> list[Power]:
+    """How many restarts each comparison needs; those of fewer than five restarts, or without spread, are left out."""
+    return [_plan(c) for c in comparisons if min(c.n, c.n_baseline) >= PILOT and _has_spread(c)]
+
+
+def fewest_restarts(family: int, *, independent: bool = False, alpha: float = ALPHA) -> int:
+    """The fewest restarts of each method with which the permutation test can show one of so many comparisons.
+
+    Example:
+        >>> fewest_restarts(1), fewest_restarts(8), fewest_restarts(1, independent=True)
+        (6, 9, 4)
+    """
+    n = 1
+    while smallest_p(n, n if independent else None) * family > alpha:
+        n += 1
+    return n
+
+
+def restarts_needed(
+    difference: float,
+    spread: float,
+    *,
+    family: int = 1,
+    independent: bool = False,
+    power: float = POWER,
+    alpha: float = ALPHA,
+) -> int | None:
+    """The smallest number of restarts of each method with which the report's test has the power.
+
+    Args:
+        difference: true difference of means.
+        spread: standard deviation of a paired difference, or of the difference of two independent runs.
+        family: number of comparisons (times looks) that the test is corrected for.
+        independent: whether the samples are not paired.
+        power: probability of detecting the difference.
+        alpha: of the two-sided test.
+
+    Returns:
+        Never fewer than :func:`fewest_restarts`; None if the difference is 0 or the number is above 100,000.
+
+    Example:
+        >>> restarts_needed(0.5, 1.0), restarts_needed(0.5, 2**0.5, independent=True), restarts_needed(10, 1)
+        (34, 64, 6)
+    """
+    if difference == 0.0:
+        return None
+    share = alpha / family
+    return _smallest(
+        lambda n: power_at(n, difference, spread, independent=independent, alpha=share) >= power,
+        start=fewest_restarts(family, independent=independent, alpha=alpha),
+    )
+
+
+def power_at(n: int, difference: float, spread: float, *, independent: bool = False, alpha: float = ALPHA) -> float:
+    """Power of the two-sided t test with n restarts of each method.
+
+    Example:
+        >>> round(power_at(34, 0.5, 1.0), 3)
+        0.808
+    """
+    if spread == 0.0:
+        return float(difference != 0.0)
+    freedom = (n - 1) * (2 if independent else 1)
+    shift = abs(difference) * math.sqrt(n) / spread
+    limit = -float(stdtrit(freedom, alpha / 2))
+    # The noncentral t as a normal law over the estimated spread, a root of chi square, at its quantiles: scipy's own is
+    # nan in parts of its range.
+    spreads = np.sqrt(gammaincinv(freedom / 2, _QUANTILES) * 2 / freedom)
+    return float(np.mean(ndtr(shift - limit * spreads) + ndtr(-shift - limit * spreads)))
+
+
+def expected_width(n: int, spread: float, *, independent: bool = False, level: float = 0.95) -> float:
+    """Width of the t interval of the difference of means with n restarts, at the pilot's spread.
+
+    Example:
+        >>> round(expected_width(20, 1.0), 3)
+        0.936
+    """
+    freedom = (n - 1) * (2 if independent else 1)
+    return -2 * float(stdtrit(freedom, (1 - level) / 2)) * spread / math.sqrt(n)
+
+
+def spread_of(comparison: Comparison) -> float:
+    """Standard deviation of a paired difference, or of the difference of two independent runs.
+
+    Raises:
+        InputError: fewer than two restarts.
+    """
+    if comparison.sd is None or comparison.baseline_sd is None:
+        raise InputError(f"expected two restarts or more of {comparison.method} and its baseline, got fewer")
+    if comparison.paired:
+        return float(np.std(comparison.differences, ddof=1))
+    return math.hypot(comparison.sd, comparison.baseline_sd)
+
+
+def _has_spread(c: Comparison) -> bool:
+    return spread_of(c) > _NO_SPREAD * max(abs(c.mean), abs(c.baseline_mean))
+
+
+def _plan(c: Comparison) -> Power:
+    spread, pilot, family = spread_of(c), min(c.n, c.n_baseline), c.family * c.looks
+    independent = not c.paired
+    freedom = (pilot - 1) * (2 if independent else 1)
+    # An interval (90 %) of the spread: (n - 1) s^2 / sigma^2 is a chi square.
+    low, high = (spread * math.sqrt(freedom / float(stats.chi2.isf(tail, freedom))) for tail in (0.05, 0.95))
+
+    def needed(points: float, spread: float) -> int | None:
+        return restarts_needed(points / c.points, spread, family=family, independent=independent)
+
+    smallest = fewest_restarts(family, independent=independent)
+    return Power(
+        task=c.task,
+        method=c.method,
+        baseline=c.baseline,
+        factors=c.factors,
+        pilot=pilot,
+        spread=spread,
+        points=c.points,
+        smallest=smallest,
+        detectable=_detectable(pilot, spread, independent, ALPHA / family) if pilot >= smallest else None,
+        needed=tuple(
+            Needed(points=p, restarts=needed(p, spread), low=needed(p, low), high=needed(p, high)) for p in DETECTED
+        ),
+    )
+
+
+def _detectable(n: int, spread: float, independent: bool, alpha: float) -> float:
+    """The difference at which the power is 0.8: by halving, to a thousandth."""
+    low, high = 0.0, 100.0 * spread
+    while high - low > 1e-3 * spread:
+        middle = (low + high) / 2
+        enough = power_at(n, middle, spread, independent=independent, alpha=alpha) >= POWER
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
+    """The smallest n >= start for which it holds, if once it holds it does so for all larger ones."""
+    low, high = start - 1, start
+    while not holds(high):
+        low, high = high, 2 * high
+        if high > 2 * _MOST:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high if high <= _MOST else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One comparison at one look.
+
+    Args:
+        task: of the comparison.
+        method: of the comparison.
+        baseline: of the comparison.
+        factors: of the comparison.
+        look: number of this look, from 1.
+        looks: most that are planned.
+        n: restarts of each method so far, the smaller number.
+        difference: of the means, in points, as all that follows.
+        low: lower end of its interval; None where there is none.
+        high: its upper end.
+        level: of this look's interval: ``1 - alpha / looks``.
+        width: that is wanted.
+        reached: whether the interval is that narrow, and restarts are enough to believe it.
+        stop: whether to stop: the width is reached, or this was the last look.
+        needed: restarts that will probably be needed, at the spread seen so far; None where it cannot be told.
+    """
+
+    task: str
+    method: str
+    baseline: str
+    factors: dict[str, str]
+    look: int
+    looks: int
+    n: int
+    difference: float
+    low: float | None
+    high: float | None
+    level: float
+    width: float
+    reached: bool
+    stop: bool
+    needed: int | None
+
+
+def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:
+    """Where each comparison stands; call it once after each batch of restarts and stop when all of them say so.
+
+    Args:
+        runs: all so far.
+        width: wanted, in points, of the interval of the difference of means.
+        look: number of this look, from 1.
+        looks: most looks, fixed before the first: the batches that the budget allows.
+        baseline: label; by default the first method that is plain or dropout, else the first.
+
+    Raises:
+        InputError: the width is not positive, or the look is not among the looks.
+
+    Example:
+        >>> scores = {"plain": (60, 64, 61, 66, 62, 63), "mixout(0.9)": (63, 66, 65, 69, 64, 67)}
+        >>> runs = [
+        ...     Run(task="RTE", method=method, restart=k, score=score)
+        ...     for method, several in scores.items() for k, score in enumerate(several)
+        ... ]
+        >>> [at] = until_width(runs, 4.0, look=1, looks=3)
+        >>> round(at.high - at.low, 1), at.reached, at.stop
+        (2.6, True, True)
+    """
+    if width <= 0.0:
+        raise InputError(f"expected a width > 0 in points, got {width}")
+    if not 1 <= look <= looks:
+        raise InputError(f"expected look between 1 and the {looks} planned, got {look}; plan more looks from the start")
+    return [look_at(one, width, look=look) for one in compare(runs, baseline, looks=looks)]
+
+
+def look_at(c: Comparison, width: float, *, look: int) -> Look:
+    """Where one comparison stands, which was made for as many looks as are planned."""
+    n = min(c.n, c.n_baseline)
+    seen = None if c.low is None or c.high is None else (c.high - c.low) * c.points
+    enough = n >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
+    reached = seen is not None and enough and seen <= width
+    return Look(
+        task=c.task,
+        method=c.method,
+        baseline=c.baseline,
+        factors=c.factors,
+        look=look,
+        looks=c.looks,
+        n=n,
+        difference=c.difference * c.points,
+        low=None if c.low is None else c.low * c.points,
+        high=None if c.high is None else c.high * c.points,
+        level=c.confidence,
+        width=width,
+        reached=reached,
+        stop=reached or look == c.looks,
+        needed=_needed(c, width / c.points),
+    )
+
+
+def _needed(c: Comparison, width: float) -> int | None:
+    """The smallest number whose expected interval is narrow enough."""
+    if c.sd is None or c.baseline_sd is None or not _has_spread(c):
+        return None
+    spread = spread_of(c)
+    return _smallest(
+        lambda n: expected_width(n, spread, independent=not c.paired, level=c.confidence) <= width, start=STOP_FROM
+    )

@@ -1,0 +1,223 @@
+"""A table of runs as a CSV file: one row a run, for scores that were made elsewhere and for exports."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mixout.errors import InputError
+from mixout.methods.text import nearest
+from mixout.study.analysis.runs import COLUMNS, Run
+
+_REQUIRED = ("task", "method", "restart", "score")
+_NUMBERS = ("chance", "seconds", "distance", "original")
+_COUNTS = ("peak_memory", "dev_size")
+_ANSWERS = ("paired", "collapsed")
+# What pandas writes, or reads, as the name of an index and of columns without one.
+_UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?(\.\d+)?")
+_YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+_LOWER_IS_BETTER = re.compile(r"perplexity|ppl|loss|error|nll|bpc|\b(wer|cer|ter|mse|rmse|mae)\b", re.IGNORECASE)
+
+
+def read_scores(
+    path: str | Path,
+    *,
+    report: Callable[[str], None] | None = None,
+    direction: str | None = None,
+    unit: str | None = None,
+) -> list[Run]:
+    """Runs from a CSV file with the columns task, method, restart and score.
+
+    Optional columns are the other scalar fields of :class:`Run`: metric, chance, status, error, seconds, peak_memory,
+    distance, original, dev_size, id, and ``paired`` and ``collapsed`` (yes or no). A column without a name, such as the
+    index that pandas writes, is left out. Every other column is a factor. An empty score is a run that failed; so is
+    the status "failed", even with a score beside it.
+
+    Args:
+        path: file in UTF-8 with a header.
+        report: called with a line on what is left out.
+        direction: which scores are better, ``"higher"`` or ``"lower"``; lower ones are read with a minus sign. By
+            default higher, unless the metric's name says that it may be otherwise: then it must be given.
+        unit: ``"percent"`` or ``"fraction"``. By default a task's scores are fractions where none exceeds 1; where
+            that would differ between the tasks of a table, it must be given.
+
+    Returns:
+        One run a row, in the file's order.
+
+    Raises:
+        InputError: the file cannot be read, a column is missing, a value is wrong, or a factor tells single runs apart;
+            the message names the line or the column.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.DictReader(handle, strict=True)
+            names = list(reader.fieldnames or ())
+            unnamed = [name for name in names if _UNNAMED.fullmatch(name.strip())]
+            _check_columns(path, [name for name in names if name not in unnamed])
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"expected {path} to be a CSV file in UTF-8, got {error}") from error
+    if unnamed and report is not None:
+        shown = ", ".join(repr(name) for name in unnamed)
+        report(f"{path}: the column {shown} has no name of its own and is left out; name it if it is a factor")
+    runs = [_run(path, line, row, unnamed) for line, row in rows]
+    if not runs:
+        raise InputError(f"expected at least one run in {path}, got a header only")
+    _check_factors(path, runs)
+    return _with_unit(path, _with_direction(path, runs, direction), unit)
+
+
+def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """One row a run, all with the same columns: scalar fields, then every factor that occurs; no curves.
+
+    Unknown values are None. Written as CSV the rows are read back by :func:`read_scores`.
+
+    Example:
+        >>> rows = to_csv_rows([Run(task="RTE", method="plain", restart=0, score=0.7, factors={"epochs": "3"})])
+        >>> rows[0]["score"], rows[0]["chance"], rows[0]["epochs"]
+        (0.7, None, '3')
+    """
+    factors = sorted({name for run in runs for name in run.factors})
+    return [
+        {name: getattr(run, name) for name in COLUMNS} | {name: run.factors.get(name) for name in factors}
+        for run in runs
+    ]
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    for name in _REQUIRED:
+        if name not in names:
+            unknown = [other for other in names if other not in COLUMNS]
+            raise InputError(
+                f"expected {path} to have a column {name!r}, got {', '.join(names)}{nearest(name, unknown)}"
+            )
+    if len(set(names)) < len(names):
+        raise InputError(f"expected each column of {path} once, got {', '.join(names)}")
+
+
+def _check_factors(path: Path, runs: Sequence[Run]) -> None:
+    """Refuse columns that are no factors, such as a loss, a date or a seed: with them each run is a cell of its own.
+
+    Such a column has another value in most runs of a method, and the restarts tell the runs apart without it. Where
+    several columns look like that, real factors among them are known by values that several runs share.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.factors))
+
+    def largest(factors: Sequence[str], *, restart: bool) -> int:
+        """How many runs the largest cell of these factors holds."""
+        keys = [(run.task, run.method, run.restart * restart, *map(run.factors.get, factors)) for run in runs]
+        return max(Counter(keys).values())
+
+    def lone(factors: Sequence[str]) -> bool:
+        """Whether most runs that have these factors are alone in their cells of them."""
+        having = [run for run in runs if any(name in run.factors for name in factors)]
+        keys = [(run.task, run.method, *map(run.factors.get, factors)) for run in having]
+        return 2 * list(Counter(keys).values()).count(1) > len(having) > 2
+
+    single = [name for name in names if lone([name])]
+    distinct = [name for name in single if 2 * len({run.factors.get(name) for run in runs}) > len(runs)]
+    for suspects in (single, distinct, *([name] for name in names if lone(names))):
+        factors = [name for name in names if name not in suspects]
+        shared = largest(factors, restart=False) > 1 or suspects is distinct
+        if suspects and shared and largest(factors, restart=True) == 1:
+            raise InputError(
+                f"expected columns of {path} whose values several runs share (factors), got the column "
+                f"{', '.join(map(repr, suspects))} with another value in most runs, so that nothing could be compared; "
+                "remove it, or if it is a factor, number the restarts of each of its values from 0"
+            )
+
+
+def _with_direction(path: Path, runs: Sequence[Run], direction: str | None) -> list[Run]:
+    doubtful = [run.metric for run in runs if _LOWER_IS_BETTER.search(run.metric)]
+    if direction is None and doubtful:
+        raise InputError(
+            f"expected to know whether higher or lower values of {doubtful[0]!r} in {path} are better; "
+            "add --direction higher, or --direction lower"
+        )
+    if direction != "lower":
+        return list(runs)
+    return [
+        replace(
+            run,
+            score=-run.score,
+            chance=None if run.chance is None else -run.chance,
+            metric=f"negative {run.metric}",
+        )
+        for run in runs
+    ]
+
+
+def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
+    if unit is not None:
+        return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
+    largest: dict[str, float] = {}
+    for run in runs:
+        if math.isfinite(run.score):
+            largest[run.task] = max(largest.get(run.task, -math.inf), run.score)
+    small = [task for task, score in largest.items() if 0 <= score <= 1]
+    large = [task for task, score in largest.items() if score > 1]
+    if small and large:
+        raise InputError(
+            f"expected scores of one unit in {path}, got none above 1 on {small[0]!r} and {largest[large[0]]:g} on "
+            f"{large[0]!r}; add --unit percent, or --unit fraction"
+        )
+    return runs
+
+
+def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:
+    if None in row or None in row.values():
+        raise InputError(f"expected as many values as columns in {path}, line {line}")
+    texts = {name: (text or "").strip() for name, text in row.items() if name not in unnamed}
+    try:
+        values: dict[str, object] = {name: _finite(name, texts[name]) for name in _NUMBERS if texts.get(name)}
+        values |= {name: texts[name] for name in ("metric", "status", "error", "id") if texts.get(name)}
+        values |= {name: int(_finite(name, texts[name])) for name in _COUNTS if texts.get(name)}
+        values |= {name: _yes_no(name, texts[name]) for name in _ANSWERS if texts.get(name)}
+        # What failed before its end has no score, whatever was written down.
+        scored = texts["score"] and texts.get("status") != "failed"
+        score = _number("score", texts["score"]) if scored else math.nan
+        factors = {name: text for name, text in texts.items() if name not in COLUMNS and text}
+        return Run(
+            task=texts["task"],
+            method=texts["method"],
+            restart=_restart(texts["restart"]),
+            score=score,
+            factors=factors,
+            **values,  # type: ignore[arg-type]
+        )
+    except InputError as error:
+        raise InputError(f"{path}, line {line}: {error}") from error
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"expected {name} to be a number, got {text!r}") from None
+
+
+def _finite(name: str, text: str) -> float:
+    value = _number(name, text)
+    if not math.isfinite(value):
+        raise InputError(f"expected {name} to be a finite number, got {text!r}; leave the cell empty if it is unknown")
+    return value
+
+
+def _restart(text: str) -> int:
+    # 3.0 is how pandas writes the 3 of a column in which a value is missing.
+    value = _number("restart", text) if text else math.nan
+    if not value.is_integer():
+        raise InputError(f"expected restart to be a whole number, got {text!r}")
+    return int(value)
+
+
+def _yes_no(name: str, text: str) -> bool:
+    if text.lower() not in _YES_NO:
+        raise InputError(f"expected {name} to be yes or no, got {text!r}")
+    return _YES_NO[text.lower()]

@@ -1,0 +1,16 @@
+"""Commands of version 0.1 that are gone say what takes their place."""
+
+import pytest
+
+from mixout import cli
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [("bench", "make bench"), ("verify", "make verify"), ("dare", "mixout.delta.Delta")],
+)
+def test_a_command_that_moved_says_where_to(command, instead, capsys):
+    assert cli.main([command, "--output-dir", "out"]) == 2
+    message = capsys.readouterr().err
+    assert f"mixout {command} is no command any more" in message
+    assert instead in message

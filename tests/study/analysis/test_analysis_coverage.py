@@ -1,0 +1,54 @@
+"""Coverage of every interval that a report prints, by simulation of scores of realistic shapes."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    place = importlib.util.spec_from_file_location("coverage_of_intervals", ROOT / "benchmarks" / "coverage.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+def test_the_truths_of_the_shapes(coverage):
+    method, baseline = coverage.SHAPES["baseline fails 0.1, equal means"]
+    assert coverage.target(True, method, baseline) == pytest.approx(0.0)
+    assert coverage.target(False, method, baseline) == -2.0
+
+
+def test_few_studies_of_one_shape(coverage):
+    rows = coverage.simulate("normal, equal", 5, paired=True, studies=40)
+    assert {row[3] for row in rows} == {
+        "mean", "failure rate", "difference", "difference of failure rates", "P(better)",
+    }  # fmt: skip
+    assert all(row[5] >= 0.85 for row in rows)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("n", [3, 5, 10, 20])
+@pytest.mark.parametrize("shape", ["normal", "skewed, equal", "baseline fails 0.1, equal means", "both fail 0.5, 0.6"])
+def test_every_interval_covers(coverage, shape, n):
+    for _, _, _, name, printed, covered, _, claims in coverage.simulate(shape, n, paired=True, studies=300):
+        # What is printed in one study of five or fewer is judged by the committed table, of more studies.
+        assert printed < 0.2 or covered >= 0.89, name
+        assert not claims > 0.1, name
+
+
+def test_the_committed_table_holds_what_is_promised():
+    with (ROOT / "benchmarks" / "results" / "coverage.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["restarts"] for row in rows} == {"3", "5", "10", "20"}
+    seen = [row for row in rows if float(row["printed"]) >= 0.2]
+    low = [row for row in seen if float(row["coverage"]) < 0.9]
+    assert not low, low
+    means = [row for row in seen if row["interval"] in ("mean", "difference", "difference without failed")]
+    assert all(0.91 <= float(row["coverage"]) <= 0.99 for row in means)

@@ -1,0 +1,189 @@
+"""Hooks of MkDocs: pages that are generated, and links that leave docs/.
+
+- ``index.md`` is the README; ``CHANGELOG.md`` and ``CONTRIBUTING.md`` are those of the repository.
+- ``api.md`` lists what ``mixout`` exports, ``cli.md`` the commands' help, ``study-file.md`` the keys of a study file.
+- A link from a page to a file outside docs/ becomes a page (Python, text) or a file (figures, tables) of the site.
+- ``llms.txt`` lists the pages with their first sentences, for programs that read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import re
+import types
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urldefrag
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+# Pages of the site that lie elsewhere in the repository.
+ELSEWHERE = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, and what pages link to."""
+    for page, source in ELSEWHERE.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for page, make in (("api.md", api), ("cli.md", command_line), ("study-file.md", study_file)):
+        files.append(File.generated(config, page, content=make()))
+    for file in list(files.documentation_pages()):
+        for _, link, _ in LINK.findall(file.content_string):
+            target = _target(file.src_uri, link)
+            if target and files.get_file_from_path(_place(target)) is None:
+                files.append(_file(target, config))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Let links that leave docs/ lead to the places that they have in the site."""
+
+    def moved(match: re.Match[str]) -> str:
+        target = _target(page.file.src_uri, match[2])
+        if target is None:
+            return match[0]
+        fragment = urldefrag(match[2]).fragment
+        depth = "../" * page.file.src_uri.count("/")
+        return f"{match[1]}{depth}{_place(target)}{f'#{fragment}' if fragment else ''}{match[3]}"
+
+    return LINK.sub(moved, markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write llms.txt."""
+    lines = ["# mixout", "", "> Fine-tune pretrained PyTorch models and stay close to where they started.", ""]
+    for title, page in _pages(config.nav or []):
+        source = ROOT / ELSEWHERE[page] if page in ELSEWHERE else DOCS / page
+        first = _first(source.read_text(encoding="utf-8")) if source.exists() else "generated reference"
+        lines.append(f"- [{title}]({page.removesuffix('.md')}.html): {first}")
+    (Path(config.site_dir) / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _pages(nav: list[Any]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for item in nav:
+        for title, value in item.items():
+            found += [(title, value)] if isinstance(value, str) else _pages(value)
+    return found
+
+
+def _first(text: str) -> str:
+    """The first sentence of a page."""
+    for block in text.split("\n\n"):
+        if block.strip() and not block.lstrip().startswith(("#", "|", "!", "```", "<")):
+            plain = LINK.sub("", " ".join(block.split())).replace("[", "").replace("**", "")
+            return re.split(r"(?<=[.:])\s", plain)[0]
+    return ""
+
+
+def _source(page: str) -> Path:
+    return ROOT / ELSEWHERE[page] if page in ELSEWHERE else DOCS / page
+
+
+def _target(page: str, link: str) -> Path | None:
+    """The file of the repository that a link means, unless MkDocs resolves it by itself."""
+    path = urldefrag(link).url
+    if not path or ":" in path:
+        return None
+    target = (_source(page).parent / path).resolve()
+    if not target.is_relative_to(ROOT) or not target.exists():
+        return None  # a broken link, which MkDocs reports
+    return target if page in ELSEWHERE or not target.is_relative_to(DOCS) else None
+
+
+def _place(target: Path) -> str:
+    """Where a file of the repository is in the site."""
+    if target.is_relative_to(DOCS):
+        return target.relative_to(DOCS).as_posix()
+    name = target.relative_to(ROOT).as_posix()
+    for page, source in ELSEWHERE.items():
+        if name == source:
+            return page
+    if target.is_dir():
+        return f"files/{name}.md"
+    return f"files/{name}.md" if target.suffix in {".py", ".toml"} else f"files/{name}"
+
+
+def _file(target: Path, config: MkDocsConfig) -> File:
+    name, place, hidden = target.relative_to(ROOT).as_posix(), _place(target), InclusionLevel.NOT_IN_NAV
+    if target.is_dir():
+        listed = "\n".join(f"- `{path.name}`" for path in sorted(target.iterdir()) if not path.name.startswith("."))
+        return File.generated(config, place, content=f"# {name}\n\n{listed}\n", inclusion=hidden)
+    if target.suffix in {".py", ".toml"}:
+        code = target.read_text(encoding="utf-8")
+        language = "python" if target.suffix == ".py" else "toml"
+        content = f"# {name}\n\n```{language}\n{code}\n```\n"
+        return File.generated(config, place, content=content, inclusion=hidden)
+    return File.generated(config, place, abs_src_path=str(target))
+
+
+def api() -> str:
+    """A page of directives for mkdocstrings: what ``mixout`` exports, in groups, then its public modules."""
+    mixout = importlib.import_module("mixout")
+    groups: dict[str, list[str]] = {"Functions": [], "Methods and options": [], "Errors and warnings": []}
+    modules = ["mixout.integrations.huggingface", "mixout.integrations.lightning", "mixout.integrations.ddp"]
+    for name in sorted(vars(mixout), key=str.lower):
+        value = getattr(mixout, name)
+        if name.startswith("_"):
+            continue
+        if isinstance(value, types.ModuleType):
+            public = [one for one in vars(value) if not one.startswith("_")]
+            if value.__name__ in {"mixout.functional", "mixout.schedule", "mixout.delta"} and public:
+                modules.append(value.__name__)
+        elif inspect.isclass(value) and issubclass(value, (Exception, Warning)):
+            groups["Errors and warnings"].append(f"{value.__module__}.{value.__qualname__}")
+        elif callable(value):
+            group = "Methods and options" if inspect.isclass(value) else "Functions"
+            groups[group].append(f"{value.__module__}.{value.__qualname__}")
+    lines = [
+        "# Python reference",
+        "",
+        "Everything that `import mixout` gives, then the modules that are imported by name.",
+        "",
+    ]
+    for title, names in groups.items():
+        lines += [f"## {title}", "", *(f"::: {name}\n" for name in names)]
+    for module in sorted({*modules, "mixout.delta", "mixout.functional", "mixout.schedule"}):
+        lines += [f"## {module}", "", f"::: {module}\n    options:\n      show_root_heading: false\n"]
+    return "\n".join(lines)
+
+
+def command_line() -> str:
+    """The help of every command."""
+    from mixout import cli
+
+    lines = ["# Command line", "", "What `mixout COMMAND --help` prints."]
+    for command in (["--help"], *([name, "--help"] for name in cli.COMMANDS)):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            cli.main(command)
+        lines += ["", f"## mixout {' '.join(command[:-1])}".rstrip(), "", "```text", text.getvalue().rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def study_file() -> str:
+    """The keys of a study file's ``[settings]``, with defaults and meaning."""
+    from mixout.finetune.settings import Settings
+
+    lines = [
+        "# Study files",
+        "",
+        "How to write a study file is on [Studies](studies.md). Each key below may stand under `[settings]`, in a",
+        "`[[method]]` or under `[factors]`, and is an option of `mixout finetune`.",
+        "",
+        "| key | default | meaning |",
+        "|---|---|---|",
+    ]
+    for field in fields(Settings):
+        meaning = str(field.metadata.get("help", "")).replace("|", "\\|")
+        lines.append(f"| `{field.name}` | `{field.default}` | {meaning} |")
+    return "\n".join(lines) + "\n"
