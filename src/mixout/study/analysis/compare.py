@@ -223,7 +223,7 @@ def _compare(
         family=1,
         looks=looks,
         margin=margin,
-        p_equivalent=None if some_failed else equivalence_p(*samples, margin / points),
+        p_equivalent=None if some_failed else equivalence_p(samples[0], samples[1], margin / points),
         improvement=improvement,
         improvement_low=improvement_low,
         improvement_high=improvement_high,
