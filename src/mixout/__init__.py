@@ -55,7 +55,7 @@ from mixout.state import load_state_ as load_state_
 from mixout.state import save_state as save_state
 from mixout.state import state as state
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _RENAMED = {
     "Dropout": "methods.Dropout",
