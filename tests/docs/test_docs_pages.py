@@ -97,7 +97,16 @@ GIVEN = {
     "peft.md": peft,
 }
 # Their examples are run by tests of their own; here the code must at least be Python.
-COMPILED = RANKS | {"lightning.md", "trl.md", "sentence-transformers.md", "timm.md", "csv.md"}
+COMPILED = RANKS | {
+    "lightning.md",
+    "trl.md",
+    "sentence-transformers.md",
+    "timm.md",
+    "csv.md",
+    "anchor-decay.md",
+    "interpolation.md",
+    "output-anchor.md",
+}
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
