@@ -138,7 +138,7 @@ def table(means: Means) -> str:
 
 
 def seen(means: Means, different: Means) -> list[str]:
-    """What these runs showed, in three sentences or a few more.
+    """What these runs showed, in plain sentences.
 
     Args:
         means: mean accuracy, from 0 to 1.
@@ -164,6 +164,9 @@ These methods are insurance against a learning rate that is too high, not accura
     there = [of[best] for of in means.values()]
     apart = 100 * (max(there) - min(there))
     alike = f"score alike, within {apart:.1f} points" if apart <= _ALIKE else f"lie up to {apart:.1f} points apart"
+    first = f"At the learning rate {best} all methods {alike}."
+    if best == top:
+        return [first, f"No learning rate was too high here: the highest, {top}, is the best one."]
     lost = {name: 100 * (of[best] - of[top]) for name, of in means.items()}
     losses = ", ".join(f"{name} {_loss(points, named=not at)}" for at, (name, points) in enumerate(lost.items()))
     mask = 100 * (means[MASK][top] - means[MIXOUT][top])
@@ -172,10 +175,8 @@ These methods are insurance against a learning rate that is too high, not accura
         f"{'more' if mask >= 0 else 'less'} than {MIXOUT} there."
     )
     if different:
-        second += (
-            f" Two restarts answer {_percent(different[BASELINE][top])} of the sentences differently with {BASELINE}, "
-            f"{_percent(different[MIXOUT][top])} with {MIXOUT}."
-        )
+        disagree = ", ".join(f"{_percent(different[name][top])} with {name}" for name in (BASELINE, MIXOUT))
+        second += f" Share of the sentences that two restarts answer differently: {disagree}."
     lead = 100 * (max(max(of.values()) for of in means.values()) - means[BASELINE][best])
     third = f"the best mean of all is {lead:.1f} points above {BASELINE} at {best}."
     if lead <= _ALIKE:
@@ -185,7 +186,7 @@ These methods are insurance against a learning rate that is too high, not accura
         )
     else:
         third = f"Here a lower learning rate does not replace them: {third}"
-    return [f"At the learning rate {best} all methods {alike}.", second, third]
+    return [first, second, third]
 
 
 def _loss(points: float, *, named: bool) -> str:
