@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     settings = planned[0].settings
     print(
         f"{settings.model} on {study.tasks[0].label!r}: {settings.train_size} training sentences, "
-        f"{len(study.methods)} methods, {len(study.factors[RATE])} learning rates, {study.restarts} restarts each: "
-        f"{len(planned)} runs.",
+        f"{len(study.methods)} methods, {len(study.factors[RATE])} learning rates, restarts each: "
+        f"{study.restarts}. {len(planned)} runs in all.",
         file=sys.stderr,
     )
     ledger = Ledger(folder / "ledger")
