@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mixout import dropouts
+from mixout.anchor import OwnWeight
 from mixout.apply import check_applicable, spread_
 from mixout.bylayer import ByLayer, rules_of
 from mixout.dropouts import DropoutSite
@@ -27,7 +28,8 @@ from mixout.record import applications
 from mixout.selection import WhereLike, resolve
 from mixout.sources import uncompiled
 
-_TOLD = {"mixed": "mixed", "decayed": "decays", "bypassed": "out of reach", "plain": "not mixed"}  # in the order of the table
+# In the order of the table.
+_TOLD = {"mixed": "mixed", "decayed": "decays", "bypassed": "out of reach", "plain": "not mixed"}
 SortBy = Literal["kind", "name", "type", "parameters", "flops"]
 
 
@@ -207,11 +209,13 @@ def _report(model: nn.Module, methods: str, text: str) -> Coverage:
 
 
 def _held(model: nn.Module) -> Iterator[str]:
-    decaying = {id(p): p for target in targets(model).values() if (p := target.parameter()) is not None}
+    found = [target for target in targets(model).values() if target.parameter() is not None]
+    dry = any(isinstance(target.anchor, OwnWeight) for target in found)
+    decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
         line = f"{len(decaying)} weights decay ({sum(p.numel() for p in decaying.values()):,} numbers)"
         # Of weights in parts every rank would have to ask.
-        if not any(in_parts(p) or p.is_meta for p in decaying.values()):
+        if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):
                 used = radius_used(model)
                 farthest = max(used, key=lambda name: used[name], default="")

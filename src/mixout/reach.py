@@ -30,8 +30,8 @@ class LayerCoverage:
     Args:
         name: dotted name.
         type: class name of the plain layer.
-        kind: ``mixed``; ``decayed``, not mixed, but a weight of it decays; ``plain``, not meant to be reached; or ``bypassed``, where a method cannot reach the
-            weight.
+        kind: ``mixed``; ``decayed``, not mixed, but a weight of it decays; ``plain``, not meant to be reached; or
+            ``bypassed``, where a method cannot reach the weight.
         reason: why it is not mixed, or what is suspicious.
         parameters: number of parameters that the module itself holds, tied ones with the first that holds them.
         mixed_parameters: how many are mixed here, tied ones with the first that mixes them.
