@@ -1,4 +1,4 @@
-"""The search behind the demo's settings: learning rates and methods on another subset than the demo's.
+"""The search behind the settings of the study demo-tie: learning rates and methods, on another subset.
 
     python benchmarks/demo_search.py --output-dir out/search
 
@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     methods = [Axis(label=method, settings={"method": method}) for method in METHODS]
     study = replace(
-        read("demo"), restarts=RESTARTS, methods=methods, baseline=None, factors={"learning_rate": RATES}
+        read("demo-tie"), restarts=RESTARTS, methods=methods, baseline=None, factors={"learning_rate": RATES}
     ).with_settings({"subset_seed": 1})
     planned, ledger = study.runs(), Ledger(args.output_dir)
     if run(planned, ledger, LocalExecutor(), report=print).failed:

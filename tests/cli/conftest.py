@@ -1,9 +1,10 @@
-"""What a command says on stderr, without what optional packages say of themselves."""
+"""The demo as a small study, and what a command says without what optional packages say of themselves."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,14 @@ _OTHERS = re.compile("torchao|register_constant|kernels-community")
 def own_lines() -> Callable[[str], list[str]]:
     """The lines of a text that are not from packages which transformers looks for as it is imported."""
     return lambda text: [line for line in text.splitlines() if not _OTHERS.search(line)]
+
+
+@pytest.fixture
+def demo_file(study_file: str, tmp_path: Path) -> str:
+    """A study file in the demo's form, of the tiny model on the tiny task: three methods, two learning rates."""
+    text = Path(study_file).read_text().partition("[[method]]")[0]
+    text = text.replace('baseline = "dropout(0.0)"', 'baseline = "dropout(0.1)"').replace("learning_rate = 1e-2\n", "")
+    methods = "".join(f'[[method]]\nname = "{m}"\n' for m in ("dropout(0.1)", "mixout(0.7)", "gradient_mask(0.7)"))
+    path = tmp_path / "tiny-demo.toml"
+    path.write_text(f"{text}{methods}[factors]\nlearning_rate = [1e-2, 5e-2]\n")
+    return str(path)

@@ -114,13 +114,13 @@ def test_a_study_stops_and_loses_nothing(study_file, tmp_path, error_of):
     assert len(list(ledger.rglob("record.json"))) == 4
 
 
-def test_the_demo_says_it_too_and_goes_on(study_file, tmp_path, monkeypatch, error_of):
-    words = ["demo", "--restarts", "1", "--output-dir", str(tmp_path / "demo")]
-    assert "call it again to continue" in error_of(limited(2000, *words, study_file))
+def test_the_demo_says_it_too_and_goes_on(demo_file, tmp_path, monkeypatch, error_of):
+    words = ["demo", "--workers", "1", "--restarts", "1", "--output-dir", str(tmp_path / "demo")]
+    assert "call it again to continue" in error_of(limited(2000, *words, demo_file))
     # The report is larger than every record.
-    assert "call it again to continue" in error_of(limited(12000, *words, study_file))
-    assert len(list((tmp_path / "demo").rglob("record.json"))) == 2
-    monkeypatch.setattr(demo, "STUDY", study_file)
+    assert "call it again to continue" in error_of(limited(12000, *words, demo_file))
+    assert len(list((tmp_path / "demo").rglob("record.json"))) == 6
+    monkeypatch.setattr(demo, "STUDY", demo_file)
     assert main(words) == 0
 
 

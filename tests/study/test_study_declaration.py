@@ -88,7 +88,7 @@ def test_a_baseline_without_the_settings_that_are_part_of_its_label():
 def test_a_study_on_the_base_of_another():
     text = """
 [study]
-base = "demo"
+base = "demo-tie"
 name = "longer"
 [settings]
 epochs = 9
@@ -97,7 +97,7 @@ name = "dropout(0.1)"
 [factors]
 warmup = [0.0, 0.1]
 """
-    base, study = read("demo"), parse(text)
+    base, study = read("demo-tie"), parse(text)
     assert (study.name, study.restarts, study.baseline) == ("longer", base.restarts, base.baseline)
     assert study.settings == {**base.settings, "epochs": 9}
     assert study.tasks == base.tasks
@@ -133,4 +133,4 @@ def test_the_files_that_come_with_mixout_can_be_read():
     assert "demo" in shipped()
     for name in shipped():
         assert read(name).tasks
-    assert [axis.label for axis in read("demo").methods] == ["dropout(0.0)", "dropout(0.1)", "mixout(0.5)"]
+    assert [axis.label for axis in read("demo-tie").methods] == ["dropout(0.0)", "dropout(0.1)", "mixout(0.5)"]
