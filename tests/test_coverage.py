@@ -110,3 +110,19 @@ def test_what_mixes_nothing_is_told_too():
     mixout.apply_(mixout.remove_(model), mixout.OutputAnchor(1.0))
     assert mixout.coverage(model).held == ("answers are held by 6 anchored parameters",)
     assert mixout.coverage(mixout.remove_(model)).held == ()
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_decay_is_told_as_what_it_is(dry):
+    """Not as layers that are left out: it reaches the embedding too."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))
+    method = mixout.AnchorDecay(radius=0.01)
+    report = mixout.coverage(model, method) if dry else mixout.coverage(mixout.apply_(model, method))
+    assert report.decayed == ("0", "1")
+    assert report.plain == ("2",)
+    assert str(report).startswith("anchor_decay(radius=0.01): 2 weights decay (32 numbers)")
+    assert ("farthest" in str(report)) is not dry
+    assert "left out" not in str(report)
+    if dry:
+        with pytest.raises(mixout.NotAppliedError):
+            mixout.state(model)

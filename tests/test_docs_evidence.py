@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md say what results/*.csv hold, to the last digit that they show.
+"""The tables of docs/evidence.md and evidence-details.md say what results/*.csv hold, to the last digit.
 
 Means, failures and the like are computed anew; intervals and p are those of the report.
 """
@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mixout.study.analysis.compare import compare
+from mixout.study.analysis.stats import mean_interval
 from mixout.study.analysis.table import read_scores
 
 ROOT = Path(__file__).parents[1]
@@ -118,10 +120,10 @@ def costs() -> dict[tuple[str, str], float]:
         return {(row["task"], row["method"]): float(row["ratio"]) for row in csv.DictReader(file)}
 
 
-def tables() -> Iterator[list[list[str]]]:
-    """The cells of each table of the page, its header first."""
+def tables(page: str) -> Iterator[list[list[str]]]:
+    """The cells of each table of a page, its header first."""
     rows: list[list[str]] = []
-    for line in [*(ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").splitlines(), ""]:
+    for line in [*(ROOT / "docs" / page).read_text(encoding="utf-8").splitlines(), ""]:
         if line.startswith("|"):
             rows.append([cell.strip() for cell in line.strip("|").split("|")])
         elif rows:
@@ -172,7 +174,7 @@ def of_one_task(study: str, *columns: tuple[Measure, ...]):
 
     def check(table: list[list[str]]) -> Expected:
         for row in table[1:]:
-            runs = chosen(study, method=row[0].partition(", restarts")[0])
+            runs = chosen(study, method=row[0].partition(", restarts")[0].removesuffix(NO_PULL))
             for cell, measures in zip(row[1:], columns, strict=False):
                 yield cell, [n for measure in measures for n in measure(runs)] if cell else []
 
@@ -184,7 +186,9 @@ def of_tasks(study: str, *columns: tuple[Measure, ...], last: Measure | None = N
 
     def check(table: list[list[str]]) -> Expected:
         for row in table[1:]:
-            tasks = [chosen(study, method=row[0], task=task) for task in ("STS-B", "CoLA", "MRPC")]
+            tasks = [
+                chosen(study, method=row[0].removesuffix(NO_PULL), task=task) for task in ("STS-B", "CoLA", "MRPC")
+            ]
             cells = iter(row[1:])
             for runs in tasks:
                 for measures in columns:
@@ -200,7 +204,7 @@ def over_p(table: list[list[str]]) -> Expected:
     names = ("mixout({})", "gradient_mask({})", "rate x sqrt(1-p), p={}", "dropout({})")
     for row in table[1:]:
         for cell, name in zip(row[1:], names, strict=False):
-            runs = chosen("p", method=name.format(f"0{row[0]}"))
+            runs = chosen("p", method=name.format(row[0]))
             yield cell, [n for measure in (mean, failed, number) for n in measure(runs)] if runs else []
 
 
@@ -227,12 +231,61 @@ def at_high_rates(table: list[list[str]]) -> Expected:
         )
 
 
-def not_numbers(_table: list[list[str]]) -> Expected:
-    yield from ()
+NO_PULL = ", no pull"  # a mark of rows of the details
+TUNED = {"method": "mixout(0.7), bias correction"}, {"method": "bias correction"}
+# Of each row of the short page: where its runs are, mixout's and those that it is compared with.
+SHORT = [
+    ("tasks", {"task": "CoLA"}, *TUNED),
+    ("tasks", {"task": "MRPC"}, *TUNED),
+    ("tasks", {"task": "STS-B"}, *TUNED),
+    ("base-tuned", {"learning_rate": "2e-5"}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("best-search", {"learning_rate": "5e-5"}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("best", {}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("best", {}, {"method": "mixout(0.9)"}, {"method": BASELINE}),
+    (
+        "base-tuned",
+        {},
+        {"method": "mixout(0.7)", "learning_rate": "1e-4"},
+        {"method": BASELINE, "learning_rate": "5e-5"},
+    ),
+    (
+        "base-tuned",
+        {},
+        {"method": "mixout(0.7)", "learning_rate": "1e-4"},
+        {"method": "dropout(0.0)", "learning_rate": "5e-5"},
+    ),
+    ("failures", {}, {"method": "mixout(0.9)"}, {"method": BASELINE}),
+    ("base", {}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("tasks", {"task": "CoLA"}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("tasks", {"task": "STS-B"}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("tasks", {"task": "MRPC"}, {"method": "mixout(0.7)"}, {"method": BASELINE}),
+    ("failures", {}, {"method": "mixout(0.9)"}, {"method": "gradient_mask(0.9)"}),
+    ("base", {}, {"method": "mixout(0.7)"}, {"method": "gradient_mask(0.7)"}),
+    ("base", {}, {"method": "mixout(0.7)"}, {"method": "dropout(0.0), rate x sqrt(0.3)"}),
+    ("failures", {}, {"method": "mixout(0.9)"}, {"method": "bias correction"}),
+    ("base", {}, {"method": "mixout(0.7)"}, {"method": "bias correction"}),
+]
+
+
+def of_pairs(table: list[list[str]]) -> Expected:
+    """Scores, difference, number and failures of two cells, run by run, by another way than the report's."""
+    assert len(table) == 1 + len(SHORT)
+    for row, (study, both, one, other) in zip(table[1:], SHORT, strict=True):
+        x, y = ({run["restart"]: run for run in chosen(study, **both, **cell)} for cell in (one, other))
+        runs = [(x[restart], y[restart]) for restart in x if restart in y]
+        left, right = zip(*runs, strict=True)
+        assert row[1] in left[0]["task"]
+        assert row[2] in left[0]["method"]
+        differences = np.array([float(a["score"]) - float(b["score"]) for a, b in runs])
+        interval = mean_interval(differences)
+        assert interval is not None
+        yield row[4], [*mean(list(left)), *mean(list(right))]
+        yield row[5], [100 * value for value in (float(differences.mean()), *interval)]
+        yield row[6], [len(runs)]
+        yield row[7], [*failed(list(left)), *failed(list(right))]
 
 
 TABLES = {
-    "the questions": not_numbers,
     "1, rates": over("rates", "learning_rate", mean, failed, kept, rows=with_optimizer),
     "2, methods": of_one_task("methods", (mean, top), (failed, number), (kept,), (way,), (cost,)),
     "3, failures": of_one_task(
@@ -259,16 +312,38 @@ TABLES = {
 
 @pytest.mark.parametrize("place", range(len(TABLES)), ids=list(TABLES))
 def test_a_table_says_what_the_runs_say(place):
-    found = list(tables())
+    found = list(tables("evidence-details.md"))
     assert len(found) == len(TABLES), "a table of the page has no line in TABLES here"
+    assert wrong_cells(list(TABLES.values())[place](found[place])) == []
+
+
+def test_the_table_of_the_short_page_says_what_the_runs_say():
+    [table] = tables("evidence.md")
+    assert wrong_cells(of_pairs(table)) == []
+
+
+def test_four_of_five_decays_pull_nowhere():
+    # A step takes away learning rate x strength of w - u; the page says how much that is over a whole run.
+    def removed(strength: float, peak: float, steps: int, warmup: int) -> float:
+        ramps = [min((k + 1) / warmup, (steps - k) / (steps - warmup)) for k in range(steps)]
+        return strength * peak * sum(ramps)
+
+    for peak, steps in ((2e-4, 96), (5e-5, 471)):
+        assert 0.00009 < removed(0.01, peak, steps, steps // 10) < 0.00013
+        assert 0.0009 < removed(0.1, peak, steps, steps // 10) < 0.0013
+        assert 0.35 < removed(40, peak, steps, steps // 10) < 0.5
+    assert removed(0.1, 2e-5, 234, 23) < 0.00025
+
+
+def wrong_cells(expected: Expected) -> list[str]:
     wrong = []
-    for cell, expected in list(TABLES.values())[place](found[place]):
+    for cell, values in expected:
         said = NUMBER.findall(cell)
         digits = [len(text.partition(".")[2]) for text in said]
-        right = len(said) == len(expected) and all(
+        right = len(said) == len(values) and all(
             abs(float(text.replace(",", "")) - value) <= 0.5 * 10**-shown + 1e-9
-            for text, shown, value in zip(said, digits, expected, strict=True)
+            for text, shown, value in zip(said, digits, values, strict=True)
         )
         if not right:
-            wrong.append(f"{cell!r}, but the runs say {expected}")
-    assert not wrong, "\n".join(wrong)
+            wrong.append(f"{cell!r}, but the runs say {values}")
+    return wrong

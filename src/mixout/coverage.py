@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from mixout import dropouts
+from mixout.anchor import OwnWeight
 from mixout.apply import check_applicable, spread_
 from mixout.bylayer import ByLayer, rules_of
 from mixout.dropouts import DropoutSite
@@ -27,7 +28,8 @@ from mixout.record import applications
 from mixout.selection import WhereLike, resolve
 from mixout.sources import uncompiled
 
-_TOLD = {"mixed": "mixed", "bypassed": "out of reach", "plain": "not mixed"}  # in the order of the table
+# In the order of the table.
+_TOLD = {"mixed": "mixed", "decayed": "decays", "bypassed": "out of reach", "plain": "not mixed"}
 SortBy = Literal["kind", "name", "type", "parameters", "flops"]
 
 
@@ -56,8 +58,13 @@ class Coverage:
         return self._of("mixed")
 
     @property
+    def decayed(self) -> tuple[str, ...]:
+        """Names of the layers that are not mixed, but decay."""
+        return self._of("decayed")
+
+    @property
     def plain(self) -> tuple[str, ...]:
-        """Names of the layers that are not mixed."""
+        """Names of the layers that no method reaches or is meant to."""
         return self._of("plain")
 
     @property
@@ -104,10 +111,16 @@ class Coverage:
         }
 
     def _head(self) -> str:
+        if not self.mixed and self.held:
+            return f"{self.methods}: {self.held[0]}"
         return (
             f"{self.methods}: {len(self.mixed)} layers mixed, "
             f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
         )
+
+    def _more(self) -> tuple[str, ...]:
+        """What the first line does not tell."""
+        return self.held if self.mixed else self.held[1:]
 
     def _groups(self) -> list[tuple[str, str, str, list[LayerCoverage]]]:
         """Layers that are alike: what they are, their type, why, and which; the mixed ones first."""
@@ -121,7 +134,7 @@ class Coverage:
         return str(self)
 
     def __str__(self) -> str:
-        lines, groups = [self._head(), *(f"  {line}" for line in self.held)], self._groups()
+        lines, groups = [self._head(), *(f"  {line}" for line in self._more())], self._groups()
         width = max((len(type_name) for _, type_name, *_ in groups), default=0)
         for told, type_name, reason, members in groups:
             count = sum(member.parameters for member in members)
@@ -140,7 +153,7 @@ class Coverage:
         head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
         still_on = "".join(f"<p>dropout still on: {html.escape(str(site))}</p>" for site in self.dropouts)
-        above = "".join(f"<p>{html.escape(line)}</p>" for line in (self._head(), *self.held))
+        above = "".join(f"<p>{html.escape(line)}</p>" for line in (self._head(), *self._more()))
         return f"{above}<table><tr>{head}</tr>{body}</table>{still_on}"
 
 
@@ -196,11 +209,13 @@ def _report(model: nn.Module, methods: str, text: str) -> Coverage:
 
 
 def _held(model: nn.Module) -> Iterator[str]:
-    decaying = {id(p): p for target in targets(model).values() if (p := target.parameter()) is not None}
+    found = [target for target in targets(model).values() if target.parameter() is not None]
+    dry = any(isinstance(target.anchor, OwnWeight) for target in found)
+    decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
         line = f"{len(decaying)} weights decay ({sum(p.numel() for p in decaying.values()):,} numbers)"
         # Of weights in parts every rank would have to ask.
-        if not any(in_parts(p) or p.is_meta for p in decaying.values()):
+        if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):
                 used = radius_used(model)
                 farthest = max(used, key=lambda name: used[name], default="")

@@ -80,7 +80,7 @@ def install_(
         if isinstance(method, MixingMethod):
             layers = _mix_(model, method, selection, anchors, applied, form)
     for method in applied.methods:
-        if isinstance(method, AnchorDecay) and not isinstance(anchors, Unread):
+        if isinstance(method, AnchorDecay):
             _decay_(model, method, selection, anchors)
         if isinstance(method, OutputAnchor):
             if not alone:
@@ -168,7 +168,7 @@ def _anchored(
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: Anchors) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
     wanted, sites = {}, lora.sites(model)
-    weigh = None if method.weights is None else ImportanceStore(model, method.weights)
+    weigh = None if method.weights is None or isinstance(anchors, Unread) else ImportanceStore(model, method.weights)
     factors: list[nn.Module] = []
     modules = dict(model.named_modules())
     for name, module in modules.items():

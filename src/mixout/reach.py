@@ -13,10 +13,11 @@ from torch.nn.parameter import is_lazy
 from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
+from mixout.methods.optimizer_hooks import decayed
 from mixout.record import is_new
 from mixout.selection import Selection, is_trained, parent
 
-Kind = Literal["mixed", "plain", "bypassed"]
+Kind = Literal["mixed", "decayed", "plain", "bypassed"]
 
 ENOUGH = 0.5  # share of the body's FLOPs from which on apply_ says nothing
 _LOOKED_UP = re.compile(r"emb|position|latent_query|(cls|class|mask|query)_token", re.IGNORECASE)
@@ -29,8 +30,8 @@ class LayerCoverage:
     Args:
         name: dotted name.
         type: class name of the plain layer.
-        kind: ``mixed``; ``plain``, not mixed and not meant to be; or ``bypassed``, where a method cannot reach the
-            weight.
+        kind: ``mixed``; ``decayed``, not mixed, but a weight of it decays; ``plain``, not meant to be reached; or
+            ``bypassed``, where a method cannot reach the weight.
         reason: why it is not mixed, or what is suspicious.
         parameters: number of parameters that the module itself holds, tied ones with the first that holds them.
         mixed_parameters: how many are mixed here, tied ones with the first that mixes them.
@@ -157,6 +158,8 @@ def _kind(
         return "bypassed", f"its weight {REPLACED}"
     if by is not None:
         return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(by) else ("mixed", "")
+    if decayed(module):
+        return "decayed", ""
     if is_new(module):
         return "plain", "a new layer: the anchor has no weight of this name"
     problem = obstacle(module, holder)

@@ -60,7 +60,7 @@ def test_a_step_of_bertadam_is_one_of_torchs_adamw_times_what_the_correction_div
 
 
 def test_how_much_longer_the_steps_of_the_studies_of_evidence_are_without_the_correction():
-    # 96 steps, 10 of them warm-up, with the rate of transformers' schedule: the mean that docs/evidence.md names.
+    # 96 steps, 10 of them warm-up, with the rate of transformers' schedule: the mean in docs/evidence-details.md.
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=10, num_training_steps=96)
     rates = []

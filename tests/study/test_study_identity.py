@@ -111,6 +111,13 @@ def test_what_makes_another_run(settings, other):
     assert identity(replace(settings, **other)) != identity(settings)
 
 
+def test_the_score_counts_where_it_decides_what_a_run_ends_with(settings):
+    for deciding in ({"patience": 2}, {"keep_best": True}):
+        one, other = (replace(settings, **deciding, metric=metric) for metric in ("accuracy", "f1"))
+        assert identity(one) != identity(other)
+        assert identity(one) != identity(settings)
+
+
 @pytest.mark.parametrize("file", ["task/dev.csv", "task/train.csv", "model/config.json", "model/model.safetensors"])
 def test_other_content_is_another_run(settings, tmp_path, file):
     shutil.copytree(settings.model, tmp_path / "model")

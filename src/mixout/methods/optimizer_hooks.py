@@ -125,6 +125,11 @@ def detach_(module: nn.Module) -> None:
         _HANDLES.clear()
 
 
+def decayed(module: nn.Module) -> bool:
+    """Whether a weight of ``module`` itself decays."""
+    return bool(vars(module).get(_FIELD))
+
+
 def targets(model: nn.Module) -> dict[str, Target]:
     """What decays in ``model``, which may be a part of another, by parameter name."""
     return {

@@ -76,7 +76,7 @@ class Inputs:
 
     def _values(self, settings: Settings) -> dict[str, Any]:
         settings = self.complete(settings)
-        _, data = self._data(settings)
+        task, data = self._data(settings)
         if settings.model not in self._weights:
             self._weights[settings.model] = revision(settings.model)
         resolved = settings.resolved()
@@ -87,6 +87,8 @@ class Inputs:
             if item.name not in (*_LEFT_OUT, *_WATCHED)
             and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
         }
+        if settings.patience is not None or settings.keep_best:  # the score decides when or with what a run ends
+            chosen["metric"] = task.metric
         return chosen | {
             "method": settings.method,
             "gradient": next((method.gradient for method in methods if isinstance(method, MixingMethod)), None),

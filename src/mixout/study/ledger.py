@@ -43,7 +43,17 @@ from mixout.study.grid import Planned, text_of
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 # What differs between the restarts of a cell, or says only what was watched.
-_NO_FACTORS = ("seed", "init_seed", "data_seed", "mask_seed", "report_to", "save", "evaluate", "metric", "data_dir")
+_NO_FACTORS: tuple[str, ...] = (
+    "seed",
+    "init_seed",
+    "data_seed",
+    "mask_seed",
+    "report_to",
+    "save",
+    "evaluate",
+    "metric",
+    "data_dir",
+)
 _NO_FACTORS += ("logging_steps", "task", "model", "original")  # the last three by content, below
 
 
@@ -92,8 +102,8 @@ class Contents:
             names |= dict.fromkeys(name for name in told[0] if any(one.get(name) != told[0][name] for one in told))
         runs = []
         for entry in self.entries.values():
-            told = _told(entry)
-            more = {name: told[name] for name in names if name in told and name not in entry.run.factors}
+            own = _told(entry)
+            more = {name: own[name] for name in names if name in own and name not in entry.run.factors}
             runs.append(replace(entry.run, factors=entry.run.factors | more))
         return sorted(runs, key=lambda run: (run.task, run.method, sorted(run.factors.items()), run.restart))
 

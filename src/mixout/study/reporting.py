@@ -66,8 +66,9 @@ def report_on(
         InputError: no run has ended, the baseline is unknown, or the folder holds other files.
         OSError: the folder cannot be written to.
     """
+    rates: list[str] = []
     if planned is None:
-        runs, entries, rates = contents.runs(), list(contents.entries.values()), []
+        runs, entries = contents.runs(), list(contents.entries.values())
     else:
         runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
         entries = [entry for one in planned if (entry := contents.entry(one)) is not None]

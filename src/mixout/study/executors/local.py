@@ -13,6 +13,7 @@ from collections import deque
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
+from typing import cast
 
 import torch
 
@@ -87,7 +88,7 @@ class PoolExecutor(Executor):
         """The next job that ends; where the others stand is told while there is none."""
         while True:
             for pipe in wait(list(self._busy)):
-                worker, job = self._busy[pipe]  # type: ignore[index]  a Connection, on every system
+                worker, job = self._busy[cast("Connection", pipe)]
                 try:
                     said = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
@@ -101,7 +102,7 @@ class PoolExecutor(Executor):
                 self._leave(worker, alive=True)
                 if isinstance(said, BaseException):
                     raise said
-                return said
+                return cast("Outcome", said)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
