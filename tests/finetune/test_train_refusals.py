@@ -107,7 +107,7 @@ def test_a_disk_that_is_too_small(settings, tmp_path, monkeypatch: pytest.Monkey
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: usage._replace(free=1 << 20))
     with pytest.raises(InputError, match=r"1 MB.*--save no"):
-        finetune(settings(), tmp_path / "out")
+        finetune(settings(save="epoch"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,11 +34,6 @@ save = "no"
 name = {tiny_text!r}
 original = "{tiny_text}/other.txt"
 label = "new"
-[[task]]
-name = {tiny_text!r}
-original = "{tiny_text}/other.txt"
-metric = "original_log_likelihood"
-label = "kept"
 [[method]]
 name = "plain"
 [[method]]
@@ -49,9 +44,9 @@ name = "mixout(.5)"
     assert main(["study", "run", *words]) == 0
     runs = Ledger(tmp_path / "ledger").runs()
     assert [(run.task, run.method, run.restart) for run in runs] == [
-        (task, method, k) for task in ("kept", "new") for method in ("mixout(0.5)", "plain") for k in (0, 1)
+        ("new", method, k) for method in ("mixout(0.5)", "plain") for k in (0, 1)
     ]
-    # Pairs: the same data and start; the two tasks are the same runs, judged by another score.
+    # Pairs: the same data and start.
     assert len({run.chance for run in runs if run.task == "new"}) == 1
     for run in runs:
         assert run.score < 0
@@ -68,6 +63,11 @@ name = "mixout(.5)"
     best = max(new, key=lambda run: run.score)
     assert f"\u2212{-best.score:.3f}" in page
     assert f"\u2212{-new[0].chance:.3f}" in page
+
+    # The same runs by another score: nothing is trained.
+    kept = ["--set", "metric=original_log_likelihood"]
+    assert main(["study", "report", *words, *kept, "--output-dir", str(tmp_path / "kept")]) == 0
+    assert "original_log_likelihood" in next((tmp_path / "kept").glob("*.html")).read_text()
 
 
 def test_a_point_is_a_hundredth_of_a_nat():

@@ -132,9 +132,9 @@ def test_other_content_is_another_run(settings, tmp_path, file):
 def test_another_minor_version_before_1_0_is_another_run(settings, monkeypatch):
     known = Inputs()
     before = known.identity(settings)
-    monkeypatch.setattr(mixout, "__version__", "0.1.99")
+    monkeypatch.setattr(mixout, "__version__", "0.2.99")
     assert known.identity(settings) == before
-    monkeypatch.setattr(mixout, "__version__", "0.2.0")
+    monkeypatch.setattr(mixout, "__version__", "0.3.0")
     assert known.identity(settings) != before
 
 

@@ -187,8 +187,8 @@ def test_the_small_form(expand):
     runs = expand("glue-small")
     assert len(runs) == ELSEWHERE["glue-small"]
     assert read("glue-small").settings["model"] == "minilm"
-    assert [run.task for run in runs[::3]] == ["RTE", "MRPC", "CoLA", "STS-B"] * 3
-    assert [run.metric for run in runs[:12:3]] == ["accuracy", "f1", "matthews", "spearman"]
+    assert [run.task for run in runs[::9]] == ["RTE", "MRPC", "CoLA", "STS-B"]
+    assert [run.metric for run in runs[::9]] == ["accuracy", "f1", "matthews", "spearman"]
     assert {(run.settings.train_size, run.settings.batching) for run in runs} == {(200, "bucketed")}
 
 

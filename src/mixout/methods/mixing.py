@@ -95,7 +95,7 @@ class Mixout(MixingMethod):
 
     Example:
         >>> Mixout(0.9)
-        Mixout(p=0.9, unit='input', gradient='exact')
+        Mixout(p=0.9, unit='input', gradient='exact', every=1)
     """
 
     name = "mixout"
@@ -124,7 +124,7 @@ class Mixconnect(MixingMethod):
 
     Example:
         >>> Mixconnect(0.5, noise="gaussian")
-        Mixconnect(p=0.5, noise='gaussian', gradient='exact')
+        Mixconnect(p=0.5, noise='gaussian', gradient='exact', every=1)
     """
 
     name = "mixconnect"
@@ -170,7 +170,7 @@ class Dropconnect(MixingMethod):
 
     Example:
         >>> Dropconnect(0.1)
-        Dropconnect(p=0.1, gradient='exact')
+        Dropconnect(p=0.1, gradient='exact', every=1)
     """
 
     name = "dropconnect"
@@ -200,7 +200,7 @@ class GradientMask(MixingMethod):
 
     Example:
         >>> GradientMask(0.9)
-        GradientMask(p=0.9, unit='input', gradient='exact')
+        GradientMask(p=0.9, unit='input', gradient='exact', every=1)
     """
 
     name = "gradient_mask"

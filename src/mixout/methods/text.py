@@ -34,7 +34,7 @@ def parse(text: str) -> tuple[Method, ...]:
 
     Example:
         >>> parse("mixout(0.7)+anchor_decay(radius=0.005)")
-        (Mixout(p=0.7, unit='input', gradient='exact'), AnchorDecay(radius=0.005))
+        (Mixout(p=0.7, unit='input', gradient='exact', every=1), AnchorDecay(radius=0.005))
     """
     return tuple(_parse_one(part) for part in re.split(r"\+(?![^()]*\))", text))
 

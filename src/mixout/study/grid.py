@@ -162,7 +162,7 @@ class Study:
             if run.id in runs:
                 raise InputError(
                     f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
-                    f"remove one of them"
+                    "remove one of them; to judge the same runs by another score, report again with --set metric=NAME"
                 )
             runs[run.id] = run
         return list(runs.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ ROOT = Path(__file__).parents[3]
 def coverage():
     place = importlib.util.spec_from_file_location("coverage_of_intervals", ROOT / "benchmarks" / "coverage.py")
     module = importlib.util.module_from_spec(place)
+    sys.modules[place.name] = module  # dataclasses look their module up
     place.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules[place.name]
 
 
 def test_the_truths_of_the_shapes(coverage):
