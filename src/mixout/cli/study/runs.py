@@ -232,7 +232,8 @@ def guarded(work: Callable[[Report], int], place: str | Path) -> int:
         print(f"mixout: interrupted; finished runs are kept in {place}: call it again to continue", file=sys.stderr)
         return 130
     except WriteError as error:
-        print(f"mixout: error: {error}; finished runs are kept: call it again to continue", file=sys.stderr)
+        kept = "finished runs are kept: make room, then call it again to continue"
+        print(f"mixout: error: {error}; {kept}", file=sys.stderr)
         return 1
 
 
