@@ -39,7 +39,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     )
     parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
-        "--restarts", type=int, metavar="N", help="runs of each method at each learning rate (default: 2)"
+        "--restarts", type=int, metavar="N", help="runs of each method at each learning rate (default: 1)"
     )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="runs at a time (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
