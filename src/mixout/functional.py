@@ -22,6 +22,7 @@ from mixout.masks import (
     draw_coefficients,
     draw_elements,
     mask_shape,
+    once_a_period,
     scale_of,
     spread,
 )
@@ -197,7 +198,7 @@ def linear_pass(
     scale = scale_of(p)
     if _has_thin_gradient(unit, noise, gradient) and (p >= SPARSE_FROM or form == "lean"):
         # On the host: the number of kept columns is known without waiting for a GPU.
-        kept = _draw_kept(weight, p, stream)
+        kept = once_a_period(stream, _draw_kept, weight.shape[1], p, weight.device)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
         return (forms.split if few else forms.sparse)(*read, kept, scale, gradient=gradient)
     if unit == "element" and noise == "bernoulli":
@@ -207,16 +208,10 @@ def linear_pass(
     return forms.dense(*read, mask, scale, gradient=gradient)
 
 
-def _draw_kept(weight: Tensor, p: float, stream: Stream | None) -> Tensor:
+def _draw_kept(stream: Stream | None, columns: int, p: float, device: torch.device) -> Tensor:
     """The kept columns: on the host, or within a period where the weight is."""
-    size = (weight.shape[1],)
-
-    def kept() -> Tensor:
-        return draw(size, p, device=weight.device, stream=stream, on_host=True).nonzero().squeeze(1)
-
-    if stream is None or stream.period is None:
-        return kept()
-    return stream.once(("kept", size, p, weight.device), lambda: kept().to(weight.device, non_blocking=True))
+    kept = draw((columns,), p, device=device, stream=stream, on_host=True).nonzero().squeeze(1)
+    return kept if stream is None or stream.period is None else kept.to(device, non_blocking=True)
 
 
 def _linear_in_graph(

@@ -15,7 +15,8 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from typing import Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -82,16 +83,18 @@ def draw(
         >>> draw((3,), 0.0).tolist(), draw((3,), 1.0).tolist()
         ([True, True, True], [False, False, False])
     """
-    device = torch.device(device)
+    return once_a_period(stream, _draw, shape, p, noise, torch.device(device), on_host)
+
+
+def once_a_period(stream: Stream | None, make: Callable[..., Tensor], *arguments: Any) -> Tensor:  # noqa: ANN401
+    """``make(stream, *arguments)``; within a period of ``stream`` what that gave before."""
     if stream is None or stream.period is None:
-        return _draw(shape, p, noise, device, stream, on_host)
-    return stream.once(
-        ("mask", shape, p, noise, device, on_host), lambda: _draw(shape, p, noise, device, stream, on_host)
-    )
+        return make(stream, *arguments)
+    return stream.once((make, *arguments), lambda: make(stream, *arguments))
 
 
 def _draw(
-    shape: tuple[int, ...], p: float | Tensor, noise: Noise, device: torch.device, stream: Stream | None, on_host: bool
+    stream: Stream | None, shape: tuple[int, ...], p: float | Tensor, noise: Noise, device: torch.device, on_host: bool
 ) -> Tensor:
     compiling = torch.compiler.is_compiling()
     normal = noise == "gaussian"
@@ -124,12 +127,10 @@ def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, str
     """
     if device.type != "cpu" and (stream is None or not stream.in_force):
         return torch.rand(shape, device=device, dtype=torch.float32) >= p
-    if stream is None or stream.period is None:
-        return _draw_elements(shape, p, device, stream)
-    return stream.once(("elements", shape, p, device), lambda: _draw_elements(shape, p, device, stream))
+    return once_a_period(stream, _draw_elements, shape, p, device)
 
 
-def _draw_elements(shape: tuple[int, ...], p: float, device: torch.device, stream: Stream | None) -> Tensor:
+def _draw_elements(stream: Stream | None, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
     generator = None if stream is None else stream.generator(device, graded=torch.is_grad_enabled())
     count = math.prod(shape)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 2),), device="cpu", generator=generator)
@@ -148,20 +149,17 @@ def draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: 
     """
     if weight.is_cuda and (stream is None or not stream.in_force):
         return torch.dropout(torch.ones(shape, device=weight.device, dtype=weight.dtype), p, True)  # one kernel
-    if stream is None or stream.period is None:
-        return _draw_coefficients(shape, p, weight, stream)
-    return stream.once(
-        ("coefficients", shape, p, weight.dtype, weight.device), lambda: _draw_coefficients(shape, p, weight, stream)
-    )
+    return once_a_period(stream, _draw_coefficients, shape, p, weight.dtype, weight.device)
 
 
-def _draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: Stream | None) -> Tensor:
+def _draw_coefficients(
+    stream: Stream | None, shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     if stream is None or not stream.in_force:
         drawn = torch.rand(shape, dtype=torch.float32, device="cpu")
     else:
-        drawn = stream.draw(shape, device=weight.device)
-    coefficient = coefficients(drawn, constants(p, weight.dtype))
-    return coefficient if weight.is_cpu else coefficient.to(weight.device, non_blocking=True)
+        drawn = stream.draw(shape, device=device)
+    return coefficients(drawn, constants(p, dtype)).to(device, non_blocking=True)
 
 
 def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -269,7 +269,6 @@ def _linear_in_graph(
     mask: Tensor,
     scale: Tensor,
     slope: Tensor | None,
-    thin: bool,
 ) -> Tensor:
     return F.linear(x, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
 
@@ -290,10 +289,8 @@ def _(grad: Tensor, weight: Tensor, *others: Any) -> Tensor:
 
 
 @torch.library.custom_op("mixout::linear_grad_weight", mutates_args=())
-def _grad_weight_in_graph(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None, thin: bool
-) -> Tensor:
-    if not thin or slope is None:
+def _grad_weight_in_graph(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None) -> Tensor:
+    if slope is None or mask.dim() != 1:
         return masked(grad.t() @ x, weight.dtype, mask, None if slope is None else float(slope))
     kept = mask.nonzero().squeeze(1)
     return thin_gradient(grad, x.index_select(1, kept), kept, tuple(weight.shape), weight.dtype, float(slope))
@@ -305,7 +302,7 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, anchor, bias, mask, scale, slope, ctx.thin = inputs
+    x, weight, anchor, bias, mask, scale, slope = inputs
     ctx.save_for_backward(x, weight, anchor, mask, scale, slope)
     ctx.biased = bias is not None
 
@@ -316,8 +313,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.mixout.linear_grad_x(grad, weight, anchor, mask, scale)
     if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.mixout.linear_grad_weight(grad, x, weight, mask, slope, ctx.thin)
-    return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None, None
+        grad_weight = torch.ops.mixout.linear_grad_weight(grad, x, weight, mask, slope)
+    return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None
 
 
 _linear_in_graph.register_autograd(_backward, setup_context=_setup_context)
@@ -343,7 +340,7 @@ def compiled(
         weight: w, (out, in).
         anchor: u, like ``weight``, or None for 0.
         bias: (out,) in the dtype of ``x``, or None.
-        mask: M, (in,) and bool for a thin gradient; else broadcastable to ``weight``.
+        mask: M, (in,) of bools, for a thin gradient; or of two dimensions, broadcastable to ``weight``.
         scale: 1 / (1 - p), or 0 at p = 1; a tensor without dimensions.
         gradient: see :func:`dense`.
 
@@ -356,8 +353,7 @@ def compiled(
         tensor([[10.]])
     """
     slope = {"exact": scale, "paper": torch.ones_like(scale), "dense": None}[gradient]
-    thin = mask.dim() == 1 and mask.dtype == torch.bool and gradient != "dense"
     with without_autocast(x.device):
         rows = x.reshape(-1, x.shape[-1])
-        y: Tensor = torch.ops.mixout.linear(rows, weight, anchor, bias, mask, scale, slope, thin)
+        y: Tensor = torch.ops.mixout.linear(rows, weight, anchor, bias, mask, scale, slope)
     return y.reshape(*x.shape[:-1], weight.shape[0])
