@@ -7,7 +7,7 @@ model that holds none of these is body all over.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -26,6 +26,21 @@ def body(model: nn.Module) -> Callable[[str, nn.Module], bool]:
 def tells_its_heads(model: nn.Module) -> bool:
     """Whether a part of ``model`` tells which layers are its output layers or new heads."""
     return bool(_parts(model)[0])
+
+
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks of ``model`` by name, in order: the members of its outermost module lists that hold parameters.
+
+    Example:
+        >>> [name for name, _ in blocks(nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))}))]
+        ['layer.0', 'layer.1']
+    """
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
+            lists.append(name)
+            yield from ((f"{name}.{number}", block) for number, block in enumerate(module))
 
 
 def _parts(model: nn.Module) -> tuple[set[int], set[int]]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from mixout.body import blocks
 from mixout.layers import is_linear
 from mixout.methods import Dropout, Method, as_methods
 from mixout.selection import Selection
@@ -85,20 +86,12 @@ def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, M
         >>> [method.p for method in by_depth(model, lambda depth: Mixout(0.9 - 0.4 * depth)).values()]
         [0.9, 0.7, 0.5]
     """
-    blocks: list[str] = []
-    lists: list[str] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
-            lists.append(name)
-            blocks += [
-                f"{name}.{number}" for number, block in enumerate(module) if any(map(is_linear, block.modules()))
-            ]
-    if not blocks:
+    names = [name for name, block in blocks(model) if any(map(is_linear, block.modules()))]
+    if not names:
         raise ValueError(
             f"expected a model whose blocks lie in a torch.nn.ModuleList, got {type(model).__name__} without one; "
             "write the methods by layer as a dict"
         )
-    last = len(blocks) - 1
-    found = {f"^{re.escape(name)}(\\.|$)": method(place / max(1, last)) for place, name in enumerate(blocks[:-1])}
+    last = len(names) - 1
+    found = {f"^{re.escape(name)}(\\.|$)": method(place / max(1, last)) for place, name in enumerate(names[:-1])}
     return {**found, "": method(1.0)}

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from mixout.body import blocks as body_blocks
 from mixout.errors import InputError
 from mixout.finetune.isolation import own_streams
 from mixout.finetune.models import Loaded, longest_input
@@ -64,13 +65,7 @@ def blocks(model: nn.Module) -> list[str]:
     """
     body = getattr(model, "base_model", model)
     start = next((f"{name}." for name, module in model.named_modules() if module is body and name), "")
-    outermost: list[str] = []
-    found: list[str] = []
-    for name, module in body.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in outermost)
-        if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
-            outermost.append(name)
-            found += [f"{start}{name}.{number}." for number in range(len(module))]
+    found = [f"{start}{name}." for name, _ in body_blocks(body)]
     if not found:
         raise InputError(
             f"expected a model whose blocks lie in a torch.nn.ModuleList, so that layer_decay and reinit_layers can "
