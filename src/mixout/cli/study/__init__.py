@@ -10,13 +10,13 @@ LEDGER = "out/ledger"
 
 # Subcommand -> the module with its function of the same name, and its help.
 SUBCOMMANDS = {
-    "plan": ("runs", "check a study and show its runs: done, missing, expected time"),
+    "plan": ("overview", "check a study and show its runs: done, missing, expected time"),
     "run": ("runs", "run what is missing"),
     "retry": ("runs", "run the failed runs again"),
-    "status": ("runs", "what is done, failed, in conflict or damaged"),
+    "status": ("overview", "what is done, failed, in conflict or damaged"),
     "report": ("results", "write tables, figures and one page for a study, a whole ledger, or a table of scores"),
     "export": ("results", "write all runs as CSV or Parquet, one row a run"),
-    "prune": ("runs", "move what was cut off, is damaged or does not count to the ledger's trash"),
+    "prune": ("overview", "move what was cut off, is damaged or does not count to the ledger's trash"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,6 +54,15 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
                 )
             found.setdefault(id, run)
     return found
+
+
+def command(step: str, args: argparse.Namespace) -> str:
+    """What to call next, on the same study and ledger."""
+    settings = ["--set", *args.set] if args.set else []
+    restarts = [] if args.restarts is None else ["--restarts", str(args.restarts)]
+    tables = ["--known", *args.known] if getattr(args, "known", []) and step in ("plan", "run", "export") else []
+    options = ["--ledger", args.ledger, *restarts, *settings, *tables]
+    return shlex.join(["mixout", "study", step, args.file or "FILE", *options])
 
 
 def _setting(text: str) -> tuple[str, object]:

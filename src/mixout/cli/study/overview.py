@@ -1,0 +1,240 @@
+"""``mixout study plan``, ``status`` and ``prune``: what there is to run, and what there is."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mixout.cli.study.declared import command, declared, known
+from mixout.errors import InputError
+from mixout.study.analysis.restarts import fewest_restarts
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.stats import smallest_p
+from mixout.study.best import wanted
+from mixout.study.grid import Planned, Study, text_of
+from mixout.study.identity import Inputs
+from mixout.study.ledger import Contents, Ledger
+from mixout.study.progress import Clock, in_words
+from mixout.study.reporting import best_again, with_all_restarts
+from mixout.study.runner import missing
+
+_STATES = ("done", "failed", "missing")
+_WATCHED = ("report_to", "save", "evaluate", "metric", "logging_steps", "data_dir", "model", "task", "original")
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Show the runs of a study, and how long those that are missing will take."""
+    study = declared(args)
+    contents = Ledger(args.ledger).read()
+    runs = wanted(study, study.runs(), contents)
+    done = known(args, runs)
+    left = [run for run in missing(runs, contents) if run.id not in done]
+    clock = Clock.of(runs, contents)
+    sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
+    factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
+    product = [*(_count(*size) for size in sizes), *factors, _count(study.restarts, "restart")]
+    print(f"{study.name}: {_count(len(runs), 'run')} = {' x '.join(product)}\n")
+    print(_table(runs, contents, clock, done=done))
+    seconds = clock.expect(left)
+    failed = [run for run in missing(runs, contents, again=True) if run.id not in done]
+    print()
+    if not left:
+        print("nothing is missing" if not failed else "no other run is missing")
+    elif seconds is None:
+        print(
+            f"{len(left)} to run. How long that takes is not known yet: "
+            f"'{command('run', args)} --pilot' runs one restart of each cell"
+        )
+    else:
+        print(f"{len(left)} to run, about {in_words(seconds)} one after the other")
+    if failed:
+        print(f"{len(failed)} failed; try again: {command('retry', args)}")
+    if study.rate is not None and left:
+        print("the restarts that are compared follow at the best rate of each method, once the search has ended")
+    for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study)):
+        print(line)
+    return 0
+
+
+def _shows_nothing(study: Study) -> list[str]:
+    """Whether so few restarts can show a difference at all."""
+    family = (len(study.methods) - 1) * len(study.tasks)
+    for values in study.factors.values():
+        family *= len(values)
+    if family < 1 or smallest_p(study.restarts) * family <= 0.05:
+        return []
+    return [
+        f"with {_count(study.restarts, 'restart')} the test of {_count(family, 'comparison')} cannot show a "
+        f"difference, however large (p is at least {smallest_p(study.restarts):.2g} before correction); with "
+        f"{fewest_restarts(family)} it can"
+    ]
+
+
+def _why_missing(left: Sequence[Planned], contents: Contents) -> list[str]:
+    """For runs that are there under the same names, but made from something else: from what."""
+    places = {(entry.run.task, entry.run.method, entry.run.restart): entry for entry in contents.entries.values()}
+    reasons: dict[str, int] = {}
+    for run in left:
+        entry = places.get((run.task, run.method, run.restart))
+        if entry is None or entry.run.factors != run.factors:
+            continue
+        here = {name: text_of(value) for name, value in asdict(run.settings).items() if name not in _WATCHED}
+        there = entry.settings
+        changed = [name for name, value in here.items() if name in there and text_of(there[name]) != value]
+        reason = f"other {', '.join(changed)}" if changed else "other data, weights or version of mixout"
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return [f"{count} of these are in the ledger with {reason}" for reason, count in reasons.items()]
+
+
+def status(args: argparse.Namespace) -> int:
+    """Show what a ledger holds, of one study or at all."""
+    contents = Ledger(args.ledger).read()
+    if args.file is None:
+        _no_options_without_file(args)
+        runs: Sequence[Planned] | Sequence[Run] = contents.runs()
+        shown = {run.id for run in runs}
+    else:
+        study, inputs = declared(args), Inputs()
+        if args.restarts is None:
+            study = with_all_restarts(study, contents, inputs)
+        planned = wanted(study, study.runs(inputs), contents)
+        runs, shown = planned, {entry.run.id for run in planned if (entry := contents.entry(run)) is not None}
+    print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
+    for id, entry in contents.entries.items():
+        if id in shown and entry.record is None:
+            print(f"\nfailed after {entry.attempts} attempts: {_name(entry.run)}: {entry.run.error}")
+            print(f"  traceback: {entry.folder}; try again: {command('retry', args)}")
+    prune = f"mixout study prune --ledger {shlex.quote(args.ledger)}"
+    for id, entries in contents.conflicts.items():
+        if id in shown:
+            scores = ", ".join(f"{entry.run.metric} {entry.run.score:.4f}" for entry in entries)
+            print(f"\nconflict: {_name(entries[0].run)} came out in {len(entries)} ways: {scores}")
+            print(f"  the first counts, since it was finished first; {prune} removes the others")
+            print("\n".join(f"  {entry.folder}" for entry in entries))
+    for folder, why in contents.damaged.items():
+        print(f"\ndamaged: {folder}: {why}\n  copy it again, or remove it: {prune}")
+    for folder, why in contents.newer.items():
+        print(f"\nnewer: {folder}: {why}\n  read it with that version")
+    for folder in contents.foreign:
+        print(f"\nno run: {folder}; it is left alone")
+    if contents.leftovers:
+        print(f"\n{len(contents.leftovers)} folders of runs that were cut off, or are being made by another process")
+    named = contents.of(runs) if args.file is not None else runs  # type: ignore[arg-type]
+    again = best_again(named, [entry for id, entry in contents.entries.items() if id in shown])  # type: ignore[arg-type]
+    if again:
+        print("\n" + "\n".join(again))
+    return 0
+
+
+def prune(args: argparse.Namespace) -> int:
+    """List, and with ``--yes`` move to the trash, what was cut off, is damaged or does not count."""
+    if not Path(args.ledger).is_dir():
+        raise InputError(f"expected --ledger as a folder with runs, got {args.ledger!r}, which does not exist")
+    ledger = Ledger(args.ledger)
+    asked = None
+    if args.file is not None:
+        asked = {id for run in declared(args).runs() for id in (run.id, *run.former)}
+    else:
+        _no_options_without_file(args)
+    contents = ledger.read()
+    useless: dict[Path, str] = {}
+    for folder in contents.leftovers:
+        lock = ledger.claim(folder.name.partition(".")[0])
+        if lock is not None:  # else another process is making it
+            useless[folder] = "cut off, or failed and ended elsewhere"
+            ledger.release(lock)
+    useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
+    for entries in contents.conflicts.values():
+        useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
+    if asked is not None:
+        others = [entry for id, entry in contents.entries.items() if id not in asked]
+        useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in others}
+    for folder, why in useless.items():
+        print(f"{folder}: {why}")
+        if args.yes:
+            ledger.discard(folder)
+    done = f"moved to {ledger.folder / 'trash'}" if args.yes else "would be moved to the trash; do so with --yes"
+    print(f"{len(useless)} folders {done if useless else 'to remove'}")
+    return 0
+
+
+def _no_options_without_file(args: argparse.Namespace) -> None:
+    if args.restarts is not None or args.set:
+        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+
+
+def _table(
+    runs: Sequence[Planned] | Sequence[Run],
+    contents: Contents,
+    clock: Clock | None = None,
+    *,
+    done: Collection[str] = (),
+) -> str:
+    """One row a cell: its runs by state, and with a clock how long the missing ones take.
+
+    Args:
+        runs: of a study, or those that were run.
+        contents: of the ledger.
+        clock: knows how long runs take.
+        done: identities of runs that ended elsewhere.
+    """
+    cells: dict[tuple[str, str], list[Planned | Run]] = {}
+    for run in runs:
+        factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
+        cells.setdefault((run.task, run.method + factors), []).append(run)
+    rows = [["task", "method", "runs", *_STATES, *(["time"] if clock else [])]]
+    for (task, method), members in cells.items():
+        states = [_state(run, contents, done) for run in members]
+        row = [task, method, str(len(members)), *(str(states.count(state)) for state in _STATES)]
+        if clock:
+            pairs = zip(members, states, strict=True)
+            seconds = clock.expect([run for run, at in pairs if isinstance(run, Planned) and at == "missing"])
+            row.append("?" if seconds is None else in_words(seconds))
+        rows.append(row)
+    return aligned(rows)
+
+
+def _state(run: Planned | Run, contents: Contents, done: Collection[str]) -> str:
+    entry = contents.entry(run) if isinstance(run, Planned) else contents.entries.get(run.id)
+    if run.id in done or (entry is not None and entry.record is not None):
+        return "done"
+    return "missing" if entry is None else "failed"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first two to the left and the others to the right.
+
+    Example:
+        >>> print(aligned([["task", "method", "n"], ["\u6570\u636e", "plain", "12"]]))
+        task  method   n
+        \u6570\u636e  plain   12
+    """
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        lines.append(
+            "  ".join(
+                cell + gap if at < 2 else gap + cell for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))
+            )
+        )
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Of a terminal's columns: Chinese letters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _count(number: int, what: str) -> str:
+    """As in "1 task", "2 tasks"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _name(run: Run) -> str:
+    factors = "".join(f", {name} {value}" for name, value in run.factors.items())
+    return f"{run.task}, {run.method}{factors}, restart {run.restart}"
