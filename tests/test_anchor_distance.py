@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixout
-from mixout.anchor import distance, norm
+from mixout.distances import distance, norm
 from mixout.integrations.logs import measures
 
 

@@ -10,13 +10,13 @@ import typing as _typing
 from mixout import functional as functional
 from mixout import methods as methods
 from mixout import schedule as schedule
-from mixout.anchor import Distance as Distance
 from mixout.apply import apply_ as apply_
 from mixout.apply import remove_ as remove_
 from mixout.bylayer import by_depth as by_depth
 from mixout.coverage import Coverage as Coverage
 from mixout.coverage import coverage as coverage
 from mixout.disabling import disabled as disabled
+from mixout.distances import Distance as Distance
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
 from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning

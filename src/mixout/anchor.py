@@ -1,4 +1,4 @@
-"""Frozen starting weights: held beside the weights, identified, and compared with them.
+"""Frozen starting weights: held beside the weights, and identified.
 
 An :class:`Anchor` is neither parameter nor buffer: absent from the state dict, from DDP's broadcasts and from every
 optimizer. It never shares memory with the weight. Layers that share a weight share its anchor, and so do deep copies of
@@ -13,9 +13,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,8 +24,6 @@ from mixout.parts import laid_out, whole
 from mixout.sources import AnchorSource, lookup
 
 ZERO = "0"  # the digest of u = 0
-_BLOCK, _GPU_BLOCK = 2**18, 2**24  # numbers that distance reads at once: what a cache holds, and what fills a GPU
-_NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Anchor:
@@ -235,68 +231,3 @@ def _hash_bytes(found: Any, tensor: Tensor) -> None:  # noqa: ANN401  hashlib's 
     data = whole(tensor.detach()).cpu().contiguous()
     if data.numel():  # where they lie, without a copy: numpy may not be installed
         found.update((ctypes.c_char * data.nbytes).from_address(data.data_ptr()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distance:
-    """||w - u||: Euclidean, over all anchored weights and for each one."""
-
-    total: float
-    by_layer: dict[str, float] = field(repr=False)
-
-
-def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
-    """||w - u|| of named (w, u) pairs; u None is 0; a tied w counts once in the total.
-
-    Differences are taken in float32 (exact where w is near u) or wider, and their squares added in float64.
-
-    Example:
-        >>> distance({"a": (torch.tensor([3.0, 4.0]), None)}).total
-        5.0
-    """
-    by_layer = {name: norm(weight, anchor) for name, (weight, anchor) in pairs.items()}
-    counted = {id(weight): name for name, (weight, _) in pairs.items()}
-    return Distance(total=math.hypot(*(by_layer[name] for name in counted.values())), by_layer=by_layer)
-
-
-def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
-    """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry.
-
-    In blocks: no copy of the weight's size is made.
-
-    Example:
-        >>> norm(torch.tensor([3.0, -4.0]), None), norm(torch.tensor([3.0, -4.0]), None, math.inf)
-        (5.0, 4.0)
-    """
-    weight = weight.detach()
-    parts = [weight] if anchor is None else [weight, laid_out(anchor, weight)]
-    if hasattr(weight, "placements"):
-        parts = [part.to_local() for part in parts]  # type: ignore[attr-defined]
-    if all(part.is_contiguous() for part in parts):
-        parts = [part.flatten() for part in parts]
-    block = _GPU_BLOCK if weight.is_cuda else _BLOCK
-    rows = max(1, block * len(parts[0]) // max(1, parts[0].numel()))
-    blocks = zip(*(torch.split(part, rows) for part in parts), strict=True)
-    found = torch.linalg.vector_norm(torch.stack([_block_norm(block, order) for block in blocks]), order)
-    return float(of_all_ranks(found, weight, order) if hasattr(weight, "placements") else found)
-
-
-def _block_norm(blocks: tuple[Tensor, ...], order: float) -> Tensor:
-    device = blocks[0].device if blocks[0].is_cuda else torch.device("cpu")  # MPS has no double precision
-    dtype = torch.float32 if all(block.dtype in _NARROW for block in blocks) else torch.float64
-    weight, *anchor = (block.to(device, dtype) for block in blocks)
-    if not weight.numel():  # of which there is no largest entry
-        return torch.zeros((), dtype=torch.float64, device=device)
-    norm: Tensor = torch.linalg.vector_norm(weight - anchor[0] if anchor else weight, order, dtype=torch.float64)
-    return norm
-
-
-def of_all_ranks(norm: Tensor, weight: Tensor, order: float) -> Tensor:
-    """The norm of what the norms of every rank's part of ``weight`` are; with order 1 the sum of any numbers."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    mesh = weight.device_mesh  # type: ignore[attr-defined]
-    sums, partial = (norm, Partial("max")) if order == math.inf else (norm**order, Partial())
-    placements = [Replicate() if one.is_replicate() else partial for one in weight.placements]  # type: ignore[attr-defined]
-    found = DTensor.from_local(sums.to(mesh.device_type), mesh, placements, run_check=False).full_tensor()
-    return found if order == math.inf else found ** (1 / order)

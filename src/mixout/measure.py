@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mixout import anchor as anchors
-from mixout.anchor import Anchor, AnchorStore, Distance, OwnWeight
+from mixout import distances
+from mixout.anchor import Anchor, AnchorStore, OwnWeight
+from mixout.distances import Distance
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, reshard_, weights
 from mixout.layers.mixed import REPLACED
@@ -46,7 +48,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     reshard_(model)
     if anchor is None:
         _check_anchored(model)
-        found = anchors.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
+        found = distances.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
         deltas = {f"{name}.base_layer.weight": lora.delta_norm(layer) for name, layer in _adapted(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
@@ -58,7 +60,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
                 missing = error
     if missing is not None and not (selection.may_lack and pairs):
         raise missing
-    return anchors.distance(pairs)
+    return distances.distance(pairs)
 
 
 def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -102,7 +104,7 @@ def radius_used(model: nn.Module) -> dict[str, float]:
             weight, start = _pair(key, target.module, target.field, target.anchor)
             if (importance := target.importance_beside(weight)) is not None:
                 weight, start = (weight if start is None else weight - start).detach() * importance, None
-            found[key] = anchors.norm(weight, start, math.inf) * target.method.strength
+            found[key] = distances.norm(weight, start, math.inf) * target.method.strength
     return found
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import AnchorDecay
+from mixout import AnchorDecay, distances
 from mixout.methods import shrink
 
 
@@ -149,7 +149,7 @@ def test_no_bound_is_claimed():
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels last"])
 def test_blocks_make_no_difference(layout, anchored, monkeypatch):
     """The rules go through a weight in blocks: here of 3 numbers, or of single rows."""
-    monkeypatch.setattr(shrink, "_BLOCK", 3)
+    monkeypatch.setattr(distances, "_BLOCK", 3)
     w, u, g = (
         torch.randn(6, 4, 2, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1, 2)
     )

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 import mixout
-from mixout.anchor import distance, old_fingerprint
+from mixout.anchor import old_fingerprint
+from mixout.distances import distance
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import card, defaults, disk, environment, folder, models, trainer, verdict
 from mixout.finetune.batches import DevSet, Example, cut_texts

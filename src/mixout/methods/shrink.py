@@ -10,17 +10,12 @@ With w the weight, u its anchor (None for 0) and x = lr / r:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixout.anchor import of_all_ranks
-
-_BLOCK, _GPU_BLOCK = 2**18, 2**24  # numbers that a rule reads at once: what a cache holds, and what fills a GPU
+from mixout.distances import blocks, of_all_ranks
 
 
 @torch.no_grad()
@@ -43,7 +38,7 @@ def shrink_weighted_(weight: Tensor, anchor: Tensor | None, importance: Tensor, 
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if isinstance(exponent, Tensor):
         exponent = exponent.to(weight.device)
-    for w, u, f in _blocks(weight, anchor, importance):
+    for w, u, f in blocks(weight, anchor, importance):
         share = (f.to(dtype) * exponent).expm1_()
         w.addcmul_(w if u is None else w - u, share.to(w.dtype))
 
@@ -86,7 +81,7 @@ def shrink_selectively_(weight: Tensor, anchor: Tensor | None, then: Before, str
     share = torch.where(then.agreement > 0, (strength * ratio).clamp(0, 1), 0).to(weight.dtype)
     if _known_to_be_0(share):
         return
-    for w, u in _blocks(weight, anchor):
+    for w, u in blocks(weight, anchor):
         if u is None:
             w.mul_(1 - share)
         else:
@@ -101,20 +96,9 @@ def _known_to_be_0(value: Tensor) -> bool:
 def _products(weight: Tensor, anchor: Tensor | None, gradient: Tensor | None) -> Tensor:
     """<g, w - u>, 0 without g, and ||w - u||^2; of all ranks."""
     dtype, found = torch.promote_types(weight.dtype, torch.float32), []
-    for w, u, g in _blocks(weight, anchor, gradient):
+    for w, u, g in blocks(weight, anchor, gradient):
         difference = (w if u is None else w - u).to(dtype).flatten()
         slope = difference.new_zeros(()) if g is None else torch.dot(g.to(dtype).flatten(), difference)
         found.append(torch.stack([slope, torch.dot(difference, difference)]))
     total = torch.stack(found).sum(0)
     return of_all_ranks(total, weight, 1) if hasattr(weight, "placements") else total
-
-
-def _blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache."""
-    own: list[Any] = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]  # type: ignore[union-attr]
-    given = [one for one in own if one is not None]
-    if all(one.is_contiguous() for one in given):
-        own = [None if one is None else one.view(-1) for one in own]
-    size, length = (_GPU_BLOCK if first.is_cuda else _BLOCK), len(own[0])
-    rows = max(1, size * length // max(1, own[0].numel()))
-    return zip(*(repeat(None) if one is None else one.split(rows) for one in own), strict=False)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mixout.anchor import distance
+from mixout.distances import distance
 from mixout.finetune.models import load
 from mixout.study.analysis.cells import summarise
 from mixout.study.analysis.curves import curves, distances, doses, layer_distances, split_p
