@@ -1,7 +1,6 @@
 """``mixout finetune``: one run from the command line.
 
-Options, defaults and help texts come from the fields of :class:`mixout.finetune.settings.Settings`; only what is no
-setting is written here. Where a setting has another name in transformers' Trainer, that name is taken too.
+Only the options that are no setting are written here; the others are in :mod:`mixout.cli.options`.
 """
 
 from __future__ import annotations
@@ -10,63 +9,21 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import Field, asdict, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mixout.cli.options import add_settings, from_file
 from mixout.errors import InputError
 from mixout.finetune.defaults import RECIPES, P
-from mixout.finetune.settings import FORMER, Settings
+from mixout.finetune.settings import Settings
 from mixout.methods import METHODS
 
 if TYPE_CHECKING:
     from mixout.finetune.record import Record
 
-_GROUPS = {
-    "what": (
-        "model",
-        "task",
-        "task_type",
-        "original",
-        "data_dir",
-        "text_column",
-        "pair_column",
-        "label_column",
-        "metric",
-    ),
-    "method": ("method", "where", "head"),
-    "seeds and subset": ("train_size", "seed", "init_seed", "data_seed", "mask_seed", "subset_seed"),
-    "looking on": ("evaluate", "save", "patience", "keep_best", "logging_steps", "report_to"),
-}
-# What other trainers call them.
-_ALIASES = {
-    "model": ("--model-name-or-path",),
-    "task": ("--dataset-name",),
-    "max_length": ("--max-seq-length",),
-    "epochs": ("--num-train-epochs",),
-    "batch_size": ("--per-device-train-batch-size", "--train-batch-size"),
-    "accumulation": ("--gradient-accumulation-steps",),
-    "warmup": ("--warmup-ratio",),
-    "schedule": ("--lr-scheduler-type",),
-    "label_smoothing": ("--label-smoothing-factor",),
-    "patience": ("--early-stopping-patience",),
-    "keep_best": ("--load-best-model-at-end",),
-    "save": ("--save-steps", "--save-strategy"),
-    "evaluate": ("--eval-strategy",),
-}
-_METAVARS = {
-    "model": "NAME|DIR",
-    "task": "NAME|FILE|DIR",
-    "original": "FILE",
-    "data_dir": "DIR",
-    "metric": "NAME",
-    "method": "METHOD",
-    "where": "LAYERS",
-    "save": "epoch|no|N",
-    "report_to": "LOGGER",
-}
 _EXAMPLES = """examples:
   mixout finetune --task reviews.csv                      columns text and label; the model comes to out/
   mixout finetune --task reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
@@ -126,19 +83,14 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         help="probability that an input column is replaced by the pretrained weights, beside the bare name of a "
         "method: --method mixout --p 0.9",
     )
-    groups: dict[str, Any] = {}
-    for item in fields(Settings):
-        title = next((title for title, names in _GROUPS.items() if item.name in names), "training")
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add_option(groups[title], item)
+    add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, report on stderr while it lasts, print the result on stdout."""
     given = vars(args)
     if "config" in given:
-        given = _from_file(Path(args.config), args.parser) | given
+        given = from_file(Path(args.config), args.parser) | given
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
     settings = _begun(given, folder) if resume else _settings(given)
@@ -171,73 +123,6 @@ def run(args: argparse.Namespace) -> int:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
-
-
-def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class
-    kind, name = item.metadata["kind"], item.name
-    options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else kind}
-    options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(kind, name.upper())
-    default = "none" if item.default in (None, ()) else item.default
-    if name in FORMER:
-        default = "follows from model, data and method"
-    options["help"] = f"{item.metadata['help']} (default: {default})".replace("%", "%%")
-    if item.metadata["choices"]:
-        options["choices"] = item.metadata["choices"]
-        del options["metavar"]
-    if name == "report_to":
-        options["nargs"] = "+"
-    if kind is bool:
-        options |= {"nargs": "?", "const": True, "type": _truth, "metavar": "true|false"}
-    group.add_argument(f"--{name.replace('_', '-')}", **options)
-    for alias in _ALIASES.get(name, ()):
-        group.add_argument(alias, **(options | {"help": argparse.SUPPRESS}))
-
-
-def _steps_or_word(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text.lower() == "true"
-
-
-def _from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The options in a file: read as words of a command line, where they are checked like all others."""
-    from mixout.cli import unknown_option
-
-    try:
-        found, unknown = parser.parse_known_args(_words(path))
-    except InputError as error:
-        raise InputError(f"{path.name}: {error}") from error
-    if unknown:
-        raise InputError(f"{path.name}: {unknown_option(parser, unknown[0])}")
-    return vars(found)
-
-
-def _words(path: Path) -> list[str]:
-    import yaml  # type: ignore[import-untyped]  # comes with transformers
-
-    from mixout.finetune.tasks.tables import read_text
-
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path.name}: expected YAML or JSON, got what does not parse: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {type(values).__name__}")
-    words: list[str] = []
-    for name, value in values.items():
-        if value is not None:
-            several = value if isinstance(value, list) else [value]
-            spelled = [str(one).lower() if isinstance(one, bool) else str(one) for one in several]
-            if name == "save" and value is False:
-                spelled = ["no"]  # which is false in YAML
-            # With an equals sign, so that a value may begin with a dash.
-            option = f"--{str(name).replace('_', '-')}"
-            words += [option, *spelled] if isinstance(value, list) else [f"{option}={spelled[0]}"]
-    return words
 
 
 def _given(given: dict[str, Any]) -> dict[str, Any]:

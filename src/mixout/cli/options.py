@@ -1,0 +1,136 @@
+"""Settings as options of a command line, and as a file of options.
+
+Names, defaults and help texts come from the fields of :class:`mixout.finetune.settings.Settings`. Where a setting has
+another name in transformers' Trainer, that name is taken too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from mixout.errors import InputError
+from mixout.finetune.settings import FORMER, Settings
+
+_GROUPS = {
+    "what": (
+        "model",
+        "task",
+        "task_type",
+        "original",
+        "data_dir",
+        "text_column",
+        "pair_column",
+        "label_column",
+        "metric",
+    ),
+    "method": ("method", "where", "head"),
+    "seeds and subset": ("train_size", "seed", "init_seed", "data_seed", "mask_seed", "subset_seed"),
+    "looking on": ("evaluate", "save", "patience", "keep_best", "logging_steps", "report_to"),
+}
+# What other trainers call them.
+_ALIASES = {
+    "model": ("--model-name-or-path",),
+    "task": ("--dataset-name",),
+    "max_length": ("--max-seq-length",),
+    "epochs": ("--num-train-epochs",),
+    "batch_size": ("--per-device-train-batch-size", "--train-batch-size"),
+    "accumulation": ("--gradient-accumulation-steps",),
+    "warmup": ("--warmup-ratio",),
+    "schedule": ("--lr-scheduler-type",),
+    "label_smoothing": ("--label-smoothing-factor",),
+    "patience": ("--early-stopping-patience",),
+    "keep_best": ("--load-best-model-at-end",),
+    "save": ("--save-steps", "--save-strategy"),
+    "evaluate": ("--eval-strategy",),
+}
+_METAVARS = {
+    "model": "NAME|DIR",
+    "task": "NAME|FILE|DIR",
+    "original": "FILE",
+    "data_dir": "DIR",
+    "metric": "NAME",
+    "method": "METHOD",
+    "where": "LAYERS",
+    "save": "epoch|no|N",
+    "report_to": "LOGGER",
+}
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting, in groups."""
+    groups: dict[str, Any] = {}
+    for item in fields(Settings):
+        title = next((title for title, names in _GROUPS.items() if item.name in names), "training")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_option(groups[title], item)
+
+
+def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class
+    kind, name = item.metadata["kind"], item.name
+    options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else kind}
+    options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(kind, name.upper())
+    default = "none" if item.default in (None, ()) else item.default
+    if name in FORMER:
+        default = "follows from model, data and method"
+    options["help"] = f"{item.metadata['help']} (default: {default})".replace("%", "%%")
+    if item.metadata["choices"]:
+        options["choices"] = item.metadata["choices"]
+        del options["metavar"]
+    if name == "report_to":
+        options["nargs"] = "+"
+    if kind is bool:
+        options |= {"nargs": "?", "const": True, "type": _truth, "metavar": "true|false"}
+    group.add_argument(f"--{name.replace('_', '-')}", **options)
+    for alias in _ALIASES.get(name, ()):
+        group.add_argument(alias, **(options | {"help": argparse.SUPPRESS}))
+
+
+def _steps_or_word(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options in a file: read as words of a command line, where they are checked like all others."""
+    from mixout.cli import unknown_option
+
+    try:
+        found, unknown = parser.parse_known_args(_words(path))
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from error
+    if unknown:
+        raise InputError(f"{path.name}: {unknown_option(parser, unknown[0])}")
+    return vars(found)
+
+
+def _words(path: Path) -> list[str]:
+    import yaml  # type: ignore[import-untyped]  # comes with transformers
+
+    from mixout.finetune.tasks.tables import read_text
+
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path.name}: expected YAML or JSON, got what does not parse: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {type(values).__name__}")
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            several = value if isinstance(value, list) else [value]
+            spelled = [str(one).lower() if isinstance(one, bool) else str(one) for one in several]
+            if name == "save" and value is False:
+                spelled = ["no"]  # which is false in YAML
+            # With an equals sign, so that a value may begin with a dash.
+            option = f"--{str(name).replace('_', '-')}"
+            words += [option, *spelled] if isinstance(value, list) else [f"{option}={spelled[0]}"]
+    return words
