@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -98,15 +97,12 @@ def run(args: argparse.Namespace) -> int:
         print(_config(settings), end="")
         return 0
     from mixout.finetune.disk import WriteError
+    from mixout.finetune.environment import leads
     from mixout.finetune.train import finetune
 
     place = Path(folder or Path("out") / settings.digest()[:12])
-    # Of several processes one speaks.
-    speaks = int(os.environ.get("RANK") or 0) == 0
     try:
-        record = finetune(
-            settings, place, resume=resume, report=_report if speaks else None, bars=speaks and sys.stderr.isatty()
-        )
+        record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
     except KeyboardInterrupt:
         way_on = f"continue with: mixout finetune --resume {place}" if place.exists() else "no files yet"
         print(f"mixout: interrupted; {way_on}", file=sys.stderr)
@@ -116,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             f"mixout: error: {error}; make room, then continue with: mixout finetune --resume {place}", file=sys.stderr
         )
         return 1
-    if speaks:
+    if leads():
         print(_summary(record, place))
         if "test" in given:
             print(_test(place, given["test"]))

@@ -107,3 +107,8 @@ def _cpuinfo() -> list[tuple[str, str]]:
         return []
     pairs = (line.partition(":") for line in lines)
     return [(name.strip(), value.strip()) for name, _, value in pairs]
+
+
+def leads() -> bool:
+    """Whether this process speaks and writes for all that train together."""
+    return int(os.environ.get("RANK") or 0) == 0

@@ -81,7 +81,7 @@ def finetune(
         WriteError: a file could not be written during training or at its end (a full disk); the run can be resumed.
     """
     # Of several processes one speaks and writes.
-    leads = int(os.environ.get("RANK") or 0) == 0
+    leads = environment.leads()
     tell = report if report is not None and leads else _silence
     settings = settings.resolved()
     place = Path(output_dir)
