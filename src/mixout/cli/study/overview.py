@@ -65,12 +65,13 @@ def _shows_nothing(study: Study) -> list[str]:
     family = (len(study.methods) - 1) * len(study.tasks)
     for values in study.factors.values():
         family *= len(values)
-    if family < 1 or smallest_p(study.restarts) * family <= 0.05:
+    needed = fewest_restarts(max(1, family))
+    if family < 1 or study.restarts >= needed:
         return []
     return [
         f"with {_count(study.restarts, 'restart')} the test of {_count(family, 'comparison')} cannot show a "
         f"difference, however large (p is at least {smallest_p(study.restarts):.2g} before correction); with "
-        f"{fewest_restarts(family)} it can"
+        f"{needed} it can"
     ]
 
 
