@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mixout import cli
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
@@ -72,6 +73,17 @@ def test_a_batch_that_cannot_be_shared(settings, tmp_path):
     assert ended.returncode != 0
     assert ended.stderr.count("mixout: error: expected a batch size that 2 processes can share, got 7") == 1
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_an_error_of_any_process_is_told(process, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Of one that fails alone too, after it has waited for the first."""
+    waited = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", process)
+    assert cli.main(["finetune", "--batch-size", "0"]) == 2
+    assert "mixout: error: expected batch_size >= 1" in capsys.readouterr().err
+    assert waited == ([] if process == "0" else [cli.PATIENCE])
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -26,6 +27,8 @@ _MOVED = {
     "dare": "use mixout.delta.Delta in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
     "verify": "in a clone of the repository call: make verify",
 }
+# Seconds for which a process leaves it to the first one of its machine to tell an error.
+PATIENCE = 30.0
 # How argparse complains of an unknown command or value.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 
@@ -62,9 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(importlib.import_module(f"mixout.cli.{args.command}").run(args))
     except MixoutError as error:
         # Any other exception is a bug, and must show where it is.
-        # Of several processes on a machine one speaks.
-        if int(os.environ.get("LOCAL_RANK") or 0) == 0:
-            print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK") or 0) > 0:
+            # The first process of a machine has most likely the same to say, and its end ends this one. If this one
+            # ended before, the launcher would end the first before it has spoken.
+            time.sleep(PATIENCE)
+        print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mixout: interrupted", file=sys.stderr)
