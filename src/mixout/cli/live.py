@@ -1,4 +1,4 @@
-"""On a terminal: a table of mean scores that fills while runs end, and below it where they stand. It vanishes at the end."""
+"""On a terminal: a table of mean scores that fills while runs end, and where they stand. It vanishes at the end."""
 
 from __future__ import annotations
 
