@@ -10,10 +10,10 @@ demo: .venv/demo  ## fine-tune the embedded model on embedded text: a report in 
 	$(BIN)/mixout demo --output-dir demo-output
 
 test: $(READY)  ## the tests, but for what the targets below add
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 30
 
-test-sweep: $(READY)  ## every architecture that transformers can build small, coverage of intervals: 6 minutes of one core
-	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py tests/study/analysis
+test-sweep: $(READY)  ## what is slow: every architecture that transformers can build small, coverage of intervals, four ranks
+	$(BIN)/python -m pytest --numprocesses 2 -m sweep --durations 30 tests
 
 test-all: test test-sweep test-deepspeed test-triton test-notebooks  ## everything
 

@@ -16,6 +16,7 @@ import inspect
 import io
 import json
 import re
+import textwrap
 import types
 from dataclasses import fields
 from pathlib import Path
@@ -84,13 +85,14 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 def tooltips() -> str:
     """The glossary as abbreviations, which Markdown shows where the words stand."""
-    entries = re.findall(r"^\*\*(.+?)\*\*.*\n:   ((?:.+\n?)+)", (DOCS / "glossary.md").read_text(encoding="utf-8"), re.M)
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\*\*(.+?)\*\*.*\n:   ((?:.+\n?)+)", glossary, re.MULTILINE)
     lines = ["\n"]
     for term, words in entries:
         if term.lower() not in EVERYDAY:
             # As it stands in a sentence, at its beginning, and of several.
             forms = {form + end for form in (term, term[0].lower() + term[1:]) for end in ("", "s")}
-            lines += [f"*[{form}]: {' '.join(words.split())}" for form in sorted(forms)]
+            lines += [f"*[{form}]: {' '.join(words.replace('`', '').split())}" for form in sorted(forms)]
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +125,7 @@ def _first(text: str) -> str:
     for block in text.split("\n\n"):
         if block.strip() and not block.lstrip().startswith(("#", "|", "!", "```", "<")):
             plain = LINK.sub("", " ".join(block.split())).replace("[", "").replace("**", "")
-            return re.split(r"(?<=[.:])\s", plain)[0]
+            return re.split(r"(?<=\.)\s", plain)[0].rstrip(":")
     return ""
 
 
@@ -200,27 +202,39 @@ def api() -> str:
 
 
 def command_line() -> str:
-    """The help of every command."""
+    """The help of every command, and of the steps of a study."""
     from mixout import cli
+    from mixout.cli.study import SUBCOMMANDS
 
     lines = ["# Command line", "", "What `mixout COMMAND --help` prints."]
-    for command in (["--help"], *([name, "--help"] for name in cli.COMMANDS)):
+    commands = [[], *([name] for name in cli.COMMANDS), *(["study", step] for step in SUBCOMMANDS)]
+    for command in commands:
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            cli.main(command)
-        lines += ["", f"## mixout {' '.join(command[:-1])}".rstrip(), "", "```text", text.getvalue().rstrip(), "```"]
+            cli.main([*command, "--help"])
+        lines += ["", f"## {' '.join(['mixout', *command])}", "", "```text", text.getvalue().rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
 def study_file() -> str:
-    """The keys of a study file's ``[settings]``, with defaults and meaning."""
+    """What a study file may hold: the form, then the keys of ``[settings]`` with defaults and meaning."""
     from mixout.finetune.settings import Settings
+    from mixout.study import declaration
 
+    form = re.search(r"::\n\n((?:    .*\n|\n)+)", inspect.getdoc(declaration) or "")
+    if form is None:
+        raise ValueError("expected the form of a study file in the docstring of mixout.study.declaration")
     lines = [
         "# Study files",
         "",
-        "How to write a study file is on [Studies](studies.md). Each key below may stand under `[settings]`, in a",
-        "`[[method]]` or under `[factors]`, and is an option of `mixout finetune`.",
+        "A study file is TOML. How to run one is on [Studies](studies.md).",
+        "",
+        "```toml",
+        textwrap.dedent(form[1]).strip(),
+        "```",
+        "",
+        "Each key below may stand under `[settings]`, in a `[[task]]` or `[[method]]`, or under `[factors]`. It is an",
+        "option of `mixout finetune`, too.",
         "",
         "| key | default | meaning |",
         "|---|---|---|",
