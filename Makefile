@@ -60,7 +60,7 @@ docs: .venv/over-docs  ## the documentation as a site: out/site/index.html
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $</bin/python -m mkdocs build
 
 notebooks: .venv/over-docs  ## run the notebooks and keep their outputs: 4 minutes
-	PYTHONPATH=src $</bin/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+	PYTHONPATH=src PYTHONWARNINGS=ignore $</bin/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
 
 dist: .venv/over-dist  ## wheel and sdist in out/dist/, and whether the wheel works with torch alone and with [hf]
 	rm -rf out/dist

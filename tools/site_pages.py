@@ -141,13 +141,14 @@ def _target(page: str, link: str) -> Path | None:
     target = (_source(page).parent / path).resolve()
     if not target.is_relative_to(ROOT) or not target.exists():
         return None  # a broken link, which MkDocs reports
-    return target if page in ELSEWHERE or not target.is_relative_to(DOCS) else None
+    resolved = page not in ELSEWHERE and target.is_relative_to(DOCS) and target.suffix != ".ipynb"
+    return None if resolved else target
 
 
 def _place(target: Path) -> str:
     """Where a file of the repository is in the site."""
     if target.is_relative_to(DOCS):
-        return target.relative_to(DOCS).as_posix()
+        return target.relative_to(DOCS).as_posix().replace(".ipynb", ".md")
     name = target.relative_to(ROOT).as_posix()
     for page, source in ELSEWHERE.items():
         if name == source:

@@ -35,8 +35,9 @@ def test_a_notebook_was_run_from_top_to_bottom(path):
 @pytest.mark.sweep
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own
-def test_a_notebook_prints_what_it_holds(path, tmp_path):
+def test_a_notebook_prints_what_it_holds(path, tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # of its kernel: what libraries say of each other
     notebook = nbformat.read(path, as_version=4)
     held, figures = printed(notebook)
     nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
