@@ -43,7 +43,7 @@ def needed(wheel: Path, extra: str) -> set[str]:
     """
     metadata = next(path for path in ZipPath(wheel).iterdir() if path.name.endswith(".dist-info"))
     found: set[tuple[str, str]] = set()
-    todo = [(requirement, extra) for requirement in PathDistribution(metadata).requires or ()]  # type: ignore[arg-type]
+    todo = [(requirement, extra) for requirement in PathDistribution(metadata).requires or ()]
     while todo:
         text, of = todo.pop()
         requirement = Requirement(text)
@@ -55,7 +55,7 @@ def needed(wheel: Path, extra: str) -> set[str]:
             if key[0] != "mixout":
                 todo += [(other, key[1]) for other in distribution(key[0]).requires or ()]
             else:
-                todo += [(other, key[1]) for other in PathDistribution(metadata).requires or ()]  # type: ignore[arg-type]
+                todo += [(other, key[1]) for other in PathDistribution(metadata).requires or ()]
     return {name for name, _ in found} - {"mixout"}
 
 
