@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from mixout.errors import GenerationWarning
+from mixout.errors import GenerationWarning, MixoutError
 from mixout.record import applications, applied_to
 
 _GENERATE = "generate"
+# The tags that TRL's trainers of policy gradients give their model, from which they sample and which they then train.
+_POLICY_GRADIENT = frozenset({"grpo", "rloo", "a2po", "async-grpo", "gmpo", "sdpo"})
 
 
 @contextlib.contextmanager
@@ -48,6 +50,21 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             mixing.switch(off=False)
 
 
+def check_policy(model: Any) -> None:  # noqa: ANN401  any module
+    """Refuse to mix the policy of a policy-gradient trainer of TRL.
+
+    Raises:
+        MixoutError: if such a trainer was built with ``model``, which carries a method that mixes.
+    """
+    tags = _POLICY_GRADIENT.intersection(getattr(model, "model_tags", None) or ())
+    if tags and any(applied.mixing is not None and not applied.mixing.off for applied in applications(model)):
+        raise MixoutError(
+            f"expected a method that does not mix for TRL's {min(tags)!r} trainer, got {applications(model)[0]}: it "
+            "samples from the unmixed model and would train the mixed one, which is another policy, so its gradient would "
+            "be no policy gradient; use mixout.AnchorDecay there, and mixing with SFTTrainer or DPOTrainer"
+        )
+
+
 class PlainGenerate:
     """``model.generate`` in training mode, without mixing: sampled text is that of the model, not of a random draw.
 
@@ -64,6 +81,7 @@ class PlainGenerate:
         mixings = [applied.mixing for applied in applications(self.model) if applied.mixing is not None]
         if not self.model.training or all(mixing.off for mixing in mixings):
             return generate(*args, **kwargs)
+        check_policy(self.model)
         if not self.warned:
             self.warned = True
             warnings.warn(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import mixout
+from mixout.disabling import check_policy
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
 from mixout.record import follow_
@@ -55,7 +56,8 @@ class MixoutCallback(TrainerCallback, ExportableState):
         NotAppliedError: when training begins, if the model carries no method, or with ``schedule`` none that mixes.
         AnchorMismatchError: on resume, if the model is anchored elsewhere than the run that wrote the checkpoint, or
             if the checkpoint was written without this callback.
-        MixoutError: on resume, if the method differs, or the run had a schedule and is to go on without.
+        MixoutError: on resume, if the method differs, or the run had a schedule and is to go on without. When training
+            begins, if the method mixes and TRL's trainer is one of policy gradients (GRPO, RLOO).
     """
 
     def __init__(self, *, schedule: Schedule | None = None, log: bool = True) -> None:
@@ -70,6 +72,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         # Without a method this raises: now, not hours later at the first checkpoint.
         mixout.save_state(model)
+        check_policy(model)
         if self.schedule is not None:
             check_schedule(model, self.schedule)
         self._model = model
