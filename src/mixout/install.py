@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixout import disabling, dropouts
 from mixout.anchor import ZERO, Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
+from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.functional import Form
 from mixout.layers import (
@@ -20,6 +21,7 @@ from mixout.layers import (
     check_scope,
     lora,
     mixed_class,
+    move_anchors_,
     parameter,
     restore_,
     swap_,
@@ -104,6 +106,11 @@ def _mix_(
         p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
     )
     check_scope(layers, applied.seed.scope)
+    if adapted and method.anchor_ema is not None:
+        raise ValueError(
+            "expected no anchor_ema on LoRA layers, whose anchor is their frozen base, got "
+            f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
+        )
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
     source = {"given": anchors.anchor, "own": Unread().anchor, "zero": AnchorStore(model, 0).anchor}[method.anchor]
@@ -117,7 +124,7 @@ def _mix_(
             mixing=mixing,
             anchors=dict(zip(weights(layers[name]), held, strict=True)),
             plain=type(layers[name]),
-            stream=Stream(applied.seed, name, period),
+            stream=Stream(applied.seed, name, period, _block(model, name) if method.unit == "layer" else None),
         )
         for name, held in found.items()
     }
@@ -126,6 +133,8 @@ def _mix_(
         kind = mixed_class(layers[name])
         if kind is not None:
             swap_(layers[name], kind, share)
+            if method.anchor_ema is not None and not isinstance(anchors, Unread):
+                move_anchors_(layers[name], method.anchor_ema)
     for name, (site, adapters) in adapted.items():
         base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
         for adapter in adapters:
@@ -138,6 +147,11 @@ def _mix_(
         attach_(model, mixed)
         disabling.guard_(model)
     return mixed
+
+
+def _block(model: nn.Module, name: str) -> str:
+    """The block of ``model`` around the layer called ``name``, or the layer itself."""
+    return next((block for block, _ in blocks(model) if f"{name}.".startswith(f"{block}.")), name)
 
 
 def _anchored(
