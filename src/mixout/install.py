@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import disabling, dropouts
+from mixout._torch import managed_by_fsdp
 from mixout.anchor import ZERO, Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
 from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
@@ -227,7 +228,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
         trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
         trained = trained if covers(name, module) else []
         if any(in_parts(p) for _, p in trained):
-            raise MixoutError("expected whole weights for output_anchor, got ones in parts on several ranks; use DDP")
+            _check_gathered(model, name, module)
         if lora.is_factor(sites, name):  # at B = 0 an adapted layer is its base, whatever A is
             found = {field: Anchor() for field, _ in trained if ".lora_B." in f".{name}."}
         else:
@@ -238,6 +239,19 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
     for module, found in chosen:
         if found and not isinstance(anchors, Unread):
             output.attach_(module, method, found)
+
+
+def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Refuse weights in parts that a pass of the anchors cannot gather, or would take from a pass that waits."""
+    if not managed_by_fsdp(module):
+        raise MixoutError(
+            f"expected whole weights for output_anchor, or ones that FSDP2 gathers, got {name!r} in parts; use DDP"
+        )
+    if any(isinstance(one, Mixed) for one in model.modules()):
+        raise MixoutError(
+            "expected output_anchor alone or beside a decay under FSDP2, got it beside a method that mixes: FSDP2 has "
+            "one gathered weight, and the pass of the anchors would take Phi's place; use DDP"
+        )
 
 
 def set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:

@@ -87,10 +87,11 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The Trainer has written its own files, and asks every process."""
-        saved = mixout.save_state(self._model)  # type: ignore[arg-type]  # training has begun
-        found = [one.get("anchors", {}) for one in (saved, *saved["also"])]
-        if any(found) and state.is_world_process_zero:
-            torch.save({"step": state.global_step, "anchors": found}, _folder(args, state) / _FILE)
+        if self._model is not None and moves_anchors(self._model):
+            saved = mixout.save_state(self._model)
+            found = [one.get("anchors", {}) for one in (saved, *saved["also"])]
+            if state.is_world_process_zero:
+                torch.save({"step": state.global_step, "anchors": found}, _folder(args, state) / _FILE)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
