@@ -101,9 +101,10 @@ class MoFO(Optimizer):
                     self._step_matrix(group, weight)
             if whole:
                 states = [self._state_of(weight) for weight in whole]
-                moments = [[_own(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq")]
-                given = [_own(weight) for weight in whole], [_own(weight.grad) for weight in whole], *moments
-                _adamw(*given, [state["step"] for state in states], group, group["weight_decay"])
+                means, squares = ([_own(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq"))
+                weights, gradients = [_own(weight) for weight in whole], [_own(weight.grad) for weight in whole]
+                steps = [state["step"] for state in states]
+                _adamw(weights, gradients, means, squares, steps, group, group["weight_decay"])
         return loss
 
     def _step_matrix(self, group: dict[str, Any], weight: Tensor) -> None:

@@ -67,11 +67,11 @@ class MovingAnchor(Anchor):
         return twin
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow the weight to another device; its dtype stays."""
+        """Follow the weight to another device, and to a wider dtype."""
         self._start.apply_(fn)
         example = fn(torch.empty((), dtype=self.tensor.dtype, device=self.tensor.device))
         if not example.is_meta:
-            self.tensor = self.tensor.to(example.device)
+            self.tensor = self.tensor.to(example.device, torch.promote_types(self.tensor.dtype, example.dtype))
 
     def beside(self, weight: Tensor) -> Tensor:
         """The tensor, which a pass casts."""
