@@ -112,7 +112,7 @@ class Period:
 
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
-        self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # of Follower
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
         _PERIODS.add(self)

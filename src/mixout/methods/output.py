@@ -204,7 +204,8 @@ def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *,
 @contextmanager
 def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
     """Let this rank's parts of the weights be those of the anchors: FSDP2 gathers its own parameters, no others."""
-    pairs = [(model.get_parameter(name).to_local(), anchor.to_local()) for name, anchor in anchors.items()]  # type: ignore[operator]
+    given: list[tuple[Any, Any]] = [(model.get_parameter(name), anchor) for name, anchor in anchors.items()]
+    pairs: list[tuple[Tensor, Tensor]] = [(weight.to_local(), anchor.to_local()) for weight, anchor in given]
     own = [weight.clone() for weight, _ in pairs]
     try:
         for weight, anchor in pairs:
