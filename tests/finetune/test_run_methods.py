@@ -88,8 +88,8 @@ def test_lora_trains_low_rank_and_leaves_a_plain_checkpoint(settings, tiny_bert,
     assert bool(record.coverage["layers_mixed"]) == ("mixout" in method)
 
 
-def test_lora_resumes_bit_for_bit_and_takes_its_own_rate(settings, tmp_path, monkeypatch):
-    chosen = settings(method="lora(2)+mixout(0.5)", save=4, learning_rate=None)
+def test_lora_and_a_head_trained_first_resume_bit_for_bit(settings, tmp_path, monkeypatch):
+    chosen = settings(method="lora(2)+mixout(0.5)", save=4, learning_rate=None, head_first=1.0)
     whole = finetune(chosen, tmp_path / "whole")
     assert "10 times as high for lora" in whole.chosen["learning_rate"]
     steps = trainer.TextTrainer.training_step
