@@ -54,7 +54,7 @@ _NO_FACTORS: tuple[str, ...] = (
     "metric",
     "data_dir",
 )
-_NO_FACTORS += ("logging_steps", "task", "model", "original")  # the last three by content, below
+_NO_FACTORS += ("logging_steps", "interpolate", "task", "model", "original")  # the last three by content, below
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ import mixout
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
 from mixout.record import follow_
+from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
-from mixout.state import moves_anchors
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeVar
 
+from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.methods.text import nearest
 
 STATUSES = ("finished", "diverged", "failed")
 COLUMNS = (
