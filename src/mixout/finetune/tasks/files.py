@@ -19,6 +19,7 @@ from mixout.finetune.tasks.base import Split, Task
 from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
 
 OPTIONAL_PAIR = "text_pair"
+DEV = ("dev", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +45,27 @@ class Columns:
             raise InputError(f"expected three different column names, got {names}; name each column once")
 
 
-def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
+def load(path: Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
     """Load a task from a folder or a file that exists.
 
     Args:
         path: the folder or file.
         columns: which columns to read.
         metric: the primary metric, one that exists; ``None`` for accuracy, or for a regression spearman.
+        dev: False: no row is for scoring, a dev file is not opened, and all rows are training and dev rows.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
-    files = [path] if path.is_file() else [member(path, "train"), member(path, "dev", "validation")]
+    files = [path] if path.is_file() else [member(path, "train"), *([member(path, *DEV)] if dev else [])]
+    files = files if dev else files * 2
     tables = [read(file) for file in files]
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
     tables = [_checked(table, columns, pair) for table in tables]
     if len(tables) == 1:
         tables = [tables[0].take(rows) for rows in halves(path, tables[0].columns["text"], "texts")]
-    train, dev = tables
+    train, other = tables
     labels = [str(label) for label in train.columns["label"]]
     asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
     regression = asked or _has_scores(labels)
@@ -74,7 +77,7 @@ def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
     return Task(
         name=path.resolve().name if path.is_dir() else path.stem,
         train=_split(train, names, len(labels)),
-        dev=_split(dev, names, len(labels)),
+        dev=_split(other, names, len(labels)),
         labels=names,
         metrics=(chosen, *(name for name in known if name != chosen)),
         metric=chosen,
