@@ -25,6 +25,7 @@ from mixout.choose.search import METHODS, PLAIN, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
 from mixout.finetune import card
+from mixout.finetune.cache import Cache
 from mixout.finetune.disk import writing
 from mixout.finetune.environment import NOTE
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically
@@ -234,13 +235,15 @@ def _seconds(entry: Entry) -> float:
 
 
 def _estimate(settings: Settings) -> float:
-    """What a run will take, with loading, by its first steps; those are slow, so it is rather less."""
-    began = time.perf_counter()
+    """What a run will take, by a few steps after a first one, which is slow."""
+    cache = Cache()
     with tempfile.TemporaryDirectory() as folder:
-        few = replace(settings, max_steps=min(_PROBE, settings.max_steps or _PROBE))
-        record = finetune(few, Path(folder) / "run", keep_model=False)
-    in_all = math.ceil(math.ceil(record.train_size / settings.batch_size) / settings.accumulation) * settings.epochs
-    steps = settings.max_steps or math.ceil(in_all)
+        for steps in (1, _PROBE):
+            began = time.perf_counter()
+            few = replace(settings, max_steps=min(steps, settings.max_steps or steps))
+            record = finetune(few, Path(folder) / str(steps), keep_model=False, cache=cache)
+    of_epoch = math.ceil(math.ceil(record.train_size / settings.batch_size) / settings.accumulation)
+    steps = settings.max_steps or math.ceil(of_epoch * settings.epochs)
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
 
 
