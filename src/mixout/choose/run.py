@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout.choose import parts, report, verdict
+from mixout.choose import parts, reporting, verdict
 from mixout.choose.search import METHODS, PLAIN, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
@@ -43,7 +43,7 @@ from mixout.study.runner import run as run_missing
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _PROBE = 5  # steps by which the time of a run is estimated before the first one
 # Runs that try everything: five rates of plain fine-tuning, three of each method, and the judging of three.
-_USEFUL = 60
+_USEFUL = 75
 
 
 def choose(
@@ -52,7 +52,7 @@ def choose(
     output_dir: str | Path,
     budget: str = "30m",
     methods: Sequence[str] = METHODS,
-    report_line: Report | None = None,
+    report: Report | None = None,
 ) -> Choice:
     """Choose method and learning rate on the training rows, and train the model on all of them.
 
@@ -62,13 +62,13 @@ def choose(
         output_dir: for model, report and all runs. The same call goes on where an earlier one was cut off.
         budget: training time of all calls together, such as ``"90s"``, ``"30m"`` or ``"2h"``.
         methods: candidates beside plain fine-tuning, as ``method`` of the settings takes them.
-        report_line: called with one line of progress now and then.
+        report: called with one line of progress now and then.
 
     Raises:
         InputError: data or settings cannot be used, or the budget is too small for one run; nothing was trained then.
         WriteError: a disk is full; call it again to continue.
     """
-    tell = report_line or (lambda _line: None)
+    tell = report or (lambda _line: None)
     seconds, place = seconds_of(budget), Path(output_dir)
     _check(settings)
     task, own_dev = parts.training_rows(settings)
@@ -118,8 +118,8 @@ def choose(
         sentence=verdict.sentence(task.metric, tried, default, value, gain),
     )
     with writing(place):
-        write_atomically(choice.model / "README.md", card.write(record, result=report.result(choice)))
-        report.write(choice, search, place)
+        write_atomically(choice.model / "README.md", card.write(record, result=reporting.result(choice)))
+        reporting.write(choice, search, place)
     return choice
 
 
@@ -166,6 +166,7 @@ class _Runs:
     def __init__(self, base: Settings, places: Sequence[Path], inputs: Inputs, ledger: Ledger, tell: Report) -> None:
         self.base, self.places, self.inputs, self.ledger, self.tell = base, places, inputs, ledger, tell
         self.executor = LocalExecutor()
+        self.noted = False
 
     def __call__(self, candidate: Candidate, part: int, repeat: int) -> Trained:
         """Make the run, or find it."""
@@ -178,7 +179,7 @@ class _Runs:
             tally = run_missing([planned], self.ledger, self.executor, report=self._within, again=failed)
             if tally.elsewhere:
                 raise InputError(f"expected {self.ledger.folder} for this call alone, got another process that uses it")
-            entry = self.ledger.find(planned)
+            entry, self.noted = self.ledger.find(planned), True
         if entry is None or entry.record is None:
             raise InputError(f"expected {candidate} to train, got a run that failed, see above; leave the method out")
         score = entry.seen_as(planned).counted
@@ -206,8 +207,8 @@ class _Runs:
         )
 
     def _within(self, line: str) -> None:
-        """Where a run stands, notes and failures; that it has ended is said elsewhere."""
-        if line.startswith(("  ", NOTE)) or "failed" in line:
+        """Where a run stands, failures, and the first run's notes; that it has ended is said elsewhere."""
+        if line.startswith("  ") or "failed" in line or (line.startswith(NOTE) and not self.noted):
             self.tell(line)
 
 

@@ -96,6 +96,7 @@ class Search:
             The default and the best two others, the best first.
         """
         base = rate_of(PLAIN)
+        self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
         [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)
         rate = best[0].rate if best else base
         others = [_at(method, rate_of(method) * rate / base, RATES_OF_METHOD) for method in methods if method != PLAIN]
@@ -178,11 +179,12 @@ class Search:
     def _line(self, candidate: Candidate, split: tuple[int, int]) -> str:
         """A run that has ended, the time left, and the best mean of those with the most runs: one of few is luck."""
         most = max(map(len, self.runs.values()))
-        means = {self.mean(one, [*splits]): one for one, splits in self.runs.items() if len(splits) == most}
+        known = [one for one, splits in self.runs.items() if len(splits) == most]
+        best = max(known, key=lambda one: self.mean(one, [*self.runs[one]]))
         score, left = self.runs[candidate][split].score, in_words(max(0.0, self.budget - self.spent))
         return (
             f"[{self.made}, {left} left] {candidate}, part {split[0]}, repeat {split[1]}: {score:.3f}; best so far "
-            f"{means[max(means)]}: {max(means):.3f} (mean of {most})"
+            f"{best}: {self.mean(best, [*self.runs[best]]):.3f} (mean of {most})"
         )
 
 

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 def run(args: argparse.Namespace) -> int:
     """Choose, with lines of progress on stderr, and print what was found."""
     from mixout.choose import METHODS, choose
-    from mixout.choose.report import text
+    from mixout.choose.reporting import text
     from mixout.cli.study.runs import guarded
 
     given = vars(args)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     methods = given.get("methods", METHODS)
 
     def work(report: Any) -> int:  # noqa: ANN401
-        choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report_line=report)
+        choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report=report)
         print(f"{text(choice)}\n\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
         return 0
 
