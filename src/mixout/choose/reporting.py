@@ -88,6 +88,7 @@ def _figure(choice: Choice, path: Path) -> None:
     """A line a method: mean score over learning rate; a point is as large as it has runs."""
     with style():
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
         axes = figure.subplots()
         methods = dict.fromkeys(row.candidate.method for row in choice.table)
         for number, method in enumerate(methods):
@@ -100,4 +101,4 @@ def _figure(choice: Choice, path: Path) -> None:
             axes.scatter(rates, means, [20.0 * row.runs for row in rows], color=own.color, marker=own.mark)
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"mean {choice.metric} (larger points: more runs)")
         axes.legend()
-        FigureCanvasAgg(figure).print_png(path)
+        figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -80,7 +80,6 @@ def choose(
         all_rows = _own(settings, parts.write_all(task, place / "parts"), task)
     # Batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
-    fixed = {"batch_size": complete.batch_size, "epochs": complete.epochs}
 
     def rate_of(method: str) -> float:
         return inputs.complete(replace(all_rows, method=method)).learning_rate
@@ -94,8 +93,15 @@ def choose(
     search = Search(runs, seconds, default, tell)
     finalists = search.through(methods, rate_of)
     chosen = finalists[0]
-    source = settings if own_dev else all_rows
-    final = replace(source, method=chosen.method, learning_rate=chosen.rate, **fixed, evaluate="end", save="no")
+    final = replace(
+        settings if own_dev else all_rows,
+        method=chosen.method,
+        learning_rate=chosen.rate,
+        batch_size=complete.batch_size,
+        epochs=complete.epochs,
+        evaluate="end",
+        save="no",
+    )
     tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
     record = _final(final, place / "model", ledger, task, tell)
     value, plain, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
@@ -103,7 +109,6 @@ def choose(
     choice = Choice(
         method=chosen.method,
         learning_rate=chosen.rate,
-        settings=record.settings,
         metric=task.metric,
         expected=value,
         default=plain,

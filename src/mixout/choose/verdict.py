@@ -20,7 +20,6 @@ from scipy.stats import bootstrap
 from mixout.choose.parts import PARTS
 from mixout.choose.search import Candidate, Search
 from mixout.finetune import metrics
-from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
@@ -67,7 +66,6 @@ class Choice:
     Args:
         method: chosen.
         learning_rate: chosen.
-        settings: of the final training, on all rows.
         metric: name of the score.
         expected: score on new data of a model that is chosen so; None where no part was judged.
         default: score of the default on the same rows.
@@ -84,7 +82,6 @@ class Choice:
 
     method: str
     learning_rate: float
-    settings: Settings
     metric: str
     expected: Estimate | None
     default: float | None
