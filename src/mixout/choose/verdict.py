@@ -135,15 +135,17 @@ def expected(
 def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
     """Everything that was tried, the chosen one first, then the rest by how much was run of it and how it scored."""
     number = {split: at for at, split in enumerate(sorted({split for runs in search.runs.values() for split in runs}))}
+    # By number: rates that differ in their third digit are spelled alike.
+    names = {one: str(at) for at, one in enumerate(search.runs)}
     runs = [
-        Run(task="choose", method=str(one), restart=number[split], score=trained.score)
-        for one in (chosen, *(one for one in search.runs if one != chosen))
-        for split, trained in search.runs[one].items()
+        Run(task="choose", method=names[one], restart=number[split], score=trained.score)
+        for one, splits in search.runs.items()
+        for split, trained in splits.items()
     ]
-    differences = {found.method: _widened(found) for found in compare(runs, baseline=str(chosen))}
+    differences = {found.method: _widened(found) for found in compare(runs, baseline=names[chosen])}
     rows = []
     for one, splits in search.runs.items():
-        difference = differences.get(str(one))
+        difference = differences.get(names[one])
         lower = "lower" if difference is not None and difference.high < 0 else "cannot be told apart"
         rows.append(
             Row(
