@@ -43,6 +43,8 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
         columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
         task = files.load(path, columns=columns, metric=settings.metric, dev=False)
         own_dev = path.is_dir() and any(file.stem in files.DEV for file in path.iterdir())
+        if own_dev:
+            files.member(path, *files.DEV)  # two of them, or none that can be read, would be found at the very end
     else:
         task = cast("Task", data.load(settings))
     train = cast("Task", data.subset(task, settings)).train
