@@ -325,7 +325,7 @@ def mixed_embedding(
     r"""Rows ``index`` of one draw of Phi, without making the rest of Phi.
 
     An embedding is a linear on one-hot vectors: a token is an input neuron, its row is its unit, and all its
-    occurrences in the batch share one coin.
+    occurrences in the batch share one entry of the mask.
 
     Args:
         index: integers of any shape.

@@ -103,6 +103,7 @@ COMPILED = RANKS | {
     "sentence-transformers.md",
     "timm.md",
     "csv.md",
+    "untested.md",
     "anchor-decay.md",
     "interpolation.md",
     "output-anchor.md",

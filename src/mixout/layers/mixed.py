@@ -36,7 +36,7 @@ class Mixing:
     Args:
         p: a tensor without dimensions, float64 on the host, so that a schedule changes it in place and a compiled
             graph takes it as an input.
-        unit: what shares a coin.
+        unit: which weights share one entry of the mask.
         noise: the law of the mask.
         gradient: the convention of the derivative.
         form: how linear layers are computed.
