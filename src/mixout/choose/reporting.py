@@ -6,8 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-from mixout.choose.search import Search
-from mixout.choose.verdict import Choice, Row
+from mixout.choose.search import PLAIN, USEFUL, Search
+from mixout.choose.verdict import FEW, Choice, Row
 from mixout.finetune.defaults import in_short
 from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
@@ -38,17 +38,17 @@ def result(choice: Choice) -> str:
 
 def text(choice: Choice) -> str:
     """The report, Markdown."""
-    few = [row for row in choice.table if row.verdict != "dropped early"]
+    few = sum(row.verdict == FEW for row in choice.table)
     alike = ", ".join(choice.alike) or "nothing that was compared in three runs or more"
-    dropped = len(choice.table) - len(few)
     return "\n\n".join(
         [
             "# What was chosen",
             result(choice),
             f"Cannot be told apart from it: {alike}.",
             "# What was tried",
-            f"{choice.runs} runs, {in_words(choice.seconds)}. {dropped} of {len(choice.table)} candidates were dropped "
-            f"after few runs; they are the last lines.",
+            f"{choice.runs} runs, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
+            f"{len(choice.table)} candidates have too few runs in common with the chosen one: dropped early, or the "
+            "time was over.",
             _table(choice),
             "The means of the best are too good: the best of several has been lucky too. A difference is of the runs "
             "that both have, with its 95 % interval. Every run is in `choose.csv`, in `choose.png` the means over the "
@@ -97,8 +97,11 @@ def _figure(choice: Choice, path: Path) -> None:
             )
             rates, means = [row.candidate.rate for row in rows], [row.mean for row in rows]
             own = look(number)
-            axes.plot(rates, means, color=own.color, linestyle=own.line, label=method)
+            axes.plot(rates, means, color=own.color, linestyle=own.line, marker=own.mark, label=method)
             axes.scatter(rates, means, [20.0 * row.runs for row in rows], color=own.color, marker=own.mark)
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"mean {choice.metric} (larger points: more runs)")
+        ticks = sorted({row.candidate.rate for row in choice.table if row.candidate.method == PLAIN})
+        axes.set_xticks(ticks, [in_short(rate) for rate in ticks])
+        axes.minorticks_off()
         axes.legend()
         figure.savefig(path, dpi=150, metadata={"Software": None})

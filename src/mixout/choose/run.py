@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout.choose import parts, reporting, verdict
-from mixout.choose.search import METHODS, PLAIN, Candidate, Search, Trained
+from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
 from mixout.finetune import card
@@ -42,8 +42,6 @@ from mixout.study.runner import run as run_missing
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _PROBE = 5  # steps by which the time of a run is estimated before the first one
-# Runs that try everything: five rates of plain fine-tuning, three of each method, and the judging of three.
-_USEFUL = 75
 
 
 def choose(
@@ -104,6 +102,8 @@ def choose(
     )
     tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
     record = _final(final, place / "model", ledger, task, tell)
+    if record.verdict:
+        tell(record.verdict)
     value, plain, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
     tried = verdict.table(search, chosen)
     choice = Choice(
@@ -226,11 +226,11 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
     if budget < each + final:
         raise InputError(
             f"expected a budget for one run and the final training, about {in_words(math.ceil(each + final))}, got "
-            f"{in_words(budget)}; {in_words(_USEFUL * each)} would try everything. Shorter runs: --max-steps, "
+            f"{in_words(budget)}; {in_words(USEFUL * each)} would try everything. Shorter runs: --max-steps, "
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / each)
-    tell(f"a run takes about {in_words(each)}: the budget is good for {fit}; about {_USEFUL} try everything")
+    tell(f"a run takes about {in_words(each)}: the budget is good for {fit}; about {USEFUL} try everything")
 
 
 def _seconds(entry: Entry) -> float:

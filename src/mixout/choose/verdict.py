@@ -27,6 +27,7 @@ from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST, wilson
 
 _RESAMPLES = 999
+FEW = "too few runs to compare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
                 seconds=math.fsum(trained.seconds for trained in splits.values()),
                 mean=search.mean(one, list(splits)),
                 difference=difference,
-                verdict="chosen" if one == chosen else "dropped early" if difference is None else lower,
+                verdict="chosen" if one == chosen else FEW if difference is None else lower,
             )
         )
     return tuple(sorted(rows, key=lambda row: (row.candidate != chosen, -row.runs, -row.mean)))
