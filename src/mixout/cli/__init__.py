@@ -21,7 +21,7 @@ from mixout._names import nearest
 from mixout.errors import InputError, MixoutError
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("demo", "finetune", "predict", "study")
+COMMANDS = ("choose", "demo", "finetune", "predict", "study")
 # Commands of version 0.1, and what takes their place.
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",

@@ -48,8 +48,13 @@ _TOLD = (
 )
 
 
-def write(record: Record) -> str:
-    """The card's text, Markdown with the header that model hubs read."""
+def write(record: Record, *, result: str = "") -> str:
+    """The card's text, Markdown with the header that model hubs read.
+
+    Args:
+        record: of the run.
+        result: what is known of the model's score, instead of what the record says of it.
+    """
     settings = record.settings
     loader = "AutoModelForCausalLM" if _is_causal(record) else "AutoModelForSequenceClassification"
     parts = [
@@ -59,9 +64,7 @@ def write(record: Record) -> str:
         f"method `{settings.method}` ({_kind(record)}). It is a plain checkpoint: "
         f"`{loader}.from_pretrained` loads it, and mixout is not needed to use it.",
         "## Result",
-        _result(record),
-        "## What this number is worth",
-        _caveats(record),
+        *([result] if result else [_result(record), "## What this number is worth", _caveats(record)]),
         "## How it was trained",
         _training(record),
         _settings_table(settings),

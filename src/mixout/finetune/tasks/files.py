@@ -21,6 +21,7 @@ from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
 
 OPTIONAL_PAIR = "text_pair"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
+DEV = ("dev", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +47,19 @@ class Columns:
             raise InputError(f"expected three different column names, got {names}; name each column once")
 
 
-def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
+def load(path: Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
     """Load a task from a folder or a file that exists.
 
     Args:
         path: the folder or file.
         columns: which columns to read.
         metric: the primary metric, one that exists; ``None`` for accuracy, or for a regression spearman.
+        dev: False: no row is for scoring, a dev file is not opened, and all rows are training and dev rows.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
-    tables, source = read_splits(path)
+    tables, source = read_splits(path, dev=dev)
     return task_of(tables, source, name=_short(path), columns=columns, metric=metric)
 
 
@@ -96,12 +98,24 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     )
 
 
-def read_splits(path: Path) -> tuple[list[Table], str]:
-    """The tables of a folder or file, and where they came from."""
+def read_splits(path: Path, *, dev: bool = True) -> tuple[list[Table], str]:
+    """The tables of a folder or file, and where they came from; without ``dev`` the training table, twice."""
     if path.is_file():
-        return [read(path)], origin([[path]])
-    parts = [members(path, "train"), members(path, "dev", "validation")]
-    return [Table.joined([read(file) for file in files]) for files in parts], origin(parts)
+        tables, source = [read(path)], origin([[path]])
+    else:
+        parts = [members(path, "train"), *([members(path, *DEV)] if dev else [])]
+        tables, source = [Table.joined([read(file) for file in files]) for files in parts], origin(parts)
+    return (tables if dev else tables * 2), source
+
+
+def has_dev(path: Path) -> bool:
+    """Whether a folder has files of a dev split."""
+    return path.is_dir() and any(file.stem.partition("-")[0] in DEV for file in _files(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    places = (folder, folder / "data")
+    return sorted(path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
 
 
 def _short(path: Path) -> str:
@@ -122,8 +136,7 @@ def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) 
     Raises:
         InputError: there is none, more than one, or not all shards.
     """
-    inner = folder / "data"
-    files = sorted(path for place in (folder, inner) if place.is_dir() for path in place.iterdir() if path.is_file())
+    files = _files(folder)
     found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
     shards = [(path, match) for path in files if (match := _SHARD.fullmatch(path.stem)) and match["stem"] in stems]
     if shards and not found:
