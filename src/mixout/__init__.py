@@ -10,6 +10,7 @@ import typing as _typing
 from mixout import functional as functional
 from mixout import methods as methods
 from mixout import schedule as schedule
+from mixout._names import renamed as _renamed
 from mixout.apply import apply_ as apply_
 from mixout.apply import remove_ as remove_
 from mixout.bylayer import by_depth as by_depth
@@ -57,17 +58,14 @@ from mixout.state import state as state
 
 __version__ = "0.2.0"
 
-_RENAMED = {
-    "Dropout": "methods.Dropout",
-    "Dropconnect": "methods.Dropconnect",
-    "Plain": "methods.Plain",
-    "state_dict": "save_state",
-    "load_state_dict_": "load_state_",
-}
-
-
 if not _typing.TYPE_CHECKING:
-
-    def __getattr__(name):  # noqa: ANN001, ANN202
-        new = f"; it is called mixout.{_RENAMED[name]} now" if name in _RENAMED else ""
-        raise AttributeError(f"module 'mixout' has no attribute {name!r}{new}")
+    __getattr__ = _renamed(
+        __name__,
+        {
+            "Dropout": "mixout.methods.Dropout",
+            "Dropconnect": "mixout.methods.Dropconnect",
+            "Plain": "mixout.methods.Plain",
+            "state_dict": "mixout.save_state",
+            "load_state_dict_": "mixout.load_state_",
+        },
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mixout._names import renamed
 from mixout.masks import check_p
 from mixout.record import applied_to, follow_
 
@@ -171,9 +172,4 @@ class PScheduler:
 
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name):  # noqa: ANN001, ANN202
-        new = {"Linear": "LinearRamp", "Cosine": "CosineRamp"}.get(name)
-        raise AttributeError(
-            f"module 'mixout.schedule' has no attribute {name!r}" + (f"; it is called {new} now" if new else "")
-        )
+    __getattr__ = renamed(__name__, {"Linear": "LinearRamp", "Cosine": "CosineRamp"})

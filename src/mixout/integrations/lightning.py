@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mixout
+from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations.logs import measures
 from mixout.record import follow_
@@ -120,7 +121,4 @@ def _restore(streams: dict[str, Any]) -> None:
 
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name):  # noqa: ANN001, ANN202
-        new = "; it is called MixoutCallback now" if name == "AnchorCallback" else ""
-        raise AttributeError(f"module 'mixout.integrations.lightning' has no attribute {name!r}{new}")
+    __getattr__ = renamed(__name__, {"AnchorCallback": "MixoutCallback"})

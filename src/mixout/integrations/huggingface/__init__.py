@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mixout._names import renamed
 from mixout.integrations.huggingface.callback import MixoutCallback as MixoutCallback
 from mixout.integrations.huggingface.callback import attach_ as attach_
 from mixout.integrations.huggingface.loading import from_pretrained as from_pretrained
@@ -9,7 +10,4 @@ from mixout.integrations.huggingface.loading import new_parameters as new_parame
 from mixout.integrations.huggingface.loading import pretrained_only as pretrained_only
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name):  # noqa: ANN001, ANN202
-        new = "; it is called MixoutCallback now" if name == "AnchorCallback" else ""
-        raise AttributeError(f"module 'mixout.integrations.huggingface' has no attribute {name!r}{new}")
+    __getattr__ = renamed(__name__, {"AnchorCallback": "MixoutCallback"})
