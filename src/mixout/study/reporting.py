@@ -13,6 +13,7 @@ from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.data import load
 from mixout.finetune.record import Record
 from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run
 from mixout.study.best import judged
@@ -115,13 +116,13 @@ def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> 
 
 
 def _with_texts(data: Data, record: Record) -> Data:
-    if record.settings.task_type == CAUSAL:
+    if record.settings.task_type == CAUSAL:  # a corpus is not read for three examples
         return data
     try:
         dev = load(record.settings).dev
     except (InputError, MissingExtraError, OSError):
         return data
-    if dev.fingerprint() != record.fingerprints.get("dev"):
+    if not isinstance(dev, Split) or dev.fingerprint() != record.fingerprints.get("dev"):
         return data
     pairs = dev.pair or [""] * len(dev)
     texts = tuple(f"{text} \u2014 {pair}" if pair else text for text, pair in zip(dev.text, pairs, strict=True))

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from mixout.finetune.extras import needs
 from mixout.study.report.canvas import MANY, Dot, Panel
@@ -221,7 +222,7 @@ def _jitter(number: int) -> float:
     return (_DOTS - _DOT) * ((0.5 + 0.618034 * number) % 1 - 0.5)
 
 
-def _known(x: float | None) -> bool:
+def _known(x: float | None) -> TypeGuard[float]:
     return x is not None and math.isfinite(x)
 
 

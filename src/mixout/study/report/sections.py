@@ -49,7 +49,7 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
     names = list(of_task)
     strips = charts.scores(summary.cells, of_cell, labels)
     over = sweeps.over_factors(summary.sweeps, of_cell, look)
-    first, *others = [*over[:1], strips, *over[1:]]
+    drawn = [*over[:1], strips, *over[1:]]
     more = (sweeps.over_p(summary.doses, of_cell, look), sweeps.tradeoff(summary.cells, summary.sweeps, of_cell, look))
     scores = [
         tables.scores(at, [cell for cell in summary.cells if cell.task == task], summary.leaders, labels)
@@ -64,10 +64,10 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
         found = data.flips(here, of_cell, of_task[task], labels)
         flips += [found] if found.items else []
     return [
-        Section("answer", "Answer", (Lines(summary.verdict), first)),
+        Section("answer", "Answer", (Lines(summary.verdict), drawn[0])),
         Section("asked", "What was asked", tuple(_asked(summary, of_task))),
         Section("tables", "Scores", _some(tables.overview(summary.cells, summary.leaders, labels), *scores)),
-        *(Section(chart.name, chart.title, (chart,)) for chart in (*others, *more) if chart is not None),
+        *(Section(chart.name, chart.title, (chart,)) for chart in (*drawn[1:], *more) if chart is not None),
         Section("differences", "Differences", tuple(_differences(summary, runs, labels))),
         Section("training", "Training", _some(
             charts.over_steps(summary.cells, of_cell, labels, losses=True),

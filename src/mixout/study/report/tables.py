@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mixout.study.analysis.across import Aggregate
 from mixout.study.analysis.cells import Cell, Comparison
@@ -275,7 +275,7 @@ def instability(instabilities: Sequence[Instability], labels: Labels) -> Table |
     return _table("instability", "Disagreement between restarts", instabilities, columns) if instabilities else None
 
 
-def _method(labels: Labels, *, task: bool = False) -> list[tuple[str, Callable[[Placed], Value]]]:
+def _method(labels: Labels, *, task: bool = False) -> list[tuple[str, Callable[[Any], Value]]]:
     """The method, and what differs beside it, in columns of their own."""
 
     def factor(name: str) -> Callable[[Placed], Value]:

@@ -44,7 +44,7 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
     Example:
         >>> found = looks(["plain", "mixout(0.5)", "mixout(0.9)", "wdecay(0.01)"], "plain")
         >>> [look.color for look in found.values()]
-        ['#7a838c', '#ea9e66', '#bb5300', '#0072b2']
+        ['#7a838c', '#dd7e33', '#8a3d00', '#0072b2']
     """
     families: dict[str, list[tuple[float, str]]] = {}
     for method in dict.fromkeys(methods):
@@ -66,7 +66,8 @@ def _shade(hue: str, share: float) -> str:
     """From 20 % of white in it to 35 % of black: in the dark, where light and dark change places, both are seen."""
     amount = 0.2 - 0.55 * share
     towards = 1.0 if amount > 0 else 0.0
-    return to_hex([part + abs(amount) * (towards - part) for part in to_rgb(hue)])
+    red, green, blue = (part + abs(amount) * (towards - part) for part in to_rgb(hue))
+    return to_hex((red, green, blue))
 
 
 @contextmanager
