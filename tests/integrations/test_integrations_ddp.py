@@ -20,24 +20,35 @@ spec.loader.exec_module(ranks_program)
 CASES = ranks_program.CASES
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """By number of ranks: what each rank wrote."""
-    found = {}
-    for world in (2, 4):
-        folder = tmp_path_factory.mktemp(f"world{world}")
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+# What four ranks do two do as well; they take as long as all other tests of this file.
+WORLDS = [2, pytest.param(4, marks=pytest.mark.sweep)]
+
+
+class Results(dict):
+    """By number of ranks: what each rank wrote. They run when they are asked for."""
+
+    def __init__(self, folders):
+        super().__init__()
+        self.folders = folders
+
+    def __missing__(self, world):
+        folder = self.folders.mktemp(f"world{world}")
         done = subprocess.run(
             [sys.executable, PROGRAM, folder, str(world)],
             capture_output=True,
             text=True,
             timeout=180,
             check=False,
-            env=environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
-        found[world] = [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
-    return found
+        self[world] = [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+        return self[world]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return Results(tmp_path_factory)
 
 
 def one_process(name, world, seed):
@@ -55,7 +66,10 @@ def assert_close(one, other):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("world", "name"), [*((2, name) for name in CASES), (4, "accumulated")])
+@pytest.mark.parametrize(
+    ("world", "name"),
+    [*((2, name) for name in CASES), pytest.param(4, "accumulated", marks=pytest.mark.sweep)],
+)
 def test_several_ranks_are_one_process_with_all_examples(results, world, name):
     for rank in results[world]:
         got = rank["cases"][name]
@@ -64,6 +78,7 @@ def test_several_ranks_are_one_process_with_all_examples(results, world, name):
         assert got["state"]["draws"] == state["draws"]
 
 
+@pytest.mark.sweep
 def test_rank_0s_generator_decides_the_seed(results):
     """It is the same in two runs; the other ranks' generators differ."""
     seeds = {rank["cases"]["accumulated"]["state"]["agreed_seed"] for world in (2, 4) for rank in results[world]}
@@ -71,20 +86,20 @@ def test_rank_0s_generator_decides_the_seed(results):
     assert seeds != {None}
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", WORLDS)
 def test_a_group_that_comes_after_apply(results, world):
     for rank in results[world]:
         weights, _ = one_process("plain", world, rank["late"]["state"]["agreed_seed"])
         assert_close(rank["late"]["weights"], weights)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", WORLDS)
 def test_a_restored_state_brings_the_agreed_seed(results, world):
     for rank in results[world]:
         assert all(w.equal(rank["resumed"]["resumed"][n]) for n, w in rank["resumed"]["uninterrupted"].items())
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", WORLDS)
 def test_anchors_are_not_broadcast(results, world):
     """Trap: as a buffer, DDP re-broadcasts the anchor at every forward."""
     for number, rank in enumerate(results[world]):

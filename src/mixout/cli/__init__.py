@@ -1,4 +1,4 @@
-"""The door: ``mixout <command>``. Reads the command line, calls what stands behind it, prints; decides nothing itself.
+"""The entry point: ``mixout <command>``. Reads the command line, calls the command's module and prints.
 
 Exit status: 0 done, 1 the machine failed (a full disk) or a claim does not hold, 2 wrong input, 130 interrupted.
 """

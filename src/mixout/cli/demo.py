@@ -6,13 +6,16 @@ import argparse
 import sys
 import textwrap
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixout.study.analysis.runs import Run
+    from mixout.study.grid import Study
+    from mixout.study.progress import Report
 
 # The study; what it runs and how its settings were found: docs/demo.md.
 STUDY = "demo"
@@ -52,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
     from mixout.study.declaration import read
     from mixout.study.executors.local import LocalExecutor, PoolExecutor
     from mixout.study.ledger import Ledger
-    from mixout.study.progress import Report
     from mixout.study.reporting import report_on
     from mixout.study.runner import run as run_missing
 
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     ledger = Ledger(folder / "ledger")
 
     def work(report: Report) -> int:
-        tally = run_missing(planned, ledger, executor, report=report)
+        with _live(study, lambda: _means(ledger.read().of(planned))) or nullcontext(report) as shown:
+            tally = run_missing(planned, ledger, executor, report=shown)
         if tally.elsewhere:
             print(f"{tally.elsewhere} runs are made by another process; call it again when that has ended")
             return 1
@@ -101,23 +104,37 @@ def run(args: argparse.Namespace) -> int:
     return guarded(work, folder)
 
 
+def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[Report] | None:
+    """A table that fills; None where there is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    from mixout.cli.live import LiveTable
+
+    return LiveTable("learning rate", [one.label for one in study.methods], list(map(str, study.factors[RATE])), scores)
+
+
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:
     """Mean scores, and how often two restarts answer differently; the latter is empty for one restart.
 
     Args:
         runs: of the study, without a gap.
     """
-    from mixout.study.analysis.cells import summarise
     from mixout.study.analysis.predictions import instability
 
-    means: dict[str, dict[str, float]] = {}
-    for cell in summarise(runs):
-        # A run without a score has entered as chance.
-        means.setdefault(cell.method, {})[cell.factors[RATE]] = 0.0 if cell.mean is None else cell.mean
     different: dict[str, dict[str, float]] = {}
     for one in instability(runs):
         different.setdefault(one.method, {})[one.factors[RATE]] = one.disagreement
-    return means, different
+    return _means(runs), different
+
+
+def _means(runs: Sequence[Run]) -> Means:
+    from mixout.study.analysis.cells import summarise
+
+    means: dict[str, dict[str, float]] = {}
+    for cell in summarise(runs) if runs else ():
+        # A run without a score has entered as chance.
+        means.setdefault(cell.method, {})[cell.factors[RATE]] = 0.0 if cell.mean is None else cell.mean
+    return means
 
 
 def table(means: Means) -> str:

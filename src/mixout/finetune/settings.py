@@ -27,7 +27,7 @@ T = TypeVar("T")
 EMBEDDED = "minilm"
 CAUSAL = "causal-lm"
 TASK_TYPES = ("classification", CAUSAL)
-OPTIMIZERS = ("adamw", "bertadam", "sgd")
+OPTIMIZERS = ("adamw", "bertadam", "mofo", "sgd")
 BATCHINGS = ("random", "bucketed")
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Of the learning rate after the warm-up, by their names in transformers.
@@ -130,7 +130,8 @@ class Settings:
     )
     optimizer: str = _option(
         "adamw",
-        "optimizer; 'bertadam' has no bias correction, as in the paper; 'sgd' has no momentum",
+        "optimizer; 'bertadam' has no bias correction, as in the paper; 'mofo' moves a tenth of each matrix; 'sgd' has "
+        "no momentum",
         choices=OPTIMIZERS,
     )
     learning_rate: float = _open("highest learning rate, reached after the warm-up", kind=float)

@@ -1,11 +1,11 @@
 r"""LoRA layers of peft: the frozen base is the anchor, so that mixout needs no copy of anything.
 
 A LoRA layer computes with W = u + s B A, where u is the frozen base, A (r, in) and B (out, r) are trained and s is
-alpha / r. So W - u = s B A, and with one coin m per input neuron::
+alpha / r. So W - u = s B A, and with one mask entry m per input neuron::
 
     Phi = u + (m / (1-p)) (W - u) = u + s B A diag(m) / (1-p)
 
-which is A with its columns mixed with 0. Where outputs share a coin, the rows of B are. Gradients, with G = dL/dPhi:
+which is A with its columns mixed with 0. With a mask entry per output, the rows of B are. Gradients, with G = dL/dPhi:
 
 - ``exact``: dL/dA = s B^T G diag(m) / (1-p) and dL/dB = s G diag(m) A^T / (1-p), what autograd derives from Phi;
 - ``paper``: dPhi/dW = m instead of m / (1-p), and then the chain rule: both are smaller by the factor 1-p.
@@ -119,7 +119,7 @@ def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_
     Raises:
         ValueError: if the method, the anchor or the adapters' initialisation does not fit.
     """
-    if not takes_anchor or mixing.unit == "element" or mixing.gradient == "dense":
+    if not takes_anchor or mixing.unit not in ("input", "output") or mixing.gradient == "dense":
         raise ValueError(
             "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
             f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or "

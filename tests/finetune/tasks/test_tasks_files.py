@@ -272,7 +272,7 @@ def test_parquet_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"data.parquet, row 2: expected a label .* got an empty cell"):
         load_task(str(path))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"'pyarrow' .* Parquet files.*pip install \"mixout\[hf\]\""):
+    with pytest.raises(MissingExtraError, match=r"'pyarrow' .* Parquet files.*pip install \"mixout\[data\]\""):
         load_task(str(path))
 
 

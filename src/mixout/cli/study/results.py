@@ -57,6 +57,8 @@ def export(args: argparse.Namespace) -> int:
             if path.suffix == ".csv":
                 pandas.DataFrame(rows, dtype=object).to_csv(whole, index=False, lineterminator="\n")
             else:
+                with needs("data", "Parquet files"):
+                    import pyarrow  # noqa: F401  without it pandas refuses, and in other words
                 pandas.DataFrame(rows).to_parquet(whole, index=False)
             whole.replace(path)
     except WriteError as error:

@@ -160,7 +160,7 @@ def _texts(columns: Sequence[Sequence[object]], label: tuple[int | float, ...]) 
 
 
 def _from_hub(key: str) -> tuple[Split, Split]:
-    with needs("hf", "GLUE from the hub"):
+    with needs("data", "GLUE from the hub"):
         import datasets
     try:
         splits: Mapping[str, Mapping[str, Sequence[str] | Sequence[int]]] = datasets.load_dataset(HUB, key)

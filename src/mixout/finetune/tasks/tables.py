@@ -173,7 +173,7 @@ def read_jsonl(path: Path) -> Table:
 
 def read_parquet(path: Path) -> Table:
     """Read a Parquet file."""
-    with needs("hf", "Parquet files"):
+    with needs("data", "Parquet files"):
         import pyarrow
         import pyarrow.parquet
     try:
