@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 import parts
+from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.methods.text import nearest
 from models import CASES, PLAIN, Case
 from suite import COLUMNS, Bench
 from table import Table

@@ -6,11 +6,13 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import mixout
+from mixout import _public
 
 PUBLIC = {
     "ALL", "AlreadyAppliedError", "AnchorDecay", "AnchorMismatchError", "BODY", "Coverage", "Distance",
@@ -18,8 +20,8 @@ PUBLIC = {
     "LowCoverageWarning", "Method", "MissingExtraError", "Mixconnect", "Mixout", "MixoutError", "MixoutWarning",
     "NotAppliedError", "NothingMixedError", "OutputAnchor", "PAPER", "PScheduler", "RankMismatchError", "State",
     "Where", "ZeroDecayWarning", "apply_", "by_depth", "coverage", "disabled", "distance", "fingerprint", "fisher",
-    "functional", "interpolate_", "load_state_", "methods", "output_penalty", "radius_used", "register", "remove_",
-    "save_state", "schedule", "set_p_", "state",
+    "functional", "interpolate_", "load_state_", "methods", "optim", "output_penalty", "radius_used", "register",
+    "remove_", "save_state", "schedule", "set_p_", "state",
 }  # fmt: skip
 
 BLOCKER = """
@@ -89,13 +91,14 @@ def distributions_beside_torch():
 
 def test_importing_mixout_loads_nothing_but_torch():
     program = (
-        "import torch, sys; before = set(sys.modules); import mixout; print(*(set(sys.modules) - before), sep='\\n')"
+        "import torch, sys; before = set(sys.modules); import mixout; mixout.apply_; "
+        "print(*(set(sys.modules) - before), sep='\\n')"
     )
     loaded = {name.partition(".")[0] for name in in_a_process(program).split()}
     # With the wheels for CUDA comes Triton, which some versions of torch load later; Triton may load setuptools.
     third_party = loaded & distributions_beside_torch()
     assert not third_party
-    names = set(in_a_process("import mixout, sys; print(*sys.modules, sep='\\n')").split())
+    names = set(in_a_process("import mixout, sys; mixout.apply_; print(*sys.modules, sep='\\n')").split())
     assert not names & {
         "transformers",
         "matplotlib",
@@ -121,14 +124,24 @@ def test_mixout_works_in_an_environment_with_torch_alone():
 def test_the_public_names():
     exported = {
         alias.asname
-        for node in ast.parse(Path(mixout.__file__).read_text(encoding="utf-8")).body
+        for node in ast.parse(Path(mixout.__file__).with_name("_public.py").read_text(encoding="utf-8")).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if node.module != "mixout._names"
     }
-    assert exported == PUBLIC
+    assert exported == PUBLIC <= set(dir(mixout))
     for name in PUBLIC:
-        assert getattr(mixout, name) is not None
+        assert getattr(mixout, name) is getattr(_public, name) is not None
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    """The import of such a module would put itself in the function's place."""
+    modules = {path.stem for path in Path(mixout.__file__).parent.iterdir()}
+    assert {name for name in PUBLIC & modules if not isinstance(getattr(mixout, name), types.ModuleType)} == set()
+
+
+def test_torch_is_loaded_at_the_first_use_of_a_name():
+    program = "import sys, mixout; print('torch' in sys.modules); mixout.apply_; print('torch' in sys.modules)"
+    assert in_a_process(program).split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"ALL", "BODY", "PAPER", "functional", "methods", "schedule"}))

@@ -139,8 +139,8 @@ def test_masks_do_not_depend_on_the_default_dtype(stream):
     assert kept == pytest.approx(0.001, abs=5 * math.sqrt(0.001 / 200_000))
 
 
-def test_units_are_the_three_documented():
-    assert UNITS == ("input", "output", "element")
+def test_units_are_the_four_documented():
+    assert UNITS == ("input", "output", "element", "layer")
     assert NOISES == ("bernoulli", "gaussian")
 
 

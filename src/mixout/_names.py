@@ -1,8 +1,9 @@
-"""Names of an earlier version: an error that tells the new one."""
+"""Names that are not there: an error that tells the new one, or the one that was meant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 
@@ -24,3 +25,19 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
         raise AttributeError(missing)
 
     return look_up
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown ``name``: the valid one that it resembles, or nothing.
+
+    Example:
+        >>> nearest("mixuot", ["mixout", "dropout"])
+        "; did you mean 'mixout'?"
+    """
+    folded = {_fold(one): one for one in valid}
+    close = difflib.get_close_matches(_fold(name), list(folded), n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("-", "_")

@@ -41,6 +41,11 @@ class Anchor:
         self.fixed = fixed
         self._elsewhere: Tensor | None = None
 
+    @property
+    def start(self) -> Anchor:
+        """The anchor of the starting weight: this one, unless it moves."""
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Anchor:
         return copy.copy(self)  # shares the tensor, which is constant
 

@@ -60,7 +60,7 @@ def check_policy(model: Any) -> None:  # noqa: ANN401  any module
     if tags and any(applied.mixing is not None and not applied.mixing.off for applied in applications(model)):
         raise MixoutError(
             f"expected a method that does not mix for TRL's {min(tags)!r} trainer, got {applications(model)[0]}: it "
-            "samples from the unmixed model and would train the mixed one, which is another policy, so its gradient would "
+            "samples from the unmixed model and would train the mixed one, another policy, so that its gradient would "
             "be no policy gradient; use mixout.AnchorDecay there, and mixing with SFTTrainer or DPOTrainer"
         )
 

@@ -70,7 +70,8 @@ def mix(
         anchor: u, of the shape and on the device of ``weight``, or pinned on the host; None for u = 0. A constant to
             autograd.
         p: probability that a unit is replaced by the anchor, in [0, 1]. 0 returns ``weight``, 1 the anchor.
-        unit: what shares a random number: ``input`` neuron (mixout), ``output`` neuron, or ``element`` (mixconnect).
+        unit: what shares a random number: ``input`` neuron (mixout), ``output`` neuron, ``element`` (mixconnect), or
+            the whole ``layer``.
         gradient: ``exact``, dPhi/dw = M/(1-p); ``paper``, M, as in equation 2 and in the authors' code; or
             ``dense``, 1, a control.
         noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
@@ -187,7 +188,7 @@ def linear_pass(
     _check_dense(x)
     dtype = autocast_dtype(x) or weight.dtype
     if x.numel() < native_up_to(weight, p, unit, gradient, noise, form, autocast=dtype.itemsize == 2):
-        shape: tuple[int, ...] = (weight.shape[1],) if unit == "input" else (weight.shape[0], 1)
+        shape = neuron_mask_shape(weight, unit)
         if noise == "bernoulli":
             coefficient = draw_coefficients(shape, p, weight, stream)
         else:
@@ -259,6 +260,11 @@ def native_up_to(
     else:
         most = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
     return most / (p * weight.shape[0]) if thin or most == 0.0 else math.inf
+
+
+def neuron_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
+    """Shape of a mask of neurons, or of a whole layer, as :func:`mixout.ops.linear.native` takes it."""
+    return {"input": (weight.shape[1],), "output": (weight.shape[0], 1)}.get(unit, (1,))
 
 
 def _has_thin_gradient(unit: Unit, noise: Noise, gradient: Gradient) -> bool:
@@ -358,7 +364,7 @@ def mixed_embedding(
     scale = scale_of(p)
     drawn = mask_shape(tuple(weight.shape), unit, input_dim=0)
     mask = draw(drawn, p, noise=noise, device=weight.device, stream=stream)
-    if unit != "output":
+    if unit in ("input", "element"):
         mask = mask[index]
     match = _match(anchor, weight)
     anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)

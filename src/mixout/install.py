@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mixout import disabling, dropouts
+from mixout._torch import managed_by_fsdp
 from mixout.anchor import ZERO, Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
+from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.functional import Form
 from mixout.layers import (
@@ -20,6 +22,7 @@ from mixout.layers import (
     check_scope,
     lora,
     mixed_class,
+    move_anchors_,
     parameter,
     restore_,
     swap_,
@@ -104,6 +107,11 @@ def _mix_(
         p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
     )
     check_scope(layers, applied.seed.scope)
+    if adapted and method.anchor_ema is not None:
+        raise ValueError(
+            "expected no anchor_ema on LoRA layers, whose anchor is their frozen base, got "
+            f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
+        )
     if adapted:
         lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
     source = {"given": anchors.anchor, "own": Unread().anchor, "zero": AnchorStore(model, 0).anchor}[method.anchor]
@@ -117,7 +125,7 @@ def _mix_(
             mixing=mixing,
             anchors=dict(zip(weights(layers[name]), held, strict=True)),
             plain=type(layers[name]),
-            stream=Stream(applied.seed, name, period),
+            stream=Stream(applied.seed, name, period, _block(model, name) if method.unit == "layer" else None),
         )
         for name, held in found.items()
     }
@@ -126,6 +134,8 @@ def _mix_(
         kind = mixed_class(layers[name])
         if kind is not None:
             swap_(layers[name], kind, share)
+            if method.anchor_ema is not None and not isinstance(anchors, Unread):
+                move_anchors_(layers[name], method.anchor_ema)
     for name, (site, adapters) in adapted.items():
         base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
         for adapter in adapters:
@@ -138,6 +148,11 @@ def _mix_(
         attach_(model, mixed)
         disabling.guard_(model)
     return mixed
+
+
+def _block(model: nn.Module, name: str) -> str:
+    """The block of ``model`` around the layer called ``name``, or the layer itself."""
+    return next((block for block, _ in blocks(model) if f"{name}.".startswith(f"{block}.")), name)
 
 
 def _anchored(
@@ -213,7 +228,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
         trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
         trained = trained if covers(name, module) else []
         if any(in_parts(p) for _, p in trained):
-            raise MixoutError("expected whole weights for output_anchor, got ones in parts on several ranks; use DDP")
+            _check_gathered(model, name, module)
         if lora.is_factor(sites, name):  # at B = 0 an adapted layer is its base, whatever A is
             found = {field: Anchor() for field, _ in trained if ".lora_B." in f".{name}."}
         else:
@@ -224,6 +239,19 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
     for module, found in chosen:
         if found and not isinstance(anchors, Unread):
             output.attach_(module, method, found)
+
+
+def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Refuse weights in parts that a pass of the anchors cannot gather, or would take from a pass that waits."""
+    if not managed_by_fsdp(module):
+        raise MixoutError(
+            f"expected whole weights for output_anchor, or ones that FSDP2 gathers, got {name!r} in parts; use DDP"
+        )
+    if any(isinstance(one, Mixed) for one in model.modules()):
+        raise MixoutError(
+            "expected output_anchor alone or beside a decay under FSDP2, got it beside a method that mixes: FSDP2 has "
+            "one gathered weight, and the pass of the anchors would take Phi's place; use DDP"
+        )
 
 
 def set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:

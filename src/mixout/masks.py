@@ -5,7 +5,8 @@ the same mean and variance. One random number belongs to one *unit*:
 
 - ``input``: an input neuron; all weights that leave it share it (mixout, Lee et al. 2020, section 3);
 - ``output``: an output neuron; all weights that enter it share it;
-- ``element``: every weight has its own (mixconnect).
+- ``element``: every weight has its own (mixconnect);
+- ``layer``: the whole weight shares one.
 
 Where the numbers come from is decided in :mod:`mixout.streams`. This file knows neither weights nor models.
 """
@@ -23,10 +24,10 @@ from torch import Tensor
 
 from mixout.streams import NO_STREAM, Stream
 
-Unit = Literal["input", "output", "element"]
+Unit = Literal["input", "output", "element", "layer"]
 Noise = Literal["bernoulli", "gaussian"]
 
-UNITS: tuple[Unit, ...] = ("input", "output", "element")
+UNITS: tuple[Unit, ...] = ("input", "output", "element", "layer")
 NOISES: tuple[Noise, ...] = ("bernoulli", "gaussian")
 
 
@@ -191,8 +192,8 @@ def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1,
         >>> mask_shape((8, 2, 3, 3), "input", groups=4)  # 8 input channels in 4 groups
         (4, 2, 1, 1)
     """
-    if unit == "element":
-        return weight_shape
+    if unit in ("element", "layer"):
+        return weight_shape if unit == "element" else (1,) * len(weight_shape)
     kernel = (1,) * (len(weight_shape) - 2)
     dim = input_dim if unit == "input" else 1 - input_dim
     if unit == "input" and groups > 1:

@@ -18,7 +18,7 @@ from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, reshard_, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
-from mixout.methods.optimizer_hooks import targets
+from mixout.methods.targets import targets
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
@@ -100,11 +100,11 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     reshard_(model)
     found = {}
     for key, target in targets(model).items():
-        if target.module is not None and target.method.decoupled and not target.method.selective:
+        if target.module is not None and target.method.shrinks:
             weight, start = _pair(key, target.module, target.field, target.anchor)
             if (importance := target.importance_beside(weight)) is not None:
                 weight, start = (weight if start is None else weight - start).detach() * importance, None
-            found[key] = distances.norm(weight, start, math.inf) * target.method.strength
+            found[key] = distances.norm(weight, start, math.inf) * target.strength
     return found
 
 
@@ -282,7 +282,7 @@ def _anchors(
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():
-                found[f"{name}.{path}".lstrip(".")] = (module, path, one)
+                found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
     return {
         key: (module, field, one)
         for key, (module, field, one) in found.items()

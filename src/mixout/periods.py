@@ -3,16 +3,21 @@
 With a period of k steps the masks of step n are those of period n // k. A step is counted when an optimizer has stepped
 a weight that was mixed in a training pass since the last count: so the micro-batches of one step share a mask, several
 optimizers of one model count once, and one of another model does not count.
+
+Anchors that move (:mod:`mixout.layers.moving`) do so when a period ends, each right after the step of the optimizer
+that steps its weight, and after the decay of that step.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from mixout.errors import MixoutError
 
 Every: TypeAlias = int | Literal["run"]
 
@@ -35,6 +40,18 @@ def check_every(every: object) -> Every:
     if isinstance(every, (int, float)) and not isinstance(every, bool) and 1 <= every < math.inf and every % 1 == 0:
         return int(every)
     raise ValueError(f"expected every as a number of optimizer steps, at least 1, or 'run', got {every!r}")
+
+
+class Follower(Protocol):
+    """What moves when a period ends."""
+
+    moved_in: int
+
+    def weight(self) -> Tensor | None:
+        """The parameter that it follows."""
+
+    def move_(self, period: int) -> None:
+        """Follow it, at the beginning of that period."""
 
 
 class Period:
@@ -72,19 +89,40 @@ class Period:
         self._mixed[layer] = weight
 
     def count(self, optimizer: Optimizer) -> None:
-        """Count a step of ``optimizer``, if it is one of these weights."""
-        if not self._mixed:
+        """Count a step of ``optimizer``, if it is one of these weights.
+
+        Raises:
+            MixoutError: if anchors move and DeepSpeed's ZeRO, which steps copies, has not written the weights yet.
+        """
+        if not self._mixed and all(one.moved_in == self.index for one in self.followers):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(w is None or id(w) in stepped or _stepped_by_zero(w) for w in self._mixed.values()):
             self.steps += 1
             self._mixed.clear()
+        for one in list(self.followers):
+            weight = one.weight()
+            if weight is not None and _stepped_by_zero(weight):
+                raise MixoutError(
+                    "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat "
+                    "copies; anchor_ema needs DDP, FSDP2 or stage 0"
+                )
+            if one.moved_in != self.index and id(weight) in stepped:
+                one.move_(self.index)
 
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
         _PERIODS.add(self)
+
+
+def come_last_() -> None:
+    """Count steps after what other hooks of this library do with the weights."""
+    if _HANDLES:
+        _HANDLES.pop().remove()
+        _HANDLES.append(register_optimizer_step_post_hook(_after_step))
 
 
 def _stepped_by_zero(weight: Tensor) -> bool:

@@ -40,6 +40,7 @@ class Stream:
         seed: any integer; or the seed that the layers of a model share.
         key: tells the layers of a model apart.
         period: for masks that are kept for several optimizer steps; None for new numbers in each pass.
+        block: where a period's numbers follow from this name instead of ``key``, so that layers share them.
 
     Example:
         >>> a, b = Stream(7, "layer"), Stream(7, "layer")
@@ -50,15 +51,18 @@ class Stream:
     _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: what was made, by what it was made for
     _of: dict[str, Stream]
 
-    def __init__(self, seed: int | SharedSeed, key: str = "", period: Period | None = None) -> None:
+    def __init__(
+        self, seed: int | SharedSeed, key: str = "", period: Period | None = None, block: str | None = None
+    ) -> None:
         self.seed = seed
         self.key = key
         self.period = period
+        self.block = block
         self.count = 0
         self._enlist()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seed": self.seed, "key": self.key, "period": self.period, "count": self.count}
+        return {name: getattr(self, name) for name in ("seed", "key", "period", "block", "count")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -95,7 +99,7 @@ class Stream:
 
     def of(self, weight: str) -> Stream:
         """The numbers of one of several weights of a layer: within a period each must ask for its own."""
-        if self.period is None:
+        if self.period is None or self.block is not None:
             return self
         if weight not in self._of:
             self._of[weight] = Stream(self.seed, f"{self.key}.{weight}", self.period)
@@ -124,7 +128,7 @@ class Stream:
             return _generator(f"{_nonce(device)}/{self.seed.own}/{self.key}")
         seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
         if self.period is not None:
-            return _generator(f"{seed}/{self.key}/period {self.period.index}")
+            return _generator(f"{seed}/{self.key if self.block is None else self.block}/period {self.period.index}")
         return _generator(f"{seed}/{self.key}/{self._count_of(_nonce(device), graded)}")
 
     def restore(self, count: int) -> None:

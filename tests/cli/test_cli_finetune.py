@@ -108,12 +108,13 @@ def test_every_setting_is_an_option(seen):
         "evaluate": "epoch", "save": 7, "reinit_layers": 2, "batching": "bucketed", "head": "dropout",
         "task_type": "causal-lm", "original": "o.txt", "max_steps": 9, "schedule": "cosine", "label_smoothing": 0.1,
         "gradient_checkpointing": True, "patience": 2, "keep_best": True,
-        "report_to": ("tensorboard", "wandb"), "logging_steps": 6,
+        "report_to": ("tensorboard", "wandb"), "logging_steps": 6, "head_first": 0.5, "class_weights": "balanced",
+        "interpolate": (0.5, 0.7),
     }  # fmt: skip
     assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
     words = ["finetune"]
     for name, value in given.items():
-        words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
     assert main(words) == 130
     settings, _, rest = seen[0]
     assert settings == Settings(**given)
@@ -298,6 +299,15 @@ def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):
         main(["finetune"])
 
 
+def test_models_in_between_are_a_table(options, tmp_path, capsys):
+    assert main([*options, "--interpolate", "0.5", "1"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    [head] = [at for at, line in enumerate(lines) if line[:2] == ["t", "loss"]]
+    record = Record.read(tmp_path / "out")
+    assert [line[0] for line in lines[head + 1 : head + 3]] == ["0.5", "1"]
+    assert lines[head + 2][lines[head].index("accuracy")] == f"{record.scores['accuracy']:.4f}"
+
+
 @pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"], ["--version"]])
 def test_help_and_version(words, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -311,3 +321,28 @@ def test_help_and_version(words, capsys):
         for item in dataclasses.fields(Settings):
             assert f"--{item.name.replace('_', '-')}" in printed
             assert item.metadata["help"].split(",")[0].split(";")[0] in flat
+
+
+@pytest.mark.parametrize("words", [["--help"], ["finetune", "--help"], ["predict", "--help"]])
+def test_help_does_not_wait_for_torch(words):
+    program = f"""
+import sys
+from mixout.cli import main
+try:
+    main({words!r})
+finally:
+    heavy = {{"torch", "transformers", "pandas", "numpy"}} & set(sys.modules)
+    print(*heavy, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert done.stdout.startswith("usage: mixout")
+
+
+def test_a_reader_who_has_read_enough_ends_a_command_without_a_traceback():
+    with subprocess.Popen(
+        [sys.executable, "-m", "mixout", "finetune", "--print-config"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as command:  # fmt: skip
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait()) == ("", 141)

@@ -88,6 +88,9 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     text = page.read_text()
     for part in ("Tiny &amp; small", "mixout(0.5)", "dropout(0.0)", "learning_rate", "torch"):
         assert part in text
+    # What was asked: sizes, and three texts of the dev set, each in quotes.
+    assert "rows trained on, 20 rows tested on (dev set)" in text
+    assert re.findall(r"<span>answer: (\w+)</span>", text)[:2] == ["first", "second"]
     # The very commands: called again, they write this report.
     options = f"{study_file} --restarts 3 --ledger {tmp_path / 'ledger'}"
     shown = [line for line in html.unescape(text).splitlines() if "mixout study " in line]
@@ -309,6 +312,8 @@ def test_a_ledger_is_reported_where_neither_model_nor_data_are(study, tmp_path, 
     assert "mixout(0.5)" in text
     assert "torch" in text
     assert "chance" in text
+    assert "20 rows tested on (dev set)" in text
+    assert "<q>" not in text  # the texts are not at hand
     # The command that makes the best run again is complete.
     [again] = [line for line in text.splitlines() if line.startswith("mixout finetune ")]
     words = shlex.split(again.partition("</code>")[0])

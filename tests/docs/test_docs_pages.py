@@ -88,6 +88,19 @@ def peft():
     return {"base": classifier(), "LoraConfig": LoraConfig, "get_peft_model": get_peft_model}
 
 
+def old():
+    """A model, and texts that it must not forget."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained("any")
+    batches = [tokenizer("some old text", return_tensors="pt")]
+    given = {"tokenizer": tokenizer, "old_texts": ["one", "two"], "old_batches": batches}
+    return {**trainer(), **given, "batches": [{**batches[0], "labels": torch.tensor([1])}]}
+
+
+def interpolated():
+    model = mixout.apply_(classifier(), mixout.AnchorDecay(radius=0.005))
+    return {"model": model, "evaluate": lambda model: 0.0}
+
+
 # What a page's code takes for granted, by the page's name; pages without an entry are whole.
 GIVEN = {
     "README.md": lambda: {"rows": rows()},
@@ -95,6 +108,14 @@ GIVEN = {
     "plain-loop.md": loop,
     "accelerate.md": accelerate,
     "peft.md": peft,
+    "anchor-decay.md": old,
+    "ewc.md": old,
+    "selective-decay.md": old,
+    "mask-period.md": old,
+    "fewer-weights.md": old,
+    "forgetting.md": old,
+    "output-anchor.md": old,
+    "interpolation.md": interpolated,
 }
 # Their examples are run by tests of their own; here the code must at least be Python.
 COMPILED = RANKS | {
@@ -104,9 +125,6 @@ COMPILED = RANKS | {
     "timm.md",
     "csv.md",
     "untested.md",
-    "anchor-decay.md",
-    "interpolation.md",
-    "output-anchor.md",
 }
 
 

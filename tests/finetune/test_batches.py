@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 import transformers
+from sklearn.utils.class_weight import compute_class_weight
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mixout.errors import InputError
-from mixout.finetune.batches import cut_texts, encode
-from mixout.finetune.tasks import Split
+from mixout.finetune.batches import DevSet, cut_texts, encode
+from mixout.finetune.tasks import Split, Task
 
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "<sep>", *"abcdefgh"]
 
@@ -77,3 +80,15 @@ def test_texts_that_are_cut_are_counted(length, paired):
     whole = [len(text.split()) + 2 + 3 * paired for text in texts]
     examples = encode(split, template, length)
     assert cut_texts(split, examples, template, length) == sum(count > length for count in whole)
+
+
+def test_balanced_classes_weigh_as_scikit_learn_says_and_only_in_training():
+    train = Split(text=tuple("abcdefgh"), label=(0, 0, 0, 0, 0, 1, 1, 2))
+    task = Task(train=train, dev=train, labels=("x", "y", "z"), metrics=("f1",), metric="f1", name="t", source="")
+    logits, labels = torch.randn(8, 3), torch.tensor(train.label)
+    weights = compute_class_weight("balanced", classes=np.arange(3), y=np.array(train.label))
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    plain, balanced = DevSet(task, []), DevSet(task, [], balanced=True)
+    expected = (losses.double() * torch.tensor(weights)[labels]).sum()
+    assert balanced.total(logits, labels, training=True).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert balanced.total(logits, labels).item() == plain.total(logits, labels).item() == pytest.approx(losses.sum())

@@ -182,3 +182,12 @@ def test_sgd_has_no_momentum():
         weight.grad = torch.tensor([gradient])
         optimizer.step()
     assert weight.item() == 3.0 - 0.5 * (1.0 - 2.0)
+
+
+def test_mofo_moves_a_tenth_of_each_matrix():
+    model = nn.Linear(10, 10)
+    optimizer = build(model, Settings(optimizer="mofo", learning_rate=0.1))
+    before = model.weight.detach().clone()
+    model.weight.grad, model.bias.grad = torch.randn(10, 10), torch.randn(10)
+    optimizer.step()
+    assert int((model.weight != before).sum()) == 10

@@ -47,9 +47,8 @@ def test_a_new_pooler_is_neither_mixed_nor_decayed(settings, tiny_bert, tmp_path
     assert "bert.embeddings.word_embeddings.weight" in decayed
 
 
-def test_a_method_that_needs_the_loss_is_refused(settings):
-    """It would act on nothing, and nobody would notice."""
-    with pytest.raises(InputError, match="no term in the loss, got output_anchor"):
+def test_the_answers_of_a_new_head_are_nothing_to_keep(settings):
+    with pytest.raises(InputError, match="on=hidden for a model whose head is new"):
         applied(settings(method="output_anchor(0.1)"))
 
 

@@ -14,9 +14,8 @@ import transformers
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from mixout.finetune import models, train
+from mixout.finetune import models, outcome
 from mixout.finetune.batches import DevSet
-from mixout.finetune.drift import Drift
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
@@ -424,15 +423,15 @@ def test_the_start_is_not_copied_to_the_models_device(settings, tiny_bert, monke
         seen.update(pairs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "distance", spy)
+    monkeypatch.setattr(outcome, "distance", spy)
     loaded = models.load(tiny_bert, labels=("a", "b"), init_seed=0)
     start = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
-    drift = Drift(loaded, (), 32)
     loaded.model.to("meta")
     with pytest.raises(KeyboardInterrupt):
-        train._record(
-            settings(), {}, None, loaded, None, drift, transformers.TrainerState(), start=start, fingerprints={}
-        )
+        outcome.record(
+            settings(), {}, None, loaded, None, transformers.TrainerState(), diverged=False, closeness={},
+            interpolated=(), covered={}, start=start, fingerprints={},
+        )  # fmt: skip
     assert seen.keys() == start.keys()
     assert all(anchor is start[name] for name, (_, anchor) in seen.items())
 
@@ -452,4 +451,8 @@ def test_minilm_on_rte_from_a_folder(tmp_path):
     assert record.labels == ("entailment", "not_entailment")
     assert record.fingerprints["weights"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert len(record.predictions) == 277
-    assert all(value not in (None, "", (), {}) for name, value in vars(record).items() if name != "verdict")
+    assert all(
+        value not in (None, "", (), {})
+        for name, value in vars(record).items()
+        if name not in ("verdict", "interpolated")
+    )

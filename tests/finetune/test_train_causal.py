@@ -88,7 +88,7 @@ def test_losses_before_and_after_are_those_of_a_second_process(causal, tiny_llam
 
 def test_without_the_original_domain_there_is_one_loss(causal, tmp_path):
     record = finetune(causal(original=None, epochs=0.2), tmp_path / "out")
-    assert record.scores.keys() == {"log_likelihood", "perplexity"}
+    assert record.scores.keys() == {"log_likelihood", "perplexity", "kl_to_base"}
     assert "original" not in record.fingerprints
 
 

@@ -67,6 +67,22 @@ def test_a_checkpoint_in_another_folder_is_checked_and_taken(tmp_path):
         trainer(mixed(seed=1), tmp_path / "third").train(resume_from_checkpoint=str(place))
 
 
+def test_anchors_that_move_are_resumed_bit_for_bit(tmp_path):
+    method = mixout.Mixout(0.5, every=2, anchor_ema=0.5)
+
+    def run(name, resume=None, **options):
+        model = mixout.apply_(Model(), method, where="all")
+        trainer(model, tmp_path / name, **options).train(resume_from_checkpoint=resume)
+        return [model.layer.weight.detach(), model.layer._mixed.anchor.tensor]
+
+    whole, first = run("whole"), str(tmp_path / "whole" / "checkpoint-2")
+    assert not whole[1].equal(Model().layer.weight)
+    for found in (run("whole", first), run("elsewhere", first, resume_from_checkpoint=first)):
+        assert all(a.equal(b) for a, b in zip(found, whole, strict=True))
+    with pytest.raises(MixoutError, match="expected the anchors of step 2, which anchor_ema has moved"):
+        run("another", first)
+
+
 def test_the_fine_tuned_weights_as_anchor_are_refused(tmp_path):
     model = mixed()
     trainer(model, tmp_path).train()
@@ -146,7 +162,9 @@ def test_what_the_method_lacks_is_not_logged(tmp_path, method, lacking):
     model = mixout.apply_(Model(), method, where="all")
     run = trainer(model, tmp_path, steps=1, logging_strategy="steps", logging_steps=1)
     run.train()
-    assert {"mixout_p", "anchor_distance"} - set(run.state.log_history[0]) == {lacking}
+    logged = set(run.state.log_history[0])
+    assert {"mixout_p", "anchor_distance"} - logged == {lacking}
+    assert ("anchor_radius_used" in logged) == isinstance(method, mixout.AnchorDecay)
 
 
 def test_the_distance_of_a_lora_model_is_logged(tmp_path):

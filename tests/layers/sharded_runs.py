@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, OutputAnchor
 from mixout.methods import Dropconnect
 
 ROWS = 8
@@ -147,6 +147,9 @@ CASES = {
     "gradient": (GradientMask(0.5), {}, {}, {}, {}),
     "decay": ([Mixout(0.5), AnchorDecay(0.1)], {}, {}, {}, {}),
     "selective": (AnchorDecay(0.5, selective=True), {}, {}, {}, {}),
+    "relative": (AnchorDecay(radius=0.5, relative=True), {}, {}, {}, {}),
+    "moving": (Mixout(0.5, every=2, anchor_ema=0.5), {}, {}, {}, {}),
+    "layer": (GradientMask(0.5, unit="layer", every=2), {}, {}, {}, {}),
     "coupled": ([Mixout(0.5), AnchorDecay(0.1, decoupled=False)], {}, {}, {"anchor": 0}, {}),
     "other anchor": (Mixout(0.5), {}, {}, {"anchor": {k: v + 0.1 for k, v in net().state_dict().items()}}, {}),
     "small anchor": (Mixout(0.5), {}, {}, {"anchor_dtype": torch.bfloat16}, {}),
@@ -162,7 +165,7 @@ CASES = {
     "wide": (Mixout(0.5), FLOAT, {"mp_policy": WIDE}, {}, FLOAT),
     "bfloat16": (Mixout(0.5), FLOAT, {"mp_policy": NARROW}, {}, FLOAT),
 }
-EVERYWHERE = ("mixout", "output", "element", "decay", "selective", "kept", "small anchor")
+EVERYWHERE = ("mixout", "output", "element", "decay", "selective", "relative", "moving", "kept", "small anchor")
 
 
 def found(model, dtype):
@@ -172,7 +175,8 @@ def found(model, dtype):
         root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
         root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
         mixout.interpolate_(model, 0.25)
-    root["drawn"] = mixout.save_state(model)["draws"]
+    state = mixout.save_state(model)
+    root |= {"drawn": state["draws"]} | {f"anchor of {key}": value for key, value in state.get("anchors", {}).items()}
     mixout.remove_(model)
     return root | {"plain scores": scores(model, dtype)}
 
@@ -229,6 +233,26 @@ def layers_before(mesh):
     """fully_shard on the layers themselves, after apply_: what it made of their classes outlives remove_."""
     model = mixout.remove_(shard(mixout.apply_(net(), Mixout(0.5), seed=3), mesh, over="layers"))
     return [isinstance(layer, FSDPModule) for layer in (model.first.up, model.second.down, model)]
+
+
+def train_anchored(model, rank=0, world=1):
+    """With OutputAnchor: the pass of the anchors comes between a forward and its backward."""
+    optimizer = momentum(model)
+    sync = getattr(model, "set_requires_gradient_sync", lambda _: None)
+    for step in range(3):
+        for micro in range(2):
+            sync(micro == 1)
+            x = own_rows(batch(step, micro), rank, world)
+            out = model(x)
+            loss = out.square().sum(1).mean() + mixout.output_penalty(model, x, out)
+            (loss / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return found(model, torch.float64)
+
+
+def outputs(mesh, rank, world, **laid):
+    return train_anchored(mixout.apply_(shard(net(), mesh, **laid), OutputAnchor(2.0)), rank, world)
 
 
 def converted(mesh, rank, world):
@@ -412,6 +436,8 @@ def refused(mesh, rank, world):
         "anchor": message(changed_anchor),
         "embedding": message(embedding),
         "columns": message(columns),
+        "mixed outputs": message(lambda: mixout.apply_(shard(net(), mesh), [Mixout(0.5), OutputAnchor(0.1)])),
+        "parallel outputs": message(lambda: tensor_parallel(OutputAnchor(0.1), mesh)),
     }
 
 
@@ -424,6 +450,9 @@ def two_ranks(mesh, rank, folder):
         "meta": lambda: from_meta(mesh, rank, 2),
         "recomputed outside": lambda: recomputed_outside(mesh, rank, 2),
         "layers before": lambda: layers_before(mesh),
+        "outputs": lambda: outputs(mesh, rank, 2),
+        "outputs kept": lambda: outputs(mesh, rank, 2, reshard_after_forward=False),
+        "outputs of one group": lambda: outputs(mesh, rank, 2, over="root"),
         "converted": lambda: converted(mesh, rank, 2),
         "kept after backward": lambda: kept_after_backward(mesh, rank, 2),
         "compiled": lambda: compiled(mesh, rank, 2),

@@ -101,6 +101,14 @@ def test_it_is_one_training_whatever_shards_it(results, ranks, name, like):
     assert_same(results[ranks, 0][name], expected)
 
 
+@pytest.mark.parametrize("name", ["outputs", "outputs kept", "outputs of one group"])
+def test_the_anchors_pass_lies_between_a_forward_and_its_backward(results, name):
+    anchored = runs.train_anchored(mixout.apply_(runs.net(), mixout.OutputAnchor(2.0)))
+    free = runs.train_anchored(mixout.apply_(runs.net(), mixout.OutputAnchor(0.0)))
+    assert_same(results[2, 0][name], anchored)
+    assert anchored["distance"] < 0.9 * free["distance"]
+
+
 def test_without_a_seed_the_ranks_agree_on_one(results):
     first, second = (dict(results[2, rank]["unseeded"]) for rank in range(2))
     seed = first.pop("seed")
@@ -148,6 +156,8 @@ def test_anchors_are_sharded_like_the_weights(results):
         ("tied", "leave it out with where="),
         ("part", "apply to the whole"),
         ("host", "anchor_device"),
+        ("mixed outputs", "beside a method that mixes"),
+        ("parallel outputs", "or ones that FSDP2 gathers"),
         ("anchor", "AnchorMismatchError"),
         ("embedding", "nn.Linear alone can be mixed"),
         ("columns", "sharded by rows"),

@@ -17,7 +17,9 @@ import mixout
 from mixout import AnchorDecay, Mixout
 from mixout.finetune.optimizers import BERTAdam
 from mixout.methods import optimizer_hooks
-from mixout.methods.optimizer_hooks import attach_, detach_, targets
+from mixout.methods import targets as held
+from mixout.methods.optimizer_hooks import attach_, detach_
+from mixout.methods.targets import targets
 
 ETA, RATE = 0.1, 0.5
 LEFT = math.exp(-ETA * RATE)  # of w - u after a step that moves nothing by itself
@@ -641,14 +643,16 @@ def test_an_unrelated_step_looks_at_no_target(monkeypatch):
     def looked(self):
         raise AssertionError(self)
 
-    monkeypatch.setattr(optimizer_hooks.Target, "parameter", looked)
+    monkeypatch.setattr(held.Target, "parameter", looked)
     train(other, optimizer, batches(2))
     monkeypatch.undo()
     train(model, sgd(model), batches(1))
 
 
 def test_hooks_go_with_the_last_decay(monkeypatch):
-    monkeypatch.setattr(optimizer_hooks, "_TARGETS", weakref.WeakValueDictionary())
+    fresh = weakref.WeakValueDictionary()
+    for module in (held, optimizer_hooks):
+        monkeypatch.setattr(module, "TARGETS", fresh)
     monkeypatch.setattr(optimizer_hooks, "_HANDLES", [])
     before = hooks()
     models = [mixout.apply_(net(), AnchorDecay(RATE)) for _ in range(2)]
@@ -674,9 +678,9 @@ def test_a_deleted_model_is_freed_at_once():
         model = mixout.apply_(net(), AnchorDecay(RATE))
         optimizer = sgd(model)
         train(model, optimizer, batches(1))
-        known = len(optimizer_hooks._TARGETS)
+        known = len(held.TARGETS)
         del model, optimizer
-        assert len(optimizer_hooks._TARGETS) == known - 2
+        assert len(held.TARGETS) == known - 2
     finally:
         gc.enable()
 
@@ -919,3 +923,36 @@ def test_rates_of_numpy_are_numbers():
     assert AnchorDecay(radius=np.float32(0.5)).strength == 2.0
     with pytest.raises(TypeError, match="expected rate to be a number"):
         AnchorDecay(True)
+
+
+# A radius relative to the start.
+
+
+def test_a_relative_radius_is_a_share_of_each_weights_root_mean_square():
+    """After one step of SGD with the gradient 1 from u: w - u is -lr e^(-lr / r), with r for each weight of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False))
+    with torch.no_grad():
+        model[1].weight.mul_(10)
+    starts = [layer.weight.detach().clone() for layer in model]
+    mixout.apply_(model, AnchorDecay(radius=0.5, relative=True))
+    for layer in model:
+        layer.weight.grad = torch.ones_like(layer.weight)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    used = mixout.radius_used(copy.deepcopy(model))
+    for n, (layer, start) in enumerate(zip(model, starts, strict=True)):
+        radius = 0.5 * start.double().square().mean().sqrt().item()
+        went = torch.full_like(start, -0.1 * math.exp(-0.1 / radius))
+        torch.testing.assert_close(layer.weight.detach() - start, went, rtol=1e-4, atol=1e-6)
+        assert used[f"{n}.weight"] == pytest.approx(-went[0, 0].item() / radius, rel=1e-3)
+
+
+def test_what_no_relative_radius_can_be_is_refused():
+    with pytest.raises(ValueError, match="expected a radius with relative=True, got rate 200"):
+        AnchorDecay(200, relative=True)
+    with pytest.raises(ValueError, match="expected a start that is not 0 with relative=True"):
+        mixout.apply_(net(), AnchorDecay(radius=0.1, relative=True), anchor=0)
+    method = AnchorDecay(radius=0.1, relative=True)
+    assert repr(method) == "AnchorDecay(radius=0.1, relative=True)"
+    assert mixout.methods.parse(mixout.methods.spell(method)) == (method,)
+    assert "weights decay" in str(mixout.coverage(net(), method))

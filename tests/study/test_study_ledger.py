@@ -339,7 +339,7 @@ def test_runs_of_0_1_count(declare, tmp_path, watched):
     assert not set(ids) & {run.id for run in planned}
     assert missing(planned, contents) == []
     assert [run.score for run in contents.of(planned)] == [0.75, 0.75]  # by the score that counts now
-    assert [Ledger(tmp_path).has(run) for run in planned] == [True, True]
+    assert [Ledger(tmp_path).find(run) is not None for run in planned] == [True, True]
     # A run on other data, or of another seed, is another run.
     assert missing(declare(restarts=2).runs(), contents) == declare(restarts=2).runs()[2:]
     assert len(missing(declare(restarts=1, settings={"learning_rate": 0.5}).runs(), contents)) == 2

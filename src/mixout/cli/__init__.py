@@ -1,6 +1,7 @@
 """The entry point: ``mixout <command>``. Reads the command line, calls the command's module and prints.
 
-Exit status: 0 done, 1 the machine failed (a full disk) or a claim does not hold, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 the machine failed (a full disk) or a claim does not hold, 2 wrong input, 130 interrupted, 141
+nobody reads on.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mixout import __version__
+from mixout._names import nearest
 from mixout.errors import InputError, MixoutError
-from mixout.methods.text import nearest
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("demo", "finetune", "predict", "study")
+COMMANDS = ("choose", "demo", "finetune", "predict", "study")
 # Commands of version 0.1, and what takes their place.
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
@@ -62,7 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-        return int(importlib.import_module(f"mixout.cli.{args.command}").run(args))
+        status = int(importlib.import_module(f"mixout.cli.{args.command}").run(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Who reads, such as head, has read enough. What is still to be written at the end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except MixoutError as error:
         # Any other exception is a bug, and must show where it is.
         if int(os.environ.get("LOCAL_RANK") or 0) > 0:

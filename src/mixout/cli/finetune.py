@@ -12,13 +12,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mixout.cli.options import add_settings, from_file
 from mixout.errors import InputError
-from mixout.finetune.defaults import RECIPES, P
-from mixout.finetune.settings import Settings
-from mixout.methods import METHODS
+from mixout.finetune.settings import RECIPES, P, Settings
 
 if TYPE_CHECKING:
     from mixout.finetune.record import Record
@@ -26,6 +22,10 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   mixout finetune --task reviews.csv                      columns text and label; the model comes to out/
   mixout finetune --task reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
+  mixout finetune --task imdb --train-size 1000           a data set of the hub
+  mixout finetune --task reviews.csv --method "lora(8)"   low-rank adapters, merged at the end
+  mixout finetune --task chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
+                  --original old.txt --method "anchor_decay(40, fisher=200)"
   mixout finetune --task RTE --data-dir glue --recipe paper --model bert-large-uncased
   mixout finetune --config run.yaml --seed 1              settings from a file, and one that differs
   mixout finetune --resume out/reviews                    goes on where a run was cut off
@@ -38,8 +38,9 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser = commands.add_parser(
         "finetune",
         help="train one model on one task with one method",
-        description="Train one model on one task with one method. Without options: MiniLM on 'docstrings', offline. "
-        "With --task-type causal-lm: a language model on text of your own.",
+        usage="mixout finetune --task FILE [--model NAME] [--method METHOD] [OPTION ...]",
+        description="Train one model on one task with one method. Learning rate, epochs and batch size are chosen for "
+        "you,\nand printed. Without options: MiniLM on embedded text, offline.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         # Only what is given: the rest is the recipe's, or that of the run that goes on.
@@ -54,15 +55,15 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         nargs="?",
         const="",
         metavar="DIR",
-        help="continue the unfinished run in DIR, or in --output-dir; its settings are known, and need not be repeated",
+        help="continue the unfinished run in DIR, or in --output-dir, with its settings",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="options from a file: YAML or JSON, 'learning_rate: 1e-4' one a line"
+        "--config", metavar="FILE", help="read options from a YAML or JSON file, such as learning_rate: 1e-4"
     )
     parser.add_argument(
         "--print-config",
         action="store_true",
-        help="print every setting, also those that follow from model, data and method, for --config; train nothing",
+        help="print all settings, also those that are chosen for you, as a file for --config; train nothing",
     )
     parser.add_argument(
         "--test",
@@ -70,17 +71,19 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         help="after training, write the model's answers for the rows of FILE, with probabilities, to predictions.csv",
     )
     parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="after training, upload model, card and record to this repository"
+    )
+    parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="what is used where no option says otherwise: 'auto', by model, data and method, or the 'paper' on mixout "
-        "with all its settings (default: auto)",
+        help="settings where no option says otherwise: chosen by model, data and method (auto), or those of the mixout "
+        "paper (default: auto)",
     )
     parser.add_argument(
         "--p",
         type=float,
         metavar="P",
-        help="probability that an input column is replaced by the pretrained weights, beside the bare name of a "
-        "method: --method mixout --p 0.9",
+        help="probability that an input column is replaced by the pretrained weights: --method mixout --p 0.9",
     )
     add_settings(parser)
 
@@ -100,6 +103,10 @@ def run(args: argparse.Namespace) -> int:
     from mixout.finetune.environment import leads
     from mixout.finetune.train import finetune
 
+    if "push_to_hub" in given:
+        from mixout.finetune import card
+
+        card.prepare(given["push_to_hub"])
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
@@ -116,6 +123,10 @@ def run(args: argparse.Namespace) -> int:
         print(_summary(record, place))
         if "test" in given:
             print(_test(place, given["test"]))
+        if "push_to_hub" in given:
+            print(f"on the hub: {card.push(place, given['push_to_hub'])}")
+    import torch
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
@@ -158,6 +169,8 @@ def _config(settings: Settings) -> str:
 
 def _method(method: str | None, p: float | None) -> str:
     """The method's text from ``--method`` and ``--p``."""
+    from mixout.finetune.run_methods import METHODS
+
     name = "mixout" if method is None else method.strip()
     if p is None:
         # A name alone: with the value that is right for most.
@@ -167,17 +180,14 @@ def _method(method: str | None, p: float | None) -> str:
         raise InputError(
             f"expected --p only with the bare name of a method, got --method {method!r}; write p inside it"
         )
+    with_p = [known for known, kind in METHODS.items() if "p" in {item.name for item in fields(kind)}]  # type: ignore[arg-type]
     # An unknown name goes on, to be refused as every unknown name is.
-    if name in METHODS and not _has_p(name):
+    if name in METHODS and name not in with_p:
         raise InputError(
-            f"expected --p only with a method that has a p ({', '.join(filter(_has_p, METHODS))}), got --method "
-            f"{method!r}; leave out --p"
+            f"expected --p only with a method that has a p ({', '.join(with_p)}), got --method {method!r}; "
+            "leave out --p"
         )
     return f"{name}({p!r})"
-
-
-def _has_p(name: str) -> bool:
-    return any(item.name == "p" for item in fields(METHODS[name]))  # type: ignore[arg-type]
 
 
 def _report(line: str) -> None:
@@ -205,8 +215,16 @@ def _summary(record: Record, folder: Path) -> str:
         if first.step == 0
     )
     failed = f"\n{record.verdict}" if record.verdict else ""
+    between = f"\n{_table(record.interpolated)}" if record.interpolated else ""
     return (
         f"{record.settings.method} on {record.settings.task}: {scores} "
-        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}\n"
+        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
         f"model, record.json and model card: {folder}"
     )
+
+
+def _table(rows: tuple[dict[str, float], ...]) -> str:
+    """The models between the pretrained weights, t = 0, and the trained ones, t = 1."""
+    lines = [[*rows[0]], *([f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

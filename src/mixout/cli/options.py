@@ -15,7 +15,7 @@ from mixout.errors import InputError
 from mixout.finetune.settings import FORMER, Settings
 
 _GROUPS = {
-    "what": (
+    "model and data": (
         "model",
         "task",
         "task_type",
@@ -25,10 +25,21 @@ _GROUPS = {
         "pair_column",
         "label_column",
         "metric",
+        "max_length",
+        "train_size",
     ),
     "method": ("method", "where", "head"),
-    "seeds and subset": ("train_size", "seed", "init_seed", "data_seed", "mask_seed", "subset_seed"),
-    "looking on": ("evaluate", "save", "patience", "keep_best", "logging_steps", "report_to"),
+    "training": (),
+    "evaluation, checkpoints, loggers": (
+        "evaluate",
+        "patience",
+        "keep_best",
+        "interpolate",
+        "save",
+        "logging_steps",
+        "report_to",
+    ),
+    "seeds": ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed"),
 }
 # What other trainers call them.
 _ALIASES = {
@@ -52,20 +63,23 @@ _METAVARS = {
     "original": "FILE",
     "data_dir": "DIR",
     "metric": "NAME",
+    "text_column": "NAME",
+    "pair_column": "NAME",
+    "label_column": "NAME",
+    "head_first": "EPOCHS",
     "method": "METHOD",
     "where": "LAYERS",
     "save": "epoch|no|N",
+    "interpolate": "T",
     "report_to": "LOGGER",
 }
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting, in groups."""
-    groups: dict[str, Any] = {}
+    groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     for item in fields(Settings):
         title = next((title for title, names in _GROUPS.items() if item.name in names), "training")
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
         _add_option(groups[title], item)
 
 
@@ -73,15 +87,14 @@ def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse
     kind, name = item.metadata["kind"], item.name
     options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else kind}
     options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(kind, name.upper())
-    default = "none" if item.default in (None, ()) else item.default
-    if name in FORMER:
-        default = "follows from model, data and method"
-    options["help"] = f"{item.metadata['help']} (default: {default})".replace("%", "%%")
+    unset = item.default in (None, (), False, "none", 0.0) or name == "text_column"
+    default = "chosen by model, data and method" if name in FORMER else "" if unset else item.default
+    options["help"] = f"{item.metadata['help']}{f' (default: {default})' if default else ''}".replace("%", "%%")
     if item.metadata["choices"]:
         options["choices"] = item.metadata["choices"]
         del options["metavar"]
-    if name == "report_to":
-        options["nargs"] = "+"
+    if kind is tuple:
+        options |= {"nargs": "+", "type": float if name == "interpolate" else str}
     if kind is bool:
         options |= {"nargs": "?", "const": True, "type": _truth, "metavar": "true|false"}
     group.add_argument(f"--{name.replace('_', '-')}", **options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,10 +94,14 @@ class DevSet:
     Args:
         task: gives labels and metrics.
         examples: of the dev split, in its order.
+        smoothing: of labels, in training.
+        balanced: whether every class counts the same in training, whatever its share of the training rows.
     """
 
     task: Task
     examples: list[Example]
+    smoothing: float = 0.0
+    balanced: bool = False
 
     # The Trainer's mean over batches, each weighted with its examples, is the loss; of several processes, whose last
     # batches repeat examples, it is not: then ``score`` gives the loss.
@@ -119,12 +124,20 @@ class DevSet:
         """What makes a batch of examples."""
         return DataCollatorWithPadding(tokenizer)
 
-    def total(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum over the examples of the cross-entropy, or for a regression of the squared error."""
         if self.task.labels is None:
             values = logits.float().reshape(-1)
             return mse_loss(values, torch.where(labels.isnan(), values.detach(), labels.float()), reduction="sum")
-        return cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        weights = self._weights.to(logits.device) if training and self.balanced else None
+        smoothing = self.smoothing if training else 0.0
+        return cross_entropy(logits.float(), labels, weights, reduction="sum", label_smoothing=smoothing)
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """Of each class: rows / (classes x rows of the class), so that the mean over the rows is 1."""
+        counts = torch.bincount(torch.tensor(self.task.train.label), minlength=self.task.classes or 0)
+        return counts.sum() / (len(counts) * counts.clamp(min=1))
 
     def parts(self, labels: Tensor) -> Tensor:
         """How many examples have a label."""

@@ -108,24 +108,13 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model as it was loaded.
-
-    Args:
-        kind: class of the model.
-        config: with the labels of the output head.
-        generation: how a language model is asked to generate, which is saved with it; None for other models.
-        state: parameters and buffers that the checkpoint holds, on the CPU.
-        tokenizer: as it was loaded; to be copied before it is used.
-        new: names of the parameters that have no pretrained weights.
-        source: where the weights came from, in words.
-        sha256: of the weights' file; None where there is no single local file.
-    """
+    """A model as it was loaded; what is not said here is as in :class:`Loaded`."""
 
     kind: type[PreTrainedModel]
     config: PreTrainedConfig
-    generation: GenerationConfig | None
-    state: dict[str, Tensor]
-    tokenizer: Tokenizer
+    generation: GenerationConfig | None  # of a language model, which is saved with it
+    state: dict[str, Tensor]  # parameters and buffers that the checkpoint holds, on the CPU
+    tokenizer: Tokenizer  # to be copied before it is used
     new: frozenset[str]
     source: str
     sha256: str | None

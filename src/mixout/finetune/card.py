@@ -1,14 +1,25 @@
 """The model card, README.md: how a model was trained, what it scores, and what that is worth.
 
-Made from the record alone, so it says nothing that the record does not.
+Made from the record alone, so it says nothing that the record does not. ``push`` uploads it with the model.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from mixout.errors import InputError
+from mixout.finetune.extras import needs
 from mixout.finetune.record import Record
 from mixout.finetune.settings import CAUSAL, Settings
+
+with needs("hf", "model cards"):
+    from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 # What a reader of the card asks first; the rest is in record.json.
 _TOLD = (
@@ -22,9 +33,11 @@ _TOLD = (
     "reinit_layers",
     "warmup",
     "epochs",
+    "head_first",
     "batch_size",
     "batching",
     "accumulation",
+    "class_weights",
     "max_grad_norm",
     "max_length",
     "precision",
@@ -35,8 +48,13 @@ _TOLD = (
 )
 
 
-def write(record: Record) -> str:
-    """The card's text, Markdown with the header that model hubs read."""
+def write(record: Record, *, result: str = "") -> str:
+    """The card's text, Markdown with the header that model hubs read.
+
+    Args:
+        record: of the run.
+        result: what is known of the model's score, instead of what the record says of it.
+    """
     settings = record.settings
     loader = "AutoModelForCausalLM" if _is_causal(record) else "AutoModelForSequenceClassification"
     parts = [
@@ -46,9 +64,7 @@ def write(record: Record) -> str:
         f"method `{settings.method}` ({_kind(record)}). It is a plain checkpoint: "
         f"`{loader}.from_pretrained` loads it, and mixout is not needed to use it.",
         "## Result",
-        _result(record),
-        "## What this number is worth",
-        _caveats(record),
+        *([result] if result else [_result(record), "## What this number is worth", _caveats(record)]),
         "## How it was trained",
         _training(record),
         _settings_table(settings),
@@ -68,20 +84,44 @@ def _kind(record: Record) -> str:
 
 
 def _header(record: Record) -> str:
-    """YAML; values that may hold anything are written as JSON, which is YAML too."""
+    """YAML, with the scores as model hubs list them."""
+    settings = record.settings
     tag = "text-generation" if _is_causal(record) else "text-classification"
-    lines = ["---", f"pipeline_tag: {tag}", "library_name: transformers", "tags: [mixout]"]
-    lines.append(f"metrics: {json.dumps(list(record.scores))}")
-    if "on the hub" in record.source["model"]:
-        lines.append(f"base_model: {json.dumps(record.settings.model)}")
-    return "\n".join([*lines, "---"])
+    task, on_hub = settings.task.partition(":")[0], "on the hub" in record.source["data"]
+    results = [
+        EvalResult(
+            task_type=tag,
+            dataset_type=task if on_hub else re.sub(r"[^\w.-]", "-", _short(task)),
+            dataset_name=_short(task),
+            dataset_split="dev",
+            metric_type=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in record.scores.items()
+        if math.isfinite(value)
+    ]
+    name = f"{_short(settings.model)} on {_short(settings.task)}"
+    data = ModelCardData(
+        pipeline_tag=tag,
+        library_name="transformers",
+        tags=["mixout"],
+        metrics=list(record.scores),
+        base_model=settings.model if "on the hub" in record.source["model"] else None,
+        datasets=[task] if on_hub else None,
+        # An empty list would be no valid index.
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _result(record: Record) -> str:
     first = record.evaluations[0]
     started = first.scores if first.step == 0 else {}
     before = {name: f" {value:.4f} |" for name, value in started.items()}
-    rows = [f"| {name} |{before.get(name, '')} {value:.4f} |" for name, value in record.scores.items()]
+    rows = [
+        f"| {name} |{before.get(name, ' |' if started else '')} {value:.4f} |" for name, value in record.scores.items()
+    ]
     head = ["| | before training | after |", "|---|---|---|"] if started else ["| dev set | score |", "|---|---|"]
     chance = f"A constant answer scores {record.metric} {record.chance:.4f}."
     status = "" if record.status == "finished" else " **The loss was not finite at some point: this run diverged.**"
@@ -135,3 +175,60 @@ def _machine(record: Record) -> str:
 def _short(place: str) -> str:
     """The last part of a path: where it lay on the machine that trained is nobody's business."""
     return place.rstrip("/").rpartition("/")[2] or place
+
+
+def prepare(name: str) -> None:
+    """Make the repository on the hub before a run begins, so that what is wrong with it shows then.
+
+    Raises:
+        InputError: nobody is logged in, the name is not free, or the hub cannot be reached.
+    """
+    with _hub(name):
+        HfApi().create_repo(name, exist_ok=True)
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a finished run: model, tokenizer, card and record, without the paths of this machine.
+
+    Args:
+        folder: the run's.
+        name: of the repository, ``me/reviews``.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: the hub refuses it, or cannot be reached.
+    """
+    settings = Record.read(folder).settings
+    places = [settings.model, settings.task, settings.data_dir, settings.original, str(folder)]
+    used = [Path(place) for place in places if place and Path(place).exists()]
+    local = {str(form) for place in used for form in (place, place.resolve())}
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    operations = [CommitOperationAdd(path.name, _without(path, local)) for path in files]
+    with _hub(name):
+        found = HfApi().create_commit(name, operations, commit_message="Fine-tuned with mixout")
+    return str(found.repo_url)
+
+
+def _without(path: Path, places: Collection[str]) -> bytes | Path:
+    """A text file with the last part of each path alone; other files as they are."""
+    if path.suffix not in (".json", ".md", ".csv"):
+        return path
+    text = path.read_text(encoding="utf-8")
+    # The longest first: others may be a part of it.
+    for place in sorted(places, key=len, reverse=True):
+        if "/" in place:
+            text = text.replace(json.dumps(place)[1:-1], _short(place))
+    return text.encode()
+
+
+@contextmanager
+def _hub(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        raise InputError(
+            f"expected a repository of the hub that can be written to, got {name!r}: {' '.join(str(error).split())}; "
+            "log in with: hf auth login"
+        ) from error

@@ -10,6 +10,7 @@ log-likelihood -L, in nats per token: higher is better, as everywhere in a study
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def encode(part: Documents, tokenizer: Tokenizer, max_length: int) -> list[Examp
         return []
     end = tokenizer.eos_token_id
     alone = part.prompt is None
-    texts = tokenizer(list(part.text), add_special_tokens=alone)["input_ids"]
+    texts = tokenizer(_written(part, tokenizer), add_special_tokens=alone and not part.chat)["input_ids"]
     prompts = [[]] * len(part) if part.prompt is None else tokenizer(list(part.prompt))["input_ids"]
     found: list[Example] = []
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
@@ -67,6 +68,18 @@ def encode(part: Documents, tokenizer: Tokenizer, max_length: int) -> list[Examp
     return found
 
 
+def _written(part: Documents, tokenizer: Tokenizer) -> list[str]:
+    """The texts; conversations as the model's chat template writes them, with its special tokens."""
+    if not part.chat:
+        return list(part.text)
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "expected a tokenizer with a chat template for a column of conversations, got one without; choose a chat "
+            "model, or a column of plain text with --text-column"
+        )
+    return [str(tokenizer.apply_chat_template(json.loads(text), tokenize=False)) for text in part.text]
+
+
 def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[Example]:
     """Neighbours share a token: the last of one window is what the next one's first prediction goes by."""
     for start in range(0, len(tokens) - 1, max_length - 1):
@@ -83,11 +96,13 @@ class DevTexts:
         corpus: gives the metrics.
         dev: windows of its dev part, as :func:`encode` makes them.
         original: windows of its original part; empty without one.
+        smoothing: of the predicted tokens, in training.
     """
 
     corpus: Corpus
     dev: list[Example]
     original: list[Example]
+    smoothing: float = 0.0
 
     # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
     mean_of_batches = False
@@ -107,9 +122,9 @@ class DevTexts:
         """What makes a batch of windows."""
         return collate
 
-    def total(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum of the losses of all predicted tokens, ``()``, from logits ``(batch, tokens, vocabulary)``."""
-        return _losses(logits, labels, smoothing).sum()
+        return _losses(logits, labels, self.smoothing if training else 0.0).sum()
 
     def parts(self, labels: Tensor) -> Tensor:
         """How many tokens are predicted."""

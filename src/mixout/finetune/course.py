@@ -58,7 +58,7 @@ class Course(TrainerCallback):
         self.mean: Mean = lambda value: value
         self._shown, self._watched = _Sum(), _Sum()
         self._loss: float | None = None
-        self._constant = (verdict.constant_losses(task) or (0.0,))[0]
+        self._constant = (verdict.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
 
     def seconds(self) -> float:
         """Spent in training so far, without evaluations; a resumed run counts on from its checkpoint."""

@@ -12,12 +12,19 @@ from pathlib import Path
 
 from mixout.errors import InputError
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Columns, Task, few_sample, is_path, load_task
+from mixout.finetune.tasks import Columns, Task, few_sample, hub, is_path, load_task
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.documents import Corpus
 
 # What only labelled text has, and its value where there is none.
-_OF_LABELS = {"data_dir": None, "pair_column": None, "label_column": "label", "head": "plain"}
+_OF_LABELS = {
+    "data_dir": None,
+    "pair_column": None,
+    "label_column": "label",
+    "head": "plain",
+    "head_first": 0.0,
+    "class_weights": "none",
+}
 
 
 def load(settings: Settings) -> Task | Corpus:
@@ -59,7 +66,7 @@ def _corpus(settings: Settings) -> Corpus:
                 f"task_type={CAUSAL!r}; leave it out"
             )
     # os.path.exists, unlike Path.exists, answers no to names that no file can have.
-    if not is_path(settings.task) or not os.path.exists(settings.task):
+    if not is_path(settings.task) or not (os.path.exists(settings.task) or hub.is_name(settings.task)):
         raise InputError(
             f"expected a folder or file with text for task_type={CAUSAL!r} ({', '.join(text.ENDINGS)}), got "
             f"{settings.task!r}; check the path"

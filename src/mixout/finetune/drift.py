@@ -1,23 +1,44 @@
-r"""How far fine-tuning moved what the body of a text encoder says of text that the task has nothing to do with.
+r"""How far fine-tuning moved what a model says; and the models between the start and the end.
+
+Of a text encoder, on text that the task has nothing to do with:
 
 .. math:: \text{similarity} = \frac{1}{n} \sum_i \cos(e_i^{\text{before}}, e_i^{\text{after}})
 
-e_i is the mean of the last hidden states over the tokens of text i, in eval mode and float32. 1: nothing moved. What
-was forgotten of a language model is its loss on such text; see :mod:`mixout.finetune.causal`.
+e_i is the mean of the last hidden states over the tokens of text i, in eval mode and float32. 1: nothing moved.
+
+Of a causal language model, on the dev set, which is new text:
+
+.. math:: \mathrm{KL}(\pi_0 \,\|\, \pi) = \frac{1}{|T|} \sum_{t \in T} \sum_v \pi_0(v) \log \frac{\pi_0(v)}{\pi(v)}
+
+in nats per predicted token. It predicts what is forgotten (Shenfeld et al. 2025, arXiv 2509.04259). What was forgotten
+is the loss on text of the original domain; see :mod:`mixout.finetune.causal`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cosine_similarity, kl_div
 
+import mixout
 from mixout.errors import InputError
+from mixout.finetune.causal import Example, collate
 from mixout.finetune.models import Loaded
+from mixout.integrations.huggingface import pretrained_only
+from mixout.methods.likelihood import predictions
 
 _BATCH = 32
+
+
+class Closeness(Protocol):
+    """A measure of how close the model is to its start."""
+
+    def scores(self) -> dict[str, float]:
+        """By name, of the model as it is now."""
 
 
 class Drift:
@@ -65,3 +86,64 @@ class Drift:
             found.append(((hidden.double() * present).sum(1) / present.sum(1)).cpu())
         model.train(training)
         return torch.cat(found[bool(self._texts) :])
+
+
+class Divergence:
+    """The KL divergence of a causal language model from its start. No second model: the weights are exchanged.
+
+    Args:
+        model: any weights.
+        start: the pretrained ones by name; copied to the model's device while it measures.
+        windows: text in tokens, as :func:`mixout.finetune.causal.encode` makes it.
+        batch_size: windows at a time.
+    """
+
+    def __init__(self, model: Any, start: Mapping[str, Tensor], windows: Sequence[Example], batch_size: int) -> None:  # noqa: ANN401
+        self._model, self._start, self._windows, self._size = model, start, windows, batch_size
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, float]:
+        """``kl_to_base``, at least 0, nan where an output is not finite."""
+        model, training = self._model, self._model.training
+        model.train(False)
+        base = {name: value.to(model.device) for name, value in self._start.items()}
+        total, count = 0.0, 0
+        for at in range(0, len(self._windows), self._size):
+            batch = {key: value.to(model.device) for key, value in collate(self._windows[at : at + self._size]).items()}
+            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            outputs = (model(**inputs), functional_call(model, base, args=(), kwargs=inputs))
+            now, then = (predictions(model, batch, one).logits.float().log_softmax(-1) for one in outputs)
+            total += float(kl_div(now, then, reduction="sum", log_target=True))
+            count += len(now)
+        model.train(training)
+        return {"kl_to_base": max(0.0, total / count) if total == total else total}
+
+
+def interpolated(
+    model: nn.Module,
+    start: Mapping[str, Tensor],
+    new: Collection[str],
+    ts: Sequence[float],
+    evaluate: Callable[[], dict[str, float]],
+) -> tuple[dict[str, float], ...]:
+    """What models between the start and the end score (WiSE-FT, see :func:`mixout.interpolate_`).
+
+    Args:
+        model: as it was trained; the same again at the end.
+        start: pretrained weights by name.
+        new: names of parameters without any, which stay as they were trained.
+        ts: the models, from 0, the start, to 1, the end.
+        evaluate: of the model as it is.
+
+    Returns:
+        For each t its scores, and ``t``.
+    """
+    trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
+    where, found = pretrained_only(model, new, "all"), []
+    for t in ts:
+        mixout.interpolate_(model, t, anchor=start, where=where)
+        found.append({"t": t, **evaluate()})
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(trained[name])
+    return tuple(found)

@@ -109,6 +109,11 @@ def _cpuinfo() -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
+def processes() -> int:
+    """How many processes train together and share a batch."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def leads() -> bool:
     """Whether this process speaks and writes for all that train together."""
     return int(os.environ.get("RANK") or 0) == 0

@@ -33,6 +33,8 @@ _COMPLETE = "complete"
 _RUN = "run.json"
 # The weights of the best evaluation so far, where they are asked for.
 BEST = "best.safetensors"
+# What a method measured before it trained, beside the checkpoints and in the end beside the model.
+FISHER = "fisher.safetensors"
 # What is kept: the newest two, so that a complete one is left when the newest is cut off in the middle.
 KEPT = 2
 

@@ -16,13 +16,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from mixout._names import nearest
 from mixout.body import blocks as body_blocks
 from mixout.errors import InputError
 from mixout.finetune.isolation import own_streams
 from mixout.finetune.models import Loaded, longest_input
+from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import PRESETS, Settings
-from mixout.methods import MixingMethod, parse
-from mixout.methods.text import nearest
+from mixout.methods import MixingMethod
 from mixout.selection import resolve
 
 
@@ -154,7 +155,7 @@ def _check_where(settings: Settings, loaded: Loaded) -> None:
         chosen = resolve(settings.where, loaded.model)
     except ValueError as error:
         raise InputError(f"where={settings.where!r}: {error}") from error
-    mixes = any(isinstance(method, MixingMethod) for method in parse(settings.method))
+    mixes = any(isinstance(method, (MixingMethod, Lora)) for method in settings.methods)
     if mixes and not any(chosen.mixes(name, module) for name, module in loaded.model.named_modules()):
         raise InputError(
             f"expected where as {', '.join(PRESETS)}, or a regular expression that matches a layer of "

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
-from mixout.methods.text import nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +56,30 @@ def compute(
     """
     with needs("hf", "metrics"):
         import numpy as np
+        from scipy.stats import pearsonr, spearmanr
+        from sklearn.metrics import f1_score, matthews_corrcoef
     got, expected = np.asarray(predictions), np.asarray(labels)
     if got.ndim != 1 or got.shape != expected.shape or not got.size:
         raise ValueError(
             f"expected predictions and labels of the same shape (n,), n > 0, "
             f"got {got.shape} and {expected.shape}; pass one prediction for each label"
         )
-    return {name: float(_function(name, classes)(got, expected)) for name in names}
+    # Over the labels' classes: a stray prediction of another one is a miss, and must not change what is averaged.
+    mean = {"average": "binary"} if classes == 2 else {"average": "macro", "labels": np.unique(expected)}
+    # The libraries give 0 or nan, and warn.
+    silent = _says_nothing(got) or _says_nothing(expected)
+    functions: dict[str, Callable[[], Any]] = {
+        "accuracy": lambda: (got == expected).mean(),
+        "f1": lambda: f1_score(expected, got, zero_division=0, **mean),
+        "matthews": lambda: 0.0 if silent else matthews_corrcoef(expected, got),
+        "pearson": lambda: 0.0 if silent else pearsonr(got.astype("float64"), expected.astype("float64")).statistic,
+        "spearman": lambda: 0.0 if silent else spearmanr(got, expected).statistic,
+    }
+    scores = {}
+    for name in names:
+        check(name)
+        scores[name] = float(functions[name]())
+    return scores
 
 
 def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
@@ -114,60 +131,6 @@ def check(name: str, *, regression: bool | None = None) -> None:
     if name not in fitting:
         kind = "numbers (regression)" if regression else "classes"
         raise InputError(f"expected a metric for labels that are {kind}, got {name!r}; use one of {', '.join(fitting)}")
-
-
-def _function(name: str, classes: int | None) -> Callable[[Values, Values], float]:
-    check(name)
-    return {
-        "accuracy": _accuracy,
-        "f1": _f1 if classes == 2 else _macro_f1,
-        "matthews": _matthews,
-        "pearson": _pearson,
-        "spearman": _spearman,
-    }[name]
-
-
-def _accuracy(predictions: Values, labels: Values) -> float:
-    return float((predictions == labels).mean())
-
-
-def _f1(predictions: Values, labels: Values) -> float:
-    with needs("hf", "metrics"):
-        from sklearn.metrics import f1_score
-    return float(f1_score(labels, predictions, average="binary", zero_division=0))
-
-
-def _macro_f1(predictions: Values, labels: Values) -> float:
-    with needs("hf", "metrics"):
-        import numpy as np
-        from sklearn.metrics import f1_score
-    # Over the labels' classes: a stray prediction of another one is a miss, and must not change what is averaged.
-    return float(f1_score(labels, predictions, labels=np.unique(labels), average="macro", zero_division=0))
-
-
-def _matthews(predictions: Values, labels: Values) -> float:
-    with needs("hf", "metrics"):
-        from sklearn.metrics import matthews_corrcoef
-    # scikit-learn gives 0 here too, but warns when both sides hold one and the same class.
-    if _says_nothing(predictions) or _says_nothing(labels):
-        return 0.0
-    return float(matthews_corrcoef(labels, predictions))
-
-
-def _pearson(predictions: Values, labels: Values) -> float:
-    with needs("hf", "metrics"):
-        from scipy.stats import pearsonr
-    if _says_nothing(predictions) or _says_nothing(labels):
-        return 0.0
-    return float(pearsonr(predictions.astype("float64"), labels.astype("float64")).statistic)
-
-
-def _spearman(predictions: Values, labels: Values) -> float:
-    with needs("hf", "metrics"):
-        from scipy.stats import spearmanr
-    if _says_nothing(predictions) or _says_nothing(labels):
-        return 0.0
-    return float(spearmanr(predictions, labels).statistic)
 
 
 def _says_nothing(values: Values) -> bool:

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from mixout._names import nearest
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
-from mixout.methods.text import nearest
 
 with needs("hf", "fine-tuning"):
     from safetensors import SafetensorError
@@ -51,21 +51,13 @@ _DECIDING = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model ready to be trained.
-
-    Args:
-        model: with an output for each label (one for regression) or token, float32, on the CPU.
-        tokenizer: has a padding token, unless the model is a causal language model.
-        new: names of the parameters that have no pretrained weights.
-        source: where the weights came from, in words.
-        sha256: of the weights' file; None where there is no single local file.
-    """
+    """A model ready to be trained: float32, on the CPU."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
-    new: frozenset[str]
-    source: str
-    sha256: str | None
+    new: frozenset[str]  # names of the parameters that have no pretrained weights
+    source: str  # where the weights came from, in words
+    sha256: str | None  # of the weights' file, where there is a single local one
 
 
 def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loaded:

@@ -1,4 +1,4 @@
-r"""Optimizers for fine-tuning: AdamW, SGD, and BERTAdam; layer-wise learning rates.
+r"""Optimizers for fine-tuning: AdamW, SGD, BERTAdam, and :class:`mixout.optim.MoFO`; layer-wise learning rates.
 
 BERTAdam is what BERT was released with and what the mixout paper means by Adam: no bias correction, so step t is
 :math:`(1-\beta_1^t)/\sqrt{1-\beta_2^t}` times as long as AdamW's (up to eps), whatever the gradients: 3.2 times at the
@@ -26,6 +26,7 @@ from torch.optim import AdamW, Optimizer
 
 from mixout.finetune.levels import layer_levels
 from mixout.finetune.settings import Settings
+from mixout.optim import MoFO
 
 
 class BERTAdam(AdamW):
@@ -95,6 +96,8 @@ def build(model: nn.Module, settings: Settings) -> Optimizer:
     chosen = groups(model, settings)
     if settings.optimizer == "bertadam":
         return BERTAdam(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
+    if settings.optimizer == "mofo":
+        return MoFO(chosen, lr=settings.learning_rate)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(chosen, lr=settings.learning_rate)
     return AdamW(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))

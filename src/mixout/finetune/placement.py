@@ -8,53 +8,81 @@ with its first weights, or its input dropped. What a mixed layer does is not dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 import mixout
 from mixout import dropouts
 from mixout.errors import InputError
+from mixout.finetune.isolation import own_streams
 from mixout.finetune.models import Loaded
+from mixout.finetune.run_methods import Lora, add_lora_, measured
 from mixout.finetune.settings import Settings
 from mixout.integrations.huggingface import pretrained_only
 from mixout.layers import is_linear
-from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, parse
+from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, Plain
+from mixout.methods.likelihood import Batch
 from mixout.selection import Selection, body, resolve
 
 
-def apply_methods(loaded: Loaded, settings: Settings) -> None:
+def apply_methods(
+    loaded: Loaded, settings: Settings, rows: Sequence[Batch] = (), saved: str | None = None
+) -> dict[str, Tensor] | None:
     """Apply ``settings.method`` to the model; the anchor is the weights that it holds now.
+
+    Args:
+        loaded: the model, changed in place.
+        settings: of the run.
+        rows: one example each, from which a Fisher information is measured where the method asks for it.
+        saved: the file of an earlier measurement of this run.
+
+    Returns:
+        The Fisher information, where it was measured.
 
     Raises:
         InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model; or the model
             has no head of the kind that ``head`` asks for.
+        MissingExtraError: LoRA is asked for, and peft is not installed.
     """
-    methods = parse(settings.method)
-    if any(isinstance(method, OutputAnchor) for method in methods):
+    methods, low_rank = settings.methods, next((m for m in settings.methods if isinstance(m, Lora)), None)
+    if loaded.new and any(isinstance(method, OutputAnchor) and method.on == "logits" for method in methods):
         raise InputError(
-            "expected a method that needs no term in the loss, got output_anchor, which mixout finetune does not add; "
-            "in Python: loss = loss + mixout.output_penalty(model, batch, outputs)"
+            f"expected output_anchor with on=hidden for a model whose head is new, got {settings.method!r}: a head "
+            "that nobody has trained has no answers to keep"
         )
     try:
         where = _pretrained_only(loaded, methods, settings.where)
+        methods, measured_ = measured([m for m in methods if m is not low_rank], loaded.model, where, rows, saved)
+        if low_rank is not None:
+            with own_streams():
+                torch.manual_seed(settings.stream_seed("init"))
+                add_lora_(loaded.model, low_rank, where, loaded.new)
+            # Once more: the layers of the body are others now.
+            where = _pretrained_only(loaded, methods, settings.where)
         if settings.head == "mixout":
             where = _with_new_head(loaded, where)
         # By a seed: the same masks on any number of processes.
-        mixout.apply_(loaded.model, methods, where=where, seed=settings.stream_seed("mask"))
+        mixout.apply_(loaded.model, methods or (Plain(),), where=where, seed=settings.stream_seed("mask"))
     # Already a message for the user; it only has to become an error of the input.
     except (TypeError, ValueError) as error:
         raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error
     if settings.head == "dropout":
         _drop_before_head(loaded, next(method.p for method in methods if isinstance(method, MixingMethod)))
+    return measured_
 
 
-def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) -> Selection:
+def _pretrained_only(loaded: Loaded, methods: Sequence[Method], where: str) -> Selection:
     """``where``, without layers that have new parameters."""
     chosen = resolve(where, loaded.model)
     if not any(map(_needs_anchor, methods)):
         return chosen
     fresh = {name.rpartition(".")[0] for name in loaded.new}
     # A mixing method takes layers that can be mixed, a decay alone takes every module.
-    select = chosen.mixes if any(isinstance(method, MixingMethod) for method in methods) else chosen.covers
+    layers = any(isinstance(method, (MixingMethod, Lora)) for method in methods)
+    select = chosen.mixes if layers else chosen.covers
     caught = sorted(name for name in fresh if select(name, loaded.model.get_submodule(name)))
     if caught and where not in ("body", "paper"):
         raise InputError(
@@ -66,7 +94,7 @@ def _pretrained_only(loaded: Loaded, methods: tuple[Method, ...], where: str) ->
 
 
 def _needs_anchor(method: Method) -> bool:
-    return isinstance(method, AnchorDecay) or (isinstance(method, MixingMethod) and method.anchor == "given")
+    return isinstance(method, (AnchorDecay, Lora)) or (isinstance(method, MixingMethod) and method.anchor == "given")
 
 
 def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:

@@ -77,6 +77,7 @@ class Record:
         hardware: processor, cores, accelerator, operating system.
         finished_at: UTC, ISO 8601.
         chosen: settings that nobody named, each with its value and why it was chosen, in words.
+        interpolated: for each t of ``--interpolate`` the scores of the model at u + t (w - u), and ``t``.
         verdict: where a run has failed, what happened and what to try; else empty.
     """
 
@@ -109,6 +110,7 @@ class Record:
     hardware: dict[str, Any]
     finished_at: str
     chosen: dict[str, str] = field(default_factory=dict)
+    interpolated: tuple[dict[str, float], ...] = ()
     verdict: str = ""
 
     def to_json(self) -> str:
@@ -133,8 +135,9 @@ class Record:
             values["settings"] = Settings.from_json(json.dumps(values["settings"]))
             values["evaluations"] = tuple(Evaluation(**item) for item in values["evaluations"])
             values["training"] = tuple(Progress(**item) for item in values["training"])
-            for name in ("predictions", "labels", "new_parameters"):
-                values[name] = None if values[name] is None else tuple(values[name])
+            for name in ("predictions", "labels", "new_parameters", "interpolated"):
+                if values.get(name) is not None:
+                    values[name] = tuple(values[name])
             return cls(**values)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"expected a record as mixout writes it, got something else: {error!r}") from error

@@ -8,41 +8,37 @@ resumed run ends as an uninterrupted one: bit for bit on the CPU, on a GPU up to
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import mixout
+from mixout._names import nearest
 from mixout.anchor import old_fingerprint
-from mixout.distances import distance
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import card, defaults, disk, environment, folder, models, trainer, verdict
+from mixout.finetune import card, defaults, disk, environment, folder, models, outcome, trainer
 from mixout.finetune.batches import DevSet, Example, cut_texts
 from mixout.finetune.cache import Cache
-from mixout.finetune.causal import DevTexts
+from mixout.finetune.causal import DevTexts, collate
 from mixout.finetune.course import Report
 from mixout.finetune.describe import describe
-from mixout.finetune.drift import Drift
+from mixout.finetune.drift import Closeness, Divergence, Drift, interpolated
 from mixout.finetune.extras import needs
 from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.levels import check_limits, reinitialise_
 from mixout.finetune.placement import apply_methods
-from mixout.finetune.record import Evaluation, Progress, Record, write_atomically
+from mixout.finetune.record import Record, write_atomically
+from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Task
+from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks.base import digest_of
 from mixout.finetune.tasks.documents import Corpus
-from mixout.methods import MixingMethod, parse
-from mixout.methods.text import nearest
+from mixout.methods.likelihood import Batch
 
 with needs("hf", "fine-tuning"):
-    from transformers import TrainerState
+    from safetensors.torch import save_file
     from transformers.integrations.integration_utils import (
         INTEGRATION_TO_CALLBACK,
         get_available_reporting_integrations,
@@ -98,19 +94,21 @@ def finetune(
             settings.model, labels=task.labels, init_seed=init_seed, task_type=settings.task_type
         )
         settings, chosen = defaults.complete(settings, loaded.model, task)
-        if settings.label_smoothing and isinstance(task, Task) and task.labels is None:
-            raise InputError(
-                f"expected label_smoothing=0 for labels that are values, got {settings.label_smoothing}; leave it out"
-            )
-        check_limits(settings, loaded)
+        _check_fits(settings, task, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
-        apply_methods(loaded, settings)
+        examples = shared.tokens(task.train, settings.max_length)
+        dev = _dev(task, shared, settings)
+        measured = place / folder.CHECKPOINTS / folder.FISHER
+        importance = apply_methods(
+            loaded,
+            settings,
+            _fisher_rows(settings, task, loaded, shared, examples),
+            str(measured) if measured.is_file() else None,
+        )
         fingerprints = _fingerprints(task, loaded, start)
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
-        examples = shared.tokens(task.train, settings.max_length)
-        dev = _dev(task, shared, settings.max_length)
         if tell is not _silence:
             _describe(task, loaded, (examples, dev), settings.max_length, tell)
             for line in chosen.values():
@@ -118,16 +116,37 @@ def finetune(
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
-        drift = Drift(loaded, task.original if isinstance(task, Task) else (), settings.max_length)
+        close: Closeness
+        if isinstance(dev, DevTexts):
+            close = Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
+        else:
+            close = Drift(loaded, dev.task.original, settings.max_length)
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with run.accelerator.main_process_first():
             checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)
         with disk.writing(place):
+            if importance is not None and leads:
+                save_file(importance, measured)
             state = trainer.train(run, checkpoint)
-            record = _record(settings, chosen, task, loaded, dev, drift, state, start=start, fingerprints=fingerprints)
-            if run.course.diverged:
-                record = replace(record, status="diverged")
-            record = replace(record, verdict=verdict.judge(record, loaded.model, task))
+            covered = outcome.coverage(loaded.model)
+            merge_lora_(loaded.model)
+            between = interpolated(
+                loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
+            )
+            record = outcome.record(
+                settings,
+                chosen,
+                task,
+                loaded,
+                dev,
+                state,
+                diverged=run.course.diverged,
+                closeness=close.scores(),
+                interpolated=between,
+                covered=covered,
+                start=start,
+                fingerprints=fingerprints,
+            )
             if leads:
                 _write(place, loaded, record, keep_model=keep_model)
             run.accelerator.wait_for_everyone()
@@ -162,12 +181,35 @@ def _fingerprints(
     return found
 
 
-def _dev(task: Task | Corpus, shared: Cache, max_length: int) -> DevSet | DevTexts:
+def _fisher_rows(
+    settings: Settings, task: Task | Corpus, loaded: models.Loaded, shared: Cache, examples: list[Example]
+) -> list[Batch]:
+    """What a Fisher information is measured on: original text, or without any the training rows of an encoder.
+
+    Raises:
+        InputError: a language model without original text.
+    """
+    if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
+        return []
+    if isinstance(task, Corpus):
+        if task.original is None:
+            raise InputError(
+                f"expected text of the domain not to be forgotten with {settings.method!r}, got none; give --original"
+            )
+        return [collate([window]) for window in shared.tokens(task.original, settings.max_length)]
+    if task.original:
+        examples = shared.tokens(Split(text=task.original, label=(0,) * len(task.original)), settings.max_length)
+    names = loaded.tokenizer.model_input_names
+    return [{name: torch.tensor([one[name]]) for name in names if name in one} for one in examples]
+
+
+def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | DevTexts:
     """What is minimised and scored: the dev set in tokens, with the text of the original domain where there is some."""
-    examples = shared.tokens(task.dev, max_length)
+    examples, smoothing = shared.tokens(task.dev, settings.max_length), settings.label_smoothing
     if isinstance(task, Task):
-        return DevSet(task, examples)
-    return DevTexts(task, examples, [] if task.original is None else shared.tokens(task.original, max_length))
+        return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
+    original = [] if task.original is None else shared.tokens(task.original, settings.max_length)
+    return DevTexts(task, examples, original, smoothing)
 
 
 def _describe(
@@ -188,6 +230,23 @@ def _describe(
         )
     for line in describe(task, cut=cut, max_length=max_length):
         report(line)
+
+
+def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
+    """Refuse what the data or the model cannot take."""
+    for name, off in (("label_smoothing", 0.0), ("class_weights", "none")):
+        if getattr(settings, name) != off and isinstance(task, Task) and task.labels is None:
+            raise InputError(
+                f"expected {name}={off} for labels that are values, got {getattr(settings, name)}; leave it out"
+            )
+    if settings.head_first >= settings.epochs:
+        raise InputError(
+            f"expected head_first below the {settings.epochs:g} epochs of the run, got {settings.head_first:g}; "
+            "train longer, or lower it"
+        )
+    if settings.head_first and not loaded.new:
+        raise InputError(f"expected a model with a new head for head_first, got {settings.model!r}; leave it out")
+    check_limits(settings, loaded)
 
 
 def _check_machine(settings: Settings) -> None:
@@ -211,85 +270,6 @@ def _check_machine(settings: Settings) -> None:
             raise MissingExtraError(f"expected the logger {name!r} to be installed, got none; run: pip install {name}")
 
 
-def _record(
-    settings: Settings,
-    chosen: dict[str, str],
-    task: Task | Corpus,
-    loaded: models.Loaded,
-    dev: DevSet | DevTexts,
-    drift: Drift,
-    state: TrainerState,
-    *,
-    start: Mapping[str, torch.Tensor],
-    fingerprints: dict[str, str | None],
-) -> Record:
-    history = state.log_history
-    training = tuple(_progress(entry) for entry in history if "loss" in entry)
-    evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
-    # Pairs as they lie: a second copy of all the weights need not fit on the GPU.
-    moved = distance({name: (p, start[name]) for name, p in loaded.model.named_parameters() if name in start})
-    losses = [entry.loss for entry in training] + [entry.loss for entry in evaluations]
-    scores = evaluations[-1].scores | drift.scores()
-    return Record(
-        status="finished" if all(map(math.isfinite, losses)) else "diverged",
-        settings=settings,
-        chosen=chosen,
-        digest=settings.digest(),
-        metric=task.metric,
-        score=scores[task.metric],
-        scores=scores,
-        chance=dev.chance(),
-        evaluations=evaluations,
-        training=training,
-        predictions=dev.predictions,
-        labels=task.labels,
-        train_size=len(task.train),
-        dev_size=len(task.dev),
-        steps=state.global_step,
-        parameters=sum(p.numel() for p in loaded.model.parameters()),
-        new_parameters=tuple(sorted(loaded.new)),
-        distance=moved.total,
-        distance_by_layer=moved.by_layer,
-        coverage=_coverage(loaded.model),
-        gradient=next((m.gradient for m in parse(settings.method) if isinstance(m, MixingMethod)), None),
-        seconds=next(entry["seconds"] for entry in reversed(history) if "seconds" in entry),
-        evaluation_seconds=sum(entry.get("eval_runtime", 0.0) for entry in history),
-        peak_memory=environment.peak_memory(),
-        source={"model": loaded.source, "data": task.source},
-        fingerprints=fingerprints,
-        versions=environment.versions(),
-        hardware=environment.hardware(),
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _progress(entry: Mapping[str, Any]) -> Progress:
-    return Progress(
-        step=entry["step"],
-        epoch=entry["epoch"],
-        loss=entry["loss"],
-        gradient_norm=entry.get("grad_norm"),
-        learning_rate=entry["learning_rate"],
-    )
-
-
-def _evaluation(entry: Mapping[str, Any], task: Task | Corpus) -> Evaluation:
-    scores = {name: entry[f"eval_{name}"] for name in task.metrics}
-    return Evaluation(step=entry["step"], epoch=entry["epoch"], loss=entry["eval_loss"], scores=scores)
-
-
-def _coverage(model: torch.nn.Module) -> dict[str, Any]:
-    found = mixout.coverage(model)
-    return {
-        "layers_mixed": len(found.mixed),
-        "layers_plain": len(found.plain),
-        "layers_bypassed": len(found.bypassed),
-        "parameters_mixed": found.parameters_mixed,
-        "flops_mixed": found.flops_mixed,
-        "dropouts_on": len(found.dropouts),
-    }
-
-
 def _write(place: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
     """The plain model, its tokenizer and card; then the record, which makes the run a finished one."""
     if keep_model:
@@ -297,5 +277,7 @@ def _write(place: Path, loaded: models.Loaded, record: Record, *, keep_model: bo
         model.save_pretrained(place)  # type: ignore[operator]
         loaded.tokenizer.save_pretrained(place)
         write_atomically(place / "README.md", card.write(record))
+    else:
+        (place / folder.CHECKPOINTS / folder.FISHER).unlink(missing_ok=True)
     record.write(place)
     folder.finish(place)

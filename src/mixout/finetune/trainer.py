@@ -12,26 +12,26 @@ that all have as many, count for nothing.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mixout.errors import InputError, MissingExtraError
+from mixout.errors import MissingExtraError
 from mixout.finetune import folder, optimizers
+from mixout.finetune.arguments import arguments, without_launcher
 from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
-from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
-from mixout.integrations.huggingface import MixoutCallback
+from mixout.integrations.huggingface import HeadFirst, MixoutCallback
+from mixout.methods import OutputAnchor
+from mixout.methods.output import output_penalty
 
 with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
@@ -42,7 +42,6 @@ with needs("hf", "fine-tuning"):
         ProgressCallback,
         Trainer,
         TrainerState,
-        TrainingArguments,
         set_seed,
     )
 
@@ -52,10 +51,6 @@ if not hasattr(Trainer, "loss_is_scaled_for_ga"):
         f"expected transformers >= 5.19 for fine-tuning, got {transformers.__version__}; "
         f'run: pip install --upgrade "mixout[hf]"'
     )
-
-
-_PLACES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWNCAST")
 
 
 class TextTrainer(Trainer):
@@ -77,6 +72,7 @@ class TextTrainer(Trainer):
         self.course = course
         self.order = order
         self.dev = dev
+        self.anchored = next((one.on for one in settings.methods if isinstance(one, OutputAnchor)), None)
         course.log = self.log_between
         if self.args.world_size > 1:
             course.mean = lambda loss: self.accelerator.gather(loss).mean()
@@ -103,13 +99,16 @@ class TextTrainer(Trainer):
     ) -> Any:
         """The mean over the examples, or for a language model over the predicted tokens, of the whole batch."""
         labels = inputs["labels"]
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        hidden = {"output_hidden_states": True} if model.training and self.anchored == "hidden" else {}
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, **hidden)
         parts: torch.Tensor | int = self.dev.parts(labels)
         if model.training and num_items_in_batch is not None:
             # Gradients are averaged over the processes, each of which has a part of the batch.
             parts = num_items_in_batch / self.args.world_size
-        smoothing = self.settings.label_smoothing if model.training else 0.0
-        loss = self.dev.total(outputs["logits"], labels, smoothing) / parts
+        loss = self.dev.total(outputs["logits"], labels, training=model.training) / parts
+        if model.training and self.anchored is not None:
+            # A mean over the batch, which counts as much as its share of the step.
+            loss = loss + output_penalty(model, inputs, outputs) * self.dev.parts(labels) / parts
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
@@ -199,10 +198,11 @@ def build(
         model: Any = loaded.model
         new = getattr(model, "activation_checkpointing_enable", None)
         (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    args = _arguments(settings, place, bars=bars)
+    args = arguments(settings, place, bars=bars)
     steps_per_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulation)
     course = Course(settings, steps_per_epoch, task, report)
-    with _without_launcher():
+    first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
+    with without_launcher():
         trainer = TextTrainer(
             settings=settings,
             course=course,
@@ -217,7 +217,7 @@ def build(
             compute_metrics=lambda outputs: dev.score(outputs.predictions),
             preprocess_logits_for_metrics=dev.keep,
             # The record holds the way from the anchor at the end.
-            callbacks=[course, MixoutCallback(log=False)],
+            callbacks=[course, MixoutCallback(log=False), *first],
         )
     trainer.remove_callback(ProgressCallback if bars else PrinterCallback)
     if bars:
@@ -240,12 +240,22 @@ def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
     # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
     run.args.eval_on_start = isinstance(run.dev, DevTexts) and checkpoint is None
     run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    # Room for a copy of the weights, which tells how far the model has gone.
+    run.optimizer.state.clear()  # type: ignore[union-attr]
     if run.settings.keep_best:
         _restore_best(run)
     config: Any = run.model.config  # type: ignore[union-attr]
     del config.use_cache
     config.update(run.cache)
     return run.state
+
+
+def scores(run: TextTrainer) -> dict[str, float]:
+    """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""
+    kept = run.dev.predictions
+    found = run.predict(run.eval_dataset).metrics or {}  # type: ignore[arg-type]
+    run.dev.predictions = kept
+    return {name: found[f"test_{name}"] for name in ("loss", *run.course.task.metrics)}
 
 
 def _restore_best(run: TextTrainer) -> None:
@@ -266,74 +276,3 @@ def _order(settings: Settings, examples: list[Example]) -> Buckets | None:
         return None
     lengths = [len(example["input_ids"]) for example in examples]
     return Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
-
-
-def _arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
-    if settings.batch_size % _processes():
-        raise InputError(
-            f"expected a batch size that {_processes()} processes can share, got {settings.batch_size}; choose a "
-            f"multiple of {_processes()}"
-        )
-    try:
-        with _without_launcher():
-            args = _training_arguments(settings, place, bars=bars)
-    # Such as bf16 on a GPU that has none, or an accelerate that is too old.
-    except (ImportError, ValueError) as error:
-        raise InputError(f"expected settings that transformers takes on this machine, got: {error}") from error
-    if args.n_gpu > 1:
-        # Several visible GPUs would mean DataParallel, whose replicas leave the anchors on the first.
-        args._n_gpu = 1
-    return args
-
-
-@contextmanager
-def _without_launcher() -> Iterator[None]:
-    """Hide what ``accelerate launch`` or ``accelerate config`` says of precision and compilation: settings decide.
-
-    And what says nothing: an empty number of processes, as some schedulers leave it, is none.
-    """
-    empty = [name for name in _PLACES if os.environ.get(name) == ""]
-    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_LAUNCHER) or name in empty}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def _processes() -> int:
-    """How many share a batch."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
-    # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
-    judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
-    return TrainingArguments(
-        output_dir=str(place / folder.CHECKPOINTS),
-        per_device_train_batch_size=settings.batch_size // _processes(),
-        per_device_eval_batch_size=judged,
-        gradient_accumulation_steps=settings.accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.precision == "bf16",
-        fp16=settings.precision == "fp16",
-        seed=settings.stream_seed("mask"),
-        data_seed=settings.stream_seed("data"),
-        # Course decides; the epochs of the Trainer do not survive a resume.
-        logging_strategy="no",
-        eval_strategy="no",
-        save_strategy="no",
-        save_total_limit=folder.KEPT,
-        # A loss that is not finite is a result, not to be replaced by the average of those before.
-        logging_nan_inf_filter=False,
-        report_to=list(settings.report_to) or "none",
-        disable_tqdm=not bars,
-        log_level="error",
-        label_names=["labels"],
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )

@@ -16,19 +16,20 @@ from torch import nn
 from mixout.finetune import defaults
 from mixout.finetune.defaults import in_short
 from mixout.finetune.record import Record
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import P, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
-from mixout.methods import MixingMethod, parse
+from mixout.methods import MixingMethod
 
 LEARNED = 0.95
 FAR = 4.0
 
 
-def constant_losses(task: Task | Corpus) -> tuple[float, float] | None:
+def constant_losses(task: Task | Corpus, *, balanced: bool = False) -> tuple[float, float] | None:
     """The loss of the best constant answer on the training rows, and of the same answer on the dev rows.
 
-    None for a language model, which has learned before.
+    None for a language model, which has learned before. Where classes are balanced by weights, the best constant answer
+    gives all the same probability.
 
     Example:
         >>> from mixout.finetune.tasks import Split
@@ -44,6 +45,8 @@ def constant_losses(task: Task | Corpus) -> tuple[float, float] | None:
         mean = math.fsum(train) / len(train)
         first, other = (math.fsum((value - mean) ** 2 for value in part) / len(part) for part in (train, dev))
         return first, other
+    if balanced:
+        return math.log(len(task.labels)), math.log(len(task.labels))
     losses = {label: -math.log(count / len(train)) for label, count in Counter(train).items()}
     # A class without a training row: as rare as half a row.
     rare = math.log(2 * len(train))
@@ -73,7 +76,7 @@ def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
         model: that was trained.
         task: with the training data that were used.
     """
-    constant = constant_losses(task)
+    constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
     training, dev = record.training[-1].loss, record.evaluations[-1].loss
     rate = f"{record.steps} steps at learning rate {in_short(record.settings.learning_rate)}"
     if record.status == "diverged":
@@ -111,8 +114,8 @@ def _more(record: Record, model: nn.Module) -> list[str]:
         advice.append(f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
     else:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
-    if any(isinstance(method, MixingMethod) and method.p > defaults.P["mixout"] for method in parse(settings.method)):
-        advice.append(f"a smaller p: --method mixout --p {defaults.P['mixout']}")
+    if any(isinstance(method, MixingMethod) and method.p > P["mixout"] for method in settings.methods):
+        advice.append(f"a smaller p: --method mixout --p {P['mixout']}")
     return [*advice, f"another seed: --seed {settings.seed + 1}", "see whether the texts tell the labels"]
 
 

@@ -24,6 +24,8 @@ from mixout.layers.mixed import Share as Share
 from mixout.layers.mixed import mixed_subclass
 from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
+from mixout.layers.moving import MovingAnchor as MovingAnchor
+from mixout.layers.moving import move_anchors_ as move_anchors_
 from mixout.layers.registry import entry_of as entry_of
 from mixout.layers.registry import find, holder_of
 from mixout.layers.registry import parameter as parameter

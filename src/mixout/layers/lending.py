@@ -18,7 +18,7 @@ from mixout.layers.mixed import Mixed, check_weights, mixes, stays
 from mixout.layers.registry import Entry, Layout, find, holder_of
 from mixout.masks import Unit
 
-_OTHER: dict[Unit, Unit] = {"input": "output", "output": "input", "element": "element"}
+_OTHER: dict[Unit, Unit] = {"input": "output", "output": "input", "element": "element", "layer": "layer"}
 
 
 class Lending(Mixed):

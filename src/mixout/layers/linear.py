@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mixout.anchor import Anchor
-from mixout.functional import linear_pass, native_up_to
+from mixout.anchor import OwnWeight
+from mixout.functional import linear_pass, native_up_to, neuron_mask_shape
 from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants, draw_coefficients
 from mixout.ops.autocast import autocast_dtype
@@ -72,7 +72,7 @@ class Short:
         """
         check_whole(weight)
         mixing, anchor, p = share.mixing, share.anchor.tensor, float(share.mixing.p)
-        if anchor is None or type(share.anchor) is not Anchor or type(weight) is not nn.Parameter or p == 0:
+        if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
         if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli":
             return None
@@ -82,7 +82,7 @@ class Short:
         most = native_up_to(weight, p, mixing.unit, mixing.gradient, mixing.noise, mixing.form, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
-        size = (weight.shape[1],) if mixing.unit == "input" else (weight.shape[0], 1)
+        size = neuron_mask_shape(weight, mixing.unit)
         on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
         return cls(
             size=size,

@@ -119,7 +119,7 @@ def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_
     Raises:
         ValueError: if the method, the anchor or the adapters' initialisation does not fit.
     """
-    if not takes_anchor or mixing.unit == "element" or mixing.gradient == "dense":
+    if not takes_anchor or mixing.unit not in ("input", "output") or mixing.gradient == "dense":
         raise ValueError(
             "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
             f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or "

@@ -145,11 +145,11 @@ class Mixed(nn.Module):
             share = self._mixed
             share.passes += 1
             if share.mixing.period is not None:
-                share.mixing.period.note(share.stream.key, self.stepped())
+                share.mixing.period.note(share.stream.key, self.stepped(next(iter(share.anchors))))
 
-    def stepped(self) -> Tensor | None:
-        """The parameter that an optimizer steps."""
-        return parameter(self, next(iter(self._mixed.anchors)))
+    def stepped(self, path: str) -> Tensor | None:
+        """The parameter of that name that an optimizer steps."""
+        return parameter(self, path)
 
     def leave_(self) -> None:
         """Undo what a mixed layer has changed outside of itself: nothing, unless a subclass does."""

@@ -99,7 +99,7 @@ class ShardedLinear(Mixed, nn.Linear):
         bias = None if self.bias is None else self.bias.to(dtype)
         return gathered_linear(input.to(dtype), self.weight, bias, gathering.shown, gathering.check)
 
-    def stepped(self) -> Tensor | None:
+    def stepped(self, path: str) -> Tensor | None:  # noqa: ARG002  it has one
         """The parameter that an optimizer steps."""
         return self._gathering.rows
 

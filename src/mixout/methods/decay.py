@@ -19,6 +19,9 @@ own units:
   :math:`6.6 \eta` where all gradients point one way. A weight then goes up to 5.6 r and comes back.
 - SGD: s is :math:`\eta` times the largest gradient g, so the bound is r g; with momentum m, r g / (1 - m).
 
+Relative (``relative=True``): the radius of each weight is r times the root mean square of its u, so that r carries
+over between models and between layers of different size. Weights of the same tensor share it.
+
 Coupled (``decoupled=False``): ``rate (w - u)`` is added to the gradient before the step. It is the derivative of the
 paper's wdecay(u, lambda), :math:`L(w) + (\lambda / 2) ||w - u||^2`; with the pretrained u this is L2-SP without its
 head term. It overshoots as any gradient step does, and bounds nothing.
@@ -75,6 +78,8 @@ class AnchorDecay(Method):
             learning rate of 2e-5 removes 0.002 % in 100 steps, which is nothing.
         radius: 1 / rate, above 0. Under Adam it is about the farthest that a weight goes from its start, whatever the
             learning rate: 0.005 is a good first value for transformers. See the module for other optimizers.
+        relative: the radius is a share of each weight's root mean square at the start: 0.1 lets the entries of a weight
+            whose entries are about 0.03 go about 0.003 far. Takes a radius.
         decoupled: shrink the distance after the step, by the factor exp(-learning rate * rate); or, if False, add
             the penalty's gradient before the step, which takes a rate.
         selective: only where a step went away from the start and its gradient did not; takes a rate without a unit, 1
@@ -97,6 +102,7 @@ class AnchorDecay(Method):
     rate: float | None = None
     _: KW_ONLY
     radius: float | None = None
+    relative: bool = False
     decoupled: bool = True
     selective: bool = False
     weights: Mapping[str, Tensor] | str | Path | None = None
@@ -113,6 +119,15 @@ class AnchorDecay(Method):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
                 raise TypeError(f"expected {name} to be a number, got {value!r}")
+        self._check_options()
+        if isinstance(self.weights, Mapping):
+            object.__setattr__(self, "weights", _Held(self.weights))
+        elif self.weights is not None:
+            if not isinstance(self.weights, (str, Path)):
+                raise TypeError(f"expected weights as tensors by name, or a path, got {self.weights!r}")
+            object.__setattr__(self, "weights", str(self.weights))
+
+    def _check_options(self) -> None:
         if self.rate is not None and not (self.rate >= 0 and math.isfinite(self.rate)):
             raise ValueError(f"expected a finite rate, at least 0, got {self.rate}")
         if self.radius is not None:
@@ -121,15 +136,11 @@ class AnchorDecay(Method):
             if not self.decoupled or self.selective:
                 option = "selective=True" if self.selective else "decoupled=False"
                 raise ValueError(f"expected a rate with {option}, which bounds no distance, got a radius")
+        if self.relative and self.radius is None:
+            raise ValueError(f"expected a radius with relative=True, got rate {self.rate}")
         if self.selective and (not self.decoupled or self.weights is not None):
             option = "no weights" if self.decoupled else "decoupled=True"
             raise ValueError(f"expected {option} with selective=True, which treats each weight as a whole")
-        if isinstance(self.weights, Mapping):
-            object.__setattr__(self, "weights", _Held(self.weights))
-        elif self.weights is not None:
-            if not isinstance(self.weights, (str, Path)):
-                raise TypeError(f"expected weights as tensors by name, or a path, got {self.weights!r}")
-            object.__setattr__(self, "weights", str(self.weights))
 
     def __repr__(self) -> str:
         given = (f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default)
@@ -139,6 +150,11 @@ class AnchorDecay(Method):
     def strength(self) -> float:
         """The rate, or 1 / radius."""
         return self.rate if self.rate is not None else 1 / self.radius  # type: ignore[operator]  # one is given
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether it acts after the step alone, with its learning rate; others look at the gradient."""
+        return self.decoupled and not self.selective
 
 
 class _Held(dict[str, Tensor]):

@@ -7,21 +7,23 @@ r"""Methods that replace a weight w by a random Phi of mean w in each training p
 - ``anchor``: ``given``, the starting weights unless :func:`mixout.apply_` is told others; ``zero``; or the weight's
   ``own`` value, so that Phi is w and only the gradient is masked;
 - ``gradient``: which derivative of Phi the weight gets;
-- ``every``: how long a mask is kept: one training pass, k optimizer steps, or the whole run.
+- ``every``: how long a mask is kept: one training pass, k optimizer steps, or the whole run;
+- ``anchor_ema``: whether the anchor follows the weights, and how slowly.
 
 ======================  ============================  ==========  =========  ========
 method                  unit                          noise       anchor     gradient
 ======================  ============================  ==========  =========  ========
-:class:`Mixout`         input, output or element      bernoulli   given      any
+:class:`Mixout`         input, output, element, layer bernoulli   given      any
 :class:`Mixconnect`     element                       either      given      any
 :class:`Dropconnect`    element                       bernoulli   zero       any
-:class:`GradientMask`   input, output or element      bernoulli   own        exact, paper
+:class:`GradientMask`   input, output, element, layer bernoulli   own        exact, paper
 ======================  ============================  ==========  =========  ========
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
+from numbers import Real
 from typing import Literal, TypeAlias
 
 from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
@@ -32,18 +34,21 @@ from mixout.periods import Every, check_every
 AnchorKind: TypeAlias = Literal["given", "zero", "own"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MixingMethod(Method):
     """A method that replaces weights by Phi. Abstract.
 
     Args:
         p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) with Gaussian noise.
-        unit: the weights that share one entry of the mask.
+        unit: the weights that share one entry of the mask. With ``layer`` those of a whole layer, and within a block of
+            the model (a member of an ``nn.ModuleList``) those of all its layers; takes a period.
         noise: the law of the mask.
         gradient: ``exact``, the derivative of the forward, M/(1-p); ``paper``, M, smaller by the factor 1-p, as in the
             authors' code; or ``dense``, 1, as if nothing were mixed: a control.
         every: 1 for a mask of its own in each training pass; k > 1 for one mask in k optimizer steps, which the
             micro-batches of a step share; ``"run"`` for one mask in the whole run.
+        anchor_ema: b in [0, 1], with a period of several steps: after each the anchor A becomes b A + (1-b) w, from
+            A = u on (GMixout). None, or 1, for an anchor that stays u, which are the same method.
         anchor: what a weight is mixed with.
 
     Raises:
@@ -57,37 +62,61 @@ class MixingMethod(Method):
     noise: Noise = field(default="bernoulli", init=False, repr=False)
     gradient: Gradient = "exact"
     every: Every = 1
+    anchor_ema: float | None = field(default=None, init=False, repr=False)
     anchor: AnchorKind = field(default="given", init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "every", check_every(self.every))
+        object.__setattr__(self, "anchor_ema", self._checked_ema())
         for name, known in (("unit", UNITS), ("noise", NOISES), ("gradient", GRADIENTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
         if self.anchor == "own" and self.gradient == "dense":
             raise ValueError(f"expected gradient 'exact' or 'paper' for {self.name}, got 'dense': that masks nothing")
+        if self.unit == "layer" and self.every == 1:
+            raise ValueError("expected every= with unit='layer', for example every=20: how many steps a draw is kept")
         p = check_p(self.p, self.noise)
         if type(self.p) not in (int, float):  # numpy's
             object.__setattr__(self, "p", p)
 
+    def __repr__(self) -> str:
+        shown = (f for f in fields(self) if f.repr or (f.init and getattr(self, f.name) != f.default))
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
-@dataclass(frozen=True)
+    def _checked_ema(self) -> float | None:
+        b = self.anchor_ema
+        if b is None:
+            return None
+        if isinstance(b, bool) or not isinstance(b, Real):
+            raise TypeError(f"expected anchor_ema to be a number in [0, 1], or None, got {b!r}")
+        if not 0 <= b <= 1:
+            raise ValueError(f"expected anchor_ema in [0, 1], the share of the anchor that stays, got {b}")
+        if b < 1 and self.every in (1, "run"):
+            raise ValueError(
+                "expected every= as a number of optimizer steps above 1 with anchor_ema, for example every=16: the "
+                f"anchor moves after each such period; got every={self.every!r}"
+            )
+        return float(b) if b < 1 else None
+
+
+@dataclass(frozen=True, repr=False)
 class Mixout(MixingMethod):
     """A random fraction ``p`` of the neurons' outgoing weights is replaced by the anchor's.
 
     - Does: pulls towards the anchor, adaptively, as dropout pulls towards zero (Corollary 1.1: for a loss of strong
       convexity c, E L(Phi) >= L(w) + c p / (2 (1-p)) ||w - u||^2).
-    - Costs: a copy of the mixed weights; per training pass two element-wise passes over them (forward and backward),
-      and 1-p of the weight-gradient GEMM instead of all of it.
+    - Costs: a copy of the mixed weights, with ``anchor_ema`` two; per training pass two element-wise passes over them
+      (forward and backward), and 1-p of the weight-gradient GEMM instead of all of it.
     - Helps: where little data and an unstable optimizer make runs fail. See docs/methods.md for when it does not.
-    - Source: Lee, Cho, Kang, ICLR 2020, arXiv 1909.11299, section 3.
+    - Source: Lee, Cho, Kang, ICLR 2020, arXiv 1909.11299, section 3. ``anchor_ema``: GMixout, arXiv 2510.06982.
 
     Args:
         p: probability that a unit is replaced by the anchor, in [0, 1]. The paper uses 0.7 to 0.9.
         unit: the weights that share one entry of the mask: those of an ``input`` neuron (the paper), of an ``output``
-            neuron, or one ``element``.
+            neuron, one ``element``, or a ``layer``; see :class:`MixingMethod`.
         gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
         every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
+        anchor_ema: how slowly the anchor follows the weights; see :class:`MixingMethod`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -96,12 +125,15 @@ class Mixout(MixingMethod):
     Example:
         >>> Mixout(0.9)
         Mixout(p=0.9, unit='input', gradient='exact', every=1)
+        >>> Mixout(0.7, every=16, anchor_ema=0.99)
+        Mixout(p=0.7, unit='input', gradient='exact', every=16, anchor_ema=0.99)
     """
 
     name = "mixout"
+    anchor_ema: float | None = field(default=None, kw_only=True, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mixconnect(MixingMethod):
     """Every weight has its own mask, of mean 1-p and variance p(1-p).
 
@@ -117,6 +149,7 @@ class Mixconnect(MixingMethod):
         noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
         gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
         every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
+        anchor_ema: how slowly the anchor follows the weights; see :class:`MixingMethod`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -130,6 +163,7 @@ class Mixconnect(MixingMethod):
     name = "mixconnect"
     unit: Unit = field(default="element", init=False, repr=False)
     noise: Noise = "bernoulli"
+    anchor_ema: float | None = field(default=None, kw_only=True, repr=False)
 
     @classmethod
     def from_moments(cls, mean: float, variance: float, *, noise: Noise = "gaussian") -> Mixconnect:
@@ -152,7 +186,7 @@ class Mixconnect(MixingMethod):
         return cls(variance / (variance + mean * mean), noise=noise)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dropconnect(MixingMethod):
     """Every weight is dropped on its own, the rest is rescaled: ``Phi = (M / (1-p)) w``. Mixconnect with anchor 0.
 
@@ -178,19 +212,22 @@ class Dropconnect(MixingMethod):
     anchor: AnchorKind = field(default="zero", init=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientMask(MixingMethod):
     """Plain weights forward, mixout's sparse gradient backward: ``Phi = w``, ``dL/dw = g M / (1-p)``. A control.
 
     - Does: no pull towards anything. Under Adam a gradient that is zero most of the time alone keeps w closer to the
       start, by about sqrt(1-p): what mixout does beyond that is its pull.
     - Costs: no anchor; 1-p of the weight-gradient GEMM.
-    - Source: as Child-Tuning_F, with a mask entry per weight, Xu et al., EMNLP 2021, arXiv 2109.05687.
+    - With ``unit="layer", every=20`` close to LISA: of the model's blocks each trains with probability 1-p for 20
+      steps, the rest of the model always. Under Adam the momentum moves a masked block for some more steps.
+    - Source: as Child-Tuning_F, with a mask entry per weight, Xu et al., EMNLP 2021, arXiv 2109.05687; LISA: Pan et
+      al., NeurIPS 2024, arXiv 2403.17919.
 
     Args:
         p: probability that a unit's gradient is 0, in [0, 1].
-        unit: the weights that share one entry of the mask: those of an ``input`` neuron, of an ``output`` neuron, or
-            one ``element``.
+        unit: the weights that share one entry of the mask: those of an ``input`` neuron, of an ``output`` neuron, one
+            ``element``, or a ``layer``; see :class:`MixingMethod`.
         gradient: ``exact``, g M/(1-p); or ``paper``, g M.
         every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
 

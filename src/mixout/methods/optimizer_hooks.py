@@ -1,8 +1,8 @@
 """The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
 
-A :class:`Target` lies on the module whose weight it decays. Two hooks see every step of every ``torch.optim.Optimizer``
-of the process, as long as there is a target. Which targets an optimizer steps is found out at its first step and again
-when parameters or targets were exchanged; an optimizer that steps none pays for a comparison of its parameters' ids.
+Two hooks see every step of every ``torch.optim.Optimizer`` of the process, as long as there is a target. Which targets
+an optimizer steps is found out at its first step and again when parameters or targets were exchanged; an optimizer that
+steps none pays for a comparison of its parameters' ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import operator
 import warnings
 import weakref
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,74 +20,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, ZeroDecayWarning
-from mixout.methods.shrink import Before, before, shrink_, shrink_selectively_, shrink_weighted_
-from mixout.parts import laid_out
-from mixout.periods import ZERO_MARKS
-
-
-class Decay(Protocol):
-    """What a method says of its decay."""
-
-    @property
-    def strength(self) -> float:
-        """Multiplied with the learning rate, or if coupled with w - u, or if selective with nothing."""
-
-    @property
-    def decoupled(self) -> bool:
-        """After the step, or in the gradient before it."""
-
-    @property
-    def selective(self) -> bool:
-        """Only where the step went away from the anchor and the gradient asked to go back."""
-
-
-class Target:
-    """A weight that decays, by its module and field, since tools exchange Parameter objects.
-
-    A copy of the module, or of a model around it, decays its own weight. The module is referred to weakly, so that a
-    model that is deleted is freed at once.
-    """
-
-    def __init__(
-        self, module: nn.Module, field: str, anchor: Anchor, method: Decay, importance: Anchor | None = None
-    ) -> None:
-        self._module = weakref.ref(module)
-        self.field = field
-        self.anchor = anchor
-        self.method = method
-        self.importance = importance
-        self.decayed_at = 0  # on the clock of steps
-        self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
-        self.before: Before | None = None  # of the step under way, if selective
-        if not _HANDLES:
-            _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
-            _HANDLES.append(register_optimizer_step_post_hook(_after_step))
-        _TARGETS[id(self)] = self
-        _forget_matches()
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self.module, self.field, self.anchor, self.method, self.importance
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        Target.__init__(self, *state)
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The module that holds the weight; None once that is deleted."""
-        return self._module()
-
-    def parameter(self) -> nn.Parameter | None:
-        """The parameter of this moment; None if the field holds none: parametrized or pruned since, or deleted."""
-        module = self._module()
-        return None if module is None else module._parameters.get(self.field)
-
-    def importance_beside(self, weight: Tensor) -> Tensor | None:
-        """How much each entry counts, on the device of ``weight``, where it stays; None where all count alike."""
-        held = None if self.importance is None else self.importance.tensor
-        if held is None or self.importance is None:
-            return None
-        self.importance.tensor = held.to(weight.device)
-        return laid_out(self.importance.tensor, weight)
+from mixout.methods.decay import AnchorDecay
+from mixout.methods.shrink import before, shrink_, shrink_selectively_, shrink_weighted_
+from mixout.methods.targets import FIELD, ON_CHANGE, TARGETS, Target, changed, unit_of
+from mixout.periods import ZERO_MARKS, come_last_
 
 
 @dataclass
@@ -100,43 +36,51 @@ class _Match:
     warned: bool = False
 
 
-_FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
-_TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()  # in the order of creation
 _MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 
 
-def attach_(module: nn.Module, field: str, anchor: Anchor, method: Decay, importance: Anchor | None = None) -> Target:
-    """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
-    target = Target(module, field, anchor, method, importance)
-    vars(module).setdefault(_FIELD, {})[field] = target
+def attach_(
+    module: nn.Module, field: str, anchor: Anchor, method: AnchorDecay, importance: Anchor | None = None
+) -> Target:
+    """Decay ``module.field`` towards ``anchor`` from the next optimizer step on.
+
+    Raises:
+        ValueError: if the radius is relative to an anchor that is 0.
+    """
+    unit = unit_of(anchor) if method.relative else 1.0
+    if unit == 0:
+        raise ValueError(
+            f"expected a start that is not 0 with relative=True, got a {field} of {type(module).__name__} that is; "
+            "leave it out with where=, or give a radius in the weights' own units"
+        )
+    target = Target(module, field, anchor, method, importance, unit)
+    vars(module).setdefault(FIELD, {})[field] = target
     return target
 
 
 def detach_(module: nn.Module) -> None:
     """Undo every :func:`attach_` on ``module`` itself; its submodules are left alone."""
-    for target in vars(module).pop(_FIELD, {}).values():
-        _TARGETS.pop(id(target), None)
+    for target in vars(module).pop(FIELD, {}).values():
+        TARGETS.pop(id(target), None)
+    changed()
+
+
+def _on_change() -> None:
+    """Forget what was matched, and hook into optimizers as long as there is a target."""
     _forget_matches()
-    if not _TARGETS:
+    if TARGETS and not _HANDLES:
+        _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
+        _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+        come_last_()
+    if not TARGETS:
         for handle in _HANDLES:
             handle.remove()
         _HANDLES.clear()
 
 
-def decayed(module: nn.Module) -> bool:
-    """Whether a weight of ``module`` itself decays."""
-    return bool(vars(module).get(_FIELD))
-
-
-def targets(model: nn.Module) -> dict[str, Target]:
-    """What decays in ``model``, which may be a part of another, by parameter name."""
-    return {
-        f"{name}.{field}" if name else field: target
-        for name, module in model.named_modules()
-        for field, target in vars(module).get(_FIELD, {}).items()
-    }
+ON_CHANGE.append(_on_change)
 
 
 def _forget_matches() -> None:
@@ -164,7 +108,7 @@ def _match(optimizer: Optimizer) -> _Match:
 def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     decaying: dict[int, Target] = {}
     out_of_reach: dict[int, Target] = {}
-    for target in list(_TARGETS.values()):
+    for target in list(TARGETS.values()):
         parameter = target.parameter()
         if any(hasattr(parameter, mark) for mark in ZERO_MARKS):
             raise MixoutError(
@@ -226,17 +170,12 @@ def _check(optimizer: Optimizer, match: _Match) -> None:
                 "apply_ again after resizing (if the model was trained since, with the pretrained weights in the new "
                 "size as anchor=), or leave the layer out with where="
             )
-        if optimizer.param_groups[number].get("lr") is None and _needs_rate(target.method) and moves:
+        if optimizer.param_groups[number].get("lr") is None and target.method.shrinks and moves:
             raise MixoutError(
                 "expected a learning rate, which AnchorDecay's strength is multiplied with, got None from "
                 f"{type(optimizer).__name__}; give it one (Adafactor: lr=, relative_step=False), or decay with "
                 "decoupled=False"
             )
-
-
-def _needs_rate(method: Decay) -> bool:
-    """Whether it acts after the step alone, with its learning rate; others look at the gradient."""
-    return method.decoupled and not method.selective
 
 
 def _before_step(
@@ -247,7 +186,7 @@ def _before_step(
         return None
     match.began = next(_CLOCK)
     _check(optimizer, match)
-    if all(_needs_rate(target.method) for target, *_ in match.entries):
+    if all(target.method.shrinks for target, *_ in match.entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -270,7 +209,7 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
     loss_scale = getattr(optimizer, "grad_scale", None)
     for target, weight, _ in match.entries:
         grad = weight.grad
-        if grad is None or _needs_rate(target.method):
+        if grad is None or target.method.shrinks:
             continue
         anchor = target.anchor.follow(weight)
         if target.method.selective:
@@ -281,7 +220,7 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         difference = weight if anchor is None else weight - anchor
         if (importance := target.importance_beside(weight)) is not None:
             difference = difference * importance
-        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.method.strength)
+        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.strength)
         target.penalised = grad, grad._version
 
 
@@ -300,14 +239,14 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
         anchor = target.anchor.follow(weight)
         if target.method.selective:
             if target.before is not None:
-                shrink_selectively_(weight, anchor, target.before, target.method.strength)
+                shrink_selectively_(weight, anchor, target.before, target.strength)
             target.before = None
             continue
         if (importance := target.importance_beside(weight)) is not None:
-            shrink_weighted_(weight, anchor, importance, _exponent(optimizer, number, target.method.strength))
+            shrink_weighted_(weight, anchor, importance, _exponent(optimizer, number, target.strength))
             continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
-        key = number, target.method.strength, anchor is None, weight.dtype, weight.device, mesh
+        key = number, target.strength, anchor is None, weight.dtype, weight.device, mesh
         weights, anchors = alike.setdefault(key, ([], []))
         weights.append(weight)
         anchors.append(anchor)

@@ -15,7 +15,11 @@ weight, biases and norms included, in eval mode and without a gradient. That cos
 trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied.
 
 What it needs: the loss, so a line in the training loop; see :func:`output_penalty`. What it does not anchor: buffers,
-such as the running means of batch normalisation. Weights in parts on several ranks (FSDP2) are refused.
+such as the running means of batch normalisation.
+
+Under FSDP2 each rank puts its part of the anchors into its part of the weights for that pass, and FSDP2 gathers them;
+one more copy of each rank's part is held during the pass. Beside a mixing method that is refused: FSDP2 keeps one
+gathered weight, which the pass that waits for its backward needs. Tensor parallelism is refused.
 
 Source: the forward direction is ASFT's, arXiv 2509.23753, ICLR 2026, without its token weights; hidden states: DELTA,
 Li et al., ICLR 2019. KL as what predicts forgetting: arXiv 2509.04259.
@@ -38,6 +42,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import Anchor
 from mixout.errors import NotAppliedError
+from mixout.layers import reshard_
 from mixout.methods.likelihood import Batch, predictions, predicts_next
 from mixout.methods.method import Method
 from mixout.sources import uncompiled
@@ -144,6 +149,7 @@ def output_penalty(
         0.0
     """
     inner = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
+    reshard_(inner)  # FSDP2 shows the parts of all weights then; backward passes gather again
     method, anchors = _anchored(inner)
     base = _base_outputs(inner, batch, anchors, hidden=method.on == "hidden")
     if method.on == "hidden":
@@ -189,7 +195,26 @@ def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *,
     if hidden and isinstance(batch, Mapping):
         options["output_hidden_states"] = True
     with _evaluated(model):
+        if any(hasattr(anchor, "placements") for anchor in anchors.values()):
+            with _lent(model, anchors):
+                return model(*args, **options)
         return functional_call(model, anchors, args, options)
+
+
+@contextmanager
+def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
+    """Let this rank's parts of the weights be those of the anchors: FSDP2 gathers its own parameters, no others."""
+    given: list[tuple[Any, Any]] = [(model.get_parameter(name), anchor) for name, anchor in anchors.items()]
+    pairs: list[tuple[Tensor, Tensor]] = [(weight.to_local(), anchor.to_local()) for weight, anchor in given]
+    own = [weight.clone() for weight, _ in pairs]
+    try:
+        for weight, anchor in pairs:
+            weight.copy_(anchor)
+        yield
+    finally:
+        reshard_(model)  # a weight that is left gathered is the anchor's
+        for (weight, _), value in zip(pairs, own, strict=True):
+            weight.copy_(value)
 
 
 @contextmanager

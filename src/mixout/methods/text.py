@@ -5,13 +5,13 @@ For settings files and command lines. ``parse(spell(methods)) == methods``, but 
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from numbers import Real
 from typing import Any
 
+from mixout._names import nearest
 from mixout.methods.decay import AnchorDecay
 from mixout.methods.dropout import Dropout, Plain
 from mixout.methods.method import Method
@@ -26,8 +26,12 @@ METHODS: dict[str, type[Method]] = {
 _CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
 
 
-def parse(text: str) -> tuple[Method, ...]:
+def parse(text: str, known: Mapping[str, type[Method]] = METHODS) -> tuple[Method, ...]:
     """The methods that ``text`` names, joined by ``+``.
+
+    Args:
+        text: one or several.
+        known: methods by name.
 
     Raises:
         ValueError: if a name, an argument or a value is unknown; the message names the nearest valid one.
@@ -36,7 +40,7 @@ def parse(text: str) -> tuple[Method, ...]:
         >>> parse("mixout(0.7)+anchor_decay(radius=0.005)")
         (Mixout(p=0.7, unit='input', gradient='exact', every=1), AnchorDecay(radius=0.005))
     """
-    return tuple(_parse_one(part) for part in re.split(r"\+(?![^()]*\))", text))
+    return tuple(_parse_one(part, known) for part in re.split(r"\+(?![^()]*\))", text))
 
 
 def as_methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
@@ -68,14 +72,14 @@ def spell(methods: Method | Sequence[Method]) -> str:
     return "+".join(_spell_one(method) for method in several)
 
 
-def _parse_one(part: str) -> Method:
+def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
     match = _CALL.fullmatch(part)
     if match is None:
         raise ValueError(f'expected a method such as "mixout(0.9)", got {part!r}')
     name = match["name"]
-    if name not in METHODS:
-        raise ValueError(f"expected a method among {', '.join(METHODS)}, got {name!r}{nearest(name, METHODS)}")
-    kind = METHODS[name]
+    if name not in methods:
+        raise ValueError(f"expected a method among {', '.join(methods)}, got {name!r}{nearest(name, [*methods])}")
+    kind = methods[name]
     settable = _settable(kind)
     known = [f.name for f in settable]
     values: dict[str, Any] = {}
@@ -116,7 +120,7 @@ def _spell_one(method: Method) -> str:
     for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
-            if f.name == "every" or isinstance(value, str):
+            if f.name in ("every", "r", "fisher") or isinstance(value, str):
                 text = str(value)
             elif isinstance(value, bool):
                 text = str(value).lower()
@@ -124,19 +128,3 @@ def _spell_one(method: Method) -> str:
                 text = repr(float(value)) if isinstance(value, Real) else str(value)
             arguments.append(text if position == 0 else f"{f.name}={text}")
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
-
-
-def nearest(name: str, valid: Sequence[str] | dict[str, Any]) -> str:
-    """The end of a message about an unknown ``name``: the valid one that it resembles, or nothing.
-
-    Example:
-        >>> nearest("mixuot", METHODS)
-        "; did you mean 'mixout'?"
-    """
-    folded = {_fold(one): one for one in valid}
-    close = difflib.get_close_matches(_fold(name), list(folded), n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
-
-
-def _fold(name: str) -> str:
-    return name.lower().replace("-", "_")

@@ -44,7 +44,7 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
         weight: w, (out, in).
         anchor: u, like ``weight``, or None for 0.
         bias: (out,), or None.
-        coefficient: s M, (in,) or (out, 1), in the dtype of ``weight``.
+        coefficient: s M, (in,), (out, 1) or (1,), in the dtype of ``weight``.
 
     Example:
         >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])

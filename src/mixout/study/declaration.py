@@ -36,10 +36,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import is_path
-from mixout.methods.text import nearest
 from mixout.study.grid import Axis, Study, check_settings, text_of
 
 _SHIPPED = files("mixout") / "studies"

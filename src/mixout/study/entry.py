@@ -133,6 +133,7 @@ def read_ended(folder: Path) -> Entry:
         original=next((record.scores[name] for name in _ORIGINAL if name in record.scores), None),
         distance_by_layer=record.distance_by_layer,
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
+        losses=tuple((entry.step, entry.loss) for entry in record.training),
         predictions=record.predictions,
         dev_size=record.dev_size,
         collapsed=_collapsed(record),

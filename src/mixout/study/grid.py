@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import UNSEEN, Settings
-from mixout.methods.text import nearest
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))

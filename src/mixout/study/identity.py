@@ -25,7 +25,7 @@ from mixout.finetune.models import Loaded, outline, revision
 from mixout.finetune.settings import FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
-from mixout.methods import MixingMethod, parse
+from mixout.methods import MixingMethod
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
 # Represented by content, by the four resolved seeds, or without influence on the result.
@@ -80,7 +80,7 @@ class Inputs:
         if settings.model not in self._weights:
             self._weights[settings.model] = revision(settings.model)
         resolved = settings.resolved()
-        methods = parse(settings.method)
+        methods = settings.methods
         chosen = {
             item.name: getattr(resolved, item.name)
             for item in fields(resolved)

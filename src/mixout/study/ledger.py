@@ -54,7 +54,7 @@ _NO_FACTORS: tuple[str, ...] = (
     "metric",
     "data_dir",
 )
-_NO_FACTORS += ("logging_steps", "task", "model", "original")  # the last three by content, below
+_NO_FACTORS += ("logging_steps", "interpolate", "task", "model", "original")  # the last three by content, below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,14 +174,13 @@ class Ledger:
             contents.entries.setdefault(id, entry)
         return contents
 
-    def has(self, run: Planned) -> bool:
-        """Whether the run has ended, by now: it is asked when another process may have made it."""
+    def find(self, run: Planned) -> Entry | None:
+        """The run, if it has ended by now; also where another process has made it since the ledger was read."""
         for id in (run.id, *run.former):
             for folder in (self.folder / "runs").glob(f"{id}.*"):
                 with suppress(*_UNREADABLE):  # what is damaged is made again
-                    read_ended(folder)
-                    return True
-        return False
+                    return read_ended(folder)
+        return None
 
     def work(self, run: Planned) -> Path:
         """Where this run is to be made; the folder need not exist."""

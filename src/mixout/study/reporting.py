@@ -9,8 +9,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mixout.errors import InputError, MissingExtraError
+from mixout.finetune.data import load
 from mixout.finetune.record import Record
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run
 from mixout.study.best import judged
@@ -18,7 +21,7 @@ from mixout.study.entry import Entry
 from mixout.study.grid import Planned, Study
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Contents
-from mixout.study.report import write_report
+from mixout.study.report import Data, write_report
 
 # Stated by the results themselves, or where things lie on one machine.
 _NOT_SHARED = ("task", "method", "data_dir", "original", "report_to", "seed", "init_seed", "data_seed", "mask_seed")
@@ -84,7 +87,46 @@ def report_on(
         commands=[*commands, *best_again(runs, entries)],
         environment=environment(records),
         settings=shared([entry.settings for entry in entries]),
+        data=known_data(runs, entries, read=planned is not None),
     )
+
+
+def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> dict[str, Data]:
+    """What each task was trained and tested on, as its records say.
+
+    Args:
+        runs: with the names of the tasks.
+        entries: of the runs.
+        read: also the texts, where the data are at hand and still those that the runs were tested on.
+    """
+    records = {entry.run.id: entry.record for entry in entries if entry.record is not None}
+    found = {}
+    for task in dict.fromkeys(run.task for run in runs):
+        here = [records[run.id] for run in runs if run.task == task and run.id in records]
+        if here:
+            sizes = {record.train_size for record in here}
+            data = Data(
+                source=here[0].source.get("data", ""),
+                train_size=sizes.pop() if len(sizes) == 1 else None,
+                dev_size=here[0].dev_size,
+                labels=here[0].labels,
+            )
+            found[task] = _with_texts(data, here[0]) if read else data
+    return found
+
+
+def _with_texts(data: Data, record: Record) -> Data:
+    if record.settings.task_type == CAUSAL:  # a corpus is not read for three examples
+        return data
+    try:
+        dev = load(record.settings).dev
+    except (InputError, MissingExtraError, OSError):
+        return data
+    if not isinstance(dev, Split) or dev.fingerprint() != record.fingerprints.get("dev"):
+        return data
+    pairs = dev.pair or [""] * len(dev)
+    texts = tuple(f"{text} \u2014 {pair}" if pair else text for text, pair in zip(dev.text, pairs, strict=True))
+    return replace(data, texts=texts, answers=tuple(data.name(float(label)) for label in dev.label))
 
 
 def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:

@@ -168,7 +168,7 @@ class _Loop:
         if run.id in self.locks:  # another attempt
             return True
         lock = self.ledger.claim(run.id)
-        if lock is not None and not self.ledger.has(run):
+        if lock is not None and self.ledger.find(run) is None:
             self.locks[run.id] = lock
             return True
         if lock is not None:

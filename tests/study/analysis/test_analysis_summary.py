@@ -50,6 +50,8 @@ def test_everything_is_in_it():
         field.name: len(getattr(found, field.name)) for field in fields(Summary) if field.type.startswith("tuple")
     }
     assert counts == {
+        "verdict": 5,  # the answer, a line a task, what would have shown, what to do next
+        "leaders": 2,
         "cells": 6,
         "comparisons": 4,
         "aggregates": 2,
@@ -84,8 +86,10 @@ def test_methods_are_compared_at_the_same_factors_alone():
         ("mixout(0.9)", {"rate": "1e-4"}, 0.05),
     ]
     assert found.verdict == (
-        "mixout(0.9) scores 5.0 points lower than plain on RTE (rate 1e-5) (8 restarts). "
-        "mixout(0.9) scores 5.0 points higher than plain on RTE (rate 1e-4) (8 restarts)."
+        f"Best on RTE (rate 1e-5): plain (score {0.8 + noise.mean():.3f}, mean of 8 runs).",
+        "The next, mixout(0.9), is 5.0 points lower.",
+        "Over rate the mean of mixout(0.9) changes least, by 10.0 points, that of plain most, by 20.0.",
+        "Next: use plain.",
     )
     assert found.notes[-2] == "mixout(0.5) on RTE (rate 1e-3) was not compared: it or plain has no scores there."
 
@@ -93,7 +97,7 @@ def test_methods_are_compared_at_the_same_factors_alone():
 def test_json_holds_the_same_numbers():
     found = analyse(study())
     read = json.loads(found.to_json())
-    assert read["format"] == 2
+    assert read["format"] == 3
     assert [cell["mean"] for cell in read["cells"]] == [cell.mean for cell in found.cells]
     assert [c["sentence"] for c in read["comparisons"]] == [c.sentence for c in found.comparisons]
 
@@ -139,7 +143,7 @@ def test_what_could_not_be_said_is_noted():
 
 def test_one_run_and_nothing_but_crashes_need_no_warning():
     alone = analyse([Run(task="RTE", method="plain", restart=0, score=0.6)])
-    assert alone.verdict == "Nothing was compared: a comparison needs two methods with scores on the same task."
+    assert alone.verdict == ("Nothing was compared: a comparison needs two methods with scores on the same task.",)
     crashed = analyse([Run(task="RTE", method="plain", restart=k, score=math.nan, status="failed") for k in range(4)])
     assert json.loads(crashed.to_json())["cells"][0]["mean"] is None
 

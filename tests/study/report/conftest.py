@@ -53,6 +53,7 @@ def _seen(score: float, draw: random.Random) -> dict:
             f"encoder.{block}.{part}": 1 + block + draw.random() for block in range(4) for part in ("weight", "bias")
         },
         "evaluations": tuple((10 * (step + 1), score - 0.1 / (step + 1)) for step in range(4)),
+        "losses": tuple((10 * (step + 1), 1.0 / (step + 1)) for step in range(4)),
         "predictions": tuple(float(draw.randrange(2)) for _ in range(20)),
         "id": "abc",
     }

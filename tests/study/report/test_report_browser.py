@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,23 +90,33 @@ def test_a_phone_scrolls_in_one_direction(browser, address):
 def test_it_prints(browser, address, tmp_path):
     with opened(browser, address, color_scheme="dark") as page:
         pdf = page.pdf(format="A4")
-        assert page.locator("details.failure:not([open])").count() == 0
+        assert page.locator("details:not(.meaning):not([open])").count() == 0
     assert pdf.startswith(b"%PDF")
     assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page /") + pdf.count(b"/Type /Page>") >= 2
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_answer_and_figure_are_on_the_first_screen(browser, address, width):
+    with opened(browser, address, viewport={"width": width, "height": 900}) as page:
+        assert page.locator("#answer li").first.bounding_box()["y"] < 300
+        assert page.locator("#answer .picture").first.bounding_box()["y"] < 800
+
+
 def test_a_click_sorts(browser, address):
     with opened(browser, address) as page:
-        before = _column(page, "#table-scores-0", 1)
-        head = page.locator("#table-scores-0 thead th").nth(4)
+        table = "#table-scores-0"
+        before = _column(page, table, 1)
+        names = page.locator(f"{table} thead th").all_inner_texts()
+        column = names.index("sd")
+        head = page.locator(f"{table} thead th").nth(column)
         head.get_by_role("button").click()
         assert head.get_attribute("aria-sort") == "descending"
-        falling = [float(text) for text in _column(page, "#table-scores-0", 5)]
+        falling = [float(text) for text in _column(page, table, column + 1)]
         assert falling == sorted(falling, reverse=True)
         head.get_by_role("button").click()
-        assert [float(text) for text in _column(page, "#table-scores-0", 5)] == sorted(falling)
-        assert sorted(_column(page, "#table-scores-0", 1)) == sorted(before)
-        assert page.locator("#table-scores-0 [aria-sort]").count() == 1
+        assert [float(text) for text in _column(page, table, column + 1)] == sorted(falling)
+        assert sorted(_column(page, table, 1)) == sorted(before)
+        assert page.locator(f"{table} [aria-sort]").count() == 1
 
 
 def test_a_key_sorts(browser, address):
@@ -118,11 +129,32 @@ def test_a_key_sorts(browser, address):
         page.keyboard.press("Space")
         assert _column(page, "#table-overview", 1) == names[::-1]
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == "RTE, F1"
+        assert page.evaluate("document.activeElement.textContent") == "RTE"
+
+
+def test_another_baseline_is_chosen_in_the_page(browser, address):
+    with opened(browser, address) as page:
+        shown = page.locator("#differences [data-option]:visible")
+        assert shown.evaluate_all("all => all.map(one => one.dataset.option)") == ["dropout(0.1)"]
+        page.locator("#differences select").select_option("mixout(0.9)")
+        assert shown.evaluate_all("all => all.map(one => one.dataset.option)") == ["mixout(0.9)"]
+        names = shown.locator("table").first.locator("tbody th").all_inner_texts()
+        assert "dropout(0.1)" in names
+        assert "mixout(0.9)" not in names
+
+
+def test_a_run_that_is_pointed_at_says_what_it_is(browser, address):
+    with opened(browser, address) as page:
+        dot = page.locator("#answer .picture b").first
+        dot.hover()
+        said = dot.evaluate("one => getComputedStyle(one, '::after').content")
+        assert "restart" in said
+        assert json.loads(said) == dot.get_attribute("data-text")
 
 
 def test_it_is_whole_without_scripts(browser, address):
     with opened(browser, address, java_script_enabled=False) as page:
-        assert page.locator("th button").count() == 0
+        assert page.locator("th button, select").count() == 0
         assert page.locator("#table-overview tbody tr").count() == 4
+        assert page.locator("#table-differences-0").is_visible()
         assert page.locator(".panels img").first.is_visible()

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.curves import sweeps
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.curves import doses, sweeps
+from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart, Panel
-from mixout.study.report.factor_charts import over_factors
-from mixout.study.report.looks import COLORS
+from mixout.study.report.sweeps import over_factors, over_p
+from mixout.study.report.theme import GREY, looks
 from mixout.study.report.wording import compact
 
 SIZES, METHODS, RESTARTS = (50, 100, 200, 500, 1000, 2000), ("dropout(0.1)", "mixout(0.7)", "mixout(0.9)"), 5
@@ -50,7 +50,8 @@ def of_values(*texts: str, method: str = "plain", **more) -> list[Run]:
 
 
 def charts(runs: list[Run]) -> list[Chart]:
-    return [chart for chart in over_factors(sweeps(summarise(runs)), runs) if chart is not None]
+    methods = [run.method for run in runs]
+    return over_factors(sweeps(summarise(runs)), by_cell(runs), looks(methods, methods[0]))
 
 
 def drawn(panel: Panel) -> Axes:
@@ -73,11 +74,12 @@ def ticks(runs: list[Run]) -> dict[float, str]:
 def test_lines_dots_crosses_and_bars_are_the_runs():
     runs = few_samples()
     [chart] = charts(runs)
-    assert (chart.title, [label for _, label in chart.legend]) == ("Score over train_size", list(METHODS))
+    assert (chart.title, list(chart.legend)) == ("Score over train_size", list(METHODS))
     [panel] = chart.panels
     axes = drawn(panel)
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "train_size", "accuracy")
-    for m, color in enumerate(COLORS[: len(METHODS)]):
+    colors = [look.color for look in looks(METHODS, METHODS[0]).values()]
+    for m, color in enumerate(colors):
         own = [line for line in axes.get_lines() if to_hex(line.get_color()) == color]
         [means] = [line for line in joined(axes) if line in own]
         assert means.get_ydata() == pytest.approx(SCORES[m].mean(-1))
@@ -94,7 +96,7 @@ def test_lines_dots_crosses_and_bars_are_the_runs():
         bars = [tuple(line.get_ydata()) for line in own if line.get_marker() == "None"]
         cells = [cell for cell in summarise(runs) if cell.method == METHODS[m]]
         assert bars == [(cell.mean_low, cell.mean_high) for cell in cells if cell.mean_low is not None]
-    assert [line.get_ydata()[0] for line in axes.get_lines() if to_hex(line.get_color()) not in COLORS] == [CHANCE]
+    assert [line.get_ydata()[0] for line in axes.get_lines() if to_hex(line.get_color()) not in colors] == [CHANCE]
     for m, method in enumerate(METHODS):
         means = ", ".join(f"{n} {mean:.3f}" for n, mean in zip(SIZES, SCORES[m].mean(-1), strict=True))
         assert f"{method}, mean at each train_size: {means}" in panel.description
@@ -115,7 +117,7 @@ def test_a_line_for_each_combination_of_the_other_factors():
         for rate, optimizer in itertools.product(rates, ("adamw", "bertadam"))
     ]
     [chart] = charts(runs)
-    assert [label for _, label in chart.legend] == [
+    assert list(chart.legend) == [
         f"{method}, optimizer {optimizer}" for method in ("plain", "mixout(0.9)") for optimizer in ("adamw", "bertadam")
     ]
     assert [panel.title for panel in chart.panels] == ["RTE", "CoLA"]
@@ -150,7 +152,7 @@ def test_many_lines_do_not_reach_the_next_value():
 def test_chance_that_follows_from_the_factor_is_no_line():
     runs = [*of_values("1", chance=0.55), *of_values("2", chance=0.5)]
     axes = drawn(charts(runs)[0].panels[0])
-    assert all(to_hex(line.get_color()) == COLORS[0] for line in axes.get_lines())
+    assert all(to_hex(line.get_color()) == GREY for line in axes.get_lines())
 
 
 def test_what_is_kept_of_the_original_domain_stands_beside_it():
@@ -161,7 +163,7 @@ def test_what_is_kept_of_the_original_domain_stands_beside_it():
         for k, original in enumerate(both)
     ]
     scores, original = charts(runs)
-    assert (scores.title, original.title) == ("Score over x", "Original domain over x")
+    assert (scores.title, original.title) == ("Score over x", "What is kept over x")
     assert original.legend == scores.legend
     axes = drawn(original.panels[0])
     [means] = joined(axes)
@@ -198,21 +200,16 @@ def test_the_page_of_a_study_with_factors(parse, tmp_path):
     ]
     page = parse(write_report(runs, tmp_path, title="T").read_text())
     names = [one.attributes["id"] for one in page.all("section")]
-    assert [name for name in names if name.startswith("factor")] == ["factor-1-a-b-i-", "factor-2-train_size"]
+    # The first of them stands with the answer.
+    assert [name for name in names if name.startswith("factor")] == ["factor-2-train_size"]
+    [first, _] = [one.attributes["href"] for one in page.all("section")[0].all("a")]
+    assert first == "figures/factor-1-a-b-i-.svg"
     assert {path.stem for path in (tmp_path / "figures").glob("factor*.png")} == {
         "factor-1-a-b-i-",
         "factor-2-train_size",
     }
     ids = [one.attributes["id"] for one in page.all() if one.attributes.get("id")]
     assert len(ids) == len(set(ids))
-    # The line of one chart is not brought out by the legend of another, where its number means something else.
-    numbers = [
-        {one.attributes["data-method"] for one in section.all("li") if one.attributes.get("data-method")}
-        for section in page.all("section")
-        if section.attributes["id"] in ("over-p", "factor-1-a-b-i-", "factor-2-train_size")
-    ]
-    assert len(numbers) == 3
-    assert sum(map(len, numbers)) == len(set.union(*numbers))
     facts = next(one for one in page.all("p") if one.attributes.get("class") == "facts").words()
     assert "3 methods · 2 values of a/b <i> · 2 values of train_size · 5 restarts each" in facts
 
@@ -221,6 +218,16 @@ def test_the_highest_mean_is_that_of_the_same_factors(parse, tmp_path):
     page = parse(write_report(few_samples(), tmp_path, title="T").read_text())
     [table] = [one for one in page.all("table") if one.attributes["id"] == "table-scores-0"]
     rows = [[cell.words() for cell in row.all("th", "td")] for row in table.all("tbody")[0].all("tr")]
-    marked = [row[0] for row in rows if row[2].endswith("highest")]
+    marked = [row[:2] for row in rows if row[3].endswith("highest")]
     best = SCORES.mean(-1).argmax(0)
-    assert marked == [f"{METHODS[m]}, train_size {size}" for m, size in zip(best, SIZES, strict=True)]
+    # Within a size the highest mean comes first.
+    assert marked == [[METHODS[m], str(size)] for m, size in zip(best, SIZES, strict=True)]
+    assert [row[:2] for row in rows[:: len(METHODS)]] == marked
+
+
+def test_two_values_of_p_are_no_curve():
+    runs = [Run(task="RTE", method=f"mixout({p})", restart=0, score=0.6) for p in (0.5, 0.7, 0.9)]
+    for several, expected in ((runs[:2], None), (runs, "Score over p")):
+        look = looks([run.method for run in several], "plain")
+        chart = over_p(doses(summarise(several)), by_cell(several), look)
+        assert (chart and chart.title) == expected

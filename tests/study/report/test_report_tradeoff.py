@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from mixout.study.analysis.cells import summarise
 from mixout.study.analysis.curves import sweeps
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart
-from mixout.study.report.factor_charts import tradeoff
+from mixout.study.report.sweeps import tradeoff
+from mixout.study.report.theme import looks
 
 KEPT = {"mixout(0.9)": {"1e-4": (0.9, 0.8), "3e-4": (0.5, 0.3)}, "plain": {"1e-4": (0.6, 0.4), "3e-4": (0.2, 0.1)}}
 
@@ -28,14 +29,15 @@ def runs(*rates: str) -> list[Run]:
 
 def chart_of(every: list[Run]) -> Chart | None:
     cells = summarise(every)
-    return tradeoff(cells, sweeps(cells), every)
+    look = looks([run.method for run in every], "plain")
+    return tradeoff(cells, sweeps(cells), by_cell(every), look)
 
 
 def lines(chart: Chart):
     [panel] = chart.panels
     axes = Figure().add_subplot()
     panel.draw(axes)
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("original domain", "accuracy")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("similarity to before, 1: nothing forgotten", "accuracy")
     found = axes.get_lines()
     means = [line for line in found if line.get_linestyle() != "None" and line.get_marker() != "None"]
     return means, [line for line in found if line.get_marker() in ("o", "x") and line.get_linestyle() == "None"]
@@ -44,7 +46,7 @@ def lines(chart: Chart):
 def test_a_line_along_the_factor_joins_the_means():
     every = runs("1e-4", "3e-4")
     chart = chart_of(every)
-    assert [label for _, label in chart.legend] == list(KEPT)
+    assert list(chart.legend) == list(KEPT)
     assert "along learning_rate" in chart.caption
     means, dots = lines(chart)
     for line, method in zip(means, KEPT, strict=True):

@@ -15,7 +15,7 @@ from mixout.errors import InputError
 from mixout.study.analysis.table import read_scores
 from mixout.study.report import write_report
 
-CHARTS = {"scores", "over-p", "differences", "best-of", "over-steps", "disagreement", "over-layers"}
+CHARTS = {"scores", "differences", "best-of", "losses", "over-steps", "over-layers"}
 
 
 def test_every_file_is_there_and_the_page_leads_to_each(report, parse):
@@ -68,7 +68,7 @@ def test_factors_are_columns_and_part_of_the_label(study, tmp_path):
     with (tmp_path / "cells.csv").open(newline="") as handle:
         assert {row["epochs"] for row in csv.DictReader(handle)} == {"3", "9"}
     text = (tmp_path / "tables.md").read_text()
-    assert "| dropout(0.1), epochs 9 |" in text
+    assert "| dropout(0.1) | 9 |" in text
     assert "size" not in text  # the same everywhere
 
 

@@ -1,4 +1,4 @@
-"""Tasks by name: GLUE, the embedded ``docstrings``, or a path to the user's own files."""
+"""Tasks by name: GLUE, the embedded ``docstrings``, a data set of the hub, or a path to the user's own files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 import os
 from pathlib import Path
 
+from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune import metrics
-from mixout.finetune.tasks import docstrings, files, glue
+from mixout.finetune.tasks import docstrings, files, glue, hub
 from mixout.finetune.tasks.base import Split as Split
 from mixout.finetune.tasks.base import Task as Task
 from mixout.finetune.tasks.base import few_sample as few_sample
 from mixout.finetune.tasks.files import Columns as Columns
-from mixout.methods.text import nearest
 
 EMBEDDED = "docstrings"
 
@@ -29,7 +29,8 @@ def load_task(
 
     Args:
         name: a GLUE task (RTE, MRPC, CoLA, STS-B, SST-2, QNLI, QQP, MNLI, WNLI, in any spelling), ``"docstrings"``, or
-            a path to a folder or file. A name wins over a folder of that name; write ``./rte`` for the folder.
+            a path to a folder or file, or a data set of the hub, see :mod:`.hub`. A name wins over a folder of that
+            name; write ``./rte`` for the folder.
         data_dir: where GLUE's TSV files are; ``None`` for the hub.
         columns: the columns of the user's own files.
         metric: the primary metric instead of the task's own.
@@ -43,10 +44,15 @@ def load_task(
     key = glue.key_of(name)
     own = is_path(name)
     # os.path.exists, unlike Path.exists, answers no to names that no file can have.
-    if own and not os.path.exists(name):
+    on_hub = own and not os.path.exists(name)
+    # What looks like one of ours, mistyped, is not looked for on the hub, unless a split is named.
+    if on_hub and (not hub.is_name(name) or (":" not in name and _hint(name))):
         raise _unknown(name)
     if data_dir is not None and key not in glue.LAYOUTS:
         raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
+    if on_hub:
+        tables, source = hub.load(name)
+        return files.task_of(tables, source, name=name.partition(":")[0], columns=columns or Columns(), metric=metric)
     if own:
         return files.load(Path(name), columns=columns or Columns(), metric=metric)
     if columns not in (None, Columns()):
@@ -72,9 +78,17 @@ def _with_metric(task: Task, metric: str | None) -> Task:
 
 
 def _unknown(name: str) -> InputError:
-    names = {key: layout.name for key, layout in glue.LAYOUTS.items()} | {EMBEDDED: EMBEDDED}
-    # Compare the last part: whoever mistypes a task's name may well write it as a path.
-    hint = nearest(glue.key_of(Path(name).name), names) or "; check the path"
     return InputError(
-        f"expected a task ({', '.join(names.values())}) or a folder or file that exists, got {name!r}{hint}"
+        f"expected a task ({', '.join(_names().values())}) or a folder or file that exists, got {name!r}"
+        f"{_hint(name) or '; check the path'}"
     )
+
+
+def _names() -> dict[str, str]:
+    return {key: layout.name for key, layout in glue.LAYOUTS.items()} | {EMBEDDED: EMBEDDED}
+
+
+def _hint(name: str) -> str:
+    # Compare the last part: whoever mistypes a task's name may well write it as a path.
+    key = glue.key_of(Path(name).name)
+    return "" if key in _names() else nearest(key, _names())

@@ -1,6 +1,7 @@
 """Text for a causal language model: documents, or prompts with the completions that are to be learned.
 
-A ``.txt`` file holds documents apart by blank lines. In JSONL, CSV, TSV and Parquet a row is a document in the column
+A ``.txt`` file holds documents apart by blank lines. A column of conversations, lists of messages with a role and
+content, goes through the tokenizer's chat template. In JSONL, CSV, TSV and Parquet a row is a document in the column
 "text", or a "prompt" and its "completion", of which only the latter counts in the loss. A folder holds ``train.*`` and
 ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of the text, or of the prompt. Everything is
 checked before a corpus exists. It neither repairs nor skips rows, and it does not tokenize.
@@ -8,18 +9,20 @@ checked before a corpus exists. It neither repairs nor skips rows, and it does n
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
+from mixout.finetune.tasks import hub
 from mixout.finetune.tasks.base import digest_of
-from mixout.finetune.tasks.files import halves, member, origin, texts_in
-from mixout.finetune.tasks.tables import READERS, read, read_text
-from mixout.methods.text import nearest
+from mixout.finetune.tasks.files import halves, members, origin, texts_in
+from mixout.finetune.tasks.tables import READERS, Table, read, read_text
 
 ENDINGS = (".txt", *READERS)
 # Higher is better in both; perplexities, which are their exponentials, are reported beside them.
@@ -34,17 +37,19 @@ class Documents:
     Attributes:
         text: what is to be predicted.
         prompt: what stands before each text and is not predicted; ``None`` where there are no prompts.
+        chat: whether each text is a conversation, as JSON, for the tokenizer's chat template.
 
     Raises:
         ValueError: the lengths differ.
 
     Example:
         >>> Documents(text=("4", "9"), prompt=("2 + 2 = ", "3 * 3 = ")).select([1])
-        Documents(text=('9',), prompt=('3 * 3 = ',))
+        Documents(text=('9',), prompt=('3 * 3 = ',), chat=False)
     """
 
     text: tuple[str, ...]
     prompt: tuple[str, ...] | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt is not None and len(self.prompt) != len(self.text):
@@ -58,14 +63,15 @@ class Documents:
     def select(self, indices: Iterable[int]) -> Documents:
         """Return the documents at these positions, in the order given."""
         chosen = tuple(indices)
-        return Documents(
+        return replace(
+            self,
             text=tuple(self.text[i] for i in chosen),
             prompt=None if self.prompt is None else tuple(self.prompt[i] for i in chosen),
         )
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the content and its order."""
-        return digest_of([self.text, self.prompt])
+        return digest_of([self.text, self.prompt, *["chat"][: self.chat]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +133,26 @@ def load(path: Path, *, original: Path | None, column: str, metric: str | None) 
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
     _check_metric(metric, original)
-    if path.is_dir():
-        files = [member(path, "train", endings=ENDINGS), member(path, "dev", "validation", endings=ENDINGS)]
-        train, dev = (documents(file, column) for file in files)
+    if hub.is_name(str(path)) and not path.exists():
+        tables, source = hub.load(str(path))
+        parts = [_of_table(table, column) for table in tables]
+    elif path.is_dir():
+        files = [members(path, "train", endings=ENDINGS), members(path, "dev", "validation", endings=ENDINGS)]
+        parts, source = [_joined([documents(file, column) for file in shards]) for shards in files], origin(files)
     else:
-        files, every = [path], documents(path, column)
+        parts, source = [documents(path, column)], origin([[path]])
+    if len(parts) == 1:
+        [every] = parts
         # By the prompt where there is one, so that no question stands on both sides.
         keys = every.text if every.prompt is None else every.prompt
-        train, dev = (every.select(rows) for rows in halves(path, keys, "documents"))
+        parts = [every.select(rows) for rows in halves(path.name, keys, "documents")]
     return Corpus(
         name=path.resolve().name if path.is_dir() else path.stem,
-        train=train,
-        dev=dev,
+        train=parts[0],
+        dev=parts[1],
         original=None if original is None else read_original(original, column),
         metric=metric or METRICS[0],
-        source=origin(files) + ("" if original is None else f" Original domain: {original.name}."),
+        source=source + ("" if original is None else f" Original domain: {original.name}."),
     )
 
 
@@ -176,17 +187,38 @@ def documents(file: Path, column: str) -> Documents:
         whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
         pieces = re.split(r"\n(?:[^\S\n]*\n)+", whole)
         return Documents(text=tuple(piece.strip("\n") for piece in pieces if piece.strip()))
-    table = read(file)
+    return _of_table(read(file), column)
+
+
+def _of_table(table: Table, column: str) -> Documents:
     paired = {PROMPT, COMPLETION} <= set(table.columns)
     if paired and column in table.columns:
         raise InputError(
-            f"{file.name}: expected either the column {column!r} or the columns {PROMPT!r} and {COMPLETION!r}, got all "
-            "of them; remove what is not meant"
+            f"{table.name}: expected either the column {column!r} or the columns {PROMPT!r} and {COMPLETION!r}, got "
+            "all of them; remove what is not meant"
         )
     table.require([PROMPT, COMPLETION] if paired else [column], "rename a column, or name yours with --text-column")
+    if not paired and any(isinstance(cell, list) for cell in table.columns[column]):
+        cells = table.columns[column]
+        good = map(_is_conversation, cells)
+        expected = f'a conversation in column {column!r}, [{{"role": ..., "content": ...}}, ...]'
+        table.check(good, cells, expected, "correct or remove the row")
+        return Documents(text=tuple(json.dumps(cell) for cell in cells), chat=True)
     if not paired:
         return Documents(text=texts_in(table, column))
     return Documents(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
+
+
+def _joined(parts: list[Documents]) -> Documents:
+    """The documents of all shards."""
+    texts = [text for part in parts for text in part.text]
+    prompts = [prompt for part in parts for prompt in part.prompt or ()]
+    return replace(parts[0], text=tuple(texts), prompt=tuple(prompts) if parts[0].prompt is not None else None)
+
+
+def _is_conversation(cell: object) -> bool:
+    """Whether a cell holds messages as chat templates take them."""
+    return isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
 
 
 def draw(part: Documents, size: int, seed: int) -> Documents:

@@ -9,6 +9,7 @@ fractional part: then it is a regression. It neither repairs nor skips rows.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from mixout.finetune.tasks.base import Split, Task
 from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
 
 OPTIONAL_PAIR = "text_pair"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
+DEV = ("dev", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +47,37 @@ class Columns:
             raise InputError(f"expected three different column names, got {names}; name each column once")
 
 
-def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
+def load(path: Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
     """Load a task from a folder or a file that exists.
 
     Args:
         path: the folder or file.
         columns: which columns to read.
         metric: the primary metric, one that exists; ``None`` for accuracy, or for a regression spearman.
+        dev: False: no row is for scoring, a dev file is not opened, and all rows are training and dev rows.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
-    files = [path] if path.is_file() else [member(path, "train"), member(path, "dev", "validation")]
-    tables = [read(file) for file in files]
+    tables, source = read_splits(path, dev=dev)
+    return task_of(tables, source, name=_short(path), columns=columns, metric=metric)
+
+
+def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, metric: str | None) -> Task:
+    """Make a task of a training and a dev table, or of one that is split.
+
+    Args:
+        tables: one or two.
+        source: where they came from.
+        name: of the task.
+        columns: which columns to read.
+        metric: as for :func:`load`.
+    """
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
     tables = [_checked(table, columns, pair) for table in tables]
     if len(tables) == 1:
-        tables = [tables[0].take(rows) for rows in halves(path, tables[0].columns["text"], "texts")]
+        tables = [tables[0].take(rows) for rows in halves(tables[0].name, tables[0].columns["text"], "texts")]
     train, dev = tables
     labels = [str(label) for label in train.columns["label"]]
     asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
@@ -72,34 +88,67 @@ def load(path: Path, *, columns: Columns, metric: str | None) -> Task:
     train.check_varied(labels)
     names = None if regression else _classes(labels)
     return Task(
-        name=path.resolve().name if path.is_dir() else path.stem,
+        name=name,
         train=_split(train, names, len(labels)),
         dev=_split(dev, names, len(labels)),
         labels=names,
         metrics=(chosen, *(name for name in known if name != chosen)),
         metric=chosen,
-        source=origin(files),
+        source=source,
     )
 
 
-def origin(files: Sequence[Path]) -> str:
+def read_splits(path: Path, *, dev: bool = True) -> tuple[list[Table], str]:
+    """The tables of a folder or file, and where they came from; without ``dev`` the training table, twice."""
+    if path.is_file():
+        tables, source = [read(path)], origin([[path]])
+    else:
+        parts = [members(path, "train"), *([members(path, *DEV)] if dev else [])]
+        tables, source = [Table.joined([read(file) for file in files]) for files in parts], origin(parts)
+    return (tables if dev else tables * 2), source
+
+
+def has_dev(path: Path) -> bool:
+    """Whether a folder has files of a dev split."""
+    return path.is_dir() and any(file.stem.partition("-")[0] in DEV for file in _files(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    places = (folder, folder / "data")
+    return sorted(path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
+
+
+def _short(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def origin(parts: Sequence[Sequence[Path]]) -> str:
     """Say in a sentence where the data came from."""
-    names = " and ".join(file.name for file in files)
-    if len(files) > 1:
-        return f"The user's files {names}."
-    return f"The user's file {names}, split 80/20 by a hash of the text."
+    names = [f"{files[0].name}{f' and {len(files) - 1} more' if files[1:] else ''}" for files in parts]
+    if len(parts) > 1:
+        return f"The user's files {' and '.join(names)}."
+    return f"The user's file {names[0]}, split 80/20 by a hash of the text."
 
 
-def member(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> Path:
-    """Find the one file of a split.
+def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> list[Path]:
+    """Find the file of a split, or all shards of it as the hub names them, ``train-00000-of-00002.parquet``.
 
     Raises:
-        InputError: there is none, or more than one.
+        InputError: there is none, more than one, or not all shards.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = _files(folder)
     found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
+    shards = [(path, match) for path in files if (match := _SHARD.fullmatch(path.stem)) and match["stem"] in stems]
+    if shards and not found:
+        expected = int(shards[0][1]["count"])
+        if len({match["number"] for _, match in shards}) == expected == len(shards):
+            return [path for path, _ in shards]
+        raise InputError(
+            f"expected {expected} shards of {shards[0][1]['stem']} in {str(folder)!r}, got "
+            f"{', '.join(path.name for path, _ in shards)}; add what is missing, or remove what is too much"
+        )
     if len(found) == 1:
-        return found[0]
+        return found
     got = found or files
     raise InputError(
         f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(endings)}, got "
@@ -108,7 +157,7 @@ def member(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -
     )
 
 
-def halves(path: Path, texts: Sequence[object], kind: str) -> tuple[list[int], list[int]]:
+def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], list[int]]:
     """Split the rows of a single file by a hash of their texts: one text in five is for the dev set.
 
     Raises:
@@ -119,7 +168,7 @@ def halves(path: Path, texts: Sequence[object], kind: str) -> tuple[list[int], l
     dev = [row for row, value in enumerate(hashes) if value % 5 == 0]
     if not train or not dev:
         raise InputError(
-            f"{path.name}: expected enough different {kind} to split 80/20 by a hash of the text, got {len(texts)} "
+            f"{name}: expected enough different {kind} to split 80/20 by a hash of the text, got {len(texts)} "
             "rows that all fall on one side; give a folder with a train and a dev file"
         )
     return train, dev

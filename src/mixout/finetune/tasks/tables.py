@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +54,22 @@ class Table:
         """Return the rows at these positions."""
         columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
         return replace(self, columns=columns, lines=[self.lines[row] for row in rows])
+
+    @staticmethod
+    def joined(tables: Sequence[Table]) -> Table:
+        """Return the rows of all tables, one after the other, with the columns of the first.
+
+        Raises:
+            InputError: one lacks a column.
+        """
+        first = tables[0]
+        if len(tables) == 1:
+            return first
+        for table in tables:
+            table.require([*first.columns])
+        columns = {name: [cell for table in tables for cell in table.columns[name]] for name in first.columns}
+        rows = range(1, sum(len(table.lines) for table in tables) + 1)
+        return Table(name=f"{first.name} and the shards after it", columns=columns, lines=rows, unit="row")
 
     def check(self, good: Iterable[bool], got: Sequence[object], expected: str, remedy: str) -> None:
         """Refuse the rows that are not good, in one message: what is wrong with the first, and how many there are.
@@ -150,7 +166,7 @@ def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
 
 
 def read_jsonl(path: Path) -> Table:
-    """Read one JSON object a line; the columns are the keys of all of them."""
+    """Read one JSON object a line; the columns are the keys of all of them, and "a.b" for b within the object a."""
     objects: list[dict[str, object]] = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
@@ -165,10 +181,17 @@ def read_jsonl(path: Path) -> Table:
                 f"{path.name}, line {number}: expected a JSON object, got {got}; "
                 'write {"text": ..., "label": ...}, one object a line'
             )
-        objects.append(value)
+        objects.append(dict(_flat(value)))
     names = dict.fromkeys(name for item in objects for name in item)
     columns = {name: [item.get(name) for item in objects] for name in names}
     return Table(name=path.name, columns=columns, lines=range(1, len(objects) + 1))
+
+
+def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in item.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def read_parquet(path: Path) -> Table:

@@ -1,10 +1,11 @@
-"""Mixout with transformers: a callback for its Trainer and those built on it; a loader that names new parameters."""
+"""Mixout with transformers: callbacks for its Trainer and those built on it; a loader that names new parameters."""
 
 from typing import TYPE_CHECKING
 
 from mixout._names import renamed
 from mixout.integrations.huggingface.callback import MixoutCallback as MixoutCallback
 from mixout.integrations.huggingface.callback import attach_ as attach_
+from mixout.integrations.huggingface.headfirst import HeadFirst as HeadFirst
 from mixout.integrations.huggingface.loading import from_pretrained as from_pretrained
 from mixout.integrations.huggingface.loading import new_parameters as new_parameters
 from mixout.integrations.huggingface.loading import pretrained_only as pretrained_only

@@ -8,8 +8,10 @@ are built on it (TRL, sentence-transformers) take the same callback. It does not
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 import mixout
@@ -17,11 +19,13 @@ from mixout.disabling import check_policy
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
 from mixout.record import follow_
+from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         f'expected transformers to be installed, got no {missing_module(error)!r}; run: pip install "mixout[hf]"'
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 _KEY = "mixout"
+_FILE = "mixout.pt"
 
 
 class MixoutCallback(TrainerCallback, ExportableState):
@@ -42,6 +47,9 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     ``callbacks=[MixoutCallback()]`` comes after the loggers of ``report_to``, which then miss what it logs;
     :func:`attach_` puts it before them.
+
+    Anchors that move (``anchor_ema``) are no JSON. They lie beside it, in the checkpoint's ``mixout.pt``. On resume
+    they are read from ``args.resume_from_checkpoint``, or else from the folder of that step in ``args.output_dir``.
 
     >>> import inspect; from transformers import Trainer
     >>> "callbacks" in inspect.signature(Trainer).parameters  # Trainer(model, ..., callbacks=[MixoutCallback()])
@@ -71,14 +79,22 @@ class MixoutCallback(TrainerCallback, ExportableState):
         """On resume, the checkpoint's weights are loaded by now and the anchor must still be the old one."""
         model: nn.Module = kwargs["model"]
         # Without a method this raises: now, not hours later at the first checkpoint.
-        mixout.save_state(model)
+        mixout.save_state(model, tensors=False)
         check_policy(model)
         if self.schedule is not None:
             check_schedule(model, self.schedule)
         self._model = model
         if state.global_step:
-            self._resume(state)
+            self._resume(args, state)
         self._follow(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The Trainer has written its own files, and asks every process."""
+        if self._model is not None and moves_anchors(self._model):
+            saved = mixout.save_state(self._model)
+            found = [one.get("anchors", {}) for one in (saved, *saved["also"])]
+            if state.is_world_process_zero:
+                torch.save({"step": state.global_step, "anchors": found}, _folder(args, state) / _FILE)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,14 +114,15 @@ class MixoutCallback(TrainerCallback, ExportableState):
         """What goes into ``trainer_state.json``; the Trainer asks before training too, and then there is nothing."""
         if self._model is None:
             return {"args": {}, "attributes": {}}
-        saved = {_KEY: mixout.save_state(self._model), "scheduled": self.schedule is not None}
+        # In one process alone: what lies in parts on several cannot be asked for.
+        saved = {_KEY: mixout.save_state(self._model, tensors=False), "scheduled": self.schedule is not None}
         return {"args": {"log": self.log}, "attributes": saved}
 
     def _follow(self, state: TrainerState) -> None:
         if self.schedule is not None and self._model is not None:
             follow_(self._model, self.schedule(state.global_step))
 
-    def _resume(self, state: TrainerState) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
         if "AnchorCallback" in callbacks:  # what checkpoints of mixout 0.1 call it
             callbacks[type(self).__name__] = callbacks.pop("AnchorCallback")
@@ -121,7 +138,30 @@ class MixoutCallback(TrainerCallback, ExportableState):
                 f"expected the schedule of p with which the checkpoint of step {state.global_step} was trained, got "
                 f"none; pass MixoutCallback(schedule=...), and leave restore_callback_states_from_checkpoint off"
             )
-        mixout.load_state_(self._model, saved[_KEY])  # type: ignore[arg-type]
+        found = saved[_KEY]
+        if moves_anchors(self._model):  # type: ignore[arg-type]
+            given = args.resume_from_checkpoint
+            found = _with_anchors(found, state, Path(given) if isinstance(given, str) else _folder(args, state))
+        mixout.load_state_(self._model, found)  # type: ignore[arg-type]
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer keeps the checkpoint of this step."""
+    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _with_anchors(saved: dict[str, Any], state: TrainerState, folder: Path) -> dict[str, Any]:
+    file = folder / _FILE
+    held = torch.load(file, map_location="cpu") if file.is_file() else {}
+    if held.get("step") != state.global_step:
+        raise MixoutError(
+            f"expected the anchors of step {state.global_step}, which anchor_ema has moved, in {str(file)!r}, got "
+            f"{'none' if not held else 'those of step ' + str(held['step'])}; name the folder of the checkpoint in "
+            "TrainingArguments(resume_from_checkpoint=...)"
+        )
+    first, *others = held["anchors"]
+    also = [{**one, "anchors": anchors} for one, anchors in zip(saved["also"], others, strict=True)]
+    return {**saved, "anchors": first, "also": also}
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:

@@ -13,8 +13,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.methods.text import nearest
 from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
 from mixout.study.analysis.cells import Comparison as Comparison
 from mixout.study.analysis.runs import CellKey, Run, by_cell

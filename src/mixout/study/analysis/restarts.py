@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -28,7 +29,7 @@ from mixout.errors import InputError
 from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run
-from mixout.study.analysis.stats import ALPHA, smallest_p
+from mixout.study.analysis.stats import ALPHA, Array, smallest_p
 
 DETECTED = (1.0, 2.0, 5.0)  # points
 POWER = 0.8
@@ -151,10 +152,15 @@ def power_at(n: int, difference: float, spread: float, *, independent: bool = Fa
     freedom = (n - 1) * (2 if independent else 1)
     shift = abs(difference) * math.sqrt(n) / spread
     limit = -float(stdtrit(freedom, alpha / 2))
-    # The noncentral t as a normal law over the estimated spread, a root of chi square, at its quantiles: scipy's own is
-    # nan in parts of its range.
-    spreads = np.sqrt(gammaincinv(freedom / 2, _QUANTILES) * 2 / freedom)
+    # The noncentral t as a normal law over the estimated spread: scipy's own is nan in parts of its range.
+    spreads = _spreads(freedom)
     return float(np.mean(ndtr(shift - limit * spreads) + ndtr(-shift - limit * spreads)))
+
+
+@lru_cache(maxsize=1024)
+def _spreads(freedom: int) -> Array:
+    """Quantiles of an estimated standard deviation of 1, a root of chi square; searches ask for the same ones again."""
+    return np.asarray(np.sqrt(gammaincinv(freedom / 2, _QUANTILES) * 2 / freedom))
 
 
 def expected_width(n: int, spread: float, *, independent: bool = False, level: float = 0.95) -> float:
@@ -195,7 +201,6 @@ def _plan(c: Comparison) -> Power:
     def needed(points: float, spread: float) -> int | None:
         return restarts_needed(points / c.points, spread, family=family, independent=independent)
 
-    smallest = fewest_restarts(family, independent=independent)
     return Power(
         task=c.task,
         method=c.method,
@@ -204,20 +209,27 @@ def _plan(c: Comparison) -> Power:
         pilot=pilot,
         spread=spread,
         points=c.points,
-        smallest=smallest,
-        detectable=_detectable(pilot, spread, independent, ALPHA / family) if pilot >= smallest else None,
+        smallest=fewest_restarts(family, independent=independent),
+        detectable=detectable(c),
         needed=tuple(
             Needed(points=p, restarts=needed(p, spread), low=needed(p, low), high=needed(p, high)) for p in DETECTED
         ),
     )
 
 
-def _detectable(n: int, spread: float, independent: bool, alpha: float) -> float:
-    """The difference at which the power is 0.8: by halving, to a thousandth."""
+def detectable(c: Comparison) -> float | None:
+    """The difference, in the score's unit, that the comparison's restarts show with a power of 0.8.
+
+    Found by halving, to a thousandth. None where they can show none, are fewer than five, or have no spread.
+    """
+    n, independent, family = min(c.n, c.n_baseline), not c.paired, c.family * c.looks
+    if n < max(PILOT, fewest_restarts(family, independent=independent)) or not _has_spread(c):
+        return None
+    spread = spread_of(c)
     low, high = 0.0, 100.0 * spread
     while high - low > 1e-3 * spread:
         middle = (low + high) / 2
-        enough = power_at(n, middle, spread, independent=independent, alpha=alpha) >= POWER
+        enough = power_at(n, middle, spread, independent=independent, alpha=ALPHA / family) >= POWER
         low, high = (low, middle) if enough else (middle, high)
     return high
 

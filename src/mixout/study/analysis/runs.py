@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeVar
 
+from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.methods.text import nearest
 
 STATUSES = ("finished", "diverged", "failed")
 COLUMNS = (
@@ -45,6 +45,7 @@ class Run:
         original: score on text of the domain that the model knew before, where the run was given some.
         distance_by_layer: the same for each layer.
         evaluations: pairs of step and score.
+        losses: pairs of step and training loss.
         predictions: for the dev set, in its order.
         dev_size: examples in the dev set; None where that is unknown.
         collapsed: its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a
@@ -73,6 +74,7 @@ class Run:
     original: float | None = None
     distance_by_layer: dict[str, float] = field(default_factory=dict)
     evaluations: tuple[tuple[int, float], ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
     predictions: tuple[float, ...] = ()
     dev_size: int | None = None
     collapsed: bool = False

@@ -10,13 +10,14 @@ from mixout.study.analysis.across import Aggregate, aggregate
 from mixout.study.analysis.cells import Cell, Comparison, summarise
 from mixout.study.analysis.compare import MARGIN, choose_baseline, compare
 from mixout.study.analysis.curves import Curve, Dose, LayerDistance, Sweep, curves, distances, doses, sweeps
+from mixout.study.analysis.leaders import Leader, answer, leaders
 from mixout.study.analysis.predictions import Instability, instability
 from mixout.study.analysis.restarts import Power, plan
 from mixout.study.analysis.runs import Run, place
 from mixout.study.analysis.stats import SMALLEST
-from mixout.study.analysis.words import describe, overall
+from mixout.study.analysis.words import describe
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class Summary:
         baseline: with which methods are compared.
         seed: of permutations, where they are too many to visit all.
         looks: how often the data were to be looked at; intervals and p are corrected for it.
-        verdict: what all comparisons together show, in words.
+        verdict: the answer in a few sentences.
+        leaders: the best method on each task with each set of factors, and what can't be told apart from it.
         cells: each method on each task.
         comparisons: with the baseline, task by task.
         aggregates: over tasks.
@@ -43,7 +45,8 @@ class Summary:
     baseline: str
     seed: int
     looks: int
-    verdict: str
+    verdict: tuple[str, ...]
+    leaders: tuple[Leader, ...]
     cells: tuple[Cell, ...]
     comparisons: tuple[Comparison, ...]
     aggregates: tuple[Aggregate, ...]
@@ -82,29 +85,30 @@ def analyse(
         ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
         ...     for k in range(8)
         ... ]
-        >>> analyse(runs).verdict
-        'mixout(0.9) scores 5.0 points higher than plain on RTE (8 restarts).'
+        >>> analyse(runs).verdict[0]
+        'Best on RTE: mixout(0.9) (score 0.720, mean of 8 runs).'
     """
     every = list(runs)
     cells = summarise(every)
     baseline = choose_baseline([cell.method for cell in cells], baseline)
     compared = compare(every, baseline, seed=seed, looks=looks, margin=margin)
     comparisons = [replace(one, sentence=describe(one)) for one in compared]
-    powers = plan(comparisons)
+    found, swept = leaders(every, cells, looks=looks), sweeps(cells)
     return Summary(
         baseline=baseline,
         seed=seed,
         looks=looks,
-        verdict=overall(comparisons, powers),
+        verdict=answer(found, swept),
+        leaders=tuple(found),
         cells=tuple(cells),
         comparisons=tuple(comparisons),
         aggregates=tuple(aggregate(every, baseline, seed=seed, looks=looks)),
-        powers=tuple(powers),
+        powers=tuple(plan(comparisons)),
         instabilities=tuple(instability(every)),
         distances=tuple(distances(every)),
         curves=tuple(curves(every)),
         doses=tuple(doses(cells)),
-        sweeps=tuple(sweeps(cells)),
+        sweeps=tuple(swept),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
 

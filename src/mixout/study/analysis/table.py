@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.methods.text import nearest
 from mixout.study.analysis.runs import COLUMNS, Run
 
 _REQUIRED = ("task", "method", "restart", "score")

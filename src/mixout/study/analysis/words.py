@@ -6,15 +6,11 @@ its interval. "As good as" is said only where an equivalence test shows it; "not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mixout.study.analysis.cells import FEWEST_WITH_FAILURES, Comparison
-from mixout.study.analysis.restarts import Power, fewest_restarts
 from mixout.study.analysis.runs import place
 from mixout.study.analysis.stats import ALPHA, wilson
 
 _ROUNDING = 1e-9
-_NAMED = 3
 
 
 def describe(comparison: Comparison) -> str:
@@ -159,79 +155,6 @@ def _remarks(c: Comparison) -> str:
             f"With failures among fewer than {FEWEST_WITH_FAILURES} restarts no interval of the means holds."
         )
     return " ".join(remarks)
-
-
-def overall(comparisons: Sequence[Comparison], powers: Sequence[Power] = ()) -> str:
-    """The answer in two or three sentences: what all comparisons together show, or how far they are from it.
-
-    Args:
-        comparisons: of a study.
-        powers: the restarts that they need.
-
-    Example:
-        >>> overall([])
-        'Nothing was compared: a comparison needs two methods with scores on the same task.'
-    """
-    if not comparisons:
-        return "Nothing was compared: a comparison needs two methods with scores on the same task."
-    shown = sorted((c for c in comparisons if c.p_holm <= ALPHA), key=lambda c: -abs(c.difference * c.points))
-    if not shown:
-        return " ".join(["No winner yet.", *_no_winner(comparisons, powers)])
-    sentences = [
-        f"{c.method} scores {_number(abs(c.difference * c.points))} points {'higher' if c.difference > 0 else 'lower'} "
-        f"than {c.baseline} on {place(c.task, tuple(sorted(c.factors.items())))}{_with_interval(c)}."
-        for c in shown[:_NAMED]
-    ]
-    if len(shown) > _NAMED:
-        sentences.append(f"{len(shown) - _NAMED} further differences are shown below.")
-    rest = len(comparisons) - len(shown)
-    if rest:
-        noun = "comparison shows" if rest == 1 else "comparisons show"
-        sentences.append(f"{rest} {noun} no difference, which does not mean that there is none.")
-    return " ".join(sentences)
-
-
-def _with_interval(c: Comparison) -> str:
-    interval = "" if c.low is None or c.high is None else (
-        f"{percent_of(c.confidence)} interval {_interval(c.low, c.high, c.points)}, "
-    )  # fmt: skip
-    return f" ({interval}{c.n if c.paired else min(c.n, c.n_baseline)} restarts)"
-
-
-def _no_winner(comparisons: Sequence[Comparison], powers: Sequence[Power]) -> list[str]:
-    """How near the methods lie to each other, what so many restarts can show, and how many more would show a point."""
-    parts = []
-    places = {(c.task, tuple(sorted(c.factors.items()))) for c in comparisons}
-    methods = len({c.method for c in comparisons}) + 1
-    n = min(min(c.n, c.n_baseline) for c in comparisons)
-    if len(places) == 1:
-        means = [comparisons[0].baseline_mean, *(c.mean for c in comparisons)]
-        width = _number((max(means) - min(means)) * comparisons[0].points)
-        many = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}.get(methods, str(methods))
-        parts.append(f"The {many} methods lie within {width} points")
-    else:
-        largest = max(comparisons, key=lambda c: abs(c.difference * c.points))
-        parts.append(
-            f"The largest of {len(comparisons)} differences from {largest.baseline} is "
-            f"{_number(largest.difference * largest.points)} points ({largest.method} on "
-            f"{place(largest.task, tuple(sorted(largest.factors.items())))})"
-        )
-    restarts = f"{n} restart{'' if n == 1 else 's'}"
-    family = comparisons[0].family * comparisons[0].looks
-    smallest = fewest_restarts(family, independent=not all(c.paired for c in comparisons))
-    if n < smallest:
-        parts[0] += f"; {restarts} cannot show a difference by this test, {smallest} can."
-        return parts
-    detectable = max((p.detectable * p.points for p in powers if p.detectable is not None), default=None)
-    parts[0] += "." if detectable is None else (
-        f"; with {restarts} only differences above about {detectable:.2g} points would show."
-    )  # fmt: skip
-    needed = [p.needed[0].restarts - p.pilot for p in powers if p.needed and p.needed[0].restarts is not None]
-    if needed and max(needed) > 0:
-        parts.append(f"Run {max(needed):,} more to detect 1 point.")
-    if all(c.p_equivalent is not None and c.p_equivalent <= ALPHA for c in comparisons):
-        parts.append(f"All are as good as {comparisons[0].baseline} within {_points(comparisons[0].margin)}.")
-    return parts
 
 
 def _points(points: float) -> str:

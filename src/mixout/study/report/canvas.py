@@ -1,7 +1,7 @@
 """From panels to pictures: one SVG a panel in the page, one PNG and SVG a chart for papers and slides.
 
-A panel is drawn twice, into axes of the same size in points: alone, since a page lays panels out by the width of the
-screen, and beside the chart's other panels under titles, in a file. Sizes are absolute: no layout engine moves things.
+A panel is drawn alone, since a page lays panels out by the width of the screen, and beside the chart's other panels,
+under titles, in a file. Sizes are absolute: no layout engine moves things.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixout.finetune.extras import needs
-from mixout.study.report.looks import INK, PAPER, TEXT, WIDTH, look, style
+from mixout.study.report.theme import INK, PAPER, TEXT, WIDTH, Look, style
 
 with needs("demo", "figures"):
     from matplotlib.axes import Axes
@@ -22,9 +22,19 @@ with needs("demo", "figures"):
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+MANY = 1000  # dots that an SVG holds as a bitmap, and that cannot be pointed at
 _POINTS = 72.0  # to the inch
-_RIGHT, _BOTTOM = 8.0, 36.0
-_TITLE, _GAP, _LEGEND = 24.0, 14.0, 16.0
+_RIGHT, _BOTTOM, _TITLE, _GAP, _LEGEND = 8.0, 36.0, 24.0, 14.0, 16.0
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One run: where it stands, whether it failed, and what is said of it when it is pointed at."""
+
+    x: float
+    y: float
+    failed: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +45,8 @@ class Panel:
         title: of the panel.
         description: what is drawn, in words and numbers, for who does not see it.
         height: of the axes, in points.
-        draw: draws into axes of that height, :attr:`width` wide.
+        draw: draws into axes of that height.
+        dots: places that can be pointed at.
         left: room for the labels of the vertical axis, in points.
         top: room above the axes, in points.
     """
@@ -44,18 +55,9 @@ class Panel:
     description: str
     height: float
     draw: Callable[[Axes], None]
-    left: float = 4.0
-    top: float = 4.0
-
-    @property
-    def width(self) -> float:
-        """Width of the axes in points."""
-        return WIDTH - self.left - _RIGHT
-
-    @property
-    def whole(self) -> float:
-        """Height of the panel with its axis labels, in points."""
-        return self.top + self.height + _BOTTOM
+    dots: tuple[Dot, ...] = ()
+    left: float = 6.0
+    top: float = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +68,35 @@ class Chart:
         name: of the files, and of the place in the page.
         title: of the section.
         caption: how to read it.
-        panels: in the order of the tasks.
-        legend: number and label of each method that is told apart by its look; empty where rows are labelled.
+        panels: in the order of the tasks; one at least.
+        legend: what methods look like; empty where rows are labelled.
     """
 
     name: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
-    legend: tuple[tuple[int, str], ...] = ()
+    legend: Mapping[str, Look]
 
 
-def pictures(chart: Chart) -> list[str]:
-    """Each panel as the address of a picture that holds it."""
-    return [_address(_figure([panel], chart, titles=False)) for panel in chart.panels]
+def pictures(chart: Chart) -> list[tuple[str, list[tuple[float, float, str]]]]:
+    """Each panel as the address of a picture that holds it, with the places in it that say something, in percent."""
+    found = []
+    for panel in chart.panels:
+        figure = _figure([panel], {}, titles=False)
+        address = _address(figure)  # before places are known: the limits of the axes follow from what is drawn
+        [axes] = figure.axes
+        width, height = figure.bbox.size
+        spots = []
+        for dot in panel.dots if len(panel.dots) <= MANY else ():
+            if dot.text and math.isfinite(dot.x) and math.isfinite(dot.y):
+                x, y = axes.transData.transform((dot.x, dot.y))
+                spots.append((round(100 * x / width, 1), round(100 * (1 - y / height), 1), dot.text))
+        found.append((address, spots))
+    return found
 
 
-def swatch(number: int) -> str:
+def swatch(look: Look) -> str:
     """Line and mark of a method, for a legend in the page: the address of a picture that holds it."""
     with style():
         figure = Figure(figsize=(28 / _POINTS, 12 / _POINTS), facecolor="none")
@@ -90,13 +104,13 @@ def swatch(number: int) -> str:
         axes.axis("off")
         axes.set_xlim(0, 28)
         axes.set_ylim(0, 12)
-        axes.add_line(_handle(number, [2, 14, 26], [6, 6, 6]))
+        axes.add_line(_handle(look, [2, 14, 26], [6, 6, 6]))
         return _address(figure)
 
 
 def write_files(chart: Chart, folder: Path) -> None:
     """Write ``NAME.svg`` and ``NAME.png`` with all panels, titled, on white."""
-    figure = _figure(chart.panels, chart, titles=True)
+    figure = _figure(chart.panels, chart.legend, titles=True)
     figure.set_facecolor(PAPER)
     (folder / f"{chart.name}.svg").write_text(_svg(figure), encoding="utf-8")
     with style():
@@ -104,51 +118,44 @@ def write_files(chart: Chart, folder: Path) -> None:
         figure.savefig(folder / f"{chart.name}.png", dpi=150, metadata={"Software": None})
 
 
-def _figure(panels: Sequence[Panel], chart: Chart, *, titles: bool) -> Figure:
-    """The panels in rows of two; in a file with titles and, below, the legend."""
+def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool) -> Figure:
+    """The panels in lines of two; in a file with titles and, below, the legend."""
     columns = min(2, len(panels))
-    rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    lines = [panels[at : at + columns] for at in range(0, len(panels), columns)]
     head = _TITLE if titles else 0.0
-    legend = chart.legend if titles else ()
     width = columns * WIDTH + (columns - 1) * _GAP
-    across = max(1, int(width // (7 * max([len(label) for _, label in legend], default=1) + 40)))
+    across = max(1, int(width // (7 * max(map(len, legend), default=1) + 40)))
     foot = _LEGEND * math.ceil(len(legend) / across) + (10.0 if legend else 0.0)
-    heights = [head + max(panel.whole for panel in row) for row in rows]
-    total = sum(heights) + _GAP * (len(rows) - 1) + foot
+    heights = [head + max(panel.top + panel.height for panel in line) + _BOTTOM for line in lines]
+    total = sum(heights) + _GAP * (len(lines) - 1) + foot
     with style():
         figure = Figure(figsize=(width / _POINTS, total / _POINTS), facecolor="none")
         below = total
-        for row, height in zip(rows, heights, strict=True):
-            for column, panel in enumerate(row):
-                left = column * (WIDTH + _GAP) + panel.left
+        for line, height in zip(lines, heights, strict=True):
+            for column, panel in enumerate(line):
+                left, wide = column * (WIDTH + _GAP) + panel.left, WIDTH - panel.left - _RIGHT
                 bottom = below - head - panel.top - panel.height
-                axes = figure.add_axes((left / width, bottom / total, panel.width / width, panel.height / total))
-                _prepare(axes)
+                axes = figure.add_axes((left / width, bottom / total, wide / width, panel.height / total))
+                axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+                axes.tick_params(length=0, pad=5)
+                axes.grid(visible=True)
                 panel.draw(axes)
                 if titles:
                     at = (column * (WIDTH + _GAP) + 4) / width, (below - 14) / total
                     figure.text(*at, panel.title, size=TEXT + 1, weight="bold", color=INK)
             below -= height + _GAP
         if legend:
-            handles = [_handle(number) for number, _ in legend]
             figure.legend(
-                handles, [label for _, label in legend], loc="lower left", ncols=across, handlelength=2.8,
-                bbox_to_anchor=(0, 0), borderaxespad=0.4, columnspacing=1.6,
+                [_handle(look) for look in legend.values()], list(legend), loc="lower left", ncols=across,
+                handlelength=2.8, bbox_to_anchor=(0, 0), borderaxespad=0.4, columnspacing=1.6,
             )  # fmt: skip
     return figure
 
 
-def _prepare(axes: Axes) -> None:
-    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    axes.tick_params(length=0, pad=5)
-    axes.grid(visible=True)
-
-
-def _handle(number: int, x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
-    shown = look(number)
+def _handle(look: Look, x: Sequence[float] = (), y: Sequence[float] = ()) -> Line2D:
     # In a swatch only the middle of three points has a mark.
     return Line2D(
-        x, y, color=shown.color, linestyle=shown.line, linewidth=1.6, marker=shown.mark, markersize=6,
+        x, y, color=look.color, linestyle=look.line, linewidth=1.6, marker=look.mark, markersize=6,
         markevery=[1] if x else None,
     )  # fmt: skip
 

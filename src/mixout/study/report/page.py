@@ -25,60 +25,67 @@ with needs("demo", "the report"):
 _BREAK = re.compile(r"(?<=[+,])(?=\S)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statements:
-    """Statements under a heading.
+@dataclass(frozen=True)
+class Lines:
+    """Sentences, one a line; the first of an answer is its headline."""
 
-    Args:
-        title: of the list.
-        texts: one or more sentences each; the first of them is set off.
-        shown: as many are seen at once, the others after a click.
-    """
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts of the data, and what is said of each in short lines."""
+
+    items: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Name and value."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """Addresses of files beside the page, and what they are."""
+
+    links: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Something behind a click."""
 
     title: str
-    texts: tuple[str, ...]
-    shown: int = 4
-
-    @property
-    def parts(self) -> list[tuple[str, str]]:
-        """Each text as its first sentence and the others."""
-        split = [text.partition(". ") for text in self.texts]
-        return [(first + (stop and "."), rest) for first, stop, rest in split]
+    blocks: tuple[Block, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Switch:
+    """One of several; the first is shown, also where no script runs."""
+
+    label: str
+    options: tuple[tuple[str, tuple[Block, ...]], ...]
+
+
+Block = Lines | Examples | Pairs | Code | Links | Fold | Switch | Chart | Table
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the page; what is empty is left out.
-
-    Args:
-        name: the anchor; unique within the page.
-        title: the heading.
-        lead: the answer in a sentence.
-        statements: lists of sentences.
-        chart: drawn here, with its caption.
-        tables: in order.
-        folded: title and preformatted text, behind a click.
-        pairs: name and value.
-        code: lines to copy.
-        links: addresses of files beside the page, and what they are.
-    """
+    """A part of the page; the name is its anchor."""
 
     name: str
     title: str
-    lead: str = ""
-    statements: tuple[Statements, ...] = ()
-    chart: Chart | None = None
-    tables: tuple[Table, ...] = ()
-    folded: tuple[tuple[str, str], ...] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
-    code: str = ""
-    links: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing under the heading."""
-        body = (self.lead, self.chart, self.tables, self.folded, self.pairs, self.code, self.links)
-        return not any(body) and not any(group.texts for group in self.statements)
+    blocks: tuple[Block, ...]
 
 
 def render(title: str, facts: str, sections: Sequence[Section]) -> str:
@@ -97,11 +104,12 @@ def render(title: str, facts: str, sections: Sequence[Section]) -> str:
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["soft"] = lambda text: Markup("<wbr>").join(_BREAK.split(text))
+    environment.filters["kind"] = lambda block: type(block).__name__
     script = _read("page.js")
     return environment.get_template("page.html.j2").render(
         title=title,
         facts=facts,
-        sections=[section for section in sections if not section.empty],
+        sections=[section for section in sections if section.blocks],
         # Ours, not the user's: the only two things that are not escaped.
         css=Markup(_read("page.css")),
         script=Markup(script),

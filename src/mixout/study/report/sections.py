@@ -5,37 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.cells import Cell, Comparison
+from mixout.study.analysis.compare import compare
+from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import percent_of
-from mixout.study.report import cell_tables, comparison_tables, curve_charts, factor_charts, row_charts
-from mixout.study.report.canvas import Chart
-from mixout.study.report.page import Section, Statements
-from mixout.study.report.row_charts import tasks
+from mixout.study.report import charts, data, sweeps, tables
+from mixout.study.report.data import Data
+from mixout.study.report.page import Block, Code, Fold, Lines, Pairs, Section, Switch
 from mixout.study.report.tables import Table
+from mixout.study.report.theme import looks
 from mixout.study.report.wording import Labels, count
 
-
-def verdict(summary: Summary) -> Section:
-    """The first section of the page."""
-    # Equal p values are common at the smallest that a permutation test can reach.
-    ordered = sorted(
-        summary.comparisons, key=lambda one: (one.p_holm, one.p_permutation, -abs(one.difference * one.points))
-    )
-    return Section(
-        name="verdict",
-        title="Verdict",
-        lead=summary.verdict,
-        statements=(
-            Statements(title="What the data show", texts=tuple(one.sentence for one in ordered if one.p_holm <= ALPHA)),
-            Statements(
-                title="What the data do not show", texts=tuple(one.sentence for one in ordered if one.p_holm > ALPHA)
-            ),
-            Statements(title="What was left out", texts=summary.notes),
-        ),
-    )
+# Other baselines are compared beforehand, where that is cheap.
+_RUNS, _METHODS = 2000, 8
 
 
 def facts(cells: Sequence[Cell]) -> str:
@@ -58,36 +42,46 @@ def facts(cells: Sequence[Cell]) -> str:
     return " \u00b7 ".join(parts)
 
 
-def results(summary: Summary, runs: Sequence[Run]) -> list[Section]:
-    """What came out: scores, comparisons, curves, costs."""
-    labels = Labels(summary.cells)
+def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -> list[Section]:
+    """What came out: the answer with its figure, what was asked, scores, comparisons, curves, examples, details."""
+    look = looks([cell.method for cell in summary.cells], summary.baseline)
+    labels, of_cell, of_task = Labels(summary.cells, look), by_cell(runs), data.known(runs, given)
+    names = list(of_task)
+    strips = charts.scores(summary.cells, of_cell, labels)
+    over = sweeps.over_factors(summary.sweeps, of_cell, look)
+    drawn = [*over[:1], strips, *over[1:]]
+    more = (sweeps.over_p(summary.doses, of_cell, look), sweeps.tradeoff(summary.cells, summary.sweeps, of_cell, look))
     scores = [
-        cell_tables.scores(place, [cell for cell in summary.cells if cell.task == task], labels)
-        for place, task in enumerate(tasks(summary.cells))
+        tables.scores(at, [cell for cell in summary.cells if cell.task == task], summary.leaders, labels)
+        for at, task in enumerate(names)
     ]
-    differences = [
-        comparison_tables.differences(place, [one for one in summary.comparisons if one.task == task], labels)
-        for place, task in enumerate(tasks(summary.comparisons))
-    ]
-    across = comparison_tables.across(summary.aggregates, labels)
-    restarts = comparison_tables.restarts(summary.powers, summary.comparisons, labels)
+    flips = []
+    for task in names:
+        best = max(
+            (one.best for one in summary.leaders if one.best.task == task), key=lambda c: c.mean or 0, default=None
+        )
+        here = [i for i in summary.instabilities if i.task == task and (best is None or i.factors == best.factors)]
+        found = data.flips(here, of_cell, of_task[task], labels)
+        flips += [found] if found.items else []
     return [
-        _section("tables", "Scores", [cell_tables.overview(summary.cells, labels), *scores]),
-        _drawn(row_charts.scores(summary.cells, runs, labels)),
-        _drawn(curve_charts.over_p(summary.doses)),
-        *map(_drawn, factor_charts.over_factors(summary.sweeps, runs)),
-        _drawn(factor_charts.tradeoff(summary.cells, summary.sweeps, runs)),
-        _drawn(row_charts.differences(summary.comparisons, labels), [*differences, across]),
-        _drawn(curve_charts.best_of(summary.cells, labels)),
-        _section("enough", "Enough restarts?", [restarts]),
-        _drawn(curve_charts.over_steps(summary.curves, runs, labels)),
-        _drawn(
-            row_charts.disagreement(summary.instabilities, labels),
-            [cell_tables.instability(summary.instabilities, labels)],
-        ),
-        _drawn(curve_charts.over_layers(summary.distances, labels)),
-        _section("costs", "Costs", [cell_tables.costs(summary.cells, labels)]),
-    ]
+        Section("answer", "Answer", (Lines(summary.verdict), drawn[0])),
+        Section("asked", "What was asked", tuple(_asked(summary, of_task))),
+        Section("tables", "Scores", _some(tables.overview(summary.cells, summary.leaders, labels), *scores)),
+        *(Section(chart.name, chart.title, (chart,)) for chart in (*drawn[1:], *more) if chart is not None),
+        Section("differences", "Differences", tuple(_differences(summary, runs, labels))),
+        Section("training", "Training", _some(
+            charts.over_steps(summary.cells, of_cell, labels, losses=True),
+            charts.over_steps(summary.cells, of_cell, labels, losses=False),
+        )),
+        Section("examples", "Examples that flip", _some(*flips, tables.instability(summary.instabilities, labels))),
+        Section("details", "Details", _folds({
+            "Every comparison in words": [Lines(tuple(_ordered(summary.comparisons)))] if summary.comparisons else [],
+            "Best of k restarts": [charts.best_of(summary.cells, labels)],
+            "Enough restarts?": [tables.restarts(summary.powers, labels)],
+            "Distance by layer": [charts.over_layers(summary.distances, labels)],
+            "Cost": [tables.costs(summary.cells, labels)],
+        })),
+    ]  # fmt: skip
 
 
 def origins(
@@ -98,31 +92,70 @@ def origins(
     environment: Mapping[str, object],
     settings: Mapping[str, object],
 ) -> list[Section]:
-    """How the numbers came about: what failed, settings, machine, and how to do it again."""
+    """How the numbers came about: what was left out, what failed, settings, machine, and how to do it again."""
     failed = [run for run in runs if run.status != "finished" or run.error]
+    code = (Code("\n".join(commands)),) if commands else ()
     return [
-        Section(
-            name="failures",
-            title="Unfinished runs",
-            folded=tuple((_described(run), run.error or "No error was recorded.") for run in failed),
-        ),
-        Section(name="settings", title="Settings", pairs=_pairs(settings)),
-        Section(name="environment", title="Environment", pairs=_pairs(environment)),
-        Section(name="reproduce", title="Reproduce", code="\n".join(commands)),
-        Section(name="reading", title="Words", pairs=_words(summary)),
-    ]
+        Section("notes", "What was left out", (Lines(summary.notes),) if summary.notes else ()),
+        Section("failures", "Unfinished runs", _folds({
+            _described(run): [Code(run.error or "No error was recorded.")] for run in failed
+        })),
+        Section("reproduce", "Reproduce", code + _folds({
+            "Settings": [Pairs(_pairs(settings))] if settings else [],
+            "Environment": [Pairs(_pairs(environment))] if environment else [],
+            "Words": [Pairs(_words(summary))],
+        })),
+    ]  # fmt: skip
 
 
-def _section(name: str, title: str, tables: Sequence[Table | None]) -> Section:
-    return Section(name=name, title=title, tables=tuple(table for table in tables if table is not None))
+def _asked(summary: Summary, of_task: Mapping[str, Data]) -> list[Block]:
+    blocks: list[Block] = []
+    for task, known in of_task.items():
+        pairs = data.asked(known, [cell for cell in summary.cells if cell.task == task])
+        if pairs.pairs:
+            blocks.append(Pairs((("Task", task), *pairs.pairs)))
+        if known.texts:
+            blocks.append(data.three(known))
+    kinds = data.methods([cell.method for cell in summary.cells])
+    return [*blocks, *([kinds] if kinds.pairs else [])]
 
 
-def _drawn(chart: Chart | None, tables: Sequence[Table | None] = ()) -> Section:
-    """A chart's section; without the chart there is nothing that its tables could say."""
-    if chart is None:
-        return Section(name="", title="")
-    kept = tuple(table for table in tables if table is not None)
-    return Section(name=chart.name, title=chart.title, chart=chart, tables=kept)
+def _differences(summary: Summary, runs: Sequence[Run], labels: Labels) -> list[Block]:
+    """Against the baseline; where it is cheap, also against each of the others."""
+    if not summary.comparisons:
+        return []
+    methods = [method for method in dict.fromkeys(cell.method for cell in summary.cells) if method != summary.baseline]
+    several = len(methods) > 1 and len(runs) <= _RUNS and len(methods) < _METHODS
+    chart = charts.differences(summary.comparisons, labels)
+    options = [(summary.baseline, _some(chart, *_against("differences", summary.comparisons, labels)))]
+    for at, method in enumerate(methods if several else ()):
+        compared = compare(runs, method, seed=summary.seed, looks=summary.looks, margin=summary.comparisons[0].margin)
+        if compared:
+            options.append((method, tuple(_against(f"differences-{at}", compared, labels))))
+    across = tables.across(summary.aggregates, labels)
+    return [Switch("Compare with", tuple(options)), *([across] if across else [])]
+
+
+def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Table]:
+    found = []
+    for at, task in enumerate(dict.fromkeys(one.task for one in comparisons)):
+        here = [one for one in comparisons if one.task == task]
+        found.append(tables.differences(f"{name}-{at}", here, labels))
+    return found
+
+
+def _ordered(comparisons: Sequence[Comparison]) -> list[str]:
+    # Equal p-values are common at the smallest that a permutation test can reach.
+    ordered = sorted(comparisons, key=lambda one: (one.p_holm, one.p_permutation, -abs(one.difference * one.points)))
+    return [one.sentence for one in ordered]
+
+
+def _some(*blocks: Block | None) -> tuple[Block, ...]:
+    return tuple(block for block in blocks if block is not None)
+
+
+def _folds(parts: Mapping[str, Sequence[Block | None]]) -> tuple[Block, ...]:
+    return tuple(Fold(title, _some(*blocks)) for title, blocks in parts.items() if _some(*blocks))
 
 
 def _pairs(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
@@ -145,23 +178,23 @@ def _words(summary: Summary) -> tuple[tuple[str, str], ...]:
         "of its errors; of a regression, the variance of its predictions is below 5 % of its squared error.)"
     )
     interval = (
-        "Of a mean or difference: Student's t over restarts, Welch's where restarts are not paired; of a failure rate: "
-        "Wilson's; of a difference of failure rates: Newcombe's. All take the dev set as given: its own standard error "
-        "is a column of the scores. Where no run failed the interval speaks of runs that do not fail; where some of "
-        f"fewer than ten failed there is none.{looks if summary.looks > 1 else ''}"
+        "Of a mean or difference: Student's t over restarts, Welch's where restarts are not paired. It takes the dev "
+        "set as given: the dev set's own uncertainty stands beside it. Where no run failed it speaks of runs that do "
+        f"not fail; where some of fewer than ten failed there is none.{looks if summary.looks > 1 else ''}"
     )
     p = (
         "Two-sided permutation test of the difference of means; in pairs, by exchanging signs. It asks whether the "
-        "methods differ in any respect: rare failures of one of them count as well."
+        "methods differ in any respect: rare failures of one of them count as well. Holm's correction covers all "
+        f"comparisons with one baseline. A difference counts as shown where it is at most {ALPHA:g}."
     )
     return (
+        ("restart", "One run of a method: its seeds decide the new head, the order of the data and the masks."),
         ("failed", failed),
         (f"{level} interval", interval),
-        ("p", p),
-        ("p, Holm", "The same after Holm's correction over all comparisons of this report."),
-        ("p, as good", "Equivalence: two one-sided t tests that the means differ by less than the margin."),
+        ("p-value", p),
+        ("not told apart", "Compared with the method of the highest mean, and not shown to be lower."),
+        ("as good", "Two one-sided t tests show that the means differ by less than the margin."),
         ("P(better)", "Chance that a run of the method beats one of the baseline; ties count half."),
-        ("IQM", "Interquartile mean: the mean of the middle half of the scores."),
         ("seed", f"Of random permutations, where they are too many to visit all: {summary.seed}."),
     )
 

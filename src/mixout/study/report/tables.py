@@ -1,29 +1,52 @@
-"""A table as a value: what the page, Markdown and LaTeX show of it. Its numbers are texts already, in one width.
+"""The tables of a report as values, and as Markdown and LaTeX. They compute no statistics.
 
-CSV files are written elsewhere, from full precision. It computes nothing.
+Numbers are texts already, in one width; CSV files are written elsewhere, from full precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from mixout.study.report.wording import MISSING
+from mixout.study.analysis.across import Aggregate
+from mixout.study.analysis.cells import Cell, Comparison
+from mixout.study.analysis.leaders import Leader
+from mixout.study.analysis.predictions import Instability
+from mixout.study.analysis.restarts import Power
+from mixout.study.analysis.stats import ALPHA
+from mixout.study.analysis.words import p_value
+from mixout.study.report.wording import MISSING, Labels, Placed, Scores, duration, interval, memory, number, percent
 
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of a table.
-
-    Args:
-        name: its head.
-        numeric: aligned to the right, and sorted by number.
-        explanation: what the head means, for who does not know.
-    """
-
-    name: str
-    numeric: bool = True
-    explanation: str = ""
+T = TypeVar("T")
+MEANINGS = {
+    "runs": "whose scores enter; of two numbers, those of the method and of the baseline",
+    "mean": "over restarts",
+    "± restarts": "95 % interval of the mean over restarts, Student's t",
+    "± dev set": "the same for the choice of dev examples, which all restarts share",
+    "sd": "standard deviation over restarts",
+    "max": "grows with the number of restarts",
+    "failed": "runs that scored no more than a constant answer, collapsed to nearly one answer, or did not finish",
+    "difference": "of the means, method minus baseline",
+    "interval": "of the difference, Student's t; none where some of fewer than ten runs failed",
+    "p-value": "two-sided permutation test, after Holm's correction over all comparisons with this baseline",
+    "p-value, uncorrected": "signs of all pairs of all tasks are flipped",
+    "result": "higher, lower: shown by the test; as good: within the margin by an equivalence test",
+    "P(better)": "chance that a run of the method beats one of the baseline; ties count half",
+    "failed, baseline's": "failed runs of the method, and of the baseline",
+    "without failed": "difference of the means of the runs that did not fail",
+    "restarts now": "of each method",
+    "would show": "true difference in points that these restarts show in 4 of 5 studies",
+    "training": "mean time of a run, without evaluations; a busy machine makes it longer",
+    "peak memory": "the largest of its runs",
+    "distance": "mean Euclidean distance to all pretrained weights",
+    "kept": "mean score on text of the domain that the model knew before; of an encoder 1 is the same as before",
+    "disagreement": "share of dev examples that two restarts answer differently, over all pairs; jackknife interval",
+    "without failed runs": "the same among the runs that did not fail",
+    "flipping": "dev examples that do not get the same answer from all restarts",
+}
+_NORMAL = 1.96  # of a 95 % interval of the normal law
+_MOST_PLACES = 8
 
 
 @dataclass(frozen=True)
@@ -33,14 +56,14 @@ class Value:
     Args:
         text: what is shown.
         order: what is sorted by; the text where it is None.
-        extra: shown after the text, smaller: an interval.
         mark: why it is set off; empty where it is not.
+        color: of the method that it names.
     """
 
     text: str
     order: float | None = None
-    extra: str = ""
     mark: str = ""
+    color: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,133 +73,246 @@ class Table:
     Args:
         name: unique within a report.
         title: a few words.
-        columns: at least one.
+        columns: their names.
         rows: as many values as columns each.
         note: a sentence below it.
+        shaded: numbers of the rows that are set off.
     """
 
     name: str
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     note: str = ""
+    shaded: frozenset[int] = frozenset()
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns are sorted by number, and stand at the right."""
+        return [any(row[at].order is not None for row in self.rows) for at in range(len(self.columns))]
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """Of the columns that need words."""
+        return {name: MEANINGS[name] for name in self.columns if name in MEANINGS}
 
 
-METHOD = Column(name="method", numeric=False)
+Columns = Sequence[tuple[str, Callable[[T], Value]]]
 
 
-def compact(
-    name: str, title: str, columns: Sequence[Column], rows: Sequence[tuple[Value, ...]], note: str = ""
-) -> Table:
-    """A table without the columns that say nothing in any row."""
-    kept = [at for at in range(len(columns)) if any(row[at].text != MISSING for row in rows)]
+def _table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: str = "",
+           shaded: Callable[[T], bool] = lambda _: False) -> Table:  # fmt: skip
+    """A row for each item, without the columns that say nothing in any row."""
+    every = [[of(item) for _, of in columns] for item in items]
+    kept = [at for at in range(len(columns)) if any(row[at].text != MISSING for row in every)]
     return Table(
         name=name,
         title=title,
-        columns=tuple(columns[at] for at in kept),
-        rows=tuple(tuple(row[at] for at in kept) for row in rows),
+        columns=tuple(columns[at][0] for at in kept),
+        rows=tuple(tuple(row[at] for at in kept) for row in every),
         note=note,
+        shaded=frozenset(at for at, item in enumerate(items) if shaded(item)),
     )
 
 
-def to_markdown(tables: Sequence[Table]) -> str:
-    r"""The tables as Markdown, each under a heading; marked values are bold.
+def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table | None:
+    """Methods by tasks and the values of factors; None for a single place, and for too many."""
+    of = {(cell.method, labels.place(cell)): cell for cell in cells}
+    places = {labels.place(cell): cell for cell in reversed(cells)}
+    if not 1 < len(places) <= _MOST_PLACES:
+        return None
+    texts = {task: Scores(x for cell in cells if cell.task == task for x in cell.scores) for task in labels.tasks}
 
-    Example:
-        >>> table = Table(name="t", title="T", columns=(Column(name="a", numeric=False), Column(name="b")),
-        ...     rows=((Value("x|y"), Value("1.5", extra="[1, 2]", mark="highest")),))
-        >>> print(to_markdown([table]))
-        ## T
-        <BLANKLINE>
-        | a | b |
-        |:--|--:|
-        | x\|y | **1.5** [1, 2] |
-        <BLANKLINE>
-    """
-    blocks = []
-    for table in tables:
-        head = " | ".join(_markdown(column.name) for column in table.columns)
-        rule = "|".join("--:" if column.numeric else ":--" for column in table.columns)
-        rows = [f"| {' | '.join(_markdown_value(value) for value in row)} |" for row in table.rows]
-        note = f"\n{_markdown(table.note)}\n" if table.note else ""
-        blocks.append("\n".join([f"## {_markdown(table.title)}\n", f"| {head} |", f"|{rule}|", *rows, note]))
-    return "\n".join(blocks)
+    def at(place: str) -> Callable[[str], Value]:
+        def value(method: str) -> Value:
+            cell = of.get((method, place))
+            return Value(MISSING) if cell is None else _mean(cell, texts[cell.task], _standing(cell, leaders))
 
+        return value
 
-def to_latex(tables: Sequence[Table]) -> str:
-    r"""The tables as LaTeX with booktabs; marked values are bold.
-
-    Example:
-        >>> table = Table(name="t", title="50 %", columns=(Column(name="a_b", numeric=False),), rows=((Value("x"),),))
-        >>> print(to_latex([table]))
-        % needs \usepackage{booktabs}
-        \begin{table}
-          \centering
-          \caption{50 \%}
-          \begin{tabular}{l}
-            \toprule
-            a\_b \\
-            \midrule
-            x \\
-            \bottomrule
-          \end{tabular}
-        \end{table}
-        <BLANKLINE>
-    """
-    lines = [r"% needs \usepackage{booktabs}"]
-    for table in tables:
-        layout = "".join("r" if column.numeric else "l" for column in table.columns)
-        rows = [" & ".join(_latex_value(value) for value in row) for row in table.rows]
-        caption = _latex(f"{table.title}. {table.note}" if table.note else table.title)
-        lines += [
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{caption}}}",
-            rf"  \begin{{tabular}}{{{layout}}}",
-            r"    \toprule",
-            f"    {' & '.join(_latex(column.name) for column in table.columns)} \\\\",
-            r"    \midrule",
-            *(f"    {row} \\\\" for row in rows),
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    return "\n".join(lines)
+    total = dict.fromkeys((cell.method for cell in cells), 0.0)
+    for cell in cells:
+        total[cell.method] += cell.mean or 0.0
+    note = (
+        "Bold: the highest mean of a column, and what can't be told apart from it, where restarts are enough to tell."
+    )
+    columns = [("method", lambda method: Value(method, color=labels.looks[method].color))]
+    columns += [(place, at(place)) for place in reversed(places)]
+    return _table("overview", "Means", sorted(total, key=lambda method: -total[method]), columns, note)
 
 
-def _markdown_value(value: Value) -> str:
-    text = f"**{_markdown(value.text)}**" if value.mark else _markdown(value.text)
-    return f"{text} {_markdown(value.extra)}".rstrip()
+def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table:
+    """The distribution of one task's scores, the highest mean first; ``at`` is the task's number."""
+    text = Scores(score for cell in cells for score in cell.scores)
+    places = list(dict.fromkeys(map(labels.place, cells)))
+    columns: Columns[Cell] = [
+        *_method(labels),
+        ("runs", lambda c: Value(str(c.n), c.n)),
+        ("mean", lambda c: _mean(c, text, "highest" if _standing(c, leaders) == "highest" else "")),
+        ("± restarts", lambda c: _of(None if c.mean_high is None else c.mean_high - (c.mean or 0.0), text.digits)),
+        ("± dev set", lambda c: _of(None if c.dev_error is None else _NORMAL * c.dev_error, text.digits)),
+        ("sd", lambda c: _of(c.sd, text.digits)),
+        ("min", lambda c: _of(c.min, text.digits)),
+        ("max", lambda c: _of(c.max, text.digits)),
+        ("failed", lambda c: Value(f"{c.failed} of {c.runs}" if c.failed else "0", c.failure_rate)),
+    ]
+    # A table of scores need not say which metric it holds.
+    notes = [] if cells[0].metric == "score" else [f"Score: {cells[0].metric}."]
+    shaded = any(_standing(cell, leaders) == "not told apart" for cell in cells)
+    if shaded:
+        notes.insert(0, "Shaded: the highest mean, and what can't be told apart from it.")
+    if cells[0].chance is not None:
+        notes.append(f"Chance, the score of a constant answer: {text.value(cells[0].chance)}.")
+    if unscored := sum(cell.unscored for cell in cells):
+        fate = "left out of the scores" if cells[0].chance is None else "counted as chance"
+        notes.append(f"Runs without a score, {fate}: {unscored}.")
+    ordered = sorted(cells, key=lambda cell: (places.index(labels.place(cell)), -(cell.mean or 0.0)))
+    return _table(f"scores-{at}", cells[0].task, ordered, columns, " ".join(notes),
+                  lambda cell: shaded and _standing(cell, leaders) != "")  # fmt: skip
 
 
-# Underscores within words, as in w_pre, are plain text in Markdown.
-_MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "*": "\\*", "`": "\\`", "<": "&lt;", ">": "&gt;", "\n": " "})
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "\u2212": "$-$",
-        "\u2013": "--",
-        "\u00d7": r"$\times$",
-        "\n": " ",
-        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    }
-)
+def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:
+    """The comparisons on one task, the largest difference first."""
+    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
+    columns: Columns[Comparison] = [
+        *_method(labels),
+        ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
+        ("difference", lambda c: Value(text.difference(c.difference), c.difference)),
+        ("interval", lambda c: Value(text.interval(c.low, c.high, sign=True), c.low)),
+        ("p-value", lambda c: Value(_p(c.p_holm), c.p_holm)),
+        ("result", lambda c: Value(_result(c), mark="shown" if c.p_holm <= ALPHA else "")),
+        ("P(better)", lambda c: Value(f"{c.improvement:.2f}", c.improvement)),
+        (
+            "failed, baseline's",
+            lambda c: Value(f"{c.failed}, {c.baseline_failed}" if c.some_failed else MISSING, c.failed),
+        ),
+        (
+            "without failed",
+            lambda c: Value(text.difference(c.level_difference) if c.some_failed else MISSING, c.level_difference),
+        ),
+    ]
+    first = comparisons[0]
+    note = f'Interval: {first.confidence * 100:.3g} %. Margin of "as good": {_points(first.margin)}.'
+    ordered = sorted(comparisons, key=lambda one: -one.difference)
+    return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, note)
 
 
-def _markdown(text: str) -> str:
-    return text.translate(_MARKDOWN)
+def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
+    """All tasks together."""
+    columns: Columns[Aggregate] = [
+        *_method(labels),
+        ("tasks", lambda one: Value(str(len(one.tasks)), len(one.tasks))),
+        ("runs", lambda one: Value(str(one.n), one.n)),
+        ("mean", lambda one: _of(one.mean, 1)),
+        ("difference", lambda one: Value(number(one.difference, 1, sign=True), one.difference)),
+        ("interval", lambda one: Value(interval(one.low, one.high, 1, sign=True), one.low)),
+        ("p-value, uncorrected", lambda one: Value(_p(one.p), one.p)),
+    ]
+    if not aggregates:
+        return None
+    note = "0 is chance and 100 the best run of a task." if aggregates[0].normalised else "Scores are in points."
+    return _table("across", f"All tasks, against {aggregates[0].baseline}", aggregates, columns, note)
 
 
-def _latex_value(value: Value) -> str:
-    text = rf"\textbf{{{_latex(value.text)}}}" if value.mark else _latex(value.text)
-    return f"{text} {_latex(value.extra)}".rstrip()
+def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
+    """How many restarts would be enough."""
+    if not powers:
+        return None
+
+    def needed(at: int) -> Callable[[Power], Value]:
+        def of(one: Power) -> Value:
+            need = one.needed[at]
+            high = "" if need.high is None else f"{need.high:,}"
+            text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
+            return Value(text, need.restarts)
+
+        return of
+
+    columns: Columns[Power] = [
+        *_method(labels, task=True),
+        ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
+        ("would show", lambda one: _of(None if one.detectable is None else one.detectable * one.points, 1)),
+        *((f"for {_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
+    ]
+    note = (
+        "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
+        f"that follows from how well the spread is known. Fewer than {powers[0].smallest} can show nothing."
+    )
+    return _table("restarts", "Restarts needed", powers, columns, note)
 
 
-def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
+    """What each method cost on each task: time, memory, and what it moved."""
+    columns: Columns[Cell] = [
+        *_method(labels, task=True),
+        ("training", lambda c: Value(duration(c.seconds), c.seconds)),
+        ("peak memory", lambda c: Value(memory(c.peak_memory), c.peak_memory)),
+        ("distance", lambda c: _of(c.distance, 2)),
+        ("kept", lambda c: _of(c.original, 3)),
+    ]
+    made = _table("costs", "Cost", cells, columns)
+    return made if set(made.columns) & {"training", "peak memory", "distance", "kept"} else None
+
+
+def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
+    """How much the predictions of restarts differ."""
+
+    def share(one: Instability, value: float | None, ends: str = "") -> Value:
+        return Value(f"{percent(value) if one.kind == 'classes' else number(value, 3)}{ends}", value)
+
+    def ends(one: Instability) -> str:
+        if one.low is None or one.high is None:
+            return ""
+        factor, digits = (100, 0) if one.kind == "classes" else (1, 3)
+        return f" ({interval(one.low * factor, one.high * factor, digits)})"
+
+    columns: Columns[Instability] = [
+        *_method(labels, task=True),
+        ("disagreement", lambda one: share(one, one.disagreement, ends(one))),
+        ("without failed runs", lambda one: share(one, one.working)),
+        ("flipping", lambda one: Value(f"{len(one.flipping):,} of {one.examples:,}", len(one.flipping))),
+    ]
+    return _table("instability", "Disagreement between restarts", instabilities, columns) if instabilities else None
+
+
+def _method(labels: Labels, *, task: bool = False) -> list[tuple[str, Callable[[Any], Value]]]:
+    """The method, and what differs beside it, in columns of their own."""
+
+    def factor(name: str) -> Callable[[Placed], Value]:
+        return lambda item: Value(item.factors.get(name, MISSING))
+
+    several = task and len(labels.tasks) > 1
+    return [
+        ("method", lambda item: Value(item.method, color=labels.looks[item.method].color)),
+        ("task", lambda item: Value(item.task if several else MISSING)),
+        *((name, factor(name)) for name in labels.varying),
+    ]
+
+
+def _mean(cell: Cell, text: Scores, mark: str) -> Value:
+    return Value(text.value(cell.mean), cell.mean, mark)
+
+
+def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
+    """How the cell stands to the best on its task with its factors; empty where it is lower, or nobody can tell."""
+    if any(cell is one.best for one in leaders):
+        return "highest"
+    return "not told apart" if any(cell is other for one in leaders if one.enough for other in one.alike) else ""
+
+
+def _of(value: float | None, digits: int) -> Value:
+    return Value(number(value, digits), value)
+
+
+def _result(c: Comparison) -> str:
+    if c.p_holm <= ALPHA:
+        return "higher" if c.difference > 0 else "lower"
+    return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
+
+
+def _points(points: float) -> str:
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
+def _p(p: float | None) -> str:
+    return MISSING if p is None else p_value(p).removeprefix("= ")

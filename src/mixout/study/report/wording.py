@@ -1,15 +1,15 @@
-"""Numbers as text, and what methods are called, the same everywhere in a report. It decides nothing.
+"""Numbers as text, and what methods are called and look like, the same everywhere in a report. It decides nothing.
 
-Where a study has factors, a learning rate say, a label names those that differ; each combination has its own number,
-which decides its look.
+Where a study has factors, such as a learning rate, a label names those that differ.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from mixout.study.report.theme import LINES, Look
 
 MISSING = "\u2013"
 
@@ -25,7 +25,7 @@ class Scores:
         >>> text.value(0.57), text.difference(-0.0712), text.interval(0.5, None)
         ('0.570', '\u22120.071', '\u2013')
         >>> Scores([56.5]).interval(52.3, 60.81)
-        '[52.3, 60.8]'
+        '52.3 to 60.8'
     """
 
     def __init__(self, scores: Iterable[float]) -> None:
@@ -40,7 +40,7 @@ class Scores:
         return number(value, self.digits, sign=True)
 
     def interval(self, low: float | None, high: float | None, *, sign: bool = False) -> str:
-        """Both ends in brackets."""
+        """Both ends."""
         return interval(low, high, self.digits, sign=sign)
 
 
@@ -60,10 +60,10 @@ def number(value: float | None, digits: int, *, sign: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int, *, sign: bool = False) -> str:
-    """Both ends in brackets; a dash where there are none."""
+    """Both ends; a dash where there are none."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return MISSING
-    return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
+    return f"{number(low, digits, sign=sign)} to {number(high, digits, sign=sign)}"
 
 
 def compact(values: Sequence[float]) -> list[str]:
@@ -92,16 +92,6 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{share * 100:.0f} %"
 
 
-def percentages(low: float | None, high: float | None, *, sign: bool = False) -> str:
-    """The ends of an interval of shares in whole percentages; empty where there are none.
-
-    Example:
-        >>> percentages(0.181, 0.567), percentages(None, None)
-        ('[18, 57]', '')
-    """
-    return "" if low is None or high is None else interval(low * 100, high * 100, 0, sign=sign)
-
-
 def duration(seconds: float | None) -> str:
     """Seconds, minutes or hours, whichever is read most easily.
 
@@ -111,10 +101,8 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None or not math.isfinite(seconds):
         return MISSING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
@@ -144,6 +132,10 @@ class Placed(Protocol):
     """What has a place in a study: a run, a cell, a comparison."""
 
     @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
     def method(self) -> str:
         """Label of the compared thing."""
 
@@ -152,41 +144,58 @@ class Placed(Protocol):
         """Further coordinates."""
 
 
-@dataclass(frozen=True)
-class Label:
-    """A method's number and name."""
-
-    number: int
-    text: str
-
-
 class Labels:
-    """The labels of a study, numbered in the order in which they come.
+    """What the methods of a study are called, with the factors that differ, and what they look like.
+
+    Args:
+        items: that are told apart.
+        looks: of each method.
+
+    Attributes:
+        varying: the factors that differ.
+        looks: of each method.
+        tasks: in order.
 
     Example:
         >>> from mixout.study.analysis.runs import Run
+        >>> from mixout.study.report.theme import looks
         >>> runs = [Run(task="RTE", method="plain", restart=0, score=0.5, factors={"epochs": n}) for n in ("3", "9")]
-        >>> Labels(runs).of(runs[1])
-        Label(number=1, text='plain, epochs 9')
+        >>> labels = Labels(runs, looks(["plain"], "plain"))
+        >>> labels.of(runs[1]), list(labels.all())
+        ('plain, epochs 9', ['plain, epochs 3', 'plain, epochs 9'])
     """
 
-    def __init__(self, items: Iterable[Placed]) -> None:
+    def __init__(self, items: Iterable[Placed], looks: dict[str, Look]) -> None:
         items = list(items)
         values: dict[str, set[str | None]] = {}
         for name in {name for item in items for name in item.factors}:
             values[name] = {item.factors.get(name) for item in items}
-        self._varying = sorted(name for name, seen in values.items() if len(seen) > 1)
-        self._numbers = {text: number for number, text in enumerate(dict.fromkeys(map(self._text, items)))}
+        self.varying = sorted(name for name, seen in values.items() if len(seen) > 1)
+        self.looks = looks
+        self.tasks = list(dict.fromkeys(item.task for item in items))
+        self._looks: dict[str, Look] = {}
+        seen_of: dict[str, int] = {}
+        for item in items:
+            if (text := self.of(item)) not in self._looks:
+                base, at = looks[item.method], seen_of.get(item.method, 0)
+                # Lines of one method, with other factors, differ in their dashes.
+                self._looks[text] = Look(color=base.color, mark=base.mark, line=LINES[at % len(LINES)])
+                seen_of[item.method] = at + 1
 
-    def of(self, item: Placed) -> Label:
+    def of(self, item: Placed) -> str:
         """The label of what was among the items."""
-        text = self._text(item)
-        return Label(self._numbers[text], text)
-
-    def all(self) -> list[Label]:
-        """Every label, in order."""
-        return [Label(number, text) for text, number in self._numbers.items()]
-
-    def _text(self, item: Placed) -> str:
-        named = [f"{name} {item.factors[name]}" for name in self._varying if name in item.factors]
+        named = [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
         return ", ".join([item.method, *named])
+
+    def place(self, item: Placed) -> str:
+        """Where it was made: its task, and the factors that differ."""
+        named = [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
+        return ", ".join([item.task, *named] if len(self.tasks) > 1 or not named else named)
+
+    def look(self, item: Placed) -> Look:
+        """Its look."""
+        return self._looks[self.of(item)]
+
+    def all(self) -> dict[str, Look]:
+        """Every label, in order, with its look."""
+        return dict(self._looks)

@@ -29,9 +29,11 @@ from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import Summary, analyse
 from mixout.study.analysis.table import to_csv_rows
 from mixout.study.report import sections
-from mixout.study.report.canvas import write_files
-from mixout.study.report.page import Section, render
-from mixout.study.report.tables import to_latex, to_markdown
+from mixout.study.report.canvas import Chart, write_files
+from mixout.study.report.data import Data
+from mixout.study.report.markup import to_latex, to_markdown
+from mixout.study.report.page import Block, Fold, Links, Section, Switch, render
+from mixout.study.report.tables import Table
 
 _MARK = '<meta name="generator" content="mixout">'
 _FILES = (
@@ -56,6 +58,7 @@ def write_report(
     commands: Sequence[str] = (),
     environment: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
+    data: Mapping[str, Data] | None = None,
 ) -> Path:
     """Analyse runs and write the report; files of an earlier one are replaced.
 
@@ -71,6 +74,7 @@ def write_report(
         commands: lines that make the runs and this report again.
         environment: versions and hardware, name to value.
         settings: that all runs share, name to value.
+        data: what each task was trained and tested on, as far as it is known.
 
     Returns:
         The page.
@@ -91,21 +95,29 @@ def write_report(
     summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
     summary = replace(summary, notes=(*notes, *summary.notes))
     origins = sections.origins(summary, runs, commands=commands, environment=environment or {}, settings=settings or {})
-    results = sections.results(summary, runs)
+    results = sections.results(summary, runs, data or {})
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for section in results:
-        if section.chart is not None:
-            write_files(section.chart, folder / "figures")
+    every = [block for section in results for block in _within(section.blocks)]
+    for block in every:
+        if isinstance(block, Chart):
+            write_files(block, folder / "figures")
     _write_numbers(summary, runs, folder)
-    tables = [table for section in results for table in section.tables]
+    tables = [block for block in every if isinstance(block, Table)]
     write_atomically(folder / "tables.md", to_markdown(tables))
     write_atomically(folder / "tables.tex", to_latex(tables))
-    files = Section(name="files", title="Files", links=_FILES)
     page = folder / "index.html"
-    write_atomically(
-        page, render(title, sections.facts(summary.cells), [sections.verdict(summary), *results, *origins, files])
-    )
+    files = Section("files", "Files", (Links(_FILES),))
+    write_atomically(page, render(title, sections.facts(summary.cells), [*results, *origins, files]))
     return page
+
+
+def _within(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks, also those that are folded; of alternatives the first."""
+    found: list[Block] = []
+    for block in blocks:
+        inner = block.blocks if isinstance(block, Fold) else block.options[0][1] if isinstance(block, Switch) else None
+        found += [block] if inner is None else _within(inner)
+    return found
 
 
 def check_folder(folder: Path) -> None:

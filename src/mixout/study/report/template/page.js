@@ -31,7 +31,19 @@ function sort(table, head, column) {
   table.tBodies[0].append(...rows);
 }
 
-// On paper nothing can be unfolded. Sentences that are left folded have their numbers in the tables.
+// Alternatives that were computed beforehand, such as another baseline: one is shown.
+for (const box of document.querySelectorAll(".switch")) {
+  const options = [...box.querySelectorAll(":scope > [data-option]")];
+  if (options.length < 2) continue;
+  const [label, select] = ["label", "select"].map((name) => document.createElement(name));
+  for (const option of options) select.add(new Option(option.dataset.option));
+  select.addEventListener("change", () =>
+    options.forEach((option, at) => { option.hidden = at !== select.selectedIndex; }));
+  label.append(box.dataset.label, " ", select);
+  box.prepend(label);
+}
+
+// On paper nothing can be unfolded.
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details.failure")) details.open = true;
+  for (const details of document.querySelectorAll("details:not(.meaning)")) details.open = true;
 });

@@ -1,7 +1,8 @@
 """What a model carries, to be asked, and what a checkpoint must carry beside the weights.
 
 Weights are saved by whoever saves them. The rest is which method, the anchor's fingerprint, p, and with a seed and on
-several ranks the seed and the number of masks drawn so far; for masks that are kept for several steps, the step.
+several ranks the seed and the number of masks drawn so far; for masks that are kept for several steps, the step; and
+anchors that move.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixout.errors import AnchorMismatchError, MixoutError
-from mixout.layers import Mixed
+from mixout.layers import Mixed, MovingAnchor, Share
 from mixout.masks import check_p
 from mixout.measure import fingerprint_of, importance_fingerprint, old_fingerprints, starting_weight
 from mixout.methods import Method
+from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
 from mixout.streams import Stream
@@ -77,11 +79,18 @@ def state(model: nn.Module) -> State:
     return State(model)
 
 
-def save_state(model: nn.Module) -> dict[str, Any]:
+def save_state(model: nn.Module, *, tensors: bool = True) -> dict[str, Any]:
     """What a checkpoint must carry beside the weights, as JSON: method, anchor fingerprint, p, and masks drawn.
 
     Where parts of the model were given methods of their own, the entries are those of the first, and ``also`` lists
     those of the others.
+
+    With ``anchor_ema`` there is also ``anchors``: the anchors that have moved, by name, whole and on the host. These
+    are tensors, and no JSON. Where weights lie in parts on several ranks, every rank must call this then.
+
+    Args:
+        model: what carries a method.
+        tensors: leave ``anchors`` out if False; :func:`mixout.load_state_` then needs them from elsewhere.
 
     Raises:
         NotAppliedError: if the model carries no method.
@@ -91,7 +100,7 @@ def save_state(model: nn.Module) -> dict[str, Any]:
         >>> save_state(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))["p"]
         0.9
     """
-    first, *others = [_state(model, applied) for applied in applied_to(model)]
+    first, *others = [_state(model, applied, tensors=tensors) for applied in applied_to(model)]
     return {"version": STATE_VERSION, **first, "also": others}
 
 
@@ -122,13 +131,17 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
             applied.mixing.set_p(one["p"])
             if applied.mixing.period is not None:
                 applied.mixing.period.steps = one["steps"]
+                for name, anchor in _moving(model, applied).items():
+                    anchor.restore_(one["anchors"][name], applied.mixing.period.index)
             for name, stream in _streams(model, applied).items():
                 stream.restore(one["draws"].get(name, 0))
         applied.seed.value = one["agreed_seed"]
 
 
-def _state(model: nn.Module, applied: Applied) -> dict[str, Any]:
-    return {
+def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, Any]:
+    moving = _moving(model, applied) if tensors else {}
+    anchors = {name: whole(anchor.tensor).detach().to("cpu", copy=True) for name, anchor in moving.items()}
+    return ({"anchors": anchors} if anchors else {}) | {
         "methods": str(applied),
         "fingerprint": fingerprint_of(model, applied),
         "importance": importance_fingerprint(model, applied),
@@ -157,6 +170,13 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
+    shapes = {name: tuple(anchor.tensor.shape) for name, anchor in _moving(model, applied).items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in state.get("anchors", {}).items()}
+    if saved != shapes:
+        raise MixoutError(
+            f"expected the {len(shapes)} anchors that anchor_ema has moved in the state's 'anchors', got {len(saved)} "
+            "or others; save them with mixout.save_state, and with torch.save"
+        )
     importance = importance_fingerprint(model, applied)
     if state.get("importance") != importance:
         raise AnchorMismatchError(
@@ -167,7 +187,25 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name
         check_p(state["p"], applied.mixing.noise)
 
 
-def _streams(model: nn.Module, applied: Applied) -> dict[str, Stream]:
+def _shares(model: nn.Module, applied: Applied) -> dict[str, Share]:
     """By the names that the layers had in the model that ``apply_`` was given, whatever wraps it now."""
     mixed = [m for m in model.modules() if isinstance(m, Mixed) and applied_here(m) is applied]
-    return {m._mixed.stream.key: m._mixed.stream for m in mixed if m._mixed.stream.in_force}
+    return {m._mixed.stream.key: m._mixed for m in mixed}
+
+
+def _streams(model: nn.Module, applied: Applied) -> dict[str, Stream]:
+    return {name: share.stream for name, share in _shares(model, applied).items() if share.stream.in_force}
+
+
+def moves_anchors(model: nn.Module) -> bool:
+    """Whether an anchor of ``model`` moves, so that :func:`save_state` holds tensors."""
+    return any(_moving(model, applied) for applied in applied_to(model))
+
+
+def _moving(model: nn.Module, applied: Applied) -> dict[str, MovingAnchor]:
+    return {
+        f"{name}.{path}".lstrip("."): anchor
+        for name, share in _shares(model, applied).items()
+        for path, anchor in share.anchors.items()
+        if isinstance(anchor, MovingAnchor)
+    }

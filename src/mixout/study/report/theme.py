@@ -1,23 +1,25 @@
-"""How things look in every figure: colors, marks, sizes. One place, so that a method looks the same everywhere.
+"""How things look: one colour a method in every figure and table, grey for the baseline.
 
-The colors are those of Okabe and Ito (2008), which the color-blind tell apart; yellow is left out, since it cannot be
-seen on white. A method also has a mark and a line of its own, so figures are readable without color.
+The colours are those of Okabe and Ito (2008), which the colour-blind tell apart; yellow is left out, since it can't be
+seen on white. Methods that differ in p alone are shades of one colour. A method also has a mark of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mixout.finetune.extras import needs
+from mixout.study.analysis.curves import split_p
 
 with needs("demo", "figures"):
     import matplotlib
+    from matplotlib.colors import to_hex, to_rgb
 
 INK, MUTED, RULE, PAPER = "#1c2127", "#66707b", "#dcdfe4", "#ffffff"
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
-# As many marks as make no pair of color and mark come twice within 77 methods.
+GREY = "#7a838c"
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#b0589a", "#c98a00", "#3c9fd6")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h")
 Dashes = tuple[int, tuple[float, ...]]  # where to begin, and lengths of strokes and gaps; none is a solid line
 LINES: tuple[Dashes, ...] = ((0, ()), (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)))
@@ -33,17 +35,39 @@ class Look:
 
     color: str
     mark: str
-    line: Dashes
+    line: Dashes = LINES[0]
 
 
-def look(number: int) -> Look:
-    """The look of the method with this number.
+def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
+    """The look of each method.
 
     Example:
-        >>> look(0).color, look(7).color, look(7).mark
-        ('#0072b2', '#0072b2', '<')
+        >>> found = looks(["plain", "mixout(0.5)", "mixout(0.9)", "wdecay(0.01)"], "plain")
+        >>> [look.color for look in found.values()]
+        ['#7a838c', '#dd7e33', '#8a3d00', '#0072b2']
     """
-    return Look(color=COLORS[number % len(COLORS)], mark=MARKS[number % len(MARKS)], line=LINES[number % len(LINES)])
+    families: dict[str, list[tuple[float, str]]] = {}
+    for method in dict.fromkeys(methods):
+        family, p = split_p(method) or (method, 0.0)
+        if method != baseline:
+            families.setdefault(family, []).append((p, method))
+    colors = {baseline: GREY}
+    for at, members in enumerate(families.values()):
+        hue = COLORS[at % len(COLORS)]
+        for place, (_, method) in enumerate(sorted(members)):
+            colors[method] = hue if len(members) == 1 else _shade(hue, place / (len(members) - 1))
+    return {
+        method: Look(color=colors[method], mark=MARKS[at % len(MARKS)])
+        for at, method in enumerate(dict.fromkeys(methods))
+    }
+
+
+def _shade(hue: str, share: float) -> str:
+    """From 20 % of white in it to 35 % of black: in the dark, where light and dark change places, both are seen."""
+    amount = 0.2 - 0.55 * share
+    towards = 1.0 if amount > 0 else 0.0
+    red, green, blue = (part + abs(amount) * (towards - part) for part in to_rgb(hue))
+    return to_hex((red, green, blue))
 
 
 @contextmanager
@@ -65,8 +89,6 @@ def style() -> Iterator[None]:
                 "axes.labelsize": SMALL,
                 "axes.edgecolor": RULE,
                 "axes.linewidth": 0.8,
-                "axes.titlesize": TEXT,
-                "axes.titleweight": "bold",
                 "axes.axisbelow": True,
                 "axes.facecolor": "none",
                 "grid.color": RULE,

@@ -1,0 +1,108 @@
+"""The training rows in five parts: a run is trained on four of them and scored on the fifth.
+
+Parts are stratified, and rows with the same text are in the same part. They are written as folders with ``train.jsonl``
+and ``dev.jsonl``, so a run on one is an ordinary run that is known by its content. The dev file of a folder is not
+opened here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from mixout.errors import InputError
+from mixout.finetune import data
+from mixout.finetune.extras import needs
+from mixout.finetune.record import write_atomically
+from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.tasks import Columns, Split, Task, files, is_path
+
+with needs("hf", "choosing"):
+    from sklearn.model_selection import StratifiedGroupKFold
+
+PARTS = 5
+# Below 8 rows in a part a score says next to nothing.
+FEWEST = 8 * PARTS
+
+
+def training_rows(settings: Settings) -> tuple[Task, bool]:
+    """The task, with its training rows alone, and whether it has dev rows of its own.
+
+    Raises:
+        InputError: the data cannot be read, or are too few to choose by.
+    """
+    if settings.task_type == CAUSAL:
+        raise InputError(f"expected labelled texts to choose by, got task_type={CAUSAL!r}; use mixout study for it")
+    path, own_dev = Path(settings.task), True
+    if is_path(settings.task) and os.path.exists(settings.task):
+        columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
+        task = files.load(path, columns=columns, metric=settings.metric, dev=False)
+        own_dev = files.has_dev(path)
+        if own_dev:
+            files.members(path, *files.DEV)  # two of them, or none that can be read, would be found at the very end
+    else:
+        task = cast("Task", data.load(settings))
+    train = cast("Task", data.subset(task, settings)).train
+    _check(train, task.labels)
+    return replace(task, train=train, dev=train), own_dev
+
+
+def _check(train: Split, labels: Sequence[str] | None) -> None:
+    if len(train) < FEWEST:
+        raise InputError(
+            f"expected at least {FEWEST} training rows to choose by, got {len(train)}; label more rows, or take the "
+            "default: mixout finetune"
+        )
+    texts = Counter(label for _, label in set(zip(_keys(train), train.label, strict=True)))
+    for number, name in enumerate(labels or ()):
+        if texts[number] < PARTS:
+            raise InputError(
+                f"expected at least {PARTS} different texts of each class, one for each part, got {texts[number]} of "
+                f"{name!r}; label more of them, or leave the class out"
+            )
+
+
+def split(task: Task, seed: int) -> list[list[int]]:
+    """The rows of each part."""
+    strata = [0] * len(task.train) if task.labels is None else task.train.label
+    splitter = StratifiedGroupKFold(PARTS, shuffle=True, random_state=seed)
+    return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=_keys(task.train))]
+
+
+def write(task: Task, parts: Sequence[Sequence[int]], folder: Path) -> list[Path]:
+    """Write the folder of each part, with the numbers of the classes as labels; classes keep their order so."""
+    places = []
+    for number, held_out in enumerate(parts):
+        others = sorted(row for part in parts if part is not held_out for row in part)
+        place = folder / f"part-{number}"
+        _write_rows(place / "train.jsonl", task.train.select(others), None)
+        _write_rows(place / "dev.jsonl", task.train.select(held_out), None)
+        places.append(place)
+    return places
+
+
+def write_all(task: Task, folder: Path) -> Path:
+    """Write a folder whose training and dev rows are all rows, with the names of the classes."""
+    place = folder / "all"
+    for name in ("train.jsonl", "dev.jsonl"):
+        _write_rows(place / name, task.train, task.labels)
+    return place
+
+
+def _keys(rows: Split) -> list[str]:
+    """What a row asks, without its answer."""
+    return [f"{text}\0{pair}" for text, pair in zip(rows.text, rows.pair or [""] * len(rows), strict=True)]
+
+
+def _write_rows(path: Path, rows: Split, names: Sequence[str] | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, (text, label) in enumerate(zip(rows.text, rows.label, strict=True)):
+        row: dict[str, object] = {"text": text, "label": label if names is None else names[int(label)]}
+        lines.append(json.dumps(row if rows.pair is None else row | {files.OPTIONAL_PAIR: rows.pair[number]}) + "\n")
+    write_atomically(path, "".join(lines))

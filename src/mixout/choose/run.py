@@ -1,0 +1,265 @@
+"""Data and a budget -> a model, a report and one sentence. The only file of this folder that trains and writes.
+
+::
+
+    OUT/
+      parts/          the training rows in five parts, see parts.py
+      ledger/         every run, known by its content: what is there is never trained again
+      model/          the final model, trained on all rows: a plain checkpoint with its card and record
+      report.md, choose.csv, choose.png
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mixout.choose import parts, reporting, verdict
+from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
+from mixout.choose.verdict import Choice
+from mixout.errors import InputError
+from mixout.finetune import card
+from mixout.finetune.cache import Cache
+from mixout.finetune.disk import writing
+from mixout.finetune.environment import NOTE
+from mixout.finetune.record import RECORD_NAME, Record, write_atomically
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Task
+from mixout.finetune.train import finetune
+from mixout.study.entry import Entry
+from mixout.study.executors.local import LocalExecutor
+from mixout.study.grid import Planned
+from mixout.study.identity import Inputs
+from mixout.study.ledger import Ledger
+from mixout.study.progress import Report, in_words
+from mixout.study.runner import run as run_missing
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_PROBE = 5  # steps by which the time of a run is estimated before the first one
+
+
+def choose(
+    settings: Settings,
+    *,
+    output_dir: str | Path,
+    budget: str = "30m",
+    methods: Sequence[str] = METHODS,
+    report: Report | None = None,
+) -> Choice:
+    """Choose method and learning rate on the training rows, and train the model on all of them.
+
+    Args:
+        settings: of a single run, which is the default that the choice is compared with. ``task`` is a table, a folder
+            or a name. Dev rows are not read before the final model is there.
+        output_dir: for model, report and all runs. The same call goes on where an earlier one was cut off.
+        budget: training time of all calls together, such as ``"90s"``, ``"30m"`` or ``"2h"``.
+        methods: candidates beside plain fine-tuning, as ``method`` of the settings takes them.
+        report: called with one line of progress now and then.
+
+    Raises:
+        InputError: data or settings cannot be used, or the budget is too small for one run; nothing was trained then.
+        WriteError: a disk is full; call it again to continue.
+    """
+    tell = report or (lambda _line: None)
+    seconds, place = seconds_of(budget), Path(output_dir)
+    _check(settings)
+    task, own_dev = parts.training_rows(settings)
+    methods = [replace(settings, method=method).method for method in methods]
+    inputs, ledger = Inputs(), Ledger(place / "ledger")
+    with writing(place):
+        rows = parts.split(task, settings.seed)
+        places = parts.write(task, rows, place / "parts")
+        all_rows = _own(settings, parts.write_all(task, place / "parts"), task)
+    # Batch size and epochs as for all rows, also in the parts.
+    complete = inputs.complete(all_rows)
+
+    def rate_of(method: str) -> float:
+        return inputs.complete(replace(all_rows, method=method)).learning_rate
+
+    default = Candidate(settings.method, rate_of(settings.method))
+    base = replace(complete, save="no", evaluate="end", original=None, report_to=())
+    for method in (PLAIN, *methods):
+        inputs.check(replace(base, method=method))
+    runs = _Runs(base, places, inputs, ledger, tell)
+    _check_budget(seconds, default, runs, tell)
+    search = Search(runs, seconds, default, tell)
+    finalists = search.through(methods, rate_of)
+    chosen = finalists[0]
+    final = replace(
+        settings if own_dev else all_rows,
+        method=chosen.method,
+        learning_rate=chosen.rate,
+        batch_size=complete.batch_size,
+        epochs=complete.epochs,
+        evaluate="end",
+        save="no",
+    )
+    tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
+    record = _final(final, place / "model", ledger, task, tell)
+    if record.verdict:
+        tell(record.verdict)
+    value, plain, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
+    tried = verdict.table(search, chosen)
+    choice = Choice(
+        method=chosen.method,
+        learning_rate=chosen.rate,
+        metric=task.metric,
+        expected=value,
+        default=plain,
+        gain=gain,
+        judged_rows=judged,
+        table=tried,
+        alike=tuple(str(row.candidate) for row in tried if row.verdict == "cannot be told apart"),
+        runs=search.made,
+        seconds=search.spent,
+        dev=record.scores if own_dev else {},
+        model=place / "model",
+        sentence=verdict.sentence(task.metric, tried, default, value, gain),
+    )
+    with writing(place):
+        write_atomically(choice.model / "README.md", card.write(record, result=reporting.result(choice)))
+        reporting.write(choice, search, place)
+    return choice
+
+
+def seconds_of(budget: str) -> float:
+    """The seconds of a text.
+
+    Example:
+        >>> seconds_of("30m"), seconds_of("1.5h"), seconds_of("90s")
+        (1800.0, 5400.0, 90.0)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", budget.strip())
+    if found is None or float(found[1]) == 0:
+        raise InputError(f"expected a budget such as 90s, 30m or 2h, got {budget!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _check(settings: Settings) -> None:
+    if settings.patience is not None or settings.keep_best:
+        raise InputError(
+            "expected no patience and no keep_best: they would look at the rows that a run is scored on; leave them out"
+        )
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
+
+
+def _own(settings: Settings, place: Path, task: Task) -> Settings:
+    """The settings of a run on a folder of rows that is written here."""
+    return replace(
+        settings,
+        task=str(place),
+        data_dir=None,
+        text_column="text",
+        pair_column=None,
+        label_column="label",
+        train_size=None,
+        subset_seed=None,
+        metric=task.metric,
+    )
+
+
+class _Runs:
+    """Makes the runs that the ledger lacks, in this process."""
+
+    def __init__(self, base: Settings, places: Sequence[Path], inputs: Inputs, ledger: Ledger, tell: Report) -> None:
+        self.base, self.places, self.inputs, self.ledger, self.tell = base, places, inputs, ledger, tell
+        self.executor = LocalExecutor()
+        self.noted = False
+
+    def __call__(self, candidate: Candidate, part: int, repeat: int) -> Trained:
+        """Make the run, or find it."""
+        planned = self.planned(candidate, part, repeat)
+        entry = self.ledger.find(planned)
+        new = entry is None
+        if entry is None:
+            # What failed in an earlier call is tried again.
+            failed = (self.ledger.folder / "runs" / planned.id).exists()
+            tally = run_missing([planned], self.ledger, self.executor, report=self._within, again=failed)
+            if tally.elsewhere:
+                raise InputError(f"expected {self.ledger.folder} for this call alone, got another process that uses it")
+            entry, self.noted = self.ledger.find(planned), True
+        if entry is None or entry.record is None:
+            raise InputError(f"expected {candidate} to train, got a run that failed, see above; leave the method out")
+        score = entry.seen_as(planned).counted
+        return Trained(score=score, predictions=entry.record.predictions, seconds=_seconds(entry), new=new)
+
+    def planned(self, candidate: Candidate, part: int, repeat: int) -> Planned:
+        """The run, as the ledger knows it."""
+        settings = replace(
+            self.base,
+            task=str(self.places[part]),
+            method=candidate.method,
+            learning_rate=candidate.rate,
+            seed=self.base.seed + repeat,
+        )
+        metric, chance = self.inputs.goal(settings)
+        return Planned(
+            id=self.inputs.identity(settings),
+            task=f"part {part}",
+            method=str(candidate),
+            restart=repeat,
+            factors={},
+            settings=settings,
+            metric=metric,
+            chance=chance,
+        )
+
+    def _within(self, line: str) -> None:
+        """Where a run stands, failures, and the first run's notes; that it has ended is said elsewhere."""
+        if line.startswith("  ") or "failed" in line or (line.startswith(NOTE) and not self.noted):
+            self.tell(line)
+
+
+def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) -> None:
+    """Refuse a budget that is too small for one run, by the time that a few steps take."""
+    first = runs.planned(default, 0, 0)
+    entry = runs.ledger.find(first)
+    each = _estimate(first.settings) if entry is None else _seconds(entry)
+    final = each * parts.PARTS / (parts.PARTS - 1)
+    if budget < each + final:
+        raise InputError(
+            f"expected a budget for one run and the final training, about {in_words(math.ceil(each + final))}, got "
+            f"{in_words(budget)}; {in_words(USEFUL * each)} would try everything. Shorter runs: --max-steps, "
+            f"--train-size, or a smaller --model"
+        )
+    fit = math.floor((budget - final) / each)
+    tell(f"a run takes about {in_words(each)}: the budget is good for {fit}; about {USEFUL} try everything")
+
+
+def _seconds(entry: Entry) -> float:
+    """What a run took; where its process was killed at its end, what its record knows of it."""
+    if entry.wall is not None or entry.record is None:
+        return entry.wall or 0.0
+    return entry.record.seconds + entry.record.evaluation_seconds
+
+
+def _estimate(settings: Settings) -> float:
+    """What a run will take, by a few steps after a first one, which is slow."""
+    cache = Cache()
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in (1, _PROBE):
+            began = time.perf_counter()
+            few = replace(settings, max_steps=min(steps, settings.max_steps or steps))
+            record = finetune(few, Path(folder) / str(steps), keep_model=False, cache=cache)
+    of_epoch = math.ceil(math.ceil(record.train_size / settings.batch_size) / settings.accumulation)
+    steps = settings.max_steps or math.ceil(of_epoch * settings.epochs)
+    return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
+
+
+def _final(settings: Settings, place: Path, ledger: Ledger, task: Task, tell: Report) -> Record:
+    """The model on all rows; one of an earlier call stays if it is the same, and else goes to the ledger's trash."""
+    if (place / RECORD_NAME).exists():
+        record = Record.read(place)
+        if record.digest == settings.digest() and record.fingerprints["train"] == task.train.fingerprint():
+            return record
+    with writing(place.parent):
+        ledger.discard(place)
+    # What it scores on the way may be on rows that it is trained on.
+    return finetune(settings, place, report=lambda line: tell(line) if "  step" in line and "dev" not in line else None)

@@ -1,0 +1,194 @@
+"""Which runs are made, in which order, until the time is over; and which candidate they favour.
+
+A candidate is a method at a learning rate. First the rate: plain fine-tuning at several rates. Then each other method
+at rates around the best one, scaled as :mod:`mixout.finetune.defaults` does. Both by successive halving (K. Jamieson
+and A. Talwalkar, AISTATS 2016): each round doubles the runs of a candidate and keeps the better half. The best two and
+the default are judged on the parts by which no candidate was dropped.
+
+The order follows from scores and times alone. A call that was interrupted takes the same way again, along runs that
+are there already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from mixout.choose.parts import PARTS
+from mixout.finetune.defaults import in_short
+from mixout.study.progress import in_words
+
+PLAIN = "plain"
+# What is tried beside plain fine-tuning: any text that --method takes.
+METHODS = ("dropout(0.1)", "mixout(0.5)", "mixout(0.7)", "anchor_decay(radius=0.005)")
+# Multiples of the rule's rate for plain fine-tuning, and of the best one for the other methods, the likeliest first.
+RATES, RATES_OF_METHOD = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 2.0, 0.5)
+SEARCHED, JUDGED = (0, 1), (2, 3, 4)
+FINALISTS, REPEATS = 2, 3
+# About so many runs are all that is tried: five rates of plain fine-tuning, three of each method, and the judging.
+USEFUL = 75
+# Shares of the time by whose end the rate, each method's own rate, and the finalists are known.
+UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.25, 0.6, 0.7
+_SPLITS = [(part, repeat) for repeat in range(64) for part in SEARCHED]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method at a learning rate."""
+
+    method: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.method} at {in_short(self.rate)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came out of one run.
+
+    Args:
+        score: higher is better.
+        predictions: for the part's rows.
+        seconds: that it took.
+        new: whether it was made now.
+    """
+
+    score: float
+    predictions: tuple[float, ...]
+    seconds: float
+    new: bool = False
+
+
+Splits = dict[tuple[int, int], Trained]
+# Called with a candidate, the number of the part that is held out, and the number of the repeat.
+Train = Callable[[Candidate, int, int], Trained]
+
+
+class Search:
+    """The runs so far, and the time that they took.
+
+    Args:
+        train: makes a run, or finds one that was made before.
+        budget: seconds for all runs, with the final training on all rows.
+        default: the candidate that a single run without any choice would be.
+        tell: called with a line after each new run.
+    """
+
+    def __init__(self, train: Train, budget: float, default: Candidate, tell: Callable[[str], None] = print) -> None:
+        self.train = train
+        self.budget = budget
+        self.default = default
+        self.tell = tell
+        self.runs: dict[Candidate, Splits] = {}
+        self.spent = 0.0
+        self.made = 0
+        self._run(default, (SEARCHED[0], 0), 1.0)
+
+    def through(self, methods: Sequence[str], rate_of: Callable[[str], float]) -> list[Candidate]:
+        """Search and judge.
+
+        Args:
+            methods: to be tried beside plain fine-tuning.
+            rate_of: the rule's learning rate for a method.
+
+        Returns:
+            The default and the best two others, the best first.
+        """
+        base = rate_of(PLAIN)
+        self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
+        [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)
+        rate = best[0].rate if best else base
+        others = [_at(method, rate_of(method) * rate / base, RATES_OF_METHOD) for method in methods if method != PLAIN]
+        groups = [best, *self._halve(others, 1, UNTIL_METHODS)]
+        [finalists] = self._halve([[one for group in groups for one in group]], FINALISTS, UNTIL_FINALISTS, level=2)
+        finalists = list(dict.fromkeys([self.default, *finalists]))
+        self._judge(finalists)
+        return self.ranked(finalists)
+
+    def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
+        """Those that were run, the best first, by their means over the splits that all of them have.
+
+        Args:
+            candidates: of equal ones the first is the better.
+            without: a part whose scores do not count.
+        """
+        tried = [one for one in candidates if one in self.runs]
+        common = [split for split in self.common(tried) if split[0] != without]
+        return sorted(tried, key=lambda one: -self.mean(one, common))
+
+    def common(self, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
+        """The splits that all of them have."""
+        return sorted(set.intersection(*(set(self.runs[one]) for one in candidates))) if candidates else []
+
+    def mean(self, candidate: Candidate, splits: Sequence[tuple[int, int]]) -> float:
+        """Mean score; a run without a score is below everything."""
+        scores = [self.runs[candidate][split].score for split in splits]
+        return -math.inf if any(map(math.isnan, scores)) else math.fsum(scores) / len(scores)
+
+    def left_out(self, finalists: Sequence[Candidate]) -> dict[int, Candidate]:
+        """For each judged part the candidate that is chosen without it.
+
+        The part's rows have neither dropped a candidate nor chosen this one, so its score there is not the luck of the
+        best of several.
+        """
+        parts = [part for part in JUDGED if (part, 0) in self.common(finalists)]
+        return {part: self.ranked(finalists, without=part)[0] for part in parts}
+
+    def repeats(self, parts: Sequence[int], finalists: Sequence[Candidate]) -> list[int]:
+        """The repeats in which all of these parts were judged."""
+        common = self.common(finalists)
+        return [repeat for repeat in range(REPEATS) if all((part, repeat) in common for part in parts)]
+
+    def _halve(
+        self, groups: Sequence[Sequence[Candidate]], keep: int, until: float, *, level: int = 1
+    ) -> list[list[Candidate]]:
+        """The best ``keep`` of each group; after ``until`` of the time those that look best so far."""
+        found = [list(group) for group in groups]
+        while True:
+            # All groups in turn, so that time that runs out has been shared.
+            asked = [one for column in zip_longest(*found) for one in column if one is not None]
+            complete = all(self._run(one, split, until) for one in asked for split in _SPLITS[:level])
+            found = [self.ranked(group) for group in found]
+            found = [group[: max(keep, math.ceil(len(group) / 2)) if complete else keep] for group in found]
+            if max(map(len, found), default=0) <= keep:
+                return found
+            level *= 2
+
+    def _judge(self, finalists: Sequence[Candidate]) -> None:
+        # The judged parts first: they are what the expected score is made of.
+        splits = [(part, repeat) for repeat in range(REPEATS) for part in (*JUDGED, *SEARCHED)]
+        all(self._run(one, split, 1.0) for split in splits for one in finalists)
+
+    def _run(self, candidate: Candidate, split: tuple[int, int], until: float) -> bool:
+        """Whether the run was made: there was time for it, and for the final training."""
+        if split in self.runs.get(candidate, ()):
+            return True
+        each = self.spent / self.made if self.made else 0.0
+        final = each * PARTS / (PARTS - 1)  # on all parts
+        if self.spent + each > until * (self.budget - final):
+            return False
+        trained = self.train(candidate, *split)
+        self.runs.setdefault(candidate, {})[split] = trained
+        self.spent += trained.seconds
+        self.made += 1
+        if trained.new:
+            self.tell(self._line(candidate, split))
+        return True
+
+    def _line(self, candidate: Candidate, split: tuple[int, int]) -> str:
+        """A run that has ended, the time left, and the best mean of those with the most runs: one of few is luck."""
+        most = max(map(len, self.runs.values()))
+        known = [one for one, splits in self.runs.items() if len(splits) == most]
+        best = max(known, key=lambda one: self.mean(one, [*self.runs[one]]))
+        score, left = self.runs[candidate][split].score, in_words(max(0.0, self.budget - self.spent))
+        return (
+            f"[{self.made}, {left} left] {candidate}, part {split[0]}, repeat {split[1]}: {score:.3f}; best so far "
+            f"{best}: {self.mean(best, [*self.runs[best]]):.3f} (mean of {most})"
+        )
+
+
+def _at(method: str, rate: float, factors: Sequence[float]) -> list[Candidate]:
+    return [Candidate(method, float(f"{rate * factor:.1e}")) for factor in factors]

@@ -1,0 +1,190 @@
+"""What a search has found: the expected score on new data, what cannot be told apart, and one sentence.
+
+The expected score is nested: each judged part is scored by the candidate that is chosen without it. Its interval is
+over rows, Wilson's for an accuracy and else the percentile bootstrap's. Differences between candidates are paired over
+parts and repeats. Their t interval is widened by sqrt(1 + n/4) for n of them, since two runs share most of their
+training rows: C. Nadeau and Y. Bengio, Inference for the generalization error, Machine Learning 52 (2003) 239-281.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from mixout.choose.parts import PARTS
+from mixout.choose.search import Candidate, Search
+from mixout.finetune import metrics
+from mixout.finetune.tasks import Task
+from mixout.study.analysis.cells import Comparison
+from mixout.study.analysis.compare import compare
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.stats import SMALLEST, wilson
+
+_RESAMPLES = 999
+FEW = "too few runs to compare"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One candidate in the table of what was tried.
+
+    Args:
+        candidate: method and learning rate.
+        runs: how many.
+        seconds: that they took.
+        mean: of their scores. The best of several is too good to be expected again.
+        difference: from the chosen one over the runs that both have; None for fewer than three, and for the chosen one.
+        verdict: in words.
+    """
+
+    candidate: Candidate
+    runs: int
+    seconds: float
+    mean: float
+    difference: Estimate | None
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen, and what that is worth.
+
+    Args:
+        method: chosen.
+        learning_rate: chosen.
+        metric: name of the score.
+        expected: score on new data of a model that is chosen so; None where no part was judged.
+        default: score of the default on the same rows.
+        gain: how much higher it is than that of the default.
+        judged_rows: on how many rows.
+        table: everything that was tried, the chosen one first.
+        alike: what cannot be told apart from the chosen one.
+        runs: how many were made, without the final training.
+        seconds: that they took.
+        dev: scores of the final model on the dev rows, where there are some; they were not used before.
+        model: folder of the final model.
+        sentence: how the choice compares with the default.
+    """
+
+    method: str
+    learning_rate: float
+    metric: str
+    expected: Estimate | None
+    default: float | None
+    gain: Estimate | None
+    judged_rows: int
+    table: tuple[Row, ...]
+    alike: tuple[str, ...]
+    runs: int
+    seconds: float
+    dev: Mapping[str, float]
+    model: Path
+    sentence: str
+
+
+def expected(
+    search: Search, finalists: Sequence[Candidate], task: Task, parts: Sequence[Sequence[int]]
+) -> tuple[Estimate, float, Estimate, int] | None:
+    """The nested score, the default's, by how much the first is higher, and the number of rows; None without any."""
+    chosen = search.left_out(finalists)
+    if not chosen:
+        return None
+    repeats = search.repeats([*chosen], finalists)
+    truth = np.array([task.train.label[row] for part in chosen for row in parts[part]])
+
+    def answers(who: Callable[[int], Candidate]) -> NDArray[np.float64]:
+        runs = [[search.runs[who(part)][part, repeat].predictions for part in chosen] for repeat in repeats]
+        return np.array([[answer for part in one for answer in part] for one in runs])
+
+    nested, plain = answers(chosen.__getitem__), answers(lambda _: search.default)
+
+    def score(of: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+        scores = [metrics.compute([task.metric], one[rows], truth[rows], classes=task.classes) for one in of]
+        return math.fsum(found[task.metric] for found in scores) / len(scores)
+
+    def estimate(of: Callable[[NDArray[np.int64]], float]) -> Estimate:
+        rows = np.arange(len(truth))
+        sampled = bootstrap(
+            (rows,), of, vectorized=False, method="percentile", n_resamples=_RESAMPLES, rng=np.random.default_rng(0)
+        )
+        low, high = map(float, sampled.confidence_interval)
+        return Estimate(value=of(rows), low=low, high=high)
+
+    value = estimate(lambda rows: score(nested, rows))
+    if task.metric == "accuracy":
+        low, high = wilson(round(value.value * len(truth)), len(truth))
+        value = Estimate(value=value.value, low=low, high=high)
+    gain = estimate(lambda rows: score(nested, rows) - score(plain, rows))
+    return value, score(plain, np.arange(len(truth))), gain, len(truth)
+
+
+def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
+    """Everything that was tried, the chosen one first, then the rest by how much was run of it and how it scored."""
+    number = {split: at for at, split in enumerate(sorted({split for runs in search.runs.values() for split in runs}))}
+    # By number: rates that differ in their third digit are spelled alike.
+    names = {one: str(at) for at, one in enumerate(search.runs)}
+    runs = [
+        Run(task="choose", method=names[one], restart=number[split], score=trained.score)
+        for one, splits in search.runs.items()
+        for split, trained in splits.items()
+    ]
+    differences = {found.method: _widened(found) for found in compare(runs, baseline=names[chosen])}
+    rows = []
+    for one, splits in search.runs.items():
+        difference = differences.get(names[one])
+        lower = "lower" if difference is not None and difference.high < 0 else "cannot be told apart"
+        rows.append(
+            Row(
+                candidate=one,
+                runs=len(splits),
+                seconds=math.fsum(trained.seconds for trained in splits.values()),
+                mean=search.mean(one, list(splits)),
+                difference=difference,
+                verdict="chosen" if one == chosen else FEW if difference is None else lower,
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: (row.candidate != chosen, -row.runs, -row.mean)))
+
+
+def sentence(
+    metric: str, tried: Sequence[Row], default: Candidate, value: Estimate | None, gain: Estimate | None
+) -> str:
+    """How the choice, the first of what was tried, compares with the default, and what to expect."""
+    chosen, same = tried[0].candidate, tried[0].candidate == default
+    kept = "nothing else scored higher" if len(tried) > 1 else "the budget was too small to try anything else"
+    start = f"The default, {default}, is kept: {kept}" if same else f"{chosen} was chosen"
+    if value is None or gain is None:
+        return f"{start}. The budget was too small to say what to expect on new data; give a larger one."
+    expect = f"Expect {metric} {value.value:.3f} on new data (95 % interval {value.low:.3f} to {value.high:.3f})"
+    if same:
+        return f"{start}. {expect}."
+    points = f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    if gain.low > 0:
+        return f"{start}. {expect}: better than the default, {default}, by {points}."
+    if gain.high < 0:
+        return f"{start}. {expect}: worse than the default, {default}, by {points}; take the default."
+    return f"{start}. {expect}: not shown to be better than the default, {default}; the difference is {points}."
+
+
+def _widened(found: Comparison) -> Estimate | None:
+    if found.n < SMALLEST:
+        return None
+    if found.low is None or found.high is None:  # the same difference in all
+        return Estimate(value=found.difference, low=found.difference, high=found.difference)
+    half = (found.high - found.low) / 2 * math.sqrt(1 + found.n / (PARTS - 1))
+    return Estimate(value=found.difference, low=found.difference - half, high=found.difference + half)

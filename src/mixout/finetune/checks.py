@@ -1,0 +1,85 @@
+"""May a setting have this value? What can be said without a look at data, model or machine."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from mixout._names import nearest
+from mixout.errors import InputError
+
+if TYPE_CHECKING:
+    from mixout.finetune.settings import Settings
+
+PRESETS = ("body", "paper", "all")
+_COUNTS = ("batch_size", "accumulation", "train_size", "max_steps", "patience", "logging_steps")
+_SEEDS = ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**63, "in [0, 2**63)")),
+    **dict.fromkeys(("learning_rate", "epochs"), (lambda value: value > 0, "> 0")),
+    **dict.fromkeys(
+        ("weight_decay", "max_grad_norm", "reinit_layers", "head_first"), (lambda value: value >= 0, ">= 0")
+    ),
+    **dict.fromkeys(_COUNTS, (lambda value: value >= 1, ">= 1")),
+    "max_length": (lambda value: value >= 2, ">= 2"),
+    "layer_decay": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "warmup": (lambda value: 0 <= value < 1, "in [0, 1): it is a share of the steps"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "in [0, 1): it is a share of each label"),
+}
+
+
+def names(settings: Settings) -> None:
+    """Check what is text, one of several choices, or a list."""
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if item.metadata["kind"] is str and item.name != "save":
+            optional = item.default is None and value is None
+            if not optional and (not isinstance(value, str) or not value.strip()):
+                raise InputError(f"expected {item.name} as text that is not empty, got {value!r}")
+        if item.metadata["kind"] is bool and not isinstance(value, bool):
+            raise InputError(f"expected {item.name} as true or false, got {value!r}")
+        choices = item.metadata["choices"]
+        if choices and value not in choices:
+            raise InputError(f"expected {item.name} in {choices}, got {value!r}{nearest(str(value), choices)}")
+    if settings.where not in PRESETS:
+        try:
+            re.compile(settings.where)
+        except re.error as error:
+            raise InputError(
+                f"expected where as one of {PRESETS} or a regular expression, got {settings.where!r}: {error}"
+            ) from error
+    save = settings.save
+    if save not in ("epoch", "no") and (isinstance(save, (str, bool)) or save < 1):
+        raise InputError(f"expected save as 'epoch', 'no' or a number of steps >= 1, got {save!r}")
+    loggers: object = settings.report_to
+    # A text is a sequence of texts too: its letters.
+    if not isinstance(loggers, tuple) or not all(isinstance(name, str) for name in loggers):
+        raise InputError(f'expected report_to as names of loggers, such as ("tensorboard",), got {loggers!r}')
+    ts: object = settings.interpolate
+    if not isinstance(ts, tuple) or not all(isinstance(t, (int, float)) and 0 <= t <= 1 for t in ts):
+        raise InputError(f"expected interpolate as numbers in [0, 1], such as 0.5 0.7, got {ts!r}")
+
+
+def numbers(settings: Settings) -> None:
+    """Check what is a number, and its range."""
+    for item in fields(settings):
+        name, kind, value = item.name, item.metadata["kind"], getattr(settings, item.name)
+        if kind not in (int, float) or (value is None and item.default is None):
+            continue
+        if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InputError(f"expected {name} as a whole number, got {value!r}")
+        if kind is float:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise InputError(f"expected {name} as a finite number, got {value!r}")
+            object.__setattr__(settings, name, float(value))
+        holds, expected = _RANGES[name]
+        if not holds(value):
+            raise InputError(f"expected {name} {expected}, got {value!r}")
+    if settings.evaluate != "epoch" and (settings.patience is not None or settings.keep_best):
+        raise InputError(
+            "expected evaluate='epoch' with patience or keep_best, which compare evaluations, got 'end'; use "
+            "evaluate='epoch', or leave them out"
+        )

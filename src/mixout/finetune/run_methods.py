@@ -1,0 +1,164 @@
+r"""Methods as the text of a run: those of :mod:`mixout.methods`, and two that need data or another library.
+
+- ``lora(8)``: low-rank adapters of peft beside frozen weights, W = u + s B A with rank r and s = 2 (alpha = 2 r); the
+  new head is trained whole. They lie on the linear layers that ``where`` selects, and are merged at the end, so the
+  checkpoint is a plain one. Hu et al., ICLR 2022, arXiv 2106.09685.
+- ``anchor_decay(40, fisher=200)``: the decay weighted by the Fisher information (EWC), which the run measures itself
+  before it trains. See :mod:`mixout.methods.decay`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from mixout.errors import InputError
+from mixout.finetune.environment import processes
+from mixout.finetune.extras import needs
+from mixout.layers import is_linear, lora
+from mixout.methods import METHODS as LIBRARY
+from mixout.methods import AnchorDecay, Method
+from mixout.methods import parse as parse_with
+from mixout.methods.fisher import fisher
+from mixout.selection import Selection
+
+with needs("hf", "fine-tuning"):
+    from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from mixout.methods.likelihood import Batch
+
+
+@dataclass(frozen=True)
+class Lora(Method):
+    """Low-rank adapters.
+
+    Args:
+        r: rank, at least 1.
+
+    Example:
+        >>> parse("lora(8)+mixout(0.7)")[0]
+        Lora(r=8)
+    """
+
+    r: int
+    name: ClassVar[str] = "lora"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "r", _whole("r", self.r))
+
+
+@dataclass(frozen=True, repr=False)
+class MeasuredDecay(AnchorDecay):
+    """:class:`mixout.AnchorDecay`, weighted by the Fisher information of so many rows where ``fisher`` is given.
+
+    Example:
+        >>> parse("anchor_decay(40, fisher=200)")[0].fisher
+        200
+    """
+
+    _: KW_ONLY
+    fisher: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fisher is not None:
+            object.__setattr__(self, "fisher", _whole("fisher", self.fisher))
+            if self.weights is not None or self.selective:
+                raise ValueError("expected fisher without weights and without selective=true, got both")
+
+    def plain(self, weights: Mapping[str, Tensor] | None = None) -> AnchorDecay:
+        """The library's method, with what was measured."""
+        values = {name: getattr(self, name) for name in ("rate", "radius", "decoupled", "selective", "weights")}
+        return AnchorDecay(**values if weights is None else values | {"weights": weights})
+
+
+METHODS: Mapping[str, type[Method]] = {**LIBRARY, "anchor_decay": MeasuredDecay, "lora": Lora}
+
+
+def parse(text: str) -> tuple[Method, ...]:
+    """The methods that ``text`` names.
+
+    Raises:
+        ValueError: as :func:`mixout.methods.parse` does, or LoRA is asked for twice.
+    """
+    found = parse_with(text, METHODS)
+    if sum(isinstance(one, Lora) for one in found) > 1:
+        raise ValueError(f"expected lora once, got {text!r}")
+    return found
+
+
+def _whole(name: str, value: Any) -> int:  # noqa: ANN401
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+        raise ValueError(f"expected {name} as a whole number, at least 1, got {value!r}")
+    return int(value)
+
+
+def add_lora_(model: nn.Module, method: Lora, where: Selection, new: frozenset[str]) -> None:
+    """Put adapters on the linear layers that ``where`` selects; only they and the new parameters are trained.
+
+    The factors are drawn from torch's global stream.
+
+    Raises:
+        InputError: no linear layer is selected.
+        MissingExtraError: peft is not installed.
+    """
+    with needs("lora", "the method lora"):
+        from peft import LoraConfig, inject_adapter_in_model
+    names = [name for name, module in model.named_modules() if is_linear(module) and where.mixes(name, module)]
+    if not names:
+        raise InputError("expected a linear layer for lora, got none; check where")
+    config = LoraConfig(r=method.r, lora_alpha=2 * method.r, target_modules=names)
+    inject_adapter_in_model(config, model)
+    for name in new:
+        model.get_parameter(name).requires_grad_(True)
+
+
+@torch.no_grad()
+def merge_lora_(model: nn.Module) -> None:
+    """Let every adapted layer be the plain one that computes the same; nothing where there is none."""
+    for name, layer in lora.sites(model).items():
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    vars(model).pop("peft_config", None)
+
+
+def measured(
+    methods: Sequence[Method], model: nn.Module, where: Selection, rows: Sequence[Batch], saved: str | None
+) -> tuple[tuple[Method, ...], dict[str, Tensor] | None]:
+    """The library's methods, a decay with its Fisher information.
+
+    Args:
+        methods: as :func:`parse` gives them.
+        model: with its pretrained weights; where there is an accelerator it is left there.
+        where: which modules decay.
+        rows: one example each, of which as many as are asked for, evenly spread, are used.
+        saved: the file of an earlier measurement of this run.
+
+    Returns:
+        The methods, and what was measured, to be saved.
+    """
+    weights: dict[str, Tensor] | None = None
+    found: list[Method] = []
+    for method in methods:
+        if not isinstance(method, MeasuredDecay):
+            found.append(method)
+        elif method.fisher is None:
+            found.append(method.plain())
+        elif saved is not None:
+            found.append(method.plain(load_file(saved)))
+        else:
+            count = min(method.fisher, len(rows))
+            spread = [rows[place * len(rows) // count] for place in range(count)]
+            # Of several processes each measures: on the CPU, where all get the same.
+            if torch.accelerator.is_available() and processes() == 1:
+                model.to(torch.accelerator.current_accelerator())
+            weights = fisher(model, spread, examples=method.fisher, where=where)
+            found.append(method.plain(weights))
+    return tuple(found), weights

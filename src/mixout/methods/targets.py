@@ -1,0 +1,105 @@
+"""Weights that decay: each is a :class:`Target`, which lies on the module that holds it."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixout.anchor import Anchor, OwnWeight
+from mixout.distances import norm
+from mixout.methods.decay import AnchorDecay
+from mixout.methods.shrink import Before
+from mixout.parts import laid_out
+
+FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
+TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()  # in the order of creation
+ON_CHANGE: list[Callable[[], None]] = []  # called where a target has come or gone
+
+
+class Target:
+    """A weight that decays, by its module and field, since tools exchange Parameter objects.
+
+    A copy of the module, or of a model around it, decays its own weight. The module is referred to weakly, so that a
+    model that is deleted is freed at once.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        field: str,
+        anchor: Anchor,
+        method: AnchorDecay,
+        importance: Anchor | None = None,
+        unit: float = 1.0,
+    ) -> None:
+        self._module = weakref.ref(module)
+        self.field = field
+        self.anchor = anchor
+        self.method = method
+        self.importance = importance
+        self.unit = unit  # of the method's radius
+        self.decayed_at = 0  # on the clock of steps
+        self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
+        self.before: Before | None = None  # of the step under way, if selective
+        TARGETS[id(self)] = self
+        changed()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.module, self.field, self.anchor, self.method, self.importance, self.unit
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        Target.__init__(self, *state)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that holds the weight; None once that is deleted."""
+        return self._module()
+
+    @property
+    def strength(self) -> float:
+        """Multiplied with the learning rate, or if coupled with w - u, or if selective with nothing."""
+        return self.method.strength / self.unit
+
+    def parameter(self) -> nn.Parameter | None:
+        """The parameter of this moment; None if the field holds none: parametrized or pruned since, or deleted."""
+        module = self._module()
+        return None if module is None else module._parameters.get(self.field)
+
+    def importance_beside(self, weight: Tensor) -> Tensor | None:
+        """How much each entry counts, on the device of ``weight``, where it stays; None where all count alike."""
+        held = None if self.importance is None else self.importance.tensor
+        if held is None or self.importance is None:
+            return None
+        self.importance.tensor = held.to(weight.device)
+        return laid_out(self.importance.tensor, weight)
+
+
+def changed() -> None:
+    """Tell who watches that a target has come or gone."""
+    for tell in ON_CHANGE:
+        tell()
+
+
+def unit_of(anchor: Anchor) -> float:
+    """The root mean square of an anchor; 1 in a dry run, where there is none."""
+    if anchor.tensor is None:
+        return float(isinstance(anchor, OwnWeight))
+    return norm(anchor.tensor, None) / math.sqrt(max(1, anchor.tensor.numel()))
+
+
+def decayed(module: nn.Module) -> bool:
+    """Whether a weight of ``module`` itself decays."""
+    return bool(vars(module).get(FIELD))
+
+
+def targets(model: nn.Module) -> dict[str, Target]:
+    """What decays in ``model``, which may be a part of another, by parameter name."""
+    return {
+        f"{name}.{field}" if name else field: target
+        for name, module in model.named_modules()
+        for field, target in vars(module).get(FIELD, {}).items()
+    }

@@ -1,0 +1,80 @@
+"""The model card as the hub reads it, and what is uploaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+
+from mixout.cli import main
+from mixout.errors import InputError
+from mixout.finetune import card
+from mixout.finetune.record import Record
+from mixout.finetune.train import finetune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What would be in the repository."""
+    files: dict[str, bytes] = {}
+
+    def commit(_self, _name, operations, **_options):
+        for one in operations:
+            source = one.path_or_fileobj
+            files[one.path_in_repo] = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return SimpleNamespace(repo_url="https://hub.example/me/reviews")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_args, **_options: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", commit)
+    return files
+
+
+def test_the_hub_reads_the_scores_from_the_card(settings, tmp_path):
+    record = finetune(settings(), tmp_path / "a")
+    data = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data
+    assert {one.metric_type: one.metric_value for one in data.eval_results} == {
+        name: round(value, 4) for name, value in record.scores.items()
+    }
+    assert (data.pipeline_tag, data.library_name, data.tags) == ("text-classification", "transformers", ["mixout"])
+
+
+def test_a_language_model_has_its_own_card(causal, tmp_path):
+    finetune(causal(), tmp_path / "a")
+    data = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data
+    assert data.pipeline_tag == "text-generation"
+    assert "kl_to_base" in {one.metric_type for one in data.eval_results}
+    lines = (tmp_path / "a" / "README.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines[lines.index("## Result") + 2 :] if line.startswith("|")} - {3}) == 1
+
+
+def test_an_upload_has_no_path_of_this_machine(tiny_bert, tiny_task, tmp_path, uploads, capsys):
+    words = ["finetune", "--model", tiny_bert, "--task", tiny_task, "--original", f"{tiny_task}/dev.csv"]
+    words += ["--max-length", "32", "--max-steps", "1", "--save", "no", "--output-dir", str(tmp_path / "out")]
+    assert main([*words, "--push-to-hub", "me/reviews"]) == 0
+    assert "https://hub.example/me/reviews" in capsys.readouterr().out
+    assert {"README.md", "config.json", "model.safetensors", "record.json", "tokenizer.json"} <= uploads.keys()
+    assert uploads["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    for name, content in uploads.items():
+        if not name.endswith(".safetensors"):
+            assert str(Path(tiny_bert).parent) not in content.decode(), name
+            assert str(Path(tiny_task).parent) not in content.decode(), name
+            assert str(tmp_path) not in content.decode(), name
+    record = Record.from_json(uploads["record.json"].decode())
+    assert record.settings.model == Path(tiny_bert).name
+    json.loads(uploads["config.json"])
+
+
+def test_a_hub_that_refuses_is_told_before_the_run(tmp_path, monkeypatch):
+    def refuses(*_args, **_options):
+        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuses)
+    with pytest.raises(InputError, match="hf auth login"):
+        card.prepare("me/reviews")
+    assert main(["finetune", "--push-to-hub", "me/reviews", "--output-dir", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,91 @@
+"""LP-FT: the head alone first, then everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import mixout
+from mixout.integrations.huggingface import HeadFirst, MixoutCallback
+from mixout.record import applications
+
+pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")
+ROWS = [{"input_ids": [1 + n % 7, 2 + n % 5, 3], "labels": n % 2} for n in range(8)]
+
+
+def bert(tiny_bert: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.BertForSequenceClassification.from_pretrained(tiny_bert)
+    return mixout.apply_(model, mixout.Mixout(0.5))
+
+
+class Spy(transformers.TrainerCallback):
+    """After each step which weights have moved, and whether layers mixed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.steps: list[tuple[set[str], bool]] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        moved = {name for name, p in kwargs["model"].named_parameters() if not torch.equal(p, self.start[name])}
+        self.steps.append((moved, not any(one.mixing.off for one in applications(kwargs["model"]))))
+
+
+def train(model: Any, place: Path, *, resume: str | None = None, until: int = -1) -> Spy:
+    args = transformers.TrainingArguments(
+        output_dir=str(place), per_device_train_batch_size=4, num_train_epochs=3, learning_rate=1e-2, save_steps=1,
+        report_to="none", disable_tqdm=True, use_cpu=True, seed=3,
+    )  # fmt: skip
+    spy = Spy(model)
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == until
+
+    callbacks = [MixoutCallback(log=False), HeadFirst(1), Stop(), spy]
+    transformers.Trainer(model, args, train_dataset=ROWS, callbacks=callbacks).train(resume_from_checkpoint=resume)
+    return spy
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_the_head_moves_first_and_a_resumed_run_is_the_same(tiny_bert, tmp_path, cut):
+    whole = bert(tiny_bert)
+    spy = train(whole, tmp_path / "whole")
+    assert [mixes for _, mixes in spy.steps] == [False, False, True, True, True, True]
+    assert all(moved == {"classifier.weight", "classifier.bias"} for moved, _ in spy.steps[:2])
+    assert any(name.startswith("bert.encoder") for name in spy.steps[2][0])
+    assert all(p.requires_grad for p in whole.parameters())
+
+    train(bert(tiny_bert), tmp_path / "cut", until=cut)
+    resumed = bert(tiny_bert)
+    train(resumed, tmp_path / "cut", resume=str(tmp_path / "cut" / f"checkpoint-{cut}"))
+    for (name, one), two in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):
+    model = mixout.apply_(transformers.BertModel.from_pretrained(tiny_bert), mixout.Mixout(0.5))
+    with pytest.raises(mixout.MixoutError, match="new head"):
+        HeadFirst(1).on_train_begin(None, transformers.TrainerState(), None, model=model)
+
+
+def test_the_finetune_setting_trains_the_new_head_first(tiny_bert, tiny_task, tmp_path):
+    from mixout.finetune.settings import Settings
+    from mixout.finetune.train import finetune
+
+    def run(name: str, **changes: Any) -> dict[str, torch.Tensor]:
+        values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "batch_size": 8}
+        finetune(Settings(**values, method="mixout(0.5)", epochs=2.0, save="no", **changes), tmp_path / name)
+        return load_file(tmp_path / name / "model.safetensors")
+
+    base = load_file(Path(tiny_bert) / "model.safetensors")
+    body = {name: value for name, value in run("a", head_first=1.0, max_steps=6).items() if "classifier" not in name}
+    assert all(torch.equal(value, base[name.removeprefix("bert.")]) for name, value in body.items())
+    with pytest.raises(mixout.InputError, match="head_first below"):
+        run("b", head_first=2.0)

@@ -1,0 +1,313 @@
+"""Anchors that follow the weights (GMixout) and layers that train in turn; the oracle is written out in plain torch."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, methods
+from mixout.methods import Dropconnect
+
+B = 0.75
+
+
+def net(method, *, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+    return mixout.apply_(model, method, seed=1, **options)
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def train(model, optimizer, steps, *, call=None, micro=2):
+    for step in steps:
+        for part in range(micro):
+            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(10 * step + part))
+            (call or model)(x.to(next(model.parameters()).dtype)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def moved(model):
+    """The anchors that passes read."""
+    return [layer._mixed.anchor.beside(layer.weight).clone() for layer in (model[0], model[2])]
+
+
+def values(model):
+    return [*(p.detach().clone() for p in model.parameters()), *moved(model)]
+
+
+def same(first, second, **tolerance):
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("kind", [Mixout, Mixconnect])
+def test_the_anchor_is_the_average_of_the_weights_at_the_ends_of_periods(kind):
+    model = net(kind(0.5, every=3, anchor_ema=B))
+    start = expected = moved(model)
+    optimizer = sgd(model)
+    for step in range(1, 10):
+        train(model, optimizer, [step])
+        if step % 3 == 0:
+            expected = [B * a + (1 - B) * w for a, w in zip(expected, (model[0].weight, model[2].weight), strict=True)]
+        same(moved(model), expected, rtol=1e-6, atol=1e-7)
+    assert not moved(model)[0].allclose(start[0])
+    with torch.no_grad():  # Phi comes from it: where w is A, mixing changes nothing
+        model[0].weight.copy_(moved(model)[0])
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(model[0](x), nn.functional.linear(x, model[0].weight, model[0].bias))
+
+
+@pytest.mark.parametrize("b", [None, 1, 1.0])
+def test_an_anchor_that_stays_is_mixout_bit_for_bit(b):
+    method = Mixout(0.5, every=3, anchor_ema=b)
+    assert method == Mixout(0.5, every=3)
+    models = [net(one) for one in (method, Mixout(0.5, every=3))]
+    same(*(values(train(model, sgd(model), range(7))) for model in models))
+
+
+def test_the_pretrained_weights_stay_what_distance_and_fingerprint_mean():
+    model, plain = net(Mixout(0.5, every=2, anchor_ema=B)), net(Mixout(0.5))
+    start = model[0].weight.detach().clone()
+    train(model, sgd(model), range(6))
+    assert mixout.fingerprint(model) == mixout.fingerprint(plain)
+    assert mixout.state(model).anchor("0").equal(start)
+    by_hand = torch.linalg.vector_norm(model[0].weight.double() - start.double()).item()
+    assert mixout.distance(model).by_layer["0.weight"] == pytest.approx(by_hand, rel=1e-6)
+    assert mixout.interpolate_(model, 0.0)[0].weight.equal(start)
+
+
+def test_nothing_that_others_hold_moves():
+    """The decay beside it shares the pretrained weights, a deep copy and a pickled one share nothing that moves."""
+    model = net([Mixout(0.5, every=2, anchor_ema=B), AnchorDecay(radius=0.5)])
+    optimizer = sgd(model)
+    train(model, optimizer, range(3))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        before = moved(twin)
+        train(model, optimizer, range(3, 6))
+        same(moved(twin), before)
+        train(twin, sgd(twin), range(4))
+        assert not moved(twin)[0].equal(before[0])
+    decays = vars(model[0])["_mixout_decay"]["weight"].anchor
+    assert decays.tensor.equal(mixout.state(model).anchor("0"))
+
+
+@pytest.mark.parametrize("steps", [3, 4])  # within a period, and at the end of one
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(steps, dtype):
+    method = Mixout(0.5, every=2, anchor_ema=B)
+    whole = net(method, dtype=dtype)
+    optimizer = sgd(whole)
+    train(whole, optimizer, range(steps))
+    file = io.BytesIO()
+    torch.save([mixout.save_state(whole), whole.state_dict(), optimizer.state_dict()], file)
+    train(whole, optimizer, range(steps, 9))
+    file.seek(0)
+    state, weights, momentum = torch.load(file)
+    resumed = net(method, dtype=dtype)
+    resumed.load_state_dict(weights)
+    mixout.load_state_(resumed, state)
+    optimizer = sgd(resumed)
+    optimizer.load_state_dict(momentum)
+    same(values(train(resumed, optimizer, range(steps, 9))), values(whole))
+    without = mixout.save_state(whole, tensors=False)
+    with pytest.raises(mixout.MixoutError, match="expected the 2 anchors that anchor_ema has moved"):
+        mixout.load_state_(resumed, without)
+
+
+def test_in_bfloat16_it_moves_by_less_than_a_weight_can():
+    model = net(Mixout(0.5, every=2, anchor_ema=0.999), dtype=torch.bfloat16)
+    start = moved(model)
+    train(model, sgd(model), range(2))
+    assert moved(model)[0].dtype == torch.float32
+    change = (model[0].weight.float() - start[0]) * 0.001
+    torch.testing.assert_close(moved(model)[0] - start[0], change, rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_changes_nothing(reentrant):
+    method = Mixout(0.5, every=2, anchor_ema=B)
+    plain, lean = net(method), net(method)
+
+    def recomputed(x):
+        return checkpoint(lean, x.requires_grad_(), use_reentrant=reentrant)
+
+    same(
+        values(train(plain, sgd(plain), range(5))),
+        values(train(lean, sgd(lean), range(5), call=recomputed)),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+def test_each_of_two_optimizers_moves_what_it_steps():
+    """Whichever steps first, every anchor sees its weight after the period's last step."""
+    for reverse in (False, True):
+        model = net(Mixout(0.5, every=2, anchor_ema=0.0))
+        optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+        for step in range(4):
+            model(torch.randn(4, 6)).square().mean().backward()
+            for optimizer in reversed(optimizers) if reverse else optimizers:
+                optimizer.step()
+            if step % 2:
+                same(moved(model), [model[0].weight.detach(), model[2].weight.detach()])
+
+
+def test_it_follows_a_decay_of_the_same_step_whichever_was_applied_first():
+    found = []
+    for earlier in (False, True):
+        other = mixout.apply_(nn.Linear(2, 2), AnchorDecay(radius=0.1)) if earlier else None
+        model = net([Mixout(0.5, every=2, anchor_ema=0.0), AnchorDecay(radius=0.2)])
+        train(model, sgd(model), range(2))
+        same(moved(model), [model[0].weight.detach(), model[2].weight.detach()])
+        found.append(values(model))
+        del other
+    same(*found)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_compiled_without_recompilation():
+    torch._dynamo.reset()
+    method = Mixout(0.5, every=2, anchor_ema=B)
+    eager, compiled = net(method), net(method)
+    call = torch.compile(compiled, backend="inductor", fullgraph=True)
+    train(compiled, optimizer := sgd(compiled), range(1), call=call)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, optimizer, range(1, 6), call=call)
+    same(values(compiled), values(train(eager, sgd(eager), range(6))), rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"anchor_ema": 0.9}, "expected every= as a number of optimizer steps above 1 with anchor_ema"),
+        ({"anchor_ema": 0.9, "every": "run"}, "expected every= as a number of optimizer steps above 1"),
+        ({"anchor_ema": 1.1, "every": 2}, r"expected anchor_ema in \[0, 1\]"),
+        ({"anchor_ema": float("nan"), "every": 2}, r"expected anchor_ema in \[0, 1\]"),
+        ({"unit": "layer"}, "expected every= with unit='layer'"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Mixout(0.5, **options)
+
+
+def test_the_anchor_of_nothing_cannot_move():
+    for method in (Dropconnect, GradientMask):
+        with pytest.raises(TypeError, match="anchor_ema"):
+            method(0.5, every=2, anchor_ema=0.9)
+    with pytest.raises(ValueError, match="expected dropconnect to take p, gradient, every, got 'anchor_ema'"):
+        methods.parse("dropconnect(0.5, every=2, anchor_ema=0.9)")
+
+
+def test_zero_of_deepspeed_is_refused():
+    model = net(Mixout(0.5, every=2, anchor_ema=0.9))
+    model[0].weight._hp_mapping = None  # DeepSpeed's mark
+    model(torch.ones(1, 6)).sum().backward()
+    with pytest.raises(mixout.MixoutError, match="anchor_ema needs DDP, FSDP2 or stage 0"):
+        sgd(model).step()
+
+
+@pytest.mark.parametrize("text", ["mixout(0.7, every=16, anchor_ema=0.99)", "gradient_mask(0.7, unit=layer, every=20)"])
+def test_as_text(text):
+    (method,) = methods.parse(text)
+    assert methods.spell(method) == text
+    assert "anchor_ema=0.99" in repr(method) or "unit='layer'" in repr(method)
+
+
+class Blocks(nn.Module):
+    """Two blocks of two linears, and a head outside of them."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)) for _ in range(8))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def gradients(model):
+    model.zero_grad()
+    model(torch.randn(3, 6)).square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+def test_blocks_train_in_turn(gradient):
+    """Against plain gradients: all weights of a block at once, drawn anew each period; biases always."""
+    p = 0.6
+    torch.manual_seed(3)
+    plain = Blocks().double()
+    model = mixout.apply_(copy.deepcopy(plain), GradientMask(p, unit="layer", every=2, gradient=gradient), seed=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen, scale = [], 1.0 if gradient == "paper" else 1 / (1 - p)
+    for _ in range(60):
+        torch.manual_seed(5)
+        x = torch.randn(3, 6).double()
+        (own, expected) = (gradients_at(one, x) for one in (model, plain))
+        on = [bool(own[f"blocks.{n}.0.weight"].any()) for n in range(8)]
+        for name, value in expected.items():
+            place = name.split(".")
+            inside = place[0] == "blocks"
+            if not name.endswith("weight"):
+                torch.testing.assert_close(own[name], value)
+            elif inside:
+                torch.testing.assert_close(own[name], value * scale * on[int(place[1])])
+        seen.append(on)
+        optimizer.step()
+    assert all(seen[n] == seen[n + 1] for n in range(0, 60, 2))
+    assert any(seen[n] != seen[n + 2] for n in range(0, 58, 2))
+    share = sum(map(sum, seen)) / (60 * 8)
+    assert abs(share - (1 - p)) < 4 * (p * (1 - p) / 240) ** 0.5
+
+
+def gradients_at(model, x):
+    model.zero_grad()
+    model(x).square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.Conv2d, nn.LSTM, nn.MultiheadAttention])
+def test_a_layer_of_any_kind_is_at_its_anchor_or_not(kind):
+    """Mixout with unit='layer': Phi is u, or u + (w - u)/(1-p), for every weight of the layer at once."""
+    sizes = {nn.Embedding: (5, 4), nn.Conv2d: (4, 6, 3), nn.LSTM: (4, 4), nn.MultiheadAttention: (4, 2)}[kind]
+    given = {nn.Embedding: torch.arange(5)[None], nn.Conv2d: torch.randn(2, 4, 5, 5)}.get(kind, torch.randn(3, 2, 4))
+    inputs = [given] * 3 if kind is nn.MultiheadAttention else [given]
+    torch.manual_seed(0)
+    model = mixout.apply_(
+        kind(*sizes), Mixout(0.5, unit="layer", every=2), where=mixout.Where(types=(kind,)), anchor=0, seed=1
+    )
+
+    def output(module):
+        found = module(*inputs)
+        return (found[0] if isinstance(found, tuple) else found).detach()
+
+    at = []
+    for factor in (0.0, 2.0):
+        twin = mixout.remove_(copy.deepcopy(model))
+        with torch.no_grad():
+            for weight in twin.parameters():
+                weight.mul_(factor if weight.dim() > 1 else 1.0)
+        at.append(output(twin))
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.0), set()
+    for _ in range(12):
+        found = output(model)
+        (state,) = [n for n, one in enumerate(at) if found.allclose(one, atol=1e-5)]
+        seen.add(state)
+        model.zero_grad()
+        optimizer.step()
+    assert seen == {0, 1}
