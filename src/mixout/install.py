@@ -113,7 +113,10 @@ def _mix_(
             f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
         )
     if adapted:
-        lora.check_fits(model, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment)
+        chosen_sites = [site for site, _ in adapted.values()]
+        lora.check_fits(
+            model, chosen_sites, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment
+        )
     source = {"given": anchors.anchor, "own": Unread().anchor, "zero": AnchorStore(model, 0).anchor}[method.anchor]
     # All anchors first: one that is missing must leave the model as it was.
     wanted = {
@@ -138,11 +141,13 @@ def _mix_(
                 move_anchors_(layers[name], method.anchor_ema)
     for name, (site, adapters) in adapted.items():
         base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
-        for adapter in adapters:
-            for factor_name, factor, kind in lora.swaps(site, adapter, mixing):
-                stream = Stream(applied.seed, f"{name}.{factor_name}", period)
-                held = {"weight": Anchor(None, base)}
-                swap_(factor, kind, Share(mixing=mixing, anchors=held, plain=type(factor), stream=stream))
+        for part, module, paths, kind in lora.swaps(site, adapters, mixing):
+            if kind is not None:
+                stream, held = (
+                    Stream(applied.seed, f"{name}{part}", period),
+                    {path: Anchor(None, base) for path in paths},
+                )
+                swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in shares}
     if not isinstance(anchors, Unread):
         attach_(model, mixed)

@@ -49,7 +49,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     if anchor is None:
         _check_anchored(model)
         found = distances.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
-        deltas = {f"{name}.base_layer.weight": lora.delta_norm(layer) for name, layer in _adapted(model).items()}
+        deltas = {lora.base_name(name, layer): lora.delta_norm(layer) for name, layer in _adapted(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
@@ -209,7 +209,7 @@ def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
     """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
     tensors = {key: one.tensor for key, (_, _, one) in _anchors(model, applied).items()}
     tensors |= {
-        f"{name}.base_layer.weight": lora.base_weight(layer) for name, layer in _adapted(model, applied).items()
+        lora.base_name(name, layer): lora.base_weight(layer) for name, layer in _adapted(model, applied).items()
     }
     # How much of the names belongs to wrappers is not known: at most what all have in common.
     shared = itertools.takewhile(
@@ -236,7 +236,7 @@ def starting_weight(model: nn.Module, name: str) -> Tensor:
     Raises:
         KeyError: if nothing of that name is anchored.
     """
-    bases = {f"{key}.base_layer.weight": lora.base_weight(layer) for key, layer in _adapted(model).items()}
+    bases = {lora.base_name(key, layer): lora.base_weight(layer) for key, layer in _adapted(model).items()}
     found = {
         key: weight.detach() * 0 if one.tensor is None and not isinstance(one, OwnWeight) else one.beside(weight)
         for key, (module, path, one) in _anchors(model, own=True).items()
@@ -280,7 +280,7 @@ def _anchors(
         if not lora.is_factor(sites, name):
             found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
     for name, module in model.named_modules():
-        if isinstance(module, Mixed) and not lora.is_factor(sites, name):
+        if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():
                 found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
     return {

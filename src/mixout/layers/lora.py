@@ -13,6 +13,9 @@ which is A with its columns mixed with 0. With a mask entry per output, the rows
 What LoRA cannot do is refused: a mask entry for each element needs the product B A in each pass, and another anchor
 than the frozen base needs a copy of it. Each adapter is a delta of its own and has its own masks.
 
+An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
+peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.
+
 All that mixout knows of LoRA is here. It does not import peft: where a model holds its layers, peft is loaded.
 """
 
@@ -21,15 +24,16 @@ All that mixout knows of LoRA is here. It does not import peft: where a model ho
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mixout.errors import MixoutError
-from mixout.layers import mixed_class, obstacle
+from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, mixes
+from mixout.layers.registry import Entry, Layout, add_entry
 from mixout.masks import Unit
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
@@ -37,8 +41,16 @@ _CALLS_ITS_FACTORS = frozenset(
     f"peft.tuners.lora.{name}"
     for name in ("layer.Linear", "bnb.Linear8bitLt", "bnb.Linear4bit", "torchao.TorchaoLoraLinear")
 )
+_OF_A_PARAMETER = "peft.tuners.lora.layer.ParamWrapper"
 # Initialisations that change the base: what the model began with is then u + s B A, and no longer u.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _stacked_factors(layer: Any) -> dict[str, Layout]:
+    return {f"lora_A.{name}.weight": Layout(blocks=layer.num_experts) for name in layer.lora_A}
+
+
+add_entry(_OF_A_PARAMETER, Entry(weights=_stacked_factors))
 
 
 class MixedFactor(Mixed, nn.Linear):
@@ -61,12 +73,20 @@ def is_adapted(module: nn.Module) -> bool:
 
 
 def sites(model: nn.Module) -> dict[str, Any]:
-    """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
+    """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called.
+
+    An adapter of a second parameter of one layer lies within that of the first, and is a site of its own.
+    """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if is_adapted(module) and within(found, name) is None:
+        if is_adapted(module) and (within(found, name) is None or is_of_a_parameter(module)):
             found[name] = module
     return found
+
+
+def is_of_a_parameter(layer: nn.Module) -> bool:
+    """Whether an adapted layer adapts one parameter of the layer that it wraps."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" == _OF_A_PARAMETER for kind in type(layer).__mro__)
 
 
 def within(sites: dict[str, Any], name: str) -> str | None:
@@ -107,11 +127,14 @@ def why_not(layer: Any) -> str:
     return next(filter(None, reasons), "it holds no adapter")
 
 
-def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_moment: bool) -> None:
+def check_fits(
+    model: nn.Module, sites: Iterable[nn.Module], mixing: Mixing, *, takes_anchor: bool, of_this_moment: bool
+) -> None:
     """Refuse what LoRA layers cannot do.
 
     Args:
         model: a model with adapters.
+        sites: those of its adapted layers that are chosen.
         mixing: how they are to be mixed.
         takes_anchor: the method mixes with an anchor that may be chosen.
         of_this_moment: the anchor is the weights as they are.
@@ -125,6 +148,11 @@ def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_
             f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or "
             "choose one of these"
         )
+    if any(map(is_of_a_parameter, sites)) and (mixing.unit, mixing.gradient) != ("input", "exact"):
+        raise ValueError(
+            "expected unit 'input' and gradient 'exact' for adapters of parameters (target_parameters), got another "
+            f"({mixing}); choose these, or leave such layers out with where="
+        )
     if not of_this_moment:
         raise ValueError(
             "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
@@ -136,19 +164,25 @@ def check_fits(model: nn.Module, mixing: Mixing, *, takes_anchor: bool, of_this_
         )
 
 
-def swaps(layer: Any, adapter: str, mixing: Mixing) -> Iterator[tuple[str, nn.Module, type[Mixed]]]:
-    """What becomes what where ``adapter`` is mixed: name within ``layer``, factor, its mixed class."""
+def swaps(
+    layer: Any, chosen: Sequence[str], mixing: Mixing
+) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed] | None]]:
+    """What is mixed where the adapters ``chosen`` are: its name within ``layer``, module, weights and mixed class."""
+    if is_of_a_parameter(layer):
+        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], mixed_class(layer)
+        return
     masked, other = _factors(layer, mixing.unit)
     names = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
-    kind = mixed_class(masked[adapter])
-    if kind is not None:
-        yield f"{names[0]}.{adapter}", masked[adapter], kind
-    if mixing.gradient == "paper":
-        yield f"{names[1]}.{adapter}", other[adapter], MixedFactor
+    for adapter in chosen:
+        yield f".{names[0]}.{adapter}", masked[adapter], ["weight"], mixed_class(masked[adapter])
+        if mixing.gradient == "paper":
+            yield f".{names[1]}.{adapter}", other[adapter], ["weight"], MixedFactor
 
 
 def mixed_factors(layer: Any) -> list[Mixed]:
-    """The factors of ``layer`` that are mixed."""
+    """What is mixed of ``layer``: factors, or itself."""
+    if isinstance(layer, Mixed):
+        return [layer]
     return [one for factors in _factors(layer, "input") for one in factors.values() if isinstance(one, Mixed)]
 
 
@@ -160,9 +194,17 @@ def base_weight(layer: Any) -> Tensor:
     """
     if layer.merged:
         raise MixoutError("expected a base without its adapter, got one with it merged; call unmerge_adapter() first")
-    weight: Tensor = layer.get_base_layer().weight.detach()
+    weight: Tensor = (layer.get_param() if is_of_a_parameter(layer) else layer.get_base_layer().weight).detach()
     # Subclasses that hold several tensors have no bytes of their own.
     return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
+
+
+def base_name(name: str, layer: Any) -> str:
+    """The dotted name of that weight, where ``layer`` is called ``name``."""
+    field = layer.parameter_name if is_of_a_parameter(layer) else "weight"
+    while hasattr(layer, "base_layer"):
+        name, layer = f"{name}.base_layer", layer.base_layer
+    return f"{name}.{field}"
 
 
 def base_digest(layer: Any) -> str:
@@ -173,16 +215,19 @@ def base_digest(layer: Any) -> str:
 def delta_norm(layer: Any) -> float:
     """||W - u|| of a LoRA layer with its active adapters, in float64, without making W - u.
 
-    With B = Q R, Q orthonormal, ||B A|| = ||R A||.
+    With B = Q R, Q orthonormal, ||B A|| = ||R A||. Of experts each has its A and its B.
     """
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active or layer.disable_adapters:
         return 0.0
-    weights = [(layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]) for name in active]
-    device = weights[0][0].device if weights[0][0].device.type == "cuda" else torch.device("cpu")
-    a = torch.cat([one.detach().to(device).double() for one, _ in weights])
-    b = torch.cat([one.detach().to(device).double() for _, one in weights], dim=1)
-    return float(torch.linalg.matrix_norm(torch.linalg.qr(b).R @ a))
+    stacks, device = getattr(layer, "num_experts", 1), layer.lora_A[active[0]].weight.device
+    device = device if device.type == "cuda" else torch.device("cpu")
+    a, b = [], []
+    for name in active:
+        wide, tall = (factors[name].weight.detach().to(device).double() for factors in (layer.lora_A, layer.lora_B))
+        a.append(wide.reshape(stacks, -1, wide.shape[1]))
+        b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
+    return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())
 
 
 def delta_weights(layer: Any) -> list[nn.Parameter]:
@@ -207,7 +252,8 @@ def coverage_row(
     if (problem := _adapter_obstacle(layer, adapter)) is not None:
         return "bypassed", problem
     here, anywhere = _mixed_adapters(layer), {one for site in sites.values() for one in _mixed_adapters(site)}
-    if isinstance(module, Mixed) and not isinstance(module, MixedFactor):
+    lent = is_of_a_parameter(layer) and part == "lora_A" and adapter in here
+    if lent or (isinstance(module, Mixed) and not isinstance(module, MixedFactor)):
         return ("mixed", "") if adapter in layer.active_adapters else ("plain", "its adapter is not active")
     if adapter in here:
         return "plain", "the other factor of a mixed adapter"
@@ -227,19 +273,36 @@ def _factors(layer: Any, unit: Unit) -> tuple[Mapping[str, nn.Module], Mapping[s
 
 
 def _mixed_adapters(layer: Any) -> set[str]:
+    if isinstance(layer, Mixed):
+        return {path.split(".")[1] for path in layer._mixed.anchors}
     return {name for factors in _factors(layer, "input") for name, one in factors.items() if isinstance(one, Mixed)}
 
 
 def _layer_obstacle(layer: Any) -> str | None:
     """Why no adapter of ``layer`` can be mixed, whatever the adapter, or None."""
     kind = type(layer)
-    if f"{kind.__module__}.{kind.__qualname__}" not in _CALLS_ITS_FACTORS:
+    if is_of_a_parameter(layer):
+        if not _reads_inputs(layer):
+            return f"the A of its adapter does not act on inputs, as far as mixout knows {layer.parameter_name!r}"
+    elif f"{kind.__module__}.{kind.__qualname__}" not in _CALLS_ITS_FACTORS:
         return f"peft's {kind.__module__.removeprefix('peft.tuners.')}.{kind.__qualname__} is not a LoRA of a linear"
     if layer.merged:
         return "its adapter is merged; unmerge it first"
     if any(p.requires_grad for p in layer.get_base_layer().parameters() if p.dim() >= 2):
         return "its base is trained beside the adapter, and so is no anchor"
     return None
+
+
+def _reads_inputs(layer: Any) -> bool:
+    """Whether the A of an adapter of a parameter has a column for each input neuron of each matrix.
+
+    peft takes a stack as (experts, in, out) where its layer says ``is_transposed``, and else as (experts, out, in).
+    """
+    base = layer.get_base_layer()
+    entry, stacked = entry_of(base), layer.get_param().dim() == 3
+    layout = None if entry is None else entry.weights(base).get(layer.parameter_name)
+    transposed = stacked and getattr(base, "is_transposed", False)
+    return layout is not None and layout.transposed == transposed and layout.blocks == 1
 
 
 def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
