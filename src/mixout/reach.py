@@ -20,7 +20,11 @@ from mixout.selection import Selection, is_trained, parent
 Kind = Literal["mixed", "decayed", "plain", "bypassed"]
 
 ENOUGH = 0.5  # share of the body's FLOPs from which on apply_ says nothing
-_LOOKED_UP = re.compile(r"emb|position|latent_query|(cls|class|mask|query)_token", re.IGNORECASE)
+# By name: raw parameters that are looked up, added or scaled with, and no matrices to multiply with.
+_LOOKED_UP = re.compile(
+    r"emb|position|latent_query|(cls|class|mask|query)_token|(^|[._])(bias(es)?|scale|rel_pos|A_log)(_\w+)?$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

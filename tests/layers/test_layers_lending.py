@@ -321,7 +321,8 @@ def test_experts_are_mixed(name):
     mixout.apply_(model, Mixout(0.5), seed=1)
     report = mixout.coverage(model)
     assert report.flops_mixed > 0.7, str(report)
-    assert not [name for name in report.bypassed if not name.endswith("router")], str(report)
+    assert not report.bypassed, str(report)
+    assert not [row.name for row in report.layers if row.type.endswith("Router") and row.flops and row.kind != "mixed"]
     experts = [
         n
         for n, m in model.named_modules()
@@ -444,3 +445,34 @@ def test_rows_of_experts_by_meaning(monkeypatch):
     for name, over in (("w1", 1), ("v1", 1), ("w2", 2)):
         assert (read[name] == read[name].narrow(over, 0, 1)).all()
         assert 0 < read[name].mean() < 2
+
+
+def test_xlnets_raw_parameters_by_meaning(monkeypatch):
+    """Its projections are (in, heads, dim), the last one (out, heads, dim): there each head's inputs are inputs."""
+    xlnet = pytest.importorskip("transformers.models.xlnet.modeling_xlnet")
+    sizes = {"d_model": 8, "n_head": 2, "d_head": 4, "layer_norm_eps": 1e-6, "dropout": 0.0}
+    layer = xlnet.XLNetRelativeAttention(types.SimpleNamespace(**sizes))
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.zero_()
+    mixout.apply_(layer, Mixout(0.5), seed=1)
+    assert list(layer._mixed.anchors) == ["q", "k", "v", "r", "o"]
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.add_(1.0)
+    read, einsum = [], torch.einsum
+
+    def reads(equation, *tensors):
+        if equation in ("ibh,hnd->ibnd", "ibnd,hnd->ibh"):
+            read.append(tensors[1].detach())
+        return einsum(equation, *tensors)
+
+    monkeypatch.setattr(torch, "einsum", reads)
+    layer(torch.randn(3, 1, 8), None, None, None, torch.randn(6, 1, 8), None)
+    *before, last = read
+    assert len(before) == 4
+    assert all((one == one[:, :1, :1]).all() for one in before)
+    assert (last == last[:1]).all()
+    masks = [*(one[:, 0, 0] for one in before), last[0].flatten()]
+    assert all(set(mask.tolist()) == {0.0, 2.0} for mask in masks)
+    assert len({tuple(mask.tolist()) for mask in masks}) == 5

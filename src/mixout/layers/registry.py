@@ -27,10 +27,12 @@ class Layout:
         input_dim: the dimension of the input neurons: 1 for (out, in, *kernel), 0 for (in, out, *kernel), -1 for
             (*stack, out, in), -2 for (*stack, in, out).
         blocks: how many matrices lie one below the other along the first dimension, each with inputs of its own.
+        flat: all dimensions but the first are input neurons: (out, heads, in a head).
     """
 
     input_dim: int = 1
     blocks: int = 1
+    flat: bool = False
 
     @property
     def transposed(self) -> bool:
@@ -47,7 +49,7 @@ class Layout:
             ((20, 3), 4)
         """
         if self.input_dim >= 0:
-            return weight, self.blocks
+            return weight.flatten(1) if self.flat else weight, self.blocks
         return weight.reshape(-1, weight.shape[-1]), self.blocks * weight.shape[:-2].numel()
 
 
@@ -175,11 +177,14 @@ def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[n
         module: any module.
         kind: its plain class, where it is mixed already.
     """
-    for base in (kind or type(module)).__mro__:
+    kind = kind or type(module)
+    if _is_router(module, kind):
+        return kind, LINEAR
+    for base in kind.__mro__:
         entry = _ENTRIES.get(base) or _ENTRIES.get(f"{base.__module__}.{base.__qualname__}")
         if entry is not None:
             return base, entry
-    return (kind or type(module), EXPERTS) if _is_stack_of_experts(module) else None
+    return (kind, EXPERTS) if _is_stack_of_experts(module) else None
 
 
 def entry_of(module: nn.Module, kind: type[nn.Module] | None = None) -> Entry | None:
@@ -206,6 +211,13 @@ def _is_stack_of_experts(module: nn.Module) -> bool:
     """An experts class that transformers gives its grouped matmuls (``use_experts_implementation``)."""
     fields = vars(module)
     return "is_transposed" in fields and "num_experts" in fields and bool(_stacked(module))
+
+
+def _is_router(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """A router of experts of transformers: a linear layer (experts, in) with a choice behind it."""
+    weight = module._parameters.get("weight")
+    own = kind.__module__.startswith("transformers.models.") and kind.__name__.endswith(("Router", "Gate"))
+    return own and weight is not None and weight.dim() == 2
 
 
 def _stacked(module: nn.Module) -> list[str]:
@@ -239,16 +251,18 @@ def _recurrent(module: Any) -> dict[str, Layout]:  # noqa: ANN401
     return {name: Layout() for name in module._flat_weights_names if name.startswith("weight")}
 
 
-def _own(layout: Callable[[Any], Layout]) -> Callable[[Any], dict[str, Layout]]:
-    return lambda module: {"weight": layout(module)}
+def _fixed(**layouts: Layout) -> Callable[[Any], dict[str, Layout]]:
+    return lambda _: layouts
 
 
 EXPERTS = Entry(weights=_experts)
+LINEAR = Entry(weights=_fixed(weight=Layout()))
 _MODELS = "transformers.models"
+_ROWS = Layout(input_dim=0)
 
-add_entry(nn.Linear, Entry(weights=_own(lambda _: Layout()), mixed="MixedLinear"))
-add_entry("transformers.pytorch_utils.Conv1D", Entry(weights=_own(lambda _: Layout(input_dim=0)), mixed="Transposed"))
-add_entry(nn.Embedding, Entry(weights=_own(lambda _: Layout(input_dim=0)), linear=False, mixed="MixedEmbedding"))
+add_entry(nn.Linear, Entry(weights=_fixed(weight=Layout()), mixed="MixedLinear"))
+add_entry("transformers.pytorch_utils.Conv1D", Entry(weights=_fixed(weight=_ROWS), mixed="Transposed"))
+add_entry(nn.Embedding, Entry(weights=_fixed(weight=_ROWS), linear=False, mixed="MixedEmbedding"))
 _kind: type[nn.Module]
 for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
     register(_kind, blocks=lambda layer: layer.groups, linear=False)
@@ -257,12 +271,14 @@ for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
 add_entry(nn.MultiheadAttention, Entry(weights=_attention))
 for _kind in (nn.RNN, nn.LSTM, nn.GRU):
     add_entry(_kind, Entry(weights=_recurrent, mixed="Recurrent"))
-add_entry(f"{_MODELS}.falcon.modeling_falcon.FalconLinear", Entry(weights=_own(lambda _: Layout())))
-add_entry(f"{_MODELS}.ibert.quant_modules.QuantLinear", Entry(weights=_own(lambda _: Layout())))
+add_entry(f"{_MODELS}.falcon.modeling_falcon.FalconLinear", LINEAR)
+add_entry(f"{_MODELS}.ibert.quant_modules.QuantLinear", LINEAR)
 add_entry(f"{_MODELS}.llama4.modeling_llama4.Llama4TextExperts", _stacked_by(Layout(input_dim=-2)))
 add_entry(f"{_MODELS}.step3p7.modeling_step3p7.Step3p7Experts", _stacked_by(Layout(input_dim=-1)))
 add_entry(f"{_MODELS}.longcat_flash.modeling_longcat_flash.LongcatFlashExperts", _stacked_by(Layout(input_dim=-1)))
-add_entry(
-    f"{_MODELS}.jetmoe.modeling_jetmoe.JetMoeParallelExperts", Entry(weights=_own(lambda _: Layout(input_dim=-1)))
-)
+add_entry(f"{_MODELS}.jetmoe.modeling_jetmoe.JetMoeParallelExperts", Entry(weights=_fixed(weight=Layout(input_dim=-1))))
 add_entry(f"{_MODELS}.dbrx.modeling_dbrx.DbrxExperts", Entry(weights=_rows_of_experts))
+add_entry(
+    f"{_MODELS}.xlnet.modeling_xlnet.XLNetRelativeAttention",
+    Entry(weights=_fixed(q=_ROWS, k=_ROWS, v=_ROWS, r=_ROWS, o=Layout(flat=True))),
+)
