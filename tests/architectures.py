@@ -1,6 +1,6 @@
 """Small random models of the architectures of transformers, with inputs, for tests and for benchmarks.
 
-``PYTHONPATH=src python tests/architectures.py`` prints what share of each is mixed by default.
+``benchmarks/architectures.py`` prints what share of each is mixed by default.
 
 A configuration is made small by the names of its fields (:data:`SIZES`), whatever the architecture, and inputs follow
 from what the model's forward takes. :data:`OVERRIDES` corrects this for some architectures. :data:`LEFT_OUT` says why
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -301,24 +299,3 @@ def _sounds(config: Any, key: str) -> Iterator[Tensor]:
     waves = [(2, 1200), (2, 1, 1200)]
     for shape in spectra + waves if key == "input_features" else waves + spectra:
         yield torch.randn(shape)
-
-
-def main() -> None:
-    """One line an architecture: the share of the weights' FLOPs that is mixed by default, and what apply_ says."""
-    for name in names():
-        if left_out(name) is not None:
-            continue
-        model, said = build(name), ""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", mixout.LowCoverageWarning)
-            try:
-                mixout.apply_(model, mixout.Mixout(0.5))
-            except mixout.NothingMixedError as error:
-                said = f"error: {error}"
-        said = next((f"warning: {w.message}" for w in caught if w.category is mixout.LowCoverageWarning), said)
-        sys.stdout.write(f"{name:40}{mixout.coverage(model).flops_mixed:7.1%}  {said[:200]}\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -368,6 +368,27 @@ def test_a_model_that_is_frozen_all_over_warns():
     mixout.apply_(model, mixout.methods.Dropconnect(0.5))  # drops frozen weights too: its anchor is 0
 
 
+def test_pruning_after_apply_is_refused_by_each_method():
+    x = torch.randn(2, 4)
+
+    def decays(model):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        model(x).sum().backward()
+        optimizer.step()
+
+    passes = {
+        Mixout(0.5): lambda model: model(x),
+        mixout.AnchorDecay(1.0): decays,
+        mixout.OutputAnchor(1.0): lambda model: mixout.output_penalty(model, x, model(x)),
+    }
+    for method, trains in passes.items():
+        model = mixout.apply_(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), method)
+        prune.l1_unstructured(model[0], "weight", 0.5)
+        with pytest.raises(mixout.MixoutError, match=r"pruned|pruning"):
+            trains(model)
+        trains(mixout.apply_(mixout.remove_(model), method))  # pruned first, it trains
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_inference_mode_and_script_are_refused():
     model = nn.Sequential(nn.Linear(4, 4))

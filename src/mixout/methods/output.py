@@ -41,7 +41,7 @@ from torch.nn.functional import kl_div
 from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import Anchor
-from mixout.errors import NotAppliedError
+from mixout.errors import MixoutError, NotAppliedError
 from mixout.layers import reshard_
 from mixout.methods.likelihood import Batch, predictions, predicts_next
 from mixout.methods.method import Method
@@ -176,9 +176,14 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
     tensors = {}
     for name, (module, one) in found.items():
         for field, anchor in one.anchors.items():
-            weight = module.get_parameter(field)
+            path, weight = f"{name}.{field}".lstrip("."), module._parameters.get(field)
+            if weight is None:
+                raise MixoutError(
+                    f"{path!r} was pruned or parametrized since apply_, so OutputAnchor cannot give it its start; call "
+                    "remove_ first, then prune, then apply_"
+                )
             start = anchor.follow(weight)
-            tensors[f"{name}.{field}".lstrip(".")] = torch.zeros_like(weight) if start is None else start
+            tensors[path] = torch.zeros_like(weight) if start is None else start
     return next(iter(found.values()))[1].method, tensors
 
 
