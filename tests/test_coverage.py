@@ -70,7 +70,7 @@ def test_the_table_names_methods_layers_and_dropouts():
     model = nn.Sequential(nn.Linear(4, 30), nn.Dropout(0.1), nn.LSTMCell(4, 1))
     coverage = mixout.coverage(mixout.apply_(model, Mixout(0.9), keep_dropout=True))
     text = str(coverage)
-    assert text.startswith("mixout(0.9): 1 layers mixed, ")
+    assert text.startswith("mixout(0.9): 1 layer mixed, ")
     assert "dropout still on: 1.p = 0.1" in text
     assert "LSTMCell" in text
     assert "out of reach" in text

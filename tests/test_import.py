@@ -118,7 +118,7 @@ def test_mixout_works_in_an_environment_with_torch_alone():
     """numpy is not among torch's requirements: it is blocked as well."""
     blocked = distributions_beside_torch()
     assert {"numpy", "safetensors"} <= blocked
-    assert "1 layers mixed" in in_a_process(BLOCKER.format(blocked=blocked) + USE)
+    assert "1 layer mixed" in in_a_process(BLOCKER.format(blocked=blocked) + USE)
 
 
 def test_the_public_names():

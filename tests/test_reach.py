@@ -37,7 +37,7 @@ def test_little_is_said_once_with_the_largest_module_and_what_to_do():
     assert caught[0].filename == __file__
     text = str(caught[0].message)
     # 200 of 200 + 27 + 900 multiply-adds
-    assert "reaches 18% of the FLOPs of the body" in text
+    assert "reaches 18% of the FLOPs of the pretrained body" in text
     assert "'2' (Frozen, 80%): raw parameters (kernel): mixout.register(Frozen, ...)" in text
     assert "print(mixout.coverage(model))" in text
 
@@ -89,8 +89,9 @@ def test_a_dry_run_says_what_apply_would_and_leaves_the_model_plain():
 def test_a_dry_run_that_finds_nothing_is_a_report():
     report = mixout.coverage(nn.Sequential(nn.Embedding(3, 4)), Mixout(0.5))
     assert report.mixed == ()
-    assert "not a linear layer: left out by default; choose it with where=mixout.Where(types=nn.Embedding)" in str(
-        report
+    assert (
+        "not a linear layer: left out by default; add it with where=mixout.Where(types=(nn.Linear, nn.Embedding))"
+        in str(report)
     )
     assert "no method: 0 layers mixed" in str(mixout.coverage(nn.Linear(2, 2)))
     with pytest.raises(mixout.NothingMixedError, match=r"no linear layer; choose its 2 x Conv2d with types=Conv2d"):
@@ -120,7 +121,7 @@ def test_a_report_as_rows_as_json_and_in_a_notebook():
     assert told["methods"] == "anchor_decay(1.0)"
     assert told["dropouts"][0]["p"] == 0.1
     text = mixout.coverage(nn.Sequential(nn.Linear(4, 3)), Mixout(0.5))._repr_html_()
-    assert text.startswith("<p>mixout(0.5): 1 layers mixed")
+    assert text.startswith("<p>mixout(0.5): 1 layer mixed")
     assert "<td>1 x Linear</td><td>15</td>" in text
     assert "&#x27;" in mixout.coverage(nn.Sequential(nn.Linear(4, 3)), Mixout(0.5), where="x")._repr_html_()
 

@@ -114,7 +114,7 @@ class Coverage:
         if not self.mixed and self.held:
             return f"{self.methods}: {self.held[0]}"
         return (
-            f"{self.methods}: {len(self.mixed)} layers mixed, "
+            f"{self.methods}: {_count(len(self.mixed), 'layer')} mixed, "
             f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
         )
 
@@ -179,7 +179,7 @@ def coverage(
         >>> import mixout
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Dropout(0.1))
         >>> print(coverage(model, mixout.Mixout(0.9)))
-        mixout(0.9): 1 layers mixed, 57.1% of the parameters, 100.0% of the weights' FLOPs
+        mixout(0.9): 1 layer mixed, 57.1% of the parameters, 100.0% of the weights' FLOPs
           mixed          1 x Linear              15  0
           not mixed      1 x LayerNorm            6  1
                              LayerNorm is not a layer that mixout can mix
@@ -213,7 +213,8 @@ def _held(model: nn.Module) -> Iterator[str]:
     dry = any(isinstance(target.anchor, OwnWeight) for target in found)
     decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
-        line = f"{len(decaying)} weights decay ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        decay = "weight decays" if len(decaying) == 1 else "weights decay"
+        line = f"{len(decaying)} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
         # Of weights in parts every rank would have to ask.
         if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):
@@ -222,7 +223,12 @@ def _held(model: nn.Module) -> Iterator[str]:
                 line += f"; the farthest is at {used[farthest]:.2f} of its radius: {farthest}" if used else ""
         yield line
     if answering := output.held(model):
-        yield f"answers are held by {sum(len(one.anchors) for _, one in answering.values())} anchored parameters"
+        anchored = sum(len(one.anchors) for _, one in answering.values())
+        yield f"answers are held by {_count(anchored, 'anchored parameter')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _names(members: list[LayerCoverage]) -> str:

@@ -21,6 +21,7 @@ from mixout.layers import (
     attach_,
     check_scope,
     lora,
+    lora_delta,
     mixed_class,
     move_anchors_,
     parameter,
@@ -140,7 +141,7 @@ def _mix_(
             if method.anchor_ema is not None and not isinstance(anchors, Unread):
                 move_anchors_(layers[name], method.anchor_ema)
     for name, (site, adapters) in adapted.items():
-        base = ZERO if isinstance(anchors, Unread) else digest(lora.base_weight(site))
+        base = ZERO if isinstance(anchors, Unread) else digest(lora_delta.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
             if kind is not None:
                 stream, held = (

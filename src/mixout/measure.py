@@ -15,7 +15,7 @@ from mixout import distances
 from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.distances import Distance
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, parameter, reshard_, weights
+from mixout.layers import Mixed, lora, lora_delta, parameter, reshard_, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
 from mixout.methods.targets import targets
@@ -49,7 +49,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     if anchor is None:
         _check_anchored(model)
         found = distances.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
-        deltas = {lora.base_name(name, layer): lora.delta_norm(layer) for name, layer in _adapted(model).items()}
+        deltas = {key: lora_delta.delta_norm(layer) for key, layer in _adapted(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
@@ -151,7 +151,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     if anchor is None:
         _check_anchored(inner)
         pairs = [_pair(key, *one) for key, one in _anchors(inner).items()]
-        deltas = [weight for layer in _adapted(inner).values() for weight in lora.delta_weights(layer)]
+        deltas = [weight for layer in _adapted(inner).values() for weight in lora_delta.delta_weights(layer)]
     else:
         selection, store = resolve(where, inner), AnchorStore(inner, anchor)
         pairs = [
@@ -208,9 +208,7 @@ def importance_fingerprint(model: nn.Module, applied: Applied) -> str | None:
 def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
     """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
     tensors = {key: one.tensor for key, (_, _, one) in _anchors(model, applied).items()}
-    tensors |= {
-        lora.base_name(name, layer): lora.base_weight(layer) for name, layer in _adapted(model, applied).items()
-    }
+    tensors |= {key: lora_delta.base_weight(layer) for key, layer in _adapted(model, applied).items()}
     # How much of the names belongs to wrappers is not known: at most what all have in common.
     shared = itertools.takewhile(
         lambda parts: len(set(parts)) == 1, zip(*(k.split(".") for k in tensors), strict=False)
@@ -236,7 +234,7 @@ def starting_weight(model: nn.Module, name: str) -> Tensor:
     Raises:
         KeyError: if nothing of that name is anchored.
     """
-    bases = {lora.base_name(key, layer): lora.base_weight(layer) for key, layer in _adapted(model).items()}
+    bases = {key: lora_delta.base_weight(layer) for key, layer in _adapted(model).items()}
     found = {
         key: weight.detach() * 0 if one.tensor is None and not isinstance(one, OwnWeight) else one.beside(weight)
         for key, (module, path, one) in _anchors(model, own=True).items()
@@ -262,7 +260,7 @@ def _check_anchored(model: nn.Module) -> None:
 
 def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
     digests = [one.digest for _, _, one in _anchors(model, applied).values()]
-    digests += [lora.base_digest(layer) for layer in _adapted(model, applied).values()]
+    digests += [lora_delta.base_digest(layer) for layer in _adapted(model, applied).values()]
     return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
 
 
@@ -291,10 +289,10 @@ def _anchors(
 
 
 def _adapted(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
-    """The LoRA layers of which a factor is mixed; their anchor is their frozen base."""
+    """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
     found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
     return {
-        name: layer
+        lora_delta.base_name(name, layer): layer
         for name, (layer, mixed) in found.items()
         if mixed and (applied is None or applied_here(mixed[0]) is applied)
     }

@@ -15,7 +15,7 @@ from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, paramet
 from mixout.layers.mixed import REPLACED, is_frozen
 from mixout.methods.targets import decayed
 from mixout.record import is_new
-from mixout.selection import Selection, is_trained, parent
+from mixout.selection import BODY, Selection, is_trained, parent
 
 Kind = Literal["mixed", "decayed", "plain", "bypassed"]
 
@@ -118,10 +118,10 @@ def check_reach(model: nn.Module, selection: Selection) -> None:
             f"expected at least one layer to mix beside {counted[-1].name!r}, the last of the model, which is usually "
             f"a new head without pretrained weights, got none; the largest other module is {largest}"
         )
+    whole = "the pretrained body" if selection.preset else selection.text
     warnings.warn(
-        f"apply_ reaches {share:.0%} of the FLOPs of {'the body' if selection.preset else selection.text}; the largest "
-        f"module that it does not reach is {largest}. See print(mixout.coverage(model)), choose more layers with "
-        "where=mixout.Where(types=...), or register the class with mixout.register",
+        f"apply_ reaches {share:.0%} of the FLOPs of {whole}; the largest module that it does not reach is {largest}. "
+        "print(mixout.coverage(model)) lists the others, and why",
         LowCoverageWarning,
         stacklevel=3,  # who called apply_
     )
@@ -184,8 +184,10 @@ def _not_chosen(module: nn.Module, text: str, sites: dict[str, Any]) -> str:
         return "frozen, and without an adapter"
     if not is_linear(module):
         kind = next((k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch.nn")), "nn.Module")
-        return f"not a linear layer: left out by default; choose it with where=mixout.Where(types=nn.{kind})"
-    return f"left out by {'default ' if 'body' in text else ''}({text})"
+        return f"not a linear layer: left out by default; add it with where=mixout.Where(types=(nn.Linear, nn.{kind}))"
+    if text == f"where={BODY!r}":
+        return f"left out by default ({text}): an output layer or a new head"
+    return f"left out ({text})"
 
 
 def _size(parameter: nn.Parameter) -> int:

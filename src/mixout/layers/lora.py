@@ -27,10 +27,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from mixout.errors import MixoutError
 from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, mixes
 from mixout.layers.registry import Entry, Layout, add_entry
@@ -186,55 +184,6 @@ def mixed_factors(layer: Any) -> list[Mixed]:
     return [one for factors in _factors(layer, "input") for one in factors.values() if isinstance(one, Mixed)]
 
 
-def base_weight(layer: Any) -> Tensor:
-    """The anchor u of a LoRA layer, for its fingerprint; of a quantised base what it stores, or else its values.
-
-    Raises:
-        MixoutError: if an adapter is merged into it.
-    """
-    if layer.merged:
-        raise MixoutError("expected a base without its adapter, got one with it merged; call unmerge_adapter() first")
-    weight: Tensor = (layer.get_param() if is_of_a_parameter(layer) else layer.get_base_layer().weight).detach()
-    # Subclasses that hold several tensors have no bytes of their own.
-    return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
-
-
-def base_name(name: str, layer: Any) -> str:
-    """The dotted name of that weight, where ``layer`` is called ``name``."""
-    field = layer.parameter_name if is_of_a_parameter(layer) else "weight"
-    while hasattr(layer, "base_layer"):
-        name, layer = f"{name}.base_layer", layer.base_layer
-    return f"{name}.{field}"
-
-
-def base_digest(layer: Any) -> str:
-    """The digest of the base, taken by ``apply_``, which every mixed factor of ``layer`` holds with its anchor."""
-    return mixed_factors(layer)[0]._mixed.anchor.digest
-
-
-def delta_norm(layer: Any) -> float:
-    """||W - u|| of a LoRA layer with its active adapters, in float64, without making W - u.
-
-    With B = Q R, Q orthonormal, ||B A|| = ||R A||. Of experts each has its A and its B.
-    """
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if not active or layer.disable_adapters:
-        return 0.0
-    stacks, device = getattr(layer, "num_experts", 1), layer.lora_A[active[0]].weight.device
-    device = device if device.type == "cuda" else torch.device("cpu")
-    a, b = [], []
-    for name in active:
-        wide, tall = (factors[name].weight.detach().to(device).double() for factors in (layer.lora_A, layer.lora_B))
-        a.append(wide.reshape(stacks, -1, wide.shape[1]))
-        b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
-    return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())
-
-
-def delta_weights(layer: Any) -> list[nn.Parameter]:
-    """Parameters of which W - u is a multiple: those of B, its bias included, of every adapter that is mixed."""
-    return [weight for name in _mixed_adapters(layer) for weight in layer.lora_B[name].parameters()]
-
-
 def coverage_row(
     sites: dict[str, Any], name: str, module: nn.Module
 ) -> tuple[Literal["mixed", "plain", "bypassed"], str]:
@@ -251,7 +200,7 @@ def coverage_row(
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
     if (problem := _adapter_obstacle(layer, adapter)) is not None:
         return "bypassed", problem
-    here, anywhere = _mixed_adapters(layer), {one for site in sites.values() for one in _mixed_adapters(site)}
+    here, anywhere = mixed_adapters(layer), {one for site in sites.values() for one in mixed_adapters(site)}
     lent = is_of_a_parameter(layer) and part == "lora_A" and adapter in here
     if lent or (isinstance(module, Mixed) and not isinstance(module, MixedFactor)):
         return ("mixed", "") if adapter in layer.active_adapters else ("plain", "its adapter is not active")
@@ -272,7 +221,8 @@ def _factors(layer: Any, unit: Unit) -> tuple[Mapping[str, nn.Module], Mapping[s
     return pair if unit == "input" else pair[::-1]
 
 
-def _mixed_adapters(layer: Any) -> set[str]:
+def mixed_adapters(layer: Any) -> set[str]:
+    """The adapters of ``layer`` that are mixed."""
     if isinstance(layer, Mixed):
         return {path.split(".")[1] for path in layer._mixed.anchors}
     return {name for factors in _factors(layer, "input") for name, one in factors.items() if isinstance(one, Mixed)}
