@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import zip_longest
 
 from mixout.choose.parts import PARTS
@@ -21,8 +22,14 @@ from mixout.finetune.defaults import in_short
 from mixout.study.progress import in_words
 
 PLAIN = "plain"
-# What is tried beside plain fine-tuning: any text that --method takes.
-METHODS = ("dropout(0.1)", "mixout(0.5)", "mixout(0.7)", "anchor_decay(radius=0.005)")
+# What is tried beside plain fine-tuning: any text that --method takes. Adapters need the extra 'lora'.
+METHODS = (
+    "dropout(0.1)",
+    "mixout(0.5)",
+    "mixout(0.7)",
+    "anchor_decay(radius=0.005)",
+    *(("lora(8)",) if find_spec("peft") else ()),
+)
 # Multiples of the rule's rate for plain fine-tuning, and of the best one for the other methods, the likeliest first.
 RATES, RATES_OF_METHOD = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 2.0, 0.5)
 SEARCHED, JUDGED = (0, 1), (2, 3, 4)
