@@ -40,27 +40,16 @@ class NewerError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run as the ledger has it.
-
-    Args:
-        folder: where.
-        run: for the analysis.
-        record: None for a run that failed.
-        settings: name to value, as in the plan.
-        wall: seconds from start to end, with loading and evaluations; None where unknown.
-        looks: how often the study was to be looked at when this run was added.
-        attempts: how often a failed run was tried; 1 for one that ended.
-        traceback: of the last attempt of a failed run.
-    """
+    """One run as the ledger has it."""
 
     folder: Path
-    run: Run
-    record: Record | None
-    settings: Mapping[str, Any]
-    wall: float | None = None
-    looks: int = 1
-    attempts: int = 1
-    traceback: str | None = None
+    run: Run  # for the analysis
+    record: Record | None  # None for a run that failed
+    settings: Mapping[str, Any]  # name to value, as in the plan
+    wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
+    looks: int = 1  # how often the study was to be looked at when this run was added
+    attempts: int = 1  # how often a failed run was tried; 1 for one that ended
+    traceback: str | None = None  # of the last attempt of a failed run
 
     @property
     def has_model(self) -> bool:

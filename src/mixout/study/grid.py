@@ -33,31 +33,18 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One run of a study, not yet run.
+    """One run of a study, not yet run."""
 
-    Args:
-        id: identity, see :mod:`mixout.study.identity`.
-        former: identities that 0.1 gave to the same run.
-        task: label.
-        method: label.
-        restart: also the seed.
-        factors: the values that make this cell, as text.
-        settings: everything that the run needs.
-        metric: the score that counts.
-        chance: what a constant answer scores; None where that is not known before the run.
-        looks: how often the study is to be looked at before restarts are added.
-    """
-
-    id: str
-    former: tuple[str, ...] = ()
+    id: str  # identity, see :mod:`mixout.study.identity`
+    former: tuple[str, ...] = ()  # identities that 0.1 gave to the same run
     task: str
     method: str
-    restart: int
-    factors: dict[str, str]
-    settings: Settings
-    metric: str
-    chance: float | None
-    looks: int = 1
+    restart: int  # also the seed
+    factors: dict[str, str]  # the values that make this cell, as text
+    settings: Settings  # everything that the run needs
+    metric: str  # the score that counts
+    chance: float | None  # what a constant answer scores; None where that is not known before the run
+    looks: int = 1  # how often the study is to be looked at before restarts are added
 
     @property
     def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -73,34 +60,24 @@ class Planned:
 class Study:
     """Tasks x methods x factors x restarts.
 
-    Args:
-        name: of the study.
-        restarts: runs of each cell, at least 1.
-        tasks: at least one, with labels that differ.
-        methods: at least one, with labels that differ.
-        baseline: label of a method; None for none.
-        settings: shared by all runs.
-        factors: setting -> its values.
-        rate: ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
-            :mod:`mixout.study.best`; None at each value.
-        search: the first restarts, which choose the best rate and are not compared.
-        own_subsets: restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples
-            too; else on one subset, and they speak of other restarts on it.
-
     Raises:
         InputError: a name is unknown, or a value cannot be.
     """
 
     name: str
-    restarts: int
-    tasks: Sequence[Axis]
-    methods: Sequence[Axis]
-    baseline: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    restarts: int  # runs of each cell, at least 1
+    tasks: Sequence[Axis]  # at least one, with labels that differ
+    methods: Sequence[Axis]  # at least one, with labels that differ
+    baseline: str | None = None  # label of a method; None for none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # shared by all runs
+    factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # setting -> its values
+    # restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples too; else on
+    # one subset, and they speak of other restarts on it
     own_subsets: bool = False
+    # ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
+    # :mod:`mixout.study.best`; None at each value
     rate: str | None = None
-    search: int = 3
+    search: int = 3  # the first restarts, which choose the best rate and are not compared
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():

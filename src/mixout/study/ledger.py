@@ -59,23 +59,18 @@ _NO_FACTORS += ("logging_steps", "interpolate", "task", "model", "original")  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Everything that lies in a ledger.
+    """Everything that lies in a ledger."""
 
-    Args:
-        entries: one for each run, by id.
-        conflicts: id -> all its entries, where results differ; the first is the one that counts.
-        damaged: folder -> what is wrong with it; such as a copy that was cut off.
-        newer: folder -> what a newer mixout wrote there, which this one does not know.
-        leftovers: folders of runs that were cut off, or failed here and ended elsewhere.
-        foreign: folders that are no runs.
-    """
-
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)  # one for each run, by id
+    # id -> all its entries, where results differ; the first is the one that counts
     conflicts: dict[str, list[Entry]] = field(default_factory=dict)
+    # folder -> what is wrong with it; such as a copy that was cut off
     damaged: dict[Path, str] = field(default_factory=dict)
+    # folder -> what a newer mixout wrote there, which this one does not know
     newer: dict[Path, str] = field(default_factory=dict)
+    # folders of runs that were cut off, or failed here and ended elsewhere
     leftovers: list[Path] = field(default_factory=list)
-    foreign: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)  # folders that are no runs
 
     def entry(self, planned: Planned) -> Entry | None:
         """What is there of a run, also under an identity that 0.1 gave it."""

@@ -30,17 +30,11 @@ KEEP = ("no", "best", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What a call of :func:`run` did.
+    """What a call of :func:`run` did."""
 
-    Args:
-        ran: runs that ended in this call, with a record or as failed.
-        failed: those of them that failed.
-        elsewhere: runs that another process is making, or has made meanwhile.
-    """
-
-    ran: int
-    failed: int
-    elsewhere: int = 0
+    ran: int  # runs that ended in this call, with a record or as failed
+    failed: int  # those of them that failed
+    elsewhere: int = 0  # runs that another process is making, or has made meanwhile
 
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:

@@ -28,40 +28,25 @@ from mixout.study.analysis.stats import SMALLEST, Array, sign_flips
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate:
-    """A method over the tasks that it shares with the baseline.
-
-    Args:
-        method: label.
-        baseline: label of what it is compared with.
-        factors: of all the runs.
-        tasks: that enter; two at least.
-        n: runs of the method that enter.
-        normalised: whether 0 is chance and 100 the best run; otherwise scores are in points.
-        mean: over all runs of all tasks.
-        baseline_mean: the same of the baseline.
-        difference: of the means, method minus baseline.
-        low: lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among
-            fewer than ten.
-        high: its upper end.
-        p: sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired.
-        iqm: interquartile mean over all runs of all tasks.
-        baseline_iqm: the same of the baseline.
-    """
+    """A method over the tasks that it shares with the baseline."""
 
     method: str
-    baseline: str
+    baseline: str  # label of what it is compared with
     factors: dict[str, str]
-    tasks: tuple[str, ...]
-    n: int
-    normalised: bool
-    mean: float
-    baseline_mean: float
-    difference: float
+    tasks: tuple[str, ...]  # that enter; two at least
+    n: int  # runs of the method that enter
+    normalised: bool  # whether 0 is chance and 100 the best run; otherwise scores are in points
+    mean: float  # over all runs of all tasks
+    baseline_mean: float  # the same of the baseline
+    difference: float  # of the means, method minus baseline
+    # lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among fewer
+    # than ten
     low: float | None
-    high: float | None
+    high: float | None  # its upper end
+    # sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired
     p: float | None
-    iqm: float
-    baseline_iqm: float
+    iqm: float  # interquartile mean over all runs of all tasks
+    baseline_iqm: float  # the same of the baseline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,69 +36,40 @@ class LayerDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Scores over the steps of a cell's runs; at each step over the runs that were evaluated there.
-
-    Args:
-        task: of the runs.
-        method: of the runs.
-        factors: of the runs.
-        steps: optimizer steps, ascending.
-        n: runs at each step.
-        mean: at each step.
-        sd: at each step; None of a single run.
-        min: lowest at each step.
-        max: highest at each step.
-    """
+    """Scores over the steps of a cell's runs; at each step over the runs that were evaluated there."""
 
     task: str
     method: str
     factors: dict[str, str]
-    steps: tuple[int, ...]
-    n: tuple[int, ...]
+    steps: tuple[int, ...]  # optimizer steps, ascending
+    n: tuple[int, ...]  # runs at each step
     mean: tuple[float, ...]
-    sd: tuple[float | None, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
+    sd: tuple[float | None, ...]  # at each step; None of a single run
+    min: tuple[float, ...]  # lowest at each step
+    max: tuple[float, ...]  # highest at each step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """Cells whose methods differ in p alone, in the order of p.
-
-    Args:
-        task: of the cells.
-        family: the method with its p written as ``p``.
-        factors: of the cells.
-        p: of each cell.
-        cells: with means, intervals and failure rates.
-    """
+    """Cells whose methods differ in p alone, in the order of p."""
 
     task: str
-    family: str
+    family: str  # the method with its p written as ``p``
     factors: dict[str, str]
-    p: tuple[float, ...]
-    cells: tuple[Cell, ...]
+    p: tuple[float, ...]  # of each cell
+    cells: tuple[Cell, ...]  # with means, intervals and failure rates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Cells that differ in one numeric factor alone, in the order of its values.
-
-    Args:
-        task: of the cells.
-        method: of the cells.
-        factor: in which they differ.
-        factors: the other ones, which they share.
-        values: of the factor, one for each cell.
-        cells: with means, intervals and failure rates.
-    """
+    """Cells that differ in one numeric factor alone, in the order of its values."""
 
     task: str
     method: str
-    factor: str
-    factors: dict[str, str]
-    values: tuple[float, ...]
-    cells: tuple[Cell, ...]
+    factor: str  # in which they differ
+    factors: dict[str, str]  # the other ones, which they share
+    values: tuple[float, ...]  # of the factor, one for each cell
+    cells: tuple[Cell, ...]  # with means, intervals and failure rates
 
 
 def distances(runs: Iterable[Run]) -> list[LayerDistance]:

@@ -24,26 +24,17 @@ _NAMED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Leader:
-    """The best method on one task with one set of factors.
+    """The best method on one task with one set of factors."""
 
-    Args:
-        best: the cell with the highest mean.
-        alike: the other cells that are not shown to be lower, the highest first.
-        lower: comparisons with the best of those that are, the nearest first.
-        points: factor from the score to points.
-        smallest: the fewest restarts with which any difference among them can be shown.
-        detectable: differences in points that these restarts show with a power of 0.8, for each of the others, the
-            smallest first; empty where they can show none or are fewer than five.
-        needed: restarts of each method that would show 1 point between the best and the next; None where that can't be
-            told.
-    """
-
-    best: Cell
-    alike: tuple[Cell, ...]
-    lower: tuple[Comparison, ...]
-    points: float
-    smallest: int
+    best: Cell  # the cell with the highest mean
+    alike: tuple[Cell, ...]  # the other cells that are not shown to be lower, the highest first
+    lower: tuple[Comparison, ...]  # comparisons with the best of those that are, the nearest first
+    points: float  # factor from the score to points
+    smallest: int  # the fewest restarts with which any difference among them can be shown
+    # differences in points that these restarts show with a power of 0.8, for each of the others, the smallest first;
+    # empty where they can show none or are fewer than five
     detectable: tuple[float, ...]
+    # restarts of each method that would show 1 point between the best and the next; None where that can't be told
     needed: int | None
 
     @property

@@ -21,36 +21,24 @@ from mixout.study.analysis.stats import SMALLEST, Array
 
 @dataclass(frozen=True, kw_only=True)
 class Instability:
-    """How much the restarts of one cell disagree.
-
-    Args:
-        task: of the runs.
-        method: of the runs.
-        factors: of the runs.
-        kind: ``"classes"`` where every prediction of the task is a whole number, else ``"values"``.
-        n: restarts with predictions, two at least.
-        examples: in the dev set.
-        disagreement: mean over the pairs of restarts.
-        low: lower end of its jackknife interval (95 %); None for fewer than three restarts.
-        high: its upper end.
-        working: disagreement among the runs that did not fail; None for fewer than two. A failed run that gives one
-            answer to all disagrees with every other for a reason of its own.
-        spread: for each example, the share of restarts that do not give the most frequent answer; for values, the
-            standard deviation.
-        flipping: numbers of the examples that do not get the same answer from all restarts, the least stable first.
-    """
+    """How much the restarts of one cell disagree."""
 
     task: str
     method: str
     factors: dict[str, str]
-    kind: str
-    n: int
-    examples: int
-    disagreement: float
-    low: float | None
-    high: float | None
+    kind: str  # ``"classes"`` where every prediction of the task is a whole number, else ``"values"``
+    n: int  # restarts with predictions, two at least
+    examples: int  # in the dev set
+    disagreement: float  # mean over the pairs of restarts
+    low: float | None  # lower end of its jackknife interval (95 %); None for fewer than three restarts
+    high: float | None  # its upper end
+    # disagreement among the runs that did not fail; None for fewer than two. A failed run that gives one answer to
+    # all disagrees with every other for a reason of its own
     working: float | None
+    # for each example, the share of restarts that do not give the most frequent answer; for values, the standard
+    # deviation
     spread: tuple[float, ...]
+    # numbers of the examples that do not get the same answer from all restarts, the least stable first
     flipping: tuple[int, ...]
 
 

@@ -42,49 +42,30 @@ _NO_SPREAD = 1e-12  # relative to the scores: what rounding leaves of equal diff
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """Restarts of each method with which the report's test finds a difference of so many points.
+    """Restarts of each method with which the report's test finds a difference of so many points."""
 
-    Args:
-        points: the true difference.
-        restarts: at the spread that the pilot saw; None above 100,000.
-        low: at the lower end of the spread's interval (90 %).
-        high: at its upper end; None above 100,000.
-    """
-
-    points: float
-    restarts: int | None
-    low: int | None
-    high: int | None
+    points: float  # the true difference
+    restarts: int | None  # at the spread that the pilot saw; None above 100,000
+    low: int | None  # at the lower end of the spread's interval (90 %)
+    high: int | None  # at its upper end; None above 100,000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """What a comparison, taken as a pilot, says about the number of restarts.
-
-    Args:
-        task: of the comparison.
-        method: of the comparison.
-        baseline: of the comparison.
-        factors: of the comparison.
-        pilot: restarts of the pilot.
-        spread: standard deviation of the paired differences, or of the difference of two independent runs.
-        points: factor from the score's unit to points.
-        smallest: fewest restarts with which the report's test can show a difference at all.
-        detectable: difference, in the score's unit, that the present restarts would show with a power of 0.8; None
-            where they can show none.
-        needed: restarts for a difference of 1, 2 and 5 points.
-    """
+    """What a comparison, taken as a pilot, says about the number of restarts."""
 
     task: str
     method: str
     baseline: str
     factors: dict[str, str]
-    pilot: int
-    spread: float
-    points: float
-    smallest: int
+    pilot: int  # restarts of the pilot
+    spread: float  # standard deviation of the paired differences, or of the difference of two independent runs
+    points: float  # factor from the score's unit to points
+    smallest: int  # fewest restarts with which the report's test can show a difference at all
+    # difference, in the score's unit, that the present restarts would show with a power of 0.8; None where they can
+    # show none
     detectable: float | None
-    needed: tuple[Needed, ...]
+    needed: tuple[Needed, ...]  # restarts for a difference of 1, 2 and 5 points
 
 
 def plan(comparisons: Iterable[Comparison]) -> list[Power]:
@@ -249,41 +230,23 @@ def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One comparison at one look.
-
-    Args:
-        task: of the comparison.
-        method: of the comparison.
-        baseline: of the comparison.
-        factors: of the comparison.
-        look: number of this look, from 1.
-        looks: most that are planned.
-        n: restarts of each method so far, the smaller number.
-        difference: of the means, in points, as all that follows.
-        low: lower end of its interval; None where there is none.
-        high: its upper end.
-        level: of this look's interval: ``1 - alpha / looks``.
-        width: that is wanted.
-        reached: whether the interval is that narrow, and restarts are enough to believe it.
-        stop: whether to stop: the width is reached, or this was the last look.
-        needed: restarts that will probably be needed, at the spread seen so far; None where it cannot be told.
-    """
+    """One comparison at one look."""
 
     task: str
     method: str
     baseline: str
     factors: dict[str, str]
-    look: int
-    looks: int
-    n: int
-    difference: float
-    low: float | None
-    high: float | None
-    level: float
-    width: float
-    reached: bool
-    stop: bool
-    needed: int | None
+    look: int  # number of this look, from 1
+    looks: int  # most that are planned
+    n: int  # restarts of each method so far, the smaller number
+    difference: float  # of the means, in points, as all that follows
+    low: float | None  # lower end of its interval; None where there is none
+    high: float | None  # its upper end
+    level: float  # of this look's interval: ``1 - alpha / looks``
+    width: float  # that is wanted
+    reached: bool  # whether the interval is that narrow, and restarts are enough to believe it
+    stop: bool  # whether to stop: the width is reached, or this was the last look
+    needed: int | None  # restarts that will probably be needed, at the spread seen so far; None where it cannot be told
 
 
 def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:

@@ -29,58 +29,38 @@ T = TypeVar("T")
 class Run:
     """One run of a study.
 
-    Args:
-        task: name of the task.
-        method: label of the compared thing, such as ``"mixout(0.9)"``.
-        restart: number of the restart; runs of several methods with the same number have the same seeds.
-        score: on the dev set, higher is better; nan where the run did not get as far as a score.
-        metric: name of the score.
-        chance: what a constant answer scores on the dev set; None where that is unknown.
-        factors: further coordinates in the grid, name to value.
-        status: ``"finished"``, ``"diverged"`` or ``"failed"``.
-        error: why it failed.
-        seconds: of training.
-        peak_memory: in bytes.
-        distance: to the pretrained weights.
-        original: score on text of the domain that the model knew before, where the run was given some.
-        distance_by_layer: the same for each layer.
-        evaluations: pairs of step and score.
-        losses: pairs of step and training loss.
-        predictions: for the dev set, in its order.
-        dev_size: examples in the dev set; None where that is unknown.
-        collapsed: its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a
-            little above chance, and has failed all the same.
-        points: factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell.
-        paired: whether the restart number identifies the seeds. Published scores often come sorted; pairing those would
-            invent agreement between methods, so they are compared as independent samples.
-        id: the run's identity; empty for runs made elsewhere.
-
     Raises:
         InputError: a value that no run can have.
     """
 
-    task: str
-    method: str
-    restart: int
-    score: float
-    metric: str = "score"
-    chance: float | None = None
-    factors: dict[str, str] = field(default_factory=dict)
-    status: str = "finished"
-    error: str | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None
-    distance: float | None = None
+    task: str  # name of the task
+    method: str  # label of the compared thing, such as ``"mixout(0.9)"``
+    restart: int  # number of the restart; runs of several methods with the same number have the same seeds
+    score: float  # on the dev set, higher is better; nan where the run did not get as far as a score
+    metric: str = "score"  # name of the score
+    chance: float | None = None  # what a constant answer scores on the dev set; None where that is unknown
+    factors: dict[str, str] = field(default_factory=dict)  # further coordinates in the grid, name to value
+    status: str = "finished"  # ``"finished"``, ``"diverged"`` or ``"failed"``
+    error: str | None = None  # why it failed
+    seconds: float | None = None  # of training
+    peak_memory: int | None = None  # in bytes
+    distance: float | None = None  # to the pretrained weights
+    # score on text of the domain that the model knew before, where the run was given some
     original: float | None = None
-    distance_by_layer: dict[str, float] = field(default_factory=dict)
-    evaluations: tuple[tuple[int, float], ...] = ()
-    losses: tuple[tuple[int, float], ...] = ()
-    predictions: tuple[float, ...] = ()
-    dev_size: int | None = None
+    distance_by_layer: dict[str, float] = field(default_factory=dict)  # the same for each layer
+    evaluations: tuple[tuple[int, float], ...] = ()  # pairs of step and score
+    losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
+    predictions: tuple[float, ...] = ()  # for the dev set, in its order
+    dev_size: int | None = None  # examples in the dev set; None where that is unknown
+    # its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a little
+    # above chance, and has failed all the same
     collapsed: bool = False
+    # factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell
     points: float | None = None
+    # whether the restart number identifies the seeds. Published scores often come sorted; pairing those would invent
+    # agreement between methods, so they are compared as independent samples
     paired: bool = True
-    id: str = ""
+    id: str = ""  # the run's identity; empty for runs made elsewhere
 
     def __post_init__(self) -> None:
         if not self.task or not self.method:

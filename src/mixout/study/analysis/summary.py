@@ -22,41 +22,24 @@ _FORMAT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The analysis of one study.
+    """The analysis of one study."""
 
-    Args:
-        baseline: with which methods are compared.
-        seed: of permutations, where they are too many to visit all.
-        looks: how often the data were to be looked at; intervals and p are corrected for it.
-        verdict: the answer in a few sentences.
-        leaders: the best method on each task with each set of factors, and what can't be told apart from it.
-        cells: each method on each task.
-        comparisons: with the baseline, task by task.
-        aggregates: over tasks.
-        powers: restarts that the comparisons need.
-        instabilities: of predictions.
-        distances: to the pretrained weights, by layer.
-        curves: scores over steps.
-        doses: p against score.
-        sweeps: scores over each numeric factor.
-        notes: what was left out or could not be compared, in words.
-    """
-
-    baseline: str
-    seed: int
-    looks: int
-    verdict: tuple[str, ...]
+    baseline: str  # with which methods are compared
+    seed: int  # of permutations, where they are too many to visit all
+    looks: int  # how often the data were to be looked at; intervals and p are corrected for it
+    verdict: tuple[str, ...]  # the answer in a few sentences
+    # the best method on each task with each set of factors, and what can't be told apart from it
     leaders: tuple[Leader, ...]
-    cells: tuple[Cell, ...]
-    comparisons: tuple[Comparison, ...]
-    aggregates: tuple[Aggregate, ...]
-    powers: tuple[Power, ...]
-    instabilities: tuple[Instability, ...]
-    distances: tuple[LayerDistance, ...]
-    curves: tuple[Curve, ...]
-    doses: tuple[Dose, ...]
-    sweeps: tuple[Sweep, ...]
-    notes: tuple[str, ...]
+    cells: tuple[Cell, ...]  # each method on each task
+    comparisons: tuple[Comparison, ...]  # with the baseline, task by task
+    aggregates: tuple[Aggregate, ...]  # over tasks
+    powers: tuple[Power, ...]  # restarts that the comparisons need
+    instabilities: tuple[Instability, ...]  # of predictions
+    distances: tuple[LayerDistance, ...]  # to the pretrained weights, by layer
+    curves: tuple[Curve, ...]  # scores over steps
+    doses: tuple[Dose, ...]  # p against score
+    sweeps: tuple[Sweep, ...]  # scores over each numeric factor
+    notes: tuple[str, ...]  # what was left out or could not be compared, in words
 
     def to_json(self) -> str:
         """One JSON object with the fields' names; unknown numbers are null."""

@@ -20,38 +20,23 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt at one run.
+    """One attempt at one run."""
 
-    Args:
-        id: the run's identity.
-        settings: what to run.
-        folder: where the run's files are to be in the end; may hold what an attempt left that was cut off.
-        again: start anew, whatever ``folder`` holds: an attempt has failed.
-        keep_model: leave the trained model in ``folder``, too.
-    """
-
-    id: str
-    settings: Settings
-    folder: Path
-    again: bool = False
-    keep_model: bool = False
+    id: str  # the run's identity
+    settings: Settings  # what to run
+    folder: Path  # where the run's files are to be in the end; may hold what an attempt left that was cut off
+    again: bool = False  # start anew, whatever ``folder`` holds: an attempt has failed
+    keep_model: bool = False  # leave the trained model in ``folder``, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended.
-
-    Args:
-        job: which one.
-        seconds: from its start to its end; None where it did not end by itself.
-        error: the traceback of what was raised; None where the finished run lies in the job's folder.
-        lost: the process or machine went away, which says nothing about the run.
-    """
+    """How a job ended."""
 
     job: Job
-    seconds: float | None = None
-    error: str | None = None
-    lost: bool = False
+    seconds: float | None = None  # from its start to its end; None where it did not end by itself
+    error: str | None = None  # the traceback of what was raised; None where the finished run lies in the job's folder
+    lost: bool = False  # the process or machine went away, which says nothing about the run
 
 
 class Executor(ABC):

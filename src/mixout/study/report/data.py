@@ -30,23 +30,14 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What the runs of one task were trained and tested on.
+    """What the runs of one task were trained and tested on."""
 
-    Args:
-        source: where it is from, in words.
-        train_size: rows trained on; None where unknown, or where runs differ.
-        dev_size: rows tested on.
-        labels: names of the classes; None for values.
-        texts: of the dev set, in its order; empty where the data are not at hand.
-        answers: the right ones, as many.
-    """
-
-    source: str = ""
-    train_size: int | None = None
-    dev_size: int | None = None
-    labels: tuple[str, ...] | None = None
-    texts: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
+    source: str = ""  # where it is from, in words
+    train_size: int | None = None  # rows trained on; None where unknown, or where runs differ
+    dev_size: int | None = None  # rows tested on
+    labels: tuple[str, ...] | None = None  # names of the classes; None for values
+    texts: tuple[str, ...] = ()  # of the dev set, in its order; empty where the data are not at hand
+    answers: tuple[str, ...] = ()  # the right ones, as many
 
     def name(self, answer: float) -> str:
         """A prediction in words."""

@@ -22,50 +22,29 @@ _CURVE = 210.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A method's runs, or an estimate of it, with an interval.
+    """A method's runs, or an estimate of it, with an interval."""
 
-    Args:
-        label: the method.
-        note: short text at the right of the label.
-        look: of the method.
-        dots: runs, by their x alone.
-        value: None where there is none.
-        low: of the interval; None where there is none.
-        high: of the interval.
-        sure: the mark is filled instead of hollow.
-    """
-
-    label: str
-    note: str
+    label: str  # the method
+    note: str  # short text at the right of the label
     look: Look
-    dots: tuple[Dot, ...] = ()
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    sure: bool = True
+    dots: tuple[Dot, ...] = ()  # runs, by their x alone
+    value: float | None = None  # None where there is none
+    low: float | None = None  # of the interval; None where there is none
+    high: float | None = None  # of the interval
+    sure: bool = True  # the mark is filled instead of hollow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One method's line.
-
-    Args:
-        look: of the method.
-        x: where the marks stand, in the order in which the line joins them.
-        y: as many.
-        low: of the interval at each x, None where there is none; empty without intervals.
-        high: of the interval at each x.
-        threads: further lines behind it, one a run.
-        dots: single runs.
-    """
+    """One method's line."""
 
     look: Look
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float | None, ...] = ()
-    high: tuple[float | None, ...] = ()
-    threads: tuple[tuple[tuple[float, float], ...], ...] = ()
-    dots: tuple[Dot, ...] = ()
+    x: tuple[float, ...]  # where the marks stand, in the order in which the line joins them
+    y: tuple[float, ...]  # as many
+    low: tuple[float | None, ...] = ()  # of the interval at each x, None where there is none; empty without intervals
+    high: tuple[float | None, ...] = ()  # of the interval at each x
+    threads: tuple[tuple[tuple[float, float], ...], ...] = ()  # further lines behind it, one a run
+    dots: tuple[Dot, ...] = ()  # single runs
 
 
 def rows(

@@ -51,40 +51,24 @@ _MOST_PLACES = 8
 
 @dataclass(frozen=True)
 class Value:
-    """A place of a table.
+    """A place of a table."""
 
-    Args:
-        text: what is shown.
-        order: what is sorted by; the text where it is None.
-        mark: why it is set off; empty where it is not.
-        color: of the method that it names.
-    """
-
-    text: str
-    order: float | None = None
-    mark: str = ""
-    color: str = ""
+    text: str  # what is shown
+    order: float | None = None  # what is sorted by; the text where it is None
+    mark: str = ""  # why it is set off; empty where it is not
+    color: str = ""  # of the method that it names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under named columns; the first column names the row.
+    """Rows under named columns; the first column names the row."""
 
-    Args:
-        name: unique within a report.
-        title: a few words.
-        columns: their names.
-        rows: as many values as columns each.
-        note: a sentence below it.
-        shaded: numbers of the rows that are set off.
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Value, ...], ...]
-    note: str = ""
-    shaded: frozenset[int] = frozenset()
+    name: str  # unique within a report
+    title: str  # a few words
+    columns: tuple[str, ...]  # their names
+    rows: tuple[tuple[Value, ...], ...]  # as many values as columns each
+    note: str = ""  # a sentence below it
+    shaded: frozenset[int] = frozenset()  # numbers of the rows that are set off
 
     @property
     def numeric(self) -> list[bool]:
