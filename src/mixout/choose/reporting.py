@@ -12,7 +12,7 @@ from mixout.finetune.defaults import in_short
 from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
 from mixout.study.progress import in_words
-from mixout.study.report.looks import look, style
+from mixout.study.report.theme import looks, style
 
 with needs("demo", "figures"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -90,13 +90,12 @@ def _figure(choice: Choice, path: Path) -> None:
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        methods = dict.fromkeys(row.candidate.method for row in choice.table)
-        for number, method in enumerate(methods):
+        methods = looks([row.candidate.method for row in choice.table], PLAIN)
+        for method, own in methods.items():
             rows = sorted(
                 (row for row in choice.table if row.candidate.method == method), key=lambda row: row.candidate.rate
             )
             rates, means = [row.candidate.rate for row in rows], [row.mean for row in rows]
-            own = look(number)
             axes.plot(rates, means, color=own.color, linestyle=own.line, marker=own.mark, label=method)
             axes.scatter(rates, means, [20.0 * row.runs for row in rows], color=own.color, marker=own.mark)
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"mean {choice.metric} (larger points: more runs)")
