@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import textwrap
 import types
 from pathlib import Path
 
@@ -137,6 +138,24 @@ def test_no_module_has_the_name_of_a_public_function():
     """The import of such a module would put itself in the function's place."""
     modules = {path.stem for path in Path(mixout.__file__).parent.iterdir()}
     assert {name for name in PUBLIC & modules if not isinstance(getattr(mixout, name), types.ModuleType)} == set()
+
+
+def test_each_module_can_be_the_first_that_is_imported():
+    """Those of the library, each in a fork of a process that has loaded torch, but nothing of mixout."""
+    package = Path(mixout.__file__).parent
+    modules = [f"mixout.{path.stem}" for path in sorted(package.glob("*.py")) if not path.stem.startswith("__")]
+    program = """
+        import os, torch, torch.distributed.tensor
+        for module in {modules}:
+            if not (child := os.fork()):
+                try:
+                    __import__(module)
+                except Exception as error:
+                    print(module, repr(error), flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+    """
+    assert in_a_process(textwrap.dedent(program).format(modules=modules)) == ""
 
 
 def test_torch_is_loaded_at_the_first_use_of_a_name():

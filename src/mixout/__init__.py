@@ -7,6 +7,7 @@ mixout.remove_(model)                       # a plain model again
 
 import importlib as _importlib
 import typing as _typing
+from importlib.util import find_spec as _find_spec
 
 from mixout._names import renamed as _renamed
 
@@ -29,7 +30,11 @@ else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
         """Torch and the public names are loaded at the first use of one: the command line's help waits for neither."""
-        public = {} if name.startswith("_") else vars(_importlib.import_module("mixout._public"))
+        if name.startswith("_"):
+            return _missing(name)
+        if _find_spec(f"mixout.{name}"):  # asked for by a module of the package, maybe while the names are loaded
+            return _importlib.import_module(f"mixout.{name}")
+        public = vars(_importlib.import_module("mixout._public"))
         if name not in public:
             return _missing(name)
         globals()[name] = public[name]

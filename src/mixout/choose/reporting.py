@@ -90,8 +90,7 @@ def _figure(choice: Choice, path: Path) -> None:
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        methods = looks([row.candidate.method for row in choice.table], PLAIN)
-        for method, own in methods.items():
+        for method, own in looks([row.candidate.method for row in choice.table], PLAIN).items():
             rows = sorted(
                 (row for row in choice.table if row.candidate.method == method), key=lambda row: row.candidate.rate
             )
