@@ -120,7 +120,6 @@ def read_ended(folder: Path) -> Entry:
         peak_memory=memory.get("host") if memory.get("device") is None else memory["device"],
         distance=float(record.distance),
         original=next((record.scores[name] for name in _ORIGINAL if name in record.scores), None),
-        distance_by_layer=record.distance_by_layer,
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         losses=tuple((entry.step, entry.loss) for entry in record.training),
         predictions=record.predictions,

@@ -14,6 +14,7 @@ from typing import Any
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import UNSEEN, Settings
+from mixout.study.analysis.runs import Placed
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
@@ -32,24 +33,16 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Planned(Placed):
     """One run of a study, not yet run."""
 
     id: str  # identity, see :mod:`mixout.study.identity`
     former: tuple[str, ...] = ()  # identities that 0.1 gave to the same run
-    task: str
-    method: str
     restart: int  # also the seed
-    factors: dict[str, str]  # the values that make this cell, as text
     settings: Settings  # everything that the run needs
     metric: str  # the score that counts
     chance: float | None  # what a constant answer scores; None where that is not known before the run
     looks: int = 1  # how often the study is to be looked at before restarts are added
-
-    @property
-    def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-        """What the restarts of this run share."""
-        return self.task, self.method, tuple(sorted(self.factors.items()))
 
     def __str__(self) -> str:
         factors = "".join(f", {name} {value}" for name, value in self.factors.items())
@@ -118,11 +111,7 @@ class Study:
         return replace(self, settings={**self.settings, **changes})
 
     def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:
-        """All runs: task by task, so that data and weights are read once, and within a task restart by restart.
-
-        Args:
-            inputs: data and weights that are known already.
-            first: number of the first restart.
+        """All runs: task by task, to read data and weights once, and within a task restart by restart from ``first``.
 
         Raises:
             InputError: a value cannot be, data or models are missing, or two cells are the same.
@@ -189,11 +178,7 @@ def _own_subset(values: Mapping[str, Any]) -> int:
 
 
 def check_settings(where: str, table: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:
-    """Refuse names that are no settings, and those that a study places elsewhere.
-
-    Raises:
-        InputError: the message begins with ``where`` and names the nearest setting.
-    """
+    """Refuse names that are no settings or that a study places elsewhere; the InputError begins with ``where``."""
     for name in table:
         if name in _PLACED:
             raise InputError(f"{where}: expected settings without {name!r}; {_PLACED[name]}")

@@ -115,14 +115,7 @@ class Contents:
 
 
 class Ledger:
-    """The runs in a folder, which need not exist yet.
-
-    Args:
-        folder: of the ledger.
-
-    Raises:
-        InputError: ``folder`` is a file.
-    """
+    """The runs in a folder, which need not exist yet; a file there is an :class:`mixout.errors.InputError`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -182,9 +175,7 @@ class Ledger:
         return self.folder / "work" / run.id
 
     def claim(self, id: str) -> FileLock | None:
-        """The lock of a run, held from now on; None while another process makes the run.
-
-        It goes with the process, however that ends.
+        """The lock of a run, held from now on; None while another process makes the run. It goes with the process.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -208,12 +199,7 @@ class Ledger:
     def commit(self, run: Planned, wall: float | None) -> Entry:
         """Take over the run that lies finished in its work folder: a rename, before which nothing of it shows.
 
-        Args:
-            run: what was run.
-            wall: seconds that it took; None where that is unknown.
-
-        Raises:
-            WriteError: the disk is full.
+        ``wall`` is the seconds that it took, None where that is unknown. WriteError where the disk is full.
         """
         place = self.work(run)
         values = json.loads((place / RECORD_NAME).read_text(encoding="utf-8"))
@@ -231,11 +217,7 @@ class Ledger:
         return read_ended(target)
 
     def fail(self, run: Planned, attempts: int, traceback: str) -> None:
-        """Record that a run failed for good; a later success replaces it.
-
-        Raises:
-            WriteError: the disk is full.
-        """
+        """Record that a run failed for good; a later success replaces it. WriteError where the disk is full."""
         place = self.folder / "runs" / run.id
         failure = {"status": "failed", "attempts": attempts, "traceback": traceback}
         with writing(self.folder):

@@ -69,19 +69,11 @@ def _sizes(run: Planned) -> dict[object, float]:
     """
     epochs, size = run.settings.epochs, run.settings.train_size
     among: dict[object, float] = {("examples",): epochs * size} if size else {}
-    return {run.cell: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
+    return {run.key: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
 
 
 class Course:
-    """The lines of a study that runs.
-
-    Args:
-        planned: all runs of the study.
-        missing: those of them that are to be run.
-        contents: of the ledger.
-        clock: what earlier runs took; it learns from the present ones.
-        report: called with each line.
-    """
+    """The lines of a study that runs: ``clock`` knows what earlier runs took, and learns from the present ones."""
 
     def __init__(
         self,

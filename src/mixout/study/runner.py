@@ -38,13 +38,7 @@ class Tally:
 
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:
-    """The runs that a ledger lacks.
-
-    Args:
-        planned: what a study asks for.
-        contents: of the ledger.
-        again: instead those that failed.
-    """
+    """The runs of a plan that a ledger lacks; ``again``: instead those that failed."""
     entries = [(run, contents.entry(run)) for run in planned]
     if again:
         return [run for run, entry in entries if entry is not None and entry.record is None]
@@ -73,9 +67,6 @@ def run(
         keep: trained models: none, those of all runs, or of each task and method that with the best score. Of runs
             that are there already none is made again for its model.
 
-    Returns:
-        What was done.
-
     Raises:
         InputError: the input is wrong, or a newer mixout has made some of these runs.
         WriteError: a disk is full; call it again to continue.
@@ -94,7 +85,7 @@ def run(
     if keep == "best":
         for one in planned:
             if (entry := contents.entry(one)) is not None and entry.has_model:
-                loop.kept[one.cell] = entry
+                loop.kept[one.key] = entry
     queue = loop.recovered(queue)
     if queue:
         with executor:
@@ -195,10 +186,10 @@ class _Loop:
         entry = self.ledger.commit(run, seconds)
         self.ledger.release(self.locks.pop(run.id))
         if self.keep == "best" and entry.has_model:
-            best = self.kept.get(run.cell)
+            best = self.kept.get(run.key)
             # nan, the score of a run that diverged, is above nothing.
             if best is None or entry.run.score > best.run.score or math.isnan(best.run.score):
-                self.kept[run.cell] = entry
+                self.kept[run.key] = entry
             if best is not None:
-                self.ledger.forget_model(entry if self.kept[run.cell] is best else best)
+                self.ledger.forget_model(entry if self.kept[run.key] is best else best)
         self.course.finished(run, entry, seconds)

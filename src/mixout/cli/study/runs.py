@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         while True:
             asked = [run for run in runs if run.id not in done]
             if args.pilot:
-                asked = list({one.cell: one for one in reversed(asked)}.values())[::-1]
+                asked = list({one.key: one for one in reversed(asked)}.values())[::-1]
             now = run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
             tally = Tally(
                 ran=tally.ran + now.ran, failed=tally.failed + now.failed, elsewhere=tally.elsewhere + now.elsewhere

@@ -1,4 +1,4 @@
-"""One number over several tasks: mean and interquartile mean of normalised scores, and a test over all pairs.
+"""One number over several tasks: the mean of normalised scores, and a test over all pairs.
 
 Scores of tasks have different scales, so each is put on one: 0 is chance, 100 the best run of the study on that task,
 ``100 (score - chance) / (best - chance)``. Where chance is unknown for a task, all tasks enter in points as they are.
@@ -6,9 +6,7 @@ A task enters with as much weight as it has runs. The best run is taken as given
 
 The interval of the mean difference is a t interval whose variance is that within tasks (degrees of freedom by Welch and
 Satterthwaite). The p flips the signs of all pairs of all tasks at once, so that a method that is a little ahead
-everywhere can be shown from few restarts a task. The interquartile mean (IQM) is robust; for that very reason it hides
-failures that are fewer than a quarter of the runs, so it comes without an interval. R. Agarwal et al., Deep RL at the
-edge of the statistical precipice, NeurIPS 2021.
+everywhere can be shown from few restarts a task.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t, trim_mean
+from scipy.stats import t
 
 from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
 from mixout.study.analysis.compare import choose_baseline, counterparts, points_of, with_scores
@@ -45,8 +43,6 @@ class Aggregate:
     high: float | None  # its upper end
     # sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired
     p: float | None
-    iqm: float  # interquartile mean over all runs of all tasks
-    baseline_iqm: float  # the same of the baseline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +63,6 @@ class _Stratum:
 
 def aggregate(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1) -> list[Aggregate]:
     """Each method over all tasks that it shares with the baseline, if there are two or more.
-
-    Args:
-        runs: of a study.
-        baseline: label; by default the first method that is plain or dropout, else the first.
-        seed: of the signs, where they are too many to visit all.
-        looks: how often the data were to be looked at.
 
     Raises:
         InputError: no run, or an unknown baseline.
@@ -158,8 +148,6 @@ def _aggregate(
         low=None if half is None else difference - half,
         high=None if half is None else difference + half,
         p=min(1.0, looks * sign_flips(ours - theirs, seed=seed)) if paired else None,
-        iqm=float(trim_mean(ours, 0.25)),
-        baseline_iqm=float(trim_mean(theirs, 0.25)),
     )
 
 

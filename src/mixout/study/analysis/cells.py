@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import trim_mean
 
-from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
 from mixout.study.analysis.stats import Array, mean_interval, wilson
 
 # With failures among fewer runs an interval of the mean covers too little: how many fail is hardly known.
@@ -23,12 +23,9 @@ FEWEST_WITH_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Placed):
     """What the runs of one cell scored. Intervals are at 95 %, and take the dev set as given."""
 
-    task: str
-    method: str
-    factors: dict[str, str]
     metric: str  # name of the score
     chance: float | None  # score of a constant answer; None if unknown
     runs: int  # number of runs, with or without a score
@@ -63,13 +60,10 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Placed):
     """A method against the baseline, on one task with one set of factors."""
 
-    task: str
-    method: str  # that is compared
-    baseline: str  # with which
-    factors: dict[str, str]
+    baseline: str
     metric: str  # name of the score
     paired: bool  # whether restarts with the same number were compared; otherwise the samples are taken as independent
     n: int  # restarts of the method that enter; the number of pairs where ``paired``
@@ -167,9 +161,7 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
     low, high = (None if few else mean_interval(scores)) or (None, None)
     failure_low, failure_high = wilson(failed, len(runs))
     return Cell(
-        task=key.task,
-        method=key.method,
-        factors=dict(key.factors),
+        **key.named,
         metric=runs[0].metric,
         chance=runs[0].chance,
         runs=len(runs),

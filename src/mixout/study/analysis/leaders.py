@@ -15,7 +15,7 @@ from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare, points_of
 from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.restarts import PILOT, detectable, fewest_restarts, restarts_needed, spread_of
-from mixout.study.analysis.runs import CellKey, Run, by_cell, place
+from mixout.study.analysis.runs import Run, by_cell, place
 from mixout.study.analysis.stats import ALPHA
 
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
@@ -52,11 +52,6 @@ class Leader:
 def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> list[Leader]:
     """The best method on each task with each set of factors, where there are two or more with scores.
 
-    Args:
-        runs: of a study.
-        cells: their summary.
-        looks: how often the data were to be looked at.
-
     Example:
         >>> from mixout.study.analysis.cells import summarise
         >>> runs = [
@@ -73,13 +68,13 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
     places: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}
     for cell in cells:
         if cell.mean is not None:
-            places.setdefault((cell.task, tuple(sorted(cell.factors.items()))), []).append(cell)
+            places.setdefault((cell.task, cell.key.factors), []).append(cell)
     found = []
-    for (task, factors), several in places.items():
+    for (task, _), several in places.items():
         if len(several) < 2:
             continue
         several = sorted(several, key=lambda cell: -(cell.mean or 0.0))
-        here = [run for cell in several for run in of_cell[CellKey(task, cell.method, factors)]]
+        here = [run for cell in several for run in of_cell[cell.key]]
         compared = compare(here, several[0].method, looks=looks)
         lower = {one.method: one for one in compared if one.p_holm <= ALPHA and one.difference < 0}
         shown = [difference for one in compared if (difference := detectable(one)) is not None]
@@ -108,10 +103,6 @@ def _needed(c: Comparison) -> int | None:
 def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
     """The answer in a few sentences: the best, what can't be told apart from it, what would have shown, what to do.
 
-    Args:
-        found: from :func:`leaders`.
-        sweeps: scores over numeric factors.
-
     Example:
         >>> answer([])
         ('Nothing was compared: a comparison needs two methods with scores on the same task.',)
@@ -136,7 +127,7 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
 
 
 def _winner(one: Leader) -> list[str]:
-    where = place(one.best.task, sorted(one.best.factors.items()))
+    where = place(one.best.task, one.best.key.factors)
     mean = f"{one.best.metric} {_score(one.best.mean or 0.0, one.points)}"
     runs = f"mean of {one.best.n} runs" if one.best.n > 1 else "one run"
     failed = f", {one.best.failed} of {one.best.runs} failed" if one.best.failed else ""

@@ -15,17 +15,14 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mixout.errors import InputError
-from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
 from mixout.study.analysis.stats import SMALLEST, Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instability:
+class Instability(Placed):
     """How much the restarts of one cell disagree."""
 
-    task: str
-    method: str
-    factors: dict[str, str]
     kind: str  # ``"classes"`` where every prediction of the task is a whole number, else ``"values"``
     n: int  # restarts with predictions, two at least
     examples: int  # in the dev set
@@ -63,15 +60,7 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
 
 
 def pairwise_disagreement(predictions: Array, *, classes: bool) -> Array:
-    """Disagreement of each pair of runs.
-
-    Args:
-        predictions: (runs, examples).
-        classes: whether predictions are classes, else values.
-
-    Returns:
-        (runs, runs), symmetric, 0 on the diagonal.
-    """
+    """Disagreement of each pair of runs: (runs, examples) -> (runs, runs), symmetric, 0 on the diagonal."""
     rows = [(predictions != one if classes else np.abs(predictions - one)).mean(axis=1) for one in predictions]
     return np.stack(rows).astype(np.float64)
 
@@ -98,9 +87,7 @@ def _cell(key: CellKey, cell: list[Run], classes: bool) -> Instability:
     spread = _off_mode(predictions) if classes else predictions.std(axis=0, ddof=1)
     order = np.argsort(-spread, kind="stable")
     return Instability(
-        task=key.task,
-        method=key.method,
-        factors=dict(key.factors),
+        **key.named,
         kind="classes" if classes else "values",
         n=len(cell),
         examples=predictions.shape[1],

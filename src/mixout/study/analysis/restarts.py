@@ -28,7 +28,7 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 from mixout.errors import InputError
 from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Placed, Run
 from mixout.study.analysis.stats import ALPHA, Array, smallest_p
 
 DETECTED = (1.0, 2.0, 5.0)  # points
@@ -51,13 +51,10 @@ class Needed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
+class Power(Placed):
     """What a comparison, taken as a pilot, says about the number of restarts."""
 
-    task: str
-    method: str
     baseline: str
-    factors: dict[str, str]
     pilot: int  # restarts of the pilot
     spread: float  # standard deviation of the paired differences, or of the difference of two independent runs
     points: float  # factor from the score's unit to points
@@ -156,11 +153,7 @@ def expected_width(n: int, spread: float, *, independent: bool = False, level: f
 
 
 def spread_of(comparison: Comparison) -> float:
-    """Standard deviation of a paired difference, or of the difference of two independent runs.
-
-    Raises:
-        InputError: fewer than two restarts.
-    """
+    """Standard deviation of a paired difference, or of the difference of two independent runs."""
     if comparison.sd is None or comparison.baseline_sd is None:
         raise InputError(f"expected two restarts or more of {comparison.method} and its baseline, got fewer")
     if comparison.paired:
@@ -183,10 +176,8 @@ def _plan(c: Comparison) -> Power:
         return restarts_needed(points / c.points, spread, family=family, independent=independent)
 
     return Power(
-        task=c.task,
-        method=c.method,
+        **c.key.named,
         baseline=c.baseline,
-        factors=c.factors,
         pilot=pilot,
         spread=spread,
         points=c.points,
@@ -229,13 +220,10 @@ def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Look(Placed):
     """One comparison at one look."""
 
-    task: str
-    method: str
     baseline: str
-    factors: dict[str, str]
     look: int  # number of this look, from 1
     looks: int  # most that are planned
     n: int  # restarts of each method so far, the smaller number
@@ -286,10 +274,8 @@ def look_at(c: Comparison, width: float, *, look: int) -> Look:
     enough = n >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
     reached = seen is not None and enough and seen <= width
     return Look(
-        task=c.task,
-        method=c.method,
+        **c.key.named,
         baseline=c.baseline,
-        factors=c.factors,
         look=look,
         looks=c.looks,
         n=n,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mixout._names import nearest
 from mixout.errors import InputError
@@ -25,21 +25,49 @@ COLUMNS = (
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class CellKey:
+    """Task, method and factors, which are sorted by name: what the runs of one cell share."""
+
+    task: str
+    method: str
+    factors: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.method} on {place(self.task, self.factors)}"
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments that place something here."""
+        return {"task": self.task, "method": self.method, "factors": dict(self.factors)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Placed:
+    """What has a place in a study: a run, a cell, a comparison."""
+
+    task: str
+    method: str  # label of the compared thing, such as ``"mixout(0.9)"``
+    factors: dict[str, str] = field(default_factory=dict)  # further coordinates in the grid, name to value
+
+    @property
+    def key(self) -> CellKey:
+        """The cell that it belongs to."""
+        return CellKey(self.task, self.method, tuple(sorted(self.factors.items())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Placed):
     """One run of a study.
 
     Raises:
         InputError: a value that no run can have.
     """
 
-    task: str  # name of the task
-    method: str  # label of the compared thing, such as ``"mixout(0.9)"``
     restart: int  # number of the restart; runs of several methods with the same number have the same seeds
     score: float  # on the dev set, higher is better; nan where the run did not get as far as a score
     metric: str = "score"  # name of the score
     chance: float | None = None  # what a constant answer scores on the dev set; None where that is unknown
-    factors: dict[str, str] = field(default_factory=dict)  # further coordinates in the grid, name to value
     status: str = "finished"  # ``"finished"``, ``"diverged"`` or ``"failed"``
     error: str | None = None  # why it failed
     seconds: float | None = None  # of training
@@ -47,7 +75,6 @@ class Run:
     distance: float | None = None  # to the pretrained weights
     # score on text of the domain that the model knew before, where the run was given some
     original: float | None = None
-    distance_by_layer: dict[str, float] = field(default_factory=dict)  # the same for each layer
     evaluations: tuple[tuple[int, float], ...] = ()  # pairs of step and score
     losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
     predictions: tuple[float, ...] = ()  # for the dev set, in its order
@@ -127,18 +154,6 @@ def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float |
     return others < errors / 5 and loss >= 0.95 * entropy
 
 
-@dataclass(frozen=True)
-class CellKey:
-    """Task, method and factors: what the runs of one cell share. ``factors`` are sorted by name."""
-
-    task: str
-    method: str
-    factors: tuple[tuple[str, str], ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.method} on {place(self.task, self.factors)}"
-
-
 def place(task: str, factors: Sequence[tuple[str, str]]) -> str:
     """Task and factors in words.
 
@@ -166,7 +181,7 @@ def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
         raise InputError("expected at least one run, got none; run the study first")
     cells: dict[CellKey, list[Run]] = {}
     for run in every:
-        cells.setdefault(CellKey(run.task, run.method, tuple(sorted(run.factors.items()))), []).append(run)
+        cells.setdefault(run.key, []).append(run)
     for key, cell in cells.items():
         cell.sort(key=lambda run: run.restart)
         for one, other in pairwise(cell):

@@ -61,12 +61,6 @@ class PoolExecutor(Executor):
     """Worker processes on this machine, which share its cores and its GPUs.
 
     A worker that dies costs its own run an attempt and is replaced. Workers end with this process, however it ends.
-
-    Args:
-        workers: runs at a time.
-
-    Raises:
-        InputError: fewer than one worker.
     """
 
     def __init__(self, workers: int) -> None:

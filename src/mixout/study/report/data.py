@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.runs import Run
-from mixout.study.report.charts import Runs, key
+from mixout.study.report.charts import Runs
 from mixout.study.report.page import Examples, Pairs
 from mixout.study.report.wording import Labels, Scores, count, number
 
@@ -88,7 +88,7 @@ def flips(instabilities: Sequence[Instability], of_cell: Runs, data: Data, label
     found = []
     for at in sorted(spread, key=lambda at: (-spread[at], at))[:_FLIPS]:
         lines = [f"answer: {data.answers[at]}"] if data.answers else []
-        lines += [f"{labels.of(one)}: {_counted(of_cell[key(one)], at, data)}" for one in several]
+        lines += [f"{labels.of(one)}: {_counted(of_cell[one.key], at, data)}" for one in several]
         found.append((_short(data.texts[at]) if data.texts else f"row {at} of the dev set, from 0", tuple(lines)))
     return Examples(tuple(found))
 

@@ -50,15 +50,9 @@ class Curve:
 def rows(
     title: str, rows: Sequence[Row], *, axis: str, description: str, line: tuple[float | None, str], far: float = 2.0
 ) -> Panel:
-    """A row for each method: labels stand above their row and stay readable on a phone.
+    """A row for each method, from the top: labels stand above their row and stay readable on a phone.
 
-    Args:
-        title: of the panel.
-        rows: from the top.
-        axis: label of the horizontal axis.
-        description: in words and numbers.
-        line: where a dashed line stands, and its name.
-        far: the line is left out where it lies farther from the runs than so many times their spread.
+    A dashed line stands at ``line``, unless it lies farther from the runs than ``far`` times their spread.
     """
     seen = [x for row in rows for x in (row.value, row.low, row.high, *(dot.x for dot in row.dots)) if _known(x)]
     at = line[0]
@@ -110,17 +104,9 @@ def curves(
     ticks: Mapping[float, str] | None = None,
     log: bool = False,
 ) -> Panel:
-    """Lines over a common axis.
+    """Lines over a common axis, with a dashed one at ``chance`` where it lies near them.
 
-    Args:
-        title: of the panel.
-        lines: at least one.
-        axis: label of the horizontal axis.
-        value: label of the vertical axis.
-        description: in words and numbers.
-        chance: a dashed line, where it lies near the lines.
-        ticks: names of places on the horizontal axis, instead of numbers.
-        log: whether the horizontal axis is logarithmic; it then needs ``ticks``.
+    ``ticks`` name places on the horizontal axis instead of numbers; a logarithmic axis needs them.
     """
     heights = [y for line in lines for y in (*line.y, *line.low, *line.high, *(dot.y for dot in line.dots))]
     heights += [y for line in lines for thread in line.threads for _, y in thread]

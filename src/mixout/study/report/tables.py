@@ -14,9 +14,10 @@ from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.restarts import Power
+from mixout.study.analysis.runs import Placed
 from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.words import p_value
-from mixout.study.report.wording import MISSING, Labels, Placed, Scores, duration, interval, memory, number, percent
+from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
 
 T = TypeVar("T")
 MEANINGS = {
