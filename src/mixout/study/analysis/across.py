@@ -62,22 +62,7 @@ class _Stratum:
 
 
 def aggregate(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1) -> list[Aggregate]:
-    """Each method over all tasks that it shares with the baseline, if there are two or more.
-
-    Raises:
-        InputError: no run, or an unknown baseline.
-
-    Example:
-        >>> runs = [
-        ...     Run(task=task, method=method, restart=k, score=0.6 + 0.02 * k + gain)
-        ...     for task in ("RTE", "CoLA")
-        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
-        ...     for k in range(4)
-        ... ]
-        >>> [found] = aggregate(runs)
-        >>> found.tasks, round(found.difference, 2), round(found.p, 3)
-        (('RTE', 'CoLA'), 5.0, 0.008)
-    """
+    """Each method over all tasks that it shares with the baseline, if there are two or more."""
     cells = by_cell(runs)
     baseline = choose_baseline([key.method for key in cells], baseline)
     scale, normalised = _scales(cells)

@@ -120,9 +120,6 @@ class Comparison(Placed):
 def summarise(runs: Iterable[Run]) -> list[Cell]:
     """One cell for each task, method and set of factors, in the order of their first run.
 
-    Raises:
-        InputError: no run, a restart twice in a cell, or a cell with several metrics.
-
     Example:
         >>> runs = [Run(task="RTE", method="plain", restart=k, score=s, chance=0.5) for k, s in enumerate([0.5, 0.7])]
         >>> [cell] = summarise(runs)

@@ -43,29 +43,13 @@ def compare(
 
     Paired by restart number over the restarts that both have; as independent samples where the runs are not paired or
     have no restart in common. Cells without the baseline's counterpart, or without any score, are not compared.
-
-    Args:
-        runs: of a study.
-        baseline: its label; by default the first method that is plain or dropout, else the first.
-        seed: of permutations, where they are too many to visit all.
-        looks: how often the data were to be looked at; intervals and p are those of the last of them.
-        margin: in points, for "as good as".
+    The arguments are those of :func:`mixout.study.analysis.summary.analyse`.
 
     Returns:
         One comparison for each cell that is not the baseline's, in the order of their first run.
 
     Raises:
         InputError: no run, an unknown baseline, or a task with several metrics.
-
-    Example:
-        >>> runs = [
-        ...     Run(task="RTE", method=method, restart=k, score=0.6 + 0.02 * k + gain)
-        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
-        ...     for k in range(8)
-        ... ]
-        >>> [found] = compare(runs)
-        >>> found.baseline, round(found.difference, 3), round(found.p_permutation, 4)
-        ('plain', 0.05, 0.0078)
     """
     if not margin > 0:
         raise InputError(f"expected a margin > 0 in points, got {margin}")

@@ -50,19 +50,7 @@ class Leader:
 
 
 def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> list[Leader]:
-    """The best method on each task with each set of factors, where there are two or more with scores.
-
-    Example:
-        >>> from mixout.study.analysis.cells import summarise
-        >>> runs = [
-        ...     Run(task="RTE", method=method, restart=k, score=0.6 + 0.02 * k + gain)
-        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
-        ...     for k in range(8)
-        ... ]
-        >>> [found] = leaders(runs, summarise(runs))
-        >>> found.best.method, found.alike, [one.method for one in found.lower]
-        ('mixout(0.9)', (), ['plain'])
-    """
+    """The best method on each task with each set of factors, where there are two or more with scores."""
     of_cell = by_cell(runs)
     points = points_of(of_cell)
     places: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}

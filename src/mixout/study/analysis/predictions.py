@@ -44,13 +44,6 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
 
     Raises:
         InputError: runs of one task differ in their number of predictions.
-
-    Example:
-        >>> answers = [(0, 1, 1, 0), (0, 1, 0, 0), (0, 1, 1, 1)]
-        >>> runs = [Run(task="RTE", method="plain", restart=k, score=0.7, predictions=p) for k, p in enumerate(answers)]
-        >>> [found] = instability(runs)
-        >>> round(found.disagreement, 3), found.flipping
-        (0.333, (2, 3))
     """
     with_predictions: dict[CellKey, list[Run]] = {}
     for key, cell in by_cell(runs).items():

@@ -94,13 +94,8 @@ def restarts_needed(
 ) -> int | None:
     """The smallest number of restarts of each method with which the report's test has the power.
 
-    Args:
-        difference: true difference of means.
-        spread: standard deviation of a paired difference, or of the difference of two independent runs.
-        family: number of comparisons (times looks) that the test is corrected for.
-        independent: whether the samples are not paired.
-        power: probability of detecting the difference.
-        alpha: of the two-sided test.
+    ``spread`` is the standard deviation of a paired difference, or of the difference of two independent runs;
+    ``family`` the number of comparisons (times looks) that the test is corrected for.
 
     Returns:
         Never fewer than :func:`fewest_restarts`; None if the difference is 0 or the number is above 100,000.
@@ -154,11 +149,9 @@ def expected_width(n: int, spread: float, *, independent: bool = False, level: f
 
 def spread_of(comparison: Comparison) -> float:
     """Standard deviation of a paired difference, or of the difference of two independent runs."""
-    if comparison.sd is None or comparison.baseline_sd is None:
-        raise InputError(f"expected two restarts or more of {comparison.method} and its baseline, got fewer")
     if comparison.paired:
         return float(np.std(comparison.differences, ddof=1))
-    return math.hypot(comparison.sd, comparison.baseline_sd)
+    return math.hypot(*(sd for sd in (comparison.sd, comparison.baseline_sd) if sd is not None))
 
 
 def _has_spread(c: Comparison) -> bool:
@@ -240,25 +233,11 @@ class Look(Placed):
 def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:
     """Where each comparison stands; call it once after each batch of restarts and stop when all of them say so.
 
-    Args:
-        runs: all so far.
-        width: wanted, in points, of the interval of the difference of means.
-        look: number of this look, from 1.
-        looks: most looks, fixed before the first: the batches that the budget allows.
-        baseline: label; by default the first method that is plain or dropout, else the first.
+    ``width`` is wanted, in points, of the interval of the difference of means. ``look`` is the number of this
+    look, from 1; the most looks are fixed before the first: the batches that the budget allows.
 
     Raises:
         InputError: the width is not positive, or the look is not among the looks.
-
-    Example:
-        >>> scores = {"plain": (60, 64, 61, 66, 62, 63), "mixout(0.9)": (63, 66, 65, 69, 64, 67)}
-        >>> runs = [
-        ...     Run(task="RTE", method=method, restart=k, score=score)
-        ...     for method, several in scores.items() for k, score in enumerate(several)
-        ... ]
-        >>> [at] = until_width(runs, 4.0, look=1, looks=3)
-        >>> round(at.high - at.low, 1), at.reached, at.stop
-        (2.6, True, True)
     """
     if width <= 0.0:
         raise InputError(f"expected a width > 0 in points, got {width}")

@@ -125,14 +125,8 @@ def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float |
     """Whether a run gives nearly the same answer to all, and its loss is that of a constant answer.
 
     Of a classifier: the share of examples that do not get the most frequent answer is below a fifth of its errors,
-    and its loss at least .95 of the entropy of a constant answer with as many errors. Of a regression: the variance
-    of the predictions is below 5 % of the mean squared error.
-
-    Args:
-        predictions: for the dev set.
-        loss: on the dev set: cross entropy, or mean squared error.
-        accuracy: of the predictions; None for a regression.
-        classes: of the task; None for a regression.
+    and its loss (cross entropy) at least .95 of the entropy of a constant answer with as many errors. Of a regression,
+    which has neither accuracy nor classes: the variance of the predictions is below 5 % of the mean squared error.
 
     Example:
         >>> is_collapsed([1.0] * 98 + [0.0] * 2, 0.69, accuracy=0.53, classes=2)
