@@ -213,21 +213,19 @@ def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look(Placed):
-    """One comparison at one look."""
+class Look:
+    """A comparison at one look."""
 
-    baseline: str
-    look: int  # number of this look, from 1
-    looks: int  # most that are planned
-    n: int  # restarts of each method so far, the smaller number
-    difference: float  # of the means, in points, as all that follows
-    low: float | None  # lower end of its interval; None where there is none
-    high: float | None  # its upper end
-    level: float  # of this look's interval: ``1 - alpha / looks``
-    width: float  # that is wanted
-    reached: bool  # whether the interval is that narrow, and restarts are enough to believe it
-    stop: bool  # whether to stop: the width is reached, or this was the last look
-    needed: int | None  # restarts that will probably be needed, at the spread seen so far; None where it cannot be told
+    comparison: Comparison  # made for as many looks as are planned
+    narrow: bool  # whether the interval of the difference of means is as narrow as is wanted
+    enough: bool  # whether restarts are enough to believe that
+    stop: bool  # both, or this was the last look
+    needed: int | None  # restarts that will probably be needed, at the spread seen so far; None where it can't be told
+
+    @property
+    def reached(self) -> bool:
+        """Narrow enough, of enough restarts."""
+        return self.narrow and self.enough
 
 
 def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:
@@ -243,30 +241,14 @@ def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, bas
         raise InputError(f"expected a width > 0 in points, got {width}")
     if not 1 <= look <= looks:
         raise InputError(f"expected look between 1 and the {looks} planned, got {look}; plan more looks from the start")
-    return [look_at(one, width, look=look) for one in compare(runs, baseline, looks=looks)]
-
-
-def look_at(c: Comparison, width: float, *, look: int) -> Look:
-    """Where one comparison stands, which was made for as many looks as are planned."""
-    n = min(c.n, c.n_baseline)
-    seen = None if c.low is None or c.high is None else (c.high - c.low) * c.points
-    enough = n >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
-    reached = seen is not None and enough and seen <= width
-    return Look(
-        **c.key.named,
-        baseline=c.baseline,
-        look=look,
-        looks=c.looks,
-        n=n,
-        difference=c.difference * c.points,
-        low=None if c.low is None else c.low * c.points,
-        high=None if c.high is None else c.high * c.points,
-        level=c.confidence,
-        width=width,
-        reached=reached,
-        stop=reached or look == c.looks,
-        needed=_needed(c, width / c.points),
-    )
+    found = []
+    for c in compare(runs, baseline, looks=looks):
+        wide = None if c.low is None or c.high is None else (c.high - c.low) * c.points
+        enough = min(c.n, c.n_baseline) >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
+        narrow = wide is not None and wide <= width
+        stop, needed = (narrow and enough) or look == looks, _needed(c, width / c.points)
+        found.append(Look(comparison=c, narrow=narrow, enough=enough, stop=stop, needed=needed))
+    return found
 
 
 def _needed(c: Comparison, width: float) -> int | None:

@@ -6,12 +6,11 @@ writes nothing but the folder of a job.
 
 from __future__ import annotations
 
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from mixout.finetune.settings import Settings
 
@@ -42,7 +41,7 @@ class Outcome:
 class Executor(ABC):
     """Runs jobs, up to ``slots`` at a time. A context: leaving it gives up what still runs."""
 
-    slots: int
+    slots = 1
 
     @abstractmethod
     def start(self, job: Job) -> None:
@@ -50,26 +49,15 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self, tell: Tell) -> Outcome:
-        """The next job that ends.
-
-        Args:
-            tell: called with the identity of a running job and a line on where it stands, now and then.
+        """The next job that ends; ``tell`` is called with the identity of a running job and a line on where it stands.
 
         Raises:
             MixoutError: the input is wrong: it would be wrong for the next attempt, too.
             WriteError: a disk is full.
         """
 
-    def __enter__(self) -> Executor:
+    def __enter__(self) -> Self:
         return self
 
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: B027  in this process nothing runs between two calls
         """Give up what still runs."""
-
-
-def trace_of(error: BaseException) -> str:
-    """The traceback of an exception as text."""
-    return "".join(traceback.format_exception(error))
