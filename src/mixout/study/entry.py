@@ -131,12 +131,7 @@ def read_ended(folder: Path) -> Entry:
 
 
 def read_failed(folder: Path) -> Entry:
-    """The run in a folder that holds a failure.
-
-    Raises:
-        NewerError: a newer mixout wrote it.
-        OSError, ValueError, KeyError, TypeError: it does not hold what it should.
-    """
+    """The run in a folder that holds a failure; raises as :func:`read_ended`."""
     place = _place(folder)
     failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
     traceback = str(failure["traceback"])

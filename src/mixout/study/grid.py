@@ -14,7 +14,7 @@ from typing import Any
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import UNSEEN, Settings
-from mixout.study.analysis.runs import Placed
+from mixout.study.analysis.runs import Restart
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
@@ -33,20 +33,15 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned(Placed):
+class Planned(Restart):
     """One run of a study, not yet run."""
 
     id: str  # identity, see :mod:`mixout.study.identity`
     former: tuple[str, ...] = ()  # identities that 0.1 gave to the same run
-    restart: int  # also the seed
     settings: Settings  # everything that the run needs
     metric: str  # the score that counts
     chance: float | None  # what a constant answer scores; None where that is not known before the run
     looks: int = 1  # how often the study is to be looked at before restarts are added
-
-    def __str__(self) -> str:
-        factors = "".join(f", {name} {value}" for name, value in self.factors.items())
-        return f"{self.task}, {self.method}{factors}, restart {self.restart}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +135,8 @@ def _planned(
     values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
     try:
         if study.own_subsets:
-            values["subset_seed"] = _own_subset(values)
+            _check_own_subset(values)
+            values["subset_seed"] = restart
         settings = inputs.complete(Settings(**values))
         id = inputs.identity(settings)
         if check:  # the others differ in their seeds alone
@@ -164,8 +160,7 @@ def _planned(
     )
 
 
-def _own_subset(values: Mapping[str, Any]) -> int:
-    """The seed of a restart's own subset: the restart's."""
+def _check_own_subset(values: Mapping[str, Any]) -> None:
     if values.get("train_size") is None:
         raise InputError("expected train_size with own_subsets, got none; without it every restart has all examples")
     if "subset_seed" in values:
@@ -173,8 +168,6 @@ def _own_subset(values: Mapping[str, Any]) -> int:
             f"expected no subset_seed with own_subsets, by which restart k has subset k, got "
             f"{values['subset_seed']!r}; remove one of them"
         )
-    seed: int = values["seed"]
-    return seed
 
 
 def check_settings(where: str, table: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:

@@ -105,7 +105,7 @@ class Contents:
     def remarks(self) -> list[str]:
         """What a reader of results has to know of the ledger, in words."""
         said = [
-            f"{_name(entries[0].run)} came out in {len(entries)} ways; the one that was finished first counts."
+            f"{entries[0].run} came out in {len(entries)} ways; the one that was finished first counts."
             for entries in self.conflicts.values()
         ]
         for folders, what in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):
@@ -249,11 +249,6 @@ def _told(entry: Entry) -> Mapping[str, str]:
         told |= {"dev_data": entry.record.fingerprints.get("dev"), "weights": entry.record.fingerprints.get("weights")}
         told = {name: value[:8] if name in ("dev_data", "weights") and value else value for name, value in told.items()}
     return {name: text_of(value) for name, value in told.items()}
-
-
-def _name(run: Run) -> str:
-    factors = "".join(f", {name} {value}" for name, value in run.factors.items())
-    return f"{run.task}, {run.method}{factors}, restart {run.restart}"
 
 
 def _folders(place: Path) -> list[Path]:

@@ -24,10 +24,6 @@ class Clock:
 
     Runs of one task may train on different numbers of examples for different numbers of epochs, so the time is taken to
     grow with the examples seen in training. It is an estimate: loading and evaluation do not grow with them.
-
-    Example:
-        >>> Clock().expect([]) is None
-        True
     """
 
     def __init__(self) -> None:
@@ -89,7 +85,7 @@ class Course:
         self.left = {run.id: run for run in missing}
         self._notes: set[str] = set()
         self._clock = clock
-        self._report = report
+        self.report = report
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
         entries = [entry for run in planned if (entry := contents.entry(run)) is not None]
@@ -109,12 +105,12 @@ class Course:
         if line.startswith(NOTE):
             if line not in self._notes:
                 self._notes.add(line)
-                self._report(line)
+                self.report(line)
             return
         now = time.perf_counter()
         if now - self._told >= _SECONDS_BETWEEN_LINES and id in self.left:
             self._told = now
-            self._report(f"  {self.left[id]}: {line.strip()}")
+            self.report(f"  {self.left[id]}: {line.strip()}")
 
     def finished(self, run: Planned, entry: Entry, wall: float | None) -> None:
         """A run has ended with a record."""
@@ -129,19 +125,11 @@ class Course:
         self.failed += 1
         self._end(run, f"failed after {attempts} attempts: {error}")
 
-    def leave(self, run: Planned) -> None:
-        """Another process makes the run, or has made it."""
-        del self.left[run.id]
-
-    def retries(self, run: Planned, attempt: int, error: str) -> None:
-        """A run has failed, and is tried again."""
-        self._report(f"{run}: attempt {attempt} failed, trying again: {error}")
-
     def _end(self, run: Planned, how: str) -> None:
         self.ended += 1
         del self.left[run.id]
         failed = f", {self.failed} failed" if self.failed else ""
-        self._report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
+        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
 
     def _time_left(self) -> str:
         work = self._clock.expect(list(self.left.values()))

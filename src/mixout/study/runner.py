@@ -159,7 +159,7 @@ class _Loop:
         if lock is not None:
             self.ledger.release(lock)
         self.elsewhere += 1
-        self.course.leave(run)
+        del self.course.left[run.id]
         return False
 
     def settled(self, outcome: Outcome) -> bool:
@@ -173,7 +173,7 @@ class _Loop:
         attempts = self.raised[run.id] + self.lost[run.id]
         error = outcome.error.strip().rpartition("\n")[2]
         if tries[run.id] <= bound:
-            self.course.retries(run, attempts, error)
+            self.course.report(f"{run}: attempt {attempts} failed, trying again: {error}")
             return False
         attempts += self.before.get(run.id, 0)
         self.ledger.fail(run, attempts, outcome.error)

@@ -70,18 +70,7 @@ def split_p(method: str) -> tuple[str, float] | None:
 
 
 def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
-    """For each numeric factor the methods that occur with two or more of its values, all else equal.
-
-    Example:
-        >>> from mixout.study.analysis.cells import summarise
-        >>> from mixout.study.analysis.runs import Run
-        >>> runs = [
-        ...     Run(task="RTE", method="plain", restart=0, score=score, factors={"train_size": size})
-        ...     for size, score in (("1000", 0.7), ("200", 0.6))
-        ... ]
-        >>> [(sweep.factor, sweep.values) for sweep in sweeps(summarise(runs))]
-        [('train_size', (200.0, 1000.0))]
-    """
+    """For each numeric factor the methods that occur with two or more of its values, all else equal."""
     every = list(cells)
     found = []
     for factor in sorted({name for cell in every for name in cell.factors}):

@@ -57,14 +57,24 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Placed):
+class Restart(Placed):
+    """One run, planned or made, in its place."""
+
+    restart: int  # runs of several methods with the same number have the same seeds
+
+    def __str__(self) -> str:
+        factors = "".join(f", {name} {value}" for name, value in self.factors.items())
+        return f"{self.task}, {self.method}{factors}, restart {self.restart}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Restart):
     """One run of a study.
 
     Raises:
         InputError: a value that no run can have.
     """
 
-    restart: int  # number of the restart; runs of several methods with the same number have the same seeds
     score: float  # on the dev set, higher is better; nan where the run did not get as far as a score
     metric: str = "score"  # name of the score
     chance: float | None = None  # what a constant answer scores on the dev set; None where that is unknown
@@ -164,11 +174,6 @@ def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
     Raises:
         InputError: there is no run, a restart occurs twice in a cell, or the runs of a cell differ in their
             metric, their chance score or whether they are paired.
-
-    Example:
-        >>> cells = by_cell([Run(task="RTE", method="plain", restart=k, score=0.7) for k in (1, 0)])
-        >>> [(str(key), [run.restart for run in cell]) for key, cell in cells.items()]
-        [('plain on RTE', [0, 1])]
     """
     every = list(runs)
     if not every:

@@ -80,7 +80,7 @@ def _equivalence(c: Comparison) -> str:
         return ""
     corrected = " after Holm" if c.family > 1 else ""
     return (
-        f"{c.method} is as good as {c.baseline} within {_points(c.margin)} (equivalence test, "
+        f"{c.method} is as good as {c.baseline} within {in_points(c.margin)} (equivalence test, "
         f"p {p_value(c.p_equivalent)}{corrected})."
     )
 
@@ -145,7 +145,8 @@ def _remarks(c: Comparison) -> str:
     return " ".join(remarks)
 
 
-def _points(points: float) -> str:
+def in_points(points: float) -> str:
+    """A number of points."""
     return f"{points:g} point{'' if points == 1 else 's'}"
 
 

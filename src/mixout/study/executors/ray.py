@@ -153,6 +153,7 @@ class RayExecutor(Executor):
     def _outcome(self, reference: Any) -> Outcome:  # noqa: ANN401  Ray's reference
         job = self._jobs.pop(reference)
         self._told.pop(job.id, None)
+        outcome: Outcome | MixoutError | WriteError
         try:
             outcome, files = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:

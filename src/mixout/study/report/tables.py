@@ -16,7 +16,7 @@ from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.runs import Placed
 from mixout.study.analysis.stats import ALPHA
-from mixout.study.analysis.words import p_value
+from mixout.study.analysis.words import in_points, p_value
 from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
 
 T = TypeVar("T")
@@ -177,7 +177,7 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
         ),
     ]
     first = comparisons[0]
-    note = f'Interval: {first.confidence * 100:.3g} %. Margin of "as good": {_points(first.margin)}.'
+    note = f'Interval: {first.confidence * 100:.3g} %. Margin of "as good": {in_points(first.margin)}.'
     ordered = sorted(comparisons, key=lambda one: -one.difference)
     return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, note)
 
@@ -217,7 +217,7 @@ def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
         *_method(labels, task=True),
         ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
         ("would show", lambda one: _of(None if one.detectable is None else one.detectable * one.points, 1)),
-        *((f"for {_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
+        *((f"for {in_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
     ]
     note = (
         "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
@@ -293,10 +293,6 @@ def _result(c: Comparison) -> str:
     if c.p_holm <= ALPHA:
         return "higher" if c.difference > 0 else "lower"
     return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
-
-
-def _points(points: float) -> str:
-    return f"{points:g} point{'' if points == 1 else 's'}"
 
 
 def _p(p: float | None) -> str:

@@ -104,11 +104,7 @@ def _within(blocks: Sequence[Block]) -> list[Block]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which files that are no report's would be replaced.
-
-    Raises:
-        InputError: there are some.
-    """
+    """Refuse, by an InputError, a folder in which files that are no report's would be replaced."""
     page = folder / "index.html"
     theirs = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
     if theirs and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
