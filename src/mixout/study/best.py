@@ -20,13 +20,7 @@ _Group = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 def wanted(study: Study, planned: Sequence[Planned], contents: Contents) -> list[Planned]:
-    """The runs that a study asks for now: of a search for the best rate the others only once it is known.
-
-    Args:
-        study: of the runs.
-        planned: all that its grid holds.
-        contents: of the ledger.
-    """
+    """The runs that a study asks for now: of a search for the best rate the others only once it is known."""
     if study.rate is None:
         return list(planned)
     best = best_rates(study, planned, contents)
@@ -71,4 +65,4 @@ def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tupl
 
 
 def _group(run: Planned) -> _Group:
-    return run.task, run.method, tuple(sorted((name, value) for name, value in run.factors.items() if name != RATE))
+    return run.task, run.method, tuple(pair for pair in run.key.factors if pair[0] != RATE)

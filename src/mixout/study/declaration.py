@@ -48,15 +48,8 @@ _SHIPPED = files("mixout") / "studies"
 def read(path: str | Path) -> Study:
     """The study that a TOML file declares.
 
-    Args:
-        path: the file, or the name of one that comes with mixout.
-
     Raises:
         InputError: the file cannot be read, or what it says cannot be; the message names the file.
-
-    Example:
-        >>> read("demo").name
-        'demo'
     """
     try:
         text = (_SHIPPED / f"{path}.toml" if str(path) in shipped() else Path(path)).read_text(encoding="utf-8")

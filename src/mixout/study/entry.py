@@ -40,27 +40,16 @@ class NewerError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One run as the ledger has it.
-
-    Args:
-        folder: where.
-        run: for the analysis.
-        record: None for a run that failed.
-        settings: name to value, as in the plan.
-        wall: seconds from start to end, with loading and evaluations; None where unknown.
-        looks: how often the study was to be looked at when this run was added.
-        attempts: how often a failed run was tried; 1 for one that ended.
-        traceback: of the last attempt of a failed run.
-    """
+    """One run as the ledger has it."""
 
     folder: Path
-    run: Run
-    record: Record | None
-    settings: Mapping[str, Any]
-    wall: float | None = None
-    looks: int = 1
-    attempts: int = 1
-    traceback: str | None = None
+    run: Run  # for the analysis
+    record: Record | None  # None for a run that failed
+    settings: Mapping[str, Any]  # name to value, as in the plan
+    wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
+    looks: int = 1  # how often the study was to be looked at when this run was added
+    attempts: int = 1  # how often a failed run was tried; 1 for one that ended
+    traceback: str | None = None  # of the last attempt of a failed run
 
     @property
     def has_model(self) -> bool:
@@ -131,7 +120,6 @@ def read_ended(folder: Path) -> Entry:
         peak_memory=memory.get("host") if memory.get("device") is None else memory["device"],
         distance=float(record.distance),
         original=next((record.scores[name] for name in _ORIGINAL if name in record.scores), None),
-        distance_by_layer=record.distance_by_layer,
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         losses=tuple((entry.step, entry.loss) for entry in record.training),
         predictions=record.predictions,
@@ -143,12 +131,7 @@ def read_ended(folder: Path) -> Entry:
 
 
 def read_failed(folder: Path) -> Entry:
-    """The run in a folder that holds a failure.
-
-    Raises:
-        NewerError: a newer mixout wrote it.
-        OSError, ValueError, KeyError, TypeError: it does not hold what it should.
-    """
+    """The run in a folder that holds a failure; raises as :func:`read_ended`."""
     place = _place(folder)
     failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
     traceback = str(failure["traceback"])

@@ -14,6 +14,7 @@ from typing import Any
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import UNSEEN, Settings
+from mixout.study.analysis.runs import Restart
 from mixout.study.identity import Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
@@ -32,75 +33,39 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One run of a study, not yet run.
+class Planned(Restart):
+    """One run of a study, not yet run."""
 
-    Args:
-        id: identity, see :mod:`mixout.study.identity`.
-        former: identities that 0.1 gave to the same run.
-        task: label.
-        method: label.
-        restart: also the seed.
-        factors: the values that make this cell, as text.
-        settings: everything that the run needs.
-        metric: the score that counts.
-        chance: what a constant answer scores; None where that is not known before the run.
-        looks: how often the study is to be looked at before restarts are added.
-    """
-
-    id: str
-    former: tuple[str, ...] = ()
-    task: str
-    method: str
-    restart: int
-    factors: dict[str, str]
-    settings: Settings
-    metric: str
-    chance: float | None
-    looks: int = 1
-
-    @property
-    def cell(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-        """What the restarts of this run share."""
-        return self.task, self.method, tuple(sorted(self.factors.items()))
-
-    def __str__(self) -> str:
-        factors = "".join(f", {name} {value}" for name, value in self.factors.items())
-        return f"{self.task}, {self.method}{factors}, restart {self.restart}"
+    id: str  # identity, see :mod:`mixout.study.identity`
+    former: tuple[str, ...] = ()  # identities that 0.1 gave to the same run
+    settings: Settings  # everything that the run needs
+    metric: str  # the score that counts
+    chance: float | None  # what a constant answer scores; None where that is not known before the run
+    looks: int = 1  # how often the study is to be looked at before restarts are added
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Tasks x methods x factors x restarts.
 
-    Args:
-        name: of the study.
-        restarts: runs of each cell, at least 1.
-        tasks: at least one, with labels that differ.
-        methods: at least one, with labels that differ.
-        baseline: label of a method; None for none.
-        settings: shared by all runs.
-        factors: setting -> its values.
-        rate: ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
-            :mod:`mixout.study.best`; None at each value.
-        search: the first restarts, which choose the best rate and are not compared.
-        own_subsets: restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples
-            too; else on one subset, and they speak of other restarts on it.
-
     Raises:
         InputError: a name is unknown, or a value cannot be.
     """
 
     name: str
-    restarts: int
-    tasks: Sequence[Axis]
-    methods: Sequence[Axis]
-    baseline: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    restarts: int  # runs of each cell, at least 1
+    tasks: Sequence[Axis]  # at least one, with labels that differ
+    methods: Sequence[Axis]  # at least one, with labels that differ
+    baseline: str | None = None  # label of a method; None for none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # shared by all runs
+    factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # setting -> its values
+    # restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples too; else on
+    # one subset, and they speak of other restarts on it
     own_subsets: bool = False
+    # ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
+    # :mod:`mixout.study.best`; None at each value
     rate: str | None = None
-    search: int = 3
+    search: int = 3  # the first restarts, which choose the best rate and are not compared
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -141,11 +106,7 @@ class Study:
         return replace(self, settings={**self.settings, **changes})
 
     def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:
-        """All runs: task by task, so that data and weights are read once, and within a task restart by restart.
-
-        Args:
-            inputs: data and weights that are known already.
-            first: number of the first restart.
+        """All runs: task by task, to read data and weights once, and within a task restart by restart from ``first``.
 
         Raises:
             InputError: a value cannot be, data or models are missing, or two cells are the same.
@@ -174,7 +135,8 @@ def _planned(
     values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
     try:
         if study.own_subsets:
-            values["subset_seed"] = _own_subset(values)
+            _check_own_subset(values)
+            values["subset_seed"] = restart
         settings = inputs.complete(Settings(**values))
         id = inputs.identity(settings)
         if check:  # the others differ in their seeds alone
@@ -198,8 +160,7 @@ def _planned(
     )
 
 
-def _own_subset(values: Mapping[str, Any]) -> int:
-    """The seed of a restart's own subset: the restart's."""
+def _check_own_subset(values: Mapping[str, Any]) -> None:
     if values.get("train_size") is None:
         raise InputError("expected train_size with own_subsets, got none; without it every restart has all examples")
     if "subset_seed" in values:
@@ -207,16 +168,10 @@ def _own_subset(values: Mapping[str, Any]) -> int:
             f"expected no subset_seed with own_subsets, by which restart k has subset k, got "
             f"{values['subset_seed']!r}; remove one of them"
         )
-    seed: int = values["seed"]
-    return seed
 
 
 def check_settings(where: str, table: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:
-    """Refuse names that are no settings, and those that a study places elsewhere.
-
-    Raises:
-        InputError: the message begins with ``where`` and names the nearest setting.
-    """
+    """Refuse names that are no settings or that a study places elsewhere; the InputError begins with ``where``."""
     for name in table:
         if name in _PLACED:
             raise InputError(f"{where}: expected settings without {name!r}; {_PLACED[name]}")

@@ -98,24 +98,14 @@ class Inputs:
         }
 
     def complete(self, settings: Settings) -> Settings:
-        """The settings with what they leave open, by the rule that a single run follows too.
-
-        Raises:
-            InputError: data or model are missing.
-            MissingExtraError: the embedded model or task is not installed.
-        """
+        """The settings with what they leave open, by the rule of a single run; raises as :meth:`identity`."""
         if all(getattr(settings, name) is not None for name in FORMER):
             return settings
         task = inputs.subset(self._data(settings)[0], settings)
         return complete(settings, self._outline(settings).model, task)[0]
 
     def check(self, settings: Settings) -> None:
-        """Hold the settings against the model's shape, of which no weight is read.
-
-        Raises:
-            InputError: the model cannot be read, or cannot take what the settings ask for.
-            MissingExtraError: the embedded model, or a package that a model needs, is not installed.
-        """
+        """Hold the settings against the model's shape, of which no weight is read; raises as :meth:`identity`."""
         check_limits(settings, self._outline(settings))
 
     def _outline(self, settings: Settings) -> Loaded:

@@ -59,23 +59,18 @@ _NO_FACTORS += ("logging_steps", "interpolate", "task", "model", "original")  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """Everything that lies in a ledger.
+    """Everything that lies in a ledger."""
 
-    Args:
-        entries: one for each run, by id.
-        conflicts: id -> all its entries, where results differ; the first is the one that counts.
-        damaged: folder -> what is wrong with it; such as a copy that was cut off.
-        newer: folder -> what a newer mixout wrote there, which this one does not know.
-        leftovers: folders of runs that were cut off, or failed here and ended elsewhere.
-        foreign: folders that are no runs.
-    """
-
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)  # one for each run, by id
+    # id -> all its entries, where results differ; the first is the one that counts
     conflicts: dict[str, list[Entry]] = field(default_factory=dict)
+    # folder -> what is wrong with it; such as a copy that was cut off
     damaged: dict[Path, str] = field(default_factory=dict)
+    # folder -> what a newer mixout wrote there, which this one does not know
     newer: dict[Path, str] = field(default_factory=dict)
+    # folders of runs that were cut off, or failed here and ended elsewhere
     leftovers: list[Path] = field(default_factory=list)
-    foreign: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)  # folders that are no runs
 
     def entry(self, planned: Planned) -> Entry | None:
         """What is there of a run, also under an identity that 0.1 gave it."""
@@ -110,7 +105,7 @@ class Contents:
     def remarks(self) -> list[str]:
         """What a reader of results has to know of the ledger, in words."""
         said = [
-            f"{_name(entries[0].run)} came out in {len(entries)} ways; the one that was finished first counts."
+            f"{entries[0].run} came out in {len(entries)} ways; the one that was finished first counts."
             for entries in self.conflicts.values()
         ]
         for folders, what in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):
@@ -120,14 +115,7 @@ class Contents:
 
 
 class Ledger:
-    """The runs in a folder, which need not exist yet.
-
-    Args:
-        folder: of the ledger.
-
-    Raises:
-        InputError: ``folder`` is a file.
-    """
+    """The runs in a folder, which need not exist yet; a file there is an :class:`mixout.errors.InputError`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -187,9 +175,7 @@ class Ledger:
         return self.folder / "work" / run.id
 
     def claim(self, id: str) -> FileLock | None:
-        """The lock of a run, held from now on; None while another process makes the run.
-
-        It goes with the process, however that ends.
+        """The lock of a run, held from now on; None while another process makes the run. It goes with the process.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -213,12 +199,7 @@ class Ledger:
     def commit(self, run: Planned, wall: float | None) -> Entry:
         """Take over the run that lies finished in its work folder: a rename, before which nothing of it shows.
 
-        Args:
-            run: what was run.
-            wall: seconds that it took; None where that is unknown.
-
-        Raises:
-            WriteError: the disk is full.
+        ``wall`` is the seconds that it took, None where that is unknown. WriteError where the disk is full.
         """
         place = self.work(run)
         values = json.loads((place / RECORD_NAME).read_text(encoding="utf-8"))
@@ -236,11 +217,7 @@ class Ledger:
         return read_ended(target)
 
     def fail(self, run: Planned, attempts: int, traceback: str) -> None:
-        """Record that a run failed for good; a later success replaces it.
-
-        Raises:
-            WriteError: the disk is full.
-        """
+        """Record that a run failed for good; a later success replaces it. WriteError where the disk is full."""
         place = self.folder / "runs" / run.id
         failure = {"status": "failed", "attempts": attempts, "traceback": traceback}
         with writing(self.folder):
@@ -272,11 +249,6 @@ def _told(entry: Entry) -> Mapping[str, str]:
         told |= {"dev_data": entry.record.fingerprints.get("dev"), "weights": entry.record.fingerprints.get("weights")}
         told = {name: value[:8] if name in ("dev_data", "weights") and value else value for name, value in told.items()}
     return {name: text_of(value) for name, value in told.items()}
-
-
-def _name(run: Run) -> str:
-    factors = "".join(f", {name} {value}" for name, value in run.factors.items())
-    return f"{run.task}, {run.method}{factors}, restart {run.restart}"
 
 
 def _folders(place: Path) -> list[Path]:

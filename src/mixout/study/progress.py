@@ -24,10 +24,6 @@ class Clock:
 
     Runs of one task may train on different numbers of examples for different numbers of epochs, so the time is taken to
     grow with the examples seen in training. It is an estimate: loading and evaluation do not grow with them.
-
-    Example:
-        >>> Clock().expect([]) is None
-        True
     """
 
     def __init__(self) -> None:
@@ -69,19 +65,11 @@ def _sizes(run: Planned) -> dict[object, float]:
     """
     epochs, size = run.settings.epochs, run.settings.train_size
     among: dict[object, float] = {("examples",): epochs * size} if size else {}
-    return {run.cell: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
+    return {run.key: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
 
 
 class Course:
-    """The lines of a study that runs.
-
-    Args:
-        planned: all runs of the study.
-        missing: those of them that are to be run.
-        contents: of the ledger.
-        clock: what earlier runs took; it learns from the present ones.
-        report: called with each line.
-    """
+    """The lines of a study that runs: ``clock`` knows what earlier runs took, and learns from the present ones."""
 
     def __init__(
         self,
@@ -97,7 +85,7 @@ class Course:
         self.left = {run.id: run for run in missing}
         self._notes: set[str] = set()
         self._clock = clock
-        self._report = report
+        self.report = report
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
         entries = [entry for run in planned if (entry := contents.entry(run)) is not None]
@@ -117,12 +105,12 @@ class Course:
         if line.startswith(NOTE):
             if line not in self._notes:
                 self._notes.add(line)
-                self._report(line)
+                self.report(line)
             return
         now = time.perf_counter()
         if now - self._told >= _SECONDS_BETWEEN_LINES and id in self.left:
             self._told = now
-            self._report(f"  {self.left[id]}: {line.strip()}")
+            self.report(f"  {self.left[id]}: {line.strip()}")
 
     def finished(self, run: Planned, entry: Entry, wall: float | None) -> None:
         """A run has ended with a record."""
@@ -137,19 +125,11 @@ class Course:
         self.failed += 1
         self._end(run, f"failed after {attempts} attempts: {error}")
 
-    def leave(self, run: Planned) -> None:
-        """Another process makes the run, or has made it."""
-        del self.left[run.id]
-
-    def retries(self, run: Planned, attempt: int, error: str) -> None:
-        """A run has failed, and is tried again."""
-        self._report(f"{run}: attempt {attempt} failed, trying again: {error}")
-
     def _end(self, run: Planned, how: str) -> None:
         self.ended += 1
         del self.left[run.id]
         failed = f", {self.failed} failed" if self.failed else ""
-        self._report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
+        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
 
     def _time_left(self) -> str:
         work = self._clock.expect(list(self.left.values()))

@@ -51,23 +51,9 @@ def report_on(
 ) -> Path:
     """Write the report on a study, as far as it has been run, or on everything that a ledger holds.
 
-    Args:
-        planned: the runs of the study; None for all of the ledger, under their own names. That needs neither data nor
-            model.
-        contents: of the ledger.
-        folder: for the report.
-        study: of the runs; needed where it searches for the best rate.
-        title: of the page.
-        commands: lines that make the results again.
-        baseline: label of a method.
-        margin: in points, within which a method counts as good as the baseline.
-
-    Returns:
-        The page.
-
-    Raises:
-        InputError: no run has ended, the baseline is unknown, or the folder holds other files.
-        OSError: the folder cannot be written to.
+    ``planned`` are the runs of the study; None for all of the ledger, under their own names, which needs neither
+    data nor model. A study that searches for the best rate is given as well. The others are those of
+    :func:`mixout.study.report.write_report`, as is what is raised.
     """
     rates: list[str] = []
     if planned is None:
@@ -94,10 +80,7 @@ def report_on(
 def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> dict[str, Data]:
     """What each task was trained and tested on, as its records say.
 
-    Args:
-        runs: with the names of the tasks.
-        entries: of the runs.
-        read: also the texts, where the data are at hand and still those that the runs were tested on.
+    ``read``: also the texts, where the data are at hand and still those that the runs were tested on.
     """
     records = {entry.run.id: entry.record for entry in entries if entry.record is not None}
     found = {}

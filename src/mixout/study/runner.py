@@ -30,27 +30,15 @@ KEEP = ("no", "best", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What a call of :func:`run` did.
+    """What a call of :func:`run` did."""
 
-    Args:
-        ran: runs that ended in this call, with a record or as failed.
-        failed: those of them that failed.
-        elsewhere: runs that another process is making, or has made meanwhile.
-    """
-
-    ran: int
-    failed: int
-    elsewhere: int = 0
+    ran: int  # runs that ended in this call, with a record or as failed
+    failed: int  # those of them that failed
+    elsewhere: int = 0  # runs that another process is making, or has made meanwhile
 
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:
-    """The runs that a ledger lacks.
-
-    Args:
-        planned: what a study asks for.
-        contents: of the ledger.
-        again: instead those that failed.
-    """
+    """The runs of a plan that a ledger lacks; ``again``: instead those that failed."""
     entries = [(run, contents.entry(run)) for run in planned]
     if again:
         return [run for run, entry in entries if entry is not None and entry.record is None]
@@ -79,9 +67,6 @@ def run(
         keep: trained models: none, those of all runs, or of each task and method that with the best score. Of runs
             that are there already none is made again for its model.
 
-    Returns:
-        What was done.
-
     Raises:
         InputError: the input is wrong, or a newer mixout has made some of these runs.
         WriteError: a disk is full; call it again to continue.
@@ -100,7 +85,7 @@ def run(
     if keep == "best":
         for one in planned:
             if (entry := contents.entry(one)) is not None and entry.has_model:
-                loop.kept[one.cell] = entry
+                loop.kept[one.key] = entry
     queue = loop.recovered(queue)
     if queue:
         with executor:
@@ -174,7 +159,7 @@ class _Loop:
         if lock is not None:
             self.ledger.release(lock)
         self.elsewhere += 1
-        self.course.leave(run)
+        del self.course.left[run.id]
         return False
 
     def settled(self, outcome: Outcome) -> bool:
@@ -188,7 +173,7 @@ class _Loop:
         attempts = self.raised[run.id] + self.lost[run.id]
         error = outcome.error.strip().rpartition("\n")[2]
         if tries[run.id] <= bound:
-            self.course.retries(run, attempts, error)
+            self.course.report(f"{run}: attempt {attempts} failed, trying again: {error}")
             return False
         attempts += self.before.get(run.id, 0)
         self.ledger.fail(run, attempts, outcome.error)
@@ -201,10 +186,10 @@ class _Loop:
         entry = self.ledger.commit(run, seconds)
         self.ledger.release(self.locks.pop(run.id))
         if self.keep == "best" and entry.has_model:
-            best = self.kept.get(run.cell)
+            best = self.kept.get(run.key)
             # nan, the score of a run that diverged, is above nothing.
             if best is None or entry.run.score > best.run.score or math.isnan(best.run.score):
-                self.kept[run.cell] = entry
+                self.kept[run.key] = entry
             if best is not None:
-                self.ledger.forget_model(entry if self.kept[run.cell] is best else best)
+                self.ledger.forget_model(entry if self.kept[run.key] is best else best)
         self.course.finished(run, entry, seconds)

@@ -28,24 +28,30 @@ def at(x, y, width: float, look: int = 1, looks: int = 1, **more) -> Look:
     return found
 
 
+def interval(found: Look) -> tuple[float, float]:
+    """In points."""
+    return 100 * found.comparison.low, 100 * found.comparison.high
+
+
 @pytest.mark.parametrize("looks", [1, 5])
 def test_each_look_has_its_share_of_alpha(looks):
     found = at(X, Y, 1.0, looks=looks)
-    interval = stats.ttest_1samp(100 * (X - Y), 0.0).confidence_interval(1 - 0.05 / looks)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.level == pytest.approx(1 - 0.05 / looks)
-    assert (found.n, found.difference) == (12, pytest.approx(100 * np.mean(X - Y)))
+    known = stats.ttest_1samp(100 * (X - Y), 0.0).confidence_interval(1 - 0.05 / looks)
+    assert interval(found) == pytest.approx((known.low, known.high))
+    assert found.comparison.confidence == pytest.approx(1 - 0.05 / looks)
+    assert (found.comparison.n, found.comparison.difference) == (12, pytest.approx(np.mean(X - Y)))
 
 
 def test_unpaired_restarts_have_welchs_interval():
     found = at(X, Y[:9], 1.0, paired=False)
-    interval = stats.ttest_ind(100 * X, 100 * Y[:9], equal_var=False).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.n == 9
+    known = stats.ttest_ind(100 * X, 100 * Y[:9], equal_var=False).confidence_interval(0.95)
+    assert interval(found) == pytest.approx((known.low, known.high))
+    assert found.comparison.n_baseline == 9
 
 
 def test_it_stops_when_narrow_enough_or_out_of_looks():
-    width = at(X, Y, 1.0, looks=3).high - at(X, Y, 1.0, looks=3).low
+    low, high = interval(at(X, Y, 1.0, looks=3))
+    width = high - low
     narrow, wide = at(X, Y, width * 1.001, looks=3), at(X, Y, width * 0.999, looks=3)
     assert (narrow.reached, narrow.stop) == (True, True)
     assert (wide.reached, wide.stop) == (False, False)
@@ -62,7 +68,7 @@ def test_few_restarts_or_no_spread_never_reach_it():
     assert at(X[:10], Y[:10], 1e6, chance=0.1).reached
     equal = at(Y + 0.01, Y, 5.0)
     assert (equal.reached, equal.needed) == (False, None)
-    assert at([0.6], [0.5], 5.0).low is None
+    assert at([0.6], [0.5], 5.0).comparison.low is None
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ def study() -> list[Run]:
             chance=0.55,
             evaluations=((10, 0.5), (20, 0.6)),
             predictions=tuple(draw.integers(0, 2, 6).astype(float)),
-            distance_by_layer={"layer.0": 1.0},
         )
         for task in ("RTE", "MRPC")
         for method, gain in (("mixout(0.5)", 0.1), ("plain", 0.0), ("mixout(0.9)", 0.12))
@@ -57,8 +56,6 @@ def test_everything_is_in_it():
         "aggregates": 2,
         "powers": 4,
         "instabilities": 6,
-        "distances": 6,
-        "curves": 6,
         "doses": 2,
         "sweeps": 0,
         "notes": 0,
@@ -97,7 +94,7 @@ def test_methods_are_compared_at_the_same_factors_alone():
 def test_json_holds_the_same_numbers():
     found = analyse(study())
     read = json.loads(found.to_json())
-    assert read["format"] == 3
+    assert read["format"] == 4
     assert [cell["mean"] for cell in read["cells"]] == [cell.mean for cell in found.cells]
     assert [c["sentence"] for c in read["comparisons"]] == [c.sentence for c in found.comparisons]
 

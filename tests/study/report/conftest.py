@@ -49,9 +49,6 @@ def _seen(score: float, draw: random.Random) -> dict:
         "seconds": 10 + draw.random(),
         "peak_memory": 1_200_000_000,
         "distance": 3.0,
-        "distance_by_layer": {
-            f"encoder.{block}.{part}": 1 + block + draw.random() for block in range(4) for part in ("weight", "bias")
-        },
         "evaluations": tuple((10 * (step + 1), score - 0.1 / (step + 1)) for step in range(4)),
         "losses": tuple((10 * (step + 1), 1.0 / (step + 1)) for step in range(4)),
         "predictions": tuple(float(draw.randrange(2)) for _ in range(20)),

@@ -15,7 +15,7 @@ from mixout.errors import InputError
 from mixout.study.analysis.table import read_scores
 from mixout.study.report import write_report
 
-CHARTS = {"scores", "differences", "best-of", "losses", "over-steps", "over-layers"}
+CHARTS = {"scores", "differences", "best-of", "losses", "over-steps"}
 
 
 def test_every_file_is_there_and_the_page_leads_to_each(report, parse):

@@ -107,13 +107,13 @@ def status(args: argparse.Namespace) -> int:
     print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:
-            print(f"\nfailed after {entry.attempts} attempts: {_name(entry.run)}: {entry.run.error}")
+            print(f"\nfailed after {entry.attempts} attempts: {entry.run}: {entry.run.error}")
             print(f"  traceback: {entry.folder}; try again: {command('retry', args)}")
     prune = f"mixout study prune --ledger {shlex.quote(args.ledger)}"
     for id, entries in contents.conflicts.items():
         if id in shown:
             scores = ", ".join(f"{entry.run.metric} {entry.run.score:.4f}" for entry in entries)
-            print(f"\nconflict: {_name(entries[0].run)} came out in {len(entries)} ways: {scores}")
+            print(f"\nconflict: {entries[0].run} came out in {len(entries)} ways: {scores}")
             print(f"  the first counts, since it was finished first; {prune} removes the others")
             print("\n".join(f"  {entry.folder}" for entry in entries))
     for folder, why in contents.damaged.items():
@@ -234,8 +234,3 @@ def _width(text: str) -> int:
 def _count(number: int, what: str) -> str:
     """As in "1 task", "2 tasks"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _name(run: Run) -> str:
-    factors = "".join(f", {name} {value}" for name, value in run.factors.items())
-    return f"{run.task}, {run.method}{factors}, restart {run.restart}"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         while True:
             asked = [run for run in runs if run.id not in done]
             if args.pilot:
-                asked = list({one.cell: one for one in reversed(asked)}.values())[::-1]
+                asked = list({one.key: one for one in reversed(asked)}.values())[::-1]
             now = run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
             tally = Tally(
                 ran=tally.ran + now.ran, failed=tally.failed + now.failed, elsewhere=tally.elsewhere + now.elsewhere
@@ -123,25 +123,26 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
             ledger.read().of(batch), args.until_width, look=look, looks=args.looks, baseline=study.baseline
         )
         for one in found:
-            report(_said(one))
+            report(_said(one, look))
         if all(one.stop for one in found):
             break
     return Tally(ran=ran, failed=failed)
 
 
-def _said(at: Look) -> str:
-    where = "".join(f", {name} {value}" for name, value in at.factors.items())
-    head = f"look {at.look} of {at.looks}: {at.method} against {at.baseline} on {at.task}{where}, {at.n} restarts"
-    if at.low is None or at.high is None:
-        return f"{head}: {at.difference:+.1f} points, no interval yet"
+def _said(at: Look, look: int) -> str:
+    c = at.comparison
+    where = "".join(f", {name} {value}" for name, value in c.factors.items())
+    restarts = f"{min(c.n, c.n_baseline)} restarts"
+    head = f"look {look} of {c.looks}: {c.method} against {c.baseline} on {c.task}{where}, {restarts}"
+    head = f"{head}: {c.difference * c.points:+.1f} points"
+    if c.low is None or c.high is None:
+        return f"{head}, no interval yet"
     needed = "" if at.reached or at.needed is None else f", probably {at.needed} restarts needed"
-    reached = "narrow enough" if at.reached else "not narrow enough"
-    if not at.reached and (at.high - at.low) <= at.width:
-        reached = "too few restarts to believe it"
-    return (
-        f"{head}: {at.difference:+.1f} points, {100 * at.level:.1f} % interval {at.low:+.1f} to {at.high:+.1f}, "
-        f"{reached}{needed}"
+    reached = (
+        "not narrow enough" if not at.narrow else "narrow enough" if at.enough else "too few restarts to believe it"
     )
+    interval = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
+    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}{needed}"
 
 
 def _executor(args: argparse.Namespace) -> Executor:

@@ -1,4 +1,4 @@
-"""One number over several tasks: mean and interquartile mean of normalised scores, and a test over all pairs.
+"""One number over several tasks: the mean of normalised scores, and a test over all pairs.
 
 Scores of tasks have different scales, so each is put on one: 0 is chance, 100 the best run of the study on that task,
 ``100 (score - chance) / (best - chance)``. Where chance is unknown for a task, all tasks enter in points as they are.
@@ -6,9 +6,7 @@ A task enters with as much weight as it has runs. The best run is taken as given
 
 The interval of the mean difference is a t interval whose variance is that within tasks (degrees of freedom by Welch and
 Satterthwaite). The p flips the signs of all pairs of all tasks at once, so that a method that is a little ahead
-everywhere can be shown from few restarts a task. The interquartile mean (IQM) is robust; for that very reason it hides
-failures that are fewer than a quarter of the runs, so it comes without an interval. R. Agarwal et al., Deep RL at the
-edge of the statistical precipice, NeurIPS 2021.
+everywhere can be shown from few restarts a task.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t, trim_mean
+from scipy.stats import t
 
 from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
 from mixout.study.analysis.compare import choose_baseline, counterparts, points_of, with_scores
@@ -28,40 +26,23 @@ from mixout.study.analysis.stats import SMALLEST, Array, sign_flips
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregate:
-    """A method over the tasks that it shares with the baseline.
-
-    Args:
-        method: label.
-        baseline: label of what it is compared with.
-        factors: of all the runs.
-        tasks: that enter; two at least.
-        n: runs of the method that enter.
-        normalised: whether 0 is chance and 100 the best run; otherwise scores are in points.
-        mean: over all runs of all tasks.
-        baseline_mean: the same of the baseline.
-        difference: of the means, method minus baseline.
-        low: lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among
-            fewer than ten.
-        high: its upper end.
-        p: sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired.
-        iqm: interquartile mean over all runs of all tasks.
-        baseline_iqm: the same of the baseline.
-    """
+    """A method over the tasks that it shares with the baseline."""
 
     method: str
-    baseline: str
+    baseline: str  # label of what it is compared with
     factors: dict[str, str]
-    tasks: tuple[str, ...]
-    n: int
-    normalised: bool
-    mean: float
-    baseline_mean: float
-    difference: float
+    tasks: tuple[str, ...]  # that enter; two at least
+    n: int  # runs of the method that enter
+    normalised: bool  # whether 0 is chance and 100 the best run; otherwise scores are in points
+    mean: float  # over all runs of all tasks
+    baseline_mean: float  # the same of the baseline
+    difference: float  # of the means, method minus baseline
+    # lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among fewer
+    # than ten
     low: float | None
-    high: float | None
+    high: float | None  # its upper end
+    # sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired
     p: float | None
-    iqm: float
-    baseline_iqm: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +62,7 @@ class _Stratum:
 
 
 def aggregate(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1) -> list[Aggregate]:
-    """Each method over all tasks that it shares with the baseline, if there are two or more.
-
-    Args:
-        runs: of a study.
-        baseline: label; by default the first method that is plain or dropout, else the first.
-        seed: of the signs, where they are too many to visit all.
-        looks: how often the data were to be looked at.
-
-    Raises:
-        InputError: no run, or an unknown baseline.
-
-    Example:
-        >>> runs = [
-        ...     Run(task=task, method=method, restart=k, score=0.6 + 0.02 * k + gain)
-        ...     for task in ("RTE", "CoLA")
-        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
-        ...     for k in range(4)
-        ... ]
-        >>> [found] = aggregate(runs)
-        >>> found.tasks, round(found.difference, 2), round(found.p, 3)
-        (('RTE', 'CoLA'), 5.0, 0.008)
-    """
+    """Each method over all tasks that it shares with the baseline, if there are two or more."""
     cells = by_cell(runs)
     baseline = choose_baseline([key.method for key in cells], baseline)
     scale, normalised = _scales(cells)
@@ -173,8 +133,6 @@ def _aggregate(
         low=None if half is None else difference - half,
         high=None if half is None else difference + half,
         p=min(1.0, looks * sign_flips(ours - theirs, seed=seed)) if paired else None,
-        iqm=float(trim_mean(ours, 0.25)),
-        baseline_iqm=float(trim_mean(theirs, 0.25)),
     )
 
 

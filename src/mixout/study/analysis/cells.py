@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import trim_mean
 
-from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
 from mixout.study.analysis.stats import Array, mean_interval, wilson
 
 # With failures among fewer runs an interval of the mean covers too little: how many fail is hardly known.
@@ -23,173 +23,93 @@ FEWEST_WITH_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What the runs of one cell scored. Intervals are at 95 %, and take the dev set as given.
+class Cell(Placed):
+    """What the runs of one cell scored. Intervals are at 95 %, and take the dev set as given."""
 
-    Args:
-        task: of all the runs.
-        method: of all the runs.
-        factors: of all the runs.
-        metric: name of the score.
-        chance: score of a constant answer; None if unknown.
-        runs: number of runs, with or without a score.
-        n: scores that enter the statistics below.
-        unscored: runs without a score of their own. They count as chance where it is known and are left out elsewhere.
-        scores: those that enter, in the order of the restarts.
-        restarts: their numbers.
-        mean: arithmetic mean; None if nothing entered, as all the others.
-        sd: sample standard deviation; None for fewer than two.
-        median: the middle.
-        iqm: mean of the middle half: a quarter, rounded down, is cut at each end.
-        min: lowest.
-        max: highest; it grows with n, so compare ``best_of`` at equal k instead.
-        mean_low: lower end of Student's t interval of the mean; None for fewer than three scores, without any spread,
-            and where some of fewer than ten runs failed.
-        mean_high: its upper end.
-        dev_error: standard error of the mean from the choice of dev examples, by the binomial law. It comes beside the
-            interval, which knows of restarts alone. Of accuracies only; None where the size of the dev set is unknown.
-        failed: number of failed runs; where chance is unknown those that did not finish or have no score.
-        failure_rate: share of failed runs.
-        failure_low: lower end of its Wilson interval.
-        failure_high: its upper end.
-        level: mean of the runs that did not fail; None where there are none.
-        best_of: expected best of k of these scores, for k = 1 to n.
-        seconds: mean training time of the runs that know it.
-        peak_memory: the largest, in bytes.
-        distance: mean distance to the pretrained weights.
-        original: mean score on text of the domain that the model knew before.
-    """
-
-    task: str
-    method: str
-    factors: dict[str, str]
-    metric: str
-    chance: float | None
-    runs: int
-    n: int
+    metric: str  # name of the score
+    chance: float | None  # score of a constant answer; None if unknown
+    runs: int  # number of runs, with or without a score
+    n: int  # scores that enter the statistics below
+    # runs without a score of their own. They count as chance where it is known and are left out elsewhere
     unscored: int
-    scores: tuple[float, ...]
-    restarts: tuple[int, ...]
-    mean: float | None
-    sd: float | None
-    median: float | None
-    iqm: float | None
-    min: float | None
-    max: float | None
+    scores: tuple[float, ...]  # those that enter, in the order of the restarts
+    restarts: tuple[int, ...]  # their numbers
+    mean: float | None  # arithmetic mean; None if nothing entered, as all the others
+    sd: float | None  # sample standard deviation; None for fewer than two
+    median: float | None  # the middle
+    iqm: float | None  # mean of the middle half: a quarter, rounded down, is cut at each end
+    min: float | None  # lowest
+    max: float | None  # highest; it grows with n, so compare ``best_of`` at equal k instead
+    # lower end of Student's t interval of the mean; None for fewer than three scores, without any spread, and where
+    # some of fewer than ten runs failed
     mean_low: float | None
-    mean_high: float | None
+    mean_high: float | None  # its upper end
+    # standard error of the mean from the choice of dev examples, by the binomial law. It comes beside the interval,
+    # which knows of restarts alone. Of accuracies only; None where the size of the dev set is unknown
     dev_error: float | None
-    failed: int
-    failure_rate: float
-    failure_low: float
-    failure_high: float
-    level: float | None
-    best_of: tuple[float, ...]
-    seconds: float | None
-    peak_memory: int | None
-    distance: float | None
-    original: float | None
+    failed: int  # number of failed runs; where chance is unknown those that did not finish or have no score
+    failure_rate: float  # share of failed runs
+    failure_low: float  # lower end of its Wilson interval
+    failure_high: float  # its upper end
+    level: float | None  # mean of the runs that did not fail; None where there are none
+    best_of: tuple[float, ...]  # expected best of k of these scores, for k = 1 to n
+    seconds: float | None  # mean training time of the runs that know it
+    peak_memory: int | None  # the largest, in bytes
+    distance: float | None  # mean distance to the pretrained weights
+    original: float | None  # mean score on text of the domain that the model knew before
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A method against the baseline, on one task with one set of factors.
+class Comparison(Placed):
+    """A method against the baseline, on one task with one set of factors."""
 
-    Args:
-        task: of both.
-        method: that is compared.
-        baseline: with which.
-        factors: of both.
-        metric: name of the score.
-        paired: whether restarts with the same number were compared; otherwise the samples are taken as independent.
-        n: restarts of the method that enter; the number of pairs where ``paired``.
-        n_baseline: restarts of the baseline that enter.
-        left_out: runs of either that have no counterpart, or no score where chance is unknown.
-        at_chance: runs of either without a score that entered as the chance score.
-        mean: of the method.
-        baseline_mean: of the baseline.
-        sd: of the method; None for fewer than two restarts.
-        baseline_sd: of the baseline.
-        differences: method minus baseline for each pair; empty where not paired.
-        difference: of the means.
-        confidence: level of the intervals: 0.95, or higher where the data were looked at repeatedly.
-        low: lower end of its t interval, Welch's where not paired. None for fewer than three restarts, without any
-            spread, and where some of fewer than ten restarts failed. Where none failed it speaks of runs that do not
-            fail: what a failure would change it cannot know.
-        high: its upper end.
-        p_permutation: two-sided permutation p of the difference.
-        p_smallest: the smallest p that this number of restarts can reach.
-        p_holm: p after Holm's correction over the family, times the number of looks.
-        family: number of comparisons in the family.
-        looks: how often the data were to be looked at before more restarts were added.
-        margin: in points, within which the methods count as equally good.
-        p_equivalent: p of a difference within the margin (TOST), after Holm; None without an interval, and where a run
-            failed.
-        improvement: P(X > Y) + P(X = Y) / 2 for a run of the method and a run of the baseline.
-        improvement_low: lower end of its interval.
-        improvement_high: its upper end.
-        chance_known: whether runs at chance count as failed; else only those that did not finish.
-        failed: failed runs of the method among those compared.
-        baseline_failed: those of the baseline.
-        failure_runs: runs of the method among which they were counted.
-        failure_runs_baseline: those of the baseline.
-        failure_difference: failure rate of the method minus that of the baseline.
-        failure_low: lower end of its Newcombe interval.
-        failure_high: its upper end.
-        failure_p: exact p of equal rates (McNemar's in pairs, else Fisher's), not corrected.
-        level_difference: of the means over the runs that did not fail; in pairs, over those of which neither failed.
-            None where there are none.
-        level_low: lower end of its interval; None for fewer than three such pairs, or runs on a side.
-        level_high: its upper end.
-        p_variance: Brown-Forsythe p for equal spreads; not corrected, and None where it says nothing.
-        points: factor from the score's own unit to points: 100 where the task's scores are fractions, else 1.
-        sentence: what the data show and what they do not; empty until :mod:`mixout.study.analysis.words` says it.
-    """
-
-    task: str
-    method: str
     baseline: str
-    factors: dict[str, str]
-    metric: str
-    paired: bool
-    n: int
-    n_baseline: int
-    left_out: int
-    at_chance: int
+    metric: str  # name of the score
+    paired: bool  # whether restarts with the same number were compared; otherwise the samples are taken as independent
+    n: int  # restarts of the method that enter; the number of pairs where ``paired``
+    n_baseline: int  # restarts of the baseline that enter
+    left_out: int  # runs of either that have no counterpart, or no score where chance is unknown
+    at_chance: int  # runs of either without a score that entered as the chance score
     mean: float
-    baseline_mean: float
-    sd: float | None
-    baseline_sd: float | None
-    differences: tuple[float, ...]
-    difference: float
-    confidence: float
+    baseline_mean: float  # of the baseline
+    sd: float | None  # of the method; None for fewer than two restarts
+    baseline_sd: float | None  # of the baseline
+    differences: tuple[float, ...]  # method minus baseline for each pair; empty where not paired
+    difference: float  # of the means
+    confidence: float  # level of the intervals: 0.95, or higher where the data were looked at repeatedly
+    # lower end of its t interval, Welch's where not paired. None for fewer than three restarts, without any spread,
+    # and where some of fewer than ten restarts failed. Where none failed it speaks of runs that do not fail: what a
+    # failure would change it cannot know
     low: float | None
-    high: float | None
-    p_permutation: float
-    p_smallest: float
-    p_holm: float
-    family: int
-    looks: int
-    margin: float
+    high: float | None  # its upper end
+    p_permutation: float  # two-sided permutation p of the difference
+    p_smallest: float  # the smallest p that this number of restarts can reach
+    p_holm: float  # p after Holm's correction over the family, times the number of looks
+    family: int  # number of comparisons in the family
+    looks: int  # how often the data were to be looked at before more restarts were added
+    margin: float  # in points, within which the methods count as equally good
+    # p of a difference within the margin (TOST), after Holm; None without an interval, and where a run failed
     p_equivalent: float | None
-    improvement: float
-    improvement_low: float
-    improvement_high: float
-    chance_known: bool
-    failed: int
-    baseline_failed: int
-    failure_runs: int
-    failure_runs_baseline: int
-    failure_difference: float
-    failure_low: float
-    failure_high: float
-    failure_p: float
+    improvement: float  # P(X > Y) + P(X = Y) / 2 for a run of the method and a run of the baseline
+    improvement_low: float  # lower end of its interval
+    improvement_high: float  # its upper end
+    chance_known: bool  # whether runs at chance count as failed; else only those that did not finish
+    failed: int  # failed runs of the method among those compared
+    baseline_failed: int  # those of the baseline
+    failure_runs: int  # runs of the method among which they were counted
+    failure_runs_baseline: int  # those of the baseline
+    failure_difference: float  # failure rate of the method minus that of the baseline
+    failure_low: float  # lower end of its Newcombe interval
+    failure_high: float  # its upper end
+    failure_p: float  # exact p of equal rates (McNemar's in pairs, else Fisher's), not corrected
+    # of the means over the runs that did not fail; in pairs, over those of which neither failed. None where there
+    # are none
     level_difference: float | None
-    level_low: float | None
-    level_high: float | None
-    p_variance: float | None
-    points: float
-    sentence: str
+    level_low: float | None  # lower end of its interval; None for fewer than three such pairs, or runs on a side
+    level_high: float | None  # its upper end
+    p_variance: float | None  # Brown-Forsythe p for equal spreads; not corrected, and None where it says nothing
+    points: float  # factor from the score's own unit to points: 100 where the task's scores are fractions, else 1
+    sentence: str  # what the data show and what they do not; empty until :mod:`mixout.study.analysis.words` says it
 
     @property
     def some_failed(self) -> bool:
@@ -199,9 +119,6 @@ class Comparison:
 
 def summarise(runs: Iterable[Run]) -> list[Cell]:
     """One cell for each task, method and set of factors, in the order of their first run.
-
-    Raises:
-        InputError: no run, a restart twice in a cell, or a cell with several metrics.
 
     Example:
         >>> runs = [Run(task="RTE", method="plain", restart=k, score=s, chance=0.5) for k, s in enumerate([0.5, 0.7])]
@@ -241,9 +158,7 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
     low, high = (None if few else mean_interval(scores)) or (None, None)
     failure_low, failure_high = wilson(failed, len(runs))
     return Cell(
-        task=key.task,
-        method=key.method,
-        factors=dict(key.factors),
+        **key.named,
         metric=runs[0].metric,
         chance=runs[0].chance,
         runs=len(runs),

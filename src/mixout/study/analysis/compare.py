@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -36,24 +36,6 @@ MARGIN = 1.0  # points within which a method counts as good as the baseline
 _USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
 
 
-class _Failures(TypedDict):
-    chance_known: bool
-    failed: int
-    baseline_failed: int
-    failure_runs: int
-    failure_runs_baseline: int
-    failure_difference: float
-    failure_low: float
-    failure_high: float
-    failure_p: float
-
-
-class _Levels(TypedDict):
-    level_difference: float | None
-    level_low: float | None
-    level_high: float | None
-
-
 def compare(
     runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1, margin: float = MARGIN
 ) -> list[Comparison]:
@@ -61,29 +43,13 @@ def compare(
 
     Paired by restart number over the restarts that both have; as independent samples where the runs are not paired or
     have no restart in common. Cells without the baseline's counterpart, or without any score, are not compared.
-
-    Args:
-        runs: of a study.
-        baseline: its label; by default the first method that is plain or dropout, else the first.
-        seed: of permutations, where they are too many to visit all.
-        looks: how often the data were to be looked at; intervals and p are those of the last of them.
-        margin: in points, for "as good as".
+    The arguments are those of :func:`mixout.study.analysis.summary.analyse`.
 
     Returns:
         One comparison for each cell that is not the baseline's, in the order of their first run.
 
     Raises:
         InputError: no run, an unknown baseline, or a task with several metrics.
-
-    Example:
-        >>> runs = [
-        ...     Run(task="RTE", method=method, restart=k, score=0.6 + 0.02 * k + gain)
-        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
-        ...     for k in range(8)
-        ... ]
-        >>> [found] = compare(runs)
-        >>> found.baseline, round(found.difference, 3), round(found.p_permutation, 4)
-        ('plain', 0.05, 0.0078)
     """
     if not margin > 0:
         raise InputError(f"expected a margin > 0 in points, got {margin}")
@@ -114,11 +80,7 @@ def compare(
 
 
 def choose_baseline(methods: Sequence[str], baseline: str | None = None) -> str:
-    """The label that the others are compared with.
-
-    Args:
-        methods: labels, the first first.
-        baseline: the user's choice, or None for the first that is plain or dropout, else the first.
+    """The label of the baseline: the user's choice, else the first that is plain or dropout, else the first.
 
     Raises:
         InputError: the choice is none of the methods.
@@ -198,10 +160,8 @@ def _compare(
     p = sign_flips(differences, seed=seed) if paired else exchanged_labels(x, y, seed=seed)
     improvement, improvement_low, improvement_high = superiority(x, y)
     return Comparison(
-        task=key.task,
-        method=key.method,
+        **key.named,
         baseline=baseline,
-        factors=dict(key.factors),
         metric=cell[0].metric,
         paired=paired,
         n=len(x),
@@ -235,10 +195,10 @@ def _compare(
     )
 
 
-def _failures(cell: list[Run], other: list[Run], paired: bool) -> _Failures:
+def _failures(cell: list[Run], other: list[Run], paired: bool) -> dict[str, Any]:
     one, two = [run.failed for run in cell], [run.failed for run in other]
     low, high = newcombe(one, two, paired=paired)
-    return _Failures(
+    return dict(
         chance_known=cell[0].chance is not None and other[0].chance is not None,
         failed=sum(one),
         baseline_failed=sum(two),
@@ -251,13 +211,13 @@ def _failures(cell: list[Run], other: list[Run], paired: bool) -> _Failures:
     )
 
 
-def _levels(cell: list[Run], other: list[Run], paired: bool, confidence: float) -> _Levels:
+def _levels(cell: list[Run], other: list[Run], paired: bool, confidence: float) -> dict[str, Any]:
     """Means over what did not fail; of pairs, over those of which neither run did."""
     if paired:
         whole = [(a, b) for a, b in zip(cell, other, strict=True) if not a.failed and not b.failed]
         cell, other = [a for a, _ in whole], [b for _, b in whole]
     x, y = (np.array([run.score for run in runs if not run.failed], dtype=np.float64) for runs in (cell, other))
     if not len(x) or not len(y):
-        return _Levels(level_difference=None, level_low=None, level_high=None)
+        return dict(level_difference=None, level_low=None, level_high=None)
     low, high = mean_interval(*((x - y, None) if paired else (x, y)), level=confidence) or (None, None)
-    return _Levels(level_difference=float(x.mean() - y.mean()), level_low=low, level_high=high)
+    return dict(level_difference=float(x.mean() - y.mean()), level_low=low, level_high=high)

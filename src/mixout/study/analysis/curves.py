@@ -1,4 +1,4 @@
-"""Scores over something, and what training did beside the score: over steps, p, numeric factors; distance by layer.
+"""Scores over p and over numeric factors: which cells make a line.
 
 A factor, such as a learning rate or a number of examples, is numeric where each of its values is a number. Seeds are
 numbers that count nothing, so no score is shown over them.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.runs import Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed
 
 _MIXING = re.compile(r"\b(?:mixout|mixconnect|dropconnect|dropout|gradient_mask)\((?P<inside>[^()]*)\)")
 _STATED = re.compile(r"\bp=(?P<p>(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)$")
@@ -22,207 +20,33 @@ _NUMBER = re.compile(r"(?<![\w.])(?:p=)?(?P<p>(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)(?!
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerDistance:
-    """Distance of one layer, see :func:`layer_distances`, to its pretrained weights, over the restarts of a cell."""
+class Sweep(Placed):
+    """Cells that differ in one numeric factor alone, or in their method's p, in the order of its values.
 
-    task: str
-    method: str
-    factors: dict[str, str]
-    layer: str
-    n: int
-    mean: float
-    sd: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Scores over the steps of a cell's runs; at each step over the runs that were evaluated there.
-
-    Args:
-        task: of the runs.
-        method: of the runs.
-        factors: of the runs.
-        steps: optimizer steps, ascending.
-        n: runs at each step.
-        mean: at each step.
-        sd: at each step; None of a single run.
-        min: lowest at each step.
-        max: highest at each step.
+    ``factors`` are the other ones, which they share; of a sweep over p the method has ``p`` for its number.
     """
 
-    task: str
-    method: str
-    factors: dict[str, str]
-    steps: tuple[int, ...]
-    n: tuple[int, ...]
-    mean: tuple[float, ...]
-    sd: tuple[float | None, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dose:
-    """Cells whose methods differ in p alone, in the order of p.
-
-    Args:
-        task: of the cells.
-        family: the method with its p written as ``p``.
-        factors: of the cells.
-        p: of each cell.
-        cells: with means, intervals and failure rates.
-    """
-
-    task: str
-    family: str
-    factors: dict[str, str]
-    p: tuple[float, ...]
+    factor: str  # in which they differ
+    values: tuple[float, ...]  # of the factor, one for each cell
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Cells that differ in one numeric factor alone, in the order of its values.
-
-    Args:
-        task: of the cells.
-        method: of the cells.
-        factor: in which they differ.
-        factors: the other ones, which they share.
-        values: of the factor, one for each cell.
-        cells: with means, intervals and failure rates.
-    """
-
-    task: str
-    method: str
-    factor: str
-    factors: dict[str, str]
-    values: tuple[float, ...]
-    cells: tuple[Cell, ...]
-
-
-def distances(runs: Iterable[Run]) -> list[LayerDistance]:
-    """Distance to the pretrained weights for each cell and layer, layers in the order of the model.
-
-    Example:
-        >>> runs = [
-        ...     Run(task="RTE", method="plain", restart=k, score=0.7, distance_by_layer={"layer.0": 1.0 + k})
-        ...     for k in (0, 1)
-        ... ]
-        >>> [found] = distances(runs)
-        >>> found.layer, found.mean
-        ('layer.0', 1.5)
-    """
-    found = []
-    for key, cell in by_cell(runs).items():
-        layers: dict[str, list[float]] = {}
-        for run in cell:
-            for layer, distance in layer_distances(run.distance_by_layer).items():
-                if math.isfinite(distance):
-                    layers.setdefault(layer, []).append(distance)
-        found += [
-            LayerDistance(
-                task=key.task,
-                method=key.method,
-                factors=dict(key.factors),
-                layer=layer,
-                n=len(values),
-                mean=float(np.mean(values)),
-                sd=_sd(values),
-            )
-            for layer, values in layers.items()
-        ]
-    return found
-
-
-def layer_distances(distances: Mapping[str, float]) -> dict[str, float]:
-    """Euclidean distance of each layer from those of its parameters.
-
-    A layer is a numbered block of the model; what lies outside of the blocks goes by the module that holds it.
-
-    Args:
-        distances: name of a parameter -> its distance.
-
-    Returns:
-        Name of a layer -> the root of its parameters' sum of squares, in the order of their first parameters.
-
-    Example:
-        >>> parts = {"bert.embeddings.word.weight": 1.0, "bert.layer.0.key.weight": 3.0, "bert.layer.0.key.bias": 4.0}
-        >>> layer_distances(parts)
-        {'bert.embeddings': 1.0, 'bert.layer.0': 5.0}
-    """
-    paths = [name.split(".") for name in distances]
-    # What all names begin with, such as "bert", tells nothing apart.
-    shared = next((at for at, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), 0)
-    squares: dict[str, float] = {}
-    for path, distance in zip(paths, distances.values(), strict=True):
-        number = next((at for at, part in enumerate(path) if part.isdecimal()), shared)
-        layer = ".".join(path[: number + 1])
-        squares[layer] = squares.get(layer, 0.0) + distance**2
-    return {layer: math.sqrt(square) for layer, square in squares.items()}
-
-
-def curves(runs: Iterable[Run]) -> list[Curve]:
-    """Scores over the steps for each cell that has any; evaluations without a score are left out.
-
-    Example:
-        >>> courses = [((10, 0.5), (20, 0.7)), ((10, 0.6), (20, 0.9))]
-        >>> runs = [Run(task="RTE", method="plain", restart=k, score=0.7, evaluations=e) for k, e in enumerate(courses)]
-        >>> [found] = curves(runs)
-        >>> found.steps, [round(mean, 2) for mean in found.mean]
-        ((10, 20), [0.55, 0.8])
-    """
-    found = []
-    for key, cell in by_cell(runs).items():
-        at: dict[int, list[float]] = {}
-        for run in cell:
-            for step, score in run.evaluations:
-                if math.isfinite(score):
-                    at.setdefault(step, []).append(score)
-        if at:
-            ordered = sorted(at.items())
-            found.append(
-                Curve(
-                    task=key.task,
-                    method=key.method,
-                    factors=dict(key.factors),
-                    steps=tuple(step for step, _ in ordered),
-                    n=tuple(len(scores) for _, scores in ordered),
-                    mean=tuple(float(np.mean(scores)) for _, scores in ordered),
-                    sd=tuple(_sd(scores) for _, scores in ordered),
-                    min=tuple(min(scores) for _, scores in ordered),
-                    max=tuple(max(scores) for _, scores in ordered),
-                )
-            )
-    return found
-
-
-def doses(cells: Iterable[Cell]) -> list[Dose]:
+def doses(cells: Iterable[Cell]) -> list[Sweep]:
     """The families of methods that occur with two or more values of p on one task.
-
-    Args:
-        cells: from :func:`mixout.study.analysis.cells.summarise`.
 
     Example:
         >>> from mixout.study.analysis.cells import summarise
+        >>> from mixout.study.analysis.runs import Run
         >>> labels = ("mixout(0.9)", "mixout(0.5)", "plain")
         >>> runs = [Run(task="RTE", method=label, restart=0, score=0.7) for label in labels]
-        >>> [(dose.family, dose.p) for dose in doses(summarise(runs))]
+        >>> [(dose.method, dose.values) for dose in doses(summarise(runs))]
         [('mixout(p)', (0.5, 0.9))]
     """
-    families: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, Cell]]] = {}
+    families: dict[CellKey, list[tuple[float, Cell]]] = {}
     for cell in cells:
-        split = split_p(cell.method)
-        if split is not None:
-            family, p = split
-            families.setdefault((cell.task, family, tuple(sorted(cell.factors.items()))), []).append((p, cell))
-    found = []
-    for (task, family, factors), members in families.items():
-        if len({p for p, _ in members}) > 1:
-            members.sort(key=lambda member: member[0])
-            ps, several = zip(*members, strict=True)
-            found.append(Dose(task=task, family=family, factors=dict(factors), p=ps, cells=several))
-    return found
+        if (split := split_p(cell.method)) is not None:
+            families.setdefault(CellKey(cell.task, split[0], cell.key.factors), []).append((split[1], cell))
+    return _lines("p", families)
 
 
 def split_p(method: str) -> tuple[str, float] | None:
@@ -246,51 +70,33 @@ def split_p(method: str) -> tuple[str, float] | None:
 
 
 def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
-    """For each numeric factor the methods that occur with two or more of its values, all else equal.
-
-    Args:
-        cells: from :func:`mixout.study.analysis.cells.summarise`.
-
-    Returns:
-        Factor by factor in the order of their names; within a factor in the order of the first cells.
-
-    Example:
-        >>> from mixout.study.analysis.cells import summarise
-        >>> runs = [
-        ...     Run(task="RTE", method="plain", restart=0, score=score, factors={"train_size": size})
-        ...     for size, score in (("1000", 0.7), ("200", 0.6))
-        ... ]
-        >>> [(sweep.factor, sweep.values) for sweep in sweeps(summarise(runs))]
-        [('train_size', (200.0, 1000.0))]
-    """
+    """For each numeric factor the methods that occur with two or more of its values, all else equal."""
     every = list(cells)
     found = []
     for factor in sorted({name for cell in every for name in cell.factors}):
         having = [cell for cell in every if factor in cell.factors]
-        texts = {cell.factors[factor] for cell in having}
-        numbers = {text: value for text in texts if (value := _number(text)) is not None}
-        if factor.endswith("seed") or len(numbers) < len(texts):
+        numbers = {text: _number(text) for text in {cell.factors[factor] for cell in having}}
+        if factor.endswith("seed") or not all(map(math.isfinite, numbers.values())):
             continue
-        lines: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, Cell]]] = {}
+        lines: dict[CellKey, list[tuple[float, Cell]]] = {}
         for cell in having:
-            others = tuple(sorted((name, value) for name, value in cell.factors.items() if name != factor))
-            lines.setdefault((cell.task, cell.method, others), []).append((numbers[cell.factors[factor]], cell))
-        for (task, method, others), members in lines.items():
-            if len({value for value, _ in members}) > 1:
-                members.sort(key=lambda member: member[0])
-                values, several = zip(*members, strict=True)
-                place = {"task": task, "method": method, "factor": factor}
-                found.append(Sweep(**place, factors=dict(others), values=values, cells=several))
+            others = tuple((name, value) for name, value in cell.key.factors if name != factor)
+            lines.setdefault(CellKey(cell.task, cell.method, others), []).append((numbers[cell.factors[factor]], cell))
+        found += _lines(factor, lines)
     return found
 
 
-def _number(text: str) -> float | None:
+def _lines(factor: str, groups: dict[CellKey, list[tuple[float, Cell]]]) -> list[Sweep]:
+    found = []
+    for key, members in groups.items():
+        if len({value for value, _ in members}) > 1:
+            values, cells = zip(*sorted(members, key=lambda member: member[0]), strict=True)
+            found.append(Sweep(**key.named, factor=factor, values=values, cells=cells))
+    return found
+
+
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _sd(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return math.nan

@@ -15,7 +15,7 @@ from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare, points_of
 from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.restarts import PILOT, detectable, fewest_restarts, restarts_needed, spread_of
-from mixout.study.analysis.runs import CellKey, Run, by_cell, place
+from mixout.study.analysis.runs import Run, by_cell, place
 from mixout.study.analysis.stats import ALPHA
 
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
@@ -24,26 +24,17 @@ _NAMED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Leader:
-    """The best method on one task with one set of factors.
+    """The best method on one task with one set of factors."""
 
-    Args:
-        best: the cell with the highest mean.
-        alike: the other cells that are not shown to be lower, the highest first.
-        lower: comparisons with the best of those that are, the nearest first.
-        points: factor from the score to points.
-        smallest: the fewest restarts with which any difference among them can be shown.
-        detectable: differences in points that these restarts show with a power of 0.8, for each of the others, the
-            smallest first; empty where they can show none or are fewer than five.
-        needed: restarts of each method that would show 1 point between the best and the next; None where that can't be
-            told.
-    """
-
-    best: Cell
-    alike: tuple[Cell, ...]
-    lower: tuple[Comparison, ...]
-    points: float
-    smallest: int
+    best: Cell  # the cell with the highest mean
+    alike: tuple[Cell, ...]  # the other cells that are not shown to be lower, the highest first
+    lower: tuple[Comparison, ...]  # comparisons with the best of those that are, the nearest first
+    points: float  # factor from the score to points
+    smallest: int  # the fewest restarts with which any difference among them can be shown
+    # differences in points that these restarts show with a power of 0.8, for each of the others, the smallest first;
+    # empty where they can show none or are fewer than five
     detectable: tuple[float, ...]
+    # restarts of each method that would show 1 point between the best and the next; None where that can't be told
     needed: int | None
 
     @property
@@ -59,36 +50,19 @@ class Leader:
 
 
 def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> list[Leader]:
-    """The best method on each task with each set of factors, where there are two or more with scores.
-
-    Args:
-        runs: of a study.
-        cells: their summary.
-        looks: how often the data were to be looked at.
-
-    Example:
-        >>> from mixout.study.analysis.cells import summarise
-        >>> runs = [
-        ...     Run(task="RTE", method=method, restart=k, score=0.6 + 0.02 * k + gain)
-        ...     for method, gain in (("plain", 0.0), ("mixout(0.9)", 0.05))
-        ...     for k in range(8)
-        ... ]
-        >>> [found] = leaders(runs, summarise(runs))
-        >>> found.best.method, found.alike, [one.method for one in found.lower]
-        ('mixout(0.9)', (), ['plain'])
-    """
+    """The best method on each task with each set of factors, where there are two or more with scores."""
     of_cell = by_cell(runs)
     points = points_of(of_cell)
     places: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}
     for cell in cells:
         if cell.mean is not None:
-            places.setdefault((cell.task, tuple(sorted(cell.factors.items()))), []).append(cell)
+            places.setdefault((cell.task, cell.key.factors), []).append(cell)
     found = []
-    for (task, factors), several in places.items():
+    for (task, _), several in places.items():
         if len(several) < 2:
             continue
         several = sorted(several, key=lambda cell: -(cell.mean or 0.0))
-        here = [run for cell in several for run in of_cell[CellKey(task, cell.method, factors)]]
+        here = [run for cell in several for run in of_cell[cell.key]]
         compared = compare(here, several[0].method, looks=looks)
         lower = {one.method: one for one in compared if one.p_holm <= ALPHA and one.difference < 0}
         shown = [difference for one in compared if (difference := detectable(one)) is not None]
@@ -117,10 +91,6 @@ def _needed(c: Comparison) -> int | None:
 def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
     """The answer in a few sentences: the best, what can't be told apart from it, what would have shown, what to do.
 
-    Args:
-        found: from :func:`leaders`.
-        sweeps: scores over numeric factors.
-
     Example:
         >>> answer([])
         ('Nothing was compared: a comparison needs two methods with scores on the same task.',)
@@ -145,7 +115,7 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
 
 
 def _winner(one: Leader) -> list[str]:
-    where = place(one.best.task, sorted(one.best.factors.items()))
+    where = place(one.best.task, one.best.key.factors)
     mean = f"{one.best.metric} {_score(one.best.mean or 0.0, one.points)}"
     runs = f"mean of {one.best.n} runs" if one.best.n > 1 else "one run"
     failed = f", {one.best.failed} of {one.best.runs} failed" if one.best.failed else ""

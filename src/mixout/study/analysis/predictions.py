@@ -15,42 +15,27 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mixout.errors import InputError
-from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
 from mixout.study.analysis.stats import SMALLEST, Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instability:
-    """How much the restarts of one cell disagree.
+class Instability(Placed):
+    """How much the restarts of one cell disagree."""
 
-    Args:
-        task: of the runs.
-        method: of the runs.
-        factors: of the runs.
-        kind: ``"classes"`` where every prediction of the task is a whole number, else ``"values"``.
-        n: restarts with predictions, two at least.
-        examples: in the dev set.
-        disagreement: mean over the pairs of restarts.
-        low: lower end of its jackknife interval (95 %); None for fewer than three restarts.
-        high: its upper end.
-        working: disagreement among the runs that did not fail; None for fewer than two. A failed run that gives one
-            answer to all disagrees with every other for a reason of its own.
-        spread: for each example, the share of restarts that do not give the most frequent answer; for values, the
-            standard deviation.
-        flipping: numbers of the examples that do not get the same answer from all restarts, the least stable first.
-    """
-
-    task: str
-    method: str
-    factors: dict[str, str]
-    kind: str
-    n: int
-    examples: int
-    disagreement: float
-    low: float | None
-    high: float | None
+    kind: str  # ``"classes"`` where every prediction of the task is a whole number, else ``"values"``
+    n: int  # restarts with predictions, two at least
+    examples: int  # in the dev set
+    disagreement: float  # mean over the pairs of restarts
+    low: float | None  # lower end of its jackknife interval (95 %); None for fewer than three restarts
+    high: float | None  # its upper end
+    # disagreement among the runs that did not fail; None for fewer than two. A failed run that gives one answer to
+    # all disagrees with every other for a reason of its own
     working: float | None
+    # for each example, the share of restarts that do not give the most frequent answer; for values, the standard
+    # deviation
     spread: tuple[float, ...]
+    # numbers of the examples that do not get the same answer from all restarts, the least stable first
     flipping: tuple[int, ...]
 
 
@@ -59,13 +44,6 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
 
     Raises:
         InputError: runs of one task differ in their number of predictions.
-
-    Example:
-        >>> answers = [(0, 1, 1, 0), (0, 1, 0, 0), (0, 1, 1, 1)]
-        >>> runs = [Run(task="RTE", method="plain", restart=k, score=0.7, predictions=p) for k, p in enumerate(answers)]
-        >>> [found] = instability(runs)
-        >>> round(found.disagreement, 3), found.flipping
-        (0.333, (2, 3))
     """
     with_predictions: dict[CellKey, list[Run]] = {}
     for key, cell in by_cell(runs).items():
@@ -75,15 +53,7 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
 
 
 def pairwise_disagreement(predictions: Array, *, classes: bool) -> Array:
-    """Disagreement of each pair of runs.
-
-    Args:
-        predictions: (runs, examples).
-        classes: whether predictions are classes, else values.
-
-    Returns:
-        (runs, runs), symmetric, 0 on the diagonal.
-    """
+    """Disagreement of each pair of runs: (runs, examples) -> (runs, runs), symmetric, 0 on the diagonal."""
     rows = [(predictions != one if classes else np.abs(predictions - one)).mean(axis=1) for one in predictions]
     return np.stack(rows).astype(np.float64)
 
@@ -110,9 +80,7 @@ def _cell(key: CellKey, cell: list[Run], classes: bool) -> Instability:
     spread = _off_mode(predictions) if classes else predictions.std(axis=0, ddof=1)
     order = np.argsort(-spread, kind="stable")
     return Instability(
-        task=key.task,
-        method=key.method,
-        factors=dict(key.factors),
+        **key.named,
         kind="classes" if classes else "values",
         n=len(cell),
         examples=predictions.shape[1],

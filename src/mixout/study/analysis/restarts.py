@@ -28,7 +28,7 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 from mixout.errors import InputError
 from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Placed, Run
 from mixout.study.analysis.stats import ALPHA, Array, smallest_p
 
 DETECTED = (1.0, 2.0, 5.0)  # points
@@ -42,49 +42,27 @@ _NO_SPREAD = 1e-12  # relative to the scores: what rounding leaves of equal diff
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """Restarts of each method with which the report's test finds a difference of so many points.
+    """Restarts of each method with which the report's test finds a difference of so many points."""
 
-    Args:
-        points: the true difference.
-        restarts: at the spread that the pilot saw; None above 100,000.
-        low: at the lower end of the spread's interval (90 %).
-        high: at its upper end; None above 100,000.
-    """
-
-    points: float
-    restarts: int | None
-    low: int | None
-    high: int | None
+    points: float  # the true difference
+    restarts: int | None  # at the spread that the pilot saw; None above 100,000
+    low: int | None  # at the lower end of the spread's interval (90 %)
+    high: int | None  # at its upper end; None above 100,000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
-    """What a comparison, taken as a pilot, says about the number of restarts.
+class Power(Placed):
+    """What a comparison, taken as a pilot, says about the number of restarts."""
 
-    Args:
-        task: of the comparison.
-        method: of the comparison.
-        baseline: of the comparison.
-        factors: of the comparison.
-        pilot: restarts of the pilot.
-        spread: standard deviation of the paired differences, or of the difference of two independent runs.
-        points: factor from the score's unit to points.
-        smallest: fewest restarts with which the report's test can show a difference at all.
-        detectable: difference, in the score's unit, that the present restarts would show with a power of 0.8; None
-            where they can show none.
-        needed: restarts for a difference of 1, 2 and 5 points.
-    """
-
-    task: str
-    method: str
     baseline: str
-    factors: dict[str, str]
-    pilot: int
-    spread: float
-    points: float
-    smallest: int
+    pilot: int  # restarts of the pilot
+    spread: float  # standard deviation of the paired differences, or of the difference of two independent runs
+    points: float  # factor from the score's unit to points
+    smallest: int  # fewest restarts with which the report's test can show a difference at all
+    # difference, in the score's unit, that the present restarts would show with a power of 0.8; None where they can
+    # show none
     detectable: float | None
-    needed: tuple[Needed, ...]
+    needed: tuple[Needed, ...]  # restarts for a difference of 1, 2 and 5 points
 
 
 def plan(comparisons: Iterable[Comparison]) -> list[Power]:
@@ -116,13 +94,8 @@ def restarts_needed(
 ) -> int | None:
     """The smallest number of restarts of each method with which the report's test has the power.
 
-    Args:
-        difference: true difference of means.
-        spread: standard deviation of a paired difference, or of the difference of two independent runs.
-        family: number of comparisons (times looks) that the test is corrected for.
-        independent: whether the samples are not paired.
-        power: probability of detecting the difference.
-        alpha: of the two-sided test.
+    ``spread`` is the standard deviation of a paired difference, or of the difference of two independent runs;
+    ``family`` the number of comparisons (times looks) that the test is corrected for.
 
     Returns:
         Never fewer than :func:`fewest_restarts`; None if the difference is 0 or the number is above 100,000.
@@ -175,16 +148,10 @@ def expected_width(n: int, spread: float, *, independent: bool = False, level: f
 
 
 def spread_of(comparison: Comparison) -> float:
-    """Standard deviation of a paired difference, or of the difference of two independent runs.
-
-    Raises:
-        InputError: fewer than two restarts.
-    """
-    if comparison.sd is None or comparison.baseline_sd is None:
-        raise InputError(f"expected two restarts or more of {comparison.method} and its baseline, got fewer")
+    """Standard deviation of a paired difference, or of the difference of two independent runs."""
     if comparison.paired:
         return float(np.std(comparison.differences, ddof=1))
-    return math.hypot(comparison.sd, comparison.baseline_sd)
+    return math.hypot(*(sd for sd in (comparison.sd, comparison.baseline_sd) if sd is not None))
 
 
 def _has_spread(c: Comparison) -> bool:
@@ -202,10 +169,8 @@ def _plan(c: Comparison) -> Power:
         return restarts_needed(points / c.points, spread, family=family, independent=independent)
 
     return Power(
-        task=c.task,
-        method=c.method,
+        **c.key.named,
         baseline=c.baseline,
-        factors=c.factors,
         pilot=pilot,
         spread=spread,
         points=c.points,
@@ -249,96 +214,41 @@ def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One comparison at one look.
+    """A comparison at one look."""
 
-    Args:
-        task: of the comparison.
-        method: of the comparison.
-        baseline: of the comparison.
-        factors: of the comparison.
-        look: number of this look, from 1.
-        looks: most that are planned.
-        n: restarts of each method so far, the smaller number.
-        difference: of the means, in points, as all that follows.
-        low: lower end of its interval; None where there is none.
-        high: its upper end.
-        level: of this look's interval: ``1 - alpha / looks``.
-        width: that is wanted.
-        reached: whether the interval is that narrow, and restarts are enough to believe it.
-        stop: whether to stop: the width is reached, or this was the last look.
-        needed: restarts that will probably be needed, at the spread seen so far; None where it cannot be told.
-    """
+    comparison: Comparison  # made for as many looks as are planned
+    narrow: bool  # whether the interval of the difference of means is as narrow as is wanted
+    enough: bool  # whether restarts are enough to believe that
+    stop: bool  # both, or this was the last look
+    needed: int | None  # restarts that will probably be needed, at the spread seen so far; None where it can't be told
 
-    task: str
-    method: str
-    baseline: str
-    factors: dict[str, str]
-    look: int
-    looks: int
-    n: int
-    difference: float
-    low: float | None
-    high: float | None
-    level: float
-    width: float
-    reached: bool
-    stop: bool
-    needed: int | None
+    @property
+    def reached(self) -> bool:
+        """Narrow enough, of enough restarts."""
+        return self.narrow and self.enough
 
 
 def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:
     """Where each comparison stands; call it once after each batch of restarts and stop when all of them say so.
 
-    Args:
-        runs: all so far.
-        width: wanted, in points, of the interval of the difference of means.
-        look: number of this look, from 1.
-        looks: most looks, fixed before the first: the batches that the budget allows.
-        baseline: label; by default the first method that is plain or dropout, else the first.
+    ``width`` is wanted, in points, of the interval of the difference of means. ``look`` is the number of this
+    look, from 1; the most looks are fixed before the first: the batches that the budget allows.
 
     Raises:
         InputError: the width is not positive, or the look is not among the looks.
-
-    Example:
-        >>> scores = {"plain": (60, 64, 61, 66, 62, 63), "mixout(0.9)": (63, 66, 65, 69, 64, 67)}
-        >>> runs = [
-        ...     Run(task="RTE", method=method, restart=k, score=score)
-        ...     for method, several in scores.items() for k, score in enumerate(several)
-        ... ]
-        >>> [at] = until_width(runs, 4.0, look=1, looks=3)
-        >>> round(at.high - at.low, 1), at.reached, at.stop
-        (2.6, True, True)
     """
     if width <= 0.0:
         raise InputError(f"expected a width > 0 in points, got {width}")
     if not 1 <= look <= looks:
         raise InputError(f"expected look between 1 and the {looks} planned, got {look}; plan more looks from the start")
-    return [look_at(one, width, look=look) for one in compare(runs, baseline, looks=looks)]
-
-
-def look_at(c: Comparison, width: float, *, look: int) -> Look:
-    """Where one comparison stands, which was made for as many looks as are planned."""
-    n = min(c.n, c.n_baseline)
-    seen = None if c.low is None or c.high is None else (c.high - c.low) * c.points
-    enough = n >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
-    reached = seen is not None and enough and seen <= width
-    return Look(
-        task=c.task,
-        method=c.method,
-        baseline=c.baseline,
-        factors=c.factors,
-        look=look,
-        looks=c.looks,
-        n=n,
-        difference=c.difference * c.points,
-        low=None if c.low is None else c.low * c.points,
-        high=None if c.high is None else c.high * c.points,
-        level=c.confidence,
-        width=width,
-        reached=reached,
-        stop=reached or look == c.looks,
-        needed=_needed(c, width / c.points),
-    )
+    found = []
+    for c in compare(runs, baseline, looks=looks):
+        wide = None if c.low is None or c.high is None else (c.high - c.low) * c.points
+        enough = min(c.n, c.n_baseline) >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
+        narrow = wide is not None and wide <= width
+        stop, needed = (narrow and enough) or look == looks, _needed(c, width / c.points)
+        found.append(Look(comparison=c, narrow=narrow, enough=enough, stop=stop, needed=needed))
+    return found
 
 
 def _needed(c: Comparison, width: float) -> int | None:

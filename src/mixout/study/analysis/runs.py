@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mixout._names import nearest
 from mixout.errors import InputError
@@ -25,62 +25,79 @@ COLUMNS = (
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run of a study.
+@dataclass(frozen=True)
+class CellKey:
+    """Task, method and factors, which are sorted by name: what the runs of one cell share."""
 
-    Args:
-        task: name of the task.
-        method: label of the compared thing, such as ``"mixout(0.9)"``.
-        restart: number of the restart; runs of several methods with the same number have the same seeds.
-        score: on the dev set, higher is better; nan where the run did not get as far as a score.
-        metric: name of the score.
-        chance: what a constant answer scores on the dev set; None where that is unknown.
-        factors: further coordinates in the grid, name to value.
-        status: ``"finished"``, ``"diverged"`` or ``"failed"``.
-        error: why it failed.
-        seconds: of training.
-        peak_memory: in bytes.
-        distance: to the pretrained weights.
-        original: score on text of the domain that the model knew before, where the run was given some.
-        distance_by_layer: the same for each layer.
-        evaluations: pairs of step and score.
-        losses: pairs of step and training loss.
-        predictions: for the dev set, in its order.
-        dev_size: examples in the dev set; None where that is unknown.
-        collapsed: its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a
-            little above chance, and has failed all the same.
-        points: factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell.
-        paired: whether the restart number identifies the seeds. Published scores often come sorted; pairing those would
-            invent agreement between methods, so they are compared as independent samples.
-        id: the run's identity; empty for runs made elsewhere.
+    task: str
+    method: str
+    factors: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.method} on {place(self.task, self.factors)}"
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments that place something here."""
+        return {"task": self.task, "method": self.method, "factors": dict(self.factors)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """What has a place in a study: a run, a cell, a comparison."""
+
+    task: str
+    method: str  # label of the compared thing, such as ``"mixout(0.9)"``
+    factors: dict[str, str] = field(default_factory=dict)  # further coordinates in the grid, name to value
+
+    @property
+    def key(self) -> CellKey:
+        """The cell that it belongs to."""
+        return CellKey(self.task, self.method, tuple(sorted(self.factors.items())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restart(Placed):
+    """One run, planned or made, in its place."""
+
+    restart: int  # runs of several methods with the same number have the same seeds
+
+    def __str__(self) -> str:
+        factors = "".join(f", {name} {value}" for name, value in self.factors.items())
+        return f"{self.task}, {self.method}{factors}, restart {self.restart}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Restart):
+    """One run of a study.
 
     Raises:
         InputError: a value that no run can have.
     """
 
-    task: str
-    method: str
-    restart: int
-    score: float
-    metric: str = "score"
-    chance: float | None = None
-    factors: dict[str, str] = field(default_factory=dict)
-    status: str = "finished"
-    error: str | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None
-    distance: float | None = None
+    score: float  # on the dev set, higher is better; nan where the run did not get as far as a score
+    metric: str = "score"  # name of the score
+    chance: float | None = None  # what a constant answer scores on the dev set; None where that is unknown
+    status: str = "finished"  # ``"finished"``, ``"diverged"`` or ``"failed"``
+    error: str | None = None  # why it failed
+    seconds: float | None = None  # of training
+    peak_memory: int | None = None  # in bytes
+    distance: float | None = None  # to the pretrained weights
+    # score on text of the domain that the model knew before, where the run was given some
     original: float | None = None
-    distance_by_layer: dict[str, float] = field(default_factory=dict)
-    evaluations: tuple[tuple[int, float], ...] = ()
-    losses: tuple[tuple[int, float], ...] = ()
-    predictions: tuple[float, ...] = ()
-    dev_size: int | None = None
+    evaluations: tuple[tuple[int, float], ...] = ()  # pairs of step and score
+    losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
+    predictions: tuple[float, ...] = ()  # for the dev set, in its order
+    dev_size: int | None = None  # examples in the dev set; None where that is unknown
+    # its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a little
+    # above chance, and has failed all the same
     collapsed: bool = False
+    # factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell
     points: float | None = None
+    # whether the restart number identifies the seeds. Published scores often come sorted; pairing those would invent
+    # agreement between methods, so they are compared as independent samples
     paired: bool = True
-    id: str = ""
+    id: str = ""  # the run's identity; empty for runs made elsewhere
 
     def __post_init__(self) -> None:
         if not self.task or not self.method:
@@ -118,14 +135,8 @@ def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float |
     """Whether a run gives nearly the same answer to all, and its loss is that of a constant answer.
 
     Of a classifier: the share of examples that do not get the most frequent answer is below a fifth of its errors,
-    and its loss at least .95 of the entropy of a constant answer with as many errors. Of a regression: the variance
-    of the predictions is below 5 % of the mean squared error.
-
-    Args:
-        predictions: for the dev set.
-        loss: on the dev set: cross entropy, or mean squared error.
-        accuracy: of the predictions; None for a regression.
-        classes: of the task; None for a regression.
+    and its loss (cross entropy) at least .95 of the entropy of a constant answer with as many errors. Of a regression,
+    which has neither accuracy nor classes: the variance of the predictions is below 5 % of the mean squared error.
 
     Example:
         >>> is_collapsed([1.0] * 98 + [0.0] * 2, 0.69, accuracy=0.53, classes=2)
@@ -147,18 +158,6 @@ def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float |
     return others < errors / 5 and loss >= 0.95 * entropy
 
 
-@dataclass(frozen=True)
-class CellKey:
-    """Task, method and factors: what the runs of one cell share. ``factors`` are sorted by name."""
-
-    task: str
-    method: str
-    factors: tuple[tuple[str, str], ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.method} on {place(self.task, self.factors)}"
-
-
 def place(task: str, factors: Sequence[tuple[str, str]]) -> str:
     """Task and factors in words.
 
@@ -175,18 +174,13 @@ def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
     Raises:
         InputError: there is no run, a restart occurs twice in a cell, or the runs of a cell differ in their
             metric, their chance score or whether they are paired.
-
-    Example:
-        >>> cells = by_cell([Run(task="RTE", method="plain", restart=k, score=0.7) for k in (1, 0)])
-        >>> [(str(key), [run.restart for run in cell]) for key, cell in cells.items()]
-        [('plain on RTE', [0, 1])]
     """
     every = list(runs)
     if not every:
         raise InputError("expected at least one run, got none; run the study first")
     cells: dict[CellKey, list[Run]] = {}
     for run in every:
-        cells.setdefault(CellKey(run.task, run.method, tuple(sorted(run.factors.items()))), []).append(run)
+        cells.setdefault(run.key, []).append(run)
     for key, cell in cells.items():
         cell.sort(key=lambda run: run.restart)
         for one, other in pairwise(cell):

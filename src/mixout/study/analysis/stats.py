@@ -25,8 +25,6 @@ from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtrit
 
-from mixout.errors import InputError
-
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 ALPHA = 0.05
@@ -39,11 +37,6 @@ _BATCH = 4_000_000
 
 def mean_interval(one: Array, other: Array | None = None, *, level: float = 0.95) -> Interval | None:
     """Student's t interval of a mean; of a difference of means (Welch's) where there is a second sample.
-
-    Args:
-        one: shape (n,); differences where restarts are paired.
-        other: shape (m,), independent of ``one``.
-        level: of the interval.
 
     Returns:
         Both ends. None for a sample of fewer than three values, and where no spread was seen: that does not prove
@@ -68,10 +61,7 @@ def mean_interval(one: Array, other: Array | None = None, *, level: float = 0.95
 
 
 def equivalence_p(one: Array, other: Array | None, margin: float) -> float | None:
-    """P of "the means differ by less than ``margin``": the larger p of two one-sided t tests.
-
-    Returns:
-        None where there is no interval either.
+    """P of "the means differ by less than ``margin``": the larger p of two one-sided t tests. None without an interval.
 
     Example:
         >>> round(equivalence_p(np.array([0.4, -0.2, 0.15, 0.0, 0.3]), None, 1.0), 3)
@@ -98,15 +88,10 @@ def no_spread(samples: Sequence[Array]) -> bool:
 def wilson(count: int, n: int, *, level: float = 0.95) -> Interval:
     """Wilson's interval of a rate of ``count`` in ``n``.
 
-    Raises:
-        InputError: not 0 <= count <= n, or n is 0.
-
     Example:
         >>> [round(end, 3) for end in wilson(0, 20)]
         [0.0, 0.161]
     """
-    if not 0 <= count <= n or n == 0:
-        raise InputError(f"expected 0 <= count <= n and n >= 1, got {count} of {n}")
     z, rate = float(ndtri((1 + level) / 2)), count / n
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -117,18 +102,9 @@ def wilson(count: int, n: int, *, level: float = 0.95) -> Interval:
 def newcombe(one: Sequence[bool], other: Sequence[bool], *, paired: bool, level: float = 0.95) -> Interval:
     """Newcombe's interval of the difference rate(one) - rate(other).
 
-    Args:
-        one: outcomes of the first sample.
-        other: outcomes of the second; in the same order where ``paired``.
-        paired: whether outcomes with the same position belong together; their correlation then counts.
-        level: of the interval.
-
-    Raises:
-        InputError: a sample is empty, or paired samples differ in length.
+    Where ``paired``, outcomes with the same position belong together; their correlation then counts.
     """
-    if paired and len(one) != len(other):
-        raise InputError(f"expected paired samples of one length, got {len(one)} and {len(other)}")
-    p, q = sum(one) / max(len(one), 1), sum(other) / max(len(other), 1)
+    p, q = sum(one) / len(one), sum(other) / len(other)
     p_low, p_high = wilson(sum(one), len(one), level=level)
     q_low, q_high = wilson(sum(other), len(other), level=level)
     phi = _correlation(one, other) if paired else 0.0
@@ -172,17 +148,12 @@ def superiority(one: Array, other: Array, *, level: float = 0.95) -> tuple[float
     The interval takes the samples as independent. Runs with the same seeds can be positively correlated; it is then
     wider than it needs to be. Also where all of one lie above all of the other it is a real interval.
 
-    Raises:
-        InputError: a sample is empty.
-
     Example:
         >>> estimate, low, high = superiority(np.array([4.0, 5.0, 6.0]), np.array([1.0, 2.0, 3.0]))
         >>> round(estimate, 3), round(low, 2), round(high, 2)
         (1.0, 0.5, 1.0)
     """
     m, n = len(one), len(other)
-    if m == 0 or n == 0:
-        raise InputError(f"expected at least one value in each sample, got {m} and {n}")
     ranks = stats.rankdata(np.concatenate([one, other]))
     estimate = (float(ranks[:m].sum()) - m * (m + 1) / 2) / (m * n)  # Mann-Whitney's U over all pairs
     z = float(ndtri((1 + level) / 2))
@@ -207,15 +178,10 @@ def sign_flips(differences: Array, *, seed: int = 0) -> float:
     the two methods do not differ in any respect. Equal means alone are not enough: with a baseline that fails in one
     run of ten, .05 is reached in up to 15 % of studies.
 
-    Raises:
-        InputError: there is no difference.
-
     Example:
         >>> sign_flips(np.array([1.0, 2.0, 3.0]))
         0.25
     """
-    if not len(differences):
-        raise InputError("expected at least one difference, got none")
     # Pairs without difference are the same under either sign.
     moving = differences[differences != 0.0]
     observed = abs(float(moving.sum()))
@@ -231,16 +197,11 @@ def sign_flips(differences: Array, *, seed: int = 0) -> float:
 def exchanged_labels(one: Array, other: Array, *, seed: int = 0) -> float:
     """Permutation p of a difference of means, two-sided: how often random labels give one at least as large.
 
-    Raises:
-        InputError: a sample is empty.
-
     Example:
         >>> exchanged_labels(np.array([4.0, 5.0, 6.0]), np.array([1.0, 2.0, 3.0]))
         0.1
     """
     m, n = len(one), len(other)
-    if m == 0 or n == 0:
-        raise InputError(f"expected at least one value in each sample, got {m} and {n}")
     pooled = np.concatenate([one, other])
     pooled = pooled - pooled.mean()  # the difference of means is then a multiple of the first group's sum
     observed = abs(float(pooled[:m].sum()))

@@ -9,54 +9,35 @@ from dataclasses import asdict, dataclass, replace
 from mixout.study.analysis.across import Aggregate, aggregate
 from mixout.study.analysis.cells import Cell, Comparison, summarise
 from mixout.study.analysis.compare import MARGIN, choose_baseline, compare
-from mixout.study.analysis.curves import Curve, Dose, LayerDistance, Sweep, curves, distances, doses, sweeps
+from mixout.study.analysis.curves import Sweep, doses, sweeps
 from mixout.study.analysis.leaders import Leader, answer, leaders
 from mixout.study.analysis.predictions import Instability, instability
 from mixout.study.analysis.restarts import Power, plan
-from mixout.study.analysis.runs import Run, place
+from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST
 from mixout.study.analysis.words import describe
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The analysis of one study.
+    """The analysis of one study."""
 
-    Args:
-        baseline: with which methods are compared.
-        seed: of permutations, where they are too many to visit all.
-        looks: how often the data were to be looked at; intervals and p are corrected for it.
-        verdict: the answer in a few sentences.
-        leaders: the best method on each task with each set of factors, and what can't be told apart from it.
-        cells: each method on each task.
-        comparisons: with the baseline, task by task.
-        aggregates: over tasks.
-        powers: restarts that the comparisons need.
-        instabilities: of predictions.
-        distances: to the pretrained weights, by layer.
-        curves: scores over steps.
-        doses: p against score.
-        sweeps: scores over each numeric factor.
-        notes: what was left out or could not be compared, in words.
-    """
-
-    baseline: str
-    seed: int
-    looks: int
-    verdict: tuple[str, ...]
+    baseline: str  # with which methods are compared
+    seed: int  # of permutations, where they are too many to visit all
+    looks: int  # how often the data were to be looked at; intervals and p are corrected for it
+    verdict: tuple[str, ...]  # the answer in a few sentences
+    # the best method on each task with each set of factors, and what can't be told apart from it
     leaders: tuple[Leader, ...]
-    cells: tuple[Cell, ...]
-    comparisons: tuple[Comparison, ...]
-    aggregates: tuple[Aggregate, ...]
-    powers: tuple[Power, ...]
-    instabilities: tuple[Instability, ...]
-    distances: tuple[LayerDistance, ...]
-    curves: tuple[Curve, ...]
-    doses: tuple[Dose, ...]
-    sweeps: tuple[Sweep, ...]
-    notes: tuple[str, ...]
+    cells: tuple[Cell, ...]  # each method on each task
+    comparisons: tuple[Comparison, ...]  # with the baseline, task by task
+    aggregates: tuple[Aggregate, ...]  # over tasks
+    powers: tuple[Power, ...]  # restarts that the comparisons need
+    instabilities: tuple[Instability, ...]  # of predictions
+    doses: tuple[Sweep, ...]  # p against score
+    sweeps: tuple[Sweep, ...]  # scores over each numeric factor
+    notes: tuple[str, ...]  # what was left out or could not be compared, in words
 
     def to_json(self) -> str:
         """One JSON object with the fields' names; unknown numbers are null."""
@@ -105,8 +86,6 @@ def analyse(
         aggregates=tuple(aggregate(every, baseline, seed=seed, looks=looks)),
         powers=tuple(plan(comparisons)),
         instabilities=tuple(instability(every)),
-        distances=tuple(distances(every)),
-        curves=tuple(curves(every)),
         doses=tuple(doses(cells)),
         sweeps=tuple(swept),
         notes=tuple(_notes(cells, comparisons, baseline)),
@@ -116,15 +95,13 @@ def analyse(
 def _notes(cells: list[Cell], comparisons: list[Comparison], baseline: str) -> list[str]:
     unknown = dict.fromkeys(cell.task for cell in cells if cell.chance is None)
     notes = [f"{task}: chance is not known, so only runs that did not finish count as failed." for task in unknown]
-    done = {(c.task, c.method, tuple(sorted(c.factors.items()))) for c in comparisons}
+    done = {one.key for one in comparisons}
     for cell in cells:
-        factors = tuple(sorted(cell.factors.items()))
-        name = f"{cell.method} on {place(cell.task, factors)}"
-        if cell.method != baseline and (cell.task, cell.method, factors) not in done:
-            notes.append(f"{name} was not compared: it or {baseline} has no scores there.")
+        if cell.method != baseline and cell.key not in done:
+            notes.append(f"{cell.key} was not compared: it or {baseline} has no scores there.")
         if cell.unscored:
             treated = "left out" if cell.chance is None else "counted as chance"
-            notes.append(f"{name}: {cell.unscored} of {cell.runs} runs without a score {treated}.")
+            notes.append(f"{cell.key}: {cell.unscored} of {cell.runs} runs without a score {treated}.")
         if cell.n < SMALLEST:
-            notes.append(f"{name}: {cell.n} score{'' if cell.n == 1 else 's'}, too few for an interval.")
+            notes.append(f"{cell.key}: {cell.n} score{'' if cell.n == 1 else 's'}, too few for an interval.")
     return notes

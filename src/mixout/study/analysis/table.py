@@ -77,11 +77,6 @@ def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     """One row a run, all with the same columns: scalar fields, then every factor that occurs; no curves.
 
     Unknown values are None. Written as CSV the rows are read back by :func:`read_scores`.
-
-    Example:
-        >>> rows = to_csv_rows([Run(task="RTE", method="plain", restart=0, score=0.7, factors={"epochs": "3"})])
-        >>> rows[0]["score"], rows[0]["chance"], rows[0]["epochs"]
-        (0.7, None, '3')
     """
     factors = sorted({name for run in runs for name in run.factors})
     return [

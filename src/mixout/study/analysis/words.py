@@ -14,14 +14,7 @@ _ROUNDING = 1e-9
 
 
 def describe(comparison: Comparison) -> str:
-    """The comparison in words.
-
-    Args:
-        comparison: with every number filled.
-
-    Returns:
-        A few sentences: means and verdict, failures, spread, and what was left out.
-    """
+    """The comparison in a few sentences: means and verdict, failures, spread, and what was left out."""
     parts = [_means(comparison), _equivalence(comparison), _failures(comparison), _spread(comparison)]
     return " ".join(part for part in (*parts, _remarks(comparison)) if part)
 
@@ -41,17 +34,12 @@ def p_value(p: float) -> str:
 
 
 def percent_of(level: float) -> str:
-    """A confidence level.
-
-    Example:
-        >>> percent_of(0.95), percent_of(0.975)
-        ('95 %', '97.5 %')
-    """
+    """A confidence level, such as ``97.5 %``."""
     return f"{round(100 * level, 1):g} %"
 
 
 def _means(c: Comparison) -> str:
-    where = f"on {place(c.task, tuple(sorted(c.factors.items())))}"
+    where = f"on {place(c.task, c.key.factors)}"
     over = f"{c.n} paired restarts" if c.paired else f"{c.n} against {c.n_baseline} unpaired restarts"
     gap = _number(abs(c.difference * c.points))
     if gap == "0.0":
@@ -92,7 +80,7 @@ def _equivalence(c: Comparison) -> str:
         return ""
     corrected = " after Holm" if c.family > 1 else ""
     return (
-        f"{c.method} is as good as {c.baseline} within {_points(c.margin)} (equivalence test, "
+        f"{c.method} is as good as {c.baseline} within {in_points(c.margin)} (equivalence test, "
         f"p {p_value(c.p_equivalent)}{corrected})."
     )
 
@@ -157,7 +145,8 @@ def _remarks(c: Comparison) -> str:
     return " ".join(remarks)
 
 
-def _points(points: float) -> str:
+def in_points(points: float) -> str:
+    """A number of points."""
     return f"{points:g} point{'' if points == 1 else 's'}"
 
 

@@ -6,12 +6,11 @@ writes nothing but the folder of a job.
 
 from __future__ import annotations
 
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from mixout.finetune.settings import Settings
 
@@ -20,44 +19,29 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One attempt at one run.
+    """One attempt at one run."""
 
-    Args:
-        id: the run's identity.
-        settings: what to run.
-        folder: where the run's files are to be in the end; may hold what an attempt left that was cut off.
-        again: start anew, whatever ``folder`` holds: an attempt has failed.
-        keep_model: leave the trained model in ``folder``, too.
-    """
-
-    id: str
-    settings: Settings
-    folder: Path
-    again: bool = False
-    keep_model: bool = False
+    id: str  # the run's identity
+    settings: Settings  # what to run
+    folder: Path  # where the run's files are to be in the end; may hold what an attempt left that was cut off
+    again: bool = False  # start anew, whatever ``folder`` holds: an attempt has failed
+    keep_model: bool = False  # leave the trained model in ``folder``, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended.
-
-    Args:
-        job: which one.
-        seconds: from its start to its end; None where it did not end by itself.
-        error: the traceback of what was raised; None where the finished run lies in the job's folder.
-        lost: the process or machine went away, which says nothing about the run.
-    """
+    """How a job ended."""
 
     job: Job
-    seconds: float | None = None
-    error: str | None = None
-    lost: bool = False
+    seconds: float | None = None  # from its start to its end; None where it did not end by itself
+    error: str | None = None  # the traceback of what was raised; None where the finished run lies in the job's folder
+    lost: bool = False  # the process or machine went away, which says nothing about the run
 
 
 class Executor(ABC):
     """Runs jobs, up to ``slots`` at a time. A context: leaving it gives up what still runs."""
 
-    slots: int
+    slots = 1
 
     @abstractmethod
     def start(self, job: Job) -> None:
@@ -65,26 +49,15 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self, tell: Tell) -> Outcome:
-        """The next job that ends.
-
-        Args:
-            tell: called with the identity of a running job and a line on where it stands, now and then.
+        """The next job that ends; ``tell`` is called with the identity of a running job and a line on where it stands.
 
         Raises:
             MixoutError: the input is wrong: it would be wrong for the next attempt, too.
             WriteError: a disk is full.
         """
 
-    def __enter__(self) -> Executor:
+    def __enter__(self) -> Self:
         return self
 
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: B027  in this process nothing runs between two calls
         """Give up what still runs."""
-
-
-def trace_of(error: BaseException) -> str:
-    """The traceback of an exception as text."""
-    return "".join(traceback.format_exception(error))

@@ -9,10 +9,11 @@ import shutil
 import signal
 import threading
 import time
+import traceback
 from collections import deque
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from types import TracebackType
 from typing import cast
 
 import torch
@@ -22,7 +23,7 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.folder import unfinished
 from mixout.finetune.train import finetune
-from mixout.study.executors import Executor, Job, Outcome, Tell, trace_of
+from mixout.study.executors import Executor, Job, Outcome, Tell
 
 
 class LocalExecutor(Executor):
@@ -32,41 +33,23 @@ class LocalExecutor(Executor):
     anew. Weights and tokens are read once for the runs of a task.
     """
 
-    slots = 1
-
     def __init__(self) -> None:
-        self._job: Job | None = None
+        self._jobs: deque[Job] = deque()
         self._cache = Cache()
 
     def start(self, job: Job) -> None:
         """Take a job; it runs in :meth:`wait`."""
-        if self._job is not None:
-            raise RuntimeError("expected no job while another one is waiting, got one; call wait() first")
-        self._job = job
+        self._jobs.append(job)
 
     def wait(self, tell: Tell) -> Outcome:
         """Run the job."""
-        if self._job is None:
-            raise RuntimeError("expected a job to wait for, got none; call start() first")
-        job, self._job = self._job, None
-        return _attempt(job, self._cache, tell)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing runs between two calls."""
+        return attempt(self._jobs.popleft(), self._cache, tell)
 
 
 class PoolExecutor(Executor):
     """Worker processes on this machine, which share its cores and its GPUs.
 
     A worker that dies costs its own run an attempt and is replaced. Workers end with this process, however it ends.
-
-    Args:
-        workers: runs at a time.
-
-    Raises:
-        InputError: fewer than one worker.
     """
 
     def __init__(self, workers: int) -> None:
@@ -104,9 +87,7 @@ class PoolExecutor(Executor):
                     raise said
                 return cast("Outcome", said)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the workers, and what they run."""
         for worker in (*self._idle.values(), *(worker for worker, _ in self._busy.values())):
             worker.process.terminate()
@@ -151,7 +132,7 @@ def _serve(pipe: Connection, place: int, workers: int) -> None:
         while True:
             job: Job = pipe.recv()
             try:
-                pipe.send(_attempt(job, cache, lambda _, line: pipe.send(line)))
+                pipe.send(attempt(job, cache, lambda _, line: pipe.send(line)))
             except (MixoutError, WriteError) as error:
                 pipe.send(error)
 
@@ -163,31 +144,29 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _attempt(job: Job, cache: Cache, tell: Tell) -> Outcome:
+def attempt(job: Job, cache: Cache, tell: Tell) -> Outcome:
     """One attempt at a run, in this process.
 
     Raises:
         MixoutError: the input is wrong.
         WriteError: a disk is full.
     """
-    began = time.perf_counter()
+    began, error = time.perf_counter(), None
     try:
         _run(job, cache, tell)
     except (MixoutError, WriteError):
         raise
-    # Whatever a run may raise: the study goes on, and the traceback is recorded.
-    except Exception as error:
-        return Outcome(job=job, seconds=time.perf_counter() - began, error=trace_of(error))
-    return Outcome(job=job, seconds=time.perf_counter() - began)
+    except Exception:  # whatever a run may raise: the study goes on, and the traceback is recorded
+        error = traceback.format_exc()
+    return Outcome(job=job, seconds=time.perf_counter() - began, error=error)
 
 
 def _run(job: Job, cache: Cache, tell: Tell) -> None:
-    def report(line: str) -> None:
-        tell(job.id, line)
-
+    report = partial(tell, job.id)
+    train = partial(finetune, job.settings, job.folder, keep_model=job.keep_model, report=report, cache=cache)
     if unfinished(job.folder) and job.settings.save != "no" and not job.again:
         try:
-            finetune(job.settings, job.folder, resume=True, keep_model=job.keep_model, report=report, cache=cache)
+            train(resume=True)
         except InputError as error:
             # Such as paths that have moved since. From the start it is the same run.
             report(f"cannot go on where the run was cut off, so it starts anew: {error}")
@@ -196,4 +175,4 @@ def _run(job: Job, cache: Cache, tell: Tell) -> None:
     with writing(job.folder):
         if job.folder.exists():
             shutil.rmtree(job.folder)
-    finetune(job.settings, job.folder, keep_model=job.keep_model, report=report, cache=cache)
+    train()

@@ -12,12 +12,10 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from mixout.errors import InputError, MixoutError
 from mixout.finetune.cache import Cache
@@ -25,9 +23,8 @@ from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.environment import NOTE
 from mixout.finetune.extras import needs
 from mixout.finetune.record import RECORD_NAME, write_atomically
-from mixout.finetune.settings import Settings
-from mixout.finetune.train import finetune
-from mixout.study.executors import Executor, Job, Outcome, Tell, trace_of
+from mixout.study.executors import Executor, Job, Outcome, Tell
+from mixout.study.executors.local import attempt
 from mixout.study.identity import Inputs
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -72,11 +69,11 @@ class RayExecutor(Executor):
         self.slots = workers or 256
         self._ray = _import_ray(address)
         self._jobs: dict[Any, Job] = {}
-        self._submit: Callable[[Job], Any] | None = None
+        self._submit: Callable[[Job], Any]  # within the context
         self._board: Any = None
         self._told: dict[str, str] = {}
 
-    def __enter__(self) -> RayExecutor:
+    def __enter__(self) -> Self:
         if self._address is None:
             self._start_here()
         else:
@@ -89,8 +86,6 @@ class RayExecutor(Executor):
             raise InputError(
                 "expected no models to keep with --executor ray, whose workers share no disk; leave out --keep"
             )
-        if self._submit is None:
-            raise RuntimeError("expected start() within the executor's context, got it outside; use 'with'")
         self._jobs[self._submit(job)] = job
 
     def wait(self, tell: Tell) -> Outcome:
@@ -101,14 +96,11 @@ class RayExecutor(Executor):
             if ready:
                 return self._outcome(ready[0])
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Cancel what still runs, and leave the cluster or end it."""
         for reference in self._jobs:
             self._ray.cancel(reference, force=True)
         self._jobs.clear()
-        self._submit = self._board = None
         self._ray.shutdown()
 
     def _start_here(self) -> None:
@@ -144,8 +136,8 @@ class RayExecutor(Executor):
         )
         # On the driver's machine: without that the study ends in any case.
         self._board = self._ray.remote(num_cpus=0, max_restarts=-1)(_Board).options(scheduling_strategy=here).remote()
-        attempt = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt)
-        self._submit = lambda job: attempt.remote(job.id, job.settings, self._board)
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt)
+        self._submit = lambda job: remote.remote(job, self._board)
 
     def _look(self, tell: Tell) -> None:
         try:
@@ -161,8 +153,9 @@ class RayExecutor(Executor):
     def _outcome(self, reference: Any) -> Outcome:  # noqa: ANN401  Ray's reference
         job = self._jobs.pop(reference)
         self._told.pop(job.id, None)
+        outcome: Outcome | MixoutError | WriteError
         try:
-            answer: _Answer = self._ray.get(reference)
+            outcome, files = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             # Raised outside of the run, such as by a worker without mixout.
             return Outcome(job=job, error=str(error))
@@ -170,24 +163,14 @@ class RayExecutor(Executor):
             # One line last: it is what people see of it.
             text = " ".join(str(error).split())
             return Outcome(job=job, error=f"{type(error).__name__}: {text}", lost=True)
-        if answer.stop is not None:
-            raise answer.stop
-        if answer.error is None:
-            _write(job.folder, answer.files)
-        return Outcome(job=job, seconds=answer.seconds, error=answer.error)
+        if isinstance(outcome, (MixoutError, WriteError)):
+            raise outcome
+        if outcome.error is None:
+            _write(job.folder, files)
+        return replace(outcome, job=job)
 
 
 _QUIET: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What a worker returns: the files of a run, or a traceback, or an error that ends the study."""
-
-    seconds: float
-    files: dict[str, bytes]
-    error: str | None = None
-    stop: MixoutError | WriteError | None = None
 
 
 class _Board:
@@ -210,29 +193,27 @@ class _Board:
         return self._lines
 
 
-def _attempt(id: str, settings: Settings, board: Any) -> _Answer:  # noqa: ANN401  Ray's handle of an actor
-    """One attempt, in a worker."""
-    began = time.perf_counter()
-    files: dict[str, bytes] = {}
-    error: str | None = None
-    stop: MixoutError | WriteError | None = None
+def _attempt(job: Job, board: Any) -> tuple[Outcome | MixoutError | WriteError, dict[str, bytes]]:  # noqa: ANN401
+    """One attempt, in a worker: how it ended, or what ends the study; and the files of the run.
+
+    ``board`` is Ray's handle of an actor.
+    """
     try:
-        if _inputs.identity(settings) != id:
+        if _inputs.identity(job.settings) != job.id:
             raise InputError(
                 "expected data, weights and mixout as they are where the study was started, got others; "
                 "copy them there (the embedded task follows the installed libraries)"
             )
         with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / "run"
-            finetune(settings, place, keep_model=False, report=lambda line: board.put.remote(id, line), cache=_cache)
-            found = (path for path in sorted(place.rglob("*")) if path.is_file())
-            files = {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
-    except (MixoutError, WriteError) as raised:
-        stop = type(raised)(f"on {socket.gethostname()}: {raised}")
-    except Exception as raised:
-        error = trace_of(raised)
-    board.put.remote(id, None)
-    return _Answer(seconds=time.perf_counter() - began, files=files, error=error, stop=stop)
+            here = replace(job, folder=Path(folder) / "run")
+            outcome = attempt(here, _cache, lambda id, line: board.put.remote(id, line))
+            found = (path for path in sorted(here.folder.rglob("*")) if path.is_file())
+            files = {path.relative_to(here.folder).as_posix(): path.read_bytes() for path in found}
+    except (MixoutError, WriteError) as error:
+        return type(error)(f"on {socket.gethostname()}: {error}"), {}
+    finally:
+        board.put.remote(job.id, None)
+    return outcome, {} if outcome.error else files
 
 
 # A worker serves many runs: data and weights are read once in each.

@@ -39,44 +39,26 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes, usually a task.
-
-    Args:
-        title: of the panel.
-        description: what is drawn, in words and numbers, for who does not see it.
-        height: of the axes, in points.
-        draw: draws into axes of that height.
-        dots: places that can be pointed at.
-        left: room for the labels of the vertical axis, in points.
-        top: room above the axes, in points.
-    """
+    """One pair of axes, usually a task."""
 
     title: str
-    description: str
-    height: float
-    draw: Callable[[Axes], None]
-    dots: tuple[Dot, ...] = ()
-    left: float = 6.0
-    top: float = 16.0
+    description: str  # what is drawn, in words and numbers, for who does not see it
+    height: float  # of the axes, in points
+    draw: Callable[[Axes], None]  # draws into axes of that height
+    dots: tuple[Dot, ...] = ()  # places that can be pointed at
+    left: float = 6.0  # room for the labels of the vertical axis, in points
+    top: float = 16.0  # room above the axes, in points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Panels that answer one question.
+    """Panels that answer one question."""
 
-    Args:
-        name: of the files, and of the place in the page.
-        title: of the section.
-        caption: how to read it.
-        panels: in the order of the tasks; one at least.
-        legend: what methods look like; empty where rows are labelled.
-    """
-
-    name: str
+    name: str  # of the files, and of the place in the page
     title: str
-    caption: str
-    panels: tuple[Panel, ...]
-    legend: Mapping[str, Look]
+    caption: str  # how to read it
+    panels: tuple[Panel, ...]  # in the order of the tasks; one at least
+    legend: Mapping[str, Look]  # what methods look like; empty where rows are labelled
 
 
 def pictures(chart: Chart) -> list[tuple[str, list[tuple[float, float, str]]]]:

@@ -6,18 +6,16 @@ It computes no statistics: what is drawn stands in the summary. A chart without 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from mixout.study.analysis.cells import Cell, Comparison
-from mixout.study.analysis.curves import LayerDistance
-from mixout.study.analysis.runs import CellKey, Run
+from mixout.study.analysis.runs import CellKey, Placed, Run
 from mixout.study.analysis.stats import ALPHA
 from mixout.study.report.canvas import Chart, Dot, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
 from mixout.study.report.theme import Look
-from mixout.study.report.wording import Labels, Placed, Scores, number
+from mixout.study.report.wording import Labels, Scores, number
 
 T = TypeVar("T", bound=Placed)
 Runs = Mapping[CellKey, Sequence[Run]]
@@ -25,7 +23,6 @@ Looks = dict[str, Look]
 Course = Callable[[Run], Sequence[tuple[int, float]]]
 
 _FEWEST_BEST, _MOST_PANELS = 5, 8
-_BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 DOTS = "Each dot is a run, each cross a failed one"
 
 
@@ -39,7 +36,7 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
                 label=name(cell),
                 note=f"{text.value(cell.mean)}{f', {cell.failed} of {cell.runs} failed' if cell.failed else ''}",
                 look=labels.looks[cell.method],
-                dots=tuple(dot(run, run.counted, 0.0, text) for run in of_cell[key(cell)]),
+                dots=tuple(dot(run, run.counted, 0.0, text) for run in of_cell[cell.key]),
                 value=cell.mean,
                 low=cell.mean_low,
                 high=cell.mean_high,
@@ -124,7 +121,7 @@ def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: 
         for cell in here:
             threads = [
                 tuple((float(step), value) for step, value in course(run) if math.isfinite(value))
-                for run in of_cell[key(cell)]
+                for run in of_cell[cell.key]
                 if len(course(run)) > 1
             ]
             threads = [thread for thread in threads if thread]
@@ -139,42 +136,6 @@ def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: 
     name, title = ("losses", "Training loss") if losses else ("over-steps", "Score over steps")
     caption = "Each line is a run." + (" A run whose loss does not fall has not learned." if losses else "")
     return chart(name, f"{title} of every restart", caption, panels, _legend(cells, labels))
-
-
-def over_layers(distances: Sequence[LayerDistance], labels: Labels) -> Chart | None:
-    """Distance to the pretrained weights, layer by layer."""
-    panels = []
-    for task, here, label in _panels(distances, labels):
-        layers = list(dict.fromkeys(one.layer for one in here))
-        at = {layer: float(place) for place, layer in enumerate(layers)}
-        methods = {label(one): one for one in here}
-        lines, said = [], []
-        for method, first in methods.items():
-            x, y = zip(*sorted((at[one.layer], one.mean) for one in here if label(one) == method), strict=True)
-            lines.append(Curve(look=labels.looks[first.method], x=x, y=y))
-            said.append(f"{method}: largest {number(max(y), 2)} in {layers[int(x[y.index(max(y))])]}")
-        blocks: dict[float, str] = {}
-        for layer in layers:
-            found = _BLOCK.search(layer)
-            if found and found[1] not in blocks.values():
-                blocks[at[layer]] = found[1]
-        panels.append(
-            curves(task, lines, axis="layers, in the order of the model", value="distance",
-                   description="; ".join(said), ticks=blocks)
-        )  # fmt: skip
-    return chart(
-        "over-layers",
-        "Distance by layer",
-        "How far training went from the pretrained weights (Euclidean norm), averaged over restarts. The numbers are "
-        "the model's blocks; left of them are its embeddings, right of them what lies above.",
-        panels,
-        _legend(distances, labels),
-    )
-
-
-def key(item: Placed) -> CellKey:
-    """The cell that it belongs to."""
-    return CellKey(item.task, item.method, tuple(sorted(item.factors.items())))
 
 
 def by_task(items: Iterable[T]) -> list[tuple[str, list[T]]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.runs import Run
-from mixout.study.report.charts import Runs, key
+from mixout.study.report.charts import Runs
 from mixout.study.report.page import Examples, Pairs
 from mixout.study.report.wording import Labels, Scores, count, number
 
@@ -30,23 +30,14 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What the runs of one task were trained and tested on.
+    """What the runs of one task were trained and tested on."""
 
-    Args:
-        source: where it is from, in words.
-        train_size: rows trained on; None where unknown, or where runs differ.
-        dev_size: rows tested on.
-        labels: names of the classes; None for values.
-        texts: of the dev set, in its order; empty where the data are not at hand.
-        answers: the right ones, as many.
-    """
-
-    source: str = ""
-    train_size: int | None = None
-    dev_size: int | None = None
-    labels: tuple[str, ...] | None = None
-    texts: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
+    source: str = ""  # where it is from, in words
+    train_size: int | None = None  # rows trained on; None where unknown, or where runs differ
+    dev_size: int | None = None  # rows tested on
+    labels: tuple[str, ...] | None = None  # names of the classes; None for values
+    texts: tuple[str, ...] = ()  # of the dev set, in its order; empty where the data are not at hand
+    answers: tuple[str, ...] = ()  # the right ones, as many
 
     def name(self, answer: float) -> str:
         """A prediction in words."""
@@ -97,7 +88,7 @@ def flips(instabilities: Sequence[Instability], of_cell: Runs, data: Data, label
     found = []
     for at in sorted(spread, key=lambda at: (-spread[at], at))[:_FLIPS]:
         lines = [f"answer: {data.answers[at]}"] if data.answers else []
-        lines += [f"{labels.of(one)}: {_counted(of_cell[key(one)], at, data)}" for one in several]
+        lines += [f"{labels.of(one)}: {_counted(of_cell[one.key], at, data)}" for one in several]
         found.append((_short(data.texts[at]) if data.texts else f"row {at} of the dev set, from 0", tuple(lines)))
     return Examples(tuple(found))
 

@@ -22,64 +22,37 @@ _CURVE = 210.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A method's runs, or an estimate of it, with an interval.
+    """A method's runs, or an estimate of it, with an interval."""
 
-    Args:
-        label: the method.
-        note: short text at the right of the label.
-        look: of the method.
-        dots: runs, by their x alone.
-        value: None where there is none.
-        low: of the interval; None where there is none.
-        high: of the interval.
-        sure: the mark is filled instead of hollow.
-    """
-
-    label: str
-    note: str
+    label: str  # the method
+    note: str  # short text at the right of the label
     look: Look
-    dots: tuple[Dot, ...] = ()
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    sure: bool = True
+    dots: tuple[Dot, ...] = ()  # runs, by their x alone
+    value: float | None = None  # None where there is none
+    low: float | None = None  # of the interval; None where there is none
+    high: float | None = None  # of the interval
+    sure: bool = True  # the mark is filled instead of hollow
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One method's line.
-
-    Args:
-        look: of the method.
-        x: where the marks stand, in the order in which the line joins them.
-        y: as many.
-        low: of the interval at each x, None where there is none; empty without intervals.
-        high: of the interval at each x.
-        threads: further lines behind it, one a run.
-        dots: single runs.
-    """
+    """One method's line."""
 
     look: Look
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float | None, ...] = ()
-    high: tuple[float | None, ...] = ()
-    threads: tuple[tuple[tuple[float, float], ...], ...] = ()
-    dots: tuple[Dot, ...] = ()
+    x: tuple[float, ...]  # where the marks stand, in the order in which the line joins them
+    y: tuple[float, ...]  # as many
+    low: tuple[float | None, ...] = ()  # of the interval at each x, None where there is none; empty without intervals
+    high: tuple[float | None, ...] = ()  # of the interval at each x
+    threads: tuple[tuple[tuple[float, float], ...], ...] = ()  # further lines behind it, one a run
+    dots: tuple[Dot, ...] = ()  # single runs
 
 
 def rows(
     title: str, rows: Sequence[Row], *, axis: str, description: str, line: tuple[float | None, str], far: float = 2.0
 ) -> Panel:
-    """A row for each method: labels stand above their row and stay readable on a phone.
+    """A row for each method, from the top: labels stand above their row and stay readable on a phone.
 
-    Args:
-        title: of the panel.
-        rows: from the top.
-        axis: label of the horizontal axis.
-        description: in words and numbers.
-        line: where a dashed line stands, and its name.
-        far: the line is left out where it lies farther from the runs than so many times their spread.
+    A dashed line stands at ``line``, unless it lies farther from the runs than ``far`` times their spread.
     """
     seen = [x for row in rows for x in (row.value, row.low, row.high, *(dot.x for dot in row.dots)) if _known(x)]
     at = line[0]
@@ -131,17 +104,9 @@ def curves(
     ticks: Mapping[float, str] | None = None,
     log: bool = False,
 ) -> Panel:
-    """Lines over a common axis.
+    """Lines over a common axis, with a dashed one at ``chance`` where it lies near them.
 
-    Args:
-        title: of the panel.
-        lines: at least one.
-        axis: label of the horizontal axis.
-        value: label of the vertical axis.
-        description: in words and numbers.
-        chance: a dashed line, where it lies near the lines.
-        ticks: names of places on the horizontal axis, instead of numbers.
-        log: whether the horizontal axis is logarithmic; it then needs ``ticks``.
+    ``ticks`` name places on the horizontal axis instead of numbers; a logarithmic axis needs them.
     """
     heights = [y for line in lines for y in (*line.y, *line.low, *line.high, *(dot.y for dot in line.dots))]
     heights += [y for line in lines for thread in line.threads for _, y in thread]

@@ -89,16 +89,7 @@ class Section:
 
 
 def render(title: str, facts: str, sections: Sequence[Section]) -> str:
-    """The page.
-
-    Args:
-        title: of the page.
-        facts: a line below it.
-        sections: in order; empty ones are left out.
-
-    Returns:
-        HTML.
-    """
+    """The page as HTML; ``facts`` is a line below the title, and sections without blocks are left out."""
     # Undefined names raise: a misspelled one would leave a hole in the page.
     environment = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

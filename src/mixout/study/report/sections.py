@@ -78,7 +78,6 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
             "Every comparison in words": [Lines(tuple(_ordered(summary.comparisons)))] if summary.comparisons else [],
             "Best of k restarts": [charts.best_of(summary.cells, labels)],
             "Enough restarts?": [tables.restarts(summary.powers, labels)],
-            "Distance by layer": [charts.over_layers(summary.distances, labels)],
             "Cost": [tables.costs(summary.cells, labels)],
         })),
     ]  # fmt: skip

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.curves import Dose, Sweep
+from mixout.study.analysis.curves import Sweep
 from mixout.study.report.canvas import Chart
-from mixout.study.report.charts import DOTS, Looks, Runs, by_task, chart, dot, key
+from mixout.study.report.charts import DOTS, Looks, Runs, by_task, chart, dot
 from mixout.study.report.draw import Curve, curves
 from mixout.study.report.wording import Labels, Scores, compact, number
 
@@ -27,15 +27,11 @@ _KEPT = (
 )
 
 
-def over_p(doses: Sequence[Dose], of_cell: Runs, looks: Looks) -> Chart | None:
+def over_p(doses: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
     """Scores against p, as in the paper's figure 4; two values are no curve."""
-    found = [
-        Sweep(task=dose.task, method=dose.family, factor="p", factors=dose.factors, values=dose.p, cells=dose.cells)
-        for dose in doses
-        if len(dose.p) >= _FEWEST_P
-    ]
+    found = [dose for dose in doses if len(dose.values) >= _FEWEST_P]
     # A family looks like the last of its members.
-    known = looks | {dose.family: looks[dose.cells[-1].method] for dose in doses}
+    known = looks | {dose.method: looks[dose.cells[-1].method] for dose in doses}
     return _over("over-p", found, of_cell, known, original=False)
 
 
@@ -75,7 +71,7 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks, *, or
                     dots=tuple(
                         dot(run, x, y, text)
                         for x, cell in zip(places, cells, strict=True)
-                        for run in of_cell[key(cell)]
+                        for run in of_cell[cell.key]
                         if (y := run.original if original else run.counted) is not None
                     ),
                 )
@@ -122,7 +118,7 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
                     high=tuple(cell.mean_high for cell in members),
                     dots=tuple(
                         dot(run, run.original, run.counted, text)
-                        for cell in members for run in of_cell[key(cell)] if run.original is not None
+                        for cell in members for run in of_cell[cell.key] if run.original is not None
                     ),
                 )
             )  # fmt: skip

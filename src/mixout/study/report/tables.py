@@ -14,9 +14,10 @@ from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.restarts import Power
+from mixout.study.analysis.runs import Placed
 from mixout.study.analysis.stats import ALPHA
-from mixout.study.analysis.words import p_value
-from mixout.study.report.wording import MISSING, Labels, Placed, Scores, duration, interval, memory, number, percent
+from mixout.study.analysis.words import in_points, p_value
+from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
 
 T = TypeVar("T")
 MEANINGS = {
@@ -51,40 +52,24 @@ _MOST_PLACES = 8
 
 @dataclass(frozen=True)
 class Value:
-    """A place of a table.
+    """A place of a table."""
 
-    Args:
-        text: what is shown.
-        order: what is sorted by; the text where it is None.
-        mark: why it is set off; empty where it is not.
-        color: of the method that it names.
-    """
-
-    text: str
-    order: float | None = None
-    mark: str = ""
-    color: str = ""
+    text: str  # what is shown
+    order: float | None = None  # what is sorted by; the text where it is None
+    mark: str = ""  # why it is set off; empty where it is not
+    color: str = ""  # of the method that it names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows under named columns; the first column names the row.
+    """Rows under named columns; the first column names the row."""
 
-    Args:
-        name: unique within a report.
-        title: a few words.
-        columns: their names.
-        rows: as many values as columns each.
-        note: a sentence below it.
-        shaded: numbers of the rows that are set off.
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Value, ...], ...]
-    note: str = ""
-    shaded: frozenset[int] = frozenset()
+    name: str  # unique within a report
+    title: str  # a few words
+    columns: tuple[str, ...]  # their names
+    rows: tuple[tuple[Value, ...], ...]  # as many values as columns each
+    note: str = ""  # a sentence below it
+    shaded: frozenset[int] = frozenset()  # numbers of the rows that are set off
 
     @property
     def numeric(self) -> list[bool]:
@@ -192,7 +177,7 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
         ),
     ]
     first = comparisons[0]
-    note = f'Interval: {first.confidence * 100:.3g} %. Margin of "as good": {_points(first.margin)}.'
+    note = f'Interval: {first.confidence * 100:.3g} %. Margin of "as good": {in_points(first.margin)}.'
     ordered = sorted(comparisons, key=lambda one: -one.difference)
     return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, note)
 
@@ -232,7 +217,7 @@ def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
         *_method(labels, task=True),
         ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
         ("would show", lambda one: _of(None if one.detectable is None else one.detectable * one.points, 1)),
-        *((f"for {_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
+        *((f"for {in_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
     ]
     note = (
         "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
@@ -308,10 +293,6 @@ def _result(c: Comparison) -> str:
     if c.p_holm <= ALPHA:
         return "higher" if c.difference > 0 else "lower"
     return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
-
-
-def _points(points: float) -> str:
-    return f"{points:g} point{'' if points == 1 else 's'}"
 
 
 def _p(p: float | None) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
+from mixout.study.analysis.runs import Placed
 from mixout.study.report.theme import LINES, Look
 
 MISSING = "\u2013"
@@ -16,9 +16,6 @@ MISSING = "\u2013"
 
 class Scores:
     """Scores of one task as text: three decimals where none exceeds 1 (fractions, log-likelihoods), else one.
-
-    Args:
-        scores: that occur in the task.
 
     Example:
         >>> text = Scores([0.5, 0.61])
@@ -83,12 +80,7 @@ def _power(value: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage.
-
-    Example:
-        >>> percent(0.356)
-        '36 %'
-    """
+    """A share as a whole percentage, such as ``36 %``."""
     return MISSING if share is None else f"{share * 100:.0f} %"
 
 
@@ -107,54 +99,19 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(size: float | None) -> str:
-    """Bytes in MB or GB.
-
-    Example:
-        >>> memory(1_234_000_000), memory(87_000_000)
-        ('1.23 GB', '87 MB')
-    """
+    """Bytes in MB or GB, such as ``1.23 GB``."""
     if size is None:
         return MISSING
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def count(quantity: int, noun: str) -> str:
-    """A number and what is counted.
-
-    Example:
-        >>> count(1, "run"), count(1200, "run")
-        ('1 run', '1,200 runs')
-    """
+    """A number and what is counted, such as ``1,200 runs``."""
     return f"{quantity:,} {noun}{'' if quantity == 1 else 's'}"
-
-
-class Placed(Protocol):
-    """What has a place in a study: a run, a cell, a comparison."""
-
-    @property
-    def task(self) -> str:
-        """Name of the task."""
-
-    @property
-    def method(self) -> str:
-        """Label of the compared thing."""
-
-    @property
-    def factors(self) -> dict[str, str]:
-        """Further coordinates."""
 
 
 class Labels:
     """What the methods of a study are called, with the factors that differ, and what they look like.
-
-    Args:
-        items: that are told apart.
-        looks: of each method.
-
-    Attributes:
-        varying: the factors that differ.
-        looks: of each method.
-        tasks: in order.
 
     Example:
         >>> from mixout.study.analysis.runs import Run

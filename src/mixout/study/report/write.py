@@ -60,21 +60,11 @@ def write_report(
     settings: Mapping[str, object] | None = None,
     data: Mapping[str, Data] | None = None,
 ) -> Path:
-    """Analyse runs and write the report; files of an earlier one are replaced.
+    """Analyse runs, failed ones too, and write the report into a folder; files of an earlier one are replaced.
 
-    Args:
-        runs: of a study, failed ones too.
-        folder: made where it does not exist.
-        title: of the page.
-        baseline: label of the method that the others are compared with; by default the first that is plain or dropout,
-            else the first.
-        looks: how often the data were to be looked at before more restarts were added.
-        margin: in points, within which a method counts as good as the baseline.
-        notes: further lines on what was left out.
-        commands: lines that make the runs and this report again.
-        environment: versions and hardware, name to value.
-        settings: that all runs share, name to value.
-        data: what each task was trained and tested on, as far as it is known.
+    ``baseline``, ``looks`` and ``margin`` are those of :func:`mixout.study.analysis.summary.analyse`. The others are
+    shown: lines on what was left out, commands that make the runs again, versions and hardware, settings that all runs
+    share, and what each task was trained and tested on.
 
     Returns:
         The page.
@@ -82,13 +72,6 @@ def write_report(
     Raises:
         InputError: no run, runs that contradict each other, an unknown baseline, or a folder with other files.
         OSError: the folder cannot be written to.
-
-    Example:
-        >>> import tempfile
-        >>> runs = [Run(task="RTE", method="plain", restart=k, score=0.5 + 0.1 * k) for k in (0, 1)]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_report(runs, folder, title="Two restarts").name
-        'index.html'
     """
     folder = Path(folder)
     check_folder(folder)
@@ -121,11 +104,7 @@ def _within(blocks: Sequence[Block]) -> list[Block]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which files that are no report's would be replaced.
-
-    Raises:
-        InputError: there are some.
-    """
+    """Refuse, by an InputError, a folder in which files that are no report's would be replaced."""
     page = folder / "index.html"
     theirs = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
     if theirs and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
