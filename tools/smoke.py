@@ -24,16 +24,17 @@ import mixout
 def library() -> None:
     """A training step with every kind of method, and back to a plain model."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    first = nn.Linear(8, 16)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 2))
     names = list(model.state_dict())
     batch = torch.randn(4, 8)
     for method in ("mixout(0.5)", "anchor_decay(radius=0.1)", "gradient_mask(0.5)"):
         mixout.apply_(model, method, where=mixout.ALL)
-        start = model[0].weight.detach().clone()
+        start = first.weight.detach().clone()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
         model(batch).square().mean().backward()
         optimizer.step()
-        expect(not torch.equal(model[0].weight, start), f"{method} to train")
+        expect(not torch.equal(first.weight, start), f"{method} to train")
         mixout.remove_(model)
     expect(list(model.state_dict()) == names, "the names of a plain model")
     expect(version("mixout") == mixout.__version__, "one version")
@@ -61,11 +62,12 @@ def transformers() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base, table = Path(folder) / "base", Path(folder) / "rows.csv"
         model.save_pretrained(base)
-        PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(base)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]")  # type: ignore[no-untyped-call]
+        tokenizer.save_pretrained(base)
         mixout.apply_(model, mixout.Mixout(0.5))
         rows = [{"input_ids": [2, 4 + k % 2, 3], "labels": k % 2} for k in range(8)]
         args = TrainingArguments(str(Path(folder) / "run"), max_steps=2, report_to="none")
-        trainer = Trainer(model, args, train_dataset=rows)  # type: ignore[arg-type]  # a list is one too
+        trainer = Trainer(model, args, train_dataset=rows)
         attach_(trainer)
         trainer.train()
         expect(mixout.distance(model).total > 0, "the Trainer to train")
