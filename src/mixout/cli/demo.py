@@ -108,17 +108,13 @@ def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[R
     """A table that fills; None where there is no terminal."""
     if not sys.stderr.isatty():
         return None
-    from mixout.cli.live import LiveTable
+    from mixout.cli.lines import LiveTable
 
     return LiveTable("learning rate", [one.label for one in study.methods], list(map(str, study.factors[RATE])), scores)
 
 
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:
-    """Mean scores, and how often two restarts answer differently; the latter is empty for one restart.
-
-    Args:
-        runs: of the study, without a gap.
-    """
+    """Mean scores, and how often two restarts answer differently; the latter is empty for one restart."""
     from mixout.study.analysis.predictions import instability
 
     different: dict[str, dict[str, float]] = {}
@@ -156,10 +152,6 @@ def table(means: Means) -> str:
 
 def seen(means: Means, different: Means) -> list[str]:
     """What these runs showed, in plain sentences.
-
-    Args:
-        means: mean accuracy, from 0 to 1.
-        different: share of the dev sentences that two restarts answer differently; may be empty.
 
     Example:
         >>> means = {

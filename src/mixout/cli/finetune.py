@@ -198,13 +198,11 @@ def _report(line: str) -> None:
 
 
 def _test(place: Path, file: str) -> str:
-    from mixout.cli.predict import told
-    from mixout.finetune.isolation import quiet
+    from mixout.finetune.environment import quiet
     from mixout.finetune.predict import predict
 
     with quiet():
-        answers = predict(place, file, place / "predictions.csv")
-    return told(answers.scores, f"{answers.rows} predictions: {answers.output}")
+        return predict(place, file, place / "predictions.csv")
 
 
 def _summary(record: Record, folder: Path) -> str:

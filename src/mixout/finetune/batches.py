@@ -89,13 +89,8 @@ def _marks_pairs(tokenizer: Tokenizer) -> bool:
 class DevSet:
     """The dev set of classes or values: the loss, and what evaluations keep and score.
 
-    It is sorted by length for evaluation: batches of like lengths hold little padding.
-
-    Args:
-        task: gives labels and metrics.
-        examples: of the dev split, in its order.
-        smoothing: of labels, in training.
-        balanced: whether every class counts the same in training, whatever its share of the training rows.
+    It is sorted by length for evaluation: batches of like lengths hold little padding. ``balanced``: every class
+    counts the same in training.
     """
 
     task: Task
@@ -179,11 +174,6 @@ class Buckets(Sampler[int]):
     batches. What is left over, fewer than a batch, comes last. With RTE in batches of 32 the share of padding falls
     from 0.48 to about 0.1; sorting everything at once would save the rest, but nearly the same examples would meet in
     every epoch. It is another order than the paper's: scores of both should not be mixed in one comparison.
-
-    Args:
-        lengths: of the examples, in tokens.
-        batch_size: examples in a batch.
-        seed: with the epoch it decides the order; no global stream is drawn from.
 
     Example:
         >>> order = list(Buckets([3, 1, 9, 1, 9, 3], batch_size=2, seed=0))

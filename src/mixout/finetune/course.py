@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixout.finetune import folder, verdict
+from mixout.finetune import folder, outcome
 from mixout.finetune.extras import needs
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
@@ -58,7 +58,7 @@ class Course(TrainerCallback):
         self.mean: Mean = lambda value: value
         self._shown, self._watched = _Sum(), _Sum()
         self._loss: float | None = None
-        self._constant = (verdict.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
+        self._constant = (outcome.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
 
     def seconds(self) -> float:
         """Spent in training so far, without evaluations; a resumed run counts on from its checkpoint."""
@@ -149,7 +149,7 @@ class Course(TrainerCallback):
             # In the history, which goes into the checkpoints.
             state.log_history.append({"first_loss": loss, "step": state.global_step})
             first = loss
-        self.diverged = not math.isfinite(loss) or (enough and verdict.diverges(loss, max(first, self._constant)))
+        self.diverged = not math.isfinite(loss) or (enough and outcome.diverges(loss, max(first, self._constant)))
 
 
 def _or_lowest(score: float) -> float:

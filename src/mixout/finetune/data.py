@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mixout.errors import InputError
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Columns, Task, few_sample, hub, is_path, load_task
+from mixout.finetune.tasks import Columns, Task, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.documents import Corpus
 
@@ -54,7 +54,7 @@ def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
         return task
     seed = settings.resolved().subset_seed or 0
     if isinstance(task, Corpus):
-        return replace(task, train=text.draw(task.train, settings.train_size, seed))
+        return replace(task, train=few_sample(task.train, settings.train_size, seed))
     return replace(task, train=few_sample(task.train, settings.train_size, seed))
 
 
@@ -66,7 +66,7 @@ def _corpus(settings: Settings) -> Corpus:
                 f"task_type={CAUSAL!r}; leave it out"
             )
     # os.path.exists, unlike Path.exists, answers no to names that no file can have.
-    if not is_path(settings.task) or not (os.path.exists(settings.task) or hub.is_name(settings.task)):
+    if not is_path(settings.task) or not (os.path.exists(settings.task) or files.is_hub_name(settings.task)):
         raise InputError(
             f"expected a folder or file with text for task_type={CAUSAL!r} ({', '.join(text.ENDINGS)}), got "
             f"{settings.task!r}; check the path"

@@ -37,11 +37,6 @@ _CHARACTERS = 4  # of a token, roughly
 def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple[Settings, dict[str, str]]:
     """Choose what the settings leave open.
 
-    Args:
-        settings: those that are named stay as they are.
-        model: its shape is read, not its weights.
-        task: with the training data that are used.
-
     Returns:
         The settings without an open one, and for each that was chosen its value and reason in words.
 

@@ -20,12 +20,7 @@ _MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
 
 def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) -> list[str]:
-    """Describe the data in a few lines.
-
-    Args:
-        task: with the training rows that are used.
-        cut: how many training texts and dev texts are longer than ``max_length``.
-        max_length: in tokens.
+    """Describe the data in a few lines; ``cut`` counts the training and dev texts longer than ``max_length`` tokens.
 
     Example:
         >>> split = Split(text=("a", "b", "c", "d"), label=(0, 1, 0, 1))

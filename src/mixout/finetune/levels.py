@@ -19,7 +19,7 @@ from torch import nn
 from mixout._names import nearest
 from mixout.body import blocks as body_blocks
 from mixout.errors import InputError
-from mixout.finetune.isolation import own_streams
+from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded, longest_input
 from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import PRESETS, Settings
@@ -76,15 +76,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
-    """Give the top blocks new weights, in place.
-
-    Args:
-        loaded: changed; an output head that is new stays as it was drawn.
-        layers: number of blocks, from the top; 0 changes nothing.
-        seed: of the new weights; the global streams are left as they were.
-
-    Returns:
-        The same model, with the names of what is new now.
+    """Give the top blocks new weights, in place; a new output head stays. The global streams are left as they were.
 
     Raises:
         InputError: the model has fewer blocks, or none that can be found.
@@ -123,10 +115,6 @@ def top_blocks(model: nn.Module, layers: int) -> list[str]:
 
 def check_limits(settings: Settings, loaded: Loaded) -> None:
     """Refuse settings that the model cannot take.
-
-    Args:
-        settings: of a run.
-        loaded: from :func:`mixout.finetune.models.load` or :func:`mixout.finetune.models.outline`.
 
     Raises:
         InputError: texts longer than the model has positions, more new top layers than it has blocks, layer-wise rates

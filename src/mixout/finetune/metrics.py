@@ -87,11 +87,6 @@ def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
 
     For accuracy that is the majority class. Every correlation with a constant is 0.
 
-    Args:
-        metric: name of the metric.
-        labels: the truth, shape ``(n,)``.
-        classes: number of the task's classes; ``None`` for a regression.
-
     Example:
         >>> chance("accuracy", [0, 1, 1, 1], classes=2)
         0.75
@@ -110,10 +105,6 @@ def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
 
 def check(name: str, *, regression: bool | None = None) -> None:
     """Refuse a metric that does not exist or does not fit the labels.
-
-    Args:
-        name: the metric asked for.
-        regression: whether labels are values; ``None`` when that is not known yet.
 
     Raises:
         InputError: the name is unknown, or belongs to the other kind of labels.

@@ -23,8 +23,8 @@ import torch
 
 from mixout._names import nearest
 from mixout.errors import InputError, MissingExtraError
+from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.extras import needs
-from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
 
@@ -61,12 +61,7 @@ class Loaded:
 
 
 def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loaded:
-    """Load a pretrained model for sequence classification or regression.
-
-    Args:
-        model: ``"minilm"``, a folder, or a name on the hub.
-        labels: names of the classes; None for regression.
-        init_seed: seeds the new parameters; the global streams are left as they were.
+    """Load a pretrained model for classification or regression (no labels): ``"minilm"``, a folder, or a hub name.
 
     Raises:
         InputError: there is no such model, it cannot be read, or it is not meant for text classification.
@@ -91,9 +86,6 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
 
 def load_causal(model: str) -> Loaded:
     """Load a pretrained causal language model. It has no new parameters: its output layer is pretrained.
-
-    Args:
-        model: a folder, or a name on the hub.
 
     Raises:
         InputError: there is no such model, it cannot be read, lacks pretrained weights, or sees the token that it is
@@ -143,10 +135,6 @@ def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -
 def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
     """A model's shape and tokenizer: all parameters on the meta device, none of them known to be new.
 
-    Args:
-        model: as for :func:`load`.
-        task_type: what it is to learn.
-
     Raises:
         InputError: there is no such model, it cannot be read, or it is not meant for this.
         MissingExtraError: the embedded model's package is not installed, or one that this model or tokenizer needs.
@@ -168,9 +156,6 @@ def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
 
 def revision(model: str) -> str:
     """What tells pretrained weights apart wherever they lie, without loading them.
-
-    Args:
-        model: as for :func:`load`.
 
     Returns:
         sha256 over a folder's weights, configuration and tokenizer; the commit of a model on the hub, which for a

@@ -86,10 +86,6 @@ class BERTAdam(AdamW):
 def build(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimizer that ``settings`` name, over the parameters of ``model`` that require a gradient.
 
-    Args:
-        model: already on the device that it will be trained on.
-        settings: ``optimizer``, ``learning_rate``, ``weight_decay`` and ``layer_decay`` are read.
-
     Raises:
         InputError: layer-wise rates are asked for, and the model has no list of blocks.
     """

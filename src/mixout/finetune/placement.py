@@ -17,7 +17,7 @@ from torch import Tensor
 import mixout
 from mixout import dropouts
 from mixout.errors import InputError
-from mixout.finetune.isolation import own_streams
+from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded
 from mixout.finetune.run_methods import Lora, add_lora_, measured
 from mixout.finetune.settings import Settings
@@ -32,15 +32,6 @@ def apply_methods(
     loaded: Loaded, settings: Settings, rows: Sequence[Batch] = (), saved: str | None = None
 ) -> dict[str, Tensor] | None:
     """Apply ``settings.method`` to the model; the anchor is the weights that it holds now.
-
-    Args:
-        loaded: the model, changed in place.
-        settings: of the run.
-        rows: one example each, from which a Fisher information is measured where the method asks for it.
-        saved: the file of an earlier measurement of this run.
-
-    Returns:
-        The Fisher information, where it was measured.
 
     Raises:
         InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model; or the model

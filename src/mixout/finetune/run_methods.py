@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 class Lora(Method):
     """Low-rank adapters.
 
-    Args:
-        r: rank, at least 1.
-
     Example:
         >>> parse("lora(8)+mixout(0.7)")[0]
         Lora(r=8)
@@ -132,17 +129,9 @@ def merge_lora_(model: nn.Module) -> None:
 def measured(
     methods: Sequence[Method], model: nn.Module, where: Selection, rows: Sequence[Batch], saved: str | None
 ) -> tuple[tuple[Method, ...], dict[str, Tensor] | None]:
-    """The library's methods, a decay with its Fisher information.
+    """The library's methods, a decay with its Fisher information; and that, to be saved, where it was measured here.
 
-    Args:
-        methods: as :func:`parse` gives them.
-        model: with its pretrained weights; where there is an accelerator it is left there.
-        where: which modules decay.
-        rows: one example each, of which as many as are asked for, evenly spread, are used.
-        saved: the file of an earlier measurement of this run.
-
-    Returns:
-        The methods, and what was measured, to be saved.
+    It is measured on as many of ``rows``, one example each, as are asked for, evenly spread; or read from ``saved``.
     """
     weights: dict[str, Tensor] | None = None
     found: list[Method] = []

@@ -24,9 +24,9 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts, collate
 from mixout.finetune.course import Report
 from mixout.finetune.describe import describe
-from mixout.finetune.drift import Closeness, Divergence, Drift, interpolated
+from mixout.finetune.drift import Divergence, Drift, interpolated
+from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.extras import needs
-from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.levels import check_limits, reinitialise_
 from mixout.finetune.placement import apply_methods
 from mixout.finetune.record import Record, write_atomically
@@ -66,9 +66,6 @@ def finetune(
         report: called with one line of progress now and then; None for silence.
         bars: show progress bars on stderr.
         cache: what earlier runs of this process have read, to be used again; the result is the same.
-
-    Returns:
-        The record, as written.
 
     Raises:
         InputError: settings, data or folder cannot be used; nothing has been written then.
@@ -116,11 +113,11 @@ def finetune(
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
-        close: Closeness
-        if isinstance(dev, DevTexts):
-            close = Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
-        else:
-            close = Drift(loaded, dev.task.original, settings.max_length)
+        close = (
+            Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
+            if isinstance(dev, DevTexts)
+            else Drift(loaded, dev.task.original, settings.max_length)
+        )
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with run.accelerator.main_process_first():
             checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)

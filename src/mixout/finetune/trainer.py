@@ -178,16 +178,6 @@ def build(
 ) -> TextTrainer:
     """Everything up to training, so that whatever can be wrong is found before a run is begun.
 
-    Args:
-        settings: resolved.
-        place: the run's folder; an empty folder for the checkpoints is made in it.
-        loaded: the model, with its method applied; it moves to the device.
-        task: the data.
-        examples: its training set, encoded.
-        dev: its dev set, encoded; says what is minimised, scores each evaluation and keeps the last predictions.
-        report: called with one line of progress now and then.
-        bars: show progress bars.
-
     Raises:
         InputError: settings that transformers, the machine or the model does not take.
     """
@@ -226,15 +216,7 @@ def build(
 
 
 def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
-    """Train the model in place.
-
-    Args:
-        run: as :func:`build` made it.
-        checkpoint: where to go on from; None to start.
-
-    Returns:
-        The Trainer's state, with the history of the whole run.
-    """
+    """Train the model in place."""
     # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
     set_seed(run.args.seed)
     # What a language model knew before is part of the result. A resumed run has it in its checkpoint.

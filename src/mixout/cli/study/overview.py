@@ -175,14 +175,7 @@ def _table(
     *,
     done: Collection[str] = (),
 ) -> str:
-    """One row a cell: its runs by state, and with a clock how long the missing ones take.
-
-    Args:
-        runs: of a study, or those that were run.
-        contents: of the ledger.
-        clock: knows how long runs take.
-        done: identities of runs that ended elsewhere.
-    """
+    """One row a cell: its runs by state, and with a clock how long the missing ones take."""
     cells: dict[tuple[str, str], list[Planned | Run]] = {}
     for run in runs:
         factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))

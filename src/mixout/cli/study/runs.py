@@ -75,12 +75,7 @@ def retry(args: argparse.Namespace) -> int:
 
 
 def guarded(work: Callable[[Report], int], place: str | Path) -> int:
-    """Do it with lines of progress, and say what to do where it does not come to its end.
-
-    Args:
-        work: is given where lines go, and returns the exit status.
-        place: where finished runs are kept.
-    """
+    """Do it with lines of progress, and say what to do where it does not come to its end."""
     try:
         with Lines() as lines:
             return work(lines)

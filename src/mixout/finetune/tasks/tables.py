@@ -74,12 +74,6 @@ class Table:
     def check(self, good: Iterable[bool], got: Sequence[object], expected: str, remedy: str) -> None:
         """Refuse the rows that are not good, in one message: what is wrong with the first, and how many there are.
 
-        Args:
-            good: whether each row can be used.
-            got: what each row has instead.
-            expected: what it should have.
-            remedy: what to do.
-
         Raises:
             InputError: a row is not good.
         """
@@ -152,12 +146,7 @@ def read_csv(path: Path) -> Table:
 
 
 def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
-    """Read tab-separated values; quotation marks mean nothing.
-
-    Args:
-        path: the file.
-        header: the columns of a file that does not name them in its first line.
-    """
+    """Read tab-separated values; quotation marks mean nothing."""
     # Not str.splitlines: that also splits at U+0085 and U+2028, which occur inside sentences.
     rows = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n")]
     if header is None:
