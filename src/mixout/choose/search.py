@@ -54,19 +54,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came out of one run.
+    """What came out of one run."""
 
-    Args:
-        score: higher is better.
-        predictions: for the part's rows.
-        seconds: that it took.
-        new: whether it was made now.
-    """
-
-    score: float
-    predictions: tuple[float, ...]
+    score: float  # higher is better
+    predictions: tuple[float, ...]  # for the part's rows
     seconds: float
-    new: bool = False
+    new: bool = False  # made now
 
 
 Splits = dict[tuple[int, int], Trained]

@@ -41,60 +41,36 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One candidate in the table of what was tried.
-
-    Args:
-        candidate: method and learning rate.
-        runs: how many.
-        seconds: that they took.
-        mean: of their scores. The best of several is too good to be expected again.
-        difference: from the chosen one over the runs that both have; None for fewer than three, and for the chosen one.
-        verdict: in words.
-    """
+    """One candidate in the table of what was tried."""
 
     candidate: Candidate
     runs: int
     seconds: float
-    mean: float
-    difference: Estimate | None
-    verdict: str
+    mean: float  # the best of several is too good to be expected again
+    difference: (
+        Estimate | None
+    )  # from the chosen one over the runs that both have; None for it, and for fewer than three
+    verdict: str  # in words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen, and what that is worth.
-
-    Args:
-        method: chosen.
-        learning_rate: chosen.
-        metric: name of the score.
-        expected: score on new data of a model that is chosen so; None where no part was judged.
-        default: score of the default on the same rows.
-        gain: how much higher it is than that of the default.
-        judged_rows: on how many rows.
-        table: everything that was tried, the chosen one first.
-        alike: what cannot be told apart from the chosen one.
-        runs: how many were made, without the final training.
-        seconds: that they took.
-        dev: scores of the final model on the dev rows, where there are some; they were not used before.
-        model: folder of the final model.
-        sentence: how the choice compares with the default.
-    """
+    """What was chosen, and what that is worth."""
 
     method: str
     learning_rate: float
     metric: str
-    expected: Estimate | None
-    default: float | None
-    gain: Estimate | None
+    expected: Estimate | None  # score on new data of a model that is chosen so; None where no part was judged
+    default: float | None  # score of the default on the same rows
+    gain: Estimate | None  # how much higher it is than that of the default
     judged_rows: int
-    table: tuple[Row, ...]
-    alike: tuple[str, ...]
-    runs: int
+    table: tuple[Row, ...]  # everything that was tried, the chosen one first
+    alike: tuple[str, ...]  # what cannot be told apart from the chosen one
+    runs: int  # without the final training
     seconds: float
-    dev: Mapping[str, float]
+    dev: Mapping[str, float]  # scores of the final model on the dev rows, where there are some; not used before
     model: Path
-    sentence: str
+    sentence: str  # how the choice compares with the default
 
 
 def expected(

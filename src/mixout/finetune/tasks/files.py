@@ -36,17 +36,12 @@ DEV = ("dev", "validation")
 class Columns:
     """Which columns to read.
 
-    Attributes:
-        text: the text.
-        pair: the second text, which must be there; ``None``: "text_pair", where the files have it.
-        label: the label.
-
     Raises:
         InputError: a name is empty or occurs twice.
     """
 
     text: str = "text"
-    pair: str | None = None
+    pair: str | None = None  # the second text, which must be there; None: "text_pair", where the files have it
     label: str = "label"
 
     def __post_init__(self) -> None:

@@ -23,19 +23,12 @@ _NAMED = 5  # so many rows are named by a message about many
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of one file, column by column.
+    """Rows of one file, column by column."""
 
-    Attributes:
-        name: the file's name.
-        columns: the cells of each column that has a name; a cell that the file leaves out is ``None``.
-        lines: where each row starts in the file, counted from 1 (Parquet has rows instead of lines).
-        unit: what ``lines`` counts: "line" or "row".
-    """
-
-    name: str
-    columns: Mapping[str, Sequence[object]]
-    lines: Sequence[int]
-    unit: str = "line"
+    name: str  # of the file
+    columns: Mapping[str, Sequence[object]]  # those that have a name; a cell that the file leaves out is None
+    lines: Sequence[int]  # where each row starts in the file, from 1
+    unit: str = "line"  # what they count; Parquet has rows
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
         """Refuse a table without these columns.
