@@ -1,17 +1,40 @@
 """Lines of progress on stderr: where there is a terminal, those that begin with two spaces replace each other.
 
-Or above and below a table of mean scores that fills while runs end.
+Or above and below a table of mean scores that fills while runs end. And tables of text.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 2) -> str:
+    """Columns of text, the first ``left`` to the left and the others to the right.
+
+    Example:
+        >>> print(aligned([["task", "method", "n"], ["\u6570\u636e", "plain", "12"]]))
+        task  method   n
+        \u6570\u636e  plain   12
+    """
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
+        cells = [cell + gap if at < left else gap + cell for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Of a terminal's columns: Chinese letters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 class Lines:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mixout.cli.lines import aligned
 from mixout.cli.study.declared import command, declared, known
 from mixout.errors import InputError
 from mixout.study.analysis.restarts import fewest_restarts
@@ -197,31 +197,6 @@ def _state(run: Planned | Run, contents: Contents, done: Collection[str]) -> str
     if run.id in done or (entry is not None and entry.record is not None):
         return "done"
     return "missing" if entry is None else "failed"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first two to the left and the others to the right.
-
-    Example:
-        >>> print(aligned([["task", "method", "n"], ["\u6570\u636e", "plain", "12"]]))
-        task  method   n
-        \u6570\u636e  plain   12
-    """
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        lines.append(
-            "  ".join(
-                cell + gap if at < 2 else gap + cell for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))
-            )
-        )
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Of a terminal's columns: Chinese letters take two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _count(number: int, what: str) -> str:

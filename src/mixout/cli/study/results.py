@@ -131,14 +131,8 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.reporting import report_on
 
     contents = Ledger(args.ledger).read()
-    study, planned, options, title, baseline = (
-        None,
-        None,
-        ["--ledger", args.ledger],
-        Path(args.ledger).name,
-        args.baseline,
-    )
-    commands: list[str] = []
+    study, planned, options = None, None, ["--ledger", args.ledger]
+    title, baseline, commands = Path(args.ledger).name, args.baseline, []
     if args.file is not None:
         study, grid = _asked(args, contents)
         planned = wanted(study, grid, contents)
