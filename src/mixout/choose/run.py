@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout.choose import parts, reporting, verdict
+from mixout.choose import parts, verdict
 from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
@@ -123,8 +123,8 @@ def choose(
         sentence=verdict.sentence(task.metric, tried, default, value, gain),
     )
     with writing(place):
-        write_atomically(choice.model / "README.md", card.write(record, result=reporting.result(choice)))
-        reporting.write(choice, search, place)
+        write_atomically(choice.model / "README.md", card.write(record, result=verdict.result(choice)))
+        verdict.write(choice, search, place)
     return choice
 
 

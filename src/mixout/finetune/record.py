@@ -43,41 +43,75 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one run did."""
+    """What one run did.
 
-    status: str  # "finished", or "diverged" where a loss was not finite or got out of hand
-    settings: Settings  # resolved, with every seed
-    digest: str  # of the settings, the run's identity
-    metric: str  # name of the score that counts
-    score: float  # its value at the end, on the dev set
-    scores: dict[str, float]  # all of the task's scores at the end
-    chance: float  # what a constant answer scores on the dev set
-    evaluations: tuple[Evaluation, ...]  # in the order of the steps; a language model's begin at step 0
-    training: tuple[Progress, ...]  # the course of the training loss
-    # For the dev set, in its order: numbers of classes, or values; of a document its mean log-likelihood.
+    Args:
+        status: ``"finished"``, or ``"diverged"`` where a loss was not finite or got out of hand.
+        settings: resolved, with every seed.
+        digest: of the settings, the run's identity.
+        metric: name of the score that counts.
+        score: its value at the end, on the dev set.
+        scores: all of the task's scores at the end.
+        chance: what a constant answer scores on the dev set.
+        evaluations: in the order of the steps; that of a language model begins at step 0, before training.
+        training: the course of the training loss.
+        predictions: for the dev set, in its order: numbers of classes, or values; of a language model each document's
+            mean log-likelihood.
+        labels: names of the classes; None for a regression or a language model.
+        train_size: examples or documents trained on.
+        dev_size: examples or documents in the dev set.
+        steps: optimizer steps.
+        parameters: number of parameters of the model.
+        new_parameters: names of those without pretrained weights.
+        distance: ``||w - w_pre||`` over every parameter that has pretrained weights, mixed or not.
+        distance_by_layer: the same for each module.
+        coverage: what the method covers: counts of layers, shares of parameters and FLOPs.
+        gradient: convention of the mixing method's gradient, ``"exact"`` or ``"paper"``; None without mixing.
+        seconds: spent in training; evaluations, loading and work lost in an interruption are not counted.
+        evaluation_seconds: spent in evaluations.
+        peak_memory: bytes at the run's peak, ``host`` and ``device``; None where it cannot be measured. Where the
+            system cannot forget the process's earlier peak (other than Linux), ``host`` is that of the process.
+        source: where model and data came from, in words.
+        fingerprints: sha256 of what went in: ``anchor``, ``train``, ``dev``, ``weights``, and ``original`` text.
+        versions: of mixout, Python and the libraries.
+        hardware: processor, cores, accelerator, operating system.
+        finished_at: UTC, ISO 8601.
+        chosen: settings that nobody named, each with its value and why it was chosen, in words.
+        interpolated: for each t of ``--interpolate`` the scores of the model at u + t (w - u), and ``t``.
+        verdict: where a run has failed, what happened and what to try; else empty.
+    """
+
+    status: str
+    settings: Settings
+    digest: str
+    metric: str
+    score: float
+    scores: dict[str, float]
+    chance: float
+    evaluations: tuple[Evaluation, ...]
+    training: tuple[Progress, ...]
     predictions: tuple[float, ...]
-    labels: tuple[str, ...] | None  # names of the classes; None for a regression or a language model
-    train_size: int  # examples or documents
+    labels: tuple[str, ...] | None
+    train_size: int
     dev_size: int
-    steps: int  # of the optimizer
-    parameters: int  # their number
-    new_parameters: tuple[str, ...]  # names of those without pretrained weights
-    distance: float  # ||w - w_pre|| over every parameter that has pretrained weights, mixed or not
+    steps: int
+    parameters: int
+    new_parameters: tuple[str, ...]
+    distance: float
     distance_by_layer: dict[str, float]
-    coverage: dict[str, Any]  # of the method: counts of layers, shares of parameters and FLOPs
-    gradient: str | None  # convention of the mixing method's gradient; None without mixing
-    seconds: float  # of training, without evaluations, loading and work lost in an interruption
+    coverage: dict[str, Any]
+    gradient: str | None
+    seconds: float
     evaluation_seconds: float
-    # Peak bytes, host and device; None where unknown. Other systems than Linux count from the start of the process.
     peak_memory: dict[str, int | None]
-    source: dict[str, str]  # where model and data came from, in words
-    fingerprints: dict[str, str | None]  # sha256 of what went in: anchor, train, dev, weights, original text
+    source: dict[str, str]
+    fingerprints: dict[str, str | None]
     versions: dict[str, str]
     hardware: dict[str, Any]
-    finished_at: str  # UTC, ISO 8601
-    chosen: dict[str, str] = field(default_factory=dict)  # settings that nobody named: value and reason, in words
-    interpolated: tuple[dict[str, float], ...] = ()  # scores of the models at u + t (w - u), and t
-    verdict: str = ""  # where a run has failed, what happened and what to try
+    finished_at: str
+    chosen: dict[str, str] = field(default_factory=dict)
+    interpolated: tuple[dict[str, float], ...] = ()
+    verdict: str = ""
 
     def to_json(self) -> str:
         """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""

@@ -23,12 +23,11 @@ from mixout.finetune.batches import DevSet, Example, cut_texts
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts, collate
 from mixout.finetune.course import Report
-from mixout.finetune.describe import describe
+from mixout.finetune.data import describe
 from mixout.finetune.drift import Divergence, Drift, interpolated
 from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.extras import needs
-from mixout.finetune.levels import check_limits, reinitialise_
-from mixout.finetune.placement import apply_methods
+from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically
 from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings

@@ -20,10 +20,9 @@ import torch
 
 from mixout.errors import MissingExtraError
 from mixout.finetune import folder, optimizers
-from mixout.finetune.arguments import arguments, without_launcher
 from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
-from mixout.finetune.course import Bars, Course, Report
+from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
