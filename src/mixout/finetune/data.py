@@ -19,9 +19,9 @@ from pathlib import Path
 from mixout.errors import InputError
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Columns, Split, Task, few_sample, files, is_path, load_task
+from mixout.finetune.tasks import Columns, Task, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
-from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.tasks.documents import Corpus
 from mixout.finetune.tasks.tables import number
 
 # What only labelled text has, and its value where there is none.
@@ -118,21 +118,14 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
             f"{cut[0]} of {len(task.train)} training texts and {cut[1]} of {len(task.dev)} dev texts are cut: they are "
             f"longer than max_length, {max_length} tokens"
         )
-    known = set(_keys(task.train))
-    double = sum(key in known for key in _keys(task.dev))
+    known = set(task.train.questions())
+    double = sum(key in known for key in task.dev.questions())
     if double:
         notes.append(
             f"{double} of {len(task.dev)} dev {kind} are also training {kind}: the score on new texts will be "
             "lower; remove them from one side"
         )
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
-
-
-def _keys(part: Split | Documents) -> list[tuple[str, str | None]]:
-    """What a row asks, without its answer."""
-    if isinstance(part, Documents):
-        return list(zip(part.text, part.prompt or [None] * len(part), strict=True))
-    return list(zip(part.text, part.pair or [None] * len(part), strict=True))
 
 
 def _classes(task: Task, names: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
     if settings.batch_size is None:
         settings = replace(settings, batch_size=batch_size(rows))
         why["batch_size"] = f"batch size {settings.batch_size}: for {rows:,} {kind}"
-    steps = math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
+    steps = steps_per_epoch(rows, settings)
     if settings.epochs is None and settings.max_steps is not None:
         settings = replace(settings, epochs=settings.max_steps / steps)
     elif settings.epochs is None:
@@ -95,6 +95,11 @@ def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
 def _shortens(method: Method) -> bool:
     """Whether a method masks the gradient, by which Adam's steps are shorter."""
     return isinstance(method, MixingMethod) and method.anchor != "zero" and method.gradient != "dense"
+
+
+def steps_per_epoch(rows: int, settings: Settings) -> int:
+    """Optimizer steps in one pass over the training data."""
+    return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
 
 
 def batch_size(rows: int) -> int:

@@ -11,7 +11,6 @@ that all have as many, count for nothing.
 # ruff: noqa: ANN401  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mixout.finetune import folder, optimizers
 from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
+from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
@@ -188,8 +188,7 @@ def build(
         new = getattr(model, "activation_checkpointing_enable", None)
         (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     args = arguments(settings, place, bars=bars)
-    steps_per_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulation)
-    course = Course(settings, steps_per_epoch, task, report)
+    course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
     first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
     with without_launcher():
         trainer = TextTrainer(

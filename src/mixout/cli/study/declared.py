@@ -27,6 +27,12 @@ def declared(args: argparse.Namespace) -> Study:
     return study.with_settings(dict(map(_setting, args.set)))
 
 
+def check_no_file(args: argparse.Namespace) -> None:
+    """Refuse what changes a study where none is named."""
+    if args.restarts is not None or args.set:
+        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+
+
 def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run]:
     """The runs of the tables that ``--known`` names, by identity, without those that failed.
 

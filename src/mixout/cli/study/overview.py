@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mixout.cli.lines import aligned
-from mixout.cli.study.declared import command, declared, known
+from mixout.cli.study.declared import check_no_file, command, declared, known
 from mixout.errors import InputError
 from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run
@@ -95,7 +95,7 @@ def status(args: argparse.Namespace) -> int:
     """Show what a ledger holds, of one study or at all."""
     contents = Ledger(args.ledger).read()
     if args.file is None:
-        _no_options_without_file(args)
+        check_no_file(args)
         runs: Sequence[Planned] | Sequence[Run] = contents.runs()
         shown = {run.id for run in runs}
     else:
@@ -140,7 +140,7 @@ def prune(args: argparse.Namespace) -> int:
     if args.file is not None:
         asked = {id for run in declared(args).runs() for id in (run.id, *run.former)}
     else:
-        _no_options_without_file(args)
+        check_no_file(args)
     contents = ledger.read()
     useless: dict[Path, str] = {}
     for folder in contents.leftovers:
@@ -161,11 +161,6 @@ def prune(args: argparse.Namespace) -> int:
     done = f"moved to {ledger.folder / 'trash'}" if args.yes else "would be moved to the trash; do so with --yes"
     print(f"{len(useless)} folders {done if useless else 'to remove'}")
     return 0
-
-
-def _no_options_without_file(args: argparse.Namespace) -> None:
-    if args.restarts is not None or args.set:
-        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
 
 
 def _table(

@@ -24,6 +24,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.text)
 
+    def questions(self) -> list[str]:
+        """What each row asks, without its answer."""
+        others = getattr(self, "pair", None) or getattr(self, "prompt", None) or [""] * len(self)
+        return [f"{text}\0{other}" for text, other in zip(self.text, others, strict=True)]
+
     def select(self, indices: Iterable[int]) -> Self:
         """The rows at these positions, in the order given."""
         rows = tuple(indices)
