@@ -31,11 +31,7 @@ FEWEST = 8 * PARTS
 
 
 def training_rows(settings: Settings) -> tuple[Task, bool]:
-    """The task, with its training rows alone, and whether it has dev rows of its own.
-
-    Raises:
-        InputError: the data cannot be read, or are too few to choose by.
-    """
+    """The task with its training rows alone, and whether it has dev rows; InputError if they are too few."""
     if settings.task_type == CAUSAL:
         raise InputError(f"expected labelled texts to choose by, got task_type={CAUSAL!r}; use mixout study for it")
     path, own_dev = Path(settings.task), True

@@ -81,11 +81,7 @@ class Search:
         self._run(default, (SEARCHED[0], 0), 1.0)
 
     def through(self, methods: Sequence[str], rate_of: Callable[[str], float]) -> list[Candidate]:
-        """Search and judge.
-
-        Returns:
-            The default and the best two others, the best first.
-        """
+        """Search and judge: the default and the best two others, the best first."""
         base = rate_of(PLAIN)
         self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
         [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)

@@ -73,10 +73,7 @@ def _texts(split: Split, tokenizer: Tokenizer) -> tuple[list[str], list[str] | N
 
 
 def _marks_pairs(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer puts a token between the texts of a pair, or tells them apart by their types.
-
-    Those of most decoders (GPT-2, Qwen) do neither: the two run together.
-    """
+    """Whether a tokenizer marks where the second text of a pair begins; those of most decoders do not."""
     pair = tokenizer("a", "b")
     if len(set(pair.get("token_type_ids", [0]))) > 1:
         return True
@@ -143,11 +140,7 @@ class DevSet:
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
     def score(self, outputs: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
-        """Scores from the model's outputs in the order of evaluation; the predictions are kept.
-
-        Args:
-            outputs: shape ``(n, classes)``, or ``(n, 1)`` for a regression.
-        """
+        """Scores from the outputs, ``(n, classes or 1)``, in the order of evaluation; the predictions are kept."""
         values = outputs.argmax(axis=-1) if self.task.labels is not None else outputs.reshape(len(self.order))
         found = np.empty_like(values)
         found[self.order] = values

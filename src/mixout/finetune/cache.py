@@ -82,11 +82,7 @@ class Cache:
         return loaded, {name: kept.state[name] for name in names if name in kept.state}
 
     def tokens(self, split: Split | Documents, max_length: int) -> list[Example]:
-        """A split in the tokens of the last model; shared, to be read.
-
-        Raises:
-            RuntimeError: no model was asked for yet.
-        """
+        """A split in the tokens of the last model; shared, to be read."""
         if self._model is None:
             raise RuntimeError("expected a model before its tokens, got none; call model() first")
         key = (split.fingerprint(), max_length)

@@ -143,21 +143,13 @@ def _short(place: str) -> str:
 
 
 def prepare(name: str) -> None:
-    """Make the repository on the hub before a run begins, so that what is wrong with it shows then.
-
-    Raises:
-        InputError: nobody is logged in, the name is not free, or the hub cannot be reached.
-    """
+    """Make the repository on the hub before a run begins; InputError where that cannot be."""
     with _hub(name):
         HfApi().create_repo(name, exist_ok=True)
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a finished run: model, tokenizer, card and record, without the paths of this machine.
-
-    Raises:
-        InputError: the hub refuses it, or cannot be reached.
-    """
+    """Upload a finished run without the paths of this machine; InputError where the hub refuses it."""
     settings = Record.read(folder).settings
     places = [settings.model, settings.task, settings.data_dir, settings.original, str(folder)]
     used = [Path(place) for place in places if place and Path(place).exists()]

@@ -193,11 +193,7 @@ _LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWN
 
 
 def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
-    """What the Trainer is told.
-
-    Raises:
-        InputError: settings that transformers or the machine does not take.
-    """
+    """What the Trainer is told; InputError for settings that transformers or the machine does not take."""
     if settings.batch_size % processes():
         raise InputError(
             f"expected a batch size that {processes()} processes can share, got {settings.batch_size}; choose a "

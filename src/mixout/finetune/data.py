@@ -53,11 +53,7 @@ def load(settings: Settings) -> Task | Corpus:
 
 
 def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
-    """The data with as much training data as ``train_size`` says.
-
-    Raises:
-        InputError: there is less.
-    """
+    """The data with as much training data as ``train_size`` says; InputError where there is less."""
     if settings.train_size is None:
         return task
     seed = settings.resolved().subset_seed or 0

@@ -71,11 +71,7 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
 
 
 def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
-    """The learning rate for a model and a method, and why.
-
-    Raises:
-        InputError: plain SGD, whose rates depend on the size of the gradient.
-    """
+    """The learning rate for a model and a method, and why; InputError for SGD, which has no rule."""
     if settings.optimizer == "sgd":
         raise InputError(
             "expected a learning rate beside optimizer='sgd', for which there is no default, got none; "

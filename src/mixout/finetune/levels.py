@@ -70,11 +70,7 @@ def layer_levels(model: nn.Module) -> dict[str, int]:
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """Name prefixes of the blocks, bottom first.
-
-    Raises:
-        InputError: the body has no module list.
-    """
+    """Name prefixes of the blocks, bottom first; InputError where the body has no module list."""
     body = getattr(model, "base_model", model)
     start = next((f"{name}." for name, module in model.named_modules() if module is body and name), "")
     found = [f"{start}{name}." for name, _ in body_blocks(body)]
@@ -113,11 +109,7 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
 
 
 def top_blocks(model: nn.Module, layers: int) -> list[str]:
-    """Name prefixes of the top ``layers`` blocks.
-
-    Raises:
-        InputError: the model has fewer, or none that can be found.
-    """
+    """Name prefixes of the top ``layers`` blocks; InputError where the model has fewer."""
     found = blocks(model)
     if layers > len(found):
         raise InputError(f"expected reinit_layers <= {len(found)}, the blocks that the model has, got {layers}")

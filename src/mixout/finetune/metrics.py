@@ -98,11 +98,7 @@ def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
 
 
 def check(name: str, *, regression: bool | None = None) -> None:
-    """Refuse a metric that does not exist or does not fit the labels, where their kind is known already.
-
-    Raises:
-        InputError: the name is unknown, or belongs to the other kind of labels.
-    """
+    """Refuse, by an InputError, a metric that does not exist or does not fit the labels, if their kind is known."""
     known = (*CLASSIFICATION, *REGRESSION)
     if name not in known:
         raise InputError(f"expected a metric of {', '.join(known)}, got {name!r}{nearest(name, known)}")

@@ -84,11 +84,7 @@ class BERTAdam(AdamW):
 
 
 def build(model: nn.Module, settings: Settings) -> Optimizer:
-    """The optimizer that ``settings`` name, over the parameters of ``model`` that require a gradient.
-
-    Raises:
-        InputError: layer-wise rates are asked for, and the model has no list of blocks.
-    """
+    """The optimizer that ``settings`` name; InputError for layer-wise rates in a model without a list of blocks."""
     chosen = groups(model, settings)
     if settings.optimizer == "bertadam":
         return BERTAdam(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))

@@ -80,11 +80,7 @@ METHODS: Mapping[str, type[Method]] = {**LIBRARY, "anchor_decay": MeasuredDecay,
 
 
 def parse(text: str) -> tuple[Method, ...]:
-    """The methods that ``text`` names.
-
-    Raises:
-        ValueError: as :func:`mixout.methods.parse` does, or LoRA is asked for twice.
-    """
+    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for LoRA twice."""
     found = parse_with(text, METHODS)
     if sum(isinstance(one, Lora) for one in found) > 1:
         raise ValueError(f"expected lora once, got {text!r}")

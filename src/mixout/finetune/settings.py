@@ -247,11 +247,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Settings from what :meth:`to_json` wrote; absent keys take their defaults.
-
-        Raises:
-            InputError: not a JSON object, or it has a key that is no setting.
-        """
+        """Settings from what :meth:`to_json` wrote; absent keys take their defaults, unknown ones are an InputError."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

@@ -180,11 +180,7 @@ def _fingerprints(
 def _fisher_rows(
     settings: Settings, task: Task | Corpus, loaded: models.Loaded, shared: Cache, examples: list[Example]
 ) -> list[Batch]:
-    """What a Fisher information is measured on: original text, or without any the training rows of an encoder.
-
-    Raises:
-        InputError: a language model without original text.
-    """
+    """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
     if isinstance(task, Corpus):

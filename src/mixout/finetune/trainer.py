@@ -175,11 +175,7 @@ def build(
     report: Report,
     bars: bool,
 ) -> TextTrainer:
-    """Everything up to training, so that whatever can be wrong is found before a run is begun.
-
-    Raises:
-        InputError: settings that transformers, the machine or the model does not take.
-    """
+    """Everything up to training; InputError for settings that transformers, the machine or the model does not take."""
     # Built later, on the device; what is wrong with it shows now.
     optimizers.groups(loaded.model, settings)
     if settings.gradient_checkpointing:

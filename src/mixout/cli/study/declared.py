@@ -16,11 +16,7 @@ from mixout.study.grid import Planned, Study
 
 
 def declared(args: argparse.Namespace) -> Study:
-    """The study of ``FILE``, ``--restarts`` and ``--set``.
-
-    Raises:
-        InputError: it cannot be.
-    """
+    """The study of ``FILE``, ``--restarts`` and ``--set``; InputError where it cannot be."""
     study = read(args.file)
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)

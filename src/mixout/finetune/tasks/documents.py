@@ -118,22 +118,14 @@ def load(path: Path, *, original: Path | None, column: str, metric: str | None) 
 
 
 def read_original(file: Path, column: str) -> Documents:
-    """Read text of the domain that a model knew before.
-
-    Raises:
-        InputError: there is no such file, or none that :func:`documents` can read.
-    """
+    """Read text of the domain that a model knew before; InputError if there is no such file."""
     if not file.is_file():
         raise InputError(f"expected original as a file with text that exists, got {os.fspath(file)!r}")
     return documents(file, column)
 
 
 def documents(file: Path, column: str) -> Documents:
-    """Read one file.
-
-    Raises:
-        InputError: it cannot be read, is empty, or a row lacks its text.
-    """
+    """Read one file; InputError if it cannot be read, is empty, or a row lacks its text."""
     if file.suffix.lower() not in ENDINGS:
         raise InputError(
             f"{file.name}: expected a file that ends in {', '.join(ENDINGS)}, got {file.suffix or 'no ending'!r}; "

@@ -120,11 +120,7 @@ def origin(parts: Sequence[Sequence[Path]]) -> str:
 
 
 def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> list[Path]:
-    """Find the file of a split, or all shards of it as the hub names them, ``train-00000-of-00002.parquet``.
-
-    Raises:
-        InputError: there is none, more than one, or not all shards.
-    """
+    """The file of a split, or all its shards, ``train-00000-of-00002.parquet``; InputError without, or with others."""
     files = _files(folder)
     found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
     shards = [(path, match) for path in files if (match := _SHARD.fullmatch(path.stem)) and match["stem"] in stems]
@@ -147,11 +143,7 @@ def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) 
 
 
 def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], list[int]]:
-    """Split the rows of a single file by a hash of their texts: one text in five is for the dev set.
-
-    Raises:
-        InputError: all fall on one side.
-    """
+    """Split rows by a hash of their texts, one text in five for the dev set; InputError if all fall on one side."""
     hashes = [int.from_bytes(hashlib.sha256(str(text).encode()).digest()[:8], "big") for text in texts]
     train = [row for row, value in enumerate(hashes) if value % 5]
     dev = [row for row, value in enumerate(hashes) if value % 5 == 0]
@@ -164,11 +156,7 @@ def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], li
 
 
 def texts_in(table: Table, column: str) -> tuple[str, ...]:
-    """Return a column in which every cell must hold text.
-
-    Raises:
-        InputError: one does not.
-    """
+    """A column in which every cell must hold text; InputError where one does not."""
     cells = table.columns[column]
     good = (isinstance(cell, str) and not is_empty(cell) for cell in cells)
     table.check(good, cells, f"text in column {column!r}", "fill or remove the row")

@@ -31,11 +31,7 @@ class Table:
     unit: str = "line"  # what they count; Parquet has rows
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
-        """Refuse a table without these columns.
-
-        Raises:
-            InputError: one is missing; the message lists those that exist.
-        """
+        """Refuse a table without these columns by an InputError that lists those that exist."""
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise InputError(
@@ -50,11 +46,7 @@ class Table:
 
     @staticmethod
     def joined(tables: Sequence[Table]) -> Table:
-        """Return the rows of all tables, one after the other, with the columns of the first.
-
-        Raises:
-            InputError: one lacks a column.
-        """
+        """The rows of all tables, with the columns of the first; InputError where one lacks a column."""
         first = tables[0]
         if len(tables) == 1:
             return first
@@ -65,11 +57,7 @@ class Table:
         return Table(name=f"{first.name} and the shards after it", columns=columns, lines=rows, unit="row")
 
     def check(self, good: Iterable[bool], got: Sequence[object], expected: str, remedy: str) -> None:
-        """Refuse the rows that are not good, in one message: what is wrong with the first, and how many there are.
-
-        Raises:
-            InputError: a row is not good.
-        """
+        """Refuse rows that are not good by one InputError: what is wrong with the first, and how many there are."""
         bad = [row for row, is_good in enumerate(good) if not is_good]
         if not bad:
             return
@@ -83,11 +71,7 @@ class Table:
         raise InputError(f"{message}; {remedy}")
 
     def check_varied(self, labels: Sequence[object]) -> None:
-        """Refuse labels that are the same in every row.
-
-        Raises:
-            InputError: they are.
-        """
+        """Refuse labels that are the same in every row, by an InputError."""
         if len(set(labels)) < 2:
             raise InputError(
                 f"{self.name}, {self.unit} {self.lines[0]}: expected at least 2 different labels to train on, got "
@@ -101,11 +85,7 @@ def is_empty(cell: object) -> bool:
 
 
 def read(path: Path) -> Table:
-    """Read a file by its extension.
-
-    Raises:
-        InputError: the file is absent, empty, of an unknown kind, not UTF-8, or malformed.
-    """
+    """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -240,11 +220,7 @@ def _table(path: Path, header: Sequence[str], rows: list[list[str]], lines: Sequ
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8, with or without a byte order mark, and drop line breaks at the end.
-
-    Raises:
-        InputError: the file is absent, empty or not UTF-8.
-    """
+    """Read UTF-8, with or without a byte order mark, without line breaks at the end; InputError as of :func:`read`."""
     try:
         data = path.read_bytes()
     except OSError as error:
