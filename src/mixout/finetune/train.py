@@ -106,8 +106,7 @@ def finetune(
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         if tell is not _silence:
-            _describe(task, loaded, (examples, dev), settings.max_length, tell)
-            for line in chosen.values():
+            for line in (*_describe(task, loaded, examples, dev, settings.max_length), *chosen.values()):
                 tell(line)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
@@ -205,23 +204,18 @@ def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | Dev
 
 
 def _describe(
-    task: Task | Corpus,
-    loaded: models.Loaded,
-    encoded: tuple[list[Example], DevSet | DevTexts],
-    max_length: int,
-    report: Report,
-) -> None:
-    """Say what the data are."""
-    cut = (0, 0)
-    if isinstance(task, Task) and isinstance(encoded[1], DevSet):
-        # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-        tokenizer = copy.deepcopy(loaded.tokenizer)
-        cut = (
-            cut_texts(task.train, encoded[0], tokenizer, max_length),
-            cut_texts(task.dev, encoded[1].examples, tokenizer, max_length),
-        )
-    for line in describe(task, cut=cut, max_length=max_length):
-        report(line)
+    task: Task | Corpus, loaded: models.Loaded, examples: list[Example], dev: DevSet | DevTexts, max_length: int
+) -> list[str]:
+    """What is said of the data."""
+    if not (isinstance(task, Task) and isinstance(dev, DevSet)):
+        return describe(task)
+    # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    cut = (
+        cut_texts(task.train, examples, tokenizer, max_length),
+        cut_texts(task.dev, dev.examples, tokenizer, max_length),
+    )
+    return describe(task, cut=cut, max_length=max_length)
 
 
 def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
