@@ -59,9 +59,7 @@ def predict(
     pair = pair_column or settings.pair_column or (OPTIONAL_PAIR if OPTIONAL_PAIR in table.columns else None)
     table.require([text, *([] if pair is None else [pair])], "name yours with --text-column or --pair-column")
     split = Split(
-        text=texts_in(table, text),
-        pair=None if pair is None else texts_in(table, pair),
-        label=(0,) * len(table.lines),
+        text=texts_in(table, text), pair=None if pair is None else texts_in(table, pair), label=(0,) * len(table.lines)
     )
     network, tokenizer = _load(folder)
     outputs = _outputs(network, tokenizer, split, max_length or settings.max_length)

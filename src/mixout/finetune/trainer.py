@@ -36,13 +36,7 @@ with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
     import transformers
     from safetensors.torch import load_model
-    from transformers import (
-        PrinterCallback,
-        ProgressCallback,
-        Trainer,
-        TrainerState,
-        set_seed,
-    )
+    from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, set_seed
 
 # An older Trainer would divide the loss of an accumulated batch once more, in silence.
 if not hasattr(Trainer, "loss_is_scaled_for_ga"):

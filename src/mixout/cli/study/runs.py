@@ -67,8 +67,7 @@ def retry(args: argparse.Namespace) -> int:
     runs = study.runs()
     return guarded(
         lambda report: _ended(
-            run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep, again=True),
-            args,
+            run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep, again=True), args
         ),
         args.ledger,
     )

@@ -19,11 +19,7 @@ EMBEDDED = "docstrings"
 
 
 def load_task(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    columns: Columns | None = None,
-    metric: str | None = None,
+    name: str, *, data_dir: str | Path | None = None, columns: Columns | None = None, metric: str | None = None
 ) -> Task:
     """Load a task.
 

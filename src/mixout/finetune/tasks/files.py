@@ -269,7 +269,5 @@ def _split(table: Table, names: tuple[str, ...] | None, train_size: int) -> Spli
         label = tuple(numbers[name] for name in labels)
     pair = table.columns.get("pair")
     return Split(
-        text=tuple(map(str, table.columns["text"])),
-        pair=None if pair is None else tuple(map(str, pair)),
-        label=label,
+        text=tuple(map(str, table.columns["text"])), pair=None if pair is None else tuple(map(str, pair)), label=label
     )
