@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
         given = from_file(Path(args.config), args.parser) | given
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
-    settings = _begun(given, folder) if resume else Settings(**RECIPES[given.get("recipe", "auto")] | _given(given))
+    settings = (
+        _begun(given, folder) if resume else Settings(**{**RECIPES[given.get("recipe", "auto")], **_given(given)})
+    )
     if "print_config" in given:
         print(_config(settings), end="")
         return 0

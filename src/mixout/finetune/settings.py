@@ -224,7 +224,9 @@ class Settings:
     def resolved(self) -> Settings:
         """The same run with every seed written out."""
         names = ("init_seed", "data_seed", "mask_seed")
-        seeds = {name: self.seed if getattr(self, name) is None else getattr(self, name) for name in names}
+        seeds: dict[str, Any] = {
+            name: self.seed if getattr(self, name) is None else getattr(self, name) for name in names
+        }
         return replace(self, subset_seed=self.subset_seed or 0, **seeds)
 
     def stream_seed(self, purpose: Literal["init", "data", "mask"]) -> int:
