@@ -33,6 +33,8 @@ _OF_LABELS = {
     "head_first": 0.0,
     "class_weights": "none",
 }
+_NAMED = 6  # so many classes are named one by one
+_MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
 
 def load(settings: Settings) -> Task | Corpus:
@@ -77,10 +79,6 @@ def _corpus(settings: Settings) -> Corpus:
         )
     original = None if settings.original is None else Path(settings.original)
     return text.load(Path(settings.task), original=original, column=settings.text_column, metric=settings.metric)
-
-
-_NAMED = 6  # so many classes are named one by one
-_MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
 
 def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) -> list[str]:
