@@ -21,9 +21,8 @@ from mixout.errors import InputError
 from mixout.finetune import trainer
 from mixout.finetune.batches import DevSet
 from mixout.finetune.cache import Cache
-from mixout.finetune.isolation import quiet
-from mixout.finetune.levels import reinitialise_
-from mixout.finetune.placement import apply_methods
+from mixout.finetune.environment import quiet
+from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.study.declaration import read

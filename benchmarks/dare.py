@@ -27,7 +27,7 @@ from mixout.delta import Delta
 from mixout.errors import InputError, MixoutError
 from mixout.finetune import models
 from mixout.finetune.batches import DevSet, encode
-from mixout.finetune.isolation import quiet
+from mixout.finetune.environment import quiet
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.tasks import Columns, load_task
 from table import Table

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from authors import apply_authors_
-from mixout.finetune.isolation import quiet
+from mixout.finetune.environment import quiet
 from mixout.finetune.models import load
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import few_sample, load_task

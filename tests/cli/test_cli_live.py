@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mixout.cli import demo, main
-from mixout.cli.live import LiveTable
+from mixout.cli.lines import LiveTable
 
 
 class Terminal(io.StringIO):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mixout.finetune.describe import describe
+from mixout.finetune.data import describe
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task, load_task
 from mixout.finetune.tasks.documents import Corpus, Documents

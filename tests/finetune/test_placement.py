@@ -12,7 +12,7 @@ import transformers
 import mixout
 from mixout.errors import InputError
 from mixout.finetune import models
-from mixout.finetune.placement import apply_methods
+from mixout.finetune.levels import apply_methods
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.layers import Mixed

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from mixout.errors import InputError
 from mixout.finetune import card, models
 from mixout.finetune.cache import Cache
-from mixout.finetune.placement import apply_methods
+from mixout.finetune.levels import apply_methods
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune

@@ -10,7 +10,7 @@ import torch
 
 import mixout
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import arguments, cache, folder
+from mixout.finetune import cache, course, folder
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +48,7 @@ def test_what_the_model_or_transformers_refuses_begins_no_run(settings, tmp_path
         def refuse(*_, **__):
             raise ValueError("Your setup doesn't support bf16/gpu.")
 
-        patch.setattr(arguments, "TrainingArguments", refuse)
+        patch.setattr(course, "TrainingArguments", refuse)
         with pytest.raises(InputError, match="bf16/gpu"):
             finetune(chosen, tmp_path / "out")
     with monkeypatch.context() as patch:

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from mixout.finetune.outcome import constant_losses
 from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks.documents import Corpus, Documents
-from mixout.finetune.verdict import constant_losses
 
 
 def task(train, dev, labels):

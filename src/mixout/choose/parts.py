@@ -31,11 +31,7 @@ FEWEST = 8 * PARTS
 
 
 def training_rows(settings: Settings) -> tuple[Task, bool]:
-    """The task, with its training rows alone, and whether it has dev rows of its own.
-
-    Raises:
-        InputError: the data cannot be read, or are too few to choose by.
-    """
+    """The task with its training rows alone, and whether it has dev rows; InputError if they are too few."""
     if settings.task_type == CAUSAL:
         raise InputError(f"expected labelled texts to choose by, got task_type={CAUSAL!r}; use mixout study for it")
     path, own_dev = Path(settings.task), True
@@ -58,7 +54,7 @@ def _check(train: Split, labels: Sequence[str] | None) -> None:
             f"expected at least {FEWEST} training rows to choose by, got {len(train)}; label more rows, or take the "
             "default: mixout finetune"
         )
-    texts = Counter(label for _, label in set(zip(_keys(train), train.label, strict=True)))
+    texts = Counter(label for _, label in set(zip(train.questions(), train.label, strict=True)))
     for number, name in enumerate(labels or ()):
         if texts[number] < PARTS:
             raise InputError(
@@ -71,7 +67,7 @@ def split(task: Task, seed: int) -> list[list[int]]:
     """The rows of each part."""
     strata = [0] * len(task.train) if task.labels is None else task.train.label
     splitter = StratifiedGroupKFold(PARTS, shuffle=True, random_state=seed)
-    return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=_keys(task.train))]
+    return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=task.train.questions())]
 
 
 def write(task: Task, parts: Sequence[Sequence[int]], folder: Path) -> list[Path]:
@@ -92,11 +88,6 @@ def write_all(task: Task, folder: Path) -> Path:
     for name in ("train.jsonl", "dev.jsonl"):
         _write_rows(place / name, task.train, task.labels)
     return place
-
-
-def _keys(rows: Split) -> list[str]:
-    """What a row asks, without its answer."""
-    return [f"{text}\0{pair}" for text, pair in zip(rows.text, rows.pair or [""] * len(rows), strict=True)]
 
 
 def _write_rows(path: Path, rows: Split, names: Sequence[str] | None) -> None:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import tempfile
 import time
@@ -20,14 +19,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout.choose import parts, reporting, verdict
+from mixout.choose import parts, verdict
 from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
 from mixout.finetune import card
 from mixout.finetune.cache import Cache
+from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.disk import writing
-from mixout.finetune.environment import NOTE
+from mixout.finetune.environment import NOTE, processes
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
@@ -123,8 +123,8 @@ def choose(
         sentence=verdict.sentence(task.metric, tried, default, value, gain),
     )
     with writing(place):
-        write_atomically(choice.model / "README.md", card.write(record, result=reporting.result(choice)))
-        reporting.write(choice, search, place)
+        write_atomically(choice.model / "README.md", card.write(record, result=verdict.result(choice)))
+        verdict.write(choice, search, place)
     return choice
 
 
@@ -146,7 +146,7 @@ def _check(settings: Settings) -> None:
         raise InputError(
             "expected no patience and no keep_best: they would look at the rows that a run is scored on; leave them out"
         )
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
 
 
@@ -248,8 +248,7 @@ def _estimate(settings: Settings) -> float:
             began = time.perf_counter()
             few = replace(settings, max_steps=min(steps, settings.max_steps or steps))
             record = finetune(few, Path(folder) / str(steps), keep_model=False, cache=cache)
-    of_epoch = math.ceil(math.ceil(record.train_size / settings.batch_size) / settings.accumulation)
-    steps = settings.max_steps or math.ceil(of_epoch * settings.epochs)
+    steps = settings.max_steps or math.ceil(steps_per_epoch(record.train_size, settings) * settings.epochs)
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
 
 

@@ -54,19 +54,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came out of one run.
+    """What came out of one run."""
 
-    Args:
-        score: higher is better.
-        predictions: for the part's rows.
-        seconds: that it took.
-        new: whether it was made now.
-    """
-
-    score: float
-    predictions: tuple[float, ...]
+    score: float  # higher is better
+    predictions: tuple[float, ...]  # for the part's rows
     seconds: float
-    new: bool = False
+    new: bool = False  # made now
 
 
 Splits = dict[tuple[int, int], Trained]
@@ -75,14 +68,7 @@ Train = Callable[[Candidate, int, int], Trained]
 
 
 class Search:
-    """The runs so far, and the time that they took.
-
-    Args:
-        train: makes a run, or finds one that was made before.
-        budget: seconds for all runs, with the final training on all rows.
-        default: the candidate that a single run without any choice would be.
-        tell: called with a line after each new run.
-    """
+    """The runs so far, and the time that they took."""
 
     def __init__(self, train: Train, budget: float, default: Candidate, tell: Callable[[str], None] = print) -> None:
         self.train = train
@@ -95,15 +81,7 @@ class Search:
         self._run(default, (SEARCHED[0], 0), 1.0)
 
     def through(self, methods: Sequence[str], rate_of: Callable[[str], float]) -> list[Candidate]:
-        """Search and judge.
-
-        Args:
-            methods: to be tried beside plain fine-tuning.
-            rate_of: the rule's learning rate for a method.
-
-        Returns:
-            The default and the best two others, the best first.
-        """
+        """Search and judge: the default and the best two others, the best first."""
         base = rate_of(PLAIN)
         self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
         [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)
@@ -116,12 +94,7 @@ class Search:
         return self.ranked(finalists)
 
     def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
-        """Those that were run, the best first, by their means over the splits that all of them have.
-
-        Args:
-            candidates: of equal ones the first is the better.
-            without: a part whose scores do not count.
-        """
+        """Those that were run, the best first, by their means over the splits that all have, ``without`` a part."""
         tried = [one for one in candidates if one in self.runs]
         common = [split for split in self.common(tried) if split[0] != without]
         return sorted(tried, key=lambda one: -self.mean(one, common))

@@ -1,13 +1,17 @@
-"""What a search has found: the expected score on new data, what cannot be told apart, and one sentence.
+"""What a search has found: the expected score on new data, what cannot be told apart, and one sentence; as a report.
 
 The expected score is nested: each judged part is scored by the candidate that is chosen without it. Its interval is
 over rows, Wilson's for an accuracy and else the percentile bootstrap's. Differences between candidates are paired over
 parts and repeats. Their t interval is widened by sqrt(1 + n/4) for n of them, since two runs share most of their
 training rows: C. Nadeau and Y. Bengio, Inference for the generalization error, Machine Learning 52 (2003) 239-281.
+
+The report is ``report.md``; every run, ``choose.csv``; a figure of score over learning rate, ``choose.png``.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +22,22 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from mixout.choose.parts import PARTS
-from mixout.choose.search import Candidate, Search
+from mixout.choose.search import PLAIN, USEFUL, Candidate, Search
 from mixout.finetune import metrics
+from mixout.finetune.defaults import in_short
+from mixout.finetune.extras import needs
+from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
 from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST, wilson
+from mixout.study.progress import in_words
+from mixout.study.report.theme import looks, style
+
+with needs("demo", "figures"):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 _RESAMPLES = 999
 FEW = "too few runs to compare"
@@ -41,60 +54,36 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One candidate in the table of what was tried.
-
-    Args:
-        candidate: method and learning rate.
-        runs: how many.
-        seconds: that they took.
-        mean: of their scores. The best of several is too good to be expected again.
-        difference: from the chosen one over the runs that both have; None for fewer than three, and for the chosen one.
-        verdict: in words.
-    """
+    """One candidate in the table of what was tried."""
 
     candidate: Candidate
     runs: int
     seconds: float
-    mean: float
-    difference: Estimate | None
-    verdict: str
+    mean: float  # the best of several is too good to be expected again
+    difference: (
+        Estimate | None
+    )  # from the chosen one over the runs that both have; None for it, and for fewer than three
+    verdict: str  # in words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen, and what that is worth.
-
-    Args:
-        method: chosen.
-        learning_rate: chosen.
-        metric: name of the score.
-        expected: score on new data of a model that is chosen so; None where no part was judged.
-        default: score of the default on the same rows.
-        gain: how much higher it is than that of the default.
-        judged_rows: on how many rows.
-        table: everything that was tried, the chosen one first.
-        alike: what cannot be told apart from the chosen one.
-        runs: how many were made, without the final training.
-        seconds: that they took.
-        dev: scores of the final model on the dev rows, where there are some; they were not used before.
-        model: folder of the final model.
-        sentence: how the choice compares with the default.
-    """
+    """What was chosen, and what that is worth."""
 
     method: str
     learning_rate: float
     metric: str
-    expected: Estimate | None
-    default: float | None
-    gain: Estimate | None
+    expected: Estimate | None  # score on new data of a model that is chosen so; None where no part was judged
+    default: float | None  # score of the default on the same rows
+    gain: Estimate | None  # how much higher it is than that of the default
     judged_rows: int
-    table: tuple[Row, ...]
-    alike: tuple[str, ...]
-    runs: int
+    table: tuple[Row, ...]  # everything that was tried, the chosen one first
+    alike: tuple[str, ...]  # what cannot be told apart from the chosen one
+    runs: int  # without the final training
     seconds: float
-    dev: Mapping[str, float]
+    dev: Mapping[str, float]  # scores of the final model on the dev rows, where there are some; not used before
     model: Path
-    sentence: str
+    sentence: str  # how the choice compares with the default
 
 
 def expected(
@@ -188,3 +177,90 @@ def _widened(found: Comparison) -> Estimate | None:
         return Estimate(value=found.difference, low=found.difference, high=found.difference)
     half = (found.high - found.low) / 2 * math.sqrt(1 + found.n / (PARTS - 1))
     return Estimate(value=found.difference, low=found.difference - half, high=found.difference + half)
+
+
+_HEAD = ("method", "learning rate", "runs", "time", "mean", "points from the chosen one", "")
+
+
+def result(choice: Choice) -> str:
+    """The sentence, and the scores that are worth something: for report and model card."""
+    parts = [choice.sentence]
+    if choice.expected is not None:
+        parts.append(
+            f"The expected score is from {choice.judged_rows} training rows in parts. Each part was answered by the "
+            f"candidate that is chosen without it, trained on the other rows. The default has "
+            f"{choice.metric} {choice.default:.3f} on the same rows. The model itself is trained on all rows."
+        )
+    if choice.dev:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in choice.dev.items())
+        parts.append(f"On the dev rows, which were not used before: {scores}.")
+    return "\n\n".join(parts)
+
+
+def text(choice: Choice) -> str:
+    """The report, Markdown."""
+    few = sum(row.verdict == FEW for row in choice.table)
+    alike = ", ".join(choice.alike) or "nothing that was compared in three runs or more"
+    return "\n\n".join(
+        [
+            "# What was chosen",
+            result(choice),
+            f"Cannot be told apart from it: {alike}.",
+            "# What was tried",
+            f"{choice.runs} runs, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
+            f"{len(choice.table)} candidates have too few runs in common with the chosen one: dropped early, or the "
+            "time was over.",
+            _markdown(choice),
+            "The means of the best are too good: the best of several has been lucky too. A difference is of the runs "
+            "that both have, with its 95 % interval. Every run is in `choose.csv`, in `choose.png` the means over the "
+            "learning rate.",
+        ]
+    )
+
+
+def write(choice: Choice, search: Search, place: Path) -> None:
+    """Write the report, the table of runs, and the figure."""
+    write_atomically(place / "report.md", text(choice) + "\n")
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["method", "learning_rate", "part", "repeat", choice.metric, "seconds"])
+    for one, splits in search.runs.items():
+        for (part, repeat), trained in splits.items():
+            rows.writerow([one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2)])
+    write_atomically(place / "choose.csv", table.getvalue())
+    _figure(choice, place / "choose.png")
+
+
+def _markdown(choice: Choice) -> str:
+    lines = [_HEAD, ("---",) * len(_HEAD), *map(_cells, choice.table)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    difference = "" if row.difference is None else f"{100 * row.difference.value:+.1f}"
+    if row.difference is not None:
+        difference += f" ({100 * row.difference.low:+.1f} to {100 * row.difference.high:+.1f})"
+    one = row.candidate
+    numbers = (in_short(one.rate), str(row.runs), in_words(row.seconds), f"{row.mean:.3f}")
+    return (f"`{one.method}`", *numbers, difference, row.verdict)
+
+
+def _figure(choice: Choice, path: Path) -> None:
+    """A line a method: mean score over learning rate; a point is as large as it has runs."""
+    with style():
+        figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for method, own in looks([row.candidate.method for row in choice.table], PLAIN).items():
+            rows = sorted(
+                (row for row in choice.table if row.candidate.method == method), key=lambda row: row.candidate.rate
+            )
+            rates, means = [row.candidate.rate for row in rows], [row.mean for row in rows]
+            axes.plot(rates, means, color=own.color, linestyle=own.line, marker=own.mark, label=method)
+            axes.scatter(rates, means, [20.0 * row.runs for row in rows], color=own.color, marker=own.mark)
+        axes.set(xscale="log", xlabel="learning rate", ylabel=f"mean {choice.metric} (larger points: more runs)")
+        ticks = sorted({row.candidate.rate for row in choice.table if row.candidate.method == PLAIN})
+        axes.set_xticks(ticks, [in_short(rate) for rate in ticks])
+        axes.minorticks_off()
+        axes.legend()
+        figure.savefig(path, dpi=150, metadata={"Software": None})

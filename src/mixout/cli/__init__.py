@@ -49,14 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: the arguments after the program's name; ``sys.argv[1:]`` by default.
-
-    Returns:
-        The exit status.
-    """
+    """Run one command."""
     for stream in (sys.stdout, sys.stderr):
         # A console or pipe with a code page has no sign for every letter of a file's name.
         if isinstance(stream, io.TextIOWrapper):

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 def run(args: argparse.Namespace) -> int:
     """Choose, with lines of progress on stderr, and print what was found."""
     from mixout.choose import METHODS, choose
-    from mixout.choose.reporting import text
+    from mixout.choose.verdict import text
     from mixout.cli.study.runs import guarded
 
     given = vars(args)

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixout.cli.lines import LiveTable, aligned
+
 if TYPE_CHECKING:
     from mixout.study.analysis.runs import Run
     from mixout.study.grid import Study
@@ -108,17 +110,11 @@ def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[R
     """A table that fills; None where there is no terminal."""
     if not sys.stderr.isatty():
         return None
-    from mixout.cli.live import LiveTable
-
     return LiveTable("learning rate", [one.label for one in study.methods], list(map(str, study.factors[RATE])), scores)
 
 
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:
-    """Mean scores, and how often two restarts answer differently; the latter is empty for one restart.
-
-    Args:
-        runs: of the study, without a gap.
-    """
+    """Mean scores, and how often two restarts answer differently; the latter is empty for one restart."""
     from mixout.study.analysis.predictions import instability
 
     different: dict[str, dict[str, float]] = {}
@@ -142,24 +138,15 @@ def table(means: Means) -> str:
 
     Example:
         >>> print(table({"plain": {"0.0005": 0.53, "0.001": 0.5}}))
-        learning rate  0.0005   0.001
-        plain           0.530   0.500
+        learning rate  0.0005  0.001
+        plain           0.530  0.500
     """
-    head = "learning rate"
-    width = max(map(len, [head, *means]))
-    rows = [
-        (head, list(next(iter(means.values())))),
-        *((name, [f"{v:.3f}" for v in means[name].values()]) for name in means),
-    ]
-    return "\n".join(f"{name:{width}}" + "".join(f"{value:>8}" for value in values) for name, values in rows)
+    rows = [[name, *(f"{mean:.3f}" for mean in of_rate.values())] for name, of_rate in means.items()]
+    return aligned([["learning rate", *next(iter(means.values()))], *rows], left=1)
 
 
 def seen(means: Means, different: Means) -> list[str]:
     """What these runs showed, in plain sentences.
-
-    Args:
-        means: mean accuracy, from 0 to 1.
-        different: share of the dev sentences that two restarts answer differently; may be empty.
 
     Example:
         >>> means = {

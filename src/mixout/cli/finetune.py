@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixout.cli.lines import aligned
 from mixout.cli.options import add_settings, from_file
 from mixout.errors import InputError
 from mixout.finetune.settings import RECIPES, P, Settings
@@ -95,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
         given = from_file(Path(args.config), args.parser) | given
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
-    settings = _begun(given, folder) if resume else _settings(given)
+    settings = (
+        _begun(given, folder) if resume else Settings(**{**RECIPES[given.get("recipe", "auto")], **_given(given)})
+    )
     if "print_config" in given:
         print(_config(settings), end="")
         return 0
@@ -138,10 +141,6 @@ def _given(given: dict[str, Any]) -> dict[str, Any]:
     if "p" in given or "method" in values:
         values["method"] = _method(values.get("method"), given.get("p"))
     return values
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    return Settings(**{**RECIPES[given.get("recipe", "auto")], **_given(given)})
 
 
 def _begun(given: dict[str, Any], folder: str | None) -> Settings:
@@ -198,13 +197,11 @@ def _report(line: str) -> None:
 
 
 def _test(place: Path, file: str) -> str:
-    from mixout.cli.predict import told
-    from mixout.finetune.isolation import quiet
+    from mixout.finetune.environment import quiet
     from mixout.finetune.predict import predict
 
     with quiet():
-        answers = predict(place, file, place / "predictions.csv")
-    return told(answers.scores, f"{answers.rows} predictions: {answers.output}")
+        return predict(place, file, place / "predictions.csv")
 
 
 def _summary(record: Record, folder: Path) -> str:
@@ -215,16 +212,11 @@ def _summary(record: Record, folder: Path) -> str:
         if first.step == 0
     )
     failed = f"\n{record.verdict}" if record.verdict else ""
-    between = f"\n{_table(record.interpolated)}" if record.interpolated else ""
+    # The models between the pretrained weights, t = 0, and the trained ones, t = 1.
+    rows = [[f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in record.interpolated]
+    between = f"\n{aligned([[*record.interpolated[0]], *rows], left=0)}" if rows else ""
     return (
         f"{record.settings.method} on {record.settings.task}: {scores} "
         f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
         f"model, record.json and model card: {folder}"
     )
-
-
-def _table(rows: tuple[dict[str, float], ...]) -> str:
-    """The models between the pretrained weights, t = 0, and the trained ones, t = 1."""
-    lines = [[*rows[0]], *([f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -15,59 +15,35 @@ from mixout.errors import InputError
 from mixout.finetune.settings import FORMER, Settings
 
 _GROUPS = {
-    "model and data": (
-        "model",
-        "task",
-        "task_type",
-        "original",
-        "data_dir",
-        "text_column",
-        "pair_column",
-        "label_column",
-        "metric",
-        "max_length",
-        "train_size",
-    ),
-    "method": ("method", "where", "head"),
-    "training": (),
-    "evaluation, checkpoints, loggers": (
-        "evaluate",
-        "patience",
-        "keep_best",
-        "interpolate",
-        "save",
-        "logging_steps",
-        "report_to",
-    ),
-    "seeds": ("seed", "init_seed", "data_seed", "mask_seed", "subset_seed"),
+    "model and data": "model task task_type original data_dir text_column pair_column label_column metric max_length "
+    "train_size",
+    "method": "method where head",
+    "training": "",
+    "evaluation, checkpoints, loggers": "evaluate patience keep_best interpolate save logging_steps report_to",
+    "seeds": "seed init_seed data_seed mask_seed subset_seed",
 }
 # What other trainers call them.
 _ALIASES = {
-    "model": ("--model-name-or-path",),
-    "task": ("--dataset-name",),
-    "max_length": ("--max-seq-length",),
-    "epochs": ("--num-train-epochs",),
-    "batch_size": ("--per-device-train-batch-size", "--train-batch-size"),
-    "accumulation": ("--gradient-accumulation-steps",),
-    "warmup": ("--warmup-ratio",),
-    "schedule": ("--lr-scheduler-type",),
-    "label_smoothing": ("--label-smoothing-factor",),
-    "patience": ("--early-stopping-patience",),
-    "keep_best": ("--load-best-model-at-end",),
-    "save": ("--save-steps", "--save-strategy"),
-    "evaluate": ("--eval-strategy",),
+    "model": "model-name-or-path",
+    "task": "dataset-name",
+    "max_length": "max-seq-length",
+    "epochs": "num-train-epochs",
+    "batch_size": "per-device-train-batch-size train-batch-size",
+    "accumulation": "gradient-accumulation-steps",
+    "warmup": "warmup-ratio",
+    "schedule": "lr-scheduler-type",
+    "label_smoothing": "label-smoothing-factor",
+    "patience": "early-stopping-patience",
+    "keep_best": "load-best-model-at-end",
+    "save": "save-steps save-strategy",
+    "evaluate": "eval-strategy",
 }
-_METAVARS = {
+_METAVARS = dict.fromkeys(("metric", "text_column", "pair_column", "label_column"), "NAME") | {
     "model": "NAME|DIR",
     "task": "NAME|FILE|DIR",
     "original": "FILE",
     "data_dir": "DIR",
-    "metric": "NAME",
-    "text_column": "NAME",
-    "pair_column": "NAME",
-    "label_column": "NAME",
     "head_first": "EPOCHS",
-    "method": "METHOD",
     "where": "LAYERS",
     "save": "epoch|no|N",
     "interpolate": "T",
@@ -79,7 +55,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting, in groups."""
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     for item in fields(Settings):
-        title = next((title for title, names in _GROUPS.items() if item.name in names), "training")
+        title = next((title for title, names in _GROUPS.items() if item.name in names.split()), "training")
         _add_option(groups[title], item)
 
 
@@ -98,8 +74,8 @@ def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse
     if kind is bool:
         options |= {"nargs": "?", "const": True, "type": _truth, "metavar": "true|false"}
     group.add_argument(f"--{name.replace('_', '-')}", **options)
-    for alias in _ALIASES.get(name, ()):
-        group.add_argument(alias, **(options | {"help": argparse.SUPPRESS}))
+    for alias in _ALIASES.get(name, "").split():
+        group.add_argument(f"--{alias}", **(options | {"help": argparse.SUPPRESS}))
 
 
 def _steps_or_word(text: str) -> int | str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 
@@ -19,7 +18,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     )
     parser.add_argument("model", metavar="MODEL", help="folder that mixout finetune wrote, or another classifier's")
     parser.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
-    parser.add_argument("--output", metavar="FILE", help="default: predictions.csv in the working directory")
+    parser.add_argument("--output", default="predictions.csv", metavar="FILE", help="default: %(default)s")
     for name, text in (("text", "the text"), ("pair", "the second text"), ("label", "the label, to be scored")):
         parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column with {text}; default: as in training")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest input, in tokens; default: as in training")
@@ -27,21 +26,11 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Predict, and print where the answers are."""
-    from mixout.finetune.isolation import quiet
+    from mixout.finetune.environment import quiet
     from mixout.finetune.predict import predict
 
     names = ("text_column", "pair_column", "label_column", "max_length")
+    chosen = {name: getattr(args, name) for name in names}
     with quiet():
-        answers = predict(
-            args.model,
-            args.file,
-            Path(args.output or "predictions.csv"),
-            **{name: getattr(args, name) for name in names},
-        )
-    print(told(answers.scores, f"{answers.rows} predictions: {answers.output}"))
+        print(predict(args.model, args.file, args.output, **chosen))
     return 0
-
-
-def told(scores: dict[str, float], line: str) -> str:
-    """Where the predictions are, and what they score."""
-    return "; ".join(filter(None, [line, ", ".join(f"{name} {value:.4f}" for name, value in scores.items())]))

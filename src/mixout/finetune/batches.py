@@ -73,10 +73,7 @@ def _texts(split: Split, tokenizer: Tokenizer) -> tuple[list[str], list[str] | N
 
 
 def _marks_pairs(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer puts a token between the texts of a pair, or tells them apart by their types.
-
-    Those of most decoders (GPT-2, Qwen) do neither: the two run together.
-    """
+    """Whether a tokenizer marks where the second text of a pair begins; those of most decoders do not."""
     pair = tokenizer("a", "b")
     if len(set(pair.get("token_type_ids", [0]))) > 1:
         return True
@@ -89,13 +86,8 @@ def _marks_pairs(tokenizer: Tokenizer) -> bool:
 class DevSet:
     """The dev set of classes or values: the loss, and what evaluations keep and score.
 
-    It is sorted by length for evaluation: batches of like lengths hold little padding.
-
-    Args:
-        task: gives labels and metrics.
-        examples: of the dev split, in its order.
-        smoothing: of labels, in training.
-        balanced: whether every class counts the same in training, whatever its share of the training rows.
+    It is sorted by length for evaluation: batches of like lengths hold little padding. ``balanced``: every class
+    counts the same in training.
     """
 
     task: Task
@@ -148,11 +140,7 @@ class DevSet:
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
     def score(self, outputs: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
-        """Scores from the model's outputs in the order of evaluation; the predictions are kept.
-
-        Args:
-            outputs: shape ``(n, classes)``, or ``(n, 1)`` for a regression.
-        """
+        """Scores from the outputs, ``(n, classes or 1)``, in the order of evaluation; the predictions are kept."""
         values = outputs.argmax(axis=-1) if self.task.labels is not None else outputs.reshape(len(self.order))
         found = np.empty_like(values)
         found[self.order] = values
@@ -179,11 +167,6 @@ class Buckets(Sampler[int]):
     batches. What is left over, fewer than a batch, comes last. With RTE in batches of 32 the share of padding falls
     from 0.48 to about 0.1; sorting everything at once would save the rest, but nearly the same examples would meet in
     every epoch. It is another order than the paper's: scores of both should not be mixed in one comparison.
-
-    Args:
-        lengths: of the examples, in tokens.
-        batch_size: examples in a batch.
-        seed: with the epoch it decides the order; no global stream is drawn from.
 
     Example:
         >>> order = list(Buckets([3, 1, 9, 1, 9, 3], batch_size=2, seed=0))

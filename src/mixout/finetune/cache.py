@@ -14,14 +14,15 @@ import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixout.finetune import causal, data, models
 from mixout.finetune.batches import Example, encode
+from mixout.finetune.environment import own_streams
 from mixout.finetune.extras import needs
-from mixout.finetune.isolation import own_streams
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
@@ -29,7 +30,9 @@ from mixout.finetune.tasks.documents import Corpus, Documents
 
 with needs("hf", "fine-tuning"):
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+_OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column")
 
 
 class Cache:
@@ -79,28 +82,21 @@ class Cache:
         return loaded, {name: kept.state[name] for name in names if name in kept.state}
 
     def tokens(self, split: Split | Documents, max_length: int) -> list[Example]:
-        """A split in the tokens of the last model; shared, to be read.
-
-        Raises:
-            RuntimeError: no model was asked for yet.
-        """
+        """A split in the tokens of the last model; shared, to be read."""
         if self._model is None:
             raise RuntimeError("expected a model before its tokens, got none; call model() first")
         key = (split.fingerprint(), max_length)
         if key not in self._tokens:
             # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-            tokenizer = copy.deepcopy(self._model[1].tokenizer)
-            if isinstance(split, Documents):
-                self._tokens[key] = causal.encode(split, tokenizer, max_length)
-            else:
-                self._tokens[key] = encode(split, tokenizer, max_length)
+            tokenizer = copy.deepcopy(self._model[1].rest["tokenizer"])
+            encoded = causal.encode if isinstance(split, Documents) else encode
+            self._tokens[key] = encoded(split, tokenizer, max_length)  # type: ignore[arg-type]
         return self._tokens[key]
 
     def _task(self, settings: Settings) -> Task | Corpus:
         if settings.data_dir is not None or is_path(settings.task):
             return data.load(settings)
-        columns = (settings.text_column, settings.pair_column, settings.label_column)
-        key = (settings.task, settings.task_type, settings.original, settings.metric, *columns)
+        key = tuple(getattr(settings, name) for name in _OF_TASK)
         if key not in self._tasks:
             self._tasks[key] = data.load(settings)
         return self._tasks[key]
@@ -108,24 +104,17 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A model as it was loaded; what is not said here is as in :class:`Loaded`."""
+    """A model as it was loaded, to be made again."""
 
     kind: type[PreTrainedModel]
     config: PreTrainedConfig
     generation: GenerationConfig | None  # of a language model, which is saved with it
     state: dict[str, Tensor]  # parameters and buffers that the checkpoint holds, on the CPU
-    tokenizer: Tokenizer  # to be copied before it is used
-    new: frozenset[str]
-    source: str
-    sha256: str | None
+    rest: dict[str, Any]  # of Loaded
 
 
 def keep(loaded: Loaded) -> Pretrained:
-    """Copy what :func:`make` needs.
-
-    Args:
-        loaded: as it came, not trained yet.
-    """
+    """Copy what :func:`make` needs of a model that is not trained yet."""
     held = {name: value for name, value in loaded.model.state_dict().items() if name not in loaded.new}
     return Pretrained(
         kind=type(loaded.model),
@@ -133,19 +122,12 @@ def keep(loaded: Loaded) -> Pretrained:
         generation=copy.deepcopy(getattr(loaded.model, "generation_config", None)),
         # In one go, so that tied weights are one copy.
         state=copy.deepcopy(held),
-        tokenizer=copy.deepcopy(loaded.tokenizer),
-        new=loaded.new,
-        source=loaded.source,
-        sha256=loaded.sha256,
+        rest=copy.deepcopy({name: value for name, value in vars(loaded).items() if name != "model"}),
     )
 
 
 def make(kept: Pretrained, *, init_seed: int) -> Loaded:
-    """The model once more.
-
-    Args:
-        kept: stays as it is.
-        init_seed: seeds the new parameters; the global streams are left as they were.
+    """The model once more, its new parameters from a seed; the global streams are left as they were.
 
     Example:
         >>> from mixout.finetune.models import load
@@ -164,13 +146,7 @@ def make(kept: Pretrained, *, init_seed: int) -> Loaded:
             state_dict=copy.deepcopy(kept.state),
             dtype=torch.float32,
         )
-    return Loaded(
-        model=network,
-        tokenizer=copy.deepcopy(kept.tokenizer),
-        new=kept.new,
-        source=kept.source,
-        sha256=kept.sha256,
-    )
+    return Loaded(model=network, **copy.deepcopy(kept.rest))
 
 
 def _signature(model: str) -> Hashable:

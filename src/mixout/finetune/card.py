@@ -23,38 +23,14 @@ with needs("hf", "model cards"):
 
 # What a reader of the card asks first; the rest is in record.json.
 _TOLD = (
-    "method",
-    "where",
-    "head",
-    "optimizer",
-    "learning_rate",
-    "weight_decay",
-    "layer_decay",
-    "reinit_layers",
-    "warmup",
-    "epochs",
-    "head_first",
-    "batch_size",
-    "batching",
-    "accumulation",
-    "class_weights",
-    "max_grad_norm",
-    "max_length",
-    "precision",
-    "init_seed",
-    "data_seed",
-    "mask_seed",
-    "subset_seed",
+    "method where head optimizer learning_rate weight_decay layer_decay reinit_layers warmup epochs head_first "
+    "batch_size batching accumulation class_weights max_grad_norm max_length precision init_seed data_seed mask_seed "
+    "subset_seed"
 )
 
 
 def write(record: Record, *, result: str = "") -> str:
-    """The card's text, Markdown with the header that model hubs read.
-
-    Args:
-        record: of the run.
-        result: what is known of the model's score, instead of what the record says of it.
-    """
+    """The card's text, Markdown with the header that model hubs read; ``result`` in place of the record's scores."""
     settings = record.settings
     loader = "AutoModelForCausalLM" if _is_causal(record) else "AutoModelForSequenceClassification"
     parts = [
@@ -129,47 +105,36 @@ def _result(record: Record) -> str:
 
 
 def _caveats(record: Record) -> str:
-    below = record.score <= record.chance
     lines = [
         "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over "
         "many seeds.",
         "- The scores are on the dev set. Where settings were chosen by it, they are too good.",
     ]
-    if below:
+    if record.score <= record.chance:
         lines.insert(0, "- **This run is not better than a constant answer.** It failed; try another seed.")
     return "\n".join(lines)
 
 
 def _training(record: Record) -> str:
     new = ", ".join(f"`{name}`" for name in record.new_parameters) or "none"
+    mixed, layers = record.coverage["parameters_mixed"], record.coverage["layers_mixed"]
+    share = f"{layers} layers mixed, {mixed:.1%} of the parameters" if mixed else "nothing mixed"
+    gradient = f"; gradient convention `{record.gradient}`" if record.gradient else ""
+    hardware = record.hardware
+    machine = hardware["gpu"] or f"{hardware['cores']} cores of {hardware['processor']}"
     lines = [
         f"- Model: {record.source['model']}; {record.parameters:,} parameters; new, without pretrained weights: {new}.",
         f"- Data: {record.source['data']} {record.train_size:,} training examples, {record.dev_size:,} in the dev set.",
-        _method(record),
-        f"- {record.steps:,} steps in {record.seconds:,.0f} seconds on {_machine(record)}.",
+        f"- Method: `{record.settings.method}` on `{record.settings.where}`: {share}{gradient}. Distance from the "
+        f"pretrained weights: {record.distance:.4g}.",
+        f"- {record.steps:,} steps in {record.seconds:,.0f} seconds on {machine}.",
     ]
     return "\n".join(lines)
 
 
-def _method(record: Record) -> str:
-    mixed = record.coverage["parameters_mixed"]
-    share = (
-        f"{record.coverage['layers_mixed']} layers mixed, {mixed:.1%} of the parameters" if mixed else "nothing mixed"
-    )
-    gradient = f"; gradient convention `{record.gradient}`" if record.gradient else ""
-    return (
-        f"- Method: `{record.settings.method}` on `{record.settings.where}`: {share}{gradient}. Distance from the "
-        f"pretrained weights: {record.distance:.4g}."
-    )
-
-
 def _settings_table(settings: Settings) -> str:
-    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD]
+    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD.split()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
-
-
-def _machine(record: Record) -> str:
-    return str(record.hardware["gpu"] or f"{record.hardware['cores']} cores of {record.hardware['processor']}")
 
 
 def _short(place: str) -> str:
@@ -178,28 +143,13 @@ def _short(place: str) -> str:
 
 
 def prepare(name: str) -> None:
-    """Make the repository on the hub before a run begins, so that what is wrong with it shows then.
-
-    Raises:
-        InputError: nobody is logged in, the name is not free, or the hub cannot be reached.
-    """
+    """Make the repository on the hub before a run begins; InputError where that cannot be."""
     with _hub(name):
         HfApi().create_repo(name, exist_ok=True)
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a finished run: model, tokenizer, card and record, without the paths of this machine.
-
-    Args:
-        folder: the run's.
-        name: of the repository, ``me/reviews``.
-
-    Returns:
-        Its address.
-
-    Raises:
-        InputError: the hub refuses it, or cannot be reached.
-    """
+    """Upload a finished run without the paths of this machine; InputError where the hub refuses it."""
     settings = Record.read(folder).settings
     places = [settings.model, settings.task, settings.data_dir, settings.original, str(folder)]
     used = [Path(place) for place in places if place and Path(place).exists()]

@@ -90,14 +90,7 @@ def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[
 
 @dataclass
 class DevTexts:
-    """Held-out text, and text of the original domain where there is some: the loss, and what evaluations keep of it.
-
-    Args:
-        corpus: gives the metrics.
-        dev: windows of its dev part, as :func:`encode` makes them.
-        original: windows of its original part; empty without one.
-        smoothing: of the predicted tokens, in training.
-    """
+    """Held-out text, and text of the original domain where there is some: the loss, and what evaluations keep of it."""
 
     corpus: Corpus
     dev: list[Example]

@@ -1,22 +1,28 @@
-"""When a run logs, evaluates, saves and stops, and what it says meanwhile; and the clock.
+"""What the Trainer is told; when a run logs, evaluates, saves and stops, and what it says meanwhile; and the clock.
 
 Everything happens at the end of an optimizer step and in one order, so a checkpoint holds all that came before it.
+Settings become arguments of the Trainer whatever a launcher has left in the environment.
 """
 
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mixout.finetune import folder, verdict
+from mixout.errors import InputError
+from mixout.finetune import folder, outcome
+from mixout.finetune.environment import processes
 from mixout.finetune.extras import needs
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
 
@@ -58,7 +64,7 @@ class Course(TrainerCallback):
         self.mean: Mean = lambda value: value
         self._shown, self._watched = _Sum(), _Sum()
         self._loss: float | None = None
-        self._constant = (verdict.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
+        self._constant = (outcome.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
 
     def seconds(self) -> float:
         """Spent in training so far, without evaluations; a resumed run counts on from its checkpoint."""
@@ -149,7 +155,7 @@ class Course(TrainerCallback):
             # In the history, which goes into the checkpoints.
             state.log_history.append({"first_loss": loss, "step": state.global_step})
             first = loss
-        self.diverged = not math.isfinite(loss) or (enough and verdict.diverges(loss, max(first, self._constant)))
+        self.diverged = not math.isfinite(loss) or (enough and outcome.diverges(loss, max(first, self._constant)))
 
 
 def _or_lowest(score: float) -> float:
@@ -180,3 +186,76 @@ class Bars(ProgressCallback):
         """Show the training loss."""
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}")
+
+
+_PLACES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWNCAST")
+
+
+def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
+    """What the Trainer is told; InputError for settings that transformers or the machine does not take."""
+    if settings.batch_size % processes():
+        raise InputError(
+            f"expected a batch size that {processes()} processes can share, got {settings.batch_size}; choose a "
+            f"multiple of {processes()}"
+        )
+    try:
+        with without_launcher():
+            args = _training_arguments(settings, place, bars=bars)
+    # Such as bf16 on a GPU that has none, or an accelerate that is too old.
+    except (ImportError, ValueError) as error:
+        raise InputError(f"expected settings that transformers takes on this machine, got: {error}") from error
+    if args.n_gpu > 1:
+        # Several visible GPUs would mean DataParallel, whose replicas leave the anchors on the first.
+        args._n_gpu = 1
+    return args
+
+
+@contextmanager
+def without_launcher() -> Iterator[None]:
+    """Hide what ``accelerate launch`` or ``accelerate config`` says of precision and compilation: settings decide.
+
+    And what says nothing: an empty number of processes, as some schedulers leave it, is none.
+    """
+    empty = [name for name in _PLACES if os.environ.get(name) == ""]
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_LAUNCHER) or name in empty}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
+    # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
+    judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
+    return TrainingArguments(
+        output_dir=str(place / folder.CHECKPOINTS),
+        per_device_train_batch_size=settings.batch_size // processes(),
+        per_device_eval_batch_size=judged,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        seed=settings.stream_seed("mask"),
+        data_seed=settings.stream_seed("data"),
+        # Course decides; the epochs of the Trainer do not survive a resume.
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        save_total_limit=folder.KEPT,
+        # A loss that is not finite is a result, not to be replaced by the average of those before.
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=not bars,
+        log_level="error",
+        label_names=["labels"],
+        use_cpu=not torch.accelerator.is_available(),
+        # Of a frozen body no gradient comes.
+        ddp_find_unused_parameters=settings.head_first > 0,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )

@@ -37,11 +37,6 @@ _CHARACTERS = 4  # of a token, roughly
 def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple[Settings, dict[str, str]]:
     """Choose what the settings leave open.
 
-    Args:
-        settings: those that are named stay as they are.
-        model: its shape is read, not its weights.
-        task: with the training data that are used.
-
     Returns:
         The settings without an open one, and for each that was chosen its value and reason in words.
 
@@ -66,7 +61,7 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
     if settings.batch_size is None:
         settings = replace(settings, batch_size=batch_size(rows))
         why["batch_size"] = f"batch size {settings.batch_size}: for {rows:,} {kind}"
-    steps = math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
+    steps = steps_per_epoch(rows, settings)
     if settings.epochs is None and settings.max_steps is not None:
         settings = replace(settings, epochs=settings.max_steps / steps)
     elif settings.epochs is None:
@@ -76,11 +71,7 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
 
 
 def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
-    """The learning rate for a model and a method, and why.
-
-    Raises:
-        InputError: plain SGD, whose rates depend on the size of the gradient.
-    """
+    """The learning rate for a model and a method, and why; InputError for SGD, which has no rule."""
     if settings.optimizer == "sgd":
         raise InputError(
             "expected a learning rate beside optimizer='sgd', for which there is no default, got none; "
@@ -100,6 +91,11 @@ def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
 def _shortens(method: Method) -> bool:
     """Whether a method masks the gradient, by which Adam's steps are shorter."""
     return isinstance(method, MixingMethod) and method.anchor != "zero" and method.gradient != "dense"
+
+
+def steps_per_epoch(rows: int, settings: Settings) -> int:
+    """Optimizer steps in one pass over the training data."""
+    return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
 
 
 def batch_size(rows: int) -> int:

@@ -24,9 +24,6 @@ class WriteError(OSError):
 def writing(folder: Path) -> Iterator[None]:
     """Turn every failure to write in the body into a :class:`WriteError` that names ``folder``.
 
-    Args:
-        folder: where the body writes.
-
     Raises:
         WriteError: a file could not be written; other errors pass through.
 

@@ -17,7 +17,7 @@ is the loss on text of the original domain; see :mod:`mixout.finetune.causal`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,20 +34,8 @@ from mixout.methods.likelihood import predictions
 _BATCH = 32
 
 
-class Closeness(Protocol):
-    """A measure of how close the model is to its start."""
-
-    def scores(self) -> dict[str, float]:
-        """By name, of the model as it is now."""
-
-
 class Drift:
     """Takes the embeddings of texts when it is made, and says later how far they have turned.
-
-    Args:
-        loaded: the model, with its pretrained weights.
-        texts: of the domain that it knew before; none are all right.
-        max_length: longest text, in tokens; longer ones are cut.
 
     Raises:
         InputError: the model's body is no encoder of text.
@@ -89,14 +77,7 @@ class Drift:
 
 
 class Divergence:
-    """The KL divergence of a causal language model from its start. No second model: the weights are exchanged.
-
-    Args:
-        model: any weights.
-        start: the pretrained ones by name; copied to the model's device while it measures.
-        windows: text in tokens, as :func:`mixout.finetune.causal.encode` makes it.
-        batch_size: windows at a time.
-    """
+    """The KL divergence of a causal language model from its start, by name. No second model: weights are exchanged."""
 
     def __init__(self, model: Any, start: Mapping[str, Tensor], windows: Sequence[Example], batch_size: int) -> None:  # noqa: ANN401
         self._model, self._start, self._windows, self._size = model, start, windows, batch_size
@@ -126,17 +107,9 @@ def interpolated(
     ts: Sequence[float],
     evaluate: Callable[[], dict[str, float]],
 ) -> tuple[dict[str, float], ...]:
-    """What models between the start and the end score (WiSE-FT, see :func:`mixout.interpolate_`).
+    """Scores of the models between the start, t = 0, and the end, t = 1 (WiSE-FT, :func:`mixout.interpolate_`), and t.
 
-    Args:
-        model: as it was trained; the same again at the end.
-        start: pretrained weights by name.
-        new: names of parameters without any, which stay as they were trained.
-        ts: the models, from 0, the start, to 1, the end.
-        evaluate: of the model as it is.
-
-    Returns:
-        For each t its scores, and ``t``.
+    Parameters that are ``new`` stay as they were trained; so is the whole model at the end.
     """
     trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
     where, found = pretrained_only(model, new, "all"), []

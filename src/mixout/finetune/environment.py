@@ -1,17 +1,25 @@
-"""On what a run ran: versions, hardware, peak memory. It measures nothing else."""
+"""The process and machine of a run: versions, hardware, memory; and how a run leaves the process as it found it.
+
+The random streams are those of the process: not for several threads.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import random
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mixout.finetune.extras import needs
 
 # Begins a line of progress that is about the machine rather than the run.
 NOTE = "note: "
@@ -117,3 +125,35 @@ def processes() -> int:
 def leads() -> bool:
     """Whether this process speaks and writes for all that train together."""
     return int(os.environ.get("RANK") or 0) == 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No advice and no bars for loading from transformers in the body; its errors still show."""
+    with needs("hf", "fine-tuning"):
+        from transformers.utils import logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def own_streams() -> Iterator[None]:
+    """The body may seed and draw: the global streams of Python, numpy and torch (CPU and CUDA) are put back."""
+    with needs("hf", "fine-tuning"):
+        import numpy as np
+    python, numpy = random.getstate(), np.random.get_state()
+    # Every device: torch.manual_seed reaches all of them.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -13,11 +13,7 @@ from mixout.errors import MissingExtraError, missing_module
 
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Turn a failing import in the body into an error that names the extra.
-
-    Args:
-        extra: name of the extra in ``mixout[...]``.
-        purpose: what the imports are for, as a noun phrase.
+    """Turn a failing import in the body, for a purpose such as "metrics", into an error that names the extra.
 
     Raises:
         MissingExtraError: a module of the body is not installed.

@@ -45,11 +45,7 @@ def unfinished(folder: Path) -> bool:
 
 
 def begun(folder: Path) -> Settings:
-    """The settings of the unfinished run in ``folder``.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The settings of the unfinished run in ``folder``; InputError where there is none."""
     if not unfinished(folder):
         raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
     return Settings.from_json(json.dumps(_plan(folder)["settings"]))
@@ -94,17 +90,7 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
 
 
 def check_space(folder: Path, *, weights: int, settings: Settings, keep_model: bool = True) -> None:
-    """Refuse to start a run whose files will not fit on the disk.
-
-    Args:
-        folder: the run's folder, which need not exist yet.
-        weights: size of the model in bytes.
-        settings: decide how many copies of the weights are written.
-        keep_model: whether the model itself is written in the end.
-
-    Raises:
-        InputError: too little is free.
-    """
+    """Refuse to start a run whose files will not fit on the disk, by an InputError."""
     # Adam keeps two numbers for each weight. A new checkpoint is written before the oldest is removed.
     each = 1 if settings.optimizer == "sgd" else 3
     checkpoints = 0 if settings.save == "no" else each * (KEPT + 1)
@@ -123,12 +109,6 @@ def begin(
     folder: Path, settings: Settings, chosen: dict[str, str], fingerprints: Mapping[str, str | None]
 ) -> tuple[Path | None, dict[str, str]]:
     """Take the folder for this run: create it, or find the last complete checkpoint of an unfinished run.
-
-    Args:
-        folder: of the run.
-        settings: complete.
-        chosen: which of them nobody named, and why they are what they are.
-        fingerprints: of what goes in.
 
     Returns:
         The checkpoint to go on from, or None to start from the beginning; and what was chosen when the run began.

@@ -1,4 +1,4 @@
-"""A model's blocks: how far from the bottom each parameter lies, new weights for the top ones, what the shape allows.
+"""A model's blocks and what its shape allows: layer-wise rates, new weights for the top ones; and where methods act.
 
 Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its decoder's. A
 model that keeps its blocks otherwise has no levels.
@@ -6,25 +6,36 @@ model that keeps its blocks otherwise has no levels.
 New top layers are the baseline "Re-init" of Zhang et al. 2021 (https://arxiv.org/abs/2006.05987): the top blocks of a
 pretrained encoder suit pretraining more than the task. As there, what lies above the blocks (a pooler, a last norm)
 starts anew, too. Such parameters count as new ones: nothing is anchored or measured there.
+
+Methods act where the settings say, but never on weights without pretrained values: their only anchor would be a random
+initialisation, and pulling there is a mistake that other implementations make in silence. Inside the body (a new
+pooler, say) such a layer is left out; where somebody asks for it by name, that is an error. Only ``head`` does it on
+purpose, as the paper's table 3 does: the new output layer mixed with its first weights, or its input dropped.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import mixout
+from mixout import dropouts
 from mixout._names import nearest
 from mixout.body import blocks as body_blocks
 from mixout.errors import InputError
-from mixout.finetune.isolation import own_streams
+from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded, longest_input
-from mixout.finetune.run_methods import Lora
+from mixout.finetune.run_methods import Lora, add_lora_, measured
 from mixout.finetune.settings import PRESETS, Settings
-from mixout.methods import MixingMethod
-from mixout.selection import resolve
+from mixout.integrations.huggingface import pretrained_only
+from mixout.layers import is_linear
+from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, Plain
+from mixout.methods.likelihood import Batch
+from mixout.selection import Selection, body, resolve
 
 
 def layer_levels(model: nn.Module) -> dict[str, int]:
@@ -59,11 +70,7 @@ def layer_levels(model: nn.Module) -> dict[str, int]:
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """Name prefixes of the blocks, bottom first.
-
-    Raises:
-        InputError: the body has no module list.
-    """
+    """Name prefixes of the blocks, bottom first; InputError where the body has no module list."""
     body = getattr(model, "base_model", model)
     start = next((f"{name}." for name, module in model.named_modules() if module is body and name), "")
     found = [f"{start}{name}." for name, _ in body_blocks(body)]
@@ -76,15 +83,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
-    """Give the top blocks new weights, in place.
-
-    Args:
-        loaded: changed; an output head that is new stays as it was drawn.
-        layers: number of blocks, from the top; 0 changes nothing.
-        seed: of the new weights; the global streams are left as they were.
-
-    Returns:
-        The same model, with the names of what is new now.
+    """Give the top blocks new weights, in place; a new output head stays. The global streams are left as they were.
 
     Raises:
         InputError: the model has fewer blocks, or none that can be found.
@@ -110,11 +109,7 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
 
 
 def top_blocks(model: nn.Module, layers: int) -> list[str]:
-    """Name prefixes of the top ``layers`` blocks.
-
-    Raises:
-        InputError: the model has fewer, or none that can be found.
-    """
+    """Name prefixes of the top ``layers`` blocks; InputError where the model has fewer."""
     found = blocks(model)
     if layers > len(found):
         raise InputError(f"expected reinit_layers <= {len(found)}, the blocks that the model has, got {layers}")
@@ -123,10 +118,6 @@ def top_blocks(model: nn.Module, layers: int) -> list[str]:
 
 def check_limits(settings: Settings, loaded: Loaded) -> None:
     """Refuse settings that the model cannot take.
-
-    Args:
-        settings: of a run.
-        loaded: from :func:`mixout.finetune.models.load` or :func:`mixout.finetune.models.outline`.
 
     Raises:
         InputError: texts longer than the model has positions, more new top layers than it has blocks, layer-wise rates
@@ -161,3 +152,85 @@ def _check_where(settings: Settings, loaded: Loaded) -> None:
             f"expected where as {', '.join(PRESETS)}, or a regular expression that matches a layer of "
             f"{settings.model!r}, got {settings.where!r}{nearest(settings.where, PRESETS)}"
         )
+
+
+def apply_methods(
+    loaded: Loaded, settings: Settings, rows: Sequence[Batch] = (), saved: str | None = None
+) -> dict[str, Tensor] | None:
+    """Apply ``settings.method`` to the model; the anchor is the weights that it holds now.
+
+    Raises:
+        InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model; or the model
+            has no head of the kind that ``head`` asks for.
+        MissingExtraError: LoRA is asked for, and peft is not installed.
+    """
+    methods, low_rank = settings.methods, next((m for m in settings.methods if isinstance(m, Lora)), None)
+    if loaded.new and any(isinstance(method, OutputAnchor) and method.on == "logits" for method in methods):
+        raise InputError(
+            f"expected output_anchor with on=hidden for a model whose head is new, got {settings.method!r}: a head "
+            "that nobody has trained has no answers to keep"
+        )
+    try:
+        where = _pretrained_only(loaded, methods, settings.where)
+        methods, measured_ = measured([m for m in methods if m is not low_rank], loaded.model, where, rows, saved)
+        if low_rank is not None:
+            with own_streams():
+                torch.manual_seed(settings.stream_seed("init"))
+                add_lora_(loaded.model, low_rank, where, loaded.new)
+            # Once more: the layers of the body are others now.
+            where = _pretrained_only(loaded, methods, settings.where)
+        if settings.head == "mixout":
+            where = _with_new_head(loaded, where)
+        # By a seed: the same masks on any number of processes.
+        mixout.apply_(loaded.model, methods or (Plain(),), where=where, seed=settings.stream_seed("mask"))
+    # Already a message for the user; it only has to become an error of the input.
+    except (TypeError, ValueError) as error:
+        raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error
+    if settings.head == "dropout":
+        _drop_before_head(loaded, next(method.p for method in methods if isinstance(method, MixingMethod)))
+    return measured_
+
+
+def _pretrained_only(loaded: Loaded, methods: Sequence[Method], where: str) -> Selection:
+    """``where``, without layers that have new parameters."""
+    chosen = resolve(where, loaded.model)
+    if not any(map(_needs_anchor, methods)):
+        return chosen
+    fresh = {name.rpartition(".")[0] for name in loaded.new}
+    # A mixing method takes layers that can be mixed, a decay alone takes every module.
+    layers = any(isinstance(method, (MixingMethod, Lora)) for method in methods)
+    select = chosen.mixes if layers else chosen.covers
+    caught = sorted(name for name in fresh if select(name, loaded.model.get_submodule(name)))
+    if caught and where not in ("body", "paper"):
+        raise InputError(
+            f"expected where to select layers with pretrained weights, got {where!r}, which selects "
+            f"{', '.join(caught)}: a head anchored by request without weights; use where='body', or an expression "
+            f"that leaves it out"
+        )
+    return pretrained_only(loaded.model, loaded.new, chosen)
+
+
+def _needs_anchor(method: Method) -> bool:
+    return isinstance(method, (AnchorDecay, Lora)) or (isinstance(method, MixingMethod) and method.anchor == "given")
+
+
+def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:
+    """``chosen`` and the new linear layers outside the body, to be mixed but not to be decayed."""
+    in_body = body(loaded.model)
+    fresh = {name: loaded.model.get_submodule(name) for name in (key.rpartition(".")[0] for key in loaded.new)}
+    heads = {name for name, module in fresh.items() if is_linear(module) and not in_body(name, module)}
+    if not heads:
+        raise InputError("expected a model with a new linear output head for head='mixout', got none; use 'plain'")
+    return replace(chosen, mixes=lambda name, module: name in heads or chosen.mixes(name, module))
+
+
+def _drop_before_head(loaded: Loaded, p: float) -> None:
+    """Set the dropouts outside the body, which a mixing method has switched off, to ``p``."""
+    in_body = body(loaded.model)
+    names = [site.module for site in dropouts.find(loaded.model) if site.kind == "module"]
+    modules = {name: loaded.model.get_submodule(name) for name in names}
+    outside = [module for name, module in modules.items() if not in_body(name, module)]
+    if not outside:
+        raise InputError("expected a model with a dropout before its head for head='dropout', got none; use 'plain'")
+    for module in outside:
+        module.p = p  # type: ignore[assignment]

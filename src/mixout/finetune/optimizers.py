@@ -67,11 +67,6 @@ class BERTAdam(AdamW):
         *,
         fused: bool = False,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"expected betas in [0, 1), got {betas}")
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"expected {name} >= 0, got {value}")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:  # noqa: ANN401  AdamW's own, version by version
@@ -84,15 +79,7 @@ class BERTAdam(AdamW):
 
 
 def build(model: nn.Module, settings: Settings) -> Optimizer:
-    """The optimizer that ``settings`` name, over the parameters of ``model`` that require a gradient.
-
-    Args:
-        model: already on the device that it will be trained on.
-        settings: ``optimizer``, ``learning_rate``, ``weight_decay`` and ``layer_decay`` are read.
-
-    Raises:
-        InputError: layer-wise rates are asked for, and the model has no list of blocks.
-    """
+    """The optimizer that ``settings`` name; InputError for layer-wise rates in a model without a list of blocks."""
     chosen = groups(model, settings)
     if settings.optimizer == "bertadam":
         return BERTAdam(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))

@@ -1,30 +1,42 @@
-"""What came out of a run becomes its record: history, scores, distance, coverage, and whether it has failed."""
+"""What came out of a run becomes its record: history, scores, distance, coverage; and has it learned anything?
+
+The yardstick is the best constant answer, which needs no text: the classes at their shares of the training rows
+(cross-entropy), or the mean of the training values (squared error). A run has hardly learned where neither its training
+loss nor its dev loss came below ``LEARNED`` times that. A run diverges where the training loss is not finite, or in the
+mean of at least ten steps more than ``FAR`` times as large as at the start and as a constant answer's: it is stopped.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import nn
 
 import mixout
 from mixout.distances import distance
-from mixout.finetune import environment, verdict
+from mixout.finetune import defaults, environment
 from mixout.finetune.batches import DevSet
 from mixout.finetune.causal import DevTexts
+from mixout.finetune.defaults import in_short
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.record import Evaluation, Progress, Record
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import P, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
 
 with needs("hf", "fine-tuning"):
     from transformers import TrainerState
+
+LEARNED = 0.95
+FAR = 4.0
 
 
 def record(
@@ -42,22 +54,7 @@ def record(
     start: Mapping[str, torch.Tensor],
     fingerprints: dict[str, str | None],
 ) -> Record:
-    """The record of a run that has ended.
-
-    Args:
-        settings: complete.
-        chosen: which of them nobody named, and why they are what they are.
-        task: with the training data that were used.
-        loaded: the trained model, without adapters.
-        dev: with the last predictions.
-        state: the Trainer's, with the history of the whole run.
-        diverged: whether it was stopped for that.
-        closeness: how far the model's answers moved.
-        interpolated: scores of the models between the start and the end.
-        covered: from :func:`coverage`, before adapters were merged.
-        start: pretrained values of the parameters that have some.
-        fingerprints: of what went in.
-    """
+    """The record of a run that has ended."""
     history = state.log_history
     training = tuple(_progress(entry) for entry in history if "loss" in entry)
     evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
@@ -97,17 +94,12 @@ def record(
         hardware=environment.hardware(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return replace(found, verdict=verdict.judge(found, loaded.model, task))
+    return replace(found, verdict=judge(found, loaded.model, task))
 
 
 def _progress(entry: Mapping[str, Any]) -> Progress:
-    return Progress(
-        step=entry["step"],
-        epoch=entry["epoch"],
-        loss=entry["loss"],
-        gradient_norm=entry.get("grad_norm"),
-        learning_rate=entry["learning_rate"],
-    )
+    values = {name: entry[name] for name in ("step", "epoch", "loss", "learning_rate")}
+    return Progress(gradient_norm=entry.get("grad_norm"), **values)
 
 
 def _evaluation(entry: Mapping[str, Any], task: Task | Corpus) -> Evaluation:
@@ -126,3 +118,106 @@ def coverage(model: torch.nn.Module) -> dict[str, Any]:
         "flops_mixed": found.flops_mixed,
         "dropouts_on": len(found.dropouts),
     }
+
+
+def constant_losses(task: Task | Corpus, *, balanced: bool = False) -> tuple[float, float] | None:
+    """The loss of the best constant answer on the training rows, and of the same answer on the dev rows.
+
+    None for a language model, which has learned before. Where classes are balanced by weights, the best constant answer
+    gives all the same probability.
+
+    Example:
+        >>> from mixout.finetune.tasks import Split
+        >>> split = Split(text=("a", "b", "c", "d"), label=(0, 1, 0, 1))
+        >>> words = {"name": "t", "labels": ("no", "yes"), "metrics": ("f1",), "metric": "f1", "source": ""}
+        >>> constant_losses(Task(train=split, dev=split, **words)) == (math.log(2), math.log(2))
+        True
+    """
+    if isinstance(task, Corpus):
+        return None
+    train, dev = task.train.label, task.dev.label
+    if task.labels is None:
+        mean = math.fsum(train) / len(train)
+        first, other = (math.fsum((value - mean) ** 2 for value in part) / len(part) for part in (train, dev))
+        return first, other
+    if balanced:
+        return math.log(len(task.labels)), math.log(len(task.labels))
+    losses = {label: -math.log(count / len(train)) for label, count in Counter(train).items()}
+    # A class without a training row: as rare as half a row.
+    rare = math.log(2 * len(train))
+    first, other = (math.fsum(losses.get(label, rare) for label in part) / len(part) for part in (train, dev))
+    return first, other
+
+
+def diverges(loss: float, reference: float) -> bool:
+    """Whether a training loss is out of hand, by the larger of that at the start and a constant answer's.
+
+    Example:
+        >>> [diverges(loss, reference=0.7) for loss in (0.1, 2.7, 2.9, math.nan)]
+        [False, False, True, True]
+    """
+    return not loss <= FAR * reference
+
+
+def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
+    """One sentence where a run has failed, with what to try next; nothing where it has learned."""
+    constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
+    training, dev = record.training[-1].loss, record.evaluations[-1].loss
+    rate = f"{record.steps} steps at learning rate {in_short(record.settings.learning_rate)}"
+    if record.status == "diverged":
+        answer = "" if constant is None else f", a constant answer has {constant[0]:.3f}"
+        lost = f"diverged: the training loss is {training:.3f} after {rate}{answer}"
+        return f"{lost}. Try, in this order: {'; '.join(_shorter(record.settings, model))}"
+    if constant is None or constant[0] == 0:
+        return ""
+    if min(training / constant[0], dev / constant[1]) > LEARNED:
+        return (
+            f"it has hardly learned: training loss {training:.3f} and dev loss {dev:.3f} after {rate}, a constant "
+            f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {'; '.join(_more(record, model))}"
+        )
+    if record.score <= record.chance:
+        return (
+            f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
+            f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
+            f"constant answer). Try, in this order: see whether both files mean the same by their labels; more "
+            f"training rows; fewer epochs, --epochs {max(1, record.settings.epochs // 2):g}"
+        )
+    return ""
+
+
+def _more(record: Record, model: nn.Module) -> list[str]:
+    """What a run that has hardly moved needs."""
+    settings, advice = record.settings, []
+    if record.steps < 0.9 * defaults.STEPS:
+        epochs = math.ceil(defaults.STEPS * settings.epochs / record.steps)
+        advice.append(f"more steps: --epochs {epochs} ({defaults.STEPS} steps)")
+    usual = _usual(settings, model)
+    rate = settings.learning_rate
+    if usual is not None and rate < usual / 1.5:
+        advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual)}")
+    elif usual is not None and rate > 3 * usual:
+        advice.append(f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
+    else:
+        advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
+    if any(isinstance(method, MixingMethod) and method.p > P["mixout"] for method in settings.methods):
+        advice.append(f"a smaller p: --method mixout --p {P['mixout']}")
+    return [*advice, f"another seed: --seed {settings.seed + 1}", "see whether the texts tell the labels"]
+
+
+def _shorter(settings: Settings, model: nn.Module) -> list[str]:
+    """What a run that went too far needs."""
+    usual, advice = _usual(settings, model), []
+    rate = settings.learning_rate / 10 if usual is None else min(usual, settings.learning_rate / 4)
+    advice.append(f"a lower learning rate: --learning-rate {in_short(rate)}")
+    if settings.precision == "fp16":
+        advice.append("more exact arithmetic: --precision bf16 or fp32")
+    if settings.max_grad_norm == 0:
+        advice.append("clipped gradients: --max-grad-norm 1")
+    if settings.warmup < 0.1:
+        advice.append("a longer warm-up: --warmup 0.1")
+    return advice
+
+
+def _usual(settings: Settings, model: nn.Module) -> float | None:
+    """The rate that the rule gives; None where there is none."""
+    return None if settings.optimizer == "sgd" else defaults.learning_rate(settings, model)[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +30,6 @@ with needs("hf", "predictions"):
 _BATCH = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What came out.
-
-    Args:
-        rows: how many there were.
-        scores: where the file has labels.
-        output: the file that was written.
-    """
-
-    rows: int
-    scores: dict[str, float]
-    output: Path
-
-
 def predict(
     model: str | Path,
     file: str | Path,
@@ -55,20 +39,18 @@ def predict(
     pair_column: str | None = None,
     label_column: str | None = None,
     max_length: int | None = None,
-) -> Answers:
+) -> str:
     """Write ``output``, CSV: the columns of ``file``, ``prediction``, and ``probability of ...`` for each class.
 
-    Args:
-        model: folder of the model.
-        file: CSV, TSV, JSONL or Parquet.
-        output: an existing file is replaced.
-        text_column: the rest: as in training.
-        pair_column: of the second text.
-        label_column: its labels are scored; a file without it is fine.
-        max_length: longest text in tokens; longer ones are cut.
+    The file is CSV, TSV, JSONL or Parquet; where it has the column of labels, they are scored. Columns and length are
+    those of the training, unless they are named.
+
+    Returns:
+        What was done, and the scores, in words.
 
     Raises:
-        InputError: model or file cannot be read, a column is missing, or the output cannot be written.
+        InputError: model or file cannot be read, or a column is missing.
+        WriteError: the output cannot be written.
     """
     folder = Path(model)
     settings = _settings(folder)
@@ -77,9 +59,7 @@ def predict(
     pair = pair_column or settings.pair_column or (OPTIONAL_PAIR if OPTIONAL_PAIR in table.columns else None)
     table.require([text, *([] if pair is None else [pair])], "name yours with --text-column or --pair-column")
     split = Split(
-        text=texts_in(table, text),
-        pair=None if pair is None else texts_in(table, pair),
-        label=(0,) * len(table.lines),
+        text=texts_in(table, text), pair=None if pair is None else texts_in(table, pair), label=(0,) * len(table.lines)
     )
     network, tokenizer = _load(folder)
     outputs = _outputs(network, tokenizer, split, max_length or settings.max_length)
@@ -95,7 +75,8 @@ def predict(
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     label = label_column or settings.label_column
-    return Answers(rows=len(answers), scores=_scores(table, label, answers, names), output=place)
+    scores = [f"{name} {value:.4f}" for name, value in _scores(table, label, answers, names).items()]
+    return "; ".join(filter(None, [f"{len(answers)} predictions: {place}", ", ".join(scores)]))
 
 
 def _settings(folder: Path) -> Settings:

@@ -121,11 +121,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """The record that :meth:`to_json` wrote.
-
-        Raises:
-            InputError: the text is no record, or one of another format.
-        """
+        """The record that :meth:`to_json` wrote; InputError for any other text."""
         try:
             values = cast("dict[str, Any]", _exact(json.loads(text)))
             if values.pop("format") != _FORMAT:

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 class Lora(Method):
     """Low-rank adapters.
 
-    Args:
-        r: rank, at least 1.
-
     Example:
         >>> parse("lora(8)+mixout(0.7)")[0]
         Lora(r=8)
@@ -83,11 +80,7 @@ METHODS: Mapping[str, type[Method]] = {**LIBRARY, "anchor_decay": MeasuredDecay,
 
 
 def parse(text: str) -> tuple[Method, ...]:
-    """The methods that ``text`` names.
-
-    Raises:
-        ValueError: as :func:`mixout.methods.parse` does, or LoRA is asked for twice.
-    """
+    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for LoRA twice."""
     found = parse_with(text, METHODS)
     if sum(isinstance(one, Lora) for one in found) > 1:
         raise ValueError(f"expected lora once, got {text!r}")
@@ -132,17 +125,9 @@ def merge_lora_(model: nn.Module) -> None:
 def measured(
     methods: Sequence[Method], model: nn.Module, where: Selection, rows: Sequence[Batch], saved: str | None
 ) -> tuple[tuple[Method, ...], dict[str, Tensor] | None]:
-    """The library's methods, a decay with its Fisher information.
+    """The library's methods, a decay with its Fisher information; and that, to be saved, where it was measured here.
 
-    Args:
-        methods: as :func:`parse` gives them.
-        model: with its pretrained weights; where there is an accelerator it is left there.
-        where: which modules decay.
-        rows: one example each, of which as many as are asked for, evenly spread, are used.
-        saved: the file of an earlier measurement of this run.
-
-    Returns:
-        The methods, and what was measured, to be saved.
+    It is measured on as many of ``rows``, one example each, as are asked for, evenly spread; or read from ``saved``.
     """
     weights: dict[str, Tensor] | None = None
     found: list[Method] = []

@@ -223,13 +223,11 @@ class Settings:
 
     def resolved(self) -> Settings:
         """The same run with every seed written out."""
-        return replace(
-            self,
-            init_seed=self.seed if self.init_seed is None else self.init_seed,
-            data_seed=self.seed if self.data_seed is None else self.data_seed,
-            mask_seed=self.seed if self.mask_seed is None else self.mask_seed,
-            subset_seed=0 if self.subset_seed is None else self.subset_seed,
-        )
+        names = ("init_seed", "data_seed", "mask_seed")
+        seeds: dict[str, Any] = {
+            name: self.seed if getattr(self, name) is None else getattr(self, name) for name in names
+        }
+        return replace(self, subset_seed=self.subset_seed or 0, **seeds)
 
     def stream_seed(self, purpose: Literal["init", "data", "mask"]) -> int:
         """The number that seeds the random stream of one purpose, in [0, 2**31).
@@ -247,11 +245,7 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
-        """Settings from what :meth:`to_json` wrote; absent keys take their defaults.
-
-        Raises:
-            InputError: not a JSON object, or it has a key that is no setting.
-        """
+        """Settings from what :meth:`to_json` wrote; absent keys take their defaults, unknown ones are an InputError."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

@@ -23,12 +23,11 @@ from mixout.finetune.batches import DevSet, Example, cut_texts
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts, collate
 from mixout.finetune.course import Report
-from mixout.finetune.describe import describe
-from mixout.finetune.drift import Closeness, Divergence, Drift, interpolated
+from mixout.finetune.data import describe
+from mixout.finetune.drift import Divergence, Drift, interpolated
+from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.extras import needs
-from mixout.finetune.isolation import own_streams, quiet
-from mixout.finetune.levels import check_limits, reinitialise_
-from mixout.finetune.placement import apply_methods
+from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically
 from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
@@ -66,9 +65,6 @@ def finetune(
         report: called with one line of progress now and then; None for silence.
         bars: show progress bars on stderr.
         cache: what earlier runs of this process have read, to be used again; the result is the same.
-
-    Returns:
-        The record, as written.
 
     Raises:
         InputError: settings, data or folder cannot be used; nothing has been written then.
@@ -110,17 +106,16 @@ def finetune(
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         if tell is not _silence:
-            _describe(task, loaded, (examples, dev), settings.max_length, tell)
-            for line in chosen.values():
+            for line in (*_describe(task, loaded, examples, dev, settings.max_length), *chosen.values()):
                 tell(line)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
-        close: Closeness
-        if isinstance(dev, DevTexts):
-            close = Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
-        else:
-            close = Drift(loaded, dev.task.original, settings.max_length)
+        close = (
+            Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
+            if isinstance(dev, DevTexts)
+            else Drift(loaded, dev.task.original, settings.max_length)
+        )
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with run.accelerator.main_process_first():
             checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)
@@ -184,11 +179,7 @@ def _fingerprints(
 def _fisher_rows(
     settings: Settings, task: Task | Corpus, loaded: models.Loaded, shared: Cache, examples: list[Example]
 ) -> list[Batch]:
-    """What a Fisher information is measured on: original text, or without any the training rows of an encoder.
-
-    Raises:
-        InputError: a language model without original text.
-    """
+    """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
     if isinstance(task, Corpus):
@@ -213,23 +204,18 @@ def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | Dev
 
 
 def _describe(
-    task: Task | Corpus,
-    loaded: models.Loaded,
-    encoded: tuple[list[Example], DevSet | DevTexts],
-    max_length: int,
-    report: Report,
-) -> None:
-    """Say what the data are."""
-    cut = (0, 0)
-    if isinstance(task, Task) and isinstance(encoded[1], DevSet):
-        # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-        tokenizer = copy.deepcopy(loaded.tokenizer)
-        cut = (
-            cut_texts(task.train, encoded[0], tokenizer, max_length),
-            cut_texts(task.dev, encoded[1].examples, tokenizer, max_length),
-        )
-    for line in describe(task, cut=cut, max_length=max_length):
-        report(line)
+    task: Task | Corpus, loaded: models.Loaded, examples: list[Example], dev: DevSet | DevTexts, max_length: int
+) -> list[str]:
+    """What is said of the data."""
+    if not (isinstance(task, Task) and isinstance(dev, DevSet)):
+        return describe(task)
+    # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    cut = (
+        cut_texts(task.train, examples, tokenizer, max_length),
+        cut_texts(task.dev, dev.examples, tokenizer, max_length),
+    )
+    return describe(task, cut=cut, max_length=max_length)
 
 
 def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:

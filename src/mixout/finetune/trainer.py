@@ -11,7 +11,6 @@ that all have as many, count for nothing.
 # ruff: noqa: ANN401  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import torch
 
 from mixout.errors import MissingExtraError
 from mixout.finetune import folder, optimizers
-from mixout.finetune.arguments import arguments, without_launcher
 from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
-from mixout.finetune.course import Bars, Course, Report
+from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
+from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
@@ -37,13 +36,7 @@ with needs("hf", "fine-tuning"):
     import accelerate  # noqa: F401  without it the Trainer refuses later, and in other words
     import transformers
     from safetensors.torch import load_model
-    from transformers import (
-        PrinterCallback,
-        ProgressCallback,
-        Trainer,
-        TrainerState,
-        set_seed,
-    )
+    from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, set_seed
 
 # An older Trainer would divide the loss of an accumulated batch once more, in silence.
 if not hasattr(Trainer, "loss_is_scaled_for_ga"):
@@ -176,21 +169,7 @@ def build(
     report: Report,
     bars: bool,
 ) -> TextTrainer:
-    """Everything up to training, so that whatever can be wrong is found before a run is begun.
-
-    Args:
-        settings: resolved.
-        place: the run's folder; an empty folder for the checkpoints is made in it.
-        loaded: the model, with its method applied; it moves to the device.
-        task: the data.
-        examples: its training set, encoded.
-        dev: its dev set, encoded; says what is minimised, scores each evaluation and keeps the last predictions.
-        report: called with one line of progress now and then.
-        bars: show progress bars.
-
-    Raises:
-        InputError: settings that transformers, the machine or the model does not take.
-    """
+    """Everything up to training; InputError for settings that transformers, the machine or the model does not take."""
     # Built later, on the device; what is wrong with it shows now.
     optimizers.groups(loaded.model, settings)
     if settings.gradient_checkpointing:
@@ -199,8 +178,7 @@ def build(
         new = getattr(model, "activation_checkpointing_enable", None)
         (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     args = arguments(settings, place, bars=bars)
-    steps_per_epoch = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulation)
-    course = Course(settings, steps_per_epoch, task, report)
+    course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
     first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
     with without_launcher():
         trainer = TextTrainer(
@@ -226,15 +204,7 @@ def build(
 
 
 def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
-    """Train the model in place.
-
-    Args:
-        run: as :func:`build` made it.
-        checkpoint: where to go on from; None to start.
-
-    Returns:
-        The Trainer's state, with the history of the whole run.
-    """
+    """Train the model in place."""
     # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
     set_seed(run.args.seed)
     # What a language model knew before is part of the result. A resumed run has it in its checkpoint.

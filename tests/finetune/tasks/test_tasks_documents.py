@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mixout.errors import InputError
-from mixout.finetune.tasks.documents import Corpus, Documents, documents, draw, load
+from mixout.finetune.tasks import few_sample
+from mixout.finetune.tasks.documents import Corpus, Documents, documents, load
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -73,14 +74,14 @@ def test_a_single_file_is_split_by_text_or_prompt(tmp_path):
 
 def test_a_subset_is_drawn_from_its_seed_in_order(tmp_path):
     part = Documents(text=tuple(map(str, range(50))), prompt=tuple(f"q{k}" for k in range(50)))
-    first = draw(part, 20, 0)
-    assert first == draw(part, 20, 0) != draw(part, 20, 1)
+    first = few_sample(part, 20, 0)
+    assert first == few_sample(part, 20, 0) != few_sample(part, 20, 1)
     assert list(map(int, first.text)) == sorted(map(int, first.text))
     assert first.prompt == tuple(f"q{text}" for text in first.text)
-    assert draw(part, 50, 3) == part
+    assert few_sample(part, 50, 3) == part
     for size in (0, 51):
         with pytest.raises(InputError, match=f"1 to 50 documents, got {size}"):
-            draw(part, size, 0)
+            few_sample(part, size, 0)
 
 
 @pytest.mark.parametrize(

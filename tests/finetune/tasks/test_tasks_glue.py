@@ -219,7 +219,7 @@ def test_a_hub_out_of_reach(monkeypatch, error):
 
 def test_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"'datasets' .* GLUE from the hub.*pip install \"mixout\[hf\]\""):
+    with pytest.raises(MissingExtraError, match=r"'datasets' .* GLUE from the hub.*pip install \"mixout\[data\]\""):
         load_task("RTE")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 LEDGER = "out/ledger"
@@ -31,37 +32,37 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         ),
     )
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    made = {}
     for name, (_, text) in SUBCOMMANDS.items():
-        made[name] = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        made[name].set_defaults(parser=made[name])
-        made[name].add_argument("--ledger", default=LEDGER, metavar="DIR", help="where runs are (default: %(default)s)")
-    for name in ("plan", "run", "retry"):
-        _add_file(made[name])
-    for name in ("status", "export", "report"):
-        _add_file(made[name], nargs="?")
-    made["prune"].add_argument(
-        "--not-in", dest="file", metavar="FILE", help="also every run that this study does not ask for"
-    )
-    _add_changes(made["prune"])
-    for name in ("plan", "run", "export"):
-        made[name].add_argument(
-            "--known",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="CSV",
-            help="tables of earlier exports: runs that ended there count as done, and are exported again",
-        )
-    made["run"].add_argument(
-        "--pilot", action="store_true", help="only the first restart of each cell, to see how long it takes"
-    )
-    _add_width(made["run"])
-    for name in ("run", "retry"):
-        _add_executor(made[name])
-    made["export"].add_argument("--output", default="runs.csv", metavar="FILE", help="ends in .csv or .parquet")
-    made["prune"].add_argument("--yes", action="store_true", help="do it; without it only list")
-    _add_report(made["report"])
+        step = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        step.set_defaults(parser=step)
+        step.add_argument("--ledger", default=LEDGER, metavar="DIR", help="where runs are (default: %(default)s)")
+
+    def option(names: str, *flags: str, **options: Any) -> None:  # noqa: ANN401  as argparse takes them
+        for name in names.split():
+            steps.choices[name].add_argument(*flags, **options)
+
+    study = "study file, or the name of one that comes with mixout"
+    option("plan run retry", "file", metavar="FILE", help=study)
+    option("status export report", "file", metavar="FILE", help=study, nargs="?")
+    help = "also every run that this study does not ask for"
+    option("prune", "--not-in", dest="file", metavar="FILE", help=help)
+    help = "runs of each cell; default: as the study says, and of what is shown all that are there"
+    option(" ".join(SUBCOMMANDS), "--restarts", type=int, metavar="N", help=help)
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    help = "shared settings other than the study's, e.g. model=minilm train_size=500 data_dir=glue"
+    option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, **several)
+    help = "tables of earlier exports: runs that ended there count as done, and are exported again"
+    option("plan run export", "--known", metavar="CSV", help=help, **several)
+    help = "only the first restart of each cell, to see how long it takes"
+    option("run", "--pilot", action="store_true", help=help)
+    help = "add batches of restarts until every difference from the baseline is known to an interval of W points"
+    option("run", "--until-width", type=float, metavar="W", help=help)
+    help = "most batches, with --until-width (default: %(default)s)"
+    option("run", "--looks", type=int, default=5, metavar="N", help=help)
+    _add_executor(option)
+    option("export", "--output", default="runs.csv", metavar="FILE", help="ends in .csv or .parquet")
+    option("prune", "--yes", action="store_true", help="do it; without it only list")
+    _add_report(option)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,68 +71,26 @@ def run(args: argparse.Namespace) -> int:
     return int(getattr(importlib.import_module(f"mixout.cli.study.{module}"), args.step)(args))
 
 
-def _add_file(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument(
-        "file", metavar="FILE", help="study file, or the name of one that comes with mixout", nargs=nargs
-    )
-    _add_changes(parser)
+def _add_executor(option: Callable[..., None]) -> None:
+    both = "run retry"
+    option(both, "--executor", choices=("local", "ray"), help="this machine (default), or a Ray cluster")
+    option(both, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
+    option(both, "--ray-address", metavar="ADDRESS", help="of a running cluster, or 'auto'")
+    option(both, "--cpus-per-run", type=float, metavar="X", help="cores for each run, with ray")
+    option(both, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, with ray; also fractions")
+    help = "trained models in the ledger: none, of each cell the best one, or all (default: %(default)s)"
+    option(both, "--keep", choices=("no", "best", "all"), default="no", help=help)
+    help = "new attempts of a run that raises (default: %(default)s)"
+    option(both, "--retries", type=int, default=1, metavar="N", help=help)
 
 
-def _add_changes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--restarts",
-        type=int,
-        metavar="N",
-        help="runs of each cell; default: as the study says, and of what is shown all that are there",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="shared settings other than the study's, e.g. model=minilm train_size=500 data_dir=glue",
-    )
-
-
-def _add_executor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--executor", choices=("local", "ray"), help="this machine (default), or a Ray cluster")
-    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a running cluster, or 'auto'")
-    parser.add_argument("--cpus-per-run", type=float, metavar="X", help="cores for each run, with ray")
-    parser.add_argument("--gpus-per-run", type=float, metavar="X", help="GPUs for each run, with ray; also fractions")
-    parser.add_argument(
-        "--keep",
-        choices=("no", "best", "all"),
-        default="no",
-        help="trained models in the ledger: none, of each cell the best one, or all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--retries", type=int, default=1, metavar="N", help="new attempts of a run that raises (default: %(default)s)"
-    )
-
-
-def _add_width(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--until-width",
-        type=float,
-        metavar="W",
-        help="add batches of restarts until every difference from the baseline is known to an interval of W points",
-    )
-    parser.add_argument(
-        "--looks", type=int, default=5, metavar="N", help="most batches, with --until-width (default: %(default)s)"
-    )
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scores", metavar="CSV", help="a table of scores instead: task, method, restart, score")
-    parser.add_argument(
-        "--direction", choices=("higher", "lower"), help="which scores of the table are better (default: higher)"
-    )
-    parser.add_argument("--unit", choices=("percent", "fraction"), help="of the table's scores; default: as they look")
-    parser.add_argument(
-        "--margin", type=float, default=1.0, metavar="POINTS", help="within which methods are as good (default: 1)"
-    )
-    parser.add_argument("--output-dir", default="report", metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--baseline", metavar="LABEL", help="method that the others are compared with")
-    parser.add_argument("--title", help="default: the study's name")
+def _add_report(option: Callable[..., None]) -> None:
+    option("report", "--scores", metavar="CSV", help="a table of scores instead: task, method, restart, score")
+    help = "which scores of the table are better (default: higher)"
+    option("report", "--direction", choices=("higher", "lower"), help=help)
+    option("report", "--unit", choices=("percent", "fraction"), help="of the table's scores; default: as they look")
+    help = "within which methods are as good (default: 1)"
+    option("report", "--margin", type=float, default=1.0, metavar="POINTS", help=help)
+    option("report", "--output-dir", default="report", metavar="DIR", help="default: %(default)s")
+    option("report", "--baseline", metavar="LABEL", help="method that the others are compared with")
+    option("report", "--title", help="default: the study's name")

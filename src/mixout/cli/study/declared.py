@@ -16,15 +16,17 @@ from mixout.study.grid import Planned, Study
 
 
 def declared(args: argparse.Namespace) -> Study:
-    """The study of ``FILE``, ``--restarts`` and ``--set``.
-
-    Raises:
-        InputError: it cannot be.
-    """
+    """The study of ``FILE``, ``--restarts`` and ``--set``; InputError where it cannot be."""
     study = read(args.file)
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)
     return study.with_settings(dict(map(_setting, args.set)))
+
+
+def check_no_file(args: argparse.Namespace) -> None:
+    """Refuse what changes a study where none is named."""
+    if args.restarts is not None or args.set:
+        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
 
 
 def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mixout.cli.study.declared import command, declared, known
+from mixout.cli.lines import aligned
+from mixout.cli.study.declared import check_no_file, command, declared, known
 from mixout.errors import InputError
 from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run
@@ -95,7 +95,7 @@ def status(args: argparse.Namespace) -> int:
     """Show what a ledger holds, of one study or at all."""
     contents = Ledger(args.ledger).read()
     if args.file is None:
-        _no_options_without_file(args)
+        check_no_file(args)
         runs: Sequence[Planned] | Sequence[Run] = contents.runs()
         shown = {run.id for run in runs}
     else:
@@ -140,7 +140,7 @@ def prune(args: argparse.Namespace) -> int:
     if args.file is not None:
         asked = {id for run in declared(args).runs() for id in (run.id, *run.former)}
     else:
-        _no_options_without_file(args)
+        check_no_file(args)
     contents = ledger.read()
     useless: dict[Path, str] = {}
     for folder in contents.leftovers:
@@ -163,11 +163,6 @@ def prune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _no_options_without_file(args: argparse.Namespace) -> None:
-    if args.restarts is not None or args.set:
-        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
-
-
 def _table(
     runs: Sequence[Planned] | Sequence[Run],
     contents: Contents,
@@ -175,14 +170,7 @@ def _table(
     *,
     done: Collection[str] = (),
 ) -> str:
-    """One row a cell: its runs by state, and with a clock how long the missing ones take.
-
-    Args:
-        runs: of a study, or those that were run.
-        contents: of the ledger.
-        clock: knows how long runs take.
-        done: identities of runs that ended elsewhere.
-    """
+    """One row a cell: its runs by state, and with a clock how long the missing ones take."""
     cells: dict[tuple[str, str], list[Planned | Run]] = {}
     for run in runs:
         factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
@@ -204,31 +192,6 @@ def _state(run: Planned | Run, contents: Contents, done: Collection[str]) -> str
     if run.id in done or (entry is not None and entry.record is not None):
         return "done"
     return "missing" if entry is None else "failed"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first two to the left and the others to the right.
-
-    Example:
-        >>> print(aligned([["task", "method", "n"], ["\u6570\u636e", "plain", "12"]]))
-        task  method   n
-        \u6570\u636e  plain   12
-    """
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        lines.append(
-            "  ".join(
-                cell + gap if at < 2 else gap + cell for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))
-            )
-        )
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Of a terminal's columns: Chinese letters take two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _count(number: int, what: str) -> str:

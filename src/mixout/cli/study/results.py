@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mixout.cli.study.declared import declared, known
+from mixout.cli.lines import Lines
+from mixout.cli.study.declared import check_no_file, declared, known
 from mixout.errors import InputError
 from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.extras import needs
@@ -29,14 +31,8 @@ def report(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and args.scores is None:
             raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     folder = Path(args.output_dir)
-    try:
-        with writing(folder):
-            page = _on_ledger(args, folder) if args.scores is None else _on_scores(args, folder)
-    except WriteError as error:
-        print(f"mixout: error: {error}; choose another --output-dir, or call it again", file=sys.stderr)
-        return 1
-    print(f"report {page}")
-    return 0
+    make = _on_ledger if args.scores is None else _on_scores
+    return _written(lambda: f"report {make(args, folder)}", folder, "--output-dir")
 
 
 def export(args: argparse.Namespace) -> int:
@@ -50,21 +46,30 @@ def export(args: argparse.Namespace) -> int:
     with needs("hf", "tables"):
         import pandas
     rows = to_csv_rows(runs)
+
+    def write() -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_name(f".{path.name}.tmp")
+        if path.suffix == ".csv":
+            pandas.DataFrame(rows, dtype=object).to_csv(whole, index=False, lineterminator="\n")
+        else:
+            with needs("data", "Parquet files"):
+                import pyarrow  # noqa: F401  without it pandas refuses, and in other words
+            pandas.DataFrame(rows).to_parquet(whole, index=False)
+        whole.replace(path)
+        return f"{len(rows)} runs in {path}"
+
+    return _written(write, path.parent, "--output")
+
+
+def _written(make: Callable[[], str], folder: Path, option: str) -> int:
+    """Make files in a folder and print what was made, or what to do where they could not be written."""
     try:
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = path.with_name(f".{path.name}.tmp")
-            if path.suffix == ".csv":
-                pandas.DataFrame(rows, dtype=object).to_csv(whole, index=False, lineterminator="\n")
-            else:
-                with needs("data", "Parquet files"):
-                    import pyarrow  # noqa: F401  without it pandas refuses, and in other words
-                pandas.DataFrame(rows).to_parquet(whole, index=False)
-            whole.replace(path)
+        with writing(folder):
+            print(make())
     except WriteError as error:
-        print(f"mixout: error: {error}; choose another --output, or call it again", file=sys.stderr)
+        print(f"mixout: error: {error}; choose another {option}, or call it again", file=sys.stderr)
         return 1
-    print(f"{len(rows)} runs in {path}")
     return 0
 
 
@@ -72,8 +77,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     """The runs of the ledger and of the tables that are known; with a study those that it asks for, in its order."""
     contents = Ledger(args.ledger).read()
     if args.file is None:
-        if args.restarts is not None or args.set:
-            raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+        check_no_file(args)
         elsewhere = known(args, ())
         # A run that failed here may have ended elsewhere.
         own = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
@@ -110,20 +114,13 @@ def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
 
     if Path(args.scores).resolve().parent == folder.resolve():
         raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
-    chosen = {"--direction": args.direction, "--unit": args.unit}
-    options = [word for name, value in chosen.items() if value is not None for word in (name, value)]
     return write_report(
-        read_scores(
-            args.scores,
-            report=lambda line: print(line, file=sys.stderr),
-            direction=args.direction,
-            unit=args.unit,
-        ),
+        read_scores(args.scores, report=Lines(), direction=args.direction, unit=args.unit),
         folder,
         title=args.title or Path(args.scores).stem,
         baseline=args.baseline,
         margin=args.margin,
-        commands=[shlex.join(["mixout", "study", "report", "--scores", args.scores, *options, *_presentation(args)])],
+        commands=[_command(args, "--scores", args.scores)],
     )
 
 
@@ -131,14 +128,8 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.reporting import report_on
 
     contents = Ledger(args.ledger).read()
-    study, planned, options, title, baseline = (
-        None,
-        None,
-        ["--ledger", args.ledger],
-        Path(args.ledger).name,
-        args.baseline,
-    )
-    commands: list[str] = []
+    study, planned, options = None, None, ["--ledger", args.ledger]
+    title, baseline, commands = Path(args.ledger).name, args.baseline, []
     if args.file is not None:
         study, grid = _asked(args, contents)
         planned = wanted(study, grid, contents)
@@ -148,11 +139,11 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         options = [args.file, "--restarts", str(study.restarts), *options, *(["--set", *args.set] if args.set else [])]
         commands.append(shlex.join(["mixout", "study", "run", *options]))
         title, baseline = study.name, args.baseline or study.baseline
-    elif args.restarts is not None or args.set:
-        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+    else:
+        check_no_file(args)
     for line in contents.remarks():
         print(line, file=sys.stderr)
-    commands.append(shlex.join(["mixout", "study", "report", *options, *_presentation(args)]))
+    commands.append(_command(args, *options))
     return report_on(
         planned,
         contents,
@@ -165,8 +156,11 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     )
 
 
-def _presentation(args: argparse.Namespace) -> list[str]:
-    """The options that decide what a report is called, what it compares with, and where it lies."""
-    chosen = {"--baseline": args.baseline, "--title": args.title, "--output-dir": args.output_dir}
-    words = [word for name, value in chosen.items() if value is not None for word in (name, value)]
-    return words if args.margin == 1.0 else [*words, "--margin", f"{args.margin:g}"]
+def _command(args: argparse.Namespace, *options: str) -> str:
+    """The call that makes this report, with the options that decide what it compares, is called, and where it lies."""
+    chosen = {name: getattr(args, name) for name in ("direction", "unit", "baseline", "title", "output_dir")}
+    spelled = [
+        word for name, value in chosen.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    margin = [] if args.margin == 1.0 else ["--margin", f"{args.margin:g}"]
+    return shlex.join(["mixout", "study", "report", *options, *spelled, *margin])

@@ -67,20 +67,14 @@ def retry(args: argparse.Namespace) -> int:
     runs = study.runs()
     return guarded(
         lambda report: _ended(
-            run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep, again=True),
-            args,
+            run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep, again=True), args
         ),
         args.ledger,
     )
 
 
 def guarded(work: Callable[[Report], int], place: str | Path) -> int:
-    """Do it with lines of progress, and say what to do where it does not come to its end.
-
-    Args:
-        work: is given where lines go, and returns the exit status.
-        place: where finished runs are kept.
-    """
+    """Do it with lines of progress, and say what to do where it does not come to its end."""
     try:
         with Lines() as lines:
             return work(lines)

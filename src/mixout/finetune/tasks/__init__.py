@@ -9,7 +9,7 @@ from pathlib import Path
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune import metrics
-from mixout.finetune.tasks import docstrings, files, glue, hub
+from mixout.finetune.tasks import docstrings, files, glue
 from mixout.finetune.tasks.base import Split as Split
 from mixout.finetune.tasks.base import Task as Task
 from mixout.finetune.tasks.base import few_sample as few_sample
@@ -19,17 +19,13 @@ EMBEDDED = "docstrings"
 
 
 def load_task(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    columns: Columns | None = None,
-    metric: str | None = None,
+    name: str, *, data_dir: str | Path | None = None, columns: Columns | None = None, metric: str | None = None
 ) -> Task:
     """Load a task.
 
     Args:
         name: a GLUE task (RTE, MRPC, CoLA, STS-B, SST-2, QNLI, QQP, MNLI, WNLI, in any spelling), ``"docstrings"``, or
-            a path to a folder or file, or a data set of the hub, see :mod:`.hub`. A name wins over a folder of that
+            a path to a folder or file, or a data set of the hub, see :mod:`.files`. A name wins over a folder of that
             name; write ``./rte`` for the folder.
         data_dir: where GLUE's TSV files are; ``None`` for the hub.
         columns: the columns of the user's own files.
@@ -46,12 +42,12 @@ def load_task(
     # os.path.exists, unlike Path.exists, answers no to names that no file can have.
     on_hub = own and not os.path.exists(name)
     # What looks like one of ours, mistyped, is not looked for on the hub, unless a split is named.
-    if on_hub and (not hub.is_name(name) or (":" not in name and _hint(name))):
+    if on_hub and (not files.is_hub_name(name) or (":" not in name and _hint(name))):
         raise _unknown(name)
     if data_dir is not None and key not in glue.LAYOUTS:
         raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
     if on_hub:
-        tables, source = hub.load(name)
+        tables, source = files.from_hub(name)
         return files.task_of(tables, source, name=name.partition(":")[0], columns=columns or Columns(), metric=metric)
     if own:
         return files.load(Path(name), columns=columns or Columns(), metric=metric)

@@ -8,20 +8,39 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self, TypeVar
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """Labelled texts, in a fixed order.
+class Texts:
+    """Texts in a fixed order; other columns are tuples of the same length, or None."""
 
-    Attributes:
-        text: the texts.
-        pair: the second texts of a sentence-pair task, or ``None``.
-        label: class numbers (``int``), or values (``float``) of a regression.
+    text: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def questions(self) -> list[str]:
+        """What each row asks, without its answer."""
+        others = getattr(self, "pair", None) or getattr(self, "prompt", None) or [""] * len(self)
+        return [f"{text}\0{other}" for text, other in zip(self.text, others, strict=True)]
+
+    def select(self, indices: Iterable[int]) -> Self:
+        """The rows at these positions, in the order given."""
+        rows = tuple(indices)
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(
+            self, **{name: tuple(cells[i] for i in rows) for name, cells in columns.items() if isinstance(cells, tuple)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Texts):
+    """Labelled texts: class numbers, or the values of a regression, which are floats; maybe with a second text each.
 
     Raises:
         ValueError: the lengths differ.
@@ -32,7 +51,6 @@ class Split:
         (3, Split(text=('fine', 'good'), pair=None, label=(1, 1)))
     """
 
-    text: tuple[str, ...]
     pair: tuple[str, ...] | None = None
     label: tuple[int, ...] | tuple[float, ...]
 
@@ -43,36 +61,14 @@ class Split:
                 f"expected text, label and pair of one length, got {lengths}; give one label for each text"
             )
 
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def select(self, indices: Iterable[int]) -> Split:
-        """Return the rows at these positions, in the order given."""
-        chosen = tuple(indices)
-        return Split(
-            text=tuple(self.text[i] for i in chosen),
-            pair=None if self.pair is None else tuple(self.pair[i] for i in chosen),
-            label=tuple(self.label[i] for i in chosen),
-        )
-
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the content: texts, pairs, labels and their order."""
+        """The SHA-256 (hex) of the content: texts, pairs, labels and their order."""
         return digest_of([self.text, self.pair, self.label])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A data set with its metrics.
-
-    Attributes:
-        name: short name.
-        train: what to fit.
-        dev: what to evaluate on.
-        labels: names of the classes by class number; ``None`` for a regression.
-        metrics: everything that is reported.
-        metric: the one by which runs are compared; among ``metrics``.
-        source: one sentence on where the data came from.
-        original: texts of the domain that the model knew before; empty where nobody asks how far it moved there.
 
     Raises:
         ValueError: ``metric`` is not among ``metrics``.
@@ -81,11 +77,11 @@ class Task:
     name: str
     train: Split
     dev: Split
-    labels: tuple[str, ...] | None
-    metrics: tuple[str, ...]
-    metric: str
-    source: str
-    original: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None  # names of the classes by number; None for a regression
+    metrics: tuple[str, ...]  # everything that is reported
+    metric: str  # by which runs are compared
+    source: str  # one sentence on where the data came from
+    original: tuple[str, ...] = ()  # text that the model knew before, to see how far it moved there
 
     def __post_init__(self) -> None:
         if self.metric not in self.metrics:
@@ -93,26 +89,24 @@ class Task:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, also of those that a split lacks; ``None`` for a regression."""
+        """Number of classes, also of those that a split lacks; None for a regression."""
         return None if self.labels is None else len(self.labels)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
+        """The SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
         # Without original text as before there was any, so that earlier runs stay what they are.
         original = [digest_of(self.original)] if self.original else []
         return digest_of([self.train.fingerprint(), self.dev.fingerprint(), self.labels, *original])
 
 
-def few_sample(split: Split, size: int, seed: int) -> Split:
+T = TypeVar("T", bound=Texts)
+
+
+def few_sample(part: T, size: int, seed: int) -> T:
     """Draw a subset in which every class keeps its share, and no class is lost.
 
-    A regression's values have no classes: its subset is drawn uniformly. The generator is numpy's, of this
-    call alone; torch's global one is not touched. Rows keep their order.
-
-    Args:
-        split: what to draw from.
-        size: number of rows, at least one a class.
-        seed: decides which rows.
+    Values and documents have no classes: they are drawn uniformly. The generator is numpy's, of this call alone;
+    torch's global one is not touched. Rows keep their order.
 
     Raises:
         InputError: ``size`` is smaller than the number of classes or larger than the split.
@@ -125,19 +119,20 @@ def few_sample(split: Split, size: int, seed: int) -> Split:
     with needs("hf", "few-sample subsets"):
         import numpy as np
     members: dict[float, list[int]] = {}
-    for index, label in enumerate(split.label):
+    for index, label in enumerate(getattr(part, "label", [0.0] * len(part))):
         members.setdefault(0.0 if isinstance(label, float) else label, []).append(index)
-    if not len(members) <= size <= len(split):
+    if not len(members) <= size <= len(part):
+        kind = "examples (every class must be present)" if isinstance(part, Split) else "documents"
         raise InputError(
-            f"expected a training subset of {len(members)} to {len(split)} examples (every class must be "
-            f"present), got {size}; choose a size in that range"
+            f"expected a training subset of {len(members)} to {len(part)} {kind}, got {size}; choose a size in that "
+            "range"
         )
     strata = [members[label] for label in sorted(members)]
     generator = np.random.default_rng(seed)
     chosen: list[int] = []
     for rows, count in zip(strata, _shares([len(rows) for rows in strata], size), strict=True):
         chosen.extend(rows[i] for i in generator.permutation(len(rows))[:count].tolist())
-    return split.select(sorted(chosen))
+    return part.select(sorted(chosen))
 
 
 def _shares(counts: list[int], size: int) -> list[int]:

@@ -12,16 +12,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune.extras import needs
-from mixout.finetune.tasks import hub
-from mixout.finetune.tasks.base import digest_of
-from mixout.finetune.tasks.files import halves, members, origin, texts_in
+from mixout.finetune.tasks.base import Texts, digest_of
+from mixout.finetune.tasks.files import from_hub, halves, is_hub_name, members, origin, texts_in
 from mixout.finetune.tasks.tables import READERS, Table, read, read_text
 
 ENDINGS = (".txt", *READERS)
@@ -31,13 +28,8 @@ PROMPT, COMPLETION = "prompt", "completion"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents:
-    """Texts in a fixed order.
-
-    Attributes:
-        text: what is to be predicted.
-        prompt: what stands before each text and is not predicted; ``None`` where there are no prompts.
-        chat: whether each text is a conversation, as JSON, for the tokenizer's chat template.
+class Documents(Texts):
+    """Texts to be predicted, each maybe after a prompt that is not; or conversations, as JSON, for a chat template.
 
     Raises:
         ValueError: the lengths differ.
@@ -47,7 +39,6 @@ class Documents:
         Documents(text=('9',), prompt=('3 * 3 = ',), chat=False)
     """
 
-    text: tuple[str, ...]
     prompt: tuple[str, ...] | None = None
     chat: bool = False
 
@@ -57,34 +48,14 @@ class Documents:
                 f"expected a prompt for each text, got {len(self.prompt)} for {len(self.text)}; use '' for none"
             )
 
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def select(self, indices: Iterable[int]) -> Documents:
-        """Return the documents at these positions, in the order given."""
-        chosen = tuple(indices)
-        return replace(
-            self,
-            text=tuple(self.text[i] for i in chosen),
-            prompt=None if self.prompt is None else tuple(self.prompt[i] for i in chosen),
-        )
-
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the content and its order."""
+        """The SHA-256 (hex) of the content and its order."""
         return digest_of([self.text, self.prompt, *["chat"][: self.chat]])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """What a causal language model is trained and judged on: the counterpart of a ``Task``.
-
-    Attributes:
-        name: short name.
-        train: what to fit.
-        dev: held-out text of the same domain.
-        original: text of the domain that the model knew before; ``None`` where nobody asks what it forgets.
-        metric: the score by which runs are compared, one of ``METRICS``.
-        source: one sentence on where the text came from.
 
     Raises:
         ValueError: ``metric`` cannot be had.
@@ -93,9 +64,9 @@ class Corpus:
     name: str
     train: Documents
     dev: Documents
-    original: Documents | None
-    metric: str
-    source: str
+    original: Documents | None  # text that the model knew before, to see what it forgets
+    metric: str  # by which runs are compared, one of ``METRICS``
+    source: str  # one sentence on where the text came from
 
     # It has no classes.
     labels = None
@@ -111,30 +82,20 @@ class Corpus:
         return new if self.original is None else (*new, *(f"original_{name}" for name in new))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of all the text; not of the name, source or metric."""
-        return digest_of([None if part is None else part.fingerprint() for part in self.parts])
-
-    @property
-    def parts(self) -> tuple[Documents, Documents, Documents | None]:
-        """Training, dev and original text."""
-        return self.train, self.dev, self.original
+        """The SHA-256 (hex) of all the text; not of the name, source or metric."""
+        parts = (self.train, self.dev, self.original)
+        return digest_of([None if part is None else part.fingerprint() for part in parts])
 
 
 def load(path: Path, *, original: Path | None, column: str, metric: str | None) -> Corpus:
     """Load a corpus.
 
-    Args:
-        path: the folder or file, which exists.
-        original: a file with text of the original domain, or ``None``.
-        column: the column with the text.
-        metric: the primary metric; ``None`` for the held-out log-likelihood.
-
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
     _check_metric(metric, original)
-    if hub.is_name(str(path)) and not path.exists():
-        tables, source = hub.load(str(path))
+    if is_hub_name(str(path)) and not path.exists():
+        tables, source = from_hub(str(path))
         parts = [_of_table(table, column) for table in tables]
     elif path.is_dir():
         files = [members(path, "train", endings=ENDINGS), members(path, "dev", "validation", endings=ENDINGS)]
@@ -157,26 +118,14 @@ def load(path: Path, *, original: Path | None, column: str, metric: str | None) 
 
 
 def read_original(file: Path, column: str) -> Documents:
-    """Read text of the domain that a model knew before.
-
-    Raises:
-        InputError: there is no such file, or none that :func:`documents` can read.
-    """
+    """Read text of the domain that a model knew before; InputError if there is no such file."""
     if not file.is_file():
         raise InputError(f"expected original as a file with text that exists, got {os.fspath(file)!r}")
     return documents(file, column)
 
 
 def documents(file: Path, column: str) -> Documents:
-    """Read one file.
-
-    Args:
-        file: ends in one of ``ENDINGS``.
-        column: the column with the text, in a file of rows.
-
-    Raises:
-        InputError: it cannot be read, is empty, or a row lacks its text.
-    """
+    """Read one file; InputError if it cannot be read, is empty, or a row lacks its text."""
     if file.suffix.lower() not in ENDINGS:
         raise InputError(
             f"{file.name}: expected a file that ends in {', '.join(ENDINGS)}, got {file.suffix or 'no ending'!r}; "
@@ -219,25 +168,6 @@ def _joined(parts: list[Documents]) -> Documents:
 def _is_conversation(cell: object) -> bool:
     """Whether a cell holds messages as chat templates take them."""
     return isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
-
-
-def draw(part: Documents, size: int, seed: int) -> Documents:
-    """Draw a uniform subset, in the order of the whole; the generator is numpy's, of this call alone.
-
-    Raises:
-        InputError: ``size`` is larger than the number of documents.
-
-    Example:
-        >>> draw(Documents(text=tuple("abcdef")), 2, seed=0).text
-        ('c', 'd')
-    """
-    with needs("hf", "few-sample subsets"):
-        import numpy as np
-    if not 1 <= size <= len(part):
-        raise InputError(
-            f"expected a training subset of 1 to {len(part)} documents, got {size}; choose a size in that range"
-        )
-    return part.select(sorted(np.random.default_rng(seed).permutation(len(part))[:size].tolist()))
 
 
 def _check_metric(metric: str | None, original: Path | None) -> None:

@@ -4,6 +4,10 @@ A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``); a single file is
 text, so that a text never stands on both sides and the split never moves. Everything is checked before a task
 exists. Labels are classes, unless a correlation is asked for or all training labels are numbers and one has a
 fractional part: then it is a regression. It neither repairs nor skips rows.
+
+A data set of the hub, or in a folder that ``datasets`` can read: ``name`` trains on the split "train" and is judged on
+"validation"; without one, a fifth of the training rows is held out, as for a single file. ``name:split`` takes one
+split, ``name:train,test`` two. Splits called "test" are left alone unless they are named.
 """
 
 from __future__ import annotations
@@ -13,13 +17,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mixout.errors import InputError
 from mixout.finetune import metrics
+from mixout.finetune.extras import needs
 from mixout.finetune.tasks.base import Split, Task
 from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
 
 OPTIONAL_PAIR = "text_pair"
+# Such as imdb, stanfordnlp/imdb, org/name:train[:1000] and org/name:train,test.
+_HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
 
@@ -28,17 +36,12 @@ DEV = ("dev", "validation")
 class Columns:
     """Which columns to read.
 
-    Attributes:
-        text: the text.
-        pair: the second text, which must be there; ``None``: "text_pair", where the files have it.
-        label: the label.
-
     Raises:
         InputError: a name is empty or occurs twice.
     """
 
     text: str = "text"
-    pair: str | None = None
+    pair: str | None = None  # the second text, which must be there; None: "text_pair", where the files have it
     label: str = "label"
 
     def __post_init__(self) -> None:
@@ -48,13 +51,7 @@ class Columns:
 
 
 def load(path: Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
-    """Load a task from a folder or a file that exists.
-
-    Args:
-        path: the folder or file.
-        columns: which columns to read.
-        metric: the primary metric, one that exists; ``None`` for accuracy, or for a regression spearman.
-        dev: False: no row is for scoring, a dev file is not opened, and all rows are training and dev rows.
+    """Load a task from a folder or a file that exists; without ``dev`` all rows are training and dev rows.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
@@ -64,15 +61,7 @@ def load(path: Path, *, columns: Columns, metric: str | None, dev: bool = True) 
 
 
 def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, metric: str | None) -> Task:
-    """Make a task of a training and a dev table, or of one that is split.
-
-    Args:
-        tables: one or two.
-        source: where they came from.
-        name: of the task.
-        columns: which columns to read.
-        metric: as for :func:`load`.
-    """
+    """Make a task of a training and a dev table, or of one that is split."""
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
     tables = [_checked(table, columns, pair) for table in tables]
@@ -131,11 +120,7 @@ def origin(parts: Sequence[Sequence[Path]]) -> str:
 
 
 def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> list[Path]:
-    """Find the file of a split, or all shards of it as the hub names them, ``train-00000-of-00002.parquet``.
-
-    Raises:
-        InputError: there is none, more than one, or not all shards.
-    """
+    """The file of a split, or all its shards, ``train-00000-of-00002.parquet``; InputError without, or with others."""
     files = _files(folder)
     found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
     shards = [(path, match) for path in files if (match := _SHARD.fullmatch(path.stem)) and match["stem"] in stems]
@@ -158,11 +143,7 @@ def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) 
 
 
 def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], list[int]]:
-    """Split the rows of a single file by a hash of their texts: one text in five is for the dev set.
-
-    Raises:
-        InputError: all fall on one side.
-    """
+    """Split rows by a hash of their texts, one text in five for the dev set; InputError if all fall on one side."""
     hashes = [int.from_bytes(hashlib.sha256(str(text).encode()).digest()[:8], "big") for text in texts]
     train = [row for row, value in enumerate(hashes) if value % 5]
     dev = [row for row, value in enumerate(hashes) if value % 5 == 0]
@@ -175,15 +156,60 @@ def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], li
 
 
 def texts_in(table: Table, column: str) -> tuple[str, ...]:
-    """Return a column in which every cell must hold text.
-
-    Raises:
-        InputError: one does not.
-    """
+    """A column in which every cell must hold text; InputError where one does not."""
     cells = table.columns[column]
     good = (isinstance(cell, str) and not is_empty(cell) for cell in cells)
     table.check(good, cells, f"text in column {column!r}", "fill or remove the row")
     return tuple(map(str, cells))
+
+
+def is_hub_name(task: str) -> bool:
+    """Whether a task that is no file may be a data set of the hub."""
+    ending = task.lower().endswith((".txt", *READERS))
+    return _HUB_NAME.fullmatch(task) is not None and len(task) <= 200 and not ending
+
+
+def from_hub(task: str) -> tuple[list[Table], str]:
+    """The tables of a data set, one or two, and where they came from.
+
+    Raises:
+        InputError: there is no such data set or split, or the hub cannot be reached.
+        MissingExtraError: ``datasets`` is not installed.
+    """
+    match = _HUB_NAME.fullmatch(task)
+    name, splits = (match["name"], match["splits"]) if match else (task, None)
+    with needs("data", "data sets of the hub"):
+        import datasets
+    try:
+        if splits is None:
+            found = datasets.load_dataset(name)
+            chosen = ["train", *[one for one in reversed(DEV) if one in found][:1]]
+            parts = [found[one] for one in chosen]
+        else:
+            chosen = splits.split(",")
+            parts = [datasets.load_dataset(name, split=one) for one in chosen]
+    # Unreachable, refused and offline arrive as OSError; a split or rows that are not there as the others.
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
+        raise InputError(
+            f"expected a task, a file or folder that exists, or a data set of the hub, got {task!r}: "
+            f"{' '.join(str(error).split())}; check its name and the connection"
+        ) from error
+    if len(parts) > 2:
+        raise InputError(f"expected one split, or two for training and dev set, got {task!r}")
+    tables = [_from_hub(f"{name}:{split}", part) for split, part in zip(chosen, parts, strict=True)]
+    return tables, f"{name} on the hub, {' and '.join(chosen)}."
+
+
+def _from_hub(name: str, part: Any) -> Table:  # noqa: ANN401  a datasets.Dataset
+    columns = {column: part[column][:] for column in part.column_names}
+    for column, feature in part.features.items():
+        if hasattr(feature, "int2str"):
+            columns[column] = [
+                feature.int2str(one) if one is not None and one >= 0 else None for one in columns[column]
+            ]
+    if not len(part):
+        raise InputError(f"{name}: expected at least one row, got none; choose another split")
+    return Table(name=name, columns=columns, lines=range(1, len(part) + 1), unit="row")
 
 
 def _checked(table: Table, columns: Columns, pair: str | None) -> Table:
@@ -243,7 +269,5 @@ def _split(table: Table, names: tuple[str, ...] | None, train_size: int) -> Spli
         label = tuple(numbers[name] for name in labels)
     pair = table.columns.get("pair")
     return Split(
-        text=tuple(map(str, table.columns["text"])),
-        pair=None if pair is None else tuple(map(str, pair)),
-        label=label,
+        text=tuple(map(str, table.columns["text"])), pair=None if pair is None else tuple(map(str, pair)), label=label
     )

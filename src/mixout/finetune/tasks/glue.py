@@ -21,27 +21,16 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one task is written down.
+    """How one task is written down."""
 
-    Attributes:
-        name: GLUE's spelling, also the folder's.
-        texts: the hub's columns: a sentence, or two.
-        columns: the columns of the TSV file in the same order, and the label's.
-        labels: class names by number; ``None`` for scores.
-        cells: how the TSV file spells the classes, by number; ``None``: as ``labels``.
-        metrics: the primary one first.
-        header: the columns of a TSV file that does not name them.
-        matched: what the dev set's name ends in: MNLI has two, of which the one of the same genres is read.
-    """
-
-    name: str
-    texts: tuple[str, ...] = ("sentence1", "sentence2")
-    columns: tuple[str, ...] = ("sentence1", "sentence2", "label")
-    labels: tuple[str, ...] | None = ("entailment", "not_entailment")
-    cells: tuple[str, ...] | None = ("0", "1")
-    metrics: tuple[str, ...] = ("accuracy",)
-    header: tuple[str, ...] | None = None
-    matched: str = ""
+    name: str  # GLUE's spelling, also the folder's
+    texts: tuple[str, ...] = ("sentence1", "sentence2")  # columns of the hub
+    columns: tuple[str, ...] = ("sentence1", "sentence2", "label")  # of the TSV file, in the same order
+    labels: tuple[str, ...] | None = ("entailment", "not_entailment")  # by number; None for scores
+    cells: tuple[str, ...] | None = ("0", "1")  # how the TSV file spells them; None: as ``labels``
+    metrics: tuple[str, ...] = ("accuracy",)  # the primary one first
+    header: tuple[str, ...] | None = None  # of a TSV file that does not name its columns
+    matched: str = ""  # end of the dev set's name: MNLI has two, of which the one of the same genres is read
 
 
 LAYOUTS = {
@@ -86,11 +75,6 @@ LAYOUTS = {
 
 def load(key: str, *, data_dir: Path | None) -> Task:
     """Load a task.
-
-    Args:
-        key: a key of ``LAYOUTS``.
-        data_dir: a folder that holds ``train.tsv`` and ``dev.tsv``, or a folder of the task's name that does;
-            ``None`` for the hub.
 
     Raises:
         InputError: a file is missing or malformed, or the hub cannot be reached.

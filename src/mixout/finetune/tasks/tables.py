@@ -23,26 +23,15 @@ _NAMED = 5  # so many rows are named by a message about many
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of one file, column by column.
+    """Rows of one file, column by column."""
 
-    Attributes:
-        name: the file's name.
-        columns: the cells of each column that has a name; a cell that the file leaves out is ``None``.
-        lines: where each row starts in the file, counted from 1 (Parquet has rows instead of lines).
-        unit: what ``lines`` counts: "line" or "row".
-    """
-
-    name: str
-    columns: Mapping[str, Sequence[object]]
-    lines: Sequence[int]
-    unit: str = "line"
+    name: str  # of the file
+    columns: Mapping[str, Sequence[object]]  # those that have a name; a cell that the file leaves out is None
+    lines: Sequence[int]  # where each row starts in the file, from 1
+    unit: str = "line"  # what they count; Parquet has rows
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
-        """Refuse a table without these columns.
-
-        Raises:
-            InputError: one is missing; the message lists those that exist.
-        """
+        """Refuse a table without these columns by an InputError that lists those that exist."""
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise InputError(
@@ -57,11 +46,7 @@ class Table:
 
     @staticmethod
     def joined(tables: Sequence[Table]) -> Table:
-        """Return the rows of all tables, one after the other, with the columns of the first.
-
-        Raises:
-            InputError: one lacks a column.
-        """
+        """The rows of all tables, with the columns of the first; InputError where one lacks a column."""
         first = tables[0]
         if len(tables) == 1:
             return first
@@ -72,17 +57,7 @@ class Table:
         return Table(name=f"{first.name} and the shards after it", columns=columns, lines=rows, unit="row")
 
     def check(self, good: Iterable[bool], got: Sequence[object], expected: str, remedy: str) -> None:
-        """Refuse the rows that are not good, in one message: what is wrong with the first, and how many there are.
-
-        Args:
-            good: whether each row can be used.
-            got: what each row has instead.
-            expected: what it should have.
-            remedy: what to do.
-
-        Raises:
-            InputError: a row is not good.
-        """
+        """Refuse rows that are not good by one InputError: what is wrong with the first, and how many there are."""
         bad = [row for row, is_good in enumerate(good) if not is_good]
         if not bad:
             return
@@ -96,11 +71,7 @@ class Table:
         raise InputError(f"{message}; {remedy}")
 
     def check_varied(self, labels: Sequence[object]) -> None:
-        """Refuse labels that are the same in every row.
-
-        Raises:
-            InputError: they are.
-        """
+        """Refuse labels that are the same in every row, by an InputError."""
         if len(set(labels)) < 2:
             raise InputError(
                 f"{self.name}, {self.unit} {self.lines[0]}: expected at least 2 different labels to train on, got "
@@ -114,11 +85,7 @@ def is_empty(cell: object) -> bool:
 
 
 def read(path: Path) -> Table:
-    """Read a file by its extension.
-
-    Raises:
-        InputError: the file is absent, empty, of an unknown kind, not UTF-8, or malformed.
-    """
+    """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -152,12 +119,7 @@ def read_csv(path: Path) -> Table:
 
 
 def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
-    """Read tab-separated values; quotation marks mean nothing.
-
-    Args:
-        path: the file.
-        header: the columns of a file that does not name them in its first line.
-    """
+    """Read tab-separated values; quotation marks mean nothing."""
     # Not str.splitlines: that also splits at U+0085 and U+2028, which occur inside sentences.
     rows = [line.removesuffix("\r").split("\t") for line in read_text(path).split("\n")]
     if header is None:
@@ -258,11 +220,7 @@ def _table(path: Path, header: Sequence[str], rows: list[list[str]], lines: Sequ
 
 
 def read_text(path: Path) -> str:
-    """Read UTF-8, with or without a byte order mark, and drop line breaks at the end.
-
-    Raises:
-        InputError: the file is absent, empty or not UTF-8.
-    """
+    """Read UTF-8, with or without a byte order mark, without line breaks at the end; InputError as of :func:`read`."""
     try:
         data = path.read_bytes()
     except OSError as error:
