@@ -1,4 +1,4 @@
-"""The quickstart: a Trainer script without and with one line of mixout, at a good learning rate and at two too high ones.
+"""The quickstart: a Trainer script without and with one line of mixout, at a good learning rate and two too high ones.
 
     python benchmarks/quickstart.py
 
