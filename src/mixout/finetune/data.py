@@ -85,6 +85,7 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
     """Describe the data in a few lines; ``cut`` counts the training and dev texts longer than ``max_length`` tokens.
 
     Example:
+        >>> from mixout.finetune.tasks import Split
         >>> split = Split(text=("a", "b", "c", "d"), label=(0, 1, 0, 1))
         >>> words = {"name": "t", "labels": ("no", "yes"), "metrics": ("f1",), "metric": "f1", "source": ""}
         >>> task = Task(train=split, dev=split.select([0, 1]), **words)
