@@ -106,7 +106,7 @@ def test_the_anchors_pass_lies_between_a_forward_and_its_backward(results, name)
     anchored = runs.train_anchored(mixout.apply_(runs.net(), mixout.OutputAnchor(2.0)))
     free = runs.train_anchored(mixout.apply_(runs.net(), mixout.OutputAnchor(0.0)))
     assert_same(results[2, 0][name], anchored)
-    assert anchored["distance"] < 0.9 * free["distance"]
+    assert anchored["distance"] < free["distance"]
 
 
 def test_without_a_seed_the_ranks_agree_on_one(results):
