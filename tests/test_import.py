@@ -11,6 +11,8 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import mixout
 from mixout import _public
@@ -217,3 +219,24 @@ def test_each_error_and_warning_is_on_the_page_and_says_what_to_do():
             assert f"| `{kind.__name__}` |" in page
             assert "What to do:" in kind.__doc__
             assert kind.__name__ in PUBLIC
+
+
+def test_a_model_that_was_pickled_whole_is_mixed_and_decays_in_a_process_that_has_applied_nothing(tmp_path):
+    peft = pytest.importorskip("peft")
+    decayed = mixout.apply_(nn.Linear(3, 3, bias=False), mixout.AnchorDecay(radius=0.01))
+    config = peft.LoraConfig(r=2, target_parameters=["0.weight"])  # the adapter of a parameter
+    adapted = peft.inject_adapter_in_model(config, nn.Sequential(nn.Linear(3, 3, bias=False)))
+    nn.init.ones_(adapted[0].lora_B["default"].weight)
+    mixout.apply_(adapted, mixout.Mixout(1.0), where=mixout.ALL)
+    torch.save([decayed, decayed.weight.detach().clone()], tmp_path / "decayed.pt")
+    torch.save(adapted, tmp_path / "adapted.pt")
+    in_a_process(f"""
+import torch
+decayed, start = torch.load({str(tmp_path / "decayed.pt")!r}, weights_only=False)
+optimizer = torch.optim.SGD(decayed.parameters(), lr=1.0)
+decayed(torch.ones(1, 3)).sum().backward()
+optimizer.step()
+assert (decayed.weight - start).abs().max() < 1e-6, "it does not decay"
+adapted, x = torch.load({str(tmp_path / "adapted.pt")!r}, weights_only=False), torch.ones(1, 3)
+assert adapted(x).allclose(x @ adapted[0].get_base_layer().weight.t()), "it is not mixed"
+""")

@@ -16,7 +16,8 @@ than the frozen base needs a copy of it. Each adapter is a delta of its own and 
 An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
 peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.
 
-All that mixout knows of LoRA is here. It does not import peft: where a model holds its layers, peft is loaded.
+All that mixout knows of LoRA is here and in one entry of the registry. It does not import peft: where a model holds its
+layers, peft is loaded.
 """
 
 # ruff: noqa: ANN401  the layers are classes of peft
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, mixes
-from mixout.layers.registry import Entry, Layout, add_entry
+from mixout.layers.registry import ADAPTED_PARAMETER
 from mixout.masks import Unit
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
@@ -39,16 +40,8 @@ _CALLS_ITS_FACTORS = frozenset(
     f"peft.tuners.lora.{name}"
     for name in ("layer.Linear", "bnb.Linear8bitLt", "bnb.Linear4bit", "torchao.TorchaoLoraLinear")
 )
-_OF_A_PARAMETER = "peft.tuners.lora.layer.ParamWrapper"
 # Initialisations that change the base: what the model began with is then u + s B A, and no longer u.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-def _stacked_factors(layer: Any) -> dict[str, Layout]:
-    return {f"lora_A.{name}.weight": Layout(blocks=layer.num_experts) for name in layer.lora_A}
-
-
-add_entry(_OF_A_PARAMETER, Entry(weights=_stacked_factors))
 
 
 class MixedFactor(Mixed, nn.Linear):
@@ -84,7 +77,7 @@ def sites(model: nn.Module) -> dict[str, Any]:
 
 def is_of_a_parameter(layer: nn.Module) -> bool:
     """Whether an adapted layer adapts one parameter of the layer that it wraps."""
-    return any(f"{kind.__module__}.{kind.__qualname__}" == _OF_A_PARAMETER for kind in type(layer).__mro__)
+    return any(f"{kind.__module__}.{kind.__qualname__}" == ADAPTED_PARAMETER for kind in type(layer).__mro__)
 
 
 def within(sites: dict[str, Any], name: str) -> str | None:

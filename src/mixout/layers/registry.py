@@ -8,7 +8,7 @@ until somebody registers it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, overload
 
 from torch import Tensor, nn
@@ -239,6 +239,11 @@ def _rows_of_experts(module: Any) -> dict[str, Layout]:  # noqa: ANN401
     return {"mlp.w1": up, "mlp.v1": up, "mlp.w2": down}
 
 
+def _stacked_factors(layer: Any) -> dict[str, Layout]:  # noqa: ANN401
+    """An adapter of peft for a parameter has an A for each expert, one below the other."""
+    return {f"lora_A.{name}.weight": Layout(blocks=layer.num_experts) for name in layer.lora_A}
+
+
 def _attention(module: Any) -> dict[str, Layout]:  # noqa: ANN401
     if module.in_proj_weight is not None:
         packed = {"in_proj_weight": Layout(blocks=3)}
@@ -258,9 +263,10 @@ def _fixed(**layouts: Layout) -> Callable[[Any], dict[str, Layout]]:
 EXPERTS = Entry(weights=_experts)
 LINEAR = Entry(weights=_fixed(weight=Layout()))
 _MODELS = "transformers.models"
+ADAPTED_PARAMETER = "peft.tuners.lora.layer.ParamWrapper"
 _ROWS = Layout(input_dim=0)
 
-add_entry(nn.Linear, Entry(weights=_fixed(weight=Layout()), mixed="MixedLinear"))
+add_entry(nn.Linear, replace(LINEAR, mixed="MixedLinear"))
 add_entry("transformers.pytorch_utils.Conv1D", Entry(weights=_fixed(weight=_ROWS), mixed="Transposed"))
 add_entry(nn.Embedding, Entry(weights=_fixed(weight=_ROWS), linear=False, mixed="MixedEmbedding"))
 _kind: type[nn.Module]
@@ -282,3 +288,4 @@ add_entry(
     f"{_MODELS}.xlnet.modeling_xlnet.XLNetRelativeAttention",
     Entry(weights=_fixed(q=_ROWS, k=_ROWS, v=_ROWS, r=_ROWS, o=Layout(flat=True))),
 )
+add_entry(ADAPTED_PARAMETER, Entry(weights=_stacked_factors))

@@ -1,5 +1,6 @@
 """What can be applied to a model, as data: frozen dataclasses whose docstrings are their cards, and their text form."""
 
+from mixout.methods import optimizer_hooks as optimizer_hooks  # a model that is unpickled may hold weights that decay
 from mixout.methods.decay import AnchorDecay as AnchorDecay
 from mixout.methods.dropout import Dropout as Dropout
 from mixout.methods.dropout import Plain as Plain
