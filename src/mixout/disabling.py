@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from mixout.errors import GenerationWarning, MixoutError
-from mixout.record import applications, applied_to
+from mixout.layers import Mixing
+from mixout.record import Applied, applications, applied_to
 
 _GENERATE = "generate"
 # The tags that TRL's trainers of policy gradients give their model, from which they sample and which they then train.
@@ -40,7 +41,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         >>> bool((plain == x @ model.weight.T).all()), model(x).item()
         (True, 0.0)
     """
-    switched = [a.mixing for a in applied_to(model) if a.mixing is not None and not a.mixing.off]
+    switched = _mixing(applied_to(model))
     for mixing in switched:
         mixing.switch(off=True)
     try:
@@ -57,12 +58,17 @@ def check_policy(model: Any) -> None:  # noqa: ANN401  any module
         MixoutError: if such a trainer was built with ``model``, which carries a method that mixes.
     """
     tags = _POLICY_GRADIENT.intersection(getattr(model, "model_tags", None) or ())
-    if tags and any(applied.mixing is not None and not applied.mixing.off for applied in applications(model)):
+    if tags and _mixing(applications(model)):
         raise MixoutError(
             f"expected a method that does not mix for TRL's {min(tags)!r} trainer, got {applications(model)[0]}: it "
             "samples from the unmixed model and would train the mixed one, another policy, so that its gradient would "
             "be no policy gradient; use mixout.AnchorDecay there, and mixing with SFTTrainer or DPOTrainer"
         )
+
+
+def _mixing(applied: Iterable[Applied]) -> list[Mixing]:
+    """Of those that mix and are not switched off."""
+    return [one.mixing for one in applied if one.mixing is not None and not one.mixing.off]
 
 
 class PlainGenerate:
@@ -78,8 +84,7 @@ class PlainGenerate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """As the method of the class."""
         generate = functools.partial(type(self.model).generate, self.model)
-        mixings = [applied.mixing for applied in applications(self.model) if applied.mixing is not None]
-        if not self.model.training or all(mixing.off for mixing in mixings):
+        if not self.model.training or not _mixing(applications(self.model)):
             return generate(*args, **kwargs)
         check_policy(self.model)
         if not self.warned:

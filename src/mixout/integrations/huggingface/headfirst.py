@@ -8,13 +8,14 @@ A head that is drawn at random sends random gradients into the pretrained body. 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mixout.disabling import disabled
 from mixout.errors import MixoutError
-from mixout.layers import Mixing
 from mixout.record import applications
 from mixout.selection import body
 
@@ -38,8 +39,7 @@ class HeadFirst(TrainerCallback):
     def __init__(self, epochs: float, *, new: Collection[str] | None = None) -> None:
         self.epochs = epochs
         self.new = new
-        self._frozen: list[nn.Parameter] = []
-        self._switched: list[Mixing] = []
+        self._thaw = ExitStack()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -53,33 +53,25 @@ class HeadFirst(TrainerCallback):
     ) -> None:
         """Thaw when it is time."""
         if not _before(state, self.epochs):
-            self._thaw()
+            self._thaw.close()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave nothing frozen behind."""
-        self._thaw()
+        self._thaw.close()
 
     def _freeze(self, model: nn.Module) -> None:
         new = _outside_body(model) if self.new is None else set(self.new)
         parameters = dict(model.named_parameters())
         if not any(parameters[name].requires_grad for name in new & parameters.keys()):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
-        self._frozen = [one for name, one in parameters.items() if name not in new and one.requires_grad]
-        for one in self._frozen:
-            one.requires_grad_(False)
-        mixings = (applied.mixing for applied in applications(model) if applied.mixing is not None)
-        self._switched = [mixing for mixing in mixings if not mixing.off]
-        for mixing in self._switched:
-            mixing.switch(off=True)
-
-    def _thaw(self) -> None:
-        for one in self._frozen:
-            one.requires_grad_(True)
-        for mixing in self._switched:
-            mixing.switch(off=False)
-        self._frozen, self._switched = [], []
+        if applications(model):
+            self._thaw.enter_context(disabled(model))
+        for name, one in parameters.items():
+            if name not in new and one.requires_grad:
+                self._thaw.callback(one.requires_grad_, True)
+                one.requires_grad_(False)
 
 
 def _before(state: TrainerState, epochs: float) -> bool:
