@@ -120,11 +120,9 @@ def _spell_one(method: Method) -> str:
     for position, f in enumerate(_settable(type(method))):
         value = getattr(method, f.name)
         if f.default is MISSING or value != f.default:
-            if f.name in ("every", "r", "fisher") or isinstance(value, str):
-                text = str(value)
-            elif isinstance(value, bool):
+            if isinstance(value, bool):
                 text = str(value).lower()
-            else:
-                text = repr(float(value)) if isinstance(value, Real) else str(value)
+            else:  # a number as its field has it: 1 given for a float is 1.0, and a count stays one
+                text = repr(float(value)) if isinstance(value, Real) and "float" in str(f.type) else str(value)
             arguments.append(text if position == 0 else f"{f.name}={text}")
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
