@@ -240,12 +240,6 @@ class Blocks(nn.Module):
         return self.head(x)
 
 
-def gradients(model):
-    model.zero_grad()
-    model(torch.randn(3, 6)).square().mean().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 def test_blocks_train_in_turn(gradient):
     """Against plain gradients: all weights of a block at once, drawn anew each period; biases always."""
