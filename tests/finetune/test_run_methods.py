@@ -36,6 +36,12 @@ def test_text_goes_there_and_back(text):
     assert spell(parse(text)) == text
 
 
+@pytest.mark.parametrize("options", ["radius=0.1, relative=true", "1.0, selective=true", "2.0, decoupled=false"])
+def test_a_decay_keeps_every_option_that_the_library_knows(options):
+    (given,), (expected,) = parse(f"anchor_decay({options})"), mixout.methods.parse(f"anchor_decay({options})")
+    assert given.plain() == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

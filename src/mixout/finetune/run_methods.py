@@ -9,7 +9,7 @@ r"""Methods as the text of a run: those of :mod:`mixout.methods`, and two that n
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -72,7 +72,7 @@ class MeasuredDecay(AnchorDecay):
 
     def plain(self, weights: Mapping[str, Tensor] | None = None) -> AnchorDecay:
         """The library's method, with what was measured."""
-        values = {name: getattr(self, name) for name in ("rate", "radius", "decoupled", "selective", "weights")}
+        values = {f.name: getattr(self, f.name) for f in fields(AnchorDecay)}
         return AnchorDecay(**values if weights is None else values | {"weights": weights})
 
 
