@@ -51,17 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measured(case: Case, method: str, pairs: int) -> dict[str, str | int | float]:
     """The row of one method."""
     timed = interleave(step(case, PLAIN), step(case, method), pairs=pairs, warmup=2, clock=process_seconds)
-    return {
-        "case": case.name,
-        "tokens": case.tokens,
-        "method": method,
-        "ratio": f"{timed.ratio:.3f}",
-        "low": f"{timed.low:.3f}",
-        "high": f"{timed.high:.3f}",
-        "pairs": timed.pairs,
-        "plain_ms": f"{1e3 * timed.base:.2f}",
-        "ms": f"{1e3 * timed.variant:.2f}",
-    }
+    return {"case": case.name, "tokens": case.tokens, "method": method, **timed.columns("plain")}
 
 
 def step(case: Case, method: str) -> Run:

@@ -36,19 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for against, name in (("adamw", "adamw"), ("adamw", "mofo"), ("fused adamw", "mofo")):
         base, variant = (optimizer(kind, build(CASES["minilm"], "cpu")) for kind in (against, name))
         timed = interleave(base.step, variant.step, pairs=args.pairs, warmup=3, clock=process_seconds)
-        table.add(
-            {
-                "model": "minilm",
-                "optimizer": name,
-                "against": against,
-                "ratio": f"{timed.ratio:.3f}",
-                "low": f"{timed.low:.3f}",
-                "high": f"{timed.high:.3f}",
-                "pairs": timed.pairs,
-                "adamw_ms": f"{1e3 * timed.base:.2f}",
-                "ms": f"{1e3 * timed.variant:.2f}",
-            }
-        )
+        table.add({"model": "minilm", "optimizer": name, "against": against, **timed.columns("adamw")})
     print(table.text(COLUMNS))
 
 

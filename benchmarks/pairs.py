@@ -29,6 +29,17 @@ class Paired:
     base: float
     variant: float
 
+    def columns(self, base: str) -> dict[str, str | int]:
+        """For a table; times are in milliseconds, and that of the base is called after it.
+
+        Example:
+            >>> compare([0.25], [0.125]).columns("plain")
+            {'ratio': '0.500', 'low': '0.500', 'high': '0.500', 'pairs': 1, 'plain_ms': '250.00', 'ms': '125.00'}
+        """
+        ratios = {name: f"{getattr(self, name):.3f}" for name in ("ratio", "low", "high")}
+        times = {f"{base}_ms": f"{1e3 * self.base:.2f}", "ms": f"{1e3 * self.variant:.2f}"}
+        return {**ratios, "pairs": self.pairs, **times}
+
 
 def interleave(base: Run, variant: Run, *, pairs: int, warmup: int, clock: Clock) -> Paired:
     """Run both in turns, after ``warmup`` runs of each that are not timed, and compare.
