@@ -24,6 +24,7 @@ from torch import nn
 
 import mixout
 from mixout import Mixout
+from mixout.reach import ENOUGH
 from mixout.selection import body
 
 HERE = Path(__file__).parent
@@ -72,7 +73,8 @@ def row(name: str, built: Any) -> dict[str, str]:  # noqa: ANN401
     if any(warning.category is mixout.LowCoverageWarning for warning in caught):
         said = "warning"
     coverage = mixout.coverage(model)
-    if coverage.flops_mixed < 0.5 and not said and left_out_on_purpose(model, coverage) + coverage.flops_mixed >= 0.5:
+    mixed = coverage.flops_mixed
+    if mixed < ENOUGH <= mixed + left_out_on_purpose(model, coverage) and not said:
         said = "heads"
     kinds = {f"{layer.type}: {layer.reason}" for layer in coverage.layers if layer.kind == "bypassed"}
     found = {
