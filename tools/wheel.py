@@ -42,8 +42,9 @@ def needed(wheel: Path, extra: str) -> set[str]:
         extra: one of its extras, or "".
     """
     metadata = next(path for path in ZipPath(wheel).iterdir() if path.name.endswith(".dist-info"))
+    own = PathDistribution(metadata)
     found: set[tuple[str, str]] = set()
-    todo = [(requirement, extra) for requirement in PathDistribution(metadata).requires or ()]
+    todo = [(requirement, extra) for requirement in own.requires or ()]
     while todo:
         text, of = todo.pop()
         requirement = Requirement(text)
@@ -52,10 +53,8 @@ def needed(wheel: Path, extra: str) -> set[str]:
         # Its own dependencies, and those of each extra that is asked for.
         for key in {(requirement.name.lower(), one) for one in ("", *requirement.extras)} - found:
             found.add(key)
-            if key[0] != "mixout":
-                todo += [(other, key[1]) for other in distribution(key[0]).requires or ()]
-            else:
-                todo += [(other, key[1]) for other in PathDistribution(metadata).requires or ()]
+            asked = own if key[0] == "mixout" else distribution(key[0])
+            todo += [(other, key[1]) for other in asked.requires or ()]
     return {name for name, _ in found} - {"mixout"}
 
 
