@@ -213,8 +213,8 @@ def _held(model: nn.Module) -> Iterator[str]:
     dry = any(isinstance(target.anchor, OwnWeight) for target in found)
     decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
-        decay = "weight decays" if len(decaying) == 1 else "weights decay"
-        line = f"{len(decaying)} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        decay = "decays" if len(decaying) == 1 else "decay"
+        line = f"{_count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
         # Of weights in parts every rank would have to ask.
         if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):

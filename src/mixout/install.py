@@ -108,12 +108,12 @@ def _mix_(
         p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
     )
     check_scope(layers, applied.seed.scope)
-    if adapted and method.anchor_ema is not None:
-        raise ValueError(
-            "expected no anchor_ema on LoRA layers, whose anchor is their frozen base, got "
-            f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
-        )
     if adapted:
+        if method.anchor_ema is not None:
+            raise ValueError(
+                "expected no anchor_ema on LoRA layers, whose anchor is their frozen base, got "
+                f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
+            )
         chosen_sites = [site for site, _ in adapted.values()]
         lora.check_fits(
             model, chosen_sites, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment
@@ -144,10 +144,8 @@ def _mix_(
         base = ZERO if isinstance(anchors, Unread) else digest(lora_delta.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
             if kind is not None:
-                stream, held = (
-                    Stream(applied.seed, f"{name}{part}", period),
-                    {path: Anchor(None, base) for path in paths},
-                )
+                stream = Stream(applied.seed, f"{name}{part}", period)
+                held = {path: Anchor(None, base) for path in paths}
                 swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in shares}
     if not isinstance(anchors, Unread):
