@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import mixout
 from authors import AuthorsLinear, apply_authors_
-from mixout.functional import Form
 from mixout.layers import Mixed
+from mixout.passes import Form
 from mixout.selection import chosen_layers, resolve
 from pairs import Run
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import AnchorDecay, Mixconnect, Mixout, functional
+from mixout import AnchorDecay, Mixconnect, Mixout, passes
 
 METHODS = [Mixout(0.5), Mixout(0.1), Mixconnect(0.5), AnchorDecay(0.1), [Mixout(0.9), AnchorDecay(0.1)]]
 
@@ -38,7 +38,7 @@ def anchors(model):
 @pytest.mark.parametrize("options", [{"anchor_dtype": torch.bfloat16}, {"anchor_device": "cpu"}], ids=["bf16", "host"])
 @pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
 def test_training_is_that_with_the_default_anchor_bit_for_bit(method, options, split, monkeypatch):
-    monkeypatch.setattr(functional, "SPLIT_BELOW", split)
+    monkeypatch.setattr(passes, "SPLIT_BELOW", split)
     usual, kept = train(net(), method), train(net(), method, **options)
     assert all(a.equal(b) for a, b in zip(usual.parameters(), kept.parameters(), strict=True))
     assert mixout.distance(usual).total == mixout.distance(kept).total > 0

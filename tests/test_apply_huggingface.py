@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 import mixout
 from mixout import AnchorDecay, Mixout
@@ -60,7 +61,7 @@ def test_a_tied_head_is_anchored_from_its_own_checkpoint(methods, tmp_path):
     with torch.no_grad():
         model.lm_head.weight.add_(1.0)
     mixout.apply_(model, methods, where="all", anchor=tmp_path)
-    assert mixout.measure.held_anchors(model)["lm_head.weight"].tensor.equal(pretrained.lm_head.weight)
+    assert mixout.held.held_anchors(model)["lm_head.weight"].tensor.equal(pretrained.lm_head.weight)
 
 
 def test_by_default_the_output_embedding_is_not_mixed():
@@ -106,7 +107,7 @@ def test_a_new_head_is_not_mixed():
     """Trap: new output head (no pretrained weights) anchored at its random initialisation."""
     model = mixout.apply_(bert(), [Mixout(0.5), AnchorDecay(0.1)])
     assert "classifier" in mixout.coverage(model).plain
-    assert not any("classifier" in name for name in mixout.measure.held_anchors(model))
+    assert not any("classifier" in name for name in mixout.held.held_anchors(model))
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
@@ -126,15 +127,34 @@ def test_deepcopy_pickle_and_gradient_checkpointing():
         assert all(a.equal(b) for a, b in zip(gradients[0], other, strict=True))
 
 
-def test_xlnets_raw_parameters_are_reported():
+def test_xlnets_raw_parameters_are_mixed():
     """Trap: XLNet's raw parameters are silent no-ops."""
     config = transformers.XLNetConfig(d_model=16, n_layer=1, n_head=2, d_inner=24, vocab_size=30)
-    with pytest.warns(mixout.LowCoverageWarning, match=r"'layer.0.rel_attn' \(XLNetRelativeAttention, 63%\)"):
-        model = mixout.apply_(transformers.XLNetModel(config), Mixout(0.5))
+    model = mixout.apply_(transformers.XLNetModel(config), Mixout(0.5))
     coverage = mixout.coverage(model)
-    assert coverage.mixed == ("layer.0.ff.layer_1", "layer.0.ff.layer_2")
-    assert "layer.0.rel_attn" in coverage.bypassed
-    assert "raw parameters (q, k, v, o, r" in str(coverage)
+    assert set(coverage.mixed) == {"layer.0.rel_attn", "layer.0.ff.layer_1", "layer.0.ff.layer_2"}
+    assert coverage.bypassed == ()
+    assert set(model.layer[0].rel_attn._mixed.anchors) == {"q", "k", "v", "o", "r"}
+
+
+def test_raw_parameters_that_nobody_knows_are_reported():
+    """Trap: they are silent no-ops."""
+
+    class RawAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = (nn.Parameter(torch.ones(16, 16)) for _ in range(2))
+
+        def forward(self, x):
+            return x @ self.q @ self.k
+
+    model = nn.Sequential(nn.Linear(16, 16), RawAttention(), nn.Linear(16, 2))
+    with pytest.warns(mixout.LowCoverageWarning, match=r"'1' \(RawAttention, \d+%\)"):
+        mixout.apply_(model, Mixout(0.5))
+    coverage = mixout.coverage(model)
+    assert coverage.mixed == ("0", "2")
+    assert coverage.bypassed == ("1",)
+    assert "raw parameters (q, k)" in str(coverage)
 
 
 def test_stacked_moe_experts_are_counted():
@@ -146,10 +166,10 @@ def test_stacked_moe_experts_are_counted():
     model = mixout.apply_(transformers.MixtralForCausalLM(config), Mixout(0.5))
     coverage = mixout.coverage(model)
     attention = {f"model.layers.0.self_attn.{x}_proj" for x in "qkvo"}
-    assert set(coverage.mixed) == {*attention, "model.layers.0.mlp.experts"}
+    assert set(coverage.mixed) == {*attention, "model.layers.0.mlp.experts", "model.layers.0.mlp.gate"}
     experts = 4 * (2 * 24 * 16 + 16 * 24)
     attention = 16 * 16 * 2 + 2 * 16 * 8
     assert sum(layer.parameters for layer in coverage.layers if layer.name.endswith("experts")) == experts
     assert coverage.parameters_mixed == pytest.approx(
-        (experts + attention) / sum(p.numel() for p in model.parameters())
+        (experts + attention + 4 * 16) / sum(p.numel() for p in model.parameters())
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import GradientMask, Mixconnect, Mixout, PScheduler, functional, masks
+from mixout import GradientMask, Mixconnect, Mixout, PScheduler, masks, passes
 from mixout.schedule import LinearRamp
 
 # torch's own, of the way its compiler traces autograd functions.
@@ -257,9 +257,9 @@ def test_one_graph_serves_every_batch_and_its_gradients_are_the_definitions(back
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_graph_that_a_gpu_gets_holds_no_op_of_ours(backend, monkeypatch):
     """There the compiler fuses plain torch: asked for here by taking the device's branch."""
-    monkeypatch.setattr(functional, "_is_fused", lambda _: True)
+    monkeypatch.setattr(passes, "_is_fused", lambda _: True)
     monkeypatch.setattr(masks, "draw", lambda shape, p, **_: torch.rand(shape) >= p)
-    monkeypatch.setattr(functional, "draw", masks.draw)
+    monkeypatch.setattr(passes, "draw", masks.draw)
     model = net(Mixout(0.5))
     names = []
 

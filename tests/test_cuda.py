@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import functional
+from mixout import passes
 from mixout.methods import Mixconnect, Mixout
 
 
@@ -19,7 +19,7 @@ from mixout.methods import Mixconnect, Mixout
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("method", [Mixout, Mixconnect])
 def test_a_pass_on_a_gpu_is_the_definition(monkeypatch, method, p, tokens, host_bound, autocast):
-    monkeypatch.setattr(functional, "SPARSE_ON_GPU_FROM", float("inf") if host_bound else 0)
+    monkeypatch.setattr(passes, "SPARSE_ON_GPU_FROM", float("inf") if host_bound else 0)
     torch.manual_seed(0)
     model = mixout.apply_(nn.Sequential(nn.Linear(48, 40)), method(p)).cuda()
     layer = model[0]

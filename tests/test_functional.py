@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from mixout import functional
+from mixout import functional, passes
 from mixout.functional import mix, mixed_embedding, mixed_linear
 
 UNITS = ["input", "output", "element"]
@@ -35,9 +35,10 @@ def all_masks(shape, p):
 def toss(monkeypatch, mask):
     """Let the next draws be ``mask``."""
     for name in ("draw", "draw_elements"):
-        monkeypatch.setattr(functional, name, lambda shape, *_, **__: mask.reshape(shape))
+        for place in (functional, passes):
+            monkeypatch.setattr(place, name, lambda shape, *_, **__: mask.reshape(shape))
     monkeypatch.setattr(
-        functional, "draw_coefficients", lambda shape, p, weight, _: mask.reshape(shape).to(weight.dtype) / (1 - p)
+        passes, "draw_coefficients", lambda shape, p, weight, _: mask.reshape(shape).to(weight.dtype) / (1 - p)
     )
 
 
@@ -71,7 +72,7 @@ FORMS = {"dense": (1.0, 0, 0), "sparse": (0.0, 0, 0), "split": (0.0, 10**9, 0), 
 def test_mixed_linear_is_unbiased_over_all_masks(unit, form, bias, monkeypatch):
     """Output, gradient of x, of w and of b: the mean over all masks is the plain linear's, in each form."""
     for name, value in zip(("SPARSE_FROM", "SPLIT_BELOW", "NATIVE_ON_CPU_BELOW"), FORMS[form], strict=True):
-        monkeypatch.setattr(functional, name, value)
+        monkeypatch.setattr(passes, name, value)
     p = 0.7
     x, w, u, b, g = tensors((4, 3), (2, 3), (2, 3), (2,), (4, 2))
     leaves = [x, w, b] if bias else [x, w]
@@ -140,7 +141,7 @@ def test_gradcheck_of_mixed_embedding(unit):
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("p", [0.3, 0.9])
 def test_the_paper_convention_is_the_exact_gradient_times_one_minus_p(unit, p, monkeypatch):
-    monkeypatch.setattr(functional, "NATIVE_ON_CPU_BELOW", 0)  # a form that has both
+    monkeypatch.setattr(passes, "NATIVE_ON_CPU_BELOW", 0)  # a form that has both
     x, w, u, g = tensors((7, 5), (4, 5), (4, 5), (7, 4))
     found = {}
     for gradient in ("exact", "paper"):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mixout
-from mixout import GradientMask, Mixout, functional
+from mixout import GradientMask, Mixout, functional, passes
 from mixout.layers.linear import Short
 from mixout.ops import linear as forms
 from mixout.streams import Stream
@@ -18,7 +18,7 @@ def native(monkeypatch):
     """Switch the form on and off."""
 
     def switch(on):
-        monkeypatch.setattr(functional, "NATIVE_ON_CPU_BELOW", 10**6 if on else 0)
+        monkeypatch.setattr(passes, "NATIVE_ON_CPU_BELOW", 10**6 if on else 0)
 
     return switch
 

@@ -68,3 +68,15 @@ def test_every_python_that_is_promised_is_tested():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
     assert promised == set(jobs["tests"]["strategy"]["matrix"]["python"])
     assert PROJECT["requires-python"] == f">={min(promised, key=lambda text: int(text[2:]))}"
+
+
+def test_the_map_of_files_names_each_file_of_the_library_and_none_that_is_gone():
+    """The package's own folder and ``ops``; the other folders are described as wholes."""
+    package = ROOT / "src" / "mixout"
+    named = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8")))
+    files = {str(path.relative_to(package)) for place in (package, package / "ops") for path in place.glob("*.py")}
+    assert {name for name in files if "__" not in name} - named == set()
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {name for row in table for name in re.findall(r"`((?:[\w]+/)*\w+\.py)`", row)}
+    layers = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert {name for name in listed if name not in layers and f"layers/{name}" not in layers} == set()

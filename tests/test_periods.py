@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import GradientMask, Mixconnect, Mixout, functional, methods
+from mixout import GradientMask, Mixconnect, Mixout, functional, methods, passes
 from mixout.methods import Dropconnect
 
 
@@ -84,7 +84,7 @@ def test_gradient_mask_keeps_its_columns():
 @pytest.mark.parametrize("form", functional.FORMS)
 def test_every_form_has_the_mask_of_the_period(form, rows, monkeypatch):
     """Micro-batches of different size take different forms."""
-    monkeypatch.setattr(functional, "SPARSE_ON_CPU_FROM", 1e3)
+    monkeypatch.setattr(passes, "SPARSE_ON_CPU_FROM", 1e3)
     model = net(Mixout(0.5, every="run"), seed=1, form=form)
     layer = model[0]
     x = torch.randn(rows, 8)

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, functional
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, passes
 
 # The bounds that lead to a form, whatever p and the batch are.
 BOUNDS = ("SPARSE_FROM", "SPLIT_BELOW", "NATIVE_ON_CPU_BELOW")
@@ -20,7 +20,7 @@ METHODS = [Mixout(0.5), Mixout(0.5, gradient="paper"), Mixconnect(0.5), Gradient
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     for name, value in zip(BOUNDS, FORMS[request.param], strict=True):
-        monkeypatch.setattr(functional, name, value)
+        monkeypatch.setattr(passes, name, value)
     return request.param
 
 

@@ -25,9 +25,9 @@ from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.errors import RankMismatchError as RankMismatchError
 from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
+from mixout.held import fingerprint as fingerprint
 from mixout.layers import register as register
 from mixout.measure import distance as distance
-from mixout.measure import fingerprint as fingerprint
 from mixout.measure import interpolate_ as interpolate_
 from mixout.measure import radius_used as radius_used
 from mixout.methods import AnchorDecay as AnchorDecay

@@ -14,12 +14,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from mixout.anchor import AnchorStore
 from mixout.bylayer import ByLayer, Rule, rules_of
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
-from mixout.functional import FORMS, Form
 from mixout.install import Anchors, install_, set_dropouts_, undo_
 from mixout.layers import Mixed, check_sharding, reshard_
 from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, spell
 from mixout.origin import warn_if_fine_tuned
+from mixout.passes import FORMS, Form
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.reach import check_reach
 from mixout.record import Applied, applied_here, applied_to

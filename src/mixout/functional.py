@@ -1,4 +1,4 @@
-"""mix(), mixed_linear() and mixed_embedding(): argument checks, the draw, and the choice of a form.
+"""mix(), mixed_linear() and mixed_embedding(): argument checks, then one of the passes of :mod:`mixout.passes`.
 
 For layers of your own: all take plain tensors and know nothing of modules. In eval mode do not call them; use
 ``weight``.
@@ -6,8 +6,7 @@ For layers of your own: all take plain tensors and know nothing of modules. In e
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,36 +18,16 @@ from mixout.masks import (
     Unit,
     check_p,
     draw,
-    draw_coefficients,
     draw_elements,
     mask_shape,
-    once_a_period,
     scale_of,
-    spread,
 )
-from mixout.ops import linear as forms
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw
-from mixout.ops.mix import like
 from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import GRADIENTS, Gradient
+from mixout.passes import FORMS, Form, check_dense, constant_like, keeps_columns, linear_pass, phi_pass
 from mixout.streams import Stream
-
-Form = Literal["auto", "fast", "lean"]
-
-FORMS: tuple[Form, ...] = ("auto", "fast", "lean")
-
-# Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
-SPARSE_FROM = 0.3
-# Tokens times the share of kept columns up to which Phi is not made.
-SPLIT_BELOW = 16
-# Weights of a layer up to which torch's own operations, which keep Phi for backward, may be used on a CPU.
-NATIVE_ON_CPU_BELOW = 2**20
-# Multiply-adds that a thin gradient must spare a CPU to pay for an autograd function and a second Phi.
-SPARSE_ON_CPU_FROM = 6e7
-# Multiply-adds that a thin gradient must spare a GPU under autocast: what an H200 does in the time that its host takes
-# longer to launch one (benchmarks/results/busy-cuda.csv).
-SPARSE_ON_GPU_FROM = 2e11
 
 
 def mix(
@@ -95,16 +74,7 @@ def mix(
     """
     _check(weight, anchor, unit, gradient, noise, input_dim)
     p = _checked(p, noise)
-    if not isinstance(p, Tensor) and p == 0.0:
-        return weight
-    scale = scale_of(p)
-    shape = tuple(weight.shape)
-    if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
-        mask = draw_elements(shape, p, device=weight.device, stream=stream)
-    else:
-        drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-        mask = spread(draw(drawn, p, noise=noise, device=weight.device, stream=stream), shape)
-    return mix_op(weight, _match(anchor, weight), mask, scale, gradient=gradient)
+    return phi_pass(weight, anchor, p, unit, gradient, noise, stream, input_dim=input_dim, groups=groups)
 
 
 def mixed_linear(
@@ -154,7 +124,7 @@ def mixed_linear(
 
     Source: Lee et al. 2020, section 3; the forms are described in :mod:`mixout.ops.linear`.
     """
-    _check_dense(x)
+    check_dense(x)
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
     _check(weight, anchor, unit, gradient, noise, 1)
@@ -166,110 +136,6 @@ def mixed_linear(
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     anchor = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
     return linear_pass(x, weight, anchor, bias, p, unit, gradient, noise, stream, form)
-
-
-def linear_pass(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor | None,
-    bias: Tensor | None,
-    p: float | Tensor,
-    unit: Unit,
-    gradient: Gradient,
-    noise: Noise,
-    stream: Stream | None,
-    form: Form,
-) -> Tensor:
-    """:func:`mixed_linear` without its checks, for layers whose arguments were checked when they were made."""
-    if torch.compiler.is_compiling() or isinstance(p, Tensor):
-        return _linear_in_graph(x, weight, anchor, bias, p, unit, gradient, noise, stream)
-    if p == 0.0:
-        return torch.nn.functional.linear(x, weight, bias)
-    _check_dense(x)
-    dtype = autocast_dtype(x) or weight.dtype
-    if x.numel() < native_up_to(weight, p, unit, gradient, noise, form, autocast=dtype.itemsize == 2):
-        shape = neuron_mask_shape(weight, unit)
-        if noise == "bernoulli":
-            coefficient = draw_coefficients(shape, p, weight, stream)
-        else:
-            mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
-            coefficient = mask.to(weight.dtype) * scale_of(p)
-        return forms.native(x, weight, anchor, bias, coefficient)
-    read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
-    scale = scale_of(p)
-    if _has_thin_gradient(unit, noise, gradient) and (p >= SPARSE_FROM or form == "lean"):
-        # On the host: the number of kept columns is known without waiting for a GPU.
-        kept = once_a_period(stream, _draw_kept, weight.shape[1], p, weight.device)
-        few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
-        return (forms.split if few else forms.sparse)(*read, kept, scale, gradient=gradient)
-    if unit == "element" and noise == "bernoulli":
-        mask = draw_elements(tuple(weight.shape), p, device=weight.device, stream=stream)
-    else:
-        mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, device=weight.device, stream=stream)
-    return forms.dense(*read, mask, scale, gradient=gradient)
-
-
-def _draw_kept(stream: Stream | None, columns: int, p: float, device: torch.device) -> Tensor:
-    """The kept columns: on the host, or within a period where the weight is."""
-    kept = draw((columns,), p, device=device, stream=stream, on_host=True).nonzero().squeeze(1)
-    return kept if stream is None or stream.period is None else kept.to(device, non_blocking=True)
-
-
-def _linear_in_graph(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor | None,
-    bias: Tensor | None,
-    p: float | Tensor,
-    unit: Unit,
-    gradient: Gradient,
-    noise: Noise,
-    stream: Stream | None,
-) -> Tensor:
-    """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU an op of ours."""
-    if _is_fused(weight):
-        phi = mix(weight, anchor, p, unit=unit, gradient=gradient, noise=noise, stream=stream)
-        return torch.nn.functional.linear(x, phi, bias)
-    dtype = autocast_dtype(x) or weight.dtype
-    thin = _has_thin_gradient(unit, noise, gradient)
-    shape = (weight.shape[1],) if thin else mask_shape(tuple(weight.shape), unit)
-    mask = draw(shape, p, noise=noise, stream=stream)
-    scale = scale_of(p)
-    scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
-    cast = None if bias is None else bias.to(dtype)
-    return forms.compiled(x.to(dtype), weight, _match(anchor, weight), cast, mask, scale, gradient=gradient)
-
-
-def _is_fused(weight: Tensor) -> bool:
-    """Whether a compiler is to fuse Phi with what is around it."""
-    return weight.device.type != "cpu"
-
-
-def native_up_to(
-    weight: Tensor, p: float, unit: Unit, gradient: Gradient, noise: Noise, form: Form, *, autocast: bool = False
-) -> float:
-    """Numbers that an input may have for the linear to be computed in torch's own operations; 0 for none."""
-    if gradient != "exact" or unit == "element" or form == "lean" or weight.dtype.itemsize <= 2:
-        return 0.0
-    if form == "fast":
-        return math.inf
-    thin = _has_thin_gradient(unit, noise, gradient) and p >= SPARSE_FROM and weight.requires_grad
-    if weight.is_cuda:
-        # Under autocast plain fine-tuning keeps a cast weight, whose place Phi takes.
-        most = SPARSE_ON_GPU_FROM if weight.dtype == torch.float32 and autocast else 0.0
-    else:
-        most = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
-    return most / (p * weight.shape[0]) if thin or most == 0.0 else math.inf
-
-
-def neuron_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
-    """Shape of a mask of neurons, or of a whole layer, as :func:`mixout.ops.linear.native` takes it."""
-    return {"input": (weight.shape[1],), "output": (weight.shape[0], 1)}.get(unit, (1,))
-
-
-def _has_thin_gradient(unit: Unit, noise: Noise, gradient: Gradient) -> bool:
-    """Whether whole columns of the weight's gradient are zero."""
-    return unit == "input" and noise == "bernoulli" and gradient != "dense"
 
 
 def toss(
@@ -305,7 +171,7 @@ def toss(
         return None
     scale = scale_of(p)
     device = torch.device(device)
-    thin = _has_thin_gradient(unit, noise, gradient) and p >= SPARSE_FROM
+    thin = keeps_columns(p, unit, gradient, noise)
     if unit == "element" and noise == "bernoulli":
         drawn = draw_elements(shape, p, device=device, stream=stream)
     else:
@@ -366,7 +232,7 @@ def mixed_embedding(
     mask = draw(drawn, p, noise=noise, device=weight.device, stream=stream)
     if unit in ("input", "element"):
         mask = mask[index]
-    match = _match(anchor, weight)
+    match = constant_like(anchor, weight)
     anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
     return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
 
@@ -380,15 +246,6 @@ def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
     if not torch.compiler.is_compiling():
         check_p(float(p), noise)
     return p
-
-
-def _match(anchor: Tensor | None, weight: Tensor) -> Tensor | None:
-    return None if anchor is None else like(anchor.detach(), weight)
-
-
-def _check_dense(x: Tensor) -> None:
-    if x.layout != torch.strided:
-        raise TypeError(f"expected x as a dense tensor, got one of layout {x.layout}; pad it, or call x.to_dense()")
 
 
 def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:

@@ -13,7 +13,6 @@ from mixout._torch import managed_by_fsdp
 from mixout.anchor import ZERO, Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
 from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.functional import Form
 from mixout.layers import (
     Mixed,
     Mixing,
@@ -32,6 +31,7 @@ from mixout.layers import (
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
 from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
+from mixout.passes import Form
 from mixout.periods import Period
 from mixout.record import Applied, applied_here, mark_, mark_new_, subject, unmark_
 from mixout.selection import Selection, body, chosen

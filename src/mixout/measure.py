@@ -1,8 +1,7 @@
-"""How far a model has gone from its anchors, which anchors these are, and the weights in between."""
+"""How far a model has gone from its anchors, and the weights in between."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from numbers import Real
@@ -10,16 +9,12 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from mixout import anchor as anchors
 from mixout import distances
-from mixout.anchor import Anchor, AnchorStore, OwnWeight
+from mixout.anchor import AnchorStore
 from mixout.distances import Distance
-from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, lora_delta, parameter, reshard_, weights
-from mixout.layers.mixed import REPLACED
-from mixout.methods import output
+from mixout.held import adapted_layers, anchored_weights, check_anchored, weight_and_start
+from mixout.layers import lora_delta, parameter, reshard_, weights
 from mixout.methods.targets import targets
-from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
@@ -47,9 +42,9 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     model = uncompiled(model)
     reshard_(model)
     if anchor is None:
-        _check_anchored(model)
-        found = distances.distance({key: _pair(key, *one) for key, one in _anchors(model).items()})
-        deltas = {key: lora_delta.delta_norm(layer) for key, layer in _adapted(model).items()}
+        check_anchored(model)
+        found = distances.distance({key: weight_and_start(key, *one) for key, one in anchored_weights(model).items()})
+        deltas = {key: lora_delta.delta_norm(layer) for key, layer in adapted_layers(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
@@ -101,7 +96,7 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     found = {}
     for key, target in targets(model).items():
         if target.module is not None and target.method.shrinks:
-            weight, start = _pair(key, target.module, target.field, target.anchor)
+            weight, start = weight_and_start(key, target.module, target.field, target.anchor)
             if (importance := target.importance_beside(weight)) is not None:
                 weight, start = (weight if start is None else weight - start).detach() * importance, None
             found[key] = distances.norm(weight, start, math.inf) * target.strength
@@ -149,9 +144,9 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     reshard_(inner)
     deltas: list[nn.Parameter] = []
     if anchor is None:
-        _check_anchored(inner)
-        pairs = [_pair(key, *one) for key, one in _anchors(inner).items()]
-        deltas = [weight for layer in _adapted(inner).values() for weight in lora_delta.delta_weights(layer)]
+        check_anchored(inner)
+        pairs = [weight_and_start(key, *one) for key, one in anchored_weights(inner).items()]
+        deltas = [weight for layer in adapted_layers(inner).values() for weight in lora_delta.delta_weights(layer)]
     else:
         selection, store = resolve(where, inner), AnchorStore(inner, anchor)
         pairs = [
@@ -178,133 +173,3 @@ def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
         weight.copy_(anchor)
     else:
         weight.lerp_(anchor.to(weight.device, weight.dtype), 1 - t)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the anchors that lie on the model's layers, as they were captured; of LoRA layers, of their bases.
-
-    It follows from the anchors and their order alone: casts, moves, copies, sharding and wrappers do not change it.
-    Nothing is read: each anchor was hashed once, by :func:`mixout.apply_`.
-
-    Raises:
-        NotAppliedError: if the model holds no anchor.
-    """
-    _check_anchored(model)
-    return _fingerprint(model, None)
-
-
-def fingerprint_of(model: nn.Module, applied: Applied) -> str | None:
-    """:func:`fingerprint` of the layers that one application has changed; None if they hold no anchor."""
-    return _fingerprint(model, applied) if has_anchors(model, applied) else None
-
-
-def importance_fingerprint(model: nn.Module, applied: Applied) -> str | None:
-    """Of the weights that one application's AnchorDecay was given; None without."""
-    held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
-    digests = [target.importance.digest for target in held if target.importance is not None]
-    return anchors.fingerprint({f"{place:06}": one for place, one in enumerate(digests)}) if digests else None
-
-
-def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
-    """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
-    tensors = {key: one.tensor for key, (_, _, one) in _anchors(model, applied).items()}
-    tensors |= {key: lora_delta.base_weight(layer) for key, layer in _adapted(model, applied).items()}
-    # How much of the names belongs to wrappers is not known: at most what all have in common.
-    shared = itertools.takewhile(
-        lambda parts: len(set(parts)) == 1, zip(*(k.split(".") for k in tensors), strict=False)
-    )
-    for depth in range(len(list(shared)) + 1):
-        yield anchors.old_fingerprint({".".join(k.split(".")[depth:]): one for k, one in tensors.items()})
-
-
-def held_anchors(model: nn.Module) -> dict[str, Anchor]:
-    """The anchors that lie on the modules of ``model``, by parameter name; LoRA layers hold none, their base is it.
-
-    Example:
-        >>> import mixout
-        >>> list(held_anchors(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9))))
-        ['0.weight']
-    """
-    return {key: one for key, (_, _, one) in _anchors(model).items()}
-
-
-def starting_weight(model: nn.Module, name: str) -> Tensor:
-    """The anchor of the parameter called ``name``, or of the layer that holds it; zeros where it is 0.
-
-    Raises:
-        KeyError: if nothing of that name is anchored.
-    """
-    bases = {key: lora_delta.base_weight(layer) for key, layer in _adapted(model).items()}
-    found = {
-        key: weight.detach() * 0 if one.tensor is None and not isinstance(one, OwnWeight) else one.beside(weight)
-        for key, (module, path, one) in _anchors(model, own=True).items()
-        if key in (name, f"{name}.weight".lstrip(".")) and (weight := parameter(module, path)) is not None
-    }
-    tensors = [one for key, one in (bases | found).items() if key in (name, f"{name}.weight".lstrip("."))]
-    if not tensors or tensors[0] is None:
-        known = ", ".join([*_anchors(model, own=True), *bases][:5])
-        raise KeyError(f"expected the name of an anchored layer or parameter ({known}, ...), got {name!r}")
-    return tensors[0]
-
-
-def has_anchors(model: nn.Module, applied: Applied | None = None) -> bool:
-    """Whether there is an anchor on the modules of ``model``, or on those that one application has changed."""
-    return bool(_anchors(model, applied) or _adapted(model, applied))
-
-
-def _check_anchored(model: nn.Module) -> None:
-    if not has_anchors(model):
-        methods = ", ".join(map(str, applied_to(model)))
-        raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
-
-
-def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
-    digests = [one.digest for _, _, one in _anchors(model, applied).values()]
-    digests += [lora_delta.base_digest(layer) for layer in _adapted(model, applied).values()]
-    return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
-
-
-def _anchors(
-    model: nn.Module, applied: Applied | None = None, *, own: bool = False
-) -> dict[str, tuple[nn.Module, str, Anchor]]:
-    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
-    sites = lora.sites(model)
-    found = {
-        key: (target.module, target.field, target.anchor)
-        for key, target in targets(model).items()
-        if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
-    }
-    for name, (module, held) in output.held(model).items():
-        if not lora.is_factor(sites, name):
-            found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
-    for name, module in model.named_modules():
-        if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
-            for path, one in module._mixed.anchors.items():
-                found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
-    return {
-        key: (module, field, one)
-        for key, (module, field, one) in found.items()
-        if (own or not isinstance(one, OwnWeight)) and (applied is None or applied_here(module) is applied)
-    }
-
-
-def _adapted(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
-    """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
-    found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
-    return {
-        lora_delta.base_name(name, layer): layer
-        for name, (layer, mixed) in found.items()
-        if mixed and (applied is None or applied_here(mixed[0]) is applied)
-    }
-
-
-def _pair(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
-    weight = parameter(module, field)
-    if weight is None:
-        raise MixoutError(f"{name!r} {REPLACED}")
-    if anchor.tensor is not None and anchor.tensor.shape != weight.shape:
-        raise AnchorMismatchError(
-            f"{name!r} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.tensor.shape)}: it was resized since "
-            "apply_; call remove_, resize, then apply_"
-        )
-    return weight, anchor.beside(weight)

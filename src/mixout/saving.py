@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixout.errors import AnchorMismatchError, MixoutError
+from mixout.held import fingerprint_of, importance_fingerprint, old_fingerprints, starting_weight
 from mixout.layers import Mixed, MovingAnchor, Share
 from mixout.masks import check_p
-from mixout.measure import fingerprint_of, importance_fingerprint, old_fingerprints, starting_weight
 from mixout.methods import Method
 from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to

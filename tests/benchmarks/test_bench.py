@@ -20,7 +20,7 @@ import pairs
 import parts
 import table
 from authors import AuthorsLinear, apply_authors_, expanded_mix
-from mixout import dropouts, functional
+from mixout import dropouts, passes
 from mixout.ops import reference
 from models import CASES, PLAIN, Setting, build, count, inputs
 
@@ -180,7 +180,7 @@ def test_a_storage_counts_once_and_nothing_is_left_of_what_was_measured():
 
 
 def test_what_autograd_keeps_of_a_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(functional, "SPARSE_ON_CPU_FROM", 0.0)  # the forms of larger models: these keep no Phi
+    monkeypatch.setattr(passes, "SPARSE_ON_CPU_FROM", 0.0)  # the forms of larger models: these keep no Phi
     place = bench.Bench(table=table.Table(tmp_path / "t.csv"), cases=[BERT], device=CPU, pairs=1, ends=1e12, dry=True)
     names = {"mixout(0.9)": parts.MIXOUT, "authors": Setting(method="authors(0.9)"), "bf16": parts.ANCHORS[0]}
     plain, sparse, theirs, narrow = (parts.usage(place, BERT, one) for one in (PLAIN, *names.values()))

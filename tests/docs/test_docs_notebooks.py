@@ -1,7 +1,4 @@
-"""The notebooks run, and print the words that they hold.
-
-The numbers are others on another processor: at a learning rate that is too high a run fails on one and not on the next.
-"""
+"""The notebooks run, and print what they hold: the same words, and numbers near those of the machine that ran them."""
 
 from __future__ import annotations
 
@@ -13,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+# At a learning rate that is too high a run fails on one processor and not on the next.
+UNSTEADY = {"learning_rate"}
 NUMBER = re.compile(r"\d+\.\d+")
 
 
@@ -38,7 +37,7 @@ def test_a_notebook_was_run_from_top_to_bottom(path):
 @pytest.mark.sweep
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own
-def test_a_notebook_prints_the_words_that_it_holds(path, tmp_path, monkeypatch):
+def test_a_notebook_prints_what_it_holds(path, tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # of its kernel: what libraries say of each other
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))  # the kernel runs in another folder
@@ -48,3 +47,5 @@ def test_a_notebook_prints_the_words_that_it_holds(path, tmp_path, monkeypatch):
     again, drawn = printed(notebook)
     assert NUMBER.sub("#", again) == NUMBER.sub("#", held)
     assert drawn == figures
+    if path.stem not in UNSTEADY:
+        assert [*map(float, NUMBER.findall(again))] == pytest.approx([*map(float, NUMBER.findall(held))], abs=0.1)

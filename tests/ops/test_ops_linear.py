@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixout import functional
+from mixout import functional, passes
 from mixout.functional import mixed_linear
 from mixout.ops import linear as forms
 from mixout.ops import reference
@@ -15,7 +15,7 @@ from mixout.ops import reference
 @pytest.fixture(autouse=True)
 def _sizes_are_small_here(monkeypatch):
     """Small layers take torch's own operations; the other forms are what is looked at."""
-    monkeypatch.setattr(functional, "NATIVE_ON_CPU_BELOW", 0)
+    monkeypatch.setattr(passes, "NATIVE_ON_CPU_BELOW", 0)
 
 
 def case(batch, out, inputs, keep, seed=0, dtype=torch.float64):
@@ -70,7 +70,7 @@ def saved_by(function):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_nothing_weight_sized_is_kept_and_x_is_kept_thin(anchored, transposed, monkeypatch):
     """Trap: mask of weight size stored for backward. Only w and u themselves, x[:, K] and K are kept."""
-    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(passes, "SPLIT_BELOW", 0)
     rows, size, p = 50, 100, 0.9
     x = torch.randn(rows, size, requires_grad=True)
     w, u = torch.randn(size, size, requires_grad=True), torch.randn(size, size)
@@ -118,7 +118,7 @@ class Allocations(TorchDispatchMode):
 )
 def test_weight_sized_temporaries_of_the_forward(dtype, autocast, most, monkeypatch):
     """Trap: five weight-sized temporaries in forward."""
-    monkeypatch.setattr(functional, "SPLIT_BELOW", 0)
+    monkeypatch.setattr(passes, "SPLIT_BELOW", 0)
     w, u = torch.randn(60, 70).to(dtype).requires_grad_(), torch.randn(60, 70).to(dtype)
     x = torch.randn(3, 70).to(dtype)
     torch.manual_seed(0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from mixout.measure import distance, has_anchors, radius_used
+from mixout.held import has_anchors
+from mixout.measure import distance, radius_used
 from mixout.record import applied_to
 
 

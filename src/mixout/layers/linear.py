@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixout.anchor import OwnWeight
-from mixout.functional import linear_pass, native_up_to, neuron_mask_shape
 from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants, draw_coefficients
 from mixout.ops.autocast import autocast_dtype
 from mixout.parts import check_whole
+from mixout.passes import linear_pass, native_up_to, neuron_mask_shape
 from mixout.ranks import SharedSeed
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from mixout.anchor import Anchor, OwnWeight
 from mixout.errors import MixoutError
-from mixout.functional import Form
 from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, still_sharded
+from mixout.passes import Form
 from mixout.periods import Period
 from mixout.streams import Stream
 

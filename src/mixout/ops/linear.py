@@ -1,4 +1,4 @@
-r"""The mixed linear, Y = X Phi^T + b, in the forms that :mod:`mixout.functional` chooses from.
+r"""The mixed linear, Y = X Phi^T + b, in the forms that :mod:`mixout.passes` chooses from.
 
 With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kept columns K, about (1-p) of them::
 
@@ -13,10 +13,9 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
 - :func:`split`: for few tokens, where the memory that a weight takes is the bound. Phi is not made at all:
   y = x u^T + x[:, K] (s (w-u)[:, K])^T.
 - :func:`dense`: for a mask of any shape; the whole gradient is computed and masked, as ``s (g^T x) * M``.
-- :func:`compiled`: :func:`sparse` or :func:`dense` in a graph of ``torch.compile`` on a CPU.
 
-All are differentiable twice (but :func:`compiled`, as torch's compiled graphs), work under ``torch.func``, and return
-tensors that may be changed in place.
+All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. In graphs of
+``torch.compile`` :mod:`mixout.ops.compiled` takes their place on a CPU.
 """
 
 from __future__ import annotations
@@ -258,102 +257,3 @@ def dense(
     slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
     y: Tensor = _Linear.apply(rows, None, weight, anchor, bias, None, mask, scale, slope)  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
-
-
-@torch.library.custom_op("mixout::linear", mutates_args=())
-def _linear_in_graph(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor,
-    scale: Tensor,
-    slope: Tensor | None,
-) -> Tensor:
-    return F.linear(x, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
-
-
-@_linear_in_graph.register_fake
-def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
-@torch.library.custom_op("mixout::linear_grad_x", mutates_args=())
-def _grad_x_in_graph(grad: Tensor, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: Tensor) -> Tensor:
-    return grad @ interpolate_to(grad.dtype, weight, anchor, mask, float(scale))
-
-
-@_grad_x_in_graph.register_fake
-def _(grad: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return grad.new_empty(grad.shape[0], weight.shape[1])
-
-
-@torch.library.custom_op("mixout::linear_grad_weight", mutates_args=())
-def _grad_weight_in_graph(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None) -> Tensor:
-    if slope is None or mask.dim() != 1:
-        return masked(grad.t() @ x, weight.dtype, mask, None if slope is None else float(slope))
-    kept = mask.nonzero().squeeze(1)
-    return thin_gradient(grad, x.index_select(1, kept), kept, tuple(weight.shape), weight.dtype, float(slope))
-
-
-@_grad_weight_in_graph.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(weight, memory_format=torch.contiguous_format)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, anchor, bias, mask, scale, slope = inputs
-    ctx.save_for_backward(x, weight, anchor, mask, scale, slope)
-    ctx.biased = bias is not None
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, anchor, mask, scale, slope = ctx.saved_tensors
-    grad_x = grad_weight = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.mixout.linear_grad_x(grad, weight, anchor, mask, scale)
-    if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.mixout.linear_grad_weight(grad, x, weight, mask, slope)
-    return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None
-
-
-_linear_in_graph.register_autograd(_backward, setup_context=_setup_context)
-
-
-def compiled(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor,
-    scale: Tensor,
-    *,
-    gradient: Gradient = "exact",
-) -> Tensor:
-    """As :func:`sparse` or :func:`dense`, for use while compiling: one graph for every mask and every p.
-
-    Opaque to the compiler, for which the number of kept columns would be a new shape in each pass, and which takes
-    minutes to fuse the Phi of many layers into one kernel. All of x is kept for backward.
-
-    Args:
-        x: (..., in), in the dtype to compute in.
-        weight: w, (out, in).
-        anchor: u, like ``weight``, or None for 0.
-        bias: (out,) in the dtype of ``x``, or None.
-        mask: M, (in,) of bools, for a thin gradient; or of two dimensions, broadcastable to ``weight``.
-        scale: 1 / (1 - p), or 0 at p = 1; a tensor without dimensions.
-        gradient: see :func:`dense`.
-
-    Returns:
-        (..., out).
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> compiled(x, w, u, None, torch.tensor([False, True]), torch.tensor(2.0))  # p = 1/2
-        tensor([[10.]])
-    """
-    slope = {"exact": scale, "paper": torch.ones_like(scale), "dense": None}[gradient]
-    with without_autocast(x.device):
-        rows = x.reshape(-1, x.shape[-1])
-        y: Tensor = torch.ops.mixout.linear(rows, weight, anchor, bias, mask, scale, slope)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
