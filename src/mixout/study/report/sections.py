@@ -136,11 +136,9 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels) -> list[
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Table]:
-    found = []
-    for at, task in enumerate(dict.fromkeys(one.task for one in comparisons)):
-        here = [one for one in comparisons if one.task == task]
-        found.append(tables.differences(f"{name}-{at}", here, labels))
-    return found
+    return [
+        tables.differences(f"{name}-{at}", here, labels) for at, (_, here) in enumerate(charts.by_task(comparisons))
+    ]
 
 
 def _ordered(comparisons: Sequence[Comparison]) -> list[str]:
