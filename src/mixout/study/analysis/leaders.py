@@ -17,7 +17,7 @@ from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.restarts import PILOT, detectable, fewest_restarts, restarts_needed, spread_of
 from mixout.study.analysis.runs import Run, by_cell, place
 from mixout.study.analysis.stats import ALPHA
-from mixout.study.analysis.words import one_decimal, percent_of
+from mixout.study.analysis.words import percent_of
 
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
 _NAMED = 4
@@ -123,7 +123,7 @@ def _winner(one: Leader) -> list[str]:
     best = f"{one.best.method} ({mean}, {runs}{failed})"
     if not one.lower:
         lowest = min(cell.mean or 0.0 for cell in one.alike)
-        width = one_decimal(((one.best.mean or 0.0) - lowest) * one.points)
+        width = _number(((one.best.mean or 0.0) - lowest) * one.points)
         return [
             f"No winner on {where}: the {len(one.alike) + 1} methods lie within {width} points.",
             f"Highest: {best}.",
@@ -135,11 +135,10 @@ def _winner(one: Leader) -> list[str]:
     nearest = one.lower[0]
     interval = (
         "" if nearest.low is None or nearest.high is None
-        else f" ({percent_of(nearest.confidence)} interval {one_decimal(-nearest.high * one.points)} to "
-             f"{one_decimal(-nearest.low * one.points)})"
+        else f" ({percent_of(nearest.confidence)} interval {_number(-nearest.high * one.points)} to "
+             f"{_number(-nearest.low * one.points)})"
     )  # fmt: skip
-    lead = one_decimal(-nearest.difference * one.points)
-    return [said, f"The next, {nearest.method}, is {lead} points lower{interval}."]
+    return [said, f"The next, {nearest.method}, is {_number(-nearest.difference * one.points)} points lower{interval}."]
 
 
 def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
@@ -153,8 +152,8 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
         return []
     (least, steady), *_, (most, other) = sorted(ranges)
     return [
-        f"Over {sweeps[0].factor} the mean of {steady} changes least, by {one_decimal(least)} points, "
-        f"that of {other} most, by {one_decimal(most)}."
+        f"Over {sweeps[0].factor} the mean of {steady} changes least, by {_number(least)} points, "
+        f"that of {other} most, by {_number(most)}."
     ]
 
 
@@ -202,3 +201,7 @@ def _list(names: Sequence[str]) -> str:
 
 def _score(score: float, points: float) -> str:
     return f"{score:.3f}" if points > 1 else f"{score:.1f}"
+
+
+def _number(points: float) -> str:
+    return f"{points:.1f}" if abs(points) >= 0.05 or abs(points) < 1e-9 else f"{points:.1g}"

@@ -41,7 +41,7 @@ def percent_of(level: float) -> str:
 def _means(c: Comparison) -> str:
     where = f"on {place(c.task, c.key.factors)}"
     over = f"{c.n} paired restarts" if c.paired else f"{c.n} against {c.n_baseline} unpaired restarts"
-    gap = one_decimal(abs(c.difference * c.points))
+    gap = _number(abs(c.difference * c.points))
     if gap == "0.0":
         seen = f"{c.method} and {c.baseline} scored the same {where} on average over {over}"
     else:
@@ -111,7 +111,7 @@ def _levels(c: Comparison) -> str:
     hides = "The means above mix failed runs with others and describe neither."
     if c.level_difference is None:
         return f"{hides} No runs are left to compare among those that did not fail."
-    seen = f"Among runs that did not fail the means differ by {one_decimal(c.level_difference * c.points)} points"
+    seen = f"Among runs that did not fail the means differ by {_number(c.level_difference * c.points)} points"
     if c.level_low is None or c.level_high is None:
         return f"{hides} {seen}, of too few runs for an interval."
     seen = f"{seen} ({_interval(c.level_low, c.level_high, c.points)})"
@@ -125,7 +125,7 @@ def _spread(c: Comparison) -> str:
         return ""
     return (
         f"The scores of {c.method} spread {'less' if c.sd < c.baseline_sd else 'more'} (standard deviation "
-        f"{one_decimal(c.sd * c.points)} against {one_decimal(c.baseline_sd * c.points)}; Brown-Forsythe p "
+        f"{_number(c.sd * c.points)} against {_number(c.baseline_sd * c.points)}; Brown-Forsythe p "
         f"{p_value(c.p_variance)}, uncorrected)."
     )
 
@@ -159,16 +159,10 @@ def _were(count: int) -> str:
 
 
 def _interval(low: float, high: float, points: float) -> str:
-    return f"{one_decimal(low * points)} to {one_decimal(high * points)}"
+    return f"{_number(low * points)} to {_number(high * points)}"
 
 
-def one_decimal(value: float) -> str:
-    """A number of points with one decimal; with its first digit where that would call a difference 0.
-
-    Example:
-        >>> one_decimal(1.23), one_decimal(0.004), one_decimal(0.0)
-        ('1.2', '0.004', '0.0')
-    """
+def _number(value: float) -> str:
     text = f"{value:.1f}"
     if text not in ("0.0", "-0.0"):
         return text
