@@ -16,8 +16,7 @@ from mixout.study.analysis.compare import compare, points_of
 from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.restarts import PILOT, detectable, fewest_restarts, restarts_needed, spread_of
 from mixout.study.analysis.runs import Run, by_cell, place
-from mixout.study.analysis.stats import ALPHA
-from mixout.study.analysis.words import percent_of
+from mixout.study.analysis.stats import ALPHA, percent_of
 
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
 _NAMED = 4

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run, by_cell
-from mixout.study.analysis.stats import ALPHA
+from mixout.study.analysis.stats import ALPHA, percent_of
 from mixout.study.analysis.summary import Summary
-from mixout.study.analysis.words import percent_of
 from mixout.study.report import charts, data, sweeps, tables
 from mixout.study.report.data import Data
 from mixout.study.report.page import Block, Code, Fold, Lines, Pairs, Section, Switch

@@ -15,8 +15,8 @@ from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.runs import Placed
-from mixout.study.analysis.stats import ALPHA
-from mixout.study.analysis.words import in_points, p_value, percent_of
+from mixout.study.analysis.stats import ALPHA, percent_of
+from mixout.study.analysis.words import in_points, p_value
 from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
 
 T = TypeVar("T")
