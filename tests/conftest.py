@@ -17,6 +17,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is. All else stays as the profile of this machine has it.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 WORDS = [f"{a}{b}" for a in ("ba", "do", "ki", "lu", "me", "no", "ru", "sa") for b in ("ta", "vi", "po", "ne")]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -15,7 +15,7 @@ from mixout.finetune.record import Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, if_one
 from mixout.study.best import judged
 from mixout.study.entry import Entry
 from mixout.study.grid import Planned, Study
@@ -87,10 +87,9 @@ def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> 
     for task in dict.fromkeys(run.task for run in runs):
         here = [records[run.id] for run in runs if run.task == task and run.id in records]
         if here:
-            sizes = {record.train_size for record in here}
             data = Data(
                 source=here[0].source.get("data", ""),
-                train_size=sizes.pop() if len(sizes) == 1 else None,
+                train_size=if_one(record.train_size for record in here),
                 dev_size=here[0].dev_size,
                 labels=here[0].labels,
             )

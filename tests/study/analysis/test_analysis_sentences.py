@@ -212,6 +212,16 @@ def test_a_clear_winner_is_named_with_its_lead():
     assert found.verdict[-1] == "Next: use mixout(0.9)."
 
 
+def test_the_lead_has_the_level_of_its_interval():
+    runs = scored(12, gains=(0.0, 0.05, 0.1))
+    of = {
+        method: np.array([run.score for run in runs if run.method == method])
+        for method in ("mixout(0.9)", "mixout(0.7)")
+    }
+    known = stats.ttest_1samp(100 * (of["mixout(0.9)"] - of["mixout(0.7)"]), 0.0).confidence_interval(0.99)
+    assert f"(99 % interval {known.low:.1f} to {known.high:.1f})" in analyse(runs, looks=5).verdict[1]
+
+
 def test_without_a_winner_the_answer_says_how_far_it_is():
     assert analyse(scored(5)).verdict == (
         "No winner on RTE: the 3 methods lie within 1.1 points.",

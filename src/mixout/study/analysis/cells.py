@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import trim_mean
 
-from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, if_one
 from mixout.study.analysis.stats import Array, mean_interval, wilson
 
 # With failures among fewer runs an interval of the mean covers too little: how many fail is hardly known.
@@ -190,8 +190,7 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
 
 def _dev_error(runs: Sequence[Run], scores: Array) -> float | None:
     """Root of a (1 - a) / N for a mean accuracy a on N examples: all restarts answer the same ones."""
-    sizes = {run.dev_size for run in runs}
-    size = sizes.pop() if len(sizes) == 1 else None
+    size = if_one(run.dev_size for run in runs)
     if not size or not len(scores) or runs[0].metric != "accuracy":
         return None
     mean, one = float(scores.mean()), 1.0 if scores.max() <= 1 else 100.0

@@ -16,7 +16,7 @@ from mixout.study.analysis.compare import compare, points_of
 from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.restarts import PILOT, detectable, fewest_restarts, restarts_needed, spread_of
 from mixout.study.analysis.runs import Run, by_cell, place
-from mixout.study.analysis.stats import ALPHA
+from mixout.study.analysis.stats import ALPHA, percent_of
 
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
 _NAMED = 4
@@ -134,7 +134,8 @@ def _winner(one: Leader) -> list[str]:
     nearest = one.lower[0]
     interval = (
         "" if nearest.low is None or nearest.high is None
-        else f" (95 % interval {_number(-nearest.high * one.points)} to {_number(-nearest.low * one.points)})"
+        else f" ({percent_of(nearest.confidence)} interval {_number(-nearest.high * one.points)} to "
+             f"{_number(-nearest.low * one.points)})"
     )  # fmt: skip
     return [said, f"The next, {nearest.method}, is {_number(-nearest.difference * one.points)} points lower{interval}."]
 

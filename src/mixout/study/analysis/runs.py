@@ -198,8 +198,8 @@ def _completed(key: CellKey, cell: list[Run], task: list[Run]) -> list[Run]:
         raise InputError(f"expected the runs of {key} to be all paired or all not, got both")
     metric = _only(key, "metric", [run.metric for run in cell if not math.isnan(run.score)])
     chance = _only(key, "chance", [run.chance for run in cell if run.chance is not None])
-    metric = metric or _if_one([run.metric for run in task if not math.isnan(run.score)]) or cell[0].metric
-    chance = _if_one([run.chance for run in task if run.chance is not None]) if chance is None else chance
+    metric = metric or if_one([run.metric for run in task if not math.isnan(run.score)]) or cell[0].metric
+    chance = if_one([run.chance for run in task if run.chance is not None]) if chance is None else chance
     return [replace(run, metric=metric, chance=chance) for run in cell]
 
 
@@ -210,6 +210,12 @@ def _only(key: CellKey, name: str, values: Sequence[T]) -> T | None:
     return distinct[0] if distinct else None
 
 
-def _if_one(values: Sequence[T]) -> T | None:
+def if_one(values: Iterable[T]) -> T | None:
+    """The value that all of them are; None where they differ, or where there is none.
+
+    Example:
+        >>> if_one([3, 3]), if_one([3, 4]), if_one([])
+        (3, None, None)
+    """
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else None

@@ -35,6 +35,11 @@ _TIE = 1e-10  # sums of the same numbers in another order differ in their last b
 _BATCH = 4_000_000
 
 
+def percent_of(level: float) -> str:
+    """A confidence level, such as ``97.5 %``."""
+    return f"{round(100 * level, 1):g} %"
+
+
 def mean_interval(one: Array, other: Array | None = None, *, level: float = 0.95) -> Interval | None:
     """Student's t interval of a mean; of a difference of means (Welch's) where there is a second sample.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mixout.study.analysis.cells import FEWEST_WITH_FAILURES, Comparison
 from mixout.study.analysis.runs import place
-from mixout.study.analysis.stats import ALPHA, wilson
+from mixout.study.analysis.stats import ALPHA, percent_of, wilson
 
 _ROUNDING = 1e-9
 
@@ -31,11 +31,6 @@ def p_value(p: float) -> str:
     if p >= 0.995:
         return "= 1"
     return f"= {p:.{3 if p < 0.01 or abs(p - ALPHA) < 0.005 else 2}f}"
-
-
-def percent_of(level: float) -> str:
-    """A confidence level, such as ``97.5 %``."""
-    return f"{round(100 * level, 1):g} %"
 
 
 def _means(c: Comparison) -> str:

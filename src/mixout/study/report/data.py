@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.predictions import Instability
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, if_one
 from mixout.study.report.charts import Runs
 from mixout.study.report.page import Examples, Pairs
 from mixout.study.report.wording import Labels, Scores, count, number
@@ -107,6 +107,5 @@ def known(runs: Sequence[Run], given: Mapping[str, Data]) -> dict[str, Data]:
     """The data of each task, as far as they are given; a table of scores may know the size of a dev set."""
     found: dict[str, Data] = {}
     for task in dict.fromkeys(run.task for run in runs):
-        sizes = {run.dev_size for run in runs if run.task == task}
-        found[task] = given.get(task) or Data(dev_size=sizes.pop() if len(sizes) == 1 else None)
+        found[task] = given.get(task) or Data(dev_size=if_one(run.dev_size for run in runs if run.task == task))
     return found

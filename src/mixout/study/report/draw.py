@@ -58,18 +58,17 @@ def rows(
     at = line[0]
     near = at is not None and bool(seen) and at >= min(seen) - far * (max(seen) - min(seen))
     limits = _limits([*seen, at] if near and at is not None else seen)
-    placed: list[tuple[Row, float, float, list[str]]] = []  # row, top, middle of its dots, lines of its label
+    # row, top, middle of its dots, lines of its label, its dots
+    placed: list[tuple[Row, float, float, list[str], list[Dot]]] = []
     height = 6.0
     for row in rows:
         lines = _wrap(row.label, 38 if row.dots else 28)
         top = height + _LINE * len(lines) + 3
-        placed.append((row, height, top + _DOTS / 2, lines))
+        middle = top + _DOTS / 2
+        own = [Dot(dot.x, middle + _jitter(number), dot.failed, dot.text) for number, dot in enumerate(row.dots)]
+        placed.append((row, height, middle, lines, own))
         height = top + (_DOTS if row.dots else 0) + _BAR + _SPACE
-    dots = tuple(
-        Dot(dot.x, middle + _jitter(number), dot.failed, dot.text)
-        for row, _, middle, _ in placed
-        for number, dot in enumerate(row.dots)
-    )
+    dots = tuple(dot for *_, own in placed for dot in own)
 
     def draw(axes: Axes) -> None:
         axes.set_xlim(*limits)
@@ -79,13 +78,12 @@ def rows(
         axes.set_xlabel(axis, labelpad=3)
         if near and at is not None:
             _dashed(axes, at, line[1], limits)
-        for row, top, middle, lines in placed:
+        for row, top, middle, lines, own in placed:
             # Lines of the grid end at the text.
             behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
             for line_number, text in enumerate(lines):
                 axes.text(limits[0], top + _LINE * line_number + 9, text, size=TEXT, color=INK, bbox=behind)
             axes.text(limits[1], top + 9, row.note, size=SMALL, color=MUTED, ha="right", bbox=behind)
-            own = [Dot(dot.x, middle + _jitter(number), dot.failed) for number, dot in enumerate(row.dots)]
             _scatter(axes, own, row.look.color, bitmap=len(dots) > MANY)
             bar = middle + (_DOTS / 2 + 5 if row.dots else 5 - _DOTS / 2)
             _interval(axes, row, bar)

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run, by_cell
-from mixout.study.analysis.stats import ALPHA
+from mixout.study.analysis.stats import ALPHA, percent_of
 from mixout.study.analysis.summary import Summary
-from mixout.study.analysis.words import percent_of
 from mixout.study.report import charts, data, sweeps, tables
 from mixout.study.report.data import Data
 from mixout.study.report.page import Block, Code, Fold, Lines, Pairs, Section, Switch
@@ -136,11 +135,9 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels) -> list[
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Table]:
-    found = []
-    for at, task in enumerate(dict.fromkeys(one.task for one in comparisons)):
-        here = [one for one in comparisons if one.task == task]
-        found.append(tables.differences(f"{name}-{at}", here, labels))
-    return found
+    return [
+        tables.differences(f"{name}-{at}", here, labels) for at, (_, here) in enumerate(charts.by_task(comparisons))
+    ]
 
 
 def _ordered(comparisons: Sequence[Comparison]) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.curves import Sweep
+from mixout.study.analysis.runs import if_one
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import DOTS, Looks, Runs, by_task, chart, dot
 from mixout.study.report.draw import Curve, curves
@@ -79,12 +80,12 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks, *, or
             means = ", ".join(f"{axis.names[value]} {text.value(_mean(cell, original))}" for value, cell in known)
             said.append(f"{labels.of(one)}, mean at each {factor}: {means}")
         if lines:
-            chances = {cell.chance for one in here for cell in one.cells}
+            chance = None if original else if_one(cell.chance for one in here for cell in one.cells)
             panels.append(
                 curves(
                     task, lines, axis=factor, value=_kept(here[0].cells) if original else here[0].cells[0].metric,
                     description="; ".join(said), ticks=axis.ticks(), log=axis.log,
-                    chance=chances.pop() if len(chances) == 1 and not original else None,
+                    chance=chance,
                 )
             )  # fmt: skip
     joined = "Lines join the means" if original else "Lines join the means, bars are their 95 % intervals"
@@ -129,7 +130,7 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             metric = next(cell.metric for cell in cells if cell.task == task)
             panels.append(
                 curves(task, lines, axis=_kept(cells), value=metric, description="; ".join(said),
-                       chance=chances.pop() if len(chances) == 1 else None)
+                       chance=if_one(chances))
             )  # fmt: skip
     joined = f"Lines join the means along {along[0].factor}" if along else "Larger marks are the means"
     caption = f"Up and to the right is better. On the horizontal axis: {_KEPT}. {DOTS}. {joined}."

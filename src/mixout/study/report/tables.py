@@ -15,7 +15,7 @@ from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.runs import Placed
-from mixout.study.analysis.stats import ALPHA
+from mixout.study.analysis.stats import ALPHA, percent_of
 from mixout.study.analysis.words import in_points, p_value
 from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
 
@@ -177,7 +177,7 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
         ),
     ]
     first = comparisons[0]
-    note = f'Interval: {first.confidence * 100:.3g} %. Margin of "as good": {in_points(first.margin)}.'
+    note = f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.'
     ordered = sorted(comparisons, key=lambda one: -one.difference)
     return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, note)
 
