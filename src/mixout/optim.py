@@ -50,7 +50,7 @@ class MoFO(Optimizer):
         >>> weight = torch.nn.Parameter(torch.zeros(1, 4))
         >>> weight.grad = torch.tensor([[1.0, -3.0, 2.0, 0.5]])
         >>> MoFO([weight], lr=0.1, fraction=0.25).step()
-        >>> [round(float(one), 4) for one in weight[0]]
+        >>> [round(float(one), 4) for one in weight[0].detach()]
         [0.0, 0.1, 0.0, 0.0]
     """
 

@@ -62,7 +62,7 @@ def test_every_drawing_has_words_or_is_decoration(page):
         drawn += picture.attributes["alt"] != ""
         if picture.attributes["alt"]:
             assert re.match(r"[^,]+, (RTE|a task): .{10}", picture.attributes["alt"], re.DOTALL)
-    assert drawn == 2 * 6  # two tasks, all charts
+    assert drawn == 2 * 5  # two tasks, all charts
 
 
 def test_text_does_not_break_out(page):
