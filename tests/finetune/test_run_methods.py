@@ -17,6 +17,7 @@ from mixout.finetune import causal, trainer
 from mixout.finetune.cache import Cache
 from mixout.finetune.record import Record
 from mixout.finetune.run_methods import Lora, add_lora_, merge_lora_, parse
+from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.methods import spell
 from mixout.selection import resolve
@@ -29,6 +30,21 @@ def weights(place: str | Path) -> dict[str, torch.Tensor]:
     found = load_file(Path(place) / "model.safetensors")
     prefix = "bert." if any(name.startswith("encoder.") for name in found) else ""
     return {prefix + name: value for name, value in found.items()}
+
+
+def interrupted(chosen: Settings, place: Path, step: int) -> None:
+    """A run that is cut off after ``step`` steps, as by Ctrl-C."""
+    training_step = trainer.TextTrainer.training_step
+
+    def stopping(self, *args):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.TextTrainer, "training_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(chosen, place)
 
 
 @pytest.mark.parametrize("text", ["lora(8)", "lora(8)+mixout(0.7)", "anchor_decay(40.0, fisher=200)"])
@@ -94,21 +110,11 @@ def test_lora_trains_low_rank_and_leaves_a_plain_checkpoint(settings, tiny_bert,
     assert bool(record.coverage["layers_mixed"]) == ("mixout" in method)
 
 
-def test_lora_and_a_head_trained_first_resume_bit_for_bit(settings, tmp_path, monkeypatch):
+def test_lora_and_a_head_trained_first_resume_bit_for_bit(settings, tmp_path):
     chosen = settings(method="lora(2)+mixout(0.5)", save=4, learning_rate=None, head_first=1.0)
     whole = finetune(chosen, tmp_path / "whole")
     assert "10 times as high for lora" in whole.chosen["learning_rate"]
-    steps = trainer.TextTrainer.training_step
-
-    def stops(self, *args):
-        if self.state.global_step == 6:
-            raise KeyboardInterrupt
-        return steps(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.TextTrainer, "training_step", stops)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(chosen, tmp_path / "cut")
+    interrupted(chosen, tmp_path / "cut", step=6)
     again = finetune(chosen, tmp_path / "cut", resume=True)
     assert again.predictions == whole.predictions
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -139,17 +145,7 @@ def test_a_decay_measures_its_fisher_information_once(settings, tmp_path, monkey
     def forbidden(*_args, **_options):
         raise AssertionError
 
-    steps = trainer.TextTrainer.training_step
-
-    def stops(self, *args):
-        if self.state.global_step == 6:
-            raise KeyboardInterrupt
-        return steps(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.TextTrainer, "training_step", stops)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(chosen, tmp_path / "cut")
+    interrupted(chosen, tmp_path / "cut", step=6)
     monkeypatch.setattr("mixout.finetune.run_methods.fisher", forbidden)
     finetune(chosen, tmp_path / "cut", resume=True)
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mixout.cli.options import add_settings
+from mixout.cli.options import add_settings, settings_in
 from mixout.finetune.settings import Settings
 
 _EXAMPLES = """examples:
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from mixout.cli.study.runs import guarded
 
     given = vars(args)
-    values = {item.name: given[item.name] for item in fields(Settings) if item.name in given}
+    values = settings_in(given)
     settings = Settings(**values | ({"task": given["data"]} if "data" in given else {}))
     methods = given.get("methods", METHODS)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixout.cli.lines import aligned
-from mixout.cli.options import add_settings, from_file
+from mixout.cli.options import add_settings, from_file, settings_in
 from mixout.errors import InputError
 from mixout.finetune.settings import RECIPES, P, Settings
 
@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _given(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings among what was given."""
-    values = {item.name: given[item.name] for item in fields(Settings) if item.name in given}
+    """The settings among what was given, with ``--p`` in the method."""
+    values = settings_in(given)
     if "p" in given or "method" in values:
         values["method"] = _method(values.get("method"), given.get("p"))
     return values

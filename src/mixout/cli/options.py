@@ -7,6 +7,7 @@ another name in transformers' Trainer, that name is taken too.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for item in fields(Settings):
         title = next((title for title, names in _GROUPS.items() if item.name in names.split()), "training")
         _add_option(groups[title], item)
+
+
+def settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the options that were given."""
+    return {item.name: given[item.name] for item in fields(Settings) if item.name in given}
 
 
 def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class
