@@ -49,22 +49,31 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
         >>> norm(torch.tensor([3.0, -4.0]), None), norm(torch.tensor([3.0, -4.0]), None, math.inf)
         (5.0, 4.0)
     """
-    weight = weight.detach()
+    weight, largest = weight.detach(), order == math.inf
     near = None if anchor is None else laid_out(anchor, weight)
-    found = torch.stack([_block_norm(w, u, order) for w, u in blocks(weight, near)])
-    found = torch.linalg.vector_norm(found, order)
-    return float(of_all_ranks(found, weight, order) if hasattr(weight, "placements") else found)
+    found = torch.stack([_largest(block) if largest else _square(block) for block in _differences(weight, near)])
+    total = found.max() if largest else found.sum()
+    if hasattr(weight, "placements"):
+        total = of_all_ranks(total, weight, largest=largest)
+    return float(total) if largest else math.sqrt(total)
 
 
-def _block_norm(weight: Tensor, anchor: Tensor | None, order: float) -> Tensor:
+def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
     device = weight.device if weight.is_cuda else torch.device("cpu")  # MPS has no double precision
-    if not weight.numel():  # of which there is no largest entry
-        return torch.zeros((), dtype=torch.float64, device=device)
-    given = [weight] if anchor is None else [weight, anchor]
-    dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
-    weight, *start = (one.to(device, dtype) for one in given)
-    norm: Tensor = torch.linalg.vector_norm(weight - start[0] if start else weight, order, dtype=torch.float64)
-    return norm
+    for block in blocks(weight, anchor):
+        given = [one for one in block if one is not None]
+        dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
+        w, *u = (one.to(device, dtype) for one in given)
+        yield (w - u[0] if u else w).flatten()
+
+
+def _square(difference: Tensor) -> Tensor:
+    wide = difference.double()  # a product of two vectors is several times faster than torch's norm in float64
+    return torch.dot(wide, wide)
+
+
+def _largest(difference: Tensor) -> Tensor:
+    return difference.abs().max() if difference.numel() else difference.new_zeros(())
 
 
 def blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -78,12 +87,10 @@ def blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
     return zip(*(repeat(None) if one is None else one.split(rows) for one in own), strict=False)
 
 
-def of_all_ranks(norm: Tensor, weight: Tensor, order: float) -> Tensor:
-    """The norm of what the norms of every rank's part of ``weight`` are; with order 1 the sum of any numbers."""
+def of_all_ranks(own: Tensor, weight: Tensor, *, largest: bool = False) -> Tensor:
+    """The sum of what each rank has found in its part of ``weight``, or the largest of these."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    mesh = weight.device_mesh  # type: ignore[attr-defined]
-    sums, partial = (norm, Partial("max")) if order == math.inf else (norm**order, Partial())
+    mesh, partial = weight.device_mesh, Partial("max" if largest else "sum")  # type: ignore[attr-defined]
     placements = [Replicate() if one.is_replicate() else partial for one in weight.placements]  # type: ignore[attr-defined]
-    found = DTensor.from_local(sums.to(mesh.device_type), mesh, placements, run_check=False).full_tensor()
-    return found if order == math.inf else found ** (1 / order)
+    return DTensor.from_local(own.to(mesh.device_type), mesh, placements, run_check=False).full_tensor()

@@ -17,7 +17,7 @@ import mixout
 from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations.logs import measures
-from mixout.record import follow_
+from mixout.record import applied_to, follow_
 from mixout.schedule import Schedule, check_schedule
 
 try:
@@ -82,7 +82,7 @@ class MixoutCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last moment before the dataloader draws the order of the next epoch."""
-        mixout.save_state(pl_module, tensors=False)  # without a method this raises
+        applied_to(pl_module)  # without a method this raises
         if self.schedule is not None:
             check_schedule(pl_module, self.schedule)
         self._follow(trainer, pl_module)

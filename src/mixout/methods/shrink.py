@@ -101,4 +101,4 @@ def _products(weight: Tensor, anchor: Tensor | None, gradient: Tensor | None) ->
         slope = difference.new_zeros(()) if g is None else torch.dot(g.to(dtype).flatten(), difference)
         found.append(torch.stack([slope, torch.dot(difference, difference)]))
     total = torch.stack(found).sum(0)
-    return of_all_ranks(total, weight, 1) if hasattr(weight, "placements") else total
+    return of_all_ranks(total, weight) if hasattr(weight, "placements") else total

@@ -18,7 +18,7 @@ import mixout
 from mixout.disabling import check_policy
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
 from mixout.integrations.logs import measures
-from mixout.record import follow_
+from mixout.record import applied_to, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
 
@@ -78,8 +78,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
     ) -> None:
         """On resume, the checkpoint's weights are loaded by now and the anchor must still be the old one."""
         model: nn.Module = kwargs["model"]
-        # Without a method this raises: now, not hours later at the first checkpoint.
-        mixout.save_state(model, tensors=False)
+        applied_to(model)  # without a method this raises: now, not hours later at the first checkpoint
         check_policy(model)
         if self.schedule is not None:
             check_schedule(model, self.schedule)
