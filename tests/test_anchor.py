@@ -296,6 +296,8 @@ def test_state_of_another_method_or_version_is_refused():
     state = mixout.save_state(model)
     with pytest.raises(mixout.MixoutError, match="version"):
         mixout.load_state_(model, {**state, "version": 99})
+    with pytest.raises(mixout.MixoutError, match=r"finish a run of mixout 0\.1 with that version"):
+        mixout.load_state_(model, {**state, "version": 2})
     with pytest.raises(mixout.MixoutError, match=r"mixout\(0.7\)"):
         mixout.load_state_(model, {**state, "methods": "mixout(0.7)"})
     with pytest.raises(mixout.MixoutError, match="version"):

@@ -36,14 +36,6 @@ def step(model):
     return model
 
 
-def of_version_2(tensors):
-    """As mixout 0.1 computed it."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode() + tensor.detach().numpy().tobytes())
-    return found.hexdigest()
-
-
 @pytest.mark.parametrize(
     "tensor", [torch.randn(3, 2), torch.randn(2, 3).t(), torch.randn(4).double(), torch.ones(0, 2)]
 )
@@ -160,18 +152,6 @@ def test_a_run_that_was_cast_resumes_exactly(cast, when):
     step(step(resumed))
     assert all(a.equal(b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert mixout.distance(whole) == mixout.distance(resumed)
-
-
-def test_a_checkpoint_of_version_2_is_read():
-    model = mixed()
-    state = mixout.save_state(step(model))
-    names = ("0.weight", "2.weight")
-    old = {**state, "version": 2, "fingerprint": of_version_2({name: net().get_parameter(name) for name in names})}
-    mixout.load_state_(mixed(), old)
-    with pytest.raises(mixout.AnchorMismatchError, match=old["fingerprint"]):
-        mixout.load_state_(mixout.apply_(net(seed=1), Mixout(0.5)), old)
-    with pytest.raises(mixout.AnchorMismatchError):
-        mixout.load_state_(mixed(), {**state, "version": 2})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay, GradientMask, Mixout
-from mixout.anchor import old_fingerprint
 from mixout.integrations.logs import measures
 from mixout.methods import Dropconnect, Dropout, Plain
 
@@ -201,20 +200,6 @@ def test_a_schedule_follows_one_part_or_all():
     # The largest is the schedule's; the others keep the proportion that they were applied with.
     assert measures(model)["mixout_p_2"] == 0.75
     assert measures(model)["mixout_p"] == pytest.approx(0.75 * 0.5 / 0.9)
-
-
-@pytest.mark.parametrize("method", [Mixout(0.5), AnchorDecay(0.1), [Mixout(0.5), AnchorDecay(0.1)]], ids=str)
-@pytest.mark.parametrize("wrap", [lambda m: m, nn.Sequential, lambda m: nn.ModuleDict({"model": m})])
-def test_a_state_of_version_two_is_read(method, wrap):
-    """As mixout 0.1 wrote it: names as seen from the model that apply_ was given hashed with the tensors."""
-    model = mixout.apply_(net(), method)
-    tensors = {name: p.detach() for name, p in net().named_parameters() if p.dim() == 2}
-    state = {**mixout.save_state(model), "version": 2, "fingerprint": old_fingerprint(tensors)}
-    del state["also"]
-    mixout.load_state_(wrap(model), state)
-    other = mixout.apply_(moved(net()), method)
-    with pytest.raises(mixout.AnchorMismatchError):
-        mixout.load_state_(wrap(other), state)
 
 
 def test_a_layer_that_was_replaced_is_not_anchored():

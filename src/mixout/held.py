@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from mixout import anchor as anchors
@@ -40,18 +37,6 @@ def importance_fingerprint(model: nn.Module, applied: Applied) -> str | None:
     held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
     digests = [target.importance.digest for target in held if target.importance is not None]
     return anchors.fingerprint({f"{place:06}": one for place, one in enumerate(digests)}) if digests else None
-
-
-def old_fingerprints(model: nn.Module, applied: Applied) -> Iterator[str]:
-    """What states of version 2 may hold: they hashed names too, as seen from the model that ``apply_`` was given."""
-    tensors = {key: one.tensor for key, (_, _, one) in anchored_weights(model, applied).items()}
-    tensors |= {key: lora_delta.base_weight(layer) for key, layer in adapted_layers(model, applied).items()}
-    # How much of the names belongs to wrappers is not known: at most what all have in common.
-    shared = itertools.takewhile(
-        lambda parts: len(set(parts)) == 1, zip(*(k.split(".") for k in tensors), strict=False)
-    )
-    for depth in range(len(list(shared)) + 1):
-        yield anchors.old_fingerprint({".".join(k.split(".")[depth:]): one for k, one in tensors.items()})
 
 
 def held_anchors(model: nn.Module) -> dict[str, Anchor]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixout.errors import AnchorMismatchError, MixoutError
-from mixout.held import fingerprint_of, importance_fingerprint, old_fingerprints, starting_weight
+from mixout.held import fingerprint_of, importance_fingerprint, starting_weight
 from mixout.layers import Mixed, MovingAnchor, Share
 from mixout.masks import check_p
 from mixout.methods import Method
@@ -21,7 +21,7 @@ from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
 from mixout.streams import Stream
 
-STATE_VERSION = 3  # version 2, of mixout 0.1, held one application and hashed names with the anchors
+STATE_VERSION = 3
 
 
 class State:
@@ -116,8 +116,9 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
         TypeError, ValueError: if its p is no probability.
     """
     version = state.get("version")
-    if version not in (2, STATE_VERSION):
-        raise MixoutError(f"expected state of version {STATE_VERSION}, got {version!r}")
+    if version != STATE_VERSION:
+        hint = "; finish a run of mixout 0.1 with that version" if version == 2 else ""
+        raise MixoutError(f"expected state of version {STATE_VERSION}, got {version!r}{hint}")
     applications, saved = applied_to(model), [state, *state.get("also", [])]
     if len(applications) != len(saved):
         raise MixoutError(
@@ -125,7 +126,7 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
             "methods to the same parts"
         )
     for applied, one in zip(applications, saved, strict=True):  # refused before anything is changed
-        _check(model, applied, one, by_name=version == 2)
+        _check(model, applied, one)
     for applied, one in zip(applications, saved, strict=True):
         if applied.mixing is not None:
             applied.mixing.set_p(one["p"])
@@ -154,7 +155,7 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
     }
 
 
-def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name: bool) -> None:
+def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
     if (state["methods"], state["seed"], state["scope"]) != (str(applied), applied.seed.given, applied.seed.scope):
         raise MixoutError(
             f"expected state of {applied} with seed={applied.seed.given} and scope={applied.seed.scope!r}, got "
@@ -162,10 +163,7 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any], *, by_name
             "the same seed and scope"
         )
     own = fingerprint_of(model, applied)
-    same = state["fingerprint"] == own
-    if by_name and own is not None:
-        same = state["fingerprint"] in old_fingerprints(model, applied)
-    if not same:
+    if state["fingerprint"] != own:
         raise AnchorMismatchError(
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"

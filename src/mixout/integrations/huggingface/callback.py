@@ -123,13 +123,11 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
-        if "AnchorCallback" in callbacks:  # what checkpoints of mixout 0.1 call it
-            callbacks[type(self).__name__] = callbacks.pop("AnchorCallback")
         saved: dict[str, Any] = callbacks.get(type(self).__name__, {}).get("attributes", {})
         if _KEY not in saved:
             raise AnchorMismatchError(
                 f"expected the checkpoint of step {state.global_step} to hold the anchor's fingerprint, got none; "
-                f"the anchor of a run saved without MixoutCallback cannot be checked, start it again"
+                "the anchor of a run saved without MixoutCallback, or by mixout 0.1, cannot be checked: start it again"
             )
         # Also where the Trainer itself restores callbacks: it makes a new one, and cannot know the schedule.
         if saved.get("scheduled") and self.schedule is None:
