@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from mixout import functional, passes
+from mixout import passes
 from mixout.functional import mix, mixed_embedding, mixed_linear
 
 UNITS = ["input", "output", "element"]
@@ -35,10 +35,9 @@ def all_masks(shape, p):
 def toss(monkeypatch, mask):
     """Let the next draws be ``mask``."""
     for name in ("draw", "draw_elements"):
-        for place in (functional, passes):
-            monkeypatch.setattr(place, name, lambda shape, *_, **__: mask.reshape(shape))
+        monkeypatch.setattr(passes, name, lambda shape, *_, **__: mask.reshape(shape))
     monkeypatch.setattr(
-        passes, "draw_coefficients", lambda shape, p, weight, _: mask.reshape(shape).to(weight.dtype) / (1 - p)
+        passes, "draw_coefficients", lambda shape, p, dtype, *_, **__: mask.reshape(shape).to(dtype) / (1 - p)
     )
 
 

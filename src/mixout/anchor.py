@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -200,16 +200,14 @@ def digest(tensor: Tensor | None) -> str:
     return found.hexdigest()
 
 
-def fingerprint(digests: Mapping[str, str]) -> str:
-    """SHA-256 of names and digests, in any order.
+def fingerprint(digests: Iterable[str]) -> str:
+    """SHA-256 of digests and their order.
 
     Example:
-        >>> fingerprint({"a": "1", "b": "2"}) == fingerprint({"b": "2", "a": "1"})
-        True
-        >>> fingerprint({"a": "1"}) == fingerprint({"b": "1"})
+        >>> fingerprint(["1", "2"]) == fingerprint(["2", "1"])
         False
     """
-    lines = "".join(f"{name}:{value};" for name, value in sorted(digests.items()))
+    lines = "".join(f"{place:06}:{one};" for place, one in enumerate(digests))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

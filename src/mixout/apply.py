@@ -15,10 +15,11 @@ from mixout.anchor import AnchorStore
 from mixout.bylayer import ByLayer, Rule, rules_of
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
 from mixout.install import Anchors, install_, set_dropouts_, undo_
-from mixout.layers import Mixed, check_sharding, reshard_
+from mixout.layers import Mixed
 from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, spell
 from mixout.origin import warn_if_fine_tuned
+from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
 from mixout.ranks import SCOPES, Scope, SharedSeed
 from mixout.reach import check_reach

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mixout.errors import InputError
 from mixout.functional import mix
+from mixout.layers import Layout, entry_of
+from mixout.layers.lending import phi_of
+from mixout.passes import MixOptions
 from mixout.streams import Stream
 
 Unit = Literal["element", "input"]
-# Layers whose weight has the input first.
-_ROWS = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,8 @@ class Delta:
                 rows = weight.reshape(1, -1), self.anchors[name].reshape(1, -1)
                 self._set_(name, mix(*rows, rate, unit="element", stream=stream))
             elif weight.dim() >= 2:
-                self._set_(name, mix(weight, self.anchors[name], rate, unit=unit, stream=stream, **self._layout(name)))
+                options = MixOptions(rate, unit, stream=stream)
+                self._set_(name, phi_of(weight, self.anchors[name], self._layout(name), options))
             else:
                 self._set_(name, weight)
 
@@ -104,10 +106,9 @@ class Delta:
         parameter = self.model.get_parameter(name)
         parameter.copy_(value.reshape(parameter.shape))
 
-    def _layout(self, name: str) -> dict[str, Any]:
-        """Which dimension the input neurons are, by the layer that holds the weight."""
-        layer = self.model.get_submodule(name.rpartition(".")[0])
-        # Conv1D is transformers', (in, out), as a transposed convolution's weight is, whatever its groups.
-        if isinstance(layer, _ROWS) or type(layer).__name__ == "Conv1D":
-            return {"input_dim": 0}
-        return {"groups": getattr(layer, "groups", 1)}
+    def _layout(self, name: str) -> Layout:
+        """How the layer that holds the weight stores it."""
+        place, _, field = name.rpartition(".")
+        layer = self.model.get_submodule(place)
+        entry = entry_of(layer)
+        return Layout() if entry is None else entry.weights(layer).get(field, Layout())

@@ -15,6 +15,8 @@ from mixout.parts import laid_out
 
 # Numbers that are read at once: what a cache holds, and what fills a GPU.
 _BLOCK, _GPU_BLOCK = 2**18, 2**24
+# What torch computes on one thread: on a busy host two threads that wait for each other take longer.
+_SERIAL = 2**15
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -60,7 +62,7 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
     device = weight.device if weight.is_cuda else torch.device("cpu")  # MPS has no double precision
-    for block in blocks(weight, anchor):
+    for block in blocks(weight, anchor, most=_SERIAL):
         given = [one for one in block if one is not None]
         dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
         w, *u = (one.to(device, dtype) for one in given)
@@ -68,7 +70,7 @@ def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
 
 
 def _square(difference: Tensor) -> Tensor:
-    wide = difference.double()  # a product of two vectors is several times faster than torch's norm in float64
+    wide = difference.double()
     return torch.dot(wide, wide)
 
 
@@ -76,13 +78,16 @@ def _largest(difference: Tensor) -> Tensor:
     return difference.abs().max() if difference.numel() else difference.new_zeros(())
 
 
-def blocks(first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache."""
+def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:
+    """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache.
+
+    On a host ``most`` is the largest number of a block.
+    """
     own: list[Any] = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]  # type: ignore[union-attr]
     given = [one for one in own if one is not None]
     if all(one.is_contiguous() for one in given):
         own = [None if one is None else one.view(-1) for one in own]
-    size, length = (_GPU_BLOCK if first.is_cuda else _BLOCK), len(own[0])
+    size, length = (_GPU_BLOCK if first.is_cuda else most or _BLOCK), len(own[0])
     rows = max(1, size * length // max(1, own[0].numel()))
     return zip(*(repeat(None) if one is None else one.split(rows) for one in own), strict=False)
 

@@ -11,22 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.masks import (
-    NOISES,
-    UNITS,
-    Noise,
-    Unit,
-    check_p,
-    draw,
-    draw_elements,
-    mask_shape,
-    scale_of,
-)
+from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
 from mixout.ops.autocast import autocast_dtype
-from mixout.ops.gathered import Draw
-from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import GRADIENTS, Gradient
-from mixout.passes import FORMS, Form, check_dense, constant_like, keeps_columns, linear_pass, phi_pass
+from mixout.passes import FORMS, Form, MixOptions, check_dense, embedding_pass, linear_pass, phi_pass
 from mixout.streams import Stream
 
 
@@ -73,8 +61,8 @@ def mix(
     Source: Lee et al. 2020, equation 4 and section 3.
     """
     _check(weight, anchor, unit, gradient, noise, input_dim)
-    p = _checked(p, noise)
-    return phi_pass(weight, anchor, p, unit, gradient, noise, stream, input_dim=input_dim, groups=groups)
+    options = MixOptions(_checked(p, noise), unit, gradient, noise, stream)
+    return phi_pass(weight, anchor, options, input_dim=input_dim, groups=groups)
 
 
 def mixed_linear(
@@ -135,51 +123,7 @@ def mixed_linear(
     if x.dtype != weight.dtype and autocast_dtype(x) is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     anchor = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
-    return linear_pass(x, weight, anchor, bias, p, unit, gradient, noise, stream, form)
-
-
-def toss(
-    shape: tuple[int, ...],
-    device: torch.device | str,
-    *,
-    p: float | Tensor,
-    unit: Unit = "input",
-    gradient: Gradient = "exact",
-    noise: Noise = "bernoulli",
-    stream: Stream | None = None,
-) -> Draw | None:
-    """The mask of one :func:`mixed_linear`, for a Phi that is made elsewhere; None at p = 0, where nothing is drawn.
-
-    Args:
-        shape: (out, in), of the whole weight.
-        device: where the mask is read.
-        p: see :func:`mix`; so are the others.
-        unit: see :func:`mix`.
-        gradient: see :func:`mix`.
-        noise: see :func:`mix`.
-        stream: see :func:`mix`.
-
-    Raises:
-        TypeError, ValueError: if ``p`` is out of its range.
-
-    Example:
-        >>> toss((2, 3), "cpu", p=1.0).mask()
-        tensor([[False, False, False]])
-    """
-    p = check_p(float(p), noise)
-    if p == 0.0:
-        return None
-    scale = scale_of(p)
-    device = torch.device(device)
-    thin = keeps_columns(p, unit, gradient, noise)
-    if unit == "element" and noise == "bernoulli":
-        drawn = draw_elements(shape, p, device=device, stream=stream)
-    else:
-        drawn = draw(mask_shape(shape, unit), p, noise=noise, device=device, stream=stream, on_host=thin)
-    kept = drawn[0].nonzero().squeeze(1).to(device, non_blocking=True) if thin else None
-    mask = drawn.to(device, non_blocking=True)
-    slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
-    return Draw(mask=lambda: mask, kept=kept, scale=scale, gradient_scale=slope)
+    return linear_pass(x, weight, anchor, bias, MixOptions(p, unit, gradient, noise, stream, form))
 
 
 def mixed_embedding(
@@ -223,18 +167,8 @@ def mixed_embedding(
         tensor([[0., 0.]])
     """
     _check(weight, anchor, unit, gradient, noise, 0)
-    rows = torch.nn.functional.embedding(index, weight, **options)
-    p = _checked(p, noise)
-    if not isinstance(p, Tensor) and p == 0.0:
-        return rows
-    scale = scale_of(p)
-    drawn = mask_shape(tuple(weight.shape), unit, input_dim=0)
-    mask = draw(drawn, p, noise=noise, device=weight.device, stream=stream)
-    if unit in ("input", "element"):
-        mask = mask[index]
-    match = constant_like(anchor, weight)
-    anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
-    return mix_op(rows, anchor_rows, mask, scale, gradient=gradient)
+    given = MixOptions(_checked(p, noise), unit, gradient, noise, stream)
+    return embedding_pass(index, weight, anchor, given, **options)
 
 
 def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:

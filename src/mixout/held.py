@@ -36,18 +36,7 @@ def importance_fingerprint(model: nn.Module, applied: Applied) -> str | None:
     """Of the weights that one application's AnchorDecay was given; None without."""
     held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
     digests = [target.importance.digest for target in held if target.importance is not None]
-    return anchors.fingerprint({f"{place:06}": one for place, one in enumerate(digests)}) if digests else None
-
-
-def held_anchors(model: nn.Module) -> dict[str, Anchor]:
-    """The anchors that lie on the modules of ``model``, by parameter name; LoRA layers hold none, their base is it.
-
-    Example:
-        >>> import mixout
-        >>> list(held_anchors(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9))))
-        ['0.weight']
-    """
-    return {key: one for key, (_, _, one) in anchored_weights(model).items()}
+    return anchors.fingerprint(digests) if digests else None
 
 
 def starting_weight(model: nn.Module, name: str) -> Tensor:
@@ -88,7 +77,7 @@ def check_anchored(model: nn.Module) -> None:
 def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
     digests = [one.digest for _, _, one in anchored_weights(model, applied).values()]
     digests += [lora_delta.base_digest(layer) for layer in adapted_layers(model, applied).values()]
-    return anchors.fingerprint({f"{position:06}": digest for position, digest in enumerate(digests)})
+    return anchors.fingerprint(digests)
 
 
 def anchored_weights(

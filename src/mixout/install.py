@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from mixout.layers import (
     Mixing,
     Share,
     attach_,
-    check_scope,
     lora,
     lora_delta,
     mixed_class,
@@ -38,17 +37,6 @@ from mixout.selection import Selection, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
-Weight = tuple[str, Tensor]
-
-
-class Anchors(Protocol):
-    """Where the anchors of a model come from."""
-
-    of_this_moment: bool
-
-    def anchor(self, name: str, parameter: Tensor) -> Anchor:
-        """The anchor of the parameter of that dotted name."""
-
 
 class Unread:
     """Anchors for a dry run: nothing is read or copied."""
@@ -58,6 +46,9 @@ class Unread:
     def anchor(self, name: str, parameter: Tensor) -> Anchor:  # noqa: ARG002
         """The weight itself."""
         return OwnWeight()
+
+
+Anchors: TypeAlias = AnchorStore | Unread  # where the anchors of a model come from
 
 
 def install_(
@@ -102,95 +93,80 @@ def _mix_(
 ) -> dict[str, nn.Module]:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
+    dry, period = isinstance(anchors, Unread), None if method.every == 1 else Period(method.every)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
-    period = None if method.every == 1 else Period(method.every)
     applied.mixing = mixing = Mixing(
         p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
     )
-    check_scope(layers, applied.seed.scope)
+    parted = next((name for name, layer in layers.items() if in_parts(layer._parameters.get("weight"))), None)
+    if applied.seed.scope == "rank" and parted is not None:
+        raise MixoutError(
+            f"expected scope='all' for {parted!r} and other weights that lie in parts on several ranks, which need the "
+            "same mask, got 'rank'; leave scope out"
+        )
     if adapted:
         if method.anchor_ema is not None:
             raise ValueError(
                 "expected no anchor_ema on LoRA layers, whose anchor is their frozen base, got "
                 f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
             )
-        chosen_sites = [site for site, _ in adapted.values()]
-        lora.check_fits(
-            model, chosen_sites, mixing, takes_anchor=method.anchor == "given", of_this_moment=anchors.of_this_moment
-        )
+        sites = [site for site, _ in adapted.values()]
+        given = method.anchor == "given"
+        lora.check_fits(model, sites, mixing, takes_anchor=given, of_this_moment=anchors.of_this_moment)
     source = {"given": anchors.anchor, "own": Unread().anchor, "zero": AnchorStore(model, 0).anchor}[method.anchor]
     # All anchors first: one that is missing must leave the model as it was.
-    wanted = {
-        name: [(f"{name}.{path}".lstrip("."), _weight(m, path)) for path in weights(m)] for name, m in layers.items()
-    }
-    found = _anchored(source, wanted, selection, model)
-    shares = {
-        name: Share(
-            mixing=mixing,
-            anchors=dict(zip(weights(layers[name]), held, strict=True)),
-            plain=type(layers[name]),
-            stream=Stream(applied.seed, name, period, _block(model, name) if method.unit == "layer" else None),
-        )
-        for name, held in found.items()
-    }
-    applied.seed.subject = subject(str(applied), shares)
-    for name, share in shares.items():
-        kind = mixed_class(layers[name])
-        if kind is not None:
-            swap_(layers[name], kind, share)
-            if method.anchor_ema is not None and not isinstance(anchors, Unread):
-                move_anchors_(layers[name], method.anchor_ema)
+    wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
+    found = _anchored(source, wanted, may_lack=selection.may_lack)
+    applied.seed.subject = subject(str(applied), found)
+    swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
-        base = ZERO if isinstance(anchors, Unread) else digest(lora_delta.base_weight(site))
+        base = ZERO if dry else digest(lora_delta.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
-            if kind is not None:
-                stream = Stream(applied.seed, f"{name}{part}", period)
-                held = {path: Anchor(None, base) for path in paths}
-                swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
-    mixed = {name: layers[name] for name in shares}
-    if not isinstance(anchors, Unread):
+            swapped.append((f"{name}{part}", module, kind, {path: Anchor(None, base) for path in paths}))
+    around = [f"{block}." for block, _ in blocks(model)] if method.unit == "layer" else []
+    for name, module, kind, held in swapped:
+        block = next((outer[:-1] for outer in around if f"{name}.".startswith(outer)), name)
+        stream = Stream(applied.seed, name, period, block if method.unit == "layer" else None)
+        swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))  # type: ignore[arg-type]
+    mixed = {name: layers[name] for name in found}
+    if not dry:
+        if method.anchor_ema is not None:
+            for layer in mixed.values():
+                move_anchors_(layer, method.anchor_ema)
         attach_(model, mixed)
         disabling.guard_(model)
     return mixed
 
 
-def _block(model: nn.Module, name: str) -> str:
-    """The block of ``model`` around the layer called ``name``, or the layer itself."""
-    return next((block for block, _ in blocks(model) if f"{name}.".startswith(f"{block}.")), name)
-
-
 def _anchored(
-    anchor: Callable[[str, Tensor], Anchor],
-    wanted: Mapping[str, Sequence[Weight]],
-    selection: Selection,
-    model: nn.Module,
-) -> dict[str, list[Anchor]]:
-    """The anchors of the weights of each module; without new layers, where the model does not tell them itself.
+    anchor: Callable[[str, Tensor], Anchor], wanted: Mapping[str, tuple[nn.Module, Iterable[str]]], *, may_lack: bool
+) -> dict[str, dict[str, Anchor]]:
+    """The anchors of the weights of each module; without new layers, which the source ``may_lack``.
 
     Raises:
         AnchorMismatchError: if the source lacks a weight of a layer that was asked for, or most of them.
     """
-    found, missing = {}, {}
-    for name, held in wanted.items():
+    found, missing, sizes = {}, {}, {}
+    for name, (module, paths) in wanted.items():
+        held = {path: _weight(module, path) for path in paths}
+        sizes[name] = sum(weight.numel() for weight in held.values())
         try:
-            found[name] = [anchor(path, weight) for path, weight in held]
+            found[name] = {path: anchor(f"{name}.{path}".lstrip("."), weight) for path, weight in held.items()}
         except WeightMissingError as error:
             missing[name] = error
-    sizes = {name: sum(weight.numel() for _, weight in held) for name, held in wanted.items()}
-    if missing and (not selection.may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in found)):
+    if missing and (not may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in found)):
         raise next(iter(missing.values()))
     for name in missing:
-        mark_new_(model.get_submodule(name))
+        mark_new_(wanted[name][0])
     return found
 
 
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: Anchors) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
-    wanted, sites = {}, lora.sites(model)
-    weigh = None if method.weights is None or isinstance(anchors, Unread) else ImportanceStore(model, method.weights)
+    wanted: dict[str, tuple[nn.Module, list[str]]] = {}
     factors: list[nn.Module] = []
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
+    sites = lora.sites(model)
+    for name, module in model.named_modules():
         if not selection.covers(name, module):
             continue
         if lora.within(sites, name) is not None:
@@ -203,18 +179,20 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "the optimizer's own weight_decay"
             )
         # Beside adapters, what is frozen stays at its anchor.
-        fields = [f for f in decayed_fields(module) if not sites or _weight(module, f).requires_grad]
+        fields = [field for field in decayed_fields(module) if not sites or _weight(module, field).requires_grad]
         if fields:
-            wanted[name] = [(f"{name}.{field}".lstrip("."), _weight(module, field)) for field in fields]
+            wanted[name] = module, fields
     if not wanted and not factors:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
-    found = _anchored(anchors.anchor, wanted, selection, model)
-    importance = {path: weigh.anchor(path, weight) for name in found for path, weight in wanted[name]} if weigh else {}
+    found = _anchored(anchors.anchor, wanted, may_lack=selection.may_lack)
+    importance = {}
+    if method.weights is not None and not isinstance(anchors, Unread):
+        store = ImportanceStore(model, method.weights)
+        importance = _anchored(store.anchor, {name: wanted[name] for name in found}, may_lack=False)
     for name, held in found.items():
-        for (path, _), anchor in zip(wanted[name], held, strict=True):
-            field = path.rpartition(".")[2]
-            optimizer_hooks.attach_(modules[name], field, anchor, method, importance.get(path))
+        for field, anchor in held.items():
+            optimizer_hooks.attach_(wanted[name][0], field, anchor, method, importance.get(name, {}).get(field))
     for factor in factors:
         optimizer_hooks.attach_(factor, "weight", Anchor(), method)
 

@@ -17,7 +17,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal, ParamSpec, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from mixout.streams import NO_STREAM, Stream
 
 Unit = Literal["input", "output", "element", "layer"]
 Noise = Literal["bernoulli", "gaussian"]
+Given = ParamSpec("Given")
 
 UNITS: tuple[Unit, ...] = ("input", "output", "element", "layer")
 NOISES: tuple[Noise, ...] = ("bernoulli", "gaussian")
@@ -58,6 +59,22 @@ def scale_of(p: float | Tensor) -> float | Tensor:
     return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
 
 
+def once_a_period(make: Callable[Given, Tensor]) -> Callable[Given, Tensor]:
+    """``make``; within a period of its ``stream`` what it gave before for the same other arguments."""
+
+    @functools.wraps(make)
+    def held(*args: Given.args, **options: Given.kwargs) -> Tensor:
+        stream: Any = options.get("stream")
+        if stream is None or stream.period is None:
+            return make(*args, **options)
+        others = tuple(value for name, value in options.items() if name != "stream")
+        found: Tensor = stream.once((make, args, others), lambda: make(*args, **options))
+        return found
+
+    return held
+
+
+@once_a_period
 def draw(
     shape: tuple[int, ...],
     p: float | Tensor,
@@ -84,21 +101,7 @@ def draw(
         >>> draw((3,), 0.0).tolist(), draw((3,), 1.0).tolist()
         ([True, True, True], [False, False, False])
     """
-    return once_a_period(stream, _draw, shape, p, noise, torch.device(device), on_host)
-
-
-def once_a_period(stream: Stream | None, make: Callable[..., Tensor], *arguments: Any) -> Tensor:  # noqa: ANN401
-    """``make(stream, *arguments)``; within a period of ``stream`` what that gave before."""
-    if stream is None or stream.period is None:
-        return make(stream, *arguments)
-    return stream.once((make, *arguments), lambda: make(stream, *arguments))
-
-
-def _draw(
-    stream: Stream | None, shape: tuple[int, ...], p: float | Tensor, noise: Noise, device: torch.device, on_host: bool
-) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    normal = noise == "gaussian"
+    compiling, device, normal = torch.compiler.is_compiling(), torch.device(device), noise == "gaussian"
     if stream is not None and (on_host or device.type == "cpu" or stream.in_force):
         drawn = stream.draw(shape, normal=normal, device=device)
     elif compiling and device.type == "cpu":
@@ -111,16 +114,11 @@ def _draw(
     return mask if on_host else mask.to(device, non_blocking=True)
 
 
+@once_a_period
 def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, stream: Stream | None = None) -> Tensor:
     """A Bernoulli mask with a random number for each element, faster than :func:`draw` on the host.
 
     There a random integer of 64 bits serves two elements, and p is rounded to a multiple of 2^-32.
-
-    Args:
-        shape: shape of the mask.
-        p: probability that an element is replaced by the anchor, in [0, 1].
-        device: where the layer is.
-        stream: see :func:`draw`.
 
     Example:
         >>> draw_elements((2, 3), 1.0, device=torch.device("cpu")).any()
@@ -128,10 +126,6 @@ def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, str
     """
     if device.type != "cpu" and (stream is None or not stream.in_force):
         return torch.rand(shape, device=device, dtype=torch.float32) >= p
-    return once_a_period(stream, _draw_elements, shape, p, device)
-
-
-def _draw_elements(stream: Stream | None, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
     generator = None if stream is None else stream.generator(device, graded=torch.is_grad_enabled())
     count = math.prod(shape)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 2),), device="cpu", generator=generator)
@@ -141,22 +135,19 @@ def _draw_elements(stream: Stream | None, shape: tuple[int, ...], p: float, devi
     return mask.to(device, non_blocking=True)
 
 
-def draw_coefficients(shape: tuple[int, ...], p: float, weight: Tensor, stream: Stream | None) -> Tensor:
-    """M / (1-p) in the dtype and on the device of ``weight``, for Bernoulli masks, in few operations.
+@once_a_period
+def draw_coefficients(
+    shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
+) -> Tensor:
+    """M / (1-p) for Bernoulli masks, in few operations.
 
     Example:
-        >>> sorted({float(c) for c in draw_coefficients((64,), 0.5, torch.zeros(1), None)})
+        >>> sorted({float(c) for c in draw_coefficients((64,), 0.5, torch.float32, torch.device("cpu"))})
         [0.0, 2.0]
     """
-    if weight.is_cuda and (stream is None or not stream.in_force):
-        return torch.dropout(torch.ones(shape, device=weight.device, dtype=weight.dtype), p, True)  # one kernel
-    return once_a_period(stream, _draw_coefficients, shape, p, weight.dtype, weight.device)
-
-
-def _draw_coefficients(
-    stream: Stream | None, shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
     if stream is None or not stream.in_force:
+        if device.type == "cuda":
+            return torch.dropout(torch.ones(shape, device=device, dtype=dtype), p, True)  # one kernel
         drawn = torch.rand(shape, dtype=torch.float32, device="cpu")
     else:
         drawn = stream.draw(shape, device=device)

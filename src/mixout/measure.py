@@ -13,8 +13,9 @@ from mixout import distances
 from mixout.anchor import AnchorStore
 from mixout.distances import Distance
 from mixout.held import adapted_layers, anchored_weights, check_anchored, weight_and_start
-from mixout.layers import lora_delta, parameter, reshard_, weights
+from mixout.layers import lora_delta, parameter, weights
 from mixout.methods.targets import targets
+from mixout.parts import reshard_
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 

@@ -101,3 +101,27 @@ def check_whole(weight: Tensor) -> None:
             f"expected whole weights, or ones sharded by FSDP2, got a model sharded by DeepSpeed's ZeRO-3; {ADVICE}, "
             "or use ZeRO-1 or ZeRO-2"
         )
+
+
+def check_sharding(model: nn.Module) -> None:
+    """Refuse weights that are sharded in a way that leaves no weight to mix.
+
+    Raises:
+        MixoutError: if the model is sharded by FSDP1 or by DeepSpeed's ZeRO-3.
+    """
+    fsdp1 = fsdp("FullyShardedDataParallel")
+    if fsdp1 is not None and any(isinstance(module, fsdp1) for module in model.modules()):
+        raise MixoutError(
+            f"expected whole weights, or ones sharded by FSDP2, got a model in FullyShardedDataParallel; {ADVICE}"
+        )
+    for parameter in model.parameters():
+        check_whole(parameter)
+
+
+def reshard_(model: nn.Module) -> None:
+    """Let FSDP2 show the parts again; it hides those of the root between passes. Nothing is sent."""
+    sharded = fsdp("FSDPModule")
+    if sharded is not None:
+        for module in model.modules():
+            if isinstance(module, sharded):
+                module.reshard()

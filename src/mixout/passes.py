@@ -7,7 +7,7 @@ were made, and :mod:`mixout.functional` checks for everybody else.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from mixout.masks import (
 from mixout.ops import linear as forms
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.compiled import compiled
+from mixout.ops.gathered import Draw
 from mixout.ops.mix import like
 from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import Gradient
@@ -48,101 +49,127 @@ SPARSE_ON_CPU_FROM = 6e7
 SPARSE_ON_GPU_FROM = 2e11
 
 
+class MixOptions(NamedTuple):
+    """How a pass mixes; see :func:`mixout.functional.mix` and :func:`mixout.functional.mixed_linear`."""
+
+    p: float | Tensor
+    unit: Unit = "input"
+    gradient: Gradient = "exact"
+    noise: Noise = "bernoulli"
+    stream: Stream | None = None
+    form: Form = "auto"
+
+
 def phi_pass(
-    weight: Tensor,
-    anchor: Tensor | None,
-    p: float | Tensor,
-    unit: Unit,
-    gradient: Gradient,
-    noise: Noise,
-    stream: Stream | None,
-    *,
-    input_dim: int = 1,
-    groups: int = 1,
+    weight: Tensor, anchor: Tensor | None, options: MixOptions, *, input_dim: int = 1, groups: int = 1
 ) -> Tensor:
     """Phi itself; see :func:`mixout.functional.mix`."""
-    if not isinstance(p, Tensor) and p == 0.0:
+    if not isinstance(options.p, Tensor) and options.p == 0.0:
         return weight
-    scale = scale_of(p)
     shape = tuple(weight.shape)
-    if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
-        mask = draw_elements(shape, p, device=weight.device, stream=stream)
-    else:
-        drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-        mask = spread(draw(drawn, p, noise=noise, device=weight.device, stream=stream), shape)
-    return mix_op(weight, constant_like(anchor, weight), mask, scale, gradient=gradient)
+    mask = spread(_draw_mask(shape, weight.device, options, input_dim=input_dim, groups=groups), shape)
+    return mix_op(weight, constant_like(anchor, weight), mask, scale_of(options.p), gradient=options.gradient)
 
 
-def linear_pass(
-    x: Tensor,
+def embedding_pass(
+    index: Tensor,
     weight: Tensor,
     anchor: Tensor | None,
-    bias: Tensor | None,
-    p: float | Tensor,
-    unit: Unit,
-    gradient: Gradient,
-    noise: Noise,
-    stream: Stream | None,
-    form: Form,
+    options: MixOptions,
+    **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
+    """Rows of Phi; see :func:`mixout.functional.mixed_embedding`."""
+    rows = torch.nn.functional.embedding(index, weight, **kwargs)
+    if not isinstance(options.p, Tensor) and options.p == 0.0:
+        return rows
+    shape = mask_shape(tuple(weight.shape), options.unit, input_dim=0)
+    mask = draw(shape, options.p, noise=options.noise, device=weight.device, stream=options.stream)
+    if options.unit in ("input", "element"):
+        mask = mask[index]
+    match = constant_like(anchor, weight)
+    anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
+    return mix_op(rows, anchor_rows, mask, scale_of(options.p), gradient=options.gradient)
+
+
+def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, options: MixOptions) -> Tensor:
     """Y = x Phi^T + b; see :func:`mixout.functional.mixed_linear`."""
+    p, unit, gradient, noise, stream, _ = options
     if torch.compiler.is_compiling() or isinstance(p, Tensor):
-        return _linear_in_graph(x, weight, anchor, bias, p, unit, gradient, noise, stream)
+        return _linear_in_graph(x, weight, anchor, bias, options)
     if p == 0.0:
         return torch.nn.functional.linear(x, weight, bias)
     check_dense(x)
     dtype = autocast_dtype(x) or weight.dtype
-    if x.numel() < native_up_to(weight, p, unit, gradient, noise, form, autocast=dtype.itemsize == 2):
+    if x.numel() < native_up_to(weight, options, autocast=dtype.itemsize == 2):
         shape = neuron_mask_shape(weight, unit)
         if noise == "bernoulli":
-            coefficient = draw_coefficients(shape, p, weight, stream)
+            coefficient = draw_coefficients(shape, p, weight.dtype, weight.device, stream=stream)
         else:
             mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
     read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
-    scale = scale_of(p)
-    if keeps_columns(p, unit, gradient, noise, lean=form == "lean"):
+    if keeps_columns(options):
         # On the host: the number of kept columns is known without waiting for a GPU.
-        kept = once_a_period(stream, _draw_kept, weight.shape[1], p, weight.device)
+        kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
-        return (forms.split if few else forms.sparse)(*read, kept, scale, gradient=gradient)
-    if unit == "element" and noise == "bernoulli":
-        mask = draw_elements(tuple(weight.shape), p, device=weight.device, stream=stream)
-    else:
-        mask = draw(mask_shape(tuple(weight.shape), unit), p, noise=noise, device=weight.device, stream=stream)
-    return forms.dense(*read, mask, scale, gradient=gradient)
+        return (forms.split if few else forms.sparse)(*read, kept, scale_of(p), gradient=gradient)
+    mask = _draw_mask(tuple(weight.shape), weight.device, options)
+    return forms.dense(*read, mask, scale_of(p), gradient=gradient)
 
 
-def _draw_kept(stream: Stream | None, columns: int, p: float, device: torch.device) -> Tensor:
+def toss(shape: tuple[int, ...], device: torch.device, options: MixOptions) -> Draw | None:
+    """The mask of one linear of a weight of ``shape``, for a Phi that is made elsewhere; None at p = 0."""
+    p = float(options.p)
+    if p == 0.0:
+        return None
+    thin = keeps_columns(options)
+    drawn = _draw_mask(shape, device, options, on_host=thin)
+    return Draw(
+        mask=drawn.to(device, non_blocking=True),
+        kept=drawn[0].nonzero().squeeze(1).to(device, non_blocking=True) if thin else None,
+        scale=scale_of(p),
+        slope={"exact": scale_of(p), "paper": 1.0, "dense": None}[options.gradient],
+    )
+
+
+def _draw_mask(
+    shape: tuple[int, ...],
+    device: torch.device,
+    options: MixOptions,
+    *,
+    input_dim: int = 1,
+    groups: int = 1,
+    on_host: bool = False,
+) -> Tensor:
+    """A mask for a weight of ``shape``, before it is spread over a grouped convolution's output channels."""
+    p, unit, _, noise, stream, _ = options
+    if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
+        return draw_elements(shape, p, device=device, stream=stream)
+    drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
+    return draw(drawn, p, noise=noise, device=device, stream=stream, on_host=on_host)
+
+
+@once_a_period
+def _draw_kept(columns: int, p: float, device: torch.device, *, stream: Stream | None) -> Tensor:
     """The kept columns: on the host, or within a period where the weight is."""
     kept = draw((columns,), p, device=device, stream=stream, on_host=True).nonzero().squeeze(1)
     return kept if stream is None or stream.period is None else kept.to(device, non_blocking=True)
 
 
 def _linear_in_graph(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor | None,
-    bias: Tensor | None,
-    p: float | Tensor,
-    unit: Unit,
-    gradient: Gradient,
-    noise: Noise,
-    stream: Stream | None,
+    x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, options: MixOptions
 ) -> Tensor:
     """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU an op of ours."""
     if _is_fused(weight):
-        phi = phi_pass(weight, anchor, p, unit, gradient, noise, stream)
-        return torch.nn.functional.linear(x, phi, bias)
+        return torch.nn.functional.linear(x, phi_pass(weight, anchor, options), bias)
     dtype = autocast_dtype(x) or weight.dtype
-    thin = _has_thin_gradient(unit, noise, gradient)
-    shape = (weight.shape[1],) if thin else mask_shape(tuple(weight.shape), unit)
-    mask = draw(shape, p, noise=noise, stream=stream)
-    scale = scale_of(p)
+    shape = (weight.shape[1],) if _has_thin_gradient(options) else mask_shape(tuple(weight.shape), options.unit)
+    mask = draw(shape, options.p, noise=options.noise, stream=options.stream)
+    scale = scale_of(options.p)
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
     cast = None if bias is None else bias.to(dtype)
-    return compiled(x.to(dtype), weight, constant_like(anchor, weight), cast, mask, scale, gradient=gradient)
+    return compiled(x.to(dtype), weight, constant_like(anchor, weight), cast, mask, scale, gradient=options.gradient)
 
 
 def _is_fused(weight: Tensor) -> bool:
@@ -150,21 +177,19 @@ def _is_fused(weight: Tensor) -> bool:
     return weight.device.type != "cpu"
 
 
-def native_up_to(
-    weight: Tensor, p: float, unit: Unit, gradient: Gradient, noise: Noise, form: Form, *, autocast: bool = False
-) -> float:
+def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False) -> float:
     """Numbers that an input may have for the linear to be computed in torch's own operations; 0 for none."""
-    if gradient != "exact" or unit == "element" or form == "lean" or weight.dtype.itemsize <= 2:
+    if options.gradient != "exact" or options.unit == "element" or options.form == "lean" or weight.dtype.itemsize <= 2:
         return 0.0
-    if form == "fast":
+    if options.form == "fast":
         return math.inf
-    thin = keeps_columns(p, unit, gradient, noise) and weight.requires_grad
     if weight.is_cuda:
         # Under autocast plain fine-tuning keeps a cast weight, whose place Phi takes.
         most = SPARSE_ON_GPU_FROM if weight.dtype == torch.float32 and autocast else 0.0
     else:
         most = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
-    return most / (p * weight.shape[0]) if thin or most == 0.0 else math.inf
+    thin = keeps_columns(options) and weight.requires_grad
+    return most / (float(options.p) * weight.shape[0]) if thin or most == 0.0 else math.inf
 
 
 def neuron_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
@@ -172,14 +197,14 @@ def neuron_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
     return {"input": (weight.shape[1],), "output": (weight.shape[0], 1)}.get(unit, (1,))
 
 
-def _has_thin_gradient(unit: Unit, noise: Noise, gradient: Gradient) -> bool:
+def _has_thin_gradient(options: MixOptions) -> bool:
     """Whether whole columns of the weight's gradient are zero."""
-    return unit == "input" and noise == "bernoulli" and gradient != "dense"
+    return options.unit == "input" and options.noise == "bernoulli" and options.gradient != "dense"
 
 
-def keeps_columns(p: float, unit: Unit, gradient: Gradient, noise: Noise, *, lean: bool = False) -> bool:
-    """Whether the gradient is computed for kept columns alone; ``lean``: with every p."""
-    return _has_thin_gradient(unit, noise, gradient) and (lean or p >= SPARSE_FROM)
+def keeps_columns(options: MixOptions) -> bool:
+    """Whether the gradient is computed for kept columns alone."""
+    return _has_thin_gradient(options) and (options.form == "lean" or float(options.p) >= SPARSE_FROM)
 
 
 def constant_like(anchor: Tensor | None, weight: Tensor) -> Tensor | None:

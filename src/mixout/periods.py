@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
@@ -40,18 +40,6 @@ def check_every(every: object) -> Every:
     if isinstance(every, (int, float)) and not isinstance(every, bool) and 1 <= every < math.inf and every % 1 == 0:
         return int(every)
     raise ValueError(f"expected every as a number of optimizer steps, at least 1, or 'run', got {every!r}")
-
-
-class Follower(Protocol):
-    """What moves when a period ends."""
-
-    moved_in: int
-
-    def weight(self) -> Tensor | None:
-        """The parameter that it follows."""
-
-    def move_(self, period: int) -> None:
-        """Follow it, at the beginning of that period."""
 
 
 class Period:
@@ -112,7 +100,7 @@ class Period:
 
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
-        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the anchors that move, see layers/moving.py
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
         _PERIODS.add(self)

@@ -51,18 +51,19 @@ class SharedSeed:
     Args:
         given: the user's seed, or None.
         scope: ``all`` ranks draw the same masks, or each ``rank`` its own.
+        agreed: nothing is to be compared with other ranks.
 
     Example:
         >>> SharedSeed(3).settled()
         3
     """
 
-    def __init__(self, given: int | None, scope: Scope = "all") -> None:
+    def __init__(self, given: int | None, scope: Scope = "all", *, agreed: bool = False) -> None:
         self.given = given
         self.scope = scope
         self.subject = ""  # what was applied; must be the same on every rank
         self.value = given
-        self._compared = False
+        self._compared = agreed
         self.remembered: Remembered = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:

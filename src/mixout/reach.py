@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -80,12 +80,19 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         kind, reason = _kind(name, module, by, parent(model, name), sites, text)
         if kind == "mixed" and by is not None and _group(sites, name) in called and not _called(by):
             kind, reason = "bypassed", "never called in training, while other layers were"
-        layer = _row(name, module, kind, reason, sum(map(_size, fresh)))
-        if kind == "mixed":
-            first = {id(own[field]): own[field].numel() for field, holder in holders.items() if holder is not None}
-            layer = replace(layer, mixed_parameters=sum(n for key, n in first.items() if key not in mixed))
-            mixed |= first
-        found.append(layer)
+        here = {id(own[field]): own[field].numel() for field, holder in holders.items() if holder is not None}
+        here = here if kind == "mixed" else {}
+        row = LayerCoverage(
+            name=name,
+            type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
+            kind=kind,
+            reason=reason,
+            parameters=sum(map(_size, fresh)),
+            mixed_parameters=sum(number for key, number in here.items() if key not in mixed),
+            flops=_flops(name, module),
+        )
+        mixed |= here
+        found.append(row)
     return tuple(found)
 
 
@@ -133,18 +140,6 @@ def _called(module: nn.Module) -> bool:
 
 def _is_trained(module: nn.Module) -> bool:
     return is_trained(module) or any(p is not None and p.requires_grad for p in module._parameters.values())
-
-
-def _row(name: str, module: nn.Module, kind: Kind, reason: str, parameters: int) -> LayerCoverage:
-    return LayerCoverage(
-        name=name,
-        type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
-        kind=kind,
-        reason=reason,
-        parameters=parameters,
-        mixed_parameters=0,
-        flops=_flops(name, module),
-    )
 
 
 def _group(sites: dict[str, Any], name: str) -> str:

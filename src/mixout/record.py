@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mixout.anchor import Anchor
 from mixout.errors import NotAppliedError
-from mixout.layers.mixed import Mixing, Share
+from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
 from mixout.ranks import SharedSeed
@@ -132,10 +133,10 @@ def unmark_(module: nn.Module) -> None:
     vars(module).pop(_NEW, None)
 
 
-def subject(methods: str, shares: Mapping[str, Share]) -> str:
-    """What ranks must have in common, in short: the methods, the layers, and their anchors."""
+def subject(methods: str, anchors: Mapping[str, Mapping[str, Anchor]]) -> str:
+    """What ranks must have in common, in short: the methods, the layers, and the anchors of their weights."""
     found = hashlib.blake2b(digest_size=8)
-    for name, share in shares.items():
-        for path, anchor in share.anchors.items():
+    for name, held in anchors.items():
+        for path, anchor in held.items():
             found.update(f"{name}:{path}:{anchor.digest}".encode())
-    return f"{methods} on {len(shares)} layers, digest of layers and anchors {found.hexdigest()}"
+    return f"{methods} on {len(anchors)} layers, digest of layers and anchors {found.hexdigest()}"

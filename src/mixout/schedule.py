@@ -52,27 +52,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class _Ramp(Schedule):
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        check_p(self.start)
-        check_p(self.end)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"expected steps to be an integer, at least 1, got {self.steps!r}")
-
-    def extremes(self) -> tuple[float, ...]:
-        """P at the first and at the last step."""
-        return self.start, self.end
-
-    def _progress(self, step: int) -> float:
-        return min(max(step, 0) / self.steps, 1.0)
-
-
-@dataclass(frozen=True)
-class LinearRamp(_Ramp):
+class LinearRamp(Schedule):
     """``start + (end - start) step / steps``, then ``end``.
 
     Args:
@@ -85,28 +65,40 @@ class LinearRamp(_Ramp):
         [0.0, 0.4, 0.8, 0.8]
     """
 
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_p(self.start)
+        check_p(self.end)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"expected steps to be an integer, at least 1, got {self.steps!r}")
+
     def __call__(self, step: int) -> float:
         """P at ``step``."""
-        return self.start + (self.end - self.start) * self._progress(step)
+        return self.start + (self.end - self.start) * self._share(min(max(step, 0) / self.steps, 1.0))
+
+    def extremes(self) -> tuple[float, ...]:
+        """P at the first and at the last step."""
+        return self.start, self.end
+
+    @staticmethod
+    def _share(progress: float) -> float:
+        return progress
 
 
-@dataclass(frozen=True)
-class CosineRamp(_Ramp):
-    """``start + (end - start) (1 - cos(pi step / steps)) / 2``, then ``end``.
-
-    Args:
-        start: p at step 0, in [0, 1].
-        end: p from step ``steps`` on, in [0, 1].
-        steps: length of the warm-up, at least 1.
+class CosineRamp(LinearRamp):
+    """``start + (end - start) (1 - cos(pi step / steps)) / 2``, then ``end``; arguments as of :class:`LinearRamp`.
 
     Example:
         >>> [round(CosineRamp(0.0, 0.8, 4)(step), 3) for step in (0, 1, 2, 4, 9)]
         [0.0, 0.117, 0.4, 0.8, 0.8]
     """
 
-    def __call__(self, step: int) -> float:
-        """P at ``step``."""
-        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * self._progress(step))) / 2
+    @staticmethod
+    def _share(progress: float) -> float:
+        return (1 - math.cos(math.pi * progress)) / 2
 
 
 def check_schedule(model: nn.Module, schedule: Schedule) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from mixout._torch import in_backward
 from mixout.errors import MixoutError
 from mixout.periods import Period
-from mixout.ranks import Remembered, SharedSeed
+from mixout.ranks import SharedSeed
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
 REMEMBERED_DRAWS = 131_072
@@ -54,7 +53,7 @@ class Stream:
     def __init__(
         self, seed: int | SharedSeed, key: str = "", period: Period | None = None, block: str | None = None
     ) -> None:
-        self.seed = seed
+        self.seed = seed if isinstance(seed, SharedSeed) else SharedSeed(seed, agreed=True)
         self.key = key
         self.period = period
         self.block = block
@@ -71,7 +70,7 @@ class Stream:
     @property
     def in_force(self) -> bool:
         """Whether numbers follow from a seed; if not, from torch's default generator."""
-        return self.period is not None or isinstance(self.seed, int) or self.seed.in_force
+        return self.period is not None or self.seed.in_force
 
     @property
     def compiled_draws(self) -> int:
@@ -124,9 +123,9 @@ class Stream:
         """
         if not self.in_force:
             return _generator(str(_nonce(device))) if device.type == "cuda" else None
-        if self.period is None and isinstance(self.seed, SharedSeed) and self.seed.by_pass:
+        if self.period is None and self.seed.by_pass:
             return _generator(f"{_nonce(device)}/{self.seed.own}/{self.key}")
-        seed = self.seed if isinstance(self.seed, int) else self.seed.settled()
+        seed = self.seed.settled()
         if self.period is not None:
             return _generator(f"{seed}/{self.key if self.block is None else self.block}/period {self.period.index}")
         return _generator(f"{seed}/{self.key}/{self._count_of(_nonce(device), graded)}")
@@ -136,14 +135,11 @@ class Stream:
         self.count = count
         self._held = None
         self._of.clear()
-        self._remembered().clear()
-
-    def _remembered(self) -> Remembered:
-        return self._own if isinstance(self.seed, int) else self.seed.remembered
+        self.seed.remembered.clear()
 
     def _count_of(self, nonce: int, graded: bool) -> int:
         """The number of a new draw; or of the draw that ``nonce`` led to, where that pass is repeated now."""
-        remembered = self._remembered()
+        remembered = self.seed.remembered
         key = int(self.handle[0]), nonce
         count, had_gradients = remembered.get(key, (None, True))
         if in_backward():
@@ -162,7 +158,6 @@ class Stream:
         return count
 
     def _enlist(self) -> None:
-        self._own: Remembered = OrderedDict()
         self._held = None
         self._of = {}
         # For compiled graphs: which stream this is, and how many draws they have made. A tensor, since an integer would

@@ -20,10 +20,10 @@ def setting(kind):
     shape = (4, 5) if kind == "element" else (4, 1) if kind == "output" else (1, 5)
     mask = torch.rand(shape, generator=generator) > P
     draw = Draw(
-        mask=lambda: mask,
-        kept=mask[0].nonzero().squeeze(1) if kind in ("kept", "paper", "dense") else None,
+        mask=mask,
+        kept=mask[0].nonzero().squeeze(1) if kind in ("kept", "paper") else None,
         scale=SCALE,
-        gradient_scale={"paper": 1.0, "dense": None}.get(kind, SCALE),
+        slope={"paper": 1.0, "dense": None}.get(kind, SCALE),
     )
     assert 0 < mask.sum() < mask.numel()
     return x, w, u, b, draw
@@ -31,14 +31,14 @@ def setting(kind):
 
 def oracle(x, w, u, b, draw):
     """Plain autograd: Phi as a function of w, with the slope that the draw asks for."""
-    phi = torch.lerp(u, w, draw.mask().to(w.dtype) * draw.scale).detach()
-    slope = 1.0 if draw.gradient_scale is None else draw.mask().to(w.dtype) * draw.gradient_scale
+    phi = torch.lerp(u, w, draw.mask.to(w.dtype) * draw.scale).detach()
+    slope = 1.0 if draw.slope is None else draw.mask.to(w.dtype) * draw.slope
     return torch.nn.functional.linear(x, phi + slope * (w - w.detach()), b)
 
 
 def gathered(x, w, u, b, draw):
     """The gathered Phi is a leaf; ``w`` gets the gradient that autograd gives the leaf."""
-    phi = _Leaf.apply(w, torch.lerp(u, w.detach(), draw.mask().to(w.dtype) * draw.scale))
+    phi = _Leaf.apply(w, torch.lerp(u, w.detach(), draw.mask.to(w.dtype) * draw.scale))
     return gathered_linear(x, phi, b, draw, lambda _: None)
 
 

@@ -5,19 +5,18 @@ Whatever would silently not be mixed is named with its reason by :func:`obstacle
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from mixout.layers.distributed import attach_ as attach_
-from mixout.layers.distributed import check_scope as check_scope
-from mixout.layers.distributed import check_sharding as check_sharding
-from mixout.layers.distributed import distributed_class, distributed_obstacle, in_parts
-from mixout.layers.distributed import reshard_ as reshard_
-from mixout.layers.embedding import MixedEmbedding
+from mixout._torch import managed_by_fsdp
 from mixout.layers.lending import Lending, Recurrent
-from mixout.layers.linear import MixedLinear
+from mixout.layers.linear import MixedEmbedding, MixedLinear, Transposed
 from mixout.layers.mixed import Mixed as Mixed
 from mixout.layers.mixed import Mixing as Mixing
 from mixout.layers.mixed import Share as Share
@@ -26,14 +25,19 @@ from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
 from mixout.layers.moving import MovingAnchor as MovingAnchor
 from mixout.layers.moving import move_anchors_ as move_anchors_
+from mixout.layers.registry import CONV1D, dotted, find, holder_of
+from mixout.layers.registry import Layout as Layout
 from mixout.layers.registry import entry_of as entry_of
-from mixout.layers.registry import find, holder_of
 from mixout.layers.registry import parameter as parameter
 from mixout.layers.registry import register as register
-from mixout.layers.transposed import Transposed
+from mixout.parts import in_parts, plain_type
 
-_CLASSES: dict[str, type[Mixed]] = {
-    kind.__name__: kind for kind in (MixedLinear, Transposed, MixedEmbedding, Lending, Recurrent)
+# Where a forward of ours spares arithmetic, or the weights are read from a list; all others lend Phi to their own.
+_CLASSES: dict[type[nn.Module] | str, type[Mixed]] = {
+    nn.Linear: MixedLinear,
+    CONV1D: Transposed,
+    nn.Embedding: MixedEmbedding,
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), Recurrent),
 }
 # Called once a time step by a loop of the user, where each call would draw a mask of its own.
 _CELLS = nn.RNNCellBase
@@ -45,12 +49,29 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
     A subclass that leaves the forward as it is counts as its base, with a mixed class of its own.
     """
     if in_parts(module._parameters.get("weight")):
-        return distributed_class(module)
-    kind, entry = type(module), entry_of(module)
-    if entry is None or kind is NonDynamicallyQuantizableLinear:
+        return _of_parts(module).mixed_class(module) if plain_type(module) is nn.Linear else None
+    kind, entry, found = type(module), entry_of(module), find(module)
+    if entry is None or found is None or kind is NonDynamicallyQuantizableLinear:
         return None
-    mixed = _CLASSES[entry.mixed]
+    mixed = Lending if entry.forward else _CLASSES.get(found[0]) or _CLASSES.get(dotted(found[0]), Lending)
     return mixed if issubclass(mixed, kind) else mixed_subclass(mixed, kind)
+
+
+def _of_parts(module: nn.Module) -> Any:  # noqa: ANN401  a file of this folder, imported where a model needs it
+    """What is known of linear layers whose weight lies in parts: gathered by FSDP2, or tensor-parallel."""
+    return importlib.import_module(f"{__name__}.{'sharded' if managed_by_fsdp(module) else 'tensor_parallel'}")
+
+
+def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Hook those of ``layers``, by their names in ``model``, whose weights FSDP2 gathers into its all-gathers.
+
+    Raises:
+        MixoutError: see :func:`mixout.layers.sharded.attach_`.
+    """
+    for layer in layers.values():
+        if managed_by_fsdp(layer) and in_parts(layer._parameters.get("weight")):
+            _of_parts(layer).attach_(model, layers)
+            return
 
 
 def weights(module: nn.Module) -> list[str]:
@@ -74,7 +95,10 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
         return "nn.MultiheadAttention reads this weight without calling the layer: choose the attention module"
     weight = module._parameters.get("weight")
     if in_parts(weight) and "forward" not in vars(module):
-        return distributed_obstacle(module, weight)  # type: ignore[arg-type]
+        if plain_type(module) is nn.Linear:
+            return _of_parts(module).obstacle(weight)  # type: ignore[no-any-return]
+        kind = plain_type(module).__name__
+        return f"its weight lies in parts on several ranks; there nn.Linear alone can be mixed, not {kind}"
     if isinstance(module, _CELLS):
         return f"{kind} is called once a time step, each with a mask of its own; use a layer such as nn.LSTM"
     if mixed_class(module) is None:

@@ -13,12 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
-from mixout.functional import mix
 from mixout.layers.mixed import Mixed, check_weights, mixes, stays
 from mixout.layers.registry import Entry, Layout, find, holder_of
 from mixout.masks import Unit
+from mixout.passes import MixOptions, phi_pass
 
 _OTHER: dict[Unit, Unit] = {"input": "output", "output": "input", "element": "element", "layer": "layer"}
+
+
+def phi_of(weight: Tensor, anchor: Tensor | None, layout: Layout, options: MixOptions) -> Tensor:
+    """Phi of a weight that is stored as ``layout`` says."""
+    rows, blocks = layout.view(weight)
+    if layout.transposed:  # a row is what an input reaches
+        options = options._replace(unit=_OTHER[options.unit])
+    phi = phi_pass(rows, None if anchor is None else layout.view(anchor)[0], options, groups=blocks)
+    return phi.view_as(weight)
 
 
 class Lending(Mixed):
@@ -44,13 +53,8 @@ class Lending(Mixed):
         held = self._mixed.anchors[path]
         if stays(weight, held):
             return weight
-        anchor, (rows, blocks) = held.beside(weight), layout.view(weight)
-        options = self.mix_options()
-        options["stream"] = options["stream"].of(path)
-        if layout.transposed:  # a row is what an input reaches
-            options["unit"] = _OTHER[options["unit"]]
-        phi = mix(rows, None if anchor is None else layout.view(anchor)[0], groups=blocks, **options)
-        return phi.view_as(weight)
+        options = self.mix_options()._replace(stream=self._mixed.stream.of(path))
+        return phi_of(weight, held.beside(weight), layout, options)
 
     @contextmanager
     def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:

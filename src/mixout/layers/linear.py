@@ -1,4 +1,4 @@
-"""nn.Linear, and through :func:`mixed_pass` every layer that is a linear of another layout."""
+"""Layers with a forward of ours, which spares arithmetic: a linear, one whose weight is (in, out), an embedding."""
 
 from __future__ import annotations
 
@@ -14,27 +14,13 @@ from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants, draw_coefficients
 from mixout.ops.autocast import autocast_dtype
 from mixout.parts import check_whole
-from mixout.passes import linear_pass, native_up_to, neuron_mask_shape
-from mixout.ranks import SharedSeed
+from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to, neuron_mask_shape
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
     """Y = x Phi^T + b with a new draw for ``layer``; ``weight`` and ``anchor`` are (out, in) views."""
     layer.count_pass()
-    share = layer._mixed
-    mixing = share.mixing
-    return linear_pass(
-        x,
-        weight,
-        anchor,
-        bias,
-        mixing.probability(),
-        mixing.unit,
-        mixing.gradient,
-        mixing.noise,
-        share.stream,
-        mixing.form,
-    )
+    return linear_pass(x, weight, anchor, bias, layer.mix_options())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,9 +63,10 @@ class Short:
         if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli":
             return None
         kept = mixing.period is not None
-        if not kept and (not isinstance(share.stream.seed, SharedSeed) or not dist.is_available()):
+        if not kept and not dist.is_available():
             return None
-        most = native_up_to(weight, p, mixing.unit, mixing.gradient, mixing.noise, mixing.form, autocast=True)
+        options = MixOptions(p, mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
+        most = native_up_to(weight, options, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
         size = neuron_mask_shape(weight, mixing.unit)
@@ -106,9 +93,7 @@ class Short:
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
-            and (
-                share.mixing.period is not None or (share.stream.seed.value is None and not dist.is_initialized())  # type: ignore[union-attr]
-            )
+            and (share.mixing.period is not None or (share.stream.seed.value is None and not dist.is_initialized()))
             and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
         )
 
@@ -126,8 +111,11 @@ class MixedLinear(Mixed, nn.Linear):
             if short.fits(share, parameters, input):
                 share.passes += 1
                 if share.mixing.period is not None:
-                    share.mixing.period.note(share.stream.key, short.weight)
-                    coefficient = draw_coefficients(short.size, short.p, short.weight, share.stream)
+                    weight = short.weight
+                    share.mixing.period.note(share.stream.key, weight)
+                    coefficient = draw_coefficients(
+                        short.size, short.p, weight.dtype, weight.device, stream=share.stream
+                    )
                 elif short.like is not None:
                     coefficient = coefficients(torch.rand_like(short.like), short.of_p)
                 else:
@@ -145,3 +133,37 @@ class MixedLinear(Mixed, nn.Linear):
                 # From the first pass on: selective checkpointing expects the same operations in its recomputation.
                 return MixedLinear.forward(self, input)
         return mixed_pass(self, input, held, self._mixed.anchor.beside(held), self._parameters["bias"])
+
+
+class Transposed(Mixed):
+    """A linear whose weight is stored as (in, out), as that of GPT-2 in transformers (Conv1D): a unit is a row."""
+
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Any:  # noqa: ANN401  the layer's own
+        """(..., in) to (..., out)."""
+        if not mixes(self):
+            return super().forward(x)
+        anchor = self._mixed.anchor.beside(self.weight)
+        return mixed_pass(self, x, self.weight.t(), None if anchor is None else anchor.t(), self.bias)
+
+
+class MixedEmbedding(Mixed, nn.Embedding):
+    """A linear on one-hot vectors, so a token is an input neuron and its row is its unit."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Indices of any shape to (..., embedding_dim)."""
+        if not mixes(self):
+            return nn.Embedding.forward(self, input)
+        self.count_pass()
+        return embedding_pass(
+            input,
+            self.weight,
+            self._mixed.anchor.beside(self.weight),
+            self.mix_options(),
+            padding_idx=self.padding_idx,
+            max_norm=self.max_norm,
+            norm_type=self.norm_type,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            sparse=self.sparse,
+        )

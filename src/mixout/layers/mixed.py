@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex, TypedDict
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, still_sharded
-from mixout.passes import Form
+from mixout.passes import Form, MixOptions
 from mixout.periods import Period
 from mixout.streams import Stream
 
@@ -108,16 +108,6 @@ class Share:
         return self.passes > 0 or self.stream.compiled_draws > 0
 
 
-class MixOptions(TypedDict):
-    """See :func:`mixout.functional.mix`."""
-
-    p: float | Tensor
-    unit: Unit
-    gradient: Gradient
-    noise: Noise
-    stream: Stream
-
-
 class Mixed(nn.Module):
     """Base of the mixed layers. Abstract: a subclass also derives from its plain class and defines ``forward``."""
 
@@ -125,15 +115,9 @@ class Mixed(nn.Module):
     _mixed: Share
 
     def mix_options(self) -> MixOptions:
-        """The keyword arguments that the functions of :mod:`mixout.functional` share, for this pass."""
-        mixing = self._mixed.mixing
-        return {
-            "p": mixing.probability(),
-            "unit": mixing.unit,
-            "gradient": mixing.gradient,
-            "noise": mixing.noise,
-            "stream": self._mixed.stream,
-        }
+        """How this pass mixes."""
+        share, mixing = self._mixed, self._mixed.mixing
+        return MixOptions(mixing.probability(), mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
 
     def count_pass(self) -> None:
         """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""

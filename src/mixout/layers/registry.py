@@ -7,14 +7,12 @@ until somebody registers it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, overload
 
 from torch import Tensor, nn
-
-Layer = TypeVar("Layer", bound=nn.Module)
-OfLayer: TypeAlias = int | Callable[[Any], int]
 
 _FORWARDS = ("forward", "_conv_forward", "__call__")
 
@@ -53,6 +51,10 @@ class Layout:
         return weight.reshape(-1, weight.shape[-1]), self.blocks * weight.shape[:-2].numel()
 
 
+Kind = TypeVar("Kind", bound=type[nn.Module] | str)
+Weight: TypeAlias = str | Sequence[str] | Callable[[Any], dict[str, Layout]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """What is known of a class of layers.
@@ -61,63 +63,62 @@ class Entry:
         weights: of a layer: the dotted names of its weights, and how each is stored.
         linear: mixed by default; else where ``types=`` asks for it.
         forward: the layer's forward, given the layer, its weights and its inputs; None for its own.
-        mixed: the name of the class in ``mixout.layers`` that mixes it.
     """
 
     weights: Callable[[Any], dict[str, Layout]]
     linear: bool = True
     forward: Callable[..., Any] | None = None
-    mixed: str = "Lending"
 
 
 _ENTRIES: dict[type[nn.Module] | str, Entry] = {}
 
 
 @overload
-def register(kind: type[Layer], /) -> type[Layer]: ...
-@overload
 def register(
-    kind: type[Layer],
+    kind: Kind,
     /,
     *,
-    weight: str | Sequence[str] = "weight",
-    input_dim: OfLayer = 1,
-    blocks: OfLayer = 1,
+    weight: Weight = "weight",
+    input_dim: int = 1,
+    blocks: int = 1,
     forward: Callable[..., Any] | None = None,
     linear: bool = True,
-) -> type[Layer]: ...
+) -> Kind: ...
 @overload
 def register(
     *,
-    weight: str | Sequence[str] = "weight",
-    input_dim: OfLayer = 1,
-    blocks: OfLayer = 1,
+    weight: Weight = "weight",
+    input_dim: int = 1,
+    blocks: int = 1,
     forward: Callable[..., Any] | None = None,
     linear: bool = True,
-) -> Callable[[type[Layer]], type[Layer]]: ...
+) -> Callable[[Kind], Kind]: ...
 def register(
-    kind: type[Layer] | None = None,
+    kind: Any = None,
     /,
     *,
-    weight: str | Sequence[str] = "weight",
-    input_dim: OfLayer = 1,
-    blocks: OfLayer = 1,
+    weight: Weight = "weight",
+    input_dim: int = 1,
+    blocks: int = 1,
     forward: Callable[..., Any] | None = None,
     linear: bool = True,
-) -> type[Layer] | Callable[[type[Layer]], type[Layer]]:
+) -> Any:
     """Tell mixout how a class of layers stores its weights, so that it can be mixed; a decorator too.
 
     While the layer's forward runs in training, its attribute ``weight`` is Phi, drawn once for that call. So any
-    forward that reads the attribute is mixed exactly, however often it reads it.
+    forward that reads the attribute is mixed exactly, however often it reads it. The layers that mixout knows by itself
+    are registered in the same way.
 
     Args:
-        kind: a class of modules; left out where this is used as a decorator with arguments.
-        weight: name of the attribute that holds the weight, or of each of several. A dotted name is one of a child.
+        kind: a class of modules, or its dotted name, for which nothing is imported; left out where this is used as a
+            decorator with arguments.
+        weight: name of the attribute that holds the weight, or of each of several. A dotted name is one of a child. Or
+            a function of the layer that gives a :class:`mixout.layers.Layout` for each name, where they differ.
         input_dim: the dimension of the input neurons: 1 for (out, in) and (out, in, *kernel), 0 for (in, out) and
             (in, out, *kernel); counted from the back where matrices are stacked: -1 for (*stack, out, in), -2 for
-            (*stack, in, out). Or a function of the layer.
+            (*stack, in, out).
         blocks: how many matrices lie one below the other along the first dimension, each with inputs of its own: 3
-            where query, key and value are packed; the groups of a convolution. Or a function of the layer.
+            where query, key and value are packed.
         forward: where the layer's own forward does not read the attribute: ``forward(layer, weight, *inputs)``, given
             Phi for each name of ``weight``. Called in training only.
         linear: whether the layer is mixed by default, as linear layers are; else ``where=mixout.Where(types=...)``.
@@ -141,33 +142,27 @@ def register(
         >>> mixout.coverage(mixout.apply_(nn.Sequential(Project()), mixout.Mixout(0.9))).mixed
         ('0',)
     """
-    names = tuple(weight) if isinstance(weight, (list, tuple)) else (weight,)
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise TypeError(f"expected weight as the name of an attribute, or several names, got {weight!r}")
-    if not callable(input_dim) and input_dim not in (-2, -1, 0, 1):
-        raise ValueError(f"expected input_dim in (-2, -1, 0, 1), or a function of the layer, got {input_dim!r}")
-    if not callable(blocks) and not (isinstance(blocks, int) and blocks >= 1):
-        raise ValueError(f"expected blocks as an integer, at least 1, or a function of the layer, got {blocks!r}")
+    layouts = weight if callable(weight) else _alike(weight, input_dim, blocks)
 
-    def weights(layer: nn.Module) -> dict[str, Layout]:
-        layout = Layout(
-            input_dim=input_dim(layer) if callable(input_dim) else input_dim,
-            blocks=blocks(layer) if callable(blocks) else blocks,
-        )
-        return dict.fromkeys(names, layout)
-
-    def add(kind: type[Layer]) -> type[Layer]:
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    def add(kind: Any) -> Any:  # noqa: ANN401
+        if not isinstance(kind, str) and not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise TypeError(f"expected a class of modules to register, got {kind!r}")
-        _ENTRIES[kind] = Entry(weights=weights, linear=linear, forward=forward)
+        _ENTRIES[kind] = Entry(weights=layouts, linear=linear, forward=forward)
         return kind
 
     return add if kind is None else add(kind)
 
 
-def add_entry(kind: type[nn.Module] | str, entry: Entry) -> None:
-    """Register a class, or the one of that dotted name, with an entry that :func:`register` cannot spell."""
-    _ENTRIES[kind] = entry
+def _alike(weight: str | Sequence[str], input_dim: int, blocks: int) -> Callable[[Any], dict[str, Layout]]:
+    names = tuple(weight) if isinstance(weight, (list, tuple)) else (weight,)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(f"expected weight as the name of an attribute, or several names, got {weight!r}")
+    if input_dim not in (-2, -1, 0, 1):
+        raise ValueError(f"expected input_dim in (-2, -1, 0, 1), got {input_dim!r}")
+    if not (isinstance(blocks, int) and blocks >= 1):
+        raise ValueError(f"expected blocks as an integer, at least 1, got {blocks!r}")
+    layouts = dict.fromkeys(names, Layout(input_dim=input_dim, blocks=blocks))
+    return lambda _: layouts
 
 
 def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[nn.Module], Entry] | None:
@@ -179,12 +174,17 @@ def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[n
     """
     kind = kind or type(module)
     if _is_router(module, kind):
-        return kind, LINEAR
+        return kind, _ENTRIES[nn.Linear]
     for base in kind.__mro__:
-        entry = _ENTRIES.get(base) or _ENTRIES.get(f"{base.__module__}.{base.__qualname__}")
+        entry = _ENTRIES.get(base) or _ENTRIES.get(dotted(base))
         if entry is not None:
             return base, entry
-    return (kind, EXPERTS) if _is_stack_of_experts(module) else None
+    return (kind, Entry(weights=_experts)) if _is_stack_of_experts(module) else None
+
+
+def dotted(kind: type) -> str:
+    """The dotted name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def entry_of(module: nn.Module, kind: type[nn.Module] | None = None) -> Entry | None:
@@ -210,7 +210,7 @@ def holder_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 def _is_stack_of_experts(module: nn.Module) -> bool:
     """An experts class that transformers gives its grouped matmuls (``use_experts_implementation``)."""
     fields = vars(module)
-    return "is_transposed" in fields and "num_experts" in fields and bool(_stacked(module))
+    return "is_transposed" in fields and "num_experts" in fields and bool(_experts(module))
 
 
 def _is_router(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -220,17 +220,14 @@ def _is_router(module: nn.Module, kind: type[nn.Module]) -> bool:
     return own and weight is not None and weight.dim() == 2
 
 
-def _stacked(module: nn.Module) -> list[str]:
+def _stack(module: nn.Module, input_dim: int) -> dict[str, Layout]:
     held = module._parameters.items()
-    return [name for name, weight in held if name.endswith("proj") and weight is not None and weight.dim() == 3]
+    names = [name for name, weight in held if name.endswith("proj") and weight is not None and weight.dim() == 3]
+    return dict.fromkeys(names, Layout(input_dim=input_dim))
 
 
 def _experts(module: Any) -> dict[str, Layout]:  # noqa: ANN401
-    return dict.fromkeys(_stacked(module), Layout(input_dim=-2 if getattr(module, "is_transposed", False) else -1))
-
-
-def _stacked_by(layout: Layout) -> Entry:
-    return Entry(weights=lambda module: dict.fromkeys(_stacked(module), layout))
+    return _stack(module, -2 if getattr(module, "is_transposed", False) else -1)
 
 
 def _rows_of_experts(module: Any) -> dict[str, Layout]:  # noqa: ANN401
@@ -256,36 +253,38 @@ def _recurrent(module: Any) -> dict[str, Layout]:  # noqa: ANN401
     return {name: Layout() for name in module._flat_weights_names if name.startswith("weight")}
 
 
-def _fixed(**layouts: Layout) -> Callable[[Any], dict[str, Layout]]:
-    return lambda _: layouts
+def _convolution(module: Any, input_dim: int = 1) -> dict[str, Layout]:  # noqa: ANN401
+    return {"weight": Layout(input_dim=input_dim, blocks=module.groups)}
 
 
-EXPERTS = Entry(weights=_experts)
-LINEAR = Entry(weights=_fixed(weight=Layout()))
-_MODELS = "transformers.models"
+def _of_xlnet(_: nn.Module) -> dict[str, Layout]:
+    return {**dict.fromkeys("qkvr", Layout(input_dim=0)), "o": Layout(flat=True)}
+
+
+CONV1D = "transformers.pytorch_utils.Conv1D"
 ADAPTED_PARAMETER = "peft.tuners.lora.layer.ParamWrapper"
-_ROWS = Layout(input_dim=0)
+_MODELS = "transformers.models"
 
-add_entry(nn.Linear, replace(LINEAR, mixed="MixedLinear"))
-add_entry("transformers.pytorch_utils.Conv1D", Entry(weights=_fixed(weight=_ROWS), mixed="Transposed"))
-add_entry(nn.Embedding, Entry(weights=_fixed(weight=_ROWS), linear=False, mixed="MixedEmbedding"))
+register(nn.Linear)
+register(CONV1D, input_dim=0)
+register(nn.Embedding, input_dim=0, linear=False)
 _kind: type[nn.Module]
 for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register(_kind, blocks=lambda layer: layer.groups, linear=False)
+    register(_kind, weight=_convolution, linear=False)
 for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-    register(_kind, input_dim=0, blocks=lambda layer: layer.groups, linear=False)
-add_entry(nn.MultiheadAttention, Entry(weights=_attention))
+    register(_kind, weight=functools.partial(_convolution, input_dim=0), linear=False)
+register(nn.MultiheadAttention, weight=_attention)
 for _kind in (nn.RNN, nn.LSTM, nn.GRU):
-    add_entry(_kind, Entry(weights=_recurrent, mixed="Recurrent"))
-add_entry(f"{_MODELS}.falcon.modeling_falcon.FalconLinear", LINEAR)
-add_entry(f"{_MODELS}.ibert.quant_modules.QuantLinear", LINEAR)
-add_entry(f"{_MODELS}.llama4.modeling_llama4.Llama4TextExperts", _stacked_by(Layout(input_dim=-2)))
-add_entry(f"{_MODELS}.step3p7.modeling_step3p7.Step3p7Experts", _stacked_by(Layout(input_dim=-1)))
-add_entry(f"{_MODELS}.longcat_flash.modeling_longcat_flash.LongcatFlashExperts", _stacked_by(Layout(input_dim=-1)))
-add_entry(f"{_MODELS}.jetmoe.modeling_jetmoe.JetMoeParallelExperts", Entry(weights=_fixed(weight=Layout(input_dim=-1))))
-add_entry(f"{_MODELS}.dbrx.modeling_dbrx.DbrxExperts", Entry(weights=_rows_of_experts))
-add_entry(
-    f"{_MODELS}.xlnet.modeling_xlnet.XLNetRelativeAttention",
-    Entry(weights=_fixed(q=_ROWS, k=_ROWS, v=_ROWS, r=_ROWS, o=Layout(flat=True))),
-)
-add_entry(ADAPTED_PARAMETER, Entry(weights=_stacked_factors))
+    register(_kind, weight=_recurrent)
+register(f"{_MODELS}.falcon.modeling_falcon.FalconLinear")
+register(f"{_MODELS}.ibert.quant_modules.QuantLinear")
+for _name, _dim in (
+    ("llama4.modeling_llama4.Llama4TextExperts", -2),
+    ("step3p7.modeling_step3p7.Step3p7Experts", -1),
+    ("longcat_flash.modeling_longcat_flash.LongcatFlashExperts", -1),
+):
+    register(f"{_MODELS}.{_name}", weight=functools.partial(_stack, input_dim=_dim))
+register(f"{_MODELS}.jetmoe.modeling_jetmoe.JetMoeParallelExperts", input_dim=-1)
+register(f"{_MODELS}.dbrx.modeling_dbrx.DbrxExperts", weight=_rows_of_experts)
+register(f"{_MODELS}.xlnet.modeling_xlnet.XLNetRelativeAttention", weight=_of_xlnet)
+register(ADAPTED_PARAMETER, weight=_stacked_factors)

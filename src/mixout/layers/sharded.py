@@ -30,12 +30,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mixout._torch import in_backward, local_tensor, look_for_hooks
 from mixout.errors import MixoutError
-from mixout.functional import toss
 from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw, gathered_linear
 from mixout.ops.mix import interpolate
 from mixout.parts import own_part
+from mixout.passes import toss
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
 
@@ -127,7 +127,7 @@ def obstacle(weight: DTensor) -> str | None:
     return None
 
 
-def sharded_class(module: nn.Module) -> type[ShardedLinear]:
+def mixed_class(module: nn.Module) -> type[ShardedLinear]:
     """The mixed class for ``module``, which stays an FSDPModule where ``fully_shard`` was called on itself."""
     if isinstance(module, FSDPModule):
         return type("FSDPShardedLinear", (FSDPModule, ShardedLinear), {})
@@ -251,13 +251,13 @@ def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
     # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
     device = layer.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return toss(tuple(shape), device, **layer.mix_options())
+        return toss(tuple(shape), device, layer.mix_options())
 
 
 def _mixed_rows(layer: ShardedLinear, weight: DTensor, draw: Draw) -> Tensor:
     anchor = layer._mixed.anchor.beside(weight)
     local = None if anchor is None else anchor.to_local()  # type: ignore[attr-defined]
-    return interpolate(weight.to_local(), local, own_part(draw.mask(), weight), draw.scale)
+    return interpolate(weight.to_local(), local, own_part(draw.mask, weight), draw.scale)
 
 
 def _wants_phi(layer: ShardedLinear) -> bool:

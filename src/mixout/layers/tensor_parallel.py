@@ -11,10 +11,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mixout.functional import toss
 from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.mix import mix
 from mixout.parts import own_part
+from mixout.passes import toss
 
 
 class TensorParallelLinear(Mixed, nn.Linear):
@@ -28,13 +28,13 @@ class TensorParallelLinear(Mixed, nn.Linear):
             return nn.Linear.forward(self, input)
         self.count_pass()
         weight, options = self.weight, self.mix_options()
-        draw = toss(tuple(weight.shape), weight.device, **options)
+        draw = toss(tuple(weight.shape), weight.device, options)
         if draw is None:
             return nn.Linear.forward(self, input)
         anchor = self._mixed.anchor.beside(weight)
         local = None if anchor is None else anchor.to_local()  # type: ignore[attr-defined]
-        mask = own_part(draw.mask(), weight)
-        part = mix(weight.to_local(), local, mask, draw.scale, gradient=options["gradient"])
+        mask = own_part(draw.mask, weight)
+        part = mix(weight.to_local(), local, mask, draw.scale, gradient=options.gradient)
         phi = DTensor.from_local(
             part, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
         )
@@ -46,3 +46,8 @@ def obstacle(weight: DTensor) -> str | None:
     if any(placement.is_partial() for placement in weight.placements):
         return f"its weight is kept in parts that are added up ({weight.placements}); gather it, or shard it with FSDP2"
     return None
+
+
+def mixed_class(module: nn.Module) -> type[TensorParallelLinear]:  # noqa: ARG001  asked as of FSDP2's
+    """The mixed class of a tensor-parallel linear."""
+    return TensorParallelLinear

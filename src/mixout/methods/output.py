@@ -42,9 +42,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, NotAppliedError
-from mixout.layers import reshard_
 from mixout.methods.likelihood import Batch, predictions, predicts_next
 from mixout.methods.method import Method
+from mixout.parts import reshard_
 from mixout.sources import uncompiled
 
 Direction = Literal["forward", "reverse"]

@@ -92,17 +92,8 @@ def compiled(
     Opaque to the compiler, for which the number of kept columns would be a new shape in each pass, and which takes
     minutes to fuse the Phi of many layers into one kernel. All of x is kept for backward.
 
-    Args:
-        x: (..., in), in the dtype to compute in.
-        weight: w, (out, in).
-        anchor: u, like ``weight``, or None for 0.
-        bias: (out,) in the dtype of ``x``, or None.
-        mask: M, (in,) of bools, for a thin gradient; or of two dimensions, broadcastable to ``weight``.
-        scale: 1 / (1 - p), or 0 at p = 1; a tensor without dimensions.
-        gradient: see :func:`mixout.ops.linear.dense`.
-
-    Returns:
-        (..., out).
+    ``mask`` is M, (in,) of bools for a thin gradient, or of two dimensions, broadcastable to ``weight``. ``scale`` is
+    1 / (1 - p), or 0 at p = 1, as a tensor without dimensions.
 
     Example:
         >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])

@@ -33,16 +33,16 @@ class Draw:
     """How Phi was made, told to the layer that computes with it.
 
     Args:
-        mask: gives M, broadcastable to the whole weight.
-        kept: indices of the kept columns, where M is made of such; else None.
+        mask: M, broadcastable to the whole weight.
+        kept: indices of the kept columns, where the gradient has no others; else None.
         scale: 1 / mu, or 0 where mu is 0.
-        gradient_scale: what M is multiplied by in the gradient; None where the gradient is not masked.
+        slope: what M is multiplied by in the gradient; None where the gradient is not masked.
     """
 
-    mask: Callable[[], Tensor]
+    mask: Tensor
     kept: Tensor | None
     scale: float
-    gradient_scale: float | None
+    slope: float | None
 
 
 class _GatheredLinear(torch.autograd.Function):
@@ -104,20 +104,16 @@ class _FunctionOfWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), draw = grads, ctx.draw
-        return grad if draw.gradient_scale is None else scaled(grad, draw.mask(), draw.gradient_scale), None
+        return grad if draw.slope is None else scaled(grad, draw.mask, draw.slope), None
 
 
 def _grad_weight(grad: Tensor, x: Tensor, draw: Draw | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``x`` holds the kept columns where :func:`_keeps_columns` says so, else all."""
+    """``x`` holds the kept columns, where there are such, else all."""
     if draw is None:
         return (grad.t() @ x).to(dtype)
-    if _keeps_columns(draw):
-        return thin_gradient(grad, x, draw.kept, shape, dtype, draw.gradient_scale)  # type: ignore[arg-type]
-    return masked(grad.t() @ x, dtype, draw.mask(), draw.gradient_scale)
-
-
-def _keeps_columns(draw: Draw) -> bool:
-    return draw.kept is not None and draw.gradient_scale is not None
+    if draw.kept is not None and draw.slope is not None:
+        return thin_gradient(grad, x, draw.kept, shape, dtype, draw.slope)
+    return masked(grad.t() @ x, dtype, draw.mask, draw.slope)
 
 
 def gathered_linear(
@@ -138,7 +134,7 @@ def gathered_linear(
     Example:
         >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)
         >>> mask = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
-        >>> draw = Draw(mask=lambda: mask, kept=torch.tensor([1]), scale=2.0, gradient_scale=2.0)
+        >>> draw = Draw(mask=mask, kept=torch.tensor([1]), scale=2.0, slope=2.0)
         >>> y = gathered_linear(x, phi, None, draw, lambda draw: None)
         >>> float(y.detach()), torch.autograd.grad(y, phi)[0]
         (10.0, tensor([[ 0., 10.]]))
@@ -146,7 +142,7 @@ def gathered_linear(
     x_kept = None
     if phi.requires_grad and torch.is_grad_enabled():
         x_kept = x.reshape(-1, x.shape[-1])
-        if draw is not None and _keeps_columns(draw):
-            x_kept = x_kept.index_select(1, draw.kept)  # type: ignore[arg-type]
+        if draw is not None and draw.kept is not None:
+            x_kept = x_kept.index_select(1, draw.kept)
     y: Tensor = _GatheredLinear.apply(x, x_kept, phi, bias, draw, check)  # type: ignore[no-untyped-call]
     return y

@@ -15,7 +15,9 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
 - :func:`dense`: for a mask of any shape; the whole gradient is computed and masked, as ``s (g^T x) * M``.
 
 All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. In graphs of
-``torch.compile`` :mod:`mixout.ops.compiled` takes their place on a CPU.
+``torch.compile`` :mod:`mixout.ops.compiled` takes their place on a CPU. All take x (..., in) in the dtype to compute
+in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give (..., out). Gradients are
+``exact``, the derivative of the forward; ``paper``, without the factor s; or, of :func:`dense` alone, ``dense``, g^T x.
 """
 
 from __future__ import annotations
@@ -38,12 +40,7 @@ _ALIGNED = 8
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
     """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
 
-    Args:
-        x: (..., in).
-        weight: w, (out, in).
-        anchor: u, like ``weight``, or None for 0.
-        bias: (out,), or None.
-        coefficient: s M, (in,), (out, 1) or (1,), in the dtype of ``weight``.
+    ``coefficient`` is s M, (in,), (out, 1) or (1,), in the dtype of ``weight``.
 
     Example:
         >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
@@ -156,35 +153,19 @@ def sparse(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Y, where Phi takes the columns ``kept`` from w, rescaled, and the others from u.
-
-    Args:
-        x: (..., in), in the dtype to compute in.
-        weight: w, (out, in).
-        anchor: u, like ``weight``, or None for 0.
-        bias: (out,) in the dtype of ``x``, or None.
-        kept: int64 indices of the kept columns, rising.
-        scale: 1 / (1 - p), or 0 at p = 1.
-        gradient: ``exact``, the derivative of the forward; or ``paper``, without the factor ``scale``.
-
-    Returns:
-        (..., out).
+    """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u.
 
     Example:
         >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
         >>> sparse(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
         tensor([[10.]])
     """
-    rows = x.reshape(-1, x.shape[-1])
     if weight.is_cuda:
         if x.dtype.itemsize == 2 and len(kept):  # to a multiple of 8, for aligned loads; a repeated index counts once
             kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
         kept = kept.to(weight.device, non_blocking=True)
     mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
-    x_kept = rows.index_select(1, kept) if weight.requires_grad else None
-    slope = scale if gradient == "exact" else 1.0
-    y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+    return dense(x, weight, anchor, bias, mask, scale, gradient=gradient, kept=kept)
 
 
 def split(
@@ -197,7 +178,7 @@ def split(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Y without Phi, in torch's own operations; arguments and result as :func:`sparse`.
+    """Y as of :func:`sparse`, without Phi, in torch's own operations.
 
     Where w equals u the second product is 0 and y is the anchor's output to the bit.
 
@@ -232,21 +213,9 @@ def dense(
     scale: float,
     *,
     gradient: Gradient = "exact",
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """Y with :func:`mixout.ops.mix.mix`'s Phi; the whole gradient is computed.
-
-    Args:
-        x: (..., in), in the dtype to compute in.
-        weight: w, (out, in).
-        anchor: u, like ``weight``, or None for 0.
-        bias: (out,) in the dtype of ``x``, or None.
-        mask: M, broadcastable to ``weight``; bool or floating; kept for backward.
-        scale: 1 / mu, or 0 where mu is 0.
-        gradient: ``exact``, the derivative of the forward; ``paper``, without the factor ``scale``; or ``dense``,
-            g^T x as it is.
-
-    Returns:
-        (..., out).
+    """Y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: the columns of the gradient to compute, None for all.
 
     Example:
         >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
@@ -254,6 +223,7 @@ def dense(
         tensor([[10.]])
     """
     rows = x.reshape(-1, x.shape[-1])
+    x_kept = None if kept is None or not weight.requires_grad else rows.index_select(1, kept)
     slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
-    y: Tensor = _Linear.apply(rows, None, weight, anchor, bias, None, mask, scale, slope)  # type: ignore[no-untyped-call]
+    y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
