@@ -70,6 +70,11 @@ class MeasuredDecay(AnchorDecay):
             if self.weights is not None or self.selective:
                 raise ValueError("expected fisher without weights and without selective=true, got both")
 
+    @property
+    def weighted(self) -> bool:
+        """Whether each entry has an importance of its own."""
+        return self.fisher is not None or super().weighted
+
     def plain(self, weights: Mapping[str, Tensor] | None = None) -> AnchorDecay:
         """The library's method, with what was measured."""
         values = {f.name: getattr(self, f.name) for f in fields(AnchorDecay)}

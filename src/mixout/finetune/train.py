@@ -34,6 +34,7 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks.base import digest_of
 from mixout.finetune.tasks.documents import Corpus
+from mixout.methods.decay import reaches
 from mixout.methods.likelihood import Batch
 
 with needs("hf", "fine-tuning"):
@@ -106,7 +107,8 @@ def finetune(
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         if tell is not _silence:
-            for line in (*_describe(task, loaded, examples, dev, settings.max_length), *chosen.values()):
+            said = (*_describe(task, loaded, examples, dev, settings.max_length), *chosen.values())
+            for line in (*said, *reaches(settings.methods)):
                 tell(line)
         with folder.making(place):
             run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
