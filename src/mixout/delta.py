@@ -84,6 +84,8 @@ class Delta:
                 is, as in mixout, and parameters of one dimension (biases, norms) stay at w.
             seed: of the draw; the parameters' names enter too.
         """
+        if unit not in ("element", "input"):
+            raise ValueError(f"expected unit 'element' or 'input', got {unit!r}")
         for name, weight in self.weights.items():
             stream = Stream(seed, name)
             if unit == "element":
