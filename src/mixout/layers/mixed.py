@@ -18,7 +18,7 @@ from mixout.errors import MixoutError
 from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
-from mixout.parts import check_whole, still_sharded
+from mixout.parts import check_whole, in_parts, still_sharded
 from mixout.passes import Form, MixOptions
 from mixout.periods import Period
 from mixout.streams import Stream
@@ -149,6 +149,12 @@ class Mixed(nn.Module):
         plain = super().extra_repr()
         return f"{plain}, {self._mixed.mixing}" if plain else repr(self._mixed.mixing)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a quantised weight, which torchao puts here: it cannot be mixed, and would never be, in silence."""
+        if name in self._mixed.anchors and hasattr(param, "__tensor_flatten__") and not in_parts(param):
+            raise _not_quantised(self)
+        super().register_parameter(name, param)
+
     @property
     def qconfig(self) -> Any:  # noqa: ANN401
         """Set by torch's quantisation, which does not know the mixed layers and would pass over them in silence."""
@@ -156,9 +162,7 @@ class Mixed(nn.Module):
 
     @qconfig.setter
     def qconfig(self, value: Any) -> None:  # noqa: ANN401, ARG002
-        raise MixoutError(
-            f"quantisation does not know mixed layers, got {type(self).__name__}; call remove_ first, then quantise"
-        )
+        raise _not_quantised(self)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Asked by ``torch.jit.script``, which would compile the plain forward or fail without a reason.
@@ -169,6 +173,12 @@ class Mixed(nn.Module):
         raise MixoutError(
             f"torch.jit.script cannot compile a mixed layer, got {type(self).__name__}; call remove_ first"
         )
+
+
+def _not_quantised(layer: Mixed) -> MixoutError:
+    return MixoutError(
+        f"quantisation does not know mixed layers, got {type(layer).__name__}; call remove_ first, then quantise"
+    )
 
 
 def mixes(layer: Mixed) -> bool:
