@@ -80,7 +80,7 @@ def test_the_anchor_is_no_part_of_state_dict_parameters_or_buffers():
     assert set(optimizer.param_groups[0]) == set(torch.optim.AdamW(model.parameters()).param_groups[0])
 
 
-@pytest.mark.parametrize("method", [Mixout(0.5), AnchorDecay(0.1)], ids=["mixout", "decay"])
+@pytest.mark.parametrize("method", [Mixout(0.5), AnchorDecay(0.1), AnchorDecay(radius=0.1, relative=True)], ids=str)
 @pytest.mark.parametrize(
     "move", [lambda m: m.double(), lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.to(torch.float64)]
 )

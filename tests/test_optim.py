@@ -94,6 +94,62 @@ def test_a_resumed_run_goes_on_and_its_state_is_adamws():
     assert plain.state_dict()["state"][0].keys() == saved["state"][0].keys()
 
 
+def loss_of(model, batch):
+    return model(batch).square().sum()
+
+
+def plainly(model, optimizer, batch):
+    loss_of(model, batch).backward()
+    optimizer.step()
+
+
+def accumulated(model, optimizer, batch):
+    for half in batch.chunk(2):
+        loss_of(model, half).backward()
+    optimizer.step()
+
+
+def scaled(model, optimizer, batch):
+    """And a step with an infinite gradient, which is skipped and leaves the moments as they were."""
+    for infinite in (True, False):
+        optimizer.zero_grad()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        scaler.scale(loss_of(model, batch)).backward()
+        if infinite:
+            model[0].weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+
+
+def by_a_closure(model, optimizer, batch):
+    def closure():
+        loss = loss_of(model, batch)
+        loss.backward()
+        return loss
+
+    expected = loss_of(model, batch)
+    assert optimizer.step(closure) == expected
+
+
+@pytest.mark.parametrize("kind", [MoFO, torch.optim.AdamW], ids=["mofo", "adamw"])
+@pytest.mark.parametrize("how", [accumulated, scaled, by_a_closure])
+def test_a_training_loop_may_step_it_as_it_steps_adamw(kind, how):
+    """Accumulation, loss scaling, closures, a scheduler, a frozen layer: the same steps as in the plainest loop."""
+    found = []
+    for step in (plainly, how):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Linear(4, 2).requires_grad_(False))
+        optimizer = kind(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        frozen = model[3].weight.clone()
+        for batch in torch.randn(3, 8, 6):
+            optimizer.zero_grad()
+            step(model, optimizer, batch)
+            schedule.step()
+        assert model[3].weight.equal(frozen)
+        found.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*found)
+
+
 def test_with_a_decay_each_weight_stays_within_its_radius():
     torch.manual_seed(0)
     model = mixout.apply_(nn.Sequential(nn.Linear(8, 8)), mixout.AnchorDecay(radius=0.01))
