@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixout.anchor import OwnWeight
@@ -25,45 +24,31 @@ def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, b
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Short:
-    """What a pass in torch's own operations needs after one whose checks were made.
+    """What a pass in torch's own operations needs after one whose checks were made."""
 
-    Args:
-        size: of the mask.
-        weight: the layer's Parameter; the pass is another one if it is exchanged.
-        anchor: its anchor, of its dtype and on its device; likewise.
-        version: of p; likewise.
-        most: numbers of an input from which on another form is faster.
-        p: probability that a unit is replaced by the anchor.
-        ones: on a GPU, where dropout of ones is M / (1-p) in one kernel; None on a CPU.
-        like: of the size of the mask, on a CPU; None on a GPU.
-        of_p: see :func:`mixout.masks.constants`.
-    """
-
-    size: tuple[int, ...]
-    weight: Tensor
-    anchor: Tensor
-    version: int
-    most: float
+    size: tuple[int, ...]  # of the mask
+    weight: Tensor  # the layer's Parameter; the pass is another one if it is exchanged,
+    anchor: Tensor  # or its anchor, of its dtype and on its device,
+    version: int  # or p
+    most: float  # numbers of an input from which on another form is faster
     p: float
-    ones: Tensor | None
-    like: Tensor | None
-    of_p: tuple[Tensor, Tensor, Tensor]
+    ones: Tensor | None  # on a GPU, where dropout of ones is M / (1-p) in one kernel
+    like: Tensor | None  # of the size of the mask, on a CPU
+    of_p: tuple[Tensor, Tensor, Tensor]  # see mixout.masks.constants
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For masks from torch's default generator or a period's and a layer that can be small; None for any other.
+        """For a layer that can be small and has an anchor where its weight is; None for any other.
 
         Raises:
             MixoutError: if DeepSpeed's ZeRO-3, which is initialised after ``apply_``, has taken the weight apart.
         """
         check_whole(weight)
-        mixing, anchor, p = share.mixing, share.anchor.tensor, float(share.mixing.p)
+        mixing, anchor = share.mixing, share.anchor.tensor
+        p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
         if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli":
-            return None
-        kept = mixing.period is not None
-        if not kept and not dist.is_available():
             return None
         options = MixOptions(p, mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
         most = native_up_to(weight, options, autocast=True)
@@ -93,7 +78,6 @@ class Short:
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
-            and (share.mixing.period is not None or (share.stream.seed.value is None and not dist.is_initialized()))
             and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
         )
 
@@ -110,12 +94,12 @@ class MixedLinear(Mixed, nn.Linear):
             short, parameters = share.short, self._parameters
             if short.fits(share, parameters, input):
                 share.passes += 1
-                if share.mixing.period is not None:
-                    weight = short.weight
-                    share.mixing.period.note(share.stream.key, weight)
-                    coefficient = draw_coefficients(
-                        short.size, short.p, weight.dtype, weight.device, stream=share.stream
-                    )
+                if share.stream.in_force:
+                    weight, period = short.weight, share.mixing.period
+                    if period is not None:
+                        period.note(share.stream.key, weight)
+                    at = weight.dtype, weight.device
+                    coefficient = draw_coefficients(short.size, short.p, *at, stream=share.stream)
                 elif short.like is not None:
                     coefficient = coefficients(torch.rand_like(short.like), short.of_p)
                 else:
