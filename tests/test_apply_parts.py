@@ -19,6 +19,7 @@ METHODS = [
     Dropconnect(0.5),
     GradientMask(0.5),
     AnchorDecay(0.1),
+    AnchorDecay(radius=0.1, relative=True),
     Dropout(0.4),
     [Mixout(0.5), AnchorDecay(0.1)],
 ]
@@ -193,10 +194,10 @@ def test_the_state_of_parts_comes_back_and_is_compared_part_by_part():
 
 def test_a_schedule_follows_one_part_or_all():
     model = two()
-    mixout.PScheduler(model["encoder"], mixout.schedule.Constant(0.125))
+    mixout.PScheduler(model["encoder"], mixout.schedule.LinearRamp(0.125, 0.125, 1))
     assert measures(model)["mixout_p"] == 0.125
     assert measures(model)["mixout_p_2"] == 0.9
-    mixout.PScheduler(model, mixout.schedule.Constant(0.75))
+    mixout.PScheduler(model, mixout.schedule.LinearRamp(0.75, 0.75, 1))
     # The largest is the schedule's; the others keep the proportion that they were applied with.
     assert measures(model)["mixout_p_2"] == 0.75
     assert measures(model)["mixout_p"] == pytest.approx(0.75 * 0.5 / 0.9)

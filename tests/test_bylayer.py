@@ -44,19 +44,19 @@ def test_the_first_that_fits_counts_and_what_none_fits_is_left_out():
 
 def test_a_schedule_keeps_the_proportions():
     model = mixout.apply_(net(), RULES)
-    mixout.PScheduler(model, mixout.schedule.Constant(0.4))
+    mixout.PScheduler(model, mixout.schedule.LinearRamp(0.4, 0.4, 1))
     assert mixout.state(model).by_layer == pytest.approx({k: p / 2 for k, p in PS.items()})
     assert measures(model)["mixout_p"] == pytest.approx(0.1)
     mixout.set_p_(model, 0.5)
     assert set(mixout.state(model).by_layer.values()) == {0.5}
     from_zero = mixout.apply_(net(), {"encoder": Mixout(0.0), "decoder": Mixout(0.0)})
-    mixout.PScheduler(from_zero, mixout.schedule.Constant(0.4))
+    mixout.PScheduler(from_zero, mixout.schedule.LinearRamp(0.4, 0.4, 1))
     assert set(mixout.state(from_zero).by_layer.values()) == {0.4}
 
 
 def test_the_state_comes_back():
     first, second = (mixout.apply_(net(), RULES, seed=3) for _ in range(2))
-    mixout.PScheduler(first, mixout.schedule.Constant(0.4))
+    mixout.PScheduler(first, mixout.schedule.LinearRamp(0.4, 0.4, 1))
     x = torch.randn(2, 4)
     first["encoder"](x).sum().backward()
     state = mixout.save_state(first)

@@ -10,7 +10,7 @@ from torch import nn
 
 import mixout
 from mixout import Mixout, PScheduler
-from mixout.schedule import Constant, CosineRamp, LinearRamp
+from mixout.schedule import CosineRamp, LinearRamp
 
 p = st.floats(0, 1)
 
@@ -39,7 +39,6 @@ def test_every_p_of_a_schedule_is_accepted(start, end, steps):
 
 
 def test_closed_forms():
-    assert Constant(0.9)(7) == 0.9
     assert [LinearRamp(0.8, 0.0, 4)(k) for k in range(6)] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
     expected = [0.9 * (1 - math.cos(math.pi * k / 4)) / 2 for k in range(5)]
     assert [CosineRamp(0.0, 0.9, 4)(k) for k in range(5)] == pytest.approx(expected)
@@ -73,7 +72,7 @@ def test_a_resumed_scheduler_continues():
 
 
 def test_p_is_checked():
-    for bad in (lambda: Constant(1.5), lambda: LinearRamp(-0.1, 1, 4), lambda: CosineRamp(0, 2, 4)):
+    for bad in (lambda: LinearRamp(-0.1, 1, 4), lambda: CosineRamp(0, 2, 4)):
         with pytest.raises(ValueError, match=r"expected p in \[0, 1\]"):
             bad()
     for steps in (0, -1, 2.5, True):
@@ -86,7 +85,7 @@ def test_p_is_checked():
         mixout.set_p_(model, "0.5")
     assert mixout.save_state(model)["p"] == 0.5
     with pytest.raises(mixout.NotAppliedError):
-        PScheduler(nn.Linear(3, 3), Constant(0.5))
+        PScheduler(nn.Linear(3, 3), LinearRamp(0.5, 0.5, 1))
 
 
 def test_gaussian_noise_has_no_p_of_one():
@@ -96,7 +95,7 @@ def test_gaussian_noise_has_no_p_of_one():
     mixout.set_p_(model, 0.99)
 
 
-@pytest.mark.parametrize("schedule", [LinearRamp(0.0, 1.0, 100), CosineRamp(1.0, 0.0, 100), Constant(1.0)], ids=repr)
+@pytest.mark.parametrize("schedule", [LinearRamp(0.0, 1.0, 100), CosineRamp(1.0, 0.0, 100)], ids=repr)
 def test_a_schedule_that_gaussian_noise_cannot_follow_is_refused_at_once(schedule):
     """Not at its last step, hours later."""
     model = mixout.apply_(nn.Linear(3, 3), mixout.Mixconnect(0.5, noise="gaussian"))

@@ -56,13 +56,7 @@ def install_(
 ) -> dict[str, nn.Module]:
     """Let methods act on what ``selection`` takes of ``model``; :func:`undo_` undoes it, also half done.
 
-    Args:
-        model: the model.
-        applied: the methods, and what their layers share.
-        selection: where they act.
-        anchors: where the anchors come from.
-        form: see :func:`mixout.apply_`.
-        alone: these are all the methods of ``model``, so that the changed dropouts belong to them.
+    ``alone``: these are all the methods of ``model``, so that the changed dropouts belong to them.
 
     Returns:
         The layers that are mixed, by name.

@@ -30,28 +30,6 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class Constant(Schedule):
-    """The same p at every step.
-
-    Args:
-        p: probability, in [0, 1].
-
-    Example:
-        >>> Constant(0.9)(5)
-        0.9
-    """
-
-    p: float
-
-    def __post_init__(self) -> None:
-        check_p(self.p)
-
-    def __call__(self, step: int) -> float:  # noqa: ARG002
-        """P at ``step``."""
-        return self.p
-
-
-@dataclass(frozen=True)
 class LinearRamp(Schedule):
     """``start + (end - start) step / steps``, then ``end``.
 

@@ -126,11 +126,9 @@ def test_dropconnect_pulls_towards_zero_whatever_the_weights_are():
 
 
 @pytest.mark.parametrize(("mean", "variance"), [(1.0, 1.0), (0.3, 0.21), (2.0, 0.5), (-1.0, 0.25), (1.0, 0.0)])
-def test_mixconnect_from_moments_has_the_noise_of_equation_4(mean, variance):
+def test_mixconnect_has_the_noise_of_equation_4(mean, variance):
     """Phi depends on M/mu alone, of variance sigma^2/mu^2 = p/(1-p)."""
-    method = Mixconnect.from_moments(mean, variance)
-    assert method.noise == "gaussian"
-    assert method.p / (1 - method.p) == pytest.approx(variance / mean**2)
+    method = Mixconnect(variance / (variance + mean**2), noise="gaussian")
     torch.manual_seed(0)
     layer = mixout.apply_(nn.Linear(300, 300, bias=False).double(), method, anchor=0)
     with torch.no_grad():
@@ -138,16 +136,6 @@ def test_mixconnect_from_moments_has_the_noise_of_equation_4(mean, variance):
     phi = phi_of(layer)
     assert phi.mean().item() == pytest.approx(1.0, abs=5 * (variance / mean**2) ** 0.5 / 300 + 1e-12)
     assert phi.var().item() == pytest.approx(variance / mean**2, rel=0.03, abs=1e-12)
-
-
-def test_mixconnect_from_moments_bernoulli_gives_back_mixout_moments():
-    p = 0.7
-    method = Mixconnect.from_moments(1 - p, p * (1 - p), noise="bernoulli")
-    assert method.p == pytest.approx(p)
-    assert method.noise == "bernoulli"
-    for mean, variance in ((0.0, 1.0), (1.0, -0.1)):
-        with pytest.raises(ValueError, match=r"expected mean != 0 and variance >= 0"):
-            Mixconnect.from_moments(mean, variance)
 
 
 def test_dropout_sets_the_models_own_dropouts_and_plain_leaves_them():

@@ -123,12 +123,8 @@ def check_fits(
 ) -> None:
     """Refuse what LoRA layers cannot do.
 
-    Args:
-        model: a model with adapters.
-        sites: those of its adapted layers that are chosen.
-        mixing: how they are to be mixed.
-        takes_anchor: the method mixes with an anchor that may be chosen.
-        of_this_moment: the anchor is the weights as they are.
+    ``sites`` are the adapted layers that are chosen. The method ``takes_anchor`` if one may be chosen for it, and the
+    anchor is ``of_this_moment`` if none was.
 
     Raises:
         ValueError: if the method, the anchor or the adapters' initialisation does not fit.

@@ -42,23 +42,14 @@ _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
 
 @dataclass(kw_only=True)
 class Gathering:
-    """What FSDP2 does with one layer's weight.
+    """What FSDP2 does with one layer's weight."""
 
-    Args:
-        owner: the innermost module around the layer that ``fully_shard`` was called on, which gathers the weight.
-        mesh: the ranks that share the weight.
-        rows: the parameter that holds this rank's part, which an optimizer steps.
-        shown: how the gathered weight was mixed; None: it is the plain weight.
-        used: a forward pass has computed with it.
-        handles: of the hooks on the outermost such module.
-    """
-
-    owner: FSDPModule
-    mesh: DeviceMesh
-    rows: Tensor | None = None
-    shown: Draw | None = None
-    used: bool = False
-    handles: list[RemovableHandle] = field(default_factory=list)
+    owner: FSDPModule  # the innermost module around the layer that fully_shard was called on: it gathers the weight
+    mesh: DeviceMesh  # the ranks that share the weight
+    rows: Tensor | None = None  # the parameter that holds this rank's part, which an optimizer steps
+    shown: Draw | None = None  # how the gathered weight was mixed; None: it is the plain weight
+    used: bool = False  # a forward pass has computed with it
+    handles: list[RemovableHandle] = field(default_factory=list)  # of the hooks on the outermost such module
 
     def check(self, draw: Draw | None) -> None:
         """Refuse the backward of a pass whose weight is not the gathered one any more."""

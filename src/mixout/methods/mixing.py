@@ -138,7 +138,7 @@ class Mixconnect(MixingMethod):
     """Every weight has its own mask, of mean 1-p and variance p(1-p).
 
     With a mask of mean mu and variance sigma^2 (equation 4) Phi depends on the law of M / mu alone, of mean 1 and
-    variance sigma^2 / mu^2; with p that variance is p / (1-p), the same as mixout's.
+    variance sigma^2 / mu^2 = p / (1-p), the same as mixout's: p = sigma^2 / (sigma^2 + mu^2).
 
     - Does: mixout without the correlation between a neuron's weights; Theorem 1 holds with m sigma^2 / (2 mu^2).
     - Costs: a mask as large as the weight and a full weight gradient.
@@ -164,26 +164,6 @@ class Mixconnect(MixingMethod):
     unit: Unit = field(default="element", init=False, repr=False)
     noise: Noise = "bernoulli"
     anchor_ema: float | None = field(default=None, kw_only=True, repr=False)
-
-    @classmethod
-    def from_moments(cls, mean: float, variance: float, *, noise: Noise = "gaussian") -> Mixconnect:
-        """The method of equation 4 with E M = ``mean`` and Var M = ``variance``: p / (1-p) = variance / mean^2.
-
-        Args:
-            mean: mu, not 0.
-            variance: sigma^2, at least 0.
-            noise: the law of M / mu.
-
-        Raises:
-            ValueError: if a moment is out of its range.
-
-        Example:
-            >>> Mixconnect.from_moments(1.0, 1.0).p
-            0.5
-        """
-        if mean == 0 or variance < 0:
-            raise ValueError(f"expected mean != 0 and variance >= 0, got mean {mean} and variance {variance}")
-        return cls(variance / (variance + mean * mean), noise=noise)
 
 
 @dataclass(frozen=True, repr=False)

@@ -30,19 +30,12 @@ from mixout.ops.mix import scaled
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draw:
-    """How Phi was made, told to the layer that computes with it.
+    """How Phi was made, told to the layer that computes with it."""
 
-    Args:
-        mask: M, broadcastable to the whole weight.
-        kept: indices of the kept columns, where the gradient has no others; else None.
-        scale: 1 / mu, or 0 where mu is 0.
-        slope: what M is multiplied by in the gradient; None where the gradient is not masked.
-    """
-
-    mask: Tensor
-    kept: Tensor | None
-    scale: float
-    slope: float | None
+    mask: Tensor  # M, broadcastable to the whole weight
+    kept: Tensor | None  # indices of the kept columns, where the gradient has no others
+    scale: float  # 1 / mu, or 0 where mu is 0
+    slope: float | None  # what M is multiplied by in the gradient; None where the gradient is not masked
 
 
 class _GatheredLinear(torch.autograd.Function):
@@ -121,15 +114,8 @@ def gathered_linear(
 ) -> Tensor:
     """The linear ``y = x Phi^T + b``, whose gradient with respect to ``phi`` is the one with respect to w.
 
-    Args:
-        x: (..., in), in the dtype to compute in.
-        phi: (out, in).
-        bias: (out,) in the dtype of ``x``, or None.
-        draw: how ``phi`` was made; None for a plain weight.
-        check: called with ``draw`` in the backward pass, before ``phi`` is read; raises if it is another draw's by now.
-
-    Returns:
-        (..., out).
+    x is (..., in) and b (out,), both in the dtype to compute in. ``check`` is called with ``draw`` in the backward
+    pass, before ``phi`` is read, and raises if it is another draw's by now.
 
     Example:
         >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)

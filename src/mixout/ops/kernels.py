@@ -63,12 +63,7 @@ def _works(device: torch.device) -> bool:
 def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """As :func:`mixout.ops.mix.interpolate`, computed in float32 and rounded once, to ``dtype``.
 
-    Args:
-        weight: (out, in), for which :func:`available` holds.
-        anchor: of any floating dtype, on the same GPU; None for 0.
-        mask: bool or floating, broadcastable to ``weight``.
-        scale: 1 / mu, or 0 where mu is 0.
-        dtype: of the result.
+    :func:`available` holds for ``weight``; the anchor is on the same GPU; the mask is broadcast.
     """
     result = torch.empty_like(weight, dtype=dtype)
     mask = mask.expand(weight.shape)
@@ -102,12 +97,8 @@ def places(columns: Tensor, shape: tuple[int, ...]) -> bool:
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
     """A matrix that is 0 but for the columns ``kept``, which are ``scale`` times the rows of ``columns``.
 
-    Args:
-        columns: (|K|, out), for which :func:`places` holds.
-        kept: int64 indices, (|K|,), in rising order; of one that is there several times the first row counts.
-        shape: (out, in) of the result.
-        dtype: of the result.
-        scale: a factor.
+    ``kept`` rises; of an index that is there several times the first row counts. :func:`places` holds for ``columns``,
+    (|K|, out).
     """
     result = columns.new_empty(shape, dtype=dtype)
     # A program owns whole rows: it clears them, then writes what is kept.
