@@ -60,6 +60,12 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file):
     assert "tiny: 4 runs = 1 task x 2 methods x 2 restarts" in printed
     assert [numbers(line) for line in printed.splitlines()[3:5]] == [["2", "0", "0", "2", "?"]] * 2
     assert "4 to run" in printed
+    assert "under Adam" not in printed
+    decaying = tmp_path / "decaying.toml"
+    decaying.write_text(Path(study_file).read_text().replace("mixout(.5)", "anchor_decay(200)"))
+    assert study("plan", file=str(decaying)) == 0
+    far = "anchor_decay(200.0): under Adam a weight goes about 0.005 from its start at most"
+    assert capsys.readouterr().out.count(far) == 1
     again = f"mixout study run {study_file} --ledger {tmp_path / 'ledger'}"
     assert f"'{again} --pilot'" in printed
     assert not (tmp_path / "ledger").exists()

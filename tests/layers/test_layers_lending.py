@@ -89,6 +89,28 @@ def test_packed_projections_have_a_mask_each():
     assert len({tuple(block[0].tolist()) for block in blocks}) == 3
 
 
+def test_a_dotted_name_and_a_function_register_as_a_class_and_numbers_do():
+    class ByName(Reader):
+        def forward(self):
+            return self.table
+
+    class ByClass(Reader):
+        def forward(self):
+            return self.table
+
+    name = f"{ByName.__module__}.{ByName.__qualname__}"
+    layout = mixout.layers.Layout
+    assert mixout.register(name, weight=lambda layer: {"table": layout(blocks=layer.table.shape[0] // 20)}) == name
+    mixout.register(ByClass, weight="table", blocks=3)
+    phis = []
+    for kind in (ByName, ByClass):
+        layer = mixout.apply_(kind(60, 30), Mixout(0.5), seed=1)
+        with torch.no_grad():
+            layer.table.add_(1.0)
+        phis.append(layer())
+    assert phis[0].equal(phis[1])
+
+
 def test_what_was_read_is_put_back():
     class Stored(Reader):
         def forward(self, fail=False):

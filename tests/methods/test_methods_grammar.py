@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixout import AnchorDecay, Mixconnect, Mixout, OutputAnchor
+from mixout.finetune import run_methods
 from mixout.methods import Dropconnect, Dropout, Plain, parse, spell
+from mixout.methods.text import reaches
 
 p = st.floats(0, 1)
 gradients = st.sampled_from(["exact", "paper"])
@@ -110,3 +112,21 @@ def test_an_unknown_method_names_the_nearest(text, nearest):
 def test_what_cannot_be_read_is_a_value_error(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "far"),
+    [
+        ("anchor_decay(200)", ["0.005"]),
+        ("mixout(0.5)+anchor_decay(radius=0.1, relative=true)", ["0.1 times its tensor's root mean square"]),
+        ("anchor_decay(40, fisher=200)", ["0.025 divided by its importance"]),
+        ("anchor_decay(0)", []),
+        ("anchor_decay(1, decoupled=false)", []),
+        ("anchor_decay(1, selective=true)", []),
+        ("mixout(0.5)", []),
+    ],
+)
+def test_a_decay_tells_how_far_it_lets_weights_go(text, far):
+    methods = run_methods.parse(text)
+    decay, said = spell(methods[-1]), reaches(methods)
+    assert said == [f"{decay}: under Adam a weight goes about {one} from its start at most" for one in far]

@@ -34,8 +34,8 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks.base import digest_of
 from mixout.finetune.tasks.documents import Corpus
-from mixout.methods.decay import reaches
 from mixout.methods.likelihood import Batch
+from mixout.methods.text import reaches
 
 with needs("hf", "fine-tuning"):
     from safetensors.torch import save_file

@@ -57,7 +57,7 @@ PNAS 2017, arXiv 1612.00796 (EWC); Tian, Huang, Kira, NeurIPS 2024, arXiv 2411.0
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
 from pathlib import Path
@@ -160,24 +160,6 @@ class AnchorDecay(Method):
     def shrinks(self) -> bool:
         """Whether it acts after the step alone, with its learning rate; others look at the gradient."""
         return self.decoupled and not self.selective
-
-
-def reaches(methods: Iterable[Method]) -> list[str]:
-    """How far each decay of ``methods`` that bounds the distance lets a weight go, in words.
-
-    Example:
-        >>> reaches([AnchorDecay(radius=0.005)])
-        ['anchor_decay: under Adam a weight goes about 0.005 from its start at most, at any learning rate']
-    """
-    found = []
-    for one in methods:
-        if isinstance(one, AnchorDecay) and one.shrinks and one.strength:
-            far = f"{1 / one.strength:.3g}" + " times its tensor's root mean square" * one.relative
-            far += " divided by its importance" * one.weighted
-            found.append(
-                f"{one.name}: under Adam a weight goes about {far} from its start at most, at any learning rate"
-            )
-    return found
 
 
 class _Held(dict[str, Tensor]):

@@ -6,7 +6,7 @@ For settings files and command lines. ``parse(spell(methods)) == methods``, but 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from numbers import Real
 from typing import Any
@@ -70,6 +70,22 @@ def spell(methods: Method | Sequence[Method]) -> str:
     """
     several = [methods] if isinstance(methods, Method) else list(methods)
     return "+".join(_spell_one(method) for method in several)
+
+
+def reaches(methods: Iterable[Method]) -> list[str]:
+    """How far each decay of ``methods`` that bounds the distance lets a weight go, in words.
+
+    Example:
+        >>> reaches([AnchorDecay(radius=0.005)])
+        ['anchor_decay(radius=0.005): under Adam a weight goes about 0.005 from its start at most']
+    """
+    found = []
+    for one in methods:
+        if isinstance(one, AnchorDecay) and one.shrinks and one.strength:
+            far = f"{1 / one.strength:.3g}" + " times its tensor's root mean square" * one.relative
+            far += " divided by its importance" * one.weighted
+            found.append(f"{_spell_one(one)}: under Adam a weight goes about {far} from its start at most")
+    return found
 
 
 def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:

@@ -55,7 +55,7 @@ def plan(args: argparse.Namespace) -> int:
         print(f"{len(failed)} failed; try again: {command('retry', args)}")
     if study.rate is not None and left:
         print("the restarts that are compared follow at the best rate of each method, once the search has ended")
-    from mixout.methods.decay import reaches  # loads torch
+    from mixout.methods.text import reaches  # loads torch
 
     far = dict.fromkeys(line for run in runs for line in reaches(run.settings.methods))
     for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study), *far):
