@@ -15,8 +15,8 @@ from mixout.parts import laid_out
 
 # Numbers that are read at once: what a cache holds, and what fills a GPU.
 _BLOCK, _GPU_BLOCK = 2**18, 2**24
-# What torch computes on one thread: on a busy host two threads that wait for each other take longer.
-_SERIAL = 2**15
+# Fewer than torch divides among threads, which on a busy host wait for each other much longer than they compute.
+_SERIAL = 2**15 - 2**8
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,13 +51,13 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
         >>> norm(torch.tensor([3.0, -4.0]), None), norm(torch.tensor([3.0, -4.0]), None, math.inf)
         (5.0, 4.0)
     """
-    weight, largest = weight.detach(), order == math.inf
+    weight = weight.detach()
     near = None if anchor is None else laid_out(anchor, weight)
-    found = torch.stack([_largest(block) if largest else _square(block) for block in _differences(weight, near)])
-    total = found.max() if largest else found.sum()
+    found = torch.linalg.vector_norm(torch.stack([_norm(one, order) for one in _differences(weight, near)]), order)
     if hasattr(weight, "placements"):
-        total = of_all_ranks(total, weight, largest=largest)
-    return float(total) if largest else math.sqrt(total)
+        largest = order == math.inf
+        found = of_all_ranks(found, weight, largest=True) if largest else of_all_ranks(found**2, weight).sqrt()
+    return float(found)
 
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
@@ -66,16 +66,14 @@ def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
         given = [one for one in block if one is not None]
         dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
         w, *u = (one.to(device, dtype) for one in given)
-        yield (w - u[0] if u else w).flatten()
+        yield w - u[0] if u else w
 
 
-def _square(difference: Tensor) -> Tensor:
-    wide = difference.double()
-    return torch.dot(wide, wide)
-
-
-def _largest(difference: Tensor) -> Tensor:
-    return difference.abs().max() if difference.numel() else difference.new_zeros(())
+def _norm(difference: Tensor, order: float) -> Tensor:
+    if not difference.numel():  # of which there is no largest entry
+        return difference.new_zeros((), dtype=torch.float64)
+    found: Tensor = torch.linalg.vector_norm(difference, order, dtype=torch.float64)
+    return found
 
 
 def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:
