@@ -88,7 +88,8 @@ class MixedLinear(Mixed, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         share: Share | None = self.__dict__.get("_mixed")
-        compiling = torch.compiler.is_compiling()  # asked first: a graph must not depend on what eager passes leave
+        # Asked first: a graph, or a trace, must not depend on what eager passes leave.
+        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if not compiling and share is not None and share.short is not None and self.training:
             # Written out in one place: where layers are small, a step takes as long as Python does.
             short, parameters = share.short, self._parameters
