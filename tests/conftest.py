@@ -30,7 +30,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 @pytest.fixture(autouse=True, scope="module")
 def unscanned() -> None:
-    """What lives before a file's tests is left out of collections: the Trainer makes one a run, 0.3 s of all modules."""
+    """What lives before a file's tests is left out of collections: a Trainer makes one a run, in 0.3 s."""
     gc.collect()
     gc.freeze()
 
