@@ -201,6 +201,23 @@ def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatc
     assert "--text-column" in capsys.readouterr().err
 
 
+def test_a_test_file_is_read_before_the_training(options, tmp_path, capsys, seen):
+    (tmp_path / "new.csv").write_text("sentence,label\nbata,first\n")
+    for file, said in ((tmp_path / "no.csv", "no.csv"), (tmp_path / "new.csv", "a column 'text'")):
+        assert main([*options, "--test", str(file)]) == 2
+        assert said in capsys.readouterr().err
+    assert seen == []
+
+
+def test_the_data_may_come_without_an_options_name(options, tiny_task, capsys, seen):
+    place = options.index("--task")
+    for words in ([*options[:1], tiny_task, *options[1:place], *options[place + 2 :]], [*options[:place], tiny_task]):
+        main(words)
+        assert seen[-1][0].task == tiny_task
+    assert main([*options, "other.csv"]) == 2
+    assert "expected the data once, got 'other.csv' and --task" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "method"),
     [

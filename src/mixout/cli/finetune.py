@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from mixout.finetune.record import Record
 
 _EXAMPLES = """examples:
-  mixout finetune --task reviews.csv                      columns text and label; the model comes to out/
-  mixout finetune --task reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
-  mixout finetune --task imdb --train-size 1000           a data set of the hub
-  mixout finetune --task reviews.csv --method "lora(8)"   low-rank adapters, merged at the end
-  mixout finetune --task chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
+  mixout finetune reviews.csv                             columns text and label; the model comes to out/
+  mixout finetune reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
+  mixout finetune imdb --train-size 1000                  a data set of the hub
+  mixout finetune reviews.csv --method "lora(8)"          low-rank adapters, merged at the end
+  mixout finetune chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
                   --original old.txt --method "anchor_decay(40, fisher=200)"
-  mixout finetune --task RTE --data-dir glue --recipe paper --model bert-large-uncased
+  mixout finetune RTE --data-dir glue --recipe paper --model bert-large-uncased
   mixout finetune --config run.yaml --seed 1              settings from a file, and one that differs
   mixout finetune --resume out/reviews                    goes on where a run was cut off
   torchrun --nproc-per-node 2 -m mixout finetune ...      the same run on two devices
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser = commands.add_parser(
         "finetune",
         help="train one model on one task with one method",
-        usage="mixout finetune --task FILE [--model NAME] [--method METHOD] [OPTION ...]",
+        usage="mixout finetune DATA [--model NAME] [--method METHOD] [OPTION ...]",
         description="Train one model on one task with one method. Learning rate, epochs and batch size are chosen for "
         "you,\nand printed. Without options: MiniLM on embedded text, offline.",
         epilog=_EXAMPLES,
@@ -110,6 +110,10 @@ def run(args: argparse.Namespace) -> int:
         from mixout.finetune import card
 
         card.prepare(given["push_to_hub"])
+    if "test" in given:
+        from mixout.finetune.predict import rows
+
+        rows(given["test"], settings)  # what is wrong with it shows before the training
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())

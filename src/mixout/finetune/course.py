@@ -100,7 +100,8 @@ class Course(TrainerCallback):
         control.should_training_stop = last
         control.should_evaluate = last or (epoch_ends and self.settings.evaluate == "epoch")
         control.should_save = not last and saves
-        control.should_log = last or control.should_evaluate or control.should_save
+        # Each epoch, whatever is evaluated: the last loss tells whether the run has learned.
+        control.should_log = last or epoch_ends or saves
         if step % (self.settings.logging_steps or math.ceil(state.max_steps / _POINTS)) == 0:
             self._loss = self._shown.take(self.mean)
             if not control.should_log:

@@ -44,8 +44,14 @@ def load(settings: Settings) -> Task | Corpus:
         InputError: the task, the metric, the files, or a setting that the type of task does not have.
         MissingExtraError: an optional dependency of the task is not installed.
     """
-    if settings.task_type == CAUSAL:
-        return _corpus(settings)
+    corpus = _corpus(settings) if settings.task_type == CAUSAL else None
+    if settings.assistant_only_loss and not (corpus and corpus.train.chat):
+        raise InputError(
+            "expected assistant_only_loss only with conversations for task_type='causal-lm', got other data; leave it "
+            "out: of a prompt and its completion only the completion is learned in any case"
+        )
+    if corpus is not None:
+        return corpus
     columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
     task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
     if settings.original is None:
@@ -78,7 +84,7 @@ def _corpus(settings: Settings) -> Corpus:
             f"{settings.task!r}; check the path"
         )
     original = None if settings.original is None else Path(settings.original)
-    return text.load(Path(settings.task), original=original, column=settings.text_column, metric=settings.metric)
+    return text.load(settings.task, original=original, column=settings.text_column, metric=settings.metric)
 
 
 def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) -> list[str]:

@@ -84,6 +84,13 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
     return loaded
 
 
+def load_trained(model: str) -> Loaded:
+    """Load a classifier or regressor as it is, to be used; InputError as :func:`load`, or where a weight is missing."""
+    loaded = _whole(_read(model, AutoModelForSequenceClassification, _PURPOSES[TASK_TYPES[0]], init_seed=0), model)
+    _ensure_padding(loaded.model, loaded.tokenizer, model)
+    return loaded
+
+
 def load_causal(model: str) -> Loaded:
     """Load a pretrained causal language model. It has no new parameters: its output layer is pretrained.
 
@@ -92,12 +99,7 @@ def load_causal(model: str) -> Loaded:
             to predict.
         MissingExtraError: something that this model or tokenizer needs is not installed.
     """
-    loaded = _read(model, AutoModelForCausalLM, _PURPOSES[CAUSAL], init_seed=0)
-    if loaded.new:
-        raise InputError(
-            f"expected a causal language model with all its weights, got {model!r} without {min(loaded.new)}"
-            f"{' and others' if len(loaded.new) > 1 else ''}; name another model"
-        )
+    loaded = _whole(_read(model, AutoModelForCausalLM, _PURPOSES[CAUSAL], init_seed=0), model)
     tokens = torch.tensor([[0, 0], [0, 1]])
     with torch.no_grad():
         # The rows differ in the second token alone.
@@ -129,6 +131,15 @@ def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
+
+
+def _whole(loaded: Loaded, model: str) -> Loaded:
+    if loaded.new:
+        raise InputError(
+            f"expected a {type(loaded.model).__name__} with all its weights, got {model!r} without {min(loaded.new)}"
+            f"{' and others' if len(loaded.new) > 1 else ''}; name another model"
+        )
+    return loaded
 
 
 def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:

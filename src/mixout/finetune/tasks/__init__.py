@@ -46,11 +46,8 @@ def load_task(
         raise _unknown(name)
     if data_dir is not None and key not in glue.LAYOUTS:
         raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
-    if on_hub:
-        tables, source = files.from_hub(name)
-        return files.task_of(tables, source, name=name.partition(":")[0], columns=columns or Columns(), metric=metric)
     if own:
-        return files.load(Path(name), columns=columns or Columns(), metric=metric)
+        return files.load(name, columns=columns or Columns(), metric=metric)
     if columns not in (None, Columns()):
         raise InputError(
             f"expected column names only with files of your own, got them with the task {name!r}; leave them out"

@@ -84,12 +84,15 @@ def is_empty(cell: object) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and cell != cell)
 
 
-def read(path: Path) -> Table:
-    """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed."""
-    reader = READERS.get(path.suffix.lower())
+def read(path: Path, endings: Iterable[str] = ()) -> Table:
+    """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed.
+
+    ``endings`` are those that the caller can read, where they are more.
+    """
+    reader, ending = READERS.get(path.suffix.lower()), path.suffix or "no ending"
     if reader is None:
         raise InputError(
-            f"{path.name}: expected a file that ends in {', '.join(READERS)}, got {path.suffix or 'no ending'!r}; "
+            f"{path.name}: expected a file that ends in {', '.join(endings or READERS)}, got {ending!r}; "
             "convert it to one of them"
         )
     return reader(path)
