@@ -51,7 +51,7 @@ def test_a_run(options, tmp_path, capsys):
     # No terminal: plain lines, no bars, no advice of others.
     assert "step 3/3" in printed.err
     beginnings = (
-        "data words: 42 training rows, 20 dev rows",
+        "words: 42 training rows, 20 dev rows",
         "2 classes: 'first' (21 ",
         "mixout(0.9)",
         "learning",
@@ -197,6 +197,8 @@ def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatc
     for words, said in ((["out", "no.csv"], "no.csv"), (["nowhere", "new.jsonl"], "config.json")):
         assert main(["predict", *words]) == 2
         assert said in capsys.readouterr().err
+    assert main(["predict", "out", "new.jsonl", "--output", "nowhere/p.csv"]) == 1
+    assert "could not write to nowhere" in capsys.readouterr().err
     assert main(["predict", "out", "new.jsonl", "--text-column", "sentence"]) == 2
     assert "--text-column" in capsys.readouterr().err
 

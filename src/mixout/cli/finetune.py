@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mixout.cli.lines import aligned
 from mixout.cli.options import add_settings, from_file, settings_in
 from mixout.errors import InputError
-from mixout.finetune.settings import RECIPES, P, Settings
+from mixout.finetune.settings import CAUSAL, RECIPES, P, Settings
 
 if TYPE_CHECKING:
     from mixout.finetune.record import Record
@@ -217,10 +217,12 @@ def _summary(record: Record, folder: Path) -> str:
     )
     failed = f"\n{record.verdict}" if record.verdict else ""
     # The models between the pretrained weights, t = 0, and the trained ones, t = 1.
+    causal = record.settings.task_type == CAUSAL
+    use = "" if causal else f"\nanswers for new rows: mixout predict {folder} FILE"
     rows = [[f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in record.interpolated]
     between = f"\n{aligned([[*record.interpolated[0]], *rows], left=0)}" if rows else ""
     return (
-        f"{record.settings.method} on {record.settings.task}: {scores} "
-        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
-        f"model, record.json and model card: {folder}"
+        f"{record.settings.method} on {record.settings.task}: {scores} on the dev set (a constant answer: "
+        f"{record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
+        f"model, record.json and model card: {folder}{use}"
     )

@@ -84,8 +84,7 @@ class Course(TrainerCallback):
         epochs = state.max_steps / self.steps_per_epoch if self.settings.max_steps else self.settings.epochs
         where = f"from step {state.global_step}" if state.global_step else "from the start"
         self.report(
-            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, "
-            f"{math.ceil(epochs * 100) / 100:g} epochs, {where}"
+            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, {epochs:.3g} epochs, {where}"
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -97,18 +97,18 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
         >>> task = Task(train=split, dev=split.select([0, 1]), **words)
         >>> for line in describe(task, cut=(3, 0), max_length=8):
         ...     print(line)
-        data t: 4 training rows, 2 dev rows (standard error of an accuracy of 0.5: 35.4 points)
+        t: 4 training rows, 2 dev rows (95 % interval of an accuracy: ±69.3 points)
         2 classes: 'no' (2 training rows), 'yes' (2); always answering 'no' is right in 50 % of the dev rows
         note: t: 3 of 4 training texts and 0 of 2 dev texts are cut: they are longer than max_length, 8 tokens
         note: t: 2 of 2 dev rows are also training rows: the score on new texts will be lower; remove them from one side
     """
     kind = "documents" if isinstance(task, Corpus) else "rows"
-    lines = [f"data {task.name}: {len(task.train)} training {kind}, {len(task.dev)} dev {kind}"]
+    lines = [f"{task.name}: {len(task.train)} training {kind}, {len(task.dev)} dev {kind}"]
     notes = []
     if isinstance(task, Task) and task.labels is not None:
-        # sqrt(p (1 - p) / n) at p = 0.5, where it is largest.
-        error = 100 * math.sqrt(0.25 / len(task.dev))
-        lines[0] += f" (standard error of an accuracy of 0.5: {error:.1f} points)"
+        # Of p (1 - p) / n at p = 0.5, where it is largest.
+        error = 196 * math.sqrt(0.25 / len(task.dev))
+        lines[0] += f" (95 % interval of an accuracy: ±{error:.1f} points)"
         lines.append(_classes(task, task.labels))
         notes += _labels(task, task.labels)
     elif isinstance(task, Task):

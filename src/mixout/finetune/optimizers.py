@@ -47,7 +47,7 @@ class BERTAdam(AdamW):
         fused: as of ``torch.optim.AdamW``: one pass over each parameter.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, as of ``torch.optim.AdamW``.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -67,11 +67,6 @@ class BERTAdam(AdamW):
         *,
         fused: bool = False,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"expected betas in [0, 1), got {betas}")
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"expected {name} >= 0, got {value}")
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:  # noqa: ANN401  AdamW's own, version by version
