@@ -211,11 +211,14 @@ def test_a_test_file_is_read_before_the_training(options, tmp_path, capsys, seen
     assert seen == []
 
 
-def test_the_data_may_come_without_an_options_name(options, tiny_task, capsys, seen):
+def test_the_data_may_come_without_an_options_name(options, tiny_task, tmp_path, capsys, seen):
     place = options.index("--task")
     for words in ([*options[:1], tiny_task, *options[1:place], *options[place + 2 :]], [*options[:place], tiny_task]):
         main(words)
         assert seen[-1][0].task == tiny_task
+    (tmp_path / "run.yaml").write_text("task: docstrings")
+    main(["finetune", tiny_task, "--config", str(tmp_path / "run.yaml"), *options[place + 2 :]])
+    assert seen[-1][0].task == tiny_task
     assert main([*options, "other.csv"]) == 2
     assert "expected the data once, got 'other.csv' and --task" in capsys.readouterr().err
 

@@ -228,7 +228,7 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / each)
-    tell(f"a run takes about {in_words(each)}: the budget is good for {fit}; about {USEFUL} try everything")
+    tell(f"a run takes about {in_words(each)}: the budget is good for {fit} runs; about {USEFUL} try everything")
 
 
 def _seconds(entry: Entry) -> float:

@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, report on stderr while it lasts, print the result on stdout."""
     given = vars(args)
     if "config" in given:
-        given = from_file(Path(args.config), args.parser) | given
+        written = from_file(Path(args.config), args.parser)
+        given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
     settings = (
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
         card.prepare(given["push_to_hub"])
     if "test" in given:
-        from mixout.finetune.predict import rows
+        from mixout.finetune.predict import predict, rows
 
         rows(given["test"], settings)  # what is wrong with it shows before the training
     place = Path(folder or Path("out") / settings.digest()[:12])
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if leads():
         print(_summary(record, place))
         if "test" in given:
-            print(_test(place, given["test"]))
+            print(predict(place, given["test"], place / "predictions.csv"))
         if "push_to_hub" in given:
             print(f"on the hub: {card.push(place, given['push_to_hub'])}")
     import torch
@@ -198,14 +199,6 @@ def _report(line: str) -> None:
 
     # Not print: a line must not run into a progress bar.
     tqdm.write(line, file=sys.stderr)
-
-
-def _test(place: Path, file: str) -> str:
-    from mixout.finetune.environment import quiet
-    from mixout.finetune.predict import predict
-
-    with quiet():
-        return predict(place, file, place / "predictions.csv")
 
 
 def _summary(record: Record, folder: Path) -> str:

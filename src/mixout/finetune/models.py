@@ -251,11 +251,8 @@ def _check_embedded(place: str) -> str:
 def _sha256(file: Path) -> str | None:
     if not file.is_file():
         return None
-    digest = hashlib.sha256()
     with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _head(labels: tuple[str, ...] | None) -> dict[str, Any]:

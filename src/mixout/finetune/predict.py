@@ -19,6 +19,7 @@ from mixout.errors import InputError
 from mixout.finetune import metrics, models
 from mixout.finetune.batches import Example, cut_texts, encode
 from mixout.finetune.disk import writing
+from mixout.finetune.environment import quiet
 from mixout.finetune.extras import needs
 from mixout.finetune.levels import check_limits
 from mixout.finetune.record import RECORD_NAME, Record
@@ -65,7 +66,8 @@ def predict(
     table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     if not (folder / "config.json").is_file():
         raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
-    loaded = models.load_trained(str(folder))
+    with quiet():
+        loaded = models.load_trained(str(folder))
     if record is None and max_length is None:
         settings = replace(settings, max_length=models.longest_input(loaded) or _LONGEST)
     check_limits(settings, loaded)

@@ -99,9 +99,14 @@ def read(path: Path, endings: Iterable[str] = ()) -> Table:
 
 
 def read_csv(path: Path) -> Table:
-    """Read comma-separated values with a header; quoted cells may hold commas and line breaks."""
+    """Read comma-separated values with a header; quoted cells may hold commas and line breaks.
+
+    A header with semicolons and no comma is of a spreadsheet in a country that writes 0,5: semicolons separate there.
+    """
     text = read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = text.partition("\n")[0]
+    separator = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     rows: list[list[str]] = []
     lines = [1]
     # The limit on the length of a cell is the whole process's; texts may be longer.
