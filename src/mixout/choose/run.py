@@ -31,7 +31,6 @@ from mixout.finetune.disk import writing
 from mixout.finetune.environment import NOTE, processes
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Task
 from mixout.finetune.train import finetune
 from mixout.study.entry import Entry
 from mixout.study.executors.local import LocalExecutor
@@ -76,7 +75,8 @@ def choose(
     with writing(place):
         rows = parts.split(task, settings.seed)
         places = parts.write(task, rows, place / "parts", settings)
-        all_rows = _own(settings, parts.write_all(task, place / "parts", settings), task)
+        every = str(parts.write_all(task, place / "parts", settings))
+    all_rows = replace(settings, task=every, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
     # Batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
 
@@ -149,18 +149,6 @@ def _check(settings: Settings) -> None:
         )
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
-
-
-def _own(settings: Settings, place: Path, task: Task) -> Settings:
-    """The settings of a run on a folder of rows that is written here."""
-    return replace(
-        settings,
-        task=str(place),
-        data_dir=None,
-        train_size=None,
-        subset_seed=None,
-        metric=task.metric,
-    )
 
 
 class _Runs:
