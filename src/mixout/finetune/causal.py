@@ -98,7 +98,9 @@ def _conversations(
 
 
 def _conversation(
-    messages: list[dict[str, Any]], tokenizer: Tokenizer, assistant_only: bool
+    messages: list[dict[str, Any]],
+    tokenizer: Any,  # noqa: ANN401  the result of apply_chat_template is of many types
+    assistant_only: bool,
 ) -> tuple[list[int], list[bool]]:
     if not assistant_only:
         tokens = tokenizer.apply_chat_template(messages)["input_ids"]

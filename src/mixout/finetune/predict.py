@@ -111,7 +111,8 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
 def _outputs(loaded: models.Loaded, examples: list[Example]) -> torch.Tensor:
     """The model's outputs, ``(rows, classes)``, float64 on the CPU, in the order of the rows."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network: Any = loaded.model.eval().to(device)  # type: ignore[arg-type]
+    network: Any = loaded.model
+    network.eval().to(device)
     # Batches of like lengths hold little padding.
     order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
     collate: Any = DataCollatorWithPadding(loaded.tokenizer)
