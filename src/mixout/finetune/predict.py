@@ -17,7 +17,7 @@ import torch
 
 from mixout.errors import InputError
 from mixout.finetune import metrics, models
-from mixout.finetune.batches import Example, cut_texts, encode
+from mixout.finetune.batches import Dev, Example, cut_texts, encode
 from mixout.finetune.disk import writing
 from mixout.finetune.environment import quiet
 from mixout.finetune.extras import needs
@@ -113,17 +113,15 @@ def _outputs(loaded: models.Loaded, examples: list[Example]) -> torch.Tensor:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network: Any = loaded.model
     network.eval().to(device)
-    # Batches of like lengths hold little padding.
-    order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
     collate: Any = DataCollatorWithPadding(loaded.tokenizer)
-    found: list[torch.Tensor] = []
-    for start in range(0, len(order), _BATCH):
-        batch: Any = collate([examples[row] for row in order[start : start + _BATCH]]).to(network.device)
+    order, found = Dev(), []
+    order.arrange(examples)
+    ordered = order.sorted()
+    for start in range(0, len(ordered), _BATCH):
+        batch: Any = collate(ordered[start : start + _BATCH]).to(network.device)
         del batch["labels"]
         found.append(network(**batch).logits.double().cpu())
-    outputs = torch.cat(found)
-    outputs[order] = outputs.clone()
-    return outputs
+    return torch.from_numpy(order.restored(torch.cat(found).numpy()))
 
 
 def _names(config: Any) -> list[str] | None:  # noqa: ANN401
