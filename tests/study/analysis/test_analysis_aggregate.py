@@ -1,4 +1,4 @@
-"""Across tasks: IQM against scipy, scales, strata."""
+"""Across tasks: means by hand, scales, strata."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_ahead_in_every_pair_of_every_task_is_shown():
     assert looked.low < found.low
 
 
-def test_failures_among_few_restarts_leave_no_interval():
+def test_failures_leave_no_interval():
     failing = SCORES | {"RTE": SCORES["RTE"] | {"plain": np.append(SCORES["RTE"]["plain"][1:], 0.5)}}
     (found,) = aggregate(runs(failing))
     assert found.low is None

@@ -95,6 +95,7 @@ def test_failed_runs_stand_apart():
     found = one(answers, scores=[0.9, 0.8, 0.5], chance=0.5)
     assert found.working == pytest.approx(0.25)
     assert found.disagreement == pytest.approx((0.25 + 0.5 + 0.75) / 3)
+    assert found.low is found.high is None
     assert one(answers, scores=[0.9, 0.5, 0.5], chance=0.5).working is None
 
 

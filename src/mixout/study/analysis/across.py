@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
 from mixout.study.analysis.compare import choose_baseline, counterparts, points_of, with_scores
 from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.analysis.stats import SMALLEST, Array, sign_flips
@@ -37,8 +36,7 @@ class Aggregate:
     mean: float  # over all runs of all tasks
     baseline_mean: float  # the same of the baseline
     difference: float  # of the means, method minus baseline
-    # lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among fewer
-    # than ten
+    # lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run
     low: float | None
     high: float | None  # its upper end
     # sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired
@@ -53,12 +51,7 @@ class _Stratum:
     ours: Array
     theirs: Array
     paired: bool
-    some_failed: bool
-
-    @property
-    def few(self) -> bool:
-        least = min(len(self.ours), len(self.theirs))
-        return least < SMALLEST or (self.some_failed and least < FEWEST_WITH_FAILURES)
+    measured: bool  # enough for an interval: three runs or more of each, and none failed
 
 
 def aggregate(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1) -> list[Aggregate]:
@@ -101,9 +94,9 @@ def _scales(cells: dict[CellKey, list[Run]]) -> tuple[dict[str, tuple[float, flo
 def _stratum(task: str, cell: list[Run], other: list[Run], scale: tuple[float, float]) -> _Stratum:
     cell, other, paired = counterparts(cell, other)
     ours, theirs = ((scores - scale[0]) * scale[1] for scores in with_scores(cell, other, paired))
-    return _Stratum(
-        task=task, ours=ours, theirs=theirs, paired=paired, some_failed=any(run.failed for run in (*cell, *other))
-    )
+    enough = min(len(ours), len(theirs)) >= SMALLEST
+    measured = enough and not any(run.failed for run in (*cell, *other))
+    return _Stratum(task=task, ours=ours, theirs=theirs, paired=paired, measured=measured)
 
 
 def _aggregate(
@@ -119,7 +112,7 @@ def _aggregate(
     theirs = np.concatenate([stratum.theirs for stratum in strata])
     paired = all(stratum.paired for stratum in strata)
     difference = float(ours.mean() - theirs.mean())
-    half = None if any(stratum.few for stratum in strata) else _half(strata, len(ours), len(theirs), looks)
+    half = _half(strata, len(ours), len(theirs), looks) if all(stratum.measured for stratum in strata) else None
     return Aggregate(
         method=method,
         baseline=baseline,

@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
 from mixout.study.analysis.cells import Comparison as Comparison
 from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.analysis.stats import (
+    ALPHA,
     Array,
-    brown_forsythe,
     equivalence_p,
     exchanged_labels,
     holm,
@@ -147,18 +145,17 @@ def _compare(
 ) -> Comparison | None:
     every = len(cell) + len(other)
     cell, other, paired = counterparts(cell, other)
-    confidence = 1 - 0.05 / looks
-    failures, levels = _failures(cell, other, paired), _levels(cell, other, paired, confidence)
-    some_failed = failures["failed"] + failures["baseline_failed"] > 0
     x, y = with_scores(cell, other, paired)
     if not len(x) or not len(y):
         return None
+    confidence = 1 - ALPHA / looks
+    level_x, level_y = _levels(cell, other, paired)
+    levels = (level_x - level_y, None) if paired else (level_x, level_y)
+    low, high = mean_interval(*levels, level=confidence) or (None, None)
+    failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
+    failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
-    samples = (differences, None) if paired else (x, y)
-    few = some_failed and min(len(x), len(y)) < FEWEST_WITH_FAILURES
-    low, high = (None if few else mean_interval(*samples, level=confidence)) or (None, None)
     p = sign_flips(differences, seed=seed) if paired else exchanged_labels(x, y, seed=seed)
-    improvement, improvement_low, improvement_high = superiority(x, y)
     return Comparison(
         **key.named,
         baseline=baseline,
@@ -174,6 +171,7 @@ def _compare(
         baseline_sd=float(y.std(ddof=1)) if len(y) > 1 else None,
         differences=tuple(differences.tolist()),
         difference=float(differences.mean() if paired else x.mean() - y.mean()),
+        level_difference=float(level_x.mean() - level_y.mean()) if len(level_x) and len(level_y) else None,
         confidence=confidence,
         low=low,
         high=high,
@@ -183,41 +181,25 @@ def _compare(
         family=1,
         looks=looks,
         margin=margin,
-        p_equivalent=None if some_failed else equivalence_p(samples[0], samples[1], margin / points),
-        improvement=improvement,
-        improvement_low=improvement_low,
-        improvement_high=improvement_high,
-        **failures,
-        **levels,
-        p_variance=brown_forsythe(x, y),
-        points=points,
-        sentence="",
-    )
-
-
-def _failures(cell: list[Run], other: list[Run], paired: bool) -> dict[str, Any]:
-    one, two = [run.failed for run in cell], [run.failed for run in other]
-    low, high = newcombe(one, two, paired=paired)
-    return dict(
+        p_equivalent=None if any((*failed, *baseline_failed)) else equivalence_p(*levels, margin / points),
+        improvement=superiority(x, y),
         chance_known=cell[0].chance is not None and other[0].chance is not None,
-        failed=sum(one),
-        baseline_failed=sum(two),
-        failure_runs=len(one),
-        failure_runs_baseline=len(two),
-        failure_difference=sum(one) / len(one) - sum(two) / len(two),
-        failure_low=low,
-        failure_high=high,
-        failure_p=rates_p(one, two, paired=paired),
+        failed=sum(failed),
+        baseline_failed=sum(baseline_failed),
+        failure_runs=len(cell),
+        failure_runs_baseline=len(other),
+        failure_difference=sum(failed) / len(cell) - sum(baseline_failed) / len(other),
+        failure_low=failure_low,
+        failure_high=failure_high,
+        failure_p=rates_p(failed, baseline_failed, paired=paired),
+        points=points,
     )
 
 
-def _levels(cell: list[Run], other: list[Run], paired: bool, confidence: float) -> dict[str, Any]:
-    """Means over what did not fail; of pairs, over those of which neither run did."""
+def _levels(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
+    """The scores of what did not fail; of pairs, of those of which neither run did."""
     if paired:
         whole = [(a, b) for a, b in zip(cell, other, strict=True) if not a.failed and not b.failed]
         cell, other = [a for a, _ in whole], [b for _, b in whole]
     x, y = (np.array([run.score for run in runs if not run.failed], dtype=np.float64) for runs in (cell, other))
-    if not len(x) or not len(y):
-        return dict(level_difference=None, level_low=None, level_high=None)
-    low, high = mean_interval(*((x - y, None) if paired else (x, y)), level=confidence) or (None, None)
-    return dict(level_difference=float(x.mean() - y.mean()), level_low=low, level_high=high)
+    return x, y

@@ -27,7 +27,9 @@ class Instability(Placed):
     n: int  # restarts with predictions, two at least
     examples: int  # in the dev set
     disagreement: float  # mean over the pairs of restarts
-    low: float | None  # lower end of its jackknife interval (95 %); None for fewer than three restarts
+    # lower end of its jackknife interval (95 %); None for fewer than three restarts, and where a run failed: it would
+    # cover too little
+    low: float | None
     high: float | None  # its upper end
     # disagreement among the runs that did not fail; None for fewer than two. A failed run that gives one answer to
     # all disagrees with every other for a reason of its own
@@ -75,8 +77,8 @@ def _classes(cells: dict[CellKey, list[Run]]) -> dict[str, bool]:
 def _cell(key: CellKey, cell: list[Run], classes: bool) -> Instability:
     predictions = np.array([run.predictions for run in cell], dtype=np.float64)
     pairs = pairwise_disagreement(predictions, classes=classes)
-    low, high = _jackknife(pairs, 1.0 if classes else math.inf)
     works = np.array([not run.failed for run in cell])
+    low, high = _jackknife(pairs, 1.0 if classes else math.inf) if works.all() else (None, None)
     spread = _off_mode(predictions) if classes else predictions.std(axis=0, ddof=1)
     order = np.argsort(-spread, kind="stable")
     return Instability(

@@ -217,7 +217,7 @@ class Look:
     """A comparison at one look."""
 
     comparison: Comparison  # made for as many looks as are planned
-    narrow: bool  # whether the interval of the difference of means is as narrow as is wanted
+    narrow: bool  # whether the interval of the difference, of runs that did not fail, is as narrow as is wanted
     enough: bool  # whether restarts are enough to believe that
     stop: bool  # both, or this was the last look
     needed: int | None  # restarts that will probably be needed, at the spread seen so far; None where it can't be told
@@ -231,8 +231,8 @@ class Look:
 def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:
     """Where each comparison stands; call it once after each batch of restarts and stop when all of them say so.
 
-    ``width`` is wanted, in points, of the interval of the difference of means. ``look`` is the number of this
-    look, from 1; the most looks are fixed before the first: the batches that the budget allows.
+    ``width`` is wanted, in points, of the interval of the difference of means, of the runs that did not fail. ``look``
+    is the number of this look, from 1; the most looks are fixed before the first: the batches that the budget allows.
 
     Raises:
         InputError: the width is not positive, or the look is not among the looks.
@@ -252,8 +252,8 @@ def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, bas
 
 
 def _needed(c: Comparison, width: float) -> int | None:
-    """The smallest number whose expected interval is narrow enough."""
-    if c.sd is None or c.baseline_sd is None or not _has_spread(c):
+    """The smallest number whose expected interval is narrow enough, at the spread of all runs."""
+    if c.some_failed or c.sd is None or c.baseline_sd is None or not _has_spread(c):
         return None
     spread = spread_of(c)
     return _smallest(

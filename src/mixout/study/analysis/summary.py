@@ -1,10 +1,10 @@
-"""Everything that a study's runs show, as one value: numbers with intervals, sentences, and what could not be said."""
+"""Everything that a study's runs show, as one value: numbers with intervals, the answer, and what could not be said."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from mixout.study.analysis.across import Aggregate, aggregate
 from mixout.study.analysis.cells import Cell, Comparison, summarise
@@ -15,9 +15,9 @@ from mixout.study.analysis.predictions import Instability, instability
 from mixout.study.analysis.restarts import Power, plan
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST
-from mixout.study.analysis.words import describe
+from mixout.study.analysis.words import count
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,7 @@ def analyse(
     every = list(runs)
     cells = summarise(every)
     baseline = choose_baseline([cell.method for cell in cells], baseline)
-    compared = compare(every, baseline, seed=seed, looks=looks, margin=margin)
-    comparisons = [replace(one, sentence=describe(one)) for one in compared]
+    comparisons = compare(every, baseline, seed=seed, looks=looks, margin=margin)
     found, swept = leaders(every, cells, looks=looks), sweeps(cells)
     return Summary(
         baseline=baseline,
@@ -103,5 +102,9 @@ def _notes(cells: list[Cell], comparisons: list[Comparison], baseline: str) -> l
             treated = "left out" if cell.chance is None else "counted as chance"
             notes.append(f"{cell.key}: {cell.unscored} of {cell.runs} runs without a score {treated}.")
         if cell.n < SMALLEST:
-            notes.append(f"{cell.key}: {cell.n} score{'' if cell.n == 1 else 's'}, too few for an interval.")
+            notes.append(f"{cell.key}: {count(cell.n, 'score')}, too few for an interval.")
+    for one in comparisons:
+        if one.left_out:
+            missing = "a counterpart or a score" if one.paired else "a score"
+            notes.append(f"{one.key} against {baseline}: {count(one.left_out, 'run')} without {missing} left out.")
     return notes

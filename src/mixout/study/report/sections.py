@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run, by_cell
-from mixout.study.analysis.stats import ALPHA, percent_of
+from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.summary import Summary
+from mixout.study.analysis.words import count, percent_of
 from mixout.study.report import charts, data, sweeps, tables
 from mixout.study.report.data import Data
 from mixout.study.report.page import Block, Code, Fold, Lines, Pairs, Section, Switch
 from mixout.study.report.tables import Table
 from mixout.study.report.theme import looks
-from mixout.study.report.wording import Labels, count
+from mixout.study.report.wording import Labels
 
 # Other baselines are compared beforehand, where that is cheap.
 _RUNS, _METHODS = 2000, 8
@@ -74,7 +75,6 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
         )),
         Section("examples", "Examples that flip", _some(*flips, tables.instability(summary.instabilities, labels))),
         Section("details", "Details", _folds({
-            "Every comparison in words": [Lines(tuple(_ordered(summary.comparisons)))] if summary.comparisons else [],
             "Best of k restarts": [charts.best_of(summary.cells, labels)],
             "Enough restarts?": [tables.restarts(summary.powers, labels)],
             "Cost": [tables.costs(summary.cells, labels)],
@@ -96,7 +96,7 @@ def origins(
     return [
         Section("notes", "What was left out", (Lines(summary.notes),) if summary.notes else ()),
         Section("failures", "Unfinished runs", _folds({
-            _described(run): [Code(run.error or "No error was recorded.")] for run in failed
+            f"{run}: {run.status}": [Code(run.error or "No error was recorded.")] for run in failed
         })),
         Section("reproduce", "Reproduce", code + _folds({
             "Settings": [Pairs(_pairs(settings))] if settings else [],
@@ -135,15 +135,11 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels) -> list[
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Table]:
-    return [
-        tables.differences(f"{name}-{at}", here, labels) for at, (_, here) in enumerate(charts.by_task(comparisons))
-    ]
-
-
-def _ordered(comparisons: Sequence[Comparison]) -> list[str]:
-    # Equal p-values are common at the smallest that a permutation test can reach.
-    ordered = sorted(comparisons, key=lambda one: (one.p_holm, one.p_permutation, -abs(one.difference * one.points)))
-    return [one.sentence for one in ordered]
+    made = []
+    for at, (_, here) in enumerate(charts.by_task(comparisons)):
+        made.append(tables.differences(f"{name}-{at}", here, labels))
+        made += filter(None, [tables.failures(f"{name}-{at}-failed", here, labels)])
+    return made
 
 
 def _some(*blocks: Block | None) -> tuple[Block, ...]:
@@ -175,8 +171,9 @@ def _words(summary: Summary) -> tuple[tuple[str, str], ...]:
     )
     interval = (
         "Of a mean or difference: Student's t over restarts, Welch's where restarts are not paired. It takes the dev "
-        "set as given: the dev set's own uncertainty stands beside it. Where no run failed it speaks of runs that do "
-        f"not fail; where some of fewer than ten failed there is none.{looks if summary.looks > 1 else ''}"
+        "set as given: the dev set's own uncertainty stands beside it. It speaks of runs that do not fail: where runs "
+        "failed, their rates and the difference among the others stand apart, and the mean of all has none."
+        f"{looks if summary.looks > 1 else ''}"
     )
     p = (
         "Two-sided permutation test of the difference of means; in pairs, by exchanging signs. It asks whether the "
@@ -190,11 +187,6 @@ def _words(summary: Summary) -> tuple[tuple[str, str], ...]:
         ("p-value", p),
         ("not told apart", "Compared with the method of the highest mean, and not shown to be lower."),
         ("as good", "Two one-sided t tests show that the means differ by less than the margin."),
-        ("P(better)", "Chance that a run of the method beats one of the baseline; ties count half."),
+        ("P(better)", "Share of pairs of a run of each in which the method's scores higher; ties count half."),
         ("seed", f"Of random permutations, where they are too many to visit all: {summary.seed}."),
     )
-
-
-def _described(run: Run) -> str:
-    factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
-    return f"{run.method} on {run.task}{factors}, restart {run.restart}: {run.status}"

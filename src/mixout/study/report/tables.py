@@ -15,34 +15,38 @@ from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.runs import Placed
-from mixout.study.analysis.stats import ALPHA, percent_of
-from mixout.study.analysis.words import in_points, p_value
-from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
+from mixout.study.analysis.stats import ALPHA, wilson
+from mixout.study.analysis.words import in_points, in_words, p_value, percent_of
+from mixout.study.report.wording import MISSING, Labels, Scores, interval, memory, number, percent
 
 T = TypeVar("T")
 MEANINGS = {
     "runs": "whose scores enter; of two numbers, those of the method and of the baseline",
     "mean": "over restarts",
-    "± restarts": "95 % interval of the mean over restarts, Student's t",
+    "± restarts": "95 % interval of the mean over restarts, Student's t; none where a run failed",
     "± dev set": "the same for the choice of dev examples, which all restarts share",
     "sd": "standard deviation over restarts",
     "max": "grows with the number of restarts",
     "failed": "runs that scored no more than a constant answer, collapsed to nearly one answer, or did not finish",
     "difference": "of the means, method minus baseline",
-    "interval": "of the difference, Student's t; none where some of fewer than ten runs failed",
+    "interval": "of the difference, Student's t; none where a run failed",
     "p-value": "two-sided permutation test, after Holm's correction over all comparisons with this baseline",
-    "p-value, uncorrected": "signs of all pairs of all tasks are flipped",
+    "p over all pairs": "signs of all pairs of all tasks are flipped; not corrected",
     "result": "higher, lower: shown by the test; as good: within the margin by an equivalence test",
-    "P(better)": "chance that a run of the method beats one of the baseline; ties count half",
-    "failed, baseline's": "failed runs of the method, and of the baseline",
+    "P(better)": "share of pairs of a run of each in which the method's scores higher; ties count half",
+    "baseline's": "failed runs of the baseline among those compared",
+    "more failures": "failure rate of the method minus that of the baseline, in points",
+    "interval, points": "of the difference of rates, Newcombe's",
     "without failed": "difference of the means of the runs that did not fail",
+    "its interval": "of the difference without failed runs, Student's t",
     "restarts now": "of each method",
     "would show": "true difference in points that these restarts show in 4 of 5 studies",
     "training": "mean time of a run, without evaluations; a busy machine makes it longer",
     "peak memory": "the largest of its runs",
     "distance": "mean Euclidean distance to all pretrained weights",
     "kept": "mean score on text of the domain that the model knew before; of an encoder 1 is the same as before",
-    "disagreement": "share of dev examples that two restarts answer differently, over all pairs; jackknife interval",
+    "disagreement": "share of dev examples that two restarts answer differently, over all pairs; jackknife interval "
+    "where no run failed",
     "without failed runs": "the same among the runs that did not fail",
     "flipping": "dev examples that do not get the same answer from all restarts",
 }
@@ -163,23 +167,45 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
         *_method(labels),
         ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
         ("difference", lambda c: Value(text.difference(c.difference), c.difference)),
-        ("interval", lambda c: Value(text.interval(c.low, c.high, sign=True), c.low)),
+        ("interval", lambda c: _ends(c.interval, text)),
         ("p-value", lambda c: Value(_p(c.p_holm), c.p_holm)),
-        ("result", lambda c: Value(_result(c), mark="shown" if c.p_holm <= ALPHA else "")),
+        ("result", lambda c: Value(_result(c), mark="shown" if c.shown else "")),
         ("P(better)", lambda c: Value(f"{c.improvement:.2f}", c.improvement)),
-        (
-            "failed, baseline's",
-            lambda c: Value(f"{c.failed}, {c.baseline_failed}" if c.some_failed else MISSING, c.failed),
-        ),
-        (
-            "without failed",
-            lambda c: Value(text.difference(c.level_difference) if c.some_failed else MISSING, c.level_difference),
-        ),
     ]
     first = comparisons[0]
-    note = f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.'
+    notes = [f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.']
+    least = min(c.p_smallest * c.family * c.looks for c in comparisons)
+    if least > ALPHA:
+        notes.append(f"So few restarts can show no difference by this test: p is at least {p_value(min(1.0, least))}.")
+    if all(c.chance_known and not c.some_failed for c in comparisons):
+        fewest = min(min(c.failure_runs, c.failure_runs_baseline) for c in comparisons)
+        notes.append(f"No run failed; a failure rate of up to {percent(wilson(0, fewest)[1])} may go unseen.")
     ordered = sorted(comparisons, key=lambda one: -one.difference)
-    return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, note)
+    return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, " ".join(notes))
+
+
+def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table | None:
+    """Where runs failed: how their rates differ, and the runs that did not fail."""
+    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
+    columns: Columns[Comparison] = [
+        *_method(labels),
+        ("failed", lambda c: Value(f"{c.failed} of {c.failure_runs}", c.failed)),
+        ("baseline's", lambda c: Value(f"{c.baseline_failed} of {c.failure_runs_baseline}", c.baseline_failed)),
+        ("more failures", lambda c: Value(number(100 * c.failure_difference, 0, sign=True), c.failure_difference)),
+        ("interval, points", lambda c: Value(interval(100 * c.failure_low, 100 * c.failure_high, 0, sign=True))),
+        ("p-value, uncorrected", lambda c: Value(_p(c.failure_p), c.failure_p)),
+        ("without failed", lambda c: Value(text.difference(c.level_difference), c.level_difference)),
+        ("its interval", lambda c: _ends((c.low, c.high), text)),
+    ]
+    failing = [one for one in sorted(comparisons, key=lambda one: one.failure_difference) if one.some_failed]
+    if not failing:
+        return None
+    tests = {"McNemar's" if one.paired else "Fisher's" for one in failing}
+    note = (
+        f"p-value: {' or '.join(sorted(tests))} exact test of the rates. "
+        "Means over all runs mix failed runs with others and describe neither."
+    )
+    return _table(name, f"Failed runs on {failing[0].task}, against {failing[0].baseline}", failing, columns, note)
 
 
 def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
@@ -191,7 +217,7 @@ def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
         ("mean", lambda one: _of(one.mean, 1)),
         ("difference", lambda one: Value(number(one.difference, 1, sign=True), one.difference)),
         ("interval", lambda one: Value(interval(one.low, one.high, 1, sign=True), one.low)),
-        ("p-value, uncorrected", lambda one: Value(_p(one.p), one.p)),
+        ("p over all pairs", lambda one: Value(_p(one.p), one.p)),
     ]
     if not aggregates:
         return None
@@ -230,7 +256,7 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
     """What each method cost on each task: time, memory, and what it moved."""
     columns: Columns[Cell] = [
         *_method(labels, task=True),
-        ("training", lambda c: Value(duration(c.seconds), c.seconds)),
+        ("training", lambda c: Value(MISSING if c.seconds is None else in_words(c.seconds), c.seconds)),
         ("peak memory", lambda c: Value(memory(c.peak_memory), c.peak_memory)),
         ("distance", lambda c: _of(c.distance, 2)),
         ("kept", lambda c: _of(c.original, 3)),
@@ -290,10 +316,15 @@ def _of(value: float | None, digits: int) -> Value:
 
 
 def _result(c: Comparison) -> str:
-    if c.p_holm <= ALPHA:
+    if c.shown:
         return "higher" if c.difference > 0 else "lower"
     return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
 
 
 def _p(p: float | None) -> str:
-    return MISSING if p is None else p_value(p).removeprefix("= ")
+    return MISSING if p is None else p_value(p)
+
+
+def _ends(ends: tuple[float | None, float | None] | None, text: Scores) -> Value:
+    low, high = ends or (None, None)
+    return Value(text.interval(low, high, sign=True), low)
