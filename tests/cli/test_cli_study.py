@@ -410,9 +410,7 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
 @pytest.mark.parametrize(
     ("step", "words", "said"),
     [
-        ("run", ["--executor", "ray"], "a number of workers, or the address"),
-        ("run", ["--ray-address", "auto", "--executor", "local"], "--ray-address only with --executor ray"),
-        ("run", ["--gpus-per-run", "0.5"], "--gpus-per-run only with --executor ray"),
+        ("run", ["--gpus-per-run", "0.5"], "--gpus-per-run only with --ray-address"),
         ("run", ["--workers", "0"], "workers >= 1, got 0"),
         ("run", ["--restarts", "0"], "restarts as a whole number >= 1, got 0"),
         ("run", ["--restart", "3"], "did you mean '--restarts'"),
@@ -430,7 +428,7 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
         ("report", ["--margin", "0"], "run the study first"),
         ("report", [], "run the study first"),
         ("pln", [], "did you mean 'plan'"),
-        ("run", ["--executor", "rai"], "did you mean 'ray'"),
+        ("run", ["--keep", "bast"], "did you mean 'best'"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(study, step, words, said, tmp_path, monkeypatch, capsys):
