@@ -154,7 +154,7 @@ def over_tasks(n: int, studies: int) -> list[Row]:
             for method, level in (("plain", 60.0), ("mixout", 62.0))
             for k, score in enumerate(random.normal(level, sd, n))
         ]
-        [found] = aggregate(runs, "plain")
+        [found] = aggregate(compare(runs, "plain"), summarise(runs))
         if found.low is not None and found.high is not None:
             seen.append((found.low, found.high, 2.0))
     return [("three tasks", n, "paired", "difference over tasks", round(len(seen) / studies, 3), *covered(seen), "nan")]

@@ -311,7 +311,7 @@ def test_a_ledger_is_reported_where_neither_model_nor_data_are(study, tmp_path, 
     text = html.unescape((tmp_path / "report" / "index.html").read_text())
     assert "mixout(0.5)" in text
     assert "torch" in text
-    assert "chance" in text
+    assert "Chance, the score of a constant answer" in text
     assert "20 rows tested on (dev set)" in text
     assert "<q>" not in text  # the texts are not at hand
     # The command that makes the best run again is complete.

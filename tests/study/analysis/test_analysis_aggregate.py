@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixout.study.analysis.across import aggregate
+from mixout.study.analysis import across
+from mixout.study.analysis.cells import summarise
+from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run
 
 DRAW = np.random.default_rng(0)
@@ -25,6 +27,10 @@ def runs(scores=SCORES, chance=CHANCE, **more) -> list[Run]:
         for method, several in methods.items()
         for k, score in enumerate(several)
     ]
+
+
+def aggregate(of: list[Run], **options) -> list[across.Aggregate]:
+    return across.aggregate(compare(of, **options), summarise(of))
 
 
 def normalised(method: str) -> np.ndarray:

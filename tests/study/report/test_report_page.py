@@ -199,14 +199,14 @@ def test_settings_are_read_without_knowing_python(page):
 def test_what_has_no_data_is_left_out(study, parse, tmp_path):
     page = parse(write_report(study(plain=True), tmp_path, title="T").read_text())
     names = [one.attributes["id"] for one in page.all("section")]
-    assert names == ["answer", "asked", "tables", "differences", "details", "reproduce", "files"]
+    assert names == ["answer", "asked", "tables", "differences", "details", "files"]
     assert [one.attributes["href"] for one in page.all("nav")[0].all("a")] == [f"#{name}" for name in names[1:]]
 
 
 def test_a_single_run_makes_a_page(study, parse, tmp_path):
     page = parse(write_report(study(plain=True)[:1], tmp_path, title="T").read_text())
     names = [one.attributes["id"] for one in page.all("section")]
-    assert names == ["answer", "asked", "tables", "notes", "reproduce", "files"]
+    assert names == ["answer", "asked", "tables", "notes", "files"]
 
 
 def test_the_papers_eleven_methods_on_four_tasks(paper, parse, tmp_path):

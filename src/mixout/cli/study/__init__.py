@@ -15,7 +15,7 @@ SUBCOMMANDS = {
     "run": ("runs", "run what is missing"),
     "retry": ("runs", "run the failed runs again"),
     "status": ("overview", "what is done, failed, in conflict or damaged"),
-    "report": ("results", "write tables, figures and one page for a study, a whole ledger, or a table of scores"),
+    "report": ("report", "write tables, figures and one page for a study, a whole ledger, or a table of scores"),
     "export": ("results", "write all runs as CSV or Parquet, one row a run"),
     "prune": ("overview", "move what was cut off, is damaged or does not count to the ledger's trash"),
 }

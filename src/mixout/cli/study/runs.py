@@ -113,12 +113,10 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
         batch = [run for run in whole if run.restart < study.restarts * look]
         tally = run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
         ran, failed = ran + tally.ran, failed + tally.failed
-        found = until_width(
-            ledger.read().of(batch), args.until_width, look=look, looks=args.looks, baseline=study.baseline
-        )
+        found = until_width(ledger.read().of(batch), args.until_width, looks=args.looks, baseline=study.baseline)
         for one in found:
             report(_said(one, look))
-        if all(one.stop for one in found):
+        if all(one.reached for one in found):
             break
     return Tally(ran=ran, failed=failed)
 
@@ -131,12 +129,11 @@ def _said(at: Look, look: int) -> str:
     if c.level_difference is None or c.low is None or c.high is None:
         return f"{head}: {c.difference * c.points:+.1f} points{failed}, no interval yet"
     head = f"{head}{failed}: {c.level_difference * c.points:+.1f} points"
-    needed = "" if at.reached or at.needed is None else f", probably {at.needed} restarts needed"
     reached = (
         "not narrow enough" if not at.narrow else "narrow enough" if at.enough else "too few restarts to believe it"
     )
     interval = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
-    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}{needed}"
+    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}"
 
 
 def _executor(args: argparse.Namespace) -> Executor:

@@ -64,7 +64,6 @@ class Comparison(Placed):
     n: int  # restarts of the method that enter; the number of pairs where ``paired``
     n_baseline: int  # restarts of the baseline that enter
     left_out: int  # runs of either that have no counterpart, or no score where chance is unknown
-    at_chance: int  # runs of either without a score that entered as the chance score
     mean: float
     baseline_mean: float  # of the baseline
     sd: float | None  # of the method; None for fewer than two restarts

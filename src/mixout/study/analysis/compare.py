@@ -35,7 +35,7 @@ _USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
 
 
 def compare(
-    runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1, margin: float = MARGIN
+    runs: Iterable[Run], baseline: str | None = None, *, looks: int = 1, margin: float = MARGIN
 ) -> list[Comparison]:
     """Compare each method with the baseline on the same task and with the same factors.
 
@@ -61,7 +61,7 @@ def compare(
             continue
         if cell[0].metric != other[0].metric:
             raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
-        comparison = _compare(key, baseline, cell, other, points[key.task], seed, looks, margin)
+        comparison = _compare(key, baseline, cell, other, points[key.task], looks, margin)
         found += [comparison] if comparison is not None else []
     corrected = [min(1.0, looks * p) for p in holm([one.p_permutation for one in found])]
     tested = [at for at, one in enumerate(found) if one.p_equivalent is not None]
@@ -112,7 +112,7 @@ def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
     return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()} | given
 
 
-def counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
+def _counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
     """The runs of two cells that can be compared, and whether those at the same position are a pair.
 
     Pairs over the restarts that both cells have; all runs, unpaired, where the restart number does not identify the
@@ -124,7 +124,7 @@ def counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run
     return [run for run in cell if run.restart in common], [run for run in other if run.restart in common], True
 
 
-def with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
+def _with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
     """Their scores; where paired, a pair with a missing score is left out."""
     x, y = (np.array([run.counted for run in runs], dtype=np.float64) for runs in (cell, other))
     if paired:
@@ -139,13 +139,12 @@ def _compare(
     cell: list[Run],
     other: list[Run],
     points: float,
-    seed: int,
     looks: int,
     margin: float,
 ) -> Comparison | None:
     every = len(cell) + len(other)
-    cell, other, paired = counterparts(cell, other)
-    x, y = with_scores(cell, other, paired)
+    cell, other, paired = _counterparts(cell, other)
+    x, y = _with_scores(cell, other, paired)
     if not len(x) or not len(y):
         return None
     confidence = 1 - ALPHA / looks
@@ -155,7 +154,7 @@ def _compare(
     failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
     failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
-    p = sign_flips(differences, seed=seed) if paired else exchanged_labels(x, y, seed=seed)
+    p = sign_flips(differences) if paired else exchanged_labels(x, y)
     return Comparison(
         **key.named,
         baseline=baseline,
@@ -164,7 +163,6 @@ def _compare(
         n=len(x),
         n_baseline=len(y),
         left_out=every - len(x) - len(y),
-        at_chance=sum(bool(np.isnan(run.score) and np.isfinite(run.counted)) for run in (*cell, *other)),
         mean=float(x.mean()),
         baseline_mean=float(y.mean()),
         sd=float(x.std(ddof=1)) if len(x) > 1 else None,

@@ -225,9 +225,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _batches(width: int) -> list[int]:
-    """How many of the random rearrangements are drawn at once: 32 MB of them."""
-    rows = max(1, min(RANDOM, _BATCH // width))
-    return [min(rows, RANDOM - start) for start in range(0, RANDOM, rows)]
+    """How many of the random rearrangements are drawn at once: 32 MB of them. Of thousands of runs fewer do."""
+    total = min(RANDOM, max(999, 5 * _BATCH // width))
+    rows = max(1, min(total, _BATCH // width))
+    return [min(rows, total - start) for start in range(0, total, rows)]
 
 
 def _share(values: Array, observed: float, *, exact: bool) -> float:

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run, by_cell
-from mixout.study.analysis.stats import ALPHA
 from mixout.study.analysis.summary import Summary
-from mixout.study.analysis.words import count, percent_of
-from mixout.study.report import charts, data, sweeps, tables
+from mixout.study.analysis.words import count
+from mixout.study.report import charts, compared, data, sweeps, tables
 from mixout.study.report.data import Data
 from mixout.study.report.page import Block, Code, Fold, Lines, Pairs, Section, Switch
 from mixout.study.report.tables import Table
@@ -76,7 +75,7 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
         Section("examples", "Examples that flip", _some(*flips, tables.instability(summary.instabilities, labels))),
         Section("details", "Details", _folds({
             "Best of k restarts": [charts.best_of(summary.cells, labels)],
-            "Enough restarts?": [tables.restarts(summary.powers, labels)],
+            "Enough restarts?": [compared.restarts(summary.powers, labels)],
             "Cost": [tables.costs(summary.cells, labels)],
         })),
     ]  # fmt: skip
@@ -101,7 +100,6 @@ def origins(
         Section("reproduce", "Reproduce", code + _folds({
             "Settings": [Pairs(_pairs(settings))] if settings else [],
             "Environment": [Pairs(_pairs(environment))] if environment else [],
-            "Words": [Pairs(_words(summary))],
         })),
     ]  # fmt: skip
 
@@ -127,18 +125,18 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels) -> list[
     chart = charts.differences(summary.comparisons, labels)
     options = [(summary.baseline, _some(chart, *_against("differences", summary.comparisons, labels)))]
     for at, method in enumerate(methods if several else ()):
-        compared = compare(runs, method, seed=summary.seed, looks=summary.looks, margin=summary.comparisons[0].margin)
-        if compared:
-            options.append((method, tuple(_against(f"differences-{at}", compared, labels))))
-    across = tables.across(summary.aggregates, labels)
+        others = compare(runs, method, looks=summary.looks, margin=summary.comparisons[0].margin)
+        if others:
+            options.append((method, tuple(_against(f"differences-{at}", others, labels))))
+    across = compared.across(summary.aggregates, labels)
     return [Switch("Compare with", tuple(options)), *([across] if across else [])]
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Table]:
     made = []
     for at, (_, here) in enumerate(charts.by_task(comparisons)):
-        made.append(tables.differences(f"{name}-{at}", here, labels))
-        made += filter(None, [tables.failures(f"{name}-{at}-failed", here, labels)])
+        made.append(compared.differences(f"{name}-{at}", here, labels))
+        made += filter(None, [compared.failures(f"{name}-{at}-failed", here, labels)])
     return made
 
 
@@ -159,34 +157,3 @@ def _plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(item if isinstance(item, str) else _plain(item) for item in value) or "none"
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _words(summary: Summary) -> tuple[tuple[str, str], ...]:
-    level = percent_of(1 - 0.05 / summary.looks)
-    looks = f" The data were looked at up to {summary.looks} times: intervals and p are corrected for that."
-    failed = (
-        "A run that did not finish, scored no more than a constant answer, or collapsed: nearly all its answers are "
-        "the same, and its loss is that of a constant answer. (Of a classifier, other answers are fewer than a fifth "
-        "of its errors; of a regression, the variance of its predictions is below 5 % of its squared error.)"
-    )
-    interval = (
-        "Of a mean or difference: Student's t over restarts, Welch's where restarts are not paired. It takes the dev "
-        "set as given: the dev set's own uncertainty stands beside it. It speaks of runs that do not fail: where runs "
-        "failed, their rates and the difference among the others stand apart, and the mean of all has none."
-        f"{looks if summary.looks > 1 else ''}"
-    )
-    p = (
-        "Two-sided permutation test of the difference of means; in pairs, by exchanging signs. It asks whether the "
-        "methods differ in any respect: rare failures of one of them count as well. Holm's correction covers all "
-        f"comparisons with one baseline. A difference counts as shown where it is at most {ALPHA:g}."
-    )
-    return (
-        ("restart", "One run of a method: its seeds decide the new head, the order of the data and the masks."),
-        ("failed", failed),
-        (f"{level} interval", interval),
-        ("p-value", p),
-        ("not told apart", "Compared with the method of the highest mean, and not shown to be lower."),
-        ("as good", "Two one-sided t tests show that the means differ by less than the margin."),
-        ("P(better)", "Share of pairs of a run of each in which the method's scores higher; ties count half."),
-        ("seed", f"Of random permutations, where they are too many to visit all: {summary.seed}."),
-    )
