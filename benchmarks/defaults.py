@@ -197,7 +197,7 @@ def report(rows: list[dict[str, str]]) -> str:
         return "no runs yet"
     means = {key: fmean(found) for key, found in scores.items()}
     methods = sorted({key[4] for key in scores})
-    lines = [f"{'cell':34}" + "".join(f"{method:>20}" for method in methods) + f"{'best of the search':>44}"]
+    lines = [f"{'cell':34}" + "".join(f"{method:>28}" for method in methods) + f"{'best of the search':>44}"]
     behind: dict[str, list[float]] = defaultdict(list)
     for cell in sorted({key[:4] for key in scores}):
         searched = {key: mean for key, mean in means.items() if key[:4] == cell and key[5] != RULE}
@@ -206,7 +206,7 @@ def report(rows: list[dict[str, str]]) -> str:
         for method in methods:
             found = scores.get((*cell, method, RULE), [])
             spread = f" ±{stdev(found):.1f}" if len(found) > 1 else ""
-            line += f"{f'{fmean(found):.1f}{spread} ({len(found)})' if found else '-':>20}"
+            line += f"{f'{fmean(found):.1f}{spread} ({len(found)})' if found else '-':>28}"
             if found and best is not None:
                 behind[method].append(searched[best] - fmean(found))
         if best is not None:
@@ -215,7 +215,7 @@ def report(rows: list[dict[str, str]]) -> str:
     for name, summary in (("behind the best, mean", fmean), ("behind the best, most", max)):
         if behind:
             cells = [f"{summary(behind[method]):.1f}" if behind[method] else "-" for method in methods]
-            lines.append(f"{name:34}" + "".join(f"{cell:>20}" for cell in cells))
+            lines.append(f"{name:34}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -16,6 +16,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# It trains a model first.
+LONG = {"causal_lm"}
+RUNS = [pytest.param(path, marks=pytest.mark.sweep if path.stem in LONG else (), id=path.stem) for path in EXAMPLES]
 PAGES = sorted((ROOT / "docs" / "integrations").glob("*.md"))
 
 pytestmark = [
@@ -42,7 +45,7 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("one_thread", "fresh_accelerate", "timm")
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS)
 def test_an_example_runs_and_leaves_nothing(path, tmp_path, monkeypatch, capsys):
     missing = sorted(name for name in imported(path) if find_spec(name) is None)
     if missing:

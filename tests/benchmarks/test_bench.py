@@ -24,7 +24,7 @@ from mixout import dropouts, passes
 from mixout.ops import reference
 from models import CASES, PLAIN, Setting, build, count, inputs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread")]
 CPU = torch.device("cpu")
 BERT = replace(
     CASES["minilm"], width=16, intermediate=24, heads=4, key_heads=4, layers=2, vocabulary=40, batch=4, length=6

@@ -14,7 +14,7 @@ from mixout.cli import demo, main
 from mixout.finetune.record import Record
 
 pytest.importorskip("resource", reason="only POSIX limits the size of files")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread")]
 
 # With SIGXFSZ ignored a write beyond the limit is an error, as on a full disk.
 LIMITED = """

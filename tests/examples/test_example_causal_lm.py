@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread")]
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "causal_lm.py"))
 
 

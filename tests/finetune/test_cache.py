@@ -71,6 +71,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return found
 
 
+@pytest.mark.sweep
 def test_the_second_run_equals_a_fresh_process(settings, tmp_path, counts):
     cache = Cache()
     finetune(settings(epochs=1.0), tmp_path / "before", cache=cache)

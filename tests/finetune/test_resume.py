@@ -102,6 +102,7 @@ def check_equal(first: Path, second: Path) -> None:
     assert not (second / "checkpoints").exists()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("changes", "when", "step", "left"),
     [
@@ -132,6 +133,7 @@ def test_a_killed_process(settings, tmp_path, changes, when, step, left):
     check_equal(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.sweep
 def test_an_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(settings, tmp_path):
     chosen = settings(accumulation=2, save=1, epochs=4.0)
     died = die(chosen, tmp_path / "stopped", "in a step", 5, signal.SIGINT)
@@ -168,6 +170,7 @@ def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Cour
             finetune(settings, place)
 
 
+@pytest.mark.sweep
 def test_a_killed_language_model(causal, tmp_path):
     # Killed in its second epoch: what it knew before training comes from the checkpoint, and is not looked up again.
     chosen = causal(save=3, method="mixout(0.5)+anchor_decay(0.1)", accumulation=2)

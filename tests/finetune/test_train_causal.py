@@ -57,6 +57,7 @@ def evaluated_elsewhere(*models_and_files: str | Path) -> list[float]:
     return found
 
 
+@pytest.mark.sweep
 def test_losses_before_and_after_are_those_of_a_second_process(causal, tiny_llama, tiny_text, tmp_path):
     lines: list[str] = []
     record = finetune(causal(learning_rate=2e-2, epochs=3.0), tmp_path / "out", report=lines.append)

@@ -15,7 +15,7 @@ import mixout
 from mixout.layers import Mixed
 from mixout.record import subject
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread")]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PRINTED = re.compile(r"step (\d+): loss ([\d.]+), distance ([\d.]+)")
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mixout
 
-pytestmark = pytest.mark.usefixtures("one_thread", "fresh_accelerate")
+pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread", "fresh_accelerate")]
 
 
 def network() -> nn.Module:

@@ -104,6 +104,7 @@ def test_a_model_without_a_method_fails_before_the_first_step(tmp_path):
     assert run.state.global_step == 0
 
 
+@pytest.mark.sweep
 def test_two_processes_write_one_checkpoint(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(

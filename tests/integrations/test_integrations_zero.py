@@ -13,7 +13,7 @@ from torch import nn
 import mixout
 from mixout import AnchorDecay, Mixout
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread")]
 PROGRAM = Path(__file__).with_name("zero_program.py")
 spec = importlib.util.spec_from_file_location("zero_program", PROGRAM)
 program = importlib.util.module_from_spec(spec)

@@ -23,6 +23,8 @@ from torch import nn
 import mixout
 from mixout import AnchorDecay, Mixconnect, Mixout
 
+pytestmark = pytest.mark.sweep
+
 WORLD = 2
 PATIENCE = timedelta(seconds=4)
 WIDTH = 32  # two masks are equal by accident once in 2^32

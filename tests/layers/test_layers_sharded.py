@@ -13,6 +13,8 @@ from torch import nn
 import mixout
 from mixout import Mixout
 
+pytestmark = pytest.mark.sweep
+
 SCRIPT = Path(__file__).with_name("sharded_runs.py")
 
 

@@ -14,6 +14,7 @@ import pytest
 from mixout.cli import main
 
 pytest.importorskip("fcntl", reason="only POSIX forks")
+pytestmark = pytest.mark.sweep
 
 RESTARTS = 10
 KILLS = 20

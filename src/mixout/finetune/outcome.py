@@ -90,7 +90,7 @@ def record(
         peak_memory=environment.peak_memory(),
         source={"model": loaded.source, "data": task.source},
         fingerprints=fingerprints,
-        versions=environment.versions(),
+        versions=dict(environment.versions()),
         hardware=environment.hardware(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

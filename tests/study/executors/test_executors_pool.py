@@ -30,6 +30,7 @@ def outcomes(ledger: Ledger) -> list[tuple]:
     return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
 
 
+@pytest.mark.sweep
 def test_workers_make_the_table_of_one_process_and_a_killed_one_costs_an_attempt(declare, tmp_path):
     planned = declare().runs()
     local, pool = Ledger(tmp_path / "local"), Ledger(tmp_path / "pool")
@@ -79,6 +80,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sweep
 def test_workers_end_with_their_parent(tmp_path):
     import subprocess
     import sys

@@ -28,6 +28,7 @@ os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLE
 pytest.importorskip("ray")
 
 pytestmark = [
+    pytest.mark.sweep,
     pytest.mark.usefixtures("one_thread"),
     # Ray leaves pipes and log files of the processes that it ends to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -209,6 +209,7 @@ def test_a_single_run_makes_a_page(study, parse, tmp_path):
     assert names == ["answer", "asked", "tables", "notes", "files"]
 
 
+@pytest.mark.sweep
 def test_the_papers_eleven_methods_on_four_tasks(paper, parse, tmp_path):
     page = parse(write_report(paper, tmp_path, title="T", baseline="dropout(0.1)+wdecay(0,0.01)").read_text())
     tables = {one.attributes["id"]: one for one in page.all("table")}
