@@ -15,7 +15,7 @@ SUBCOMMANDS = {
     "run": ("runs", "run what is missing"),
     "retry": ("runs", "run the failed runs again"),
     "status": ("overview", "what is done, failed, in conflict or damaged"),
-    "report": ("report", "write tables, figures and one page for a study, a whole ledger, or a table of scores"),
+    "report": ("results", "write tables, figures and one page for a study, a whole ledger, or a table of scores"),
     "export": ("results", "write all runs as CSV or Parquet, one row a run"),
     "prune": ("overview", "move what was cut off, is damaged or does not count to the ledger's trash"),
 }
@@ -67,7 +67,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
-    module, _ = SUBCOMMANDS[args.step]
+    module = "scores" if getattr(args, "scores", None) is not None else SUBCOMMANDS[args.step][0]
     return int(getattr(importlib.import_module(f"mixout.cli.study.{module}"), args.step)(args))
 
 

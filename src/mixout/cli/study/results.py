@@ -1,4 +1,4 @@
-"""What a ledger's runs showed: ``mixout study export``, a table, and the report on them."""
+"""``mixout study report`` and ``export``: what a ledger's runs showed, as a page and as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout.cli.study.declared import check_no_file, declared, known
-from mixout.cli.study.report import command, written
+from mixout.cli.study.scores import command, written
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
 from mixout.study.analysis.runs import Run
@@ -19,6 +19,15 @@ from mixout.study.grid import Planned, Study
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.reporting import with_all_restarts
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write a report on a study, or on all that a ledger holds."""
+    for name in ("direction", "unit"):
+        if getattr(args, name) is not None:
+            raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
+    folder = Path(args.output_dir)
+    return written(lambda: f"report {_on_ledger(args, folder)}", folder, "--output-dir")
 
 
 def export(args: argparse.Namespace) -> int:
@@ -84,8 +93,7 @@ def _asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Pl
         raise
 
 
-def on_ledger(args: argparse.Namespace, folder: Path) -> Path:
-    """Write the report on a study, or on all that the ledger holds."""
+def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.reporting import report_on
 
     contents = Ledger(args.ledger).read()

@@ -47,8 +47,8 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
     return Chart(
         name="scores",
         title="Every restart",
-        caption=f"{DOTS}. The diamond is the mean, the bar its 95 % interval over restarts. Chance is the score of a "
-        "constant answer; it is left out where it lies far below.",
+        caption=f"{DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
+        "Chance is the score of a constant answer; it is left out where it lies far below.",
         panels=tuple(panels),
         legend={},
     )

@@ -46,7 +46,10 @@ def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Ta
         *method_columns(labels),
         ("failed", lambda c: Value(f"{c.failed} of {c.failure_runs}", c.failed)),
         ("baseline's", lambda c: Value(f"{c.baseline_failed} of {c.failure_runs_baseline}", c.baseline_failed)),
-        ("difference of rates", lambda c: Value(number(100 * c.failure_difference, 0, sign=True), c.failure_difference)),
+        (
+            "difference of rates",
+            lambda c: Value(number(100 * c.failure_difference, 0, sign=True), c.failure_difference),
+        ),
         ("interval of rates", lambda c: Value(interval(100 * c.failure_low, 100 * c.failure_high, 0, sign=True))),
         ("p-value, uncorrected", lambda c: Value(_p(c.failure_p), c.failure_p)),
         ("without failed", lambda c: Value(text.difference(c.level_difference), c.level_difference)),

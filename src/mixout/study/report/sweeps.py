@@ -74,7 +74,11 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks, *, or
                     chance=chance,
                 )
             )  # fmt: skip
-    joined = "Lines join the means" if original else "Lines join the means, bars are their 95 % intervals"
+    joined = (
+        "Lines join the means"
+        if original
+        else "Lines join the means, bars are their 95 % intervals where no run failed"
+    )
     kept = f"On the vertical axis: {_KEPT}. " if original else ""
     title = f"{'What is kept' if original else 'Score'} over {factor}"
     caption = f"{kept}{DOTS}. {joined}. What is compared at one value stands side by side."

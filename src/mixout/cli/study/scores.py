@@ -1,4 +1,4 @@
-"""``mixout study report``. A table of scores is read without torch, which takes longer to load than to report."""
+"""``mixout study report --scores``: on a table of scores, without torch, which takes longer to load than to report."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from mixout.finetune.disk import WriteError, writing
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write a report on a study, on all that a ledger holds, or on a table of scores."""
-    if args.file is not None and args.scores is not None:
+    """Write a report on a table of scores."""
+    if args.file is not None:
         raise InputError("expected either a study FILE or --scores CSV, got both")
-    for name in ("direction", "unit"):
-        if getattr(args, name) is not None and args.scores is None:
-            raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     folder = Path(args.output_dir)
-    if args.scores is not None:
-        make = _on_scores
-    else:
-        from mixout.cli.study.results import on_ledger as make
-    return written(lambda: f"report {make(args, folder)}", folder, "--output-dir")
+    return written(lambda: f"report {_on_scores(args, folder)}", folder, "--output-dir")
 
 
 def written(make: Callable[[], str], folder: Path, option: str) -> int:
