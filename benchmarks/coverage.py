@@ -31,7 +31,6 @@ from mixout.study.analysis import stats as analysis
 from mixout.study.analysis.across import aggregate
 from mixout.study.analysis.cells import Cell, Comparison, summarise
 from mixout.study.analysis.compare import compare
-from mixout.study.analysis.predictions import instability
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import newcombe, wilson
 
@@ -86,19 +85,23 @@ def main() -> None:
     with args.output.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["shape", "restarts", "pairs", "interval", "printed", "coverage", "median_width", "claims"])
-        work = [
-            lambda n=n, shape=shape, paired=paired: simulate(shape, n, paired=paired, studies=args.studies)
-            for shape in SHAPES
-            for n, paired in itertools.product(RESTARTS, (True, False) if shape in UNPAIRED else (True,))
-        ]
-        work += [lambda n=n, of=of: of(n, args.studies) for of in (over_tasks, disagreement) for n in RESTARTS]
-        work += [lambda n=n: of_rates(n) for n in RESTARTS]
-        for rows in work:
-            writer.writerows(rows())
+        for rows in simulated(args.studies):
+            writer.writerows(rows)
             file.flush()
 
 
 Row = tuple[object, ...]
+
+
+def simulated(studies: int) -> Iterator[list[Row]]:
+    """All rows of the table, a few at a time."""
+    for shape in SHAPES:
+        for n, paired in itertools.product(RESTARTS, (True, False) if shape in UNPAIRED else (True,)):
+            yield simulate(shape, n, paired=paired, studies=studies)
+    for n in RESTARTS:
+        yield over_tasks(n, studies)
+    for n in RESTARTS:
+        yield of_rates(n)
 
 
 def simulate(shape: str, n: int, *, paired: bool, studies: int, seed: int = 0) -> list[Row]:
@@ -158,21 +161,6 @@ def over_tasks(n: int, studies: int) -> list[Row]:
         if found.low is not None and found.high is not None:
             seen.append((found.low, found.high, 2.0))
     return [("three tasks", n, "paired", "difference over tasks", round(len(seen) / studies, 3), *covered(seen), "nan")]
-
-
-def disagreement(n: int, studies: int) -> list[Row]:
-    """Restarts that answer wrongly at rates of their own, from 0 to 0.4: two of them differ in 0.32 of examples."""
-    random, seen = np.random.default_rng(0), []
-    for _ in range(studies):
-        answers = random.random((n, 200)) < random.uniform(0, 0.4, n)[:, None]
-        runs = [
-            Run(task="T", method="plain", restart=k, score=0.8, predictions=tuple(map(float, own)))
-            for k, own in enumerate(answers)
-        ]
-        [found] = instability(runs)
-        if found.low is not None and found.high is not None:
-            seen.append((found.low, found.high, 0.32))
-    return [("answers", n, "", "disagreement", round(len(seen) / studies, 3), *covered(seen), "nan")]
 
 
 def covered(seen: list[tuple[float, float, float]]) -> tuple[float, float]:

@@ -391,8 +391,8 @@ def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("words", "looks", "last"),
     [
-        # Any interval is narrow enough, as soon as there are ten restarts, of which some fail: at the fifth look.
-        (["--until-width", "10000", "--looks", "6"], 5, "narrow enough"),
+        # Any interval is narrow enough, as soon as there are ten restarts and three pairs that do not fail.
+        (["--until-width", "10000", "--looks", "7"], 6, "narrow enough"),
         # None is; after the last look that was planned it ends all the same.
         (["--until-width", "5", "--looks", "2"], 2, "no interval yet"),
     ],

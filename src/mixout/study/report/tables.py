@@ -14,7 +14,7 @@ from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.runs import Placed
 from mixout.study.analysis.words import in_words
-from mixout.study.report.wording import MISSING, Labels, Scores, interval, memory, number, percent
+from mixout.study.report.wording import MISSING, Labels, Scores, memory, number, percent
 
 T = TypeVar("T")
 MEANINGS = {
@@ -46,8 +46,7 @@ MEANINGS = {
     "peak memory": "the largest of its runs",
     "distance": "mean Euclidean distance to all pretrained weights",
     "kept": "mean score on text of the domain that the model knew before; of an encoder 1 is the same as before",
-    "disagreement": "share of dev examples that two restarts answer differently, over all pairs; jackknife interval "
-    "where no run failed",
+    "disagreement": "share of dev examples that two restarts answer differently, over all pairs",
     "without failed runs": "the same among the runs that did not fail",
     "flipping": "dev examples that do not get the same answer from all restarts",
 }
@@ -177,18 +176,12 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
 def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
     """How much the predictions of restarts differ."""
 
-    def share(one: Instability, value: float | None, ends: str = "") -> Value:
-        return Value(f"{percent(value) if one.kind == 'classes' else number(value, 3)}{ends}", value)
-
-    def ends(one: Instability) -> str:
-        if one.low is None or one.high is None:
-            return ""
-        factor, digits = (100, 0) if one.kind == "classes" else (1, 3)
-        return f" ({interval(one.low * factor, one.high * factor, digits)})"
+    def share(one: Instability, value: float | None) -> Value:
+        return Value(percent(value) if one.kind == "classes" else number(value, 3), value)
 
     columns: Columns[Instability] = [
         *method_columns(labels, task=True),
-        ("disagreement", lambda one: share(one, one.disagreement, ends(one))),
+        ("disagreement", lambda one: share(one, one.disagreement)),
         ("without failed runs", lambda one: share(one, one.working)),
         ("flipping", lambda one: Value(f"{len(one.flipping):,} of {one.examples:,}", len(one.flipping))),
     ]
