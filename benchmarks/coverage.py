@@ -175,13 +175,12 @@ def of_rates(n: int) -> list[Row]:
     rates = np.linspace(0.05, 0.95, 19)
     first, second = (axis.ravel() for axis in np.meshgrid(rates, rates))
     alone = [(k, wilson(k, n)) for k in range(n + 1)]
-    chances = [stats.binom.pmf(k, n, rates) for k, _ in alone]
+    chances = [np.asarray(stats.binom.pmf(k, n, rates)) for k, _ in alone]
     rows = _exact("failure rate", n, "", [ends for _, ends in alone], chances, rates)
     # Counts of pairs in which both fail, the first alone, the second alone, neither.
     counts = [(a, b, c, n - a - b - c) for a, b, c in itertools.product(range(n + 1), repeat=3) if a + b + c <= n]
     cells = [first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)]
-    table = stats.multinomial
-    pairs = [table.pmf(count, n, np.stack(cells, axis=-1)) for count in counts]
+    pairs = [np.asarray(stats.multinomial.pmf(count, n, np.stack(cells, axis=-1))) for count in counts]
     for paired in (True, False):
         ends = []
         for a, b, c, d in counts:

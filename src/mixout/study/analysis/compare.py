@@ -149,8 +149,8 @@ def _compare(
         return None
     confidence = 1 - ALPHA / looks
     level_x, level_y = _levels(cell, other, paired)
-    levels = (level_x - level_y, None) if paired else (level_x, level_y)
-    low, high = mean_interval(*levels, level=confidence) or (None, None)
+    sample, second = (level_x - level_y, None) if paired else (level_x, level_y)
+    low, high = mean_interval(sample, second, level=confidence) or (None, None)
     failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
     failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
@@ -179,7 +179,7 @@ def _compare(
         family=1,
         looks=looks,
         margin=margin,
-        p_equivalent=None if any((*failed, *baseline_failed)) else equivalence_p(*levels, margin / points),
+        p_equivalent=None if any((*failed, *baseline_failed)) else equivalence_p(sample, second, margin / points),
         improvement=superiority(x, y),
         chance_known=cell[0].chance is not None and other[0].chance is not None,
         failed=sum(failed),
