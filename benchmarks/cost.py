@@ -75,7 +75,7 @@ def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
         loaded, _ = cache.model(settings.model, labels=task.labels, init_seed=seed)
         loaded = reinitialise_(loaded, settings.reinit_layers, seed)
         apply_methods(loaded, settings)
-        train, dev = cache.tokens(task.train, settings.max_length), cache.tokens(task.dev, settings.max_length)
+        train, dev = cache.tokens(task.train, settings), cache.tokens(task.dev, settings)
         built = trainer.build(
             settings, Path(place), loaded, task, train, DevSet(task, dev), report=lambda _line: None, bars=False
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,14 @@ def test_a_table_becomes_a_model_and_a_report(quick, settings, tmp_path):
     assert again == choice
     assert not {"run", "final"} & {*quick}
     assert (choice.model / "model.safetensors").stat().st_mtime_ns == before
+    # With another dev file the scores of the model are others, and no run is.
+    own = tmp_path / "own"
+    shutil.copytree(settings().task, own)
+    (own / "dev.csv").write_text("\n".join((own / "dev.csv").read_text().splitlines()[:12]))
+    moved = choose(settings(task=own), output_dir=tmp_path / "out", budget="1h", methods=["mixout(.5)"])
+    assert "run" not in quick
+    assert Record.read(moved.model).dev_size == 11
+    assert moved.dev == Record.read(moved.model).scores
 
 
 def test_an_interrupted_call_goes_on(quick, settings, tmp_path, monkeypatch):
@@ -243,14 +252,19 @@ def test_an_interrupted_call_goes_on(quick, settings, tmp_path, monkeypatch):
 
 def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tmp_path, monkeypatch, capsys):
     table = tmp_path / "own.csv"
-    table.write_text((Path(tiny_task) / "train.csv").read_text())
-    words = ["choose", str(table), "--model", settings().model, "--max-length", "32", "--max-steps", "2"]
+    table.write_text((Path(tiny_task) / "train.csv").read_text().replace("text,label", "review,stars"))
+    columns = ["--text-column", "review", "--label-column", "stars"]
+    words = ["choose", str(table), *columns, "--model", settings().model, "--max-length", "32", "--max-steps", "2"]
     assert main([*words, "--budget", "1h", "--methods", "dropout(0.1)", "--output-dir", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "dev rows" not in printed
     record = Record.read(tmp_path / "out/model")
     assert record.train_size == 42
     assert record.labels == ("first", "second")
+    # The model knows the columns of the file.
+    assert (record.settings.text_column, record.settings.label_column) == ("review", "stars")
+    assert main(["predict", str(tmp_path / "out/model"), str(table), "--output", str(tmp_path / "p.csv")]) == 0
+    assert "42 predictions" in capsys.readouterr().out
     # What the model scores on its own training rows is not told as a result.
     assert f"{record.score:.4f}" not in (tmp_path / "out/model/README.md").read_text().partition("## How")[0]
     monkeypatch.setattr(running, "_estimate", lambda _: 10.0)
@@ -270,10 +284,10 @@ def test_parts_hold_every_class_and_keep_equal_texts_together(tmp_path):
     for part in split:
         assert Counter(labels[row] for row in part) == {0: 4, 1: 4, 2: 4}
         assert not {texts[row] for row in part} & {texts[row] for row in range(60) if row not in part}
-    places = parts.write(task, split, tmp_path)
+    places = parts.write(task, split, tmp_path, Settings())
     loaded = files.load(places[1], columns=files.Columns(), metric="f1")
     assert loaded.dev.label == tuple(labels[row] for row in split[1])
-    whole = files.load(parts.write_all(task, tmp_path), columns=files.Columns(), metric="f1")
+    whole = files.load(parts.write_all(task, tmp_path, Settings()), columns=files.Columns(), metric="f1")
     assert [whole.labels[int(label)] for label in whole.train.label] == [task.labels[label] for label in labels]
 
 

@@ -51,7 +51,7 @@ def test_a_run(options, tmp_path, capsys):
     # No terminal: plain lines, no bars, no advice of others.
     assert "step 3/3" in printed.err
     beginnings = (
-        "data words: 42 training rows, 20 dev rows",
+        "words: 42 training rows, 20 dev rows",
         "2 classes: 'first' (21 ",
         "mixout(0.9)",
         "learning",
@@ -109,7 +109,7 @@ def test_every_setting_is_an_option(seen):
         "task_type": "causal-lm", "original": "o.txt", "max_steps": 9, "schedule": "cosine", "label_smoothing": 0.1,
         "gradient_checkpointing": True, "patience": 2, "keep_best": True,
         "report_to": ("tensorboard", "wandb"), "logging_steps": 6, "head_first": 0.5, "class_weights": "balanced",
-        "interpolate": (0.5, 0.7),
+        "interpolate": (0.5, 0.7), "assistant_only_loss": True,
     }  # fmt: skip
     assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
     words = ["finetune"]
@@ -197,8 +197,30 @@ def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatc
     for words, said in ((["out", "no.csv"], "no.csv"), (["nowhere", "new.jsonl"], "config.json")):
         assert main(["predict", *words]) == 2
         assert said in capsys.readouterr().err
+    assert main(["predict", "out", "new.jsonl", "--output", "nowhere/p.csv"]) == 1
+    assert "could not write to nowhere" in capsys.readouterr().err
     assert main(["predict", "out", "new.jsonl", "--text-column", "sentence"]) == 2
     assert "--text-column" in capsys.readouterr().err
+
+
+def test_a_test_file_is_read_before_the_training(options, tmp_path, capsys, seen):
+    (tmp_path / "new.csv").write_text("sentence,label\nbata,first\n")
+    for file, said in ((tmp_path / "no.csv", "no.csv"), (tmp_path / "new.csv", "a column 'text'")):
+        assert main([*options, "--test", str(file)]) == 2
+        assert said in capsys.readouterr().err
+    assert seen == []
+
+
+def test_the_data_may_come_without_an_options_name(options, tiny_task, tmp_path, capsys, seen):
+    place = options.index("--task")
+    for words in ([*options[:1], tiny_task, *options[1:place], *options[place + 2 :]], [*options[:place], tiny_task]):
+        main(words)
+        assert seen[-1][0].task == tiny_task
+    (tmp_path / "run.yaml").write_text("task: docstrings")
+    main(["finetune", tiny_task, "--config", str(tmp_path / "run.yaml"), *options[place + 2 :]])
+    assert seen[-1][0].task == tiny_task
+    assert main([*options, "other.csv"]) == 2
+    assert "expected the data once, got 'other.csv' and --task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_data_of_the_hub_are_asked_for_once(monkeypatch: pytest.MonkeyPatch):
 
 def test_tokens_before_a_model():
     with pytest.raises(RuntimeError, match="expected a model before its tokens"):
-        Cache().tokens(Split(text=("a",), label=(0,)), 8)
+        Cache().tokens(Split(text=("a",), label=(0,)), Settings())
 
 
 def test_the_saved_tokenizer_is_the_one_that_was_loaded(settings, tiny_bert, tmp_path):

@@ -55,10 +55,13 @@ def test_a_language_model_has_its_own_card(causal, tmp_path):
 def test_an_upload_has_no_path_of_this_machine(tiny_bert, tiny_task, tmp_path, uploads, capsys):
     words = ["finetune", "--model", tiny_bert, "--task", tiny_task, "--original", f"{tiny_task}/dev.csv"]
     words += ["--max-length", "32", "--max-steps", "1", "--save", "no", "--output-dir", str(tmp_path / "out")]
-    assert main([*words, "--push-to-hub", "me/reviews"]) == 0
+    assert main([*words, "--push-to-hub", "me/reviews", "--test", f"{tiny_task}/dev.csv"]) == 0
     assert "https://hub.example/me/reviews" in capsys.readouterr().out
     assert {"README.md", "config.json", "model.safetensors", "record.json", "tokenizer.json"} <= uploads.keys()
     assert uploads["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    # Answers to rows of one's own are nobody's business.
+    assert (tmp_path / "out" / "predictions.csv").exists()
+    assert "predictions.csv" not in uploads
     for name, content in uploads.items():
         if not name.endswith(".safetensors"):
             assert str(Path(tiny_bert).parent) not in content.decode(), name

@@ -30,9 +30,9 @@ def notes(*args, **changes):
 
 def test_rows_classes_majority_and_standard_error():
     lines = describe(task(["a"] * 30 + ["b"] * 10, ["a"] * 60 + ["b"] * 40))
-    error = 100 * math.sqrt(0.5 * 0.5 / 100)
+    error = 1.96 * 100 * math.sqrt(0.5 * 0.5 / 100)
     assert lines == [
-        f"data t: 40 training rows, 100 dev rows (standard error of an accuracy of 0.5: {error:.1f} points)",
+        f"t: 40 training rows, 100 dev rows (95 % interval of an accuracy: ±{error:.1f} points)",
         "2 classes: 'a' (30 training rows), 'b' (10); always answering 'a' is right in 60 % of the dev rows",
     ]
     many = describe(task([f"intent {row % 40:02d}" for row in range(130)]))
@@ -44,7 +44,7 @@ def test_values_have_a_range():
     other = Split(text=("d",), label=(1.0,))
     kinds = {"labels": None, "metrics": ("pearson",), "metric": "pearson", "source": ""}
     assert describe(Task(name="r", train=scores, dev=other, **kinds)) == [
-        "data r: 3 training rows, 1 dev rows",
+        "r: 3 training rows, 1 dev rows",
         "the labels are values from 0.5 to 4 (regression)",
     ]
 
@@ -92,7 +92,7 @@ def test_dev_rows_that_are_training_rows_are_counted():
     texts = Documents(text=("a", "b")), Documents(text=("b", "c", "d"))
     corpus = Corpus(name="c", train=texts[0], dev=texts[1], original=None, metric="log_likelihood", source="")
     assert describe(corpus) == [
-        "data c: 2 training documents, 3 dev documents",
+        "c: 2 training documents, 3 dev documents",
         "note: c: 1 of 3 dev documents are also training documents: the score on new texts will be lower; remove them "
         "from one side",
     ]

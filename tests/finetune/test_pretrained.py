@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from mixout.finetune.cache import keep, make
+from mixout.finetune.cache import again
 from mixout.finetune.models import Loaded, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,14 +45,14 @@ def test_made_again_is_loaded_again(tiny_bert, small_model, tmp_path, name):
     body = small_model(name).base_model
     folder = save(body, tiny_bert, tmp_path / "model")
     first = load(folder, labels=("a", "b", "c"), init_seed=1)
-    kept = keep(first)
+    kept = copy.deepcopy(first)
     with torch.no_grad():
         for parameter in first.model.parameters():
             parameter.add_(1.0)
     for seed in (1, 2):
         loaded = load(folder, labels=("a", "b", "c"), init_seed=seed)
         assert loaded.new
-        check_equal(make(kept, init_seed=seed), loaded, tmp_path / str(seed))
+        check_equal(again(kept, init_seed=seed), loaded, tmp_path / str(seed))
 
 
 def test_a_head_of_another_size_and_a_regression(tiny_bert, tmp_path):
@@ -59,26 +60,26 @@ def test_a_head_of_another_size_and_a_regression(tiny_bert, tmp_path):
     three.model.save_pretrained(tmp_path / "three")
     three.tokenizer.save_pretrained(tmp_path / "three")
     for labels in (LABELS, None, ("x", "y", "z")):
-        kept = keep(load(str(tmp_path / "three"), labels=labels, init_seed=5))
+        kept = load(str(tmp_path / "three"), labels=labels, init_seed=5)
         loaded = load(str(tmp_path / "three"), labels=labels, init_seed=6)
         assert bool(loaded.new) == (labels != ("x", "y", "z"))
-        check_equal(make(kept, init_seed=6), loaded, tmp_path / str(labels))
+        check_equal(again(kept, init_seed=6), loaded, tmp_path / str(labels))
 
 
 def test_training_does_not_reach_what_is_kept(tiny_bert):
-    kept = keep(load(tiny_bert, labels=LABELS, init_seed=0))
-    before = {name: value.clone() for name, value in kept.state.items()}
-    made = make(kept, init_seed=0)
+    kept = load(tiny_bert, labels=LABELS, init_seed=0)
+    before = {name: value.clone() for name, value in kept.model.state_dict().items()}
+    made = again(kept, init_seed=0)
     with torch.no_grad():
         for parameter in made.model.parameters():
             parameter.zero_()
     made.model.config.num_labels = 7
-    assert all(torch.equal(kept.state[name], value) for name, value in before.items())
-    assert make(kept, init_seed=0).model.config.num_labels == 2
+    assert all(torch.equal(kept.model.state_dict()[name], value) for name, value in before.items())
+    assert again(kept, init_seed=0).model.config.num_labels == 2
 
 
 def test_the_global_stream_is_left_alone(tiny_bert):
-    kept = keep(load(tiny_bert, labels=LABELS, init_seed=0))
+    kept = load(tiny_bert, labels=LABELS, init_seed=0)
     state = torch.random.get_rng_state()
-    make(kept, init_seed=3)
+    again(kept, init_seed=3)
     assert torch.equal(state, torch.random.get_rng_state())

@@ -135,7 +135,7 @@ def test_a_decay_measures_its_fisher_information_once(settings, tmp_path, monkey
     # The library's own, on the first, the tenth, ... of 42 training rows, spread evenly.
     shared = Cache()
     loaded, _ = shared.model(chosen.model, labels=("bad", "good"), init_seed=chosen.stream_seed("init"))
-    rows = shared.tokens(shared.task(chosen).train, 32)
+    rows = shared.tokens(shared.task(chosen).train, chosen)
     rows = [rows[k * len(rows) // 5] for k in range(5)]
     batches = [{n: torch.tensor([row[n]]) for n in row if n != "labels"} for row in rows]
     expected = mixout.fisher(loaded.model, batches, examples=5)
@@ -230,7 +230,7 @@ def test_models_between_start_and_end_are_scored_and_the_trained_one_is_kept(set
             torch.nn.functional.cross_entropy(
                 model.eval()(torch.tensor([row["input_ids"]])).logits, torch.tensor([row["labels"]])
             ).item()
-            for row in shared.tokens(task.dev, 32)
+            for row in shared.tokens(task.dev, chosen)
         ]
         assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 

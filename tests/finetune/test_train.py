@@ -291,16 +291,19 @@ def test_the_training_loss_is_shown_and_changes_nothing(settings, tmp_path, monk
 
     every, points, lines = run("every")
     assert list(points) == list(range(1, 13))
-    # The last is the Trainer's own, over the whole run: that of the record.
-    steps = list(points.values())[:-1]
-    assert points[12] == every.training[0].loss
+    # At the end of an epoch it is the Trainer's own, over that epoch: that of the record.
+    steps = list(points.values())
+    assert [(entry.step, entry.loss) for entry in every.training] == [(6, points[6]), (12, points[12])]
     assert f"  step 5/12, training loss {steps[4]:.4f}, " in "".join(lines)
     few, points, _ = run("few", logging_steps=4)
-    assert list(points) == [4, 8, 12]
+    assert list(points) == [4, 6, 8, 12]
     assert points[4] == pytest.approx(sum(steps[:4]) / 4)
     assert few.training == every.training
     assert few.digest == every.digest
     assert same(tmp_path / "every", tmp_path / "few")
+    # However seldom one evaluates, the last loss, by which a run is judged, is that of the last epoch.
+    often = finetune(settings(), tmp_path / "often")
+    assert (often.training, often.verdict) == (every.training, every.verdict)
 
 
 @pytest.fixture

@@ -524,7 +524,7 @@ def test_adam_without_bias_correction_goes_farther_at_first(eta, farthest):
     radius = 0.02
     model = mixout.apply_(nn.Linear(1, 1, bias=False).double(), AnchorDecay(radius=radius))
     start = model.weight.detach().clone()
-    optimizer = BERTAdam(model.parameters(), lr=eta, eps=0.0)
+    optimizer = BERTAdam(model.parameters(), lr=eta, eps=0.0, weight_decay=0.0)
     gone, largest, expected = 0.0, 0.0, 0.0
     for step in range(1, 1501):
         model.weight.grad = torch.full_like(model.weight, -2.0)

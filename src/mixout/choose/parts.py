@@ -40,7 +40,7 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
         task = files.load(path, columns=columns, metric=settings.metric, dev=False)
         own_dev = files.has_dev(path)
         if own_dev:
-            files.members(path, *files.DEV)  # two of them, or none that can be read, would be found at the very end
+            files.members(path, files.DEV)  # two of them, or none that can be read, would be found at the very end
     else:
         task = cast("Task", data.load(settings))
     train = cast("Task", data.subset(task, settings)).train
@@ -70,30 +70,36 @@ def split(task: Task, seed: int) -> list[list[int]]:
     return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=task.train.questions())]
 
 
-def write(task: Task, parts: Sequence[Sequence[int]], folder: Path) -> list[Path]:
-    """Write the folder of each part, with the numbers of the classes as labels; classes keep their order so."""
+def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Settings) -> list[Path]:
+    """Write the folder of each part, with the numbers of the classes as labels; classes keep their order so.
+
+    Columns are called as in the settings, so that the final model knows those of the user's files.
+    """
     places = []
     for number, held_out in enumerate(parts):
         others = sorted(row for part in parts if part is not held_out for row in part)
         place = folder / f"part-{number}"
-        _write_rows(place / "train.jsonl", task.train.select(others), None)
-        _write_rows(place / "dev.jsonl", task.train.select(held_out), None)
+        _write_rows(place / "train.jsonl", task.train.select(others), None, settings)
+        _write_rows(place / "dev.jsonl", task.train.select(held_out), None, settings)
         places.append(place)
     return places
 
 
-def write_all(task: Task, folder: Path) -> Path:
+def write_all(task: Task, folder: Path, settings: Settings) -> Path:
     """Write a folder whose training and dev rows are all rows, with the names of the classes."""
     place = folder / "all"
     for name in ("train.jsonl", "dev.jsonl"):
-        _write_rows(place / name, task.train, task.labels)
+        _write_rows(place / name, task.train, task.labels, settings)
     return place
 
 
-def _write_rows(path: Path, rows: Split, names: Sequence[str] | None) -> None:
+def _write_rows(path: Path, rows: Split, names: Sequence[str] | None, settings: Settings) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (text, label) in enumerate(zip(rows.text, rows.label, strict=True)):
-        row: dict[str, object] = {"text": text, "label": label if names is None else names[int(label)]}
-        lines.append(json.dumps(row if rows.pair is None else row | {files.OPTIONAL_PAIR: rows.pair[number]}) + "\n")
-    write_atomically(path, "".join(lines))
+    columns: dict[str, Sequence[object]] = {
+        settings.text_column: rows.text,
+        settings.label_column: rows.label if names is None else [names[int(label)] for label in rows.label],
+    }
+    if rows.pair is not None:
+        columns[settings.pair_column or files.OPTIONAL_PAIR] = rows.pair
+    cells = zip(*columns.values(), strict=True)
+    write_atomically(path, "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in cells))

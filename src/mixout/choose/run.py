@@ -6,6 +6,7 @@
       parts/          the training rows in five parts, see parts.py
       ledger/         every run, known by its content: what is there is never trained again
       model/          the final model, trained on all rows: a plain checkpoint with its card and record
+      model.id        what it was trained from: settings, rows and weights
       report.md, choose.csv, choose.png
 """
 
@@ -30,7 +31,6 @@ from mixout.finetune.disk import writing
 from mixout.finetune.environment import NOTE, processes
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Task
 from mixout.finetune.train import finetune
 from mixout.study.entry import Entry
 from mixout.study.executors.local import LocalExecutor
@@ -74,8 +74,9 @@ def choose(
     inputs, ledger = Inputs(), Ledger(place / "ledger")
     with writing(place):
         rows = parts.split(task, settings.seed)
-        places = parts.write(task, rows, place / "parts")
-        all_rows = _own(settings, parts.write_all(task, place / "parts"), task)
+        places = parts.write(task, rows, place / "parts", settings)
+        every = str(parts.write_all(task, place / "parts", settings))
+    all_rows = replace(settings, task=every, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
     # Batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
 
@@ -83,7 +84,7 @@ def choose(
         return inputs.complete(replace(all_rows, method=method)).learning_rate
 
     default = Candidate(settings.method, rate_of(settings.method))
-    base = replace(complete, save="no", evaluate="end", original=None, report_to=())
+    base = replace(complete, save="no", evaluate="end", original=None, interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))
     runs = _Runs(base, places, inputs, ledger, tell)
@@ -101,7 +102,7 @@ def choose(
         save="no",
     )
     tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
-    record = _final(final, place / "model", ledger, task, tell)
+    record = _final(final, place / "model", ledger, inputs, tell)
     if record.verdict:
         tell(record.verdict)
     value, plain, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
@@ -148,21 +149,6 @@ def _check(settings: Settings) -> None:
         )
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
-
-
-def _own(settings: Settings, place: Path, task: Task) -> Settings:
-    """The settings of a run on a folder of rows that is written here."""
-    return replace(
-        settings,
-        task=str(place),
-        data_dir=None,
-        text_column="text",
-        pair_column=None,
-        label_column="label",
-        train_size=None,
-        subset_seed=None,
-        metric=task.metric,
-    )
 
 
 class _Runs:
@@ -230,7 +216,7 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / each)
-    tell(f"a run takes about {in_words(each)}: the budget is good for {fit}; about {USEFUL} try everything")
+    tell(f"a run takes about {in_words(each)}: the budget is good for {fit} runs; about {USEFUL} try everything")
 
 
 def _seconds(entry: Entry) -> float:
@@ -252,13 +238,17 @@ def _estimate(settings: Settings) -> float:
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
 
 
-def _final(settings: Settings, place: Path, ledger: Ledger, task: Task, tell: Report) -> Record:
+def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, tell: Report) -> Record:
     """The model on all rows; one of an earlier call stays if it is the same, and else goes to the ledger's trash."""
-    if (place / RECORD_NAME).exists():
-        record = Record.read(place)
-        if record.digest == settings.digest() and record.fingerprints["train"] == task.train.fingerprint():
-            return record
+    known = place.with_suffix(".id")
+    if (place / RECORD_NAME).exists() and known.exists() and known.read_text() == inputs.identity(settings):
+        return Record.read(place)
     with writing(place.parent):
         ledger.discard(place)
     # What it scores on the way may be on rows that it is trained on.
-    return finetune(settings, place, report=lambda line: tell(line) if "  step" in line and "dev" not in line else None)
+    record = finetune(
+        settings, place, report=lambda line: tell(line) if "  step" in line and "dev" not in line else None
+    )
+    with writing(place.parent):
+        write_atomically(known, inputs.identity(settings))
+    return record

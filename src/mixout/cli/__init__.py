@@ -19,6 +19,7 @@ from typing import NoReturn
 from mixout import __version__
 from mixout._names import nearest
 from mixout.errors import InputError, MixoutError
+from mixout.finetune.disk import WriteError
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(PATIENCE)
         print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except WriteError as error:
+        print(f"mixout: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mixout: interrupted", file=sys.stderr)
         return 130

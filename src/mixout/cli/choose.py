@@ -29,7 +29,6 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(parser=parser)
-    parser.add_argument("data", metavar="DATA", nargs="?", help="a table, a folder or a task's name, as --task takes")
     parser.add_argument(
         "--budget", default="30m", metavar="TIME", help="of training, such as 90s, 30m or 2h (default: %(default)s)"
     )
@@ -48,10 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from mixout.choose.verdict import text
     from mixout.cli.study.runs import guarded
 
-    given = vars(args)
-    values = settings_in(given)
-    settings = Settings(**values | ({"task": given["data"]} if "data" in given else {}))
-    methods = given.get("methods", METHODS)
+    settings = Settings(**settings_in(vars(args)))
+    methods = vars(args).get("methods", METHODS)
 
     def work(report: Any) -> int:  # noqa: ANN401
         choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report=report)

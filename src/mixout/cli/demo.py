@@ -24,7 +24,7 @@ STUDY = "demo"
 RATE, BASELINE, MIXOUT, MASK = "learning_rate", "dropout(0.1)", "mixout(0.7)", "gradient_mask(0.7)"
 # Points within which the words call methods alike: about twice the standard error of 2,400 dev sentences and two runs.
 _ALIKE = 4.0
-_NEXT = "Try it on your data: mixout finetune --task your.csv"
+_NEXT = "Try it on your data: mixout finetune your.csv"
 _WIDTH = 80
 
 # Method -> learning rate -> mean score.

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from mixout.cli.lines import aligned
 from mixout.cli.options import add_settings, from_file, settings_in
 from mixout.errors import InputError
-from mixout.finetune.settings import RECIPES, P, Settings
+from mixout.finetune.settings import CAUSAL, RECIPES, P, Settings
 
 if TYPE_CHECKING:
     from mixout.finetune.record import Record
 
 _EXAMPLES = """examples:
-  mixout finetune --task reviews.csv                      columns text and label; the model comes to out/
-  mixout finetune --task reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
-  mixout finetune --task imdb --train-size 1000           a data set of the hub
-  mixout finetune --task reviews.csv --method "lora(8)"   low-rank adapters, merged at the end
-  mixout finetune --task chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
+  mixout finetune reviews.csv                             columns text and label; the model comes to out/
+  mixout finetune reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
+  mixout finetune imdb --train-size 1000                  a data set of the hub
+  mixout finetune reviews.csv --method "lora(8)"          low-rank adapters, merged at the end
+  mixout finetune chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
                   --original old.txt --method "anchor_decay(40, fisher=200)"
-  mixout finetune --task RTE --data-dir glue --recipe paper --model bert-large-uncased
+  mixout finetune RTE --data-dir glue --recipe paper --model bert-large-uncased
   mixout finetune --config run.yaml --seed 1              settings from a file, and one that differs
   mixout finetune --resume out/reviews                    goes on where a run was cut off
   torchrun --nproc-per-node 2 -m mixout finetune ...      the same run on two devices
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser = commands.add_parser(
         "finetune",
         help="train one model on one task with one method",
-        usage="mixout finetune --task FILE [--model NAME] [--method METHOD] [OPTION ...]",
+        usage="mixout finetune DATA [--model NAME] [--method METHOD] [OPTION ...]",
         description="Train one model on one task with one method. Learning rate, epochs and batch size are chosen for "
         "you,\nand printed. Without options: MiniLM on embedded text, offline.",
         epilog=_EXAMPLES,
@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, report on stderr while it lasts, print the result on stdout."""
     given = vars(args)
     if "config" in given:
-        given = from_file(Path(args.config), args.parser) | given
+        written = from_file(Path(args.config), args.parser)
+        given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
     settings = (
@@ -110,6 +111,10 @@ def run(args: argparse.Namespace) -> int:
         from mixout.finetune import card
 
         card.prepare(given["push_to_hub"])
+    if "test" in given:
+        from mixout.finetune.predict import predict, rows
+
+        rows(given["test"], settings)  # what is wrong with it shows before the training
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
@@ -125,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if leads():
         print(_summary(record, place))
         if "test" in given:
-            print(_test(place, given["test"]))
+            print(predict(place, given["test"], place / "predictions.csv"))
         if "push_to_hub" in given:
             print(f"on the hub: {card.push(place, given['push_to_hub'])}")
     import torch
@@ -196,14 +201,6 @@ def _report(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _test(place: Path, file: str) -> str:
-    from mixout.finetune.environment import quiet
-    from mixout.finetune.predict import predict
-
-    with quiet():
-        return predict(place, file, place / "predictions.csv")
-
-
 def _summary(record: Record, folder: Path) -> str:
     scores = ", ".join(f"{name} {value:.4f}" for name, value in record.scores.items())
     before = "".join(
@@ -213,10 +210,12 @@ def _summary(record: Record, folder: Path) -> str:
     )
     failed = f"\n{record.verdict}" if record.verdict else ""
     # The models between the pretrained weights, t = 0, and the trained ones, t = 1.
+    causal = record.settings.task_type == CAUSAL
+    use = "" if causal else f"\nanswers for new rows: mixout predict {folder} FILE"
     rows = [[f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in record.interpolated]
     between = f"\n{aligned([[*record.interpolated[0]], *rows], left=0)}" if rows else ""
     return (
-        f"{record.settings.method} on {record.settings.task}: {scores} "
-        f"(chance {record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
-        f"model, record.json and model card: {folder}"
+        f"{record.settings.method} on {record.settings.task}: {scores} on the dev set (a constant answer: "
+        f"{record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
+        f"model, record.json and model card: {folder}{use}"
     )

@@ -16,8 +16,8 @@ from mixout.errors import InputError
 from mixout.finetune.settings import FORMER, Settings
 
 _GROUPS = {
-    "model and data": "model task task_type original data_dir text_column pair_column label_column metric max_length "
-    "train_size",
+    "model and data": "model task task_type original data_dir text_column pair_column label_column "
+    "assistant_only_loss metric max_length train_size",
     "method": "method where head",
     "training": "",
     "evaluation, checkpoints, loggers": "evaluate patience keep_best interpolate save logging_steps report_to",
@@ -53,7 +53,8 @@ _METAVARS = dict.fromkeys(("metric", "text_column", "pair_column", "label_column
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each setting, in groups."""
+    """Add an option for each setting, in groups; the data may come without the option's name."""
+    parser.add_argument("data", metavar="DATA", nargs="?", help="what --task takes: a table, a folder or a task's name")
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     for item in fields(Settings):
         title = next((title for title, names in _GROUPS.items() if item.name in names.split()), "training")
@@ -62,7 +63,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings among the options that were given."""
-    return {item.name: given[item.name] for item in fields(Settings) if item.name in given}
+    found = {item.name: given[item.name] for item in fields(Settings) if item.name in given}
+    if "data" in given:
+        if "task" in found:
+            raise InputError(f"expected the data once, got {given['data']!r} and --task {found['task']!r}")
+        found["task"] = given["data"]
+    return found
 
 
 def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class

@@ -26,11 +26,9 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Predict, and print where the answers are."""
-    from mixout.finetune.environment import quiet
     from mixout.finetune.predict import predict
 
     names = ("text_column", "pair_column", "label_column", "max_length")
     chosen = {name: getattr(args, name) for name in names}
-    with quiet():
-        print(predict(args.model, args.file, args.output, **chosen))
+    print(predict(args.model, args.file, args.output, **chosen))
     return 0

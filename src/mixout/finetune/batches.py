@@ -28,7 +28,10 @@ with needs("hf", "fine-tuning"):
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
+    Array = np.ndarray[Any, np.dtype[Any]]
+
 Example = dict[str, Any]
+IGNORED = -100  # the label of what counts for nothing, in torch and transformers
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
@@ -82,12 +85,39 @@ def _marks_pairs(tokenizer: Tokenizer) -> bool:
     return not any(tokens[start : start + len(joined)] == joined for start in range(len(tokens)))
 
 
-@dataclass
-class DevSet:
-    """The dev set of classes or values: the loss, and what evaluations keep and score.
+class Dev:
+    """What evaluations go through and keep. It is sorted by length: batches of like lengths hold little padding."""
 
-    It is sorted by length for evaluation: batches of like lengths hold little padding. ``balanced``: every class
-    counts the same in training.
+    def arrange(self, examples: list[Example]) -> None:
+        """Take the examples, in the order of the files."""
+        self._examples = examples
+        self.order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
+        self.predictions: tuple[float, ...] = ()
+
+    def sorted(self) -> list[Example]:
+        """The examples in the order of evaluation."""
+        return [self._examples[row] for row in self.order]
+
+    def restored(self, outputs: Array) -> Array:
+        """What was computed in the order of evaluation, in the order of the files."""
+        found = np.empty_like(outputs)
+        found[self.order] = outputs
+        return found
+
+    def parts(self, labels: Tensor) -> Tensor:
+        """How many labels count in the loss: examples, or tokens."""
+        return (~labels.isnan() if labels.is_floating_point() else labels.ne(IGNORED)).sum()
+
+    def keep(self, outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
+        """The logits: some models return hidden states beside them, which need not be gathered."""
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+@dataclass
+class DevSet(Dev):
+    """The dev set of classes or values: the loss, and what evaluations score.
+
+    ``balanced``: every class counts the same in training.
     """
 
     task: Task
@@ -102,15 +132,10 @@ class DevSet:
     @property
     def unlabelled(self) -> float:
         """The label of an example that counts for nothing."""
-        return math.nan if self.task.labels is None else -100
+        return math.nan if self.task.labels is None else IGNORED
 
     def __post_init__(self) -> None:
-        self.order = sorted(range(len(self.examples)), key=lambda row: len(self.examples[row]["input_ids"]))
-        self.predictions: tuple[float, ...] = ()
-
-    def sorted(self) -> list[Example]:
-        """The examples in the order of evaluation."""
-        return [self.examples[row] for row in self.order]
+        self.arrange(self.examples)
 
     def collator(self, tokenizer: Tokenizer) -> DataCollatorWithPadding:
         """What makes a batch of examples."""
@@ -131,19 +156,9 @@ class DevSet:
         counts = torch.bincount(torch.tensor(self.task.train.label), minlength=self.task.classes or 0)
         return counts.sum() / (len(counts) * counts.clamp(min=1))
 
-    def parts(self, labels: Tensor) -> Tensor:
-        """How many examples have a label."""
-        return (~labels.isnan() if self.task.labels is None else labels.ne(-100)).sum()
-
-    def keep(self, outputs: Tensor | tuple[Tensor, ...], _labels: Tensor) -> Tensor:
-        """The logits: some models return hidden states beside them, which need not be gathered."""
-        return outputs[0] if isinstance(outputs, tuple) else outputs
-
-    def score(self, outputs: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
+    def score(self, outputs: Array) -> dict[str, float]:
         """Scores from the outputs, ``(n, classes or 1)``, in the order of evaluation; the predictions are kept."""
-        values = outputs.argmax(axis=-1) if self.task.labels is not None else outputs.reshape(len(self.order))
-        found = np.empty_like(values)
-        found[self.order] = values
+        found = self.restored(outputs.argmax(axis=-1) if self.task.labels is not None else outputs.reshape(-1))
         self.predictions = tuple(found.tolist())
         labels = self.task.dev.label
         scores = metrics.compute(self.task.metrics, found, np.asarray(labels), classes=self.task.classes)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +21,10 @@ from torch import Tensor
 from mixout.finetune import causal, data, models
 from mixout.finetune.batches import Example, encode
 from mixout.finetune.environment import own_streams
-from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
 from mixout.finetune.tasks.documents import Corpus, Documents
-
-with needs("hf", "fine-tuning"):
-    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-
 
 _OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column")
 
@@ -49,7 +43,7 @@ class Cache:
     """
 
     def __init__(self) -> None:
-        self._model: tuple[Hashable, Pretrained] | None = None
+        self._model: tuple[Hashable, Loaded] | None = None
         self._tasks: dict[Hashable, Task | Corpus] = {}
         self._tokens: dict[Hashable, list[Example]] = {}
 
@@ -66,8 +60,7 @@ class Cache:
         """
         key = (model, task_type, labels, _signature(model))
         if self._model is not None and self._model[0] == key:
-            kept = self._model[1]
-            loaded = make(kept, init_seed=init_seed)
+            loaded = again(self._model[1], init_seed=init_seed)
         else:
             # Gone before the next one is read: both need not fit into memory.
             self._model = None
@@ -76,21 +69,23 @@ class Cache:
                 loaded = models.load_causal(model)
             else:
                 loaded = models.load(model, labels=labels, init_seed=init_seed)
-            kept = keep(loaded)
-            self._model = key, kept
-        names = (name for name, _ in loaded.model.named_parameters())
-        return loaded, {name: kept.state[name] for name in names if name in kept.state}
+            self._model = key, copy.deepcopy(loaded)
+        kept = self._model[1]
+        return loaded, {name: p.detach() for name, p in kept.model.named_parameters() if name not in kept.new}
 
-    def tokens(self, split: Split | Documents, max_length: int) -> list[Example]:
+    def tokens(self, split: Split | Documents, settings: Settings) -> list[Example]:
         """A split in the tokens of the last model; shared, to be read."""
         if self._model is None:
             raise RuntimeError("expected a model before its tokens, got none; call model() first")
-        key = (split.fingerprint(), max_length)
+        key = (split.fingerprint(), settings.max_length, settings.assistant_only_loss)
         if key not in self._tokens:
             # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-            tokenizer = copy.deepcopy(self._model[1].rest["tokenizer"])
-            encoded = causal.encode if isinstance(split, Documents) else encode
-            self._tokens[key] = encoded(split, tokenizer, max_length)  # type: ignore[arg-type]
+            tokenizer = copy.deepcopy(self._model[1].tokenizer)
+            if isinstance(split, Documents):
+                only = settings.assistant_only_loss
+                self._tokens[key] = causal.encode(split, tokenizer, settings.max_length, assistant_only=only)
+            else:
+                self._tokens[key] = encode(split, tokenizer, settings.max_length)
         return self._tokens[key]
 
     def _task(self, settings: Settings) -> Task | Corpus:
@@ -102,51 +97,28 @@ class Cache:
         return self._tasks[key]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """A model as it was loaded, to be made again."""
-
-    kind: type[PreTrainedModel]
-    config: PreTrainedConfig
-    generation: GenerationConfig | None  # of a language model, which is saved with it
-    state: dict[str, Tensor]  # parameters and buffers that the checkpoint holds, on the CPU
-    rest: dict[str, Any]  # of Loaded
-
-
-def keep(loaded: Loaded) -> Pretrained:
-    """Copy what :func:`make` needs of a model that is not trained yet."""
-    held = {name: value for name, value in loaded.model.state_dict().items() if name not in loaded.new}
-    return Pretrained(
-        kind=type(loaded.model),
-        config=copy.deepcopy(loaded.model.config),
-        generation=copy.deepcopy(getattr(loaded.model, "generation_config", None)),
-        # In one go, so that tied weights are one copy.
-        state=copy.deepcopy(held),
-        rest=copy.deepcopy({name: value for name, value in vars(loaded).items() if name != "model"}),
-    )
-
-
-def make(kept: Pretrained, *, init_seed: int) -> Loaded:
-    """The model once more, its new parameters from a seed; the global streams are left as they were.
+def again(loaded: Loaded, *, init_seed: int) -> Loaded:
+    """A model that nobody has trained, once more, its new parameters from a seed; the global streams stay.
 
     Example:
         >>> from mixout.finetune.models import load
         >>> loaded = load("minilm", labels=("no", "yes"), init_seed=0)
-        >>> again = make(keep(loaded), init_seed=0)
-        >>> torch.equal(loaded.model.classifier.weight, again.model.classifier.weight)
+        >>> torch.equal(loaded.model.classifier.weight, again(loaded, init_seed=0).model.classifier.weight)
         True
     """
+    model = loaded.model
+    held = {name: value for name, value in model.state_dict().items() if name not in loaded.new}
     with own_streams():
         torch.manual_seed(init_seed)
-        # The loader takes the tensors that it is given for the parameters: without a copy, training would change them.
-        network = kept.kind.from_pretrained(
+        # Copies, for the loader takes the tensors that it is given: in one go, so that tied weights are one.
+        network = type(model).from_pretrained(
             None,
-            config=copy.deepcopy(kept.config),
-            generation_config=copy.deepcopy(kept.generation),
-            state_dict=copy.deepcopy(kept.state),
+            config=copy.deepcopy(model.config),
+            generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
+            state_dict=copy.deepcopy(held),
             dtype=torch.float32,
         )
-    return Loaded(model=network, **copy.deepcopy(kept.rest))
+    return replace(loaded, model=network, tokenizer=copy.deepcopy(loaded.tokenizer))
 
 
 def _signature(model: str) -> Hashable:

@@ -154,7 +154,10 @@ def push(folder: Path, name: str) -> str:
     places = [settings.model, settings.task, settings.data_dir, settings.original, str(folder)]
     used = [Path(place) for place in places if place and Path(place).exists()]
     local = {str(form) for place in used for form in (place, place.resolve())}
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    # A table is not the run's: answers to rows of the user's own.
+    files = sorted(
+        path for path in folder.iterdir() if path.is_file() and path.suffix != ".csv" and path.name[0] != "."
+    )
     operations = [CommitOperationAdd(path.name, _without(path, local)) for path in files]
     with _hub(name):
         found = HfApi().create_commit(name, operations, commit_message="Fine-tuned with mixout")
@@ -163,7 +166,7 @@ def push(folder: Path, name: str) -> str:
 
 def _without(path: Path, places: Collection[str]) -> bytes | Path:
     """A text file with the last part of each path alone; other files as they are."""
-    if path.suffix not in (".json", ".md", ".csv"):
+    if path.suffix not in (".json", ".md"):
         return path
     text = path.read_text(encoding="utf-8")
     # The longest first: others may be a part of it.

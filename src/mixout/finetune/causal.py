@@ -3,93 +3,139 @@ r"""Causal language modelling: documents become windows of tokens, and the loss 
 .. math:: L = -\frac{1}{|T|} \sum_{t \in T} \log p(x_t \mid x_{<t}), \qquad \text{perplexity} = e^{L}
 
 T holds every token of every document but its first, and none of a prompt; the end token, where the tokenizer has one,
-is part of a document. A document longer than a window is cut into windows that share one token, so that T is the same
-for every window length. Windows are padded on the right, never packed: no document sees another. The score is the
-log-likelihood -L, in nats per token: higher is better, as everywhere in a study.
+is part of a document. A conversation ends as its chat template says, and T may be the assistant's turns alone. A
+document longer than a window is cut into windows that share one token, so that T is the same for every window length.
+Windows are padded on the right, never packed: no document sees another. The score is the log-likelihood -L, in nats per
+token: higher is better, as everywhere in a study.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from mixout.errors import InputError
+from mixout.finetune.batches import IGNORED, Dev, Example
 from mixout.finetune.tasks.documents import Corpus, Documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-Example = dict[str, Any]
-
-_IGNORED = -100
+    from mixout.finetune.batches import Array
 
 
-def encode(part: Documents, tokenizer: Tokenizer, max_length: int) -> list[Example]:
+def encode(part: Documents, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
     """Windows of at most ``max_length`` tokens, in the order of the documents.
 
     Prompt and text are turned into tokens apart, as they are when the model is used: no token holds parts of both.
+    A conversation is what the chat template writes, with its special tokens; ``assistant_only``: only the assistant's
+    turns are predicted.
 
     Returns:
         For each window ``input_ids``; ``labels``, which are -100 where nothing is predicted; and ``document``, the
         number of its document. Windows in which nothing is predicted are left out.
 
     Raises:
-        InputError: nothing is predicted in a whole document.
+        InputError: nothing is predicted in a whole document; or the tokenizer's chat template does not take a
+            conversation, or does not tell the assistant's turns.
     """
     if not len(part):
         return []
-    end = tokenizer.eos_token_id
-    alone = part.prompt is None
-    texts = tokenizer(_written(part, tokenizer), add_special_tokens=alone and not part.chat)["input_ids"]
-    prompts = [[]] * len(part) if part.prompt is None else tokenizer(list(part.prompt))["input_ids"]
+    read = _conversations(part, tokenizer, assistant_only) if part.chat else _completions(part, tokenizer)
     found: list[Example] = []
-    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        # Some tokenizers end every text of their own accord, also a prompt, which goes on.
-        before = prompt[:-1] if prompt[-1:] == [end] else prompt
-        tokens = before + (text if end is None or text[-1:] == [end] else [*text, end])
+    for number, (tokens, learned) in enumerate(read):
         # The first token has nothing before it that could predict it.
-        first = max(1, len(before))
-        if len(tokens) <= first:
+        labels = [IGNORED, *(one if counts else IGNORED for one, counts in zip(tokens[1:], learned[1:], strict=True))]
+        if all(label == IGNORED for label in labels):
             raise InputError(
                 f"expected documents with a token to predict and one before it, got {part.text[number][:40]!r}; "
                 f"remove it"
             )
-        labels = [_IGNORED] * first + tokens[first:]
         found += [{**window, "document": number} for window in _windows(tokens, labels, max_length)]
     return found
 
 
-def _written(part: Documents, tokenizer: Tokenizer) -> list[str]:
-    """The texts; conversations as the model's chat template writes them, with its special tokens."""
-    if not part.chat:
-        return list(part.text)
+def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
+    """The tokens of each prompt and text, and which of them are predicted: those of the text and its end."""
+    end = tokenizer.eos_token_id
+    texts = tokenizer(list(part.text), add_special_tokens=part.prompt is None)["input_ids"]
+    prompts = [[]] * len(part) if part.prompt is None else tokenizer(list(part.prompt))["input_ids"]
+    for prompt, text in zip(prompts, texts, strict=True):
+        # Some tokenizers end every text of their own accord, also a prompt, which goes on.
+        before = prompt[:-1] if prompt[-1:] == [end] else prompt
+        after = text if end is None or text[-1:] == [end] else [*text, end]
+        yield before + after, [False] * len(before) + [True] * len(after)
+
+
+def _conversations(
+    part: Documents, tokenizer: Tokenizer, assistant_only: bool
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """The tokens of each conversation, and which of them are predicted."""
     if tokenizer.chat_template is None:
         raise InputError(
             "expected a tokenizer with a chat template for a column of conversations, got one without; choose a chat "
             "model, or a column of plain text with --text-column"
         )
-    return [str(tokenizer.apply_chat_template(json.loads(text), tokenize=False)) for text in part.text]
+    for text in part.text:
+        try:
+            tokens, learned = _conversation(json.loads(text), tokenizer, assistant_only)
+        except TemplateError as error:
+            raise InputError(
+                f"expected conversations that the model's chat template takes, got {text[:60]!r}: {error}"
+            ) from error
+        yield tokens, learned
+
+
+def _conversation(
+    messages: list[dict[str, Any]],
+    tokenizer: Any,  # noqa: ANN401  the result of apply_chat_template is of many types
+    assistant_only: bool,
+) -> tuple[list[int], list[bool]]:
+    if not assistant_only:
+        tokens = tokenizer.apply_chat_template(messages)["input_ids"]
+        return tokens, [True] * len(tokens)
+    if re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template()):
+        marked = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
+        return marked["input_ids"], list(map(bool, marked["assistant_masks"]))
+    # Without these marks: what the template writes more where a turn of the assistant is added.
+    written, spans = tokenizer.apply_chat_template(messages, tokenize=False), []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            asked = messages[:number]
+            before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) if asked else ""
+            after = tokenizer.apply_chat_template([*asked, message], tokenize=False)
+            if not (written.startswith(after) and after.startswith(before)):
+                raise InputError(
+                    "expected a chat template that marks the assistant's turns with {% generation %}, or that writes "
+                    "a turn the same whatever follows it, got neither; give the tokenizer such a template, or leave "
+                    "out --assistant-only-loss"
+                )
+            spans.append(range(len(before), len(after)))
+    found = tokenizer(written, add_special_tokens=False, return_offsets_mapping=True)
+    return found["input_ids"], [any(start in span for span in spans) for start, _ in found["offset_mapping"]]
 
 
 def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[Example]:
     """Neighbours share a token: the last of one window is what the next one's first prediction goes by."""
     for start in range(0, len(tokens) - 1, max_length - 1):
-        predicted = [_IGNORED, *labels[start + 1 : start + max_length]]
-        if any(label != _IGNORED for label in predicted):
+        predicted = [IGNORED, *labels[start + 1 : start + max_length]]
+        if any(label != IGNORED for label in predicted):
             yield {"input_ids": tokens[start : start + max_length], "labels": predicted}
 
 
 @dataclass
-class DevTexts:
+class DevTexts(Dev):
     """Held-out text, and text of the original domain where there is some: the loss, and what evaluations keep of it."""
 
     corpus: Corpus
@@ -100,16 +146,10 @@ class DevTexts:
     # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
     mean_of_batches = False
     # The label of a token that counts for nothing.
-    unlabelled = _IGNORED
+    unlabelled = IGNORED
 
     def __post_init__(self) -> None:
-        self._windows = [*self.dev, *self.original]
-        self.order = sorted(range(len(self._windows)), key=lambda row: len(self._windows[row]["input_ids"]))
-        self.predictions: tuple[float, ...] = ()
-
-    def sorted(self) -> list[Example]:
-        """The windows of both parts in the order of evaluation: batches of like lengths hold little padding."""
-        return [self._windows[row] for row in self.order]
+        self.arrange([*self.dev, *self.original])
 
     def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of windows."""
@@ -119,22 +159,17 @@ class DevTexts:
         """Sum of the losses of all predicted tokens, ``()``, from logits ``(batch, tokens, vocabulary)``."""
         return _losses(logits, labels, self.smoothing if training else 0.0).sum()
 
-    def parts(self, labels: Tensor) -> Tensor:
-        """How many tokens are predicted."""
-        return labels.ne(_IGNORED).sum()
-
     def keep(self, outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
         """Loss and number of predicted tokens of each window, ``(batch, 2)``: all that leaves the device."""
-        losses = _losses(outputs[0] if isinstance(outputs, tuple) else outputs, labels)
-        return torch.stack([losses.sum(dim=1), labels.ne(_IGNORED).sum(dim=1)], dim=1)
+        losses = _losses(super().keep(outputs, labels), labels)
+        return torch.stack([losses.sum(dim=1), labels.ne(IGNORED).sum(dim=1)], dim=1)
 
-    def score(self, outputs: np.ndarray[Any, np.dtype[Any]]) -> dict[str, float]:
+    def score(self, outputs: Array) -> dict[str, float]:
         """Scores from what :meth:`keep` kept, ``(windows, 2)``, in the order of evaluation; and the held-out loss.
 
         A loss that is not finite leaves the run without a log-likelihood (nan).
         """
-        found = np.empty((len(self.order), 2))
-        found[self.order] = outputs
+        found = self.restored(outputs.astype("float64"))
         dev, original = found[: len(self.dev)], found[len(self.dev) :]
         sums = np.zeros((len(self.corpus.dev), 2))
         np.add.at(sums, [window["document"] for window in self.dev], dev)
@@ -150,7 +185,7 @@ class DevTexts:
     def chance(self) -> float:
         """The log-likelihood of the best constant answer: each token at its share of the text that is judged."""
         windows = self.original if self.corpus.metric.startswith("original_") else self.dev
-        labels = np.array([label for window in windows for label in window["labels"] if label != _IGNORED])
+        labels = np.array([label for window in windows for label in window["labels"] if label != IGNORED])
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         # Rounded: logarithms of several machines may differ in the last bits, and chance belongs to the data.
         return round(math.fsum((shares * np.log(shares)).tolist()), 9)
@@ -170,7 +205,7 @@ def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
     return {
         "input_ids": pad_sequence(tokens, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
     }
 
 
@@ -191,6 +226,6 @@ def _losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """-log p of each next token, ``(batch, tokens - 1)``; 0 where nothing is predicted."""
     flat = logits[:, :-1].float().flatten(0, 1)
     losses = cross_entropy(
-        flat, labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none", label_smoothing=smoothing
+        flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
     )
     return losses.view(labels.shape[0], -1)

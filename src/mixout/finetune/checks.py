@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixout._names import nearest
 from mixout.errors import InputError
@@ -31,19 +31,12 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def names(settings: Settings) -> None:
-    """Check what is text, one of several choices, or a list."""
+def check(settings: Settings) -> None:
+    """Refuse the first value that may not be, by an InputError; whole numbers become floats where those are meant."""
     for item in fields(settings):
         value = getattr(settings, item.name)
-        if item.metadata["kind"] is str and item.name != "save":
-            optional = item.default is None and value is None
-            if not optional and (not isinstance(value, str) or not value.strip()):
-                raise InputError(f"expected {item.name} as text that is not empty, got {value!r}")
-        if item.metadata["kind"] is bool and not isinstance(value, bool):
-            raise InputError(f"expected {item.name} as true or false, got {value!r}")
-        choices = item.metadata["choices"]
-        if choices and value not in choices:
-            raise InputError(f"expected {item.name} in {choices}, got {value!r}{nearest(str(value), choices)}")
+        if value is not None or item.default is not None:
+            _check_value(settings, item.name, value, item.metadata["kind"], item.metadata["choices"])
     if settings.where not in PRESETS:
         try:
             re.compile(settings.where)
@@ -61,25 +54,25 @@ def names(settings: Settings) -> None:
     ts: object = settings.interpolate
     if not isinstance(ts, tuple) or not all(isinstance(t, (int, float)) and 0 <= t <= 1 for t in ts):
         raise InputError(f"expected interpolate as numbers in [0, 1], such as 0.5 0.7, got {ts!r}")
-
-
-def numbers(settings: Settings) -> None:
-    """Check what is a number, and its range."""
-    for item in fields(settings):
-        name, kind, value = item.name, item.metadata["kind"], getattr(settings, item.name)
-        if kind not in (int, float) or (value is None and item.default is None):
-            continue
-        if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise InputError(f"expected {name} as a whole number, got {value!r}")
-        if kind is float:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise InputError(f"expected {name} as a finite number, got {value!r}")
-            object.__setattr__(settings, name, float(value))
-        holds, expected = _RANGES[name]
-        if not holds(value):
-            raise InputError(f"expected {name} {expected}, got {value!r}")
     if settings.evaluate != "epoch" and (settings.patience is not None or settings.keep_best):
         raise InputError(
             "expected evaluate='epoch' with patience or keep_best, which compare evaluations, got 'end'; use "
             "evaluate='epoch', or leave them out"
         )
+
+
+def _check_value(settings: Settings, name: str, value: Any, kind: type, choices: tuple[str, ...]) -> None:  # noqa: ANN401
+    """Check the type of one value, its range, and whether it is among its choices."""
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not math.isfinite(value):
+            raise InputError(f"expected {name} as a {'whole' if kind is int else 'finite'} number, got {value!r}")
+        object.__setattr__(settings, name, kind(value))
+        holds, expected = _RANGES[name]
+        if not holds(value):
+            raise InputError(f"expected {name} {expected}, got {value!r}")
+    elif kind is bool and not isinstance(value, bool):
+        raise InputError(f"expected {name} as true or false, got {value!r}")
+    elif kind is str and name != "save" and (not isinstance(value, str) or not value.strip()):
+        raise InputError(f"expected {name} as text that is not empty, got {value!r}")
+    if choices and value not in choices:
+        raise InputError(f"expected {name} in {choices}, got {value!r}{nearest(str(value), choices)}")

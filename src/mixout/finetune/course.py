@@ -84,8 +84,7 @@ class Course(TrainerCallback):
         epochs = state.max_steps / self.steps_per_epoch if self.settings.max_steps else self.settings.epochs
         where = f"from step {state.global_step}" if state.global_step else "from the start"
         self.report(
-            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, "
-            f"{math.ceil(epochs * 100) / 100:g} epochs, {where}"
+            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, {epochs:.3g} epochs, {where}"
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -100,7 +99,8 @@ class Course(TrainerCallback):
         control.should_training_stop = last
         control.should_evaluate = last or (epoch_ends and self.settings.evaluate == "epoch")
         control.should_save = not last and saves
-        control.should_log = last or control.should_evaluate or control.should_save
+        # Each epoch, whatever is evaluated: the last loss tells whether the run has learned.
+        control.should_log = last or epoch_ends or saves
         if step % (self.settings.logging_steps or math.ceil(state.max_steps / _POINTS)) == 0:
             self._loss = self._shown.take(self.mean)
             if not control.should_log:

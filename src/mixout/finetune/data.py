@@ -44,8 +44,14 @@ def load(settings: Settings) -> Task | Corpus:
         InputError: the task, the metric, the files, or a setting that the type of task does not have.
         MissingExtraError: an optional dependency of the task is not installed.
     """
-    if settings.task_type == CAUSAL:
-        return _corpus(settings)
+    corpus = _corpus(settings) if settings.task_type == CAUSAL else None
+    if settings.assistant_only_loss and not (corpus and corpus.train.chat):
+        raise InputError(
+            "expected assistant_only_loss only with conversations for task_type='causal-lm', got other data; leave it "
+            "out: of a prompt and its completion only the completion is learned in any case"
+        )
+    if corpus is not None:
+        return corpus
     columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
     task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
     if settings.original is None:
@@ -78,7 +84,7 @@ def _corpus(settings: Settings) -> Corpus:
             f"{settings.task!r}; check the path"
         )
     original = None if settings.original is None else Path(settings.original)
-    return text.load(Path(settings.task), original=original, column=settings.text_column, metric=settings.metric)
+    return text.load(settings.task, original=original, column=settings.text_column, metric=settings.metric)
 
 
 def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) -> list[str]:
@@ -91,18 +97,18 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
         >>> task = Task(train=split, dev=split.select([0, 1]), **words)
         >>> for line in describe(task, cut=(3, 0), max_length=8):
         ...     print(line)
-        data t: 4 training rows, 2 dev rows (standard error of an accuracy of 0.5: 35.4 points)
+        t: 4 training rows, 2 dev rows (95 % interval of an accuracy: ±69.3 points)
         2 classes: 'no' (2 training rows), 'yes' (2); always answering 'no' is right in 50 % of the dev rows
         note: t: 3 of 4 training texts and 0 of 2 dev texts are cut: they are longer than max_length, 8 tokens
         note: t: 2 of 2 dev rows are also training rows: the score on new texts will be lower; remove them from one side
     """
     kind = "documents" if isinstance(task, Corpus) else "rows"
-    lines = [f"data {task.name}: {len(task.train)} training {kind}, {len(task.dev)} dev {kind}"]
+    lines = [f"{task.name}: {len(task.train)} training {kind}, {len(task.dev)} dev {kind}"]
     notes = []
     if isinstance(task, Task) and task.labels is not None:
-        # sqrt(p (1 - p) / n) at p = 0.5, where it is largest.
-        error = 100 * math.sqrt(0.25 / len(task.dev))
-        lines[0] += f" (standard error of an accuracy of 0.5: {error:.1f} points)"
+        # Of p (1 - p) / n at p = 0.5, where it is largest.
+        error = 196 * math.sqrt(0.25 / len(task.dev))
+        lines[0] += f" (95 % interval of an accuracy: ±{error:.1f} points)"
         lines.append(_classes(task, task.labels))
         notes += _labels(task, task.labels)
     elif isinstance(task, Task):

