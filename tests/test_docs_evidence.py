@@ -73,7 +73,7 @@ def seconds(runs: Runs) -> list[float]:
 
 def difference(runs: Runs) -> list[float]:
     one = compared(runs)
-    return [100 * value for value in (one.difference, one.low, one.high) if value is not None]
+    return [100 * value for value in (one.difference, *(one.interval or ()))]
 
 
 def holm(runs: Runs) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -11,7 +12,9 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from mixout.errors import InputError
 from mixout.finetune.models import revision
@@ -22,6 +25,7 @@ from mixout.study.executors.local import LocalExecutor
 from mixout.study.grid import Planned
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
+from mixout.study.reporting import report_on
 from mixout.study.runner import missing
 from mixout.study.runner import run as execute
 
@@ -376,3 +380,37 @@ def test_a_ledger_is_a_folder(tmp_path):
     with pytest.raises(InputError, match="can be written to"):
         Ledger(tmp_path / "file" / "inner").claim("a")
     assert Ledger(tmp_path / "nothing").runs() == []
+
+
+def test_models_between_start_and_end_are_methods_that_nobody_trains(declare, tmp_path):
+    planned = declare(restarts=4).runs()
+    asked = declare(restarts=4, settings={"interpolate": [0.5, 1]}).runs()
+    assert [run.id for run in asked] == [run.id for run in planned]
+    ledger, scores, points = Ledger(tmp_path), np.random.default_rng(0).uniform(0.6, 0.9, 8), np.linspace(0.7, 0.9, 8)
+    for run, score, point in zip(planned, scores, points, strict=True):
+        between = [{"t": t, "accuracy": t * score, "original_similarity": 0.9} for t in (0.25, 1.0)]
+        between += [{"t": 0.5, "accuracy": point, "original_similarity": 0.8}] if run.restart else []
+        finish(ledger, run, score, interpolated=tuple(between))
+    contents = ledger.read()
+    assert missing(asked, contents) == []
+    page = report_on(asked, contents, tmp_path / "report", title="t", commands=[], baseline="dropout(0.0)")
+    compared = {row["method"]: row for row in rows(page.with_name("comparisons.csv"))}
+    assert set(compared) == {"mixout(0.5)", "dropout(0.0) at t=0.5", "mixout(0.5) at t=0.5"}
+    for method, own in (("dropout(0.0)", points[0::2]), ("mixout(0.5)", points[1::2])):
+        found = compared[f"{method} at t=0.5"]
+        differences = own[1:] - scores[0::2][1:]  # restart 0 holds no such score
+        interval = stats.ttest_1samp(differences, 0.0).confidence_interval()
+        numbers = [float(found[name]) for name in ("n", "difference", "low", "high")]
+        assert numbers == pytest.approx([3, differences.mean(), interval.low, interval.high])
+    cells = {row["method"]: row for row in rows(page.with_name("cells.csv"))}
+    kept = [float(cells["mixout(0.5) at t=0.5"][name]) for name in ("distance", "original")]
+    assert kept == pytest.approx([0.125, 0.8])
+    assert "2 runs hold no scores for some t of interpolate" in page.read_text(encoding="utf-8")
+    # Without the setting, and as a table of runs, it is the study of before.
+    assert [run.method for run in contents.of(planned)] == [run.method for run in planned]
+    assert len(contents.runs()) == 8
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

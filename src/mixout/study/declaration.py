@@ -19,6 +19,7 @@
     [[method]]
     name = "mixout(0.5)"          # as --method takes it; optional: label, and settings of this method
     learning_rate = 1e-4
+    interpolate = [0.5]           # also judge its models half way back to the start: "mixout(0.5) at t=0.5"
 
     [factors]                     # optional: every combination of these settings is run
     train_size = [100, 200]
@@ -172,5 +173,6 @@ def _label(kind: str, name: str, own: Mapping[str, Any]) -> str:
     """What results call a task or method that was given no label."""
     if kind == "task":
         return Path(name).name if is_path(name) else name
-    extra = "".join(f", {key} {text_of(value)}" for key, value in own.items() if key != kind)
+    # What is interpolated after training has labels of its own.
+    extra = "".join(f", {key} {text_of(value)}" for key, value in own.items() if key not in (kind, "interpolate"))
     return f"{own[kind]}{extra}"

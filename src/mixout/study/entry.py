@@ -77,6 +77,32 @@ class Entry:
             evaluations=tuple(evaluations),
         )
 
+    def between(self, planned: Planned) -> list[Run]:
+        """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
+
+        Each has the scores that its record holds for the weights at u + t (w - u); t = 1 is the run itself.
+        """
+        points = () if self.record is None else self.record.interpolated
+        return [
+            replace(
+                self.run,
+                task=planned.task,
+                method=f"{planned.method} at t={point['t']:g}",
+                factors=planned.factors,
+                metric=planned.metric,
+                score=point[planned.metric],
+                distance=None if self.run.distance is None else point["t"] * self.run.distance,
+                original=_original(point),
+                evaluations=(),
+                losses=(),
+                predictions=(),
+                collapsed=False,
+                id="",  # of the trained model alone
+            )
+            for point in points
+            if point["t"] in planned.settings.interpolate and point["t"] != 1
+        ]
+
 
 def result_of(values: Mapping[str, Any], names: tuple[str, ...] = _OUTCOME) -> str:
     """sha256 of what came out of a run: scores and predictions, not clocks, machine or paths.
@@ -119,7 +145,7 @@ def read_ended(folder: Path) -> Entry:
         seconds=float(record.seconds),
         peak_memory=memory.get("host") if memory.get("device") is None else memory["device"],
         distance=float(record.distance),
-        original=next((record.scores[name] for name in _ORIGINAL if name in record.scores), None),
+        original=_original(record.scores),
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         losses=tuple((entry.step, entry.loss) for entry in record.training),
         predictions=record.predictions,
@@ -171,6 +197,10 @@ def _check_age(values: Mapping[str, Any]) -> None:
         version = values.get("versions", {}).get("mixout", "?")
         what = f"{unknown[0]!r}" if unknown else f"format {values['format']}"
         raise NewerError(f"expected a record that this version knows, got {what}, of mixout {version}")
+
+
+def _original(scores: Mapping[str, float]) -> float | None:
+    return next((scores[name] for name in _ORIGINAL if name in scores), None)
 
 
 def _collapsed(record: Record) -> bool:

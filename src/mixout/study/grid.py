@@ -13,15 +13,15 @@ from typing import Any
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune.settings import UNSEEN, Settings
+from mixout.finetune.settings import Settings
 from mixout.study.analysis.runs import Restart
-from mixout.study.identity import Inputs
+from mixout.study.identity import WATCHED, Inputs
 
 _NAMES = tuple(item.name for item in fields(Settings))
 RATE = "learning_rate"
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
 # A factor changes the result, and gets a column of that name beside those of the score.
-_NO_FACTORS = (*_PLACED, *UNSEEN, "save", "evaluate", "metric")
+_NO_FACTORS = (*_PLACED, *WATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)

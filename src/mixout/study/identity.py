@@ -28,9 +28,10 @@ from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
-# Represented by content, by the four resolved seeds, or without influence on the result.
-_LEFT_OUT = ("model", "task", "data_dir", "original", *_COLUMNS, "seed", *UNSEEN)
+PLACES = ("model", "task", "data_dir", "original")  # where things lie: represented by their content
 _WATCHED = {"metric": None, "evaluate": "epoch", "save": "epoch"}  # with the defaults of 0.1
+WATCHED = (*UNSEEN, *_WATCHED)  # without influence on the result
+_LEFT_OUT = (*PLACES, *_COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent the one
 
 
 class Inputs:
@@ -84,8 +85,7 @@ class Inputs:
         chosen = {
             item.name: getattr(resolved, item.name)
             for item in fields(resolved)
-            if item.name not in (*_LEFT_OUT, *_WATCHED)
-            and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
+            if item.name not in _LEFT_OUT and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
         }
         if settings.patience is not None or settings.keep_best:  # the score decides when or with what a run ends
             chosen["metric"] = task.metric

@@ -39,22 +39,12 @@ from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically
 from mixout.study.analysis.runs import Run
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_ended, read_failed, result_of
 from mixout.study.grid import Planned, text_of
+from mixout.study.identity import PLACES, WATCHED
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-# What differs between the restarts of a cell, or says only what was watched.
-_NO_FACTORS: tuple[str, ...] = (
-    "seed",
-    "init_seed",
-    "data_seed",
-    "mask_seed",
-    "report_to",
-    "save",
-    "evaluate",
-    "metric",
-    "data_dir",
-)
-_NO_FACTORS += ("logging_steps", "interpolate", "task", "model", "original")  # the last three by content, below
+# What differs between the restarts of a cell, is only watched, or is known by its content (below).
+_NO_FACTORS = ("seed", "init_seed", "data_seed", "mask_seed", *WATCHED, *PLACES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +68,12 @@ class Contents:
         return next((entry for entry in found if entry is not None), None)
 
     def of(self, planned: Sequence[Planned]) -> list[Run]:
-        """The runs that a study asks for, as far as they are there, under the names that the study gives them."""
-        return [entry.seen_as(one) for one in planned if (entry := self.entry(one)) is not None]
+        """The runs that a study asks for, as far as they are there, under the names that the study gives them.
+
+        After each the models between start and end that it asks for.
+        """
+        found = [(one, entry) for one in planned if (entry := self.entry(one)) is not None]
+        return [run for one, entry in found for run in (entry.seen_as(one), *entry.between(one))]
 
     def runs(self) -> list[Run]:
         """Every run, also the failed ones, sorted by task, method, factors and restart.

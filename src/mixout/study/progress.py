@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from mixout.finetune.environment import NOTE
+from mixout.study.analysis.words import in_words as in_words
 from mixout.study.entry import Entry
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents
@@ -138,16 +139,3 @@ class Course:
         # Several at a time: so much work a second so far, so much is left.
         speed = self._worked / (time.perf_counter() - self._began)
         return f", about {in_words(work / speed)} left"
-
-
-def in_words(seconds: float) -> str:
-    """A duration for people.
-
-    Example:
-        >>> in_words(42.4), in_words(600), in_words(9000), in_words(5e5)
-        ('42 s', '10 min', '2.5 h', '5.8 days')
-    """
-    for limit, unit, form in ((100, 1, ".0f} s"), (100 * 60, 60, ".0f} min"), (48 * 3600, 3600, ".1f} h")):
-        if seconds < limit:
-            return f"{{:{form}".format(seconds / unit)
-    return f"{seconds / 86400:.1f} days"

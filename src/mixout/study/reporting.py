@@ -69,12 +69,24 @@ def report_on(
         baseline=baseline,
         looks=max((entry.looks for entry in entries), default=1),
         margin=margin,
-        notes=[*rates, *contents.remarks()],
+        notes=[*rates, *_without_points(planned or (), contents), *contents.remarks()],
         commands=[*commands, *best_again(runs, entries)],
         environment=environment(records),
         settings=shared([entry.settings for entry in entries]),
         data=known_data(runs, entries, read=planned is not None),
     )
+
+
+def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]:
+    """A note on runs that were made before the study asked for models between start and end."""
+    lacking = 0
+    for one in planned:
+        entry = contents.entry(one)
+        if entry is not None and entry.record is not None:
+            lacking += not set(one.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
+    if not lacking:
+        return []
+    return [f"{lacking} runs hold no scores for some t of interpolate, which was set after they were made."]
 
 
 def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> dict[str, Data]:

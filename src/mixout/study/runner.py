@@ -7,6 +7,7 @@ Wrong input and a full disk end the study; every run that has ended is kept then
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from filelock import FileLock
 from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME
 from mixout.study.entry import Entry
-from mixout.study.executors import Executor, Job, Outcome
+from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock, Course, Report
@@ -93,6 +94,19 @@ def run(
     return Tally(ran=course.ended, failed=course.failed, elsewhere=loop.elsewhere)
 
 
+def _for_loggers(run: Planned, ledger: Ledger) -> dict[str, str]:
+    """What W&B, MLflow and TensorBoard call the run, so that their own views group restarts and compare methods."""
+    tags = {"mlflow.runName": str(run), "task": run.task, "method": run.method, "restart": str(run.restart)}
+    parts = (part.replace("/", "_") for part in (run.task, run.label, f"restart {run.restart}"))
+    return {
+        "WANDB_NAME": str(run),
+        "WANDB_RUN_GROUP": run.label,
+        "WANDB_JOB_TYPE": run.task,
+        "MLFLOW_TAGS": json.dumps({**run.factors, **tags}),
+        TENSORBOARD: str(ledger.folder.joinpath("logs", *parts)),
+    }
+
+
 def _check_newer(planned: Sequence[Planned], contents: Contents) -> None:
     """What a newer version made must not be made again: it would stand beside it, or be lost."""
     ids = {folder.name.partition(".")[0]: folder for folder in contents.newer}
@@ -139,8 +153,16 @@ class _Loop:
                 if not self.claimed(run):
                     continue
                 again = run.id in self.raised or run.id in self.lost
-                folder, keep_model = self.ledger.work(run), self.keep != "no"
-                executor.start(Job(id=run.id, settings=run.settings, folder=folder, again=again, keep_model=keep_model))
+                executor.start(
+                    Job(
+                        id=run.id,
+                        settings=run.settings,
+                        folder=self.ledger.work(run),
+                        again=again,
+                        keep_model=self.keep != "no",
+                        environment=_for_loggers(run, self.ledger) if run.settings.report_to else {},
+                    )
+                )
                 flying += 1
             if flying:
                 outcome = executor.wait(self.course.within)

@@ -1,4 +1,4 @@
-"""Across tasks: IQM against scipy, scales, strata."""
+"""Across tasks: means by hand, scales, strata."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixout.study.analysis.across import aggregate
+from mixout.study.analysis import across
+from mixout.study.analysis.cells import summarise
+from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run
 
 DRAW = np.random.default_rng(0)
@@ -25,6 +27,10 @@ def runs(scores=SCORES, chance=CHANCE, **more) -> list[Run]:
         for method, several in methods.items()
         for k, score in enumerate(several)
     ]
+
+
+def aggregate(of: list[Run], **options) -> list[across.Aggregate]:
+    return across.aggregate(compare(of, **options), summarise(of))
 
 
 def normalised(method: str) -> np.ndarray:
@@ -82,7 +88,7 @@ def test_ahead_in_every_pair_of_every_task_is_shown():
     assert looked.low < found.low
 
 
-def test_failures_among_few_restarts_leave_no_interval():
+def test_failures_leave_no_interval():
     failing = SCORES | {"RTE": SCORES["RTE"] | {"plain": np.append(SCORES["RTE"]["plain"][1:], 0.5)}}
     (found,) = aggregate(runs(failing))
     assert found.low is None

@@ -36,7 +36,6 @@ def test_statistics_equal_numpy_and_scipy(hundredths):
     assert (found.n, found.runs, found.unscored) == (len(scores), len(scores), 0)
     assert found.mean == pytest.approx(np.mean(scores))
     assert found.median == pytest.approx(np.median(scores))
-    assert found.iqm == pytest.approx(stats.trim_mean(scores, 0.25))
     assert (found.min, found.max) == (scores.min(), scores.max())
     assert found.failed == np.sum(scores <= 0.5)
     oracle = stats.binomtest(found.failed, found.n).proportion_ci(method="wilson")
@@ -45,7 +44,7 @@ def test_statistics_equal_numpy_and_scipy(hundredths):
         assert found.sd == pytest.approx(np.std(scores, ddof=1))
     else:
         assert found.sd is None
-    if len(scores) > 2 and np.ptp(scores) > 0 and (found.failed == 0 or len(scores) >= 10):
+    if len(scores) > 2 and np.ptp(scores) > 0 and found.failed == 0:
         oracle = stats.ttest_1samp(scores, 0.0).confidence_interval()
         assert (found.mean_low, found.mean_high) == pytest.approx((oracle.low, oracle.high))
     else:
@@ -96,7 +95,7 @@ def test_a_diverged_run_keeps_its_score_and_counts_as_failed():
 
 def test_nothing_but_crashes():
     found = cell([math.nan, math.nan], chance=None)
-    assert (found.n, found.mean, found.sd, found.iqm, found.max, found.best_of) == (0, None, None, None, None, ())
+    assert (found.n, found.mean, found.sd, found.max, found.best_of) == (0, None, None, None, ())
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 20])

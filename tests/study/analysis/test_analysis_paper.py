@@ -13,7 +13,6 @@ import pytest
 from mixout.study.analysis.cells import Cell, Comparison, summarise
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run
-from mixout.study.analysis.words import describe
 
 SCORES = Path(__file__).parents[4] / "shared" / "data" / "paper_scores.csv"
 # What a constant answer scores, rounded up to the two digits of the scores.
@@ -92,6 +91,4 @@ def test_what_twenty_restarts_show_of_mixout(comparisons):
     assert {task for task, c in on.items() if c.failure_high < 0} == {"MRPC", "CoLA"}
     assert {task for task, c in on.items() if c.failure_p <= 0.05} == {"MRPC", "CoLA"}
     # Among runs that did not fail no difference of means is seen anywhere but possibly STS-B, where none failed.
-    assert all(on[task].level_low < 0 < on[task].level_high for task in ("RTE", "MRPC", "CoLA"))
-    assert "evidence of a lower failure rate" in describe(on["MRPC"])
-    assert "no difference is shown there" in describe(on["MRPC"])
+    assert all(on[task].low < 0 < on[task].high for task in ("RTE", "MRPC", "CoLA"))

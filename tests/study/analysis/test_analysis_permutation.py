@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mixout.study.analysis import stats as module
-from mixout.study.analysis.stats import brown_forsythe, exchanged_labels, holm, sign_flips, smallest_p
+from mixout.study.analysis.stats import exchanged_labels, holm, sign_flips, smallest_p
 
 few = st.lists(st.integers(-5, 5), min_size=1, max_size=8)
 
@@ -81,32 +81,6 @@ def test_the_smallest_p_is_reached_by_complete_separation(n):
     for m in range(1, 7):
         one, other = np.geomspace(100, 101, n), np.geomspace(1, 2, m)
         assert smallest_p(n, m) == pytest.approx(exchanged_labels(one, other))
-
-
-def old_brown_forsythe(one, other):
-    """An analysis of variance of the distances to the medians, as it was computed before scipy's."""
-    distances = [np.abs(sample - np.median(sample)) for sample in (one, other)]
-    n = len(one) + len(other)
-    grand = np.concatenate(distances).mean()
-    between = sum(len(d) * (d.mean() - grand) ** 2 for d in distances)
-    within = sum(((d - d.mean()) ** 2).sum() for d in distances)
-    return float(stats.f.sf(between * (n - 2) / within, 1, n - 2))
-
-
-@given(st.lists(st.floats(-10, 10), min_size=3, max_size=20), st.lists(st.floats(-10, 10), min_size=3, max_size=20))
-def test_brown_forsythe_is_levene_about_medians(one, other):
-    x, y = np.round(one, 3), np.round(other, 3)
-    found = brown_forsythe(x, y)
-    within = [np.ptp(np.abs(s - np.median(s))) for s in (x, y)]
-    if max(within) < 1e-3:
-        assert found is None
-    else:
-        assert found == pytest.approx(old_brown_forsythe(x, y), rel=1e-6, abs=1e-12)
-
-
-def test_brown_forsythe_says_nothing_of_too_little():
-    assert brown_forsythe(np.array([1.0, 5.0]), np.arange(9.0)) is None
-    assert brown_forsythe(np.full(20, 0.3), np.full(20, 0.3)) is None
 
 
 def test_holm_as_written_in_the_paper():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mixout.study.analysis.compare import compare
-from mixout.study.analysis.restarts import expected_width, fewest_restarts, plan, power_at, restarts_needed
+from mixout.study.analysis.restarts import fewest_restarts, plan, power_at, restarts_needed
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import exchanged_labels, holm, sign_flips
 
@@ -84,12 +84,6 @@ def test_the_named_number_has_the_power_in_the_reports_own_test():
     n = restarts_needed(1.2, 1.0, family=4)
     drawn = np.random.default_rng(3).normal(1.2, 1.0, (400, n))
     assert np.mean([4 * sign_flips(one) <= 0.05 for one in drawn]) >= 0.74
-
-
-def test_the_expected_width_is_that_of_the_t_interval():
-    differences = DRAW.normal(size=14)
-    low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.9)
-    assert expected_width(14, float(np.std(differences, ddof=1)), level=0.9) == pytest.approx(high - low)
 
 
 def test_a_plan_takes_its_spread_from_the_pilot():

@@ -63,36 +63,9 @@ scores = st.lists(st.integers(0, 6), min_size=1, max_size=12)
 @given(scores, scores)
 def test_superiority_is_mann_whitney_by_pairs(one, other):
     x, y = np.array(one, dtype=float), np.array(other, dtype=float)
-    estimate, low, high = superiority(x, y)
-    by_hand = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in one for b in other])
-    assert estimate == pytest.approx(by_hand)
-    assert estimate == pytest.approx(
-        stats.mannwhitneyu(x, y, method="asymptotic").statistic / len(one) / len(other)
-    ) or (np.ptp([*one, *other]) == 0)
-    assert 0.0 <= low <= estimate <= high <= 1.0
-    mirrored = superiority(y, x)
-    assert mirrored == pytest.approx((1 - estimate, 1 - high, 1 - low), abs=1e-9)
-
-
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 3), (10, 10), (3, 8)])
-def test_complete_separation_has_an_interval(m, n):
-    estimate, low, high = superiority(np.arange(m) + 100.0, np.arange(float(n)))
-    assert (estimate, high) == (1.0, 1.0)
-    assert 0.0 < low < 0.81
-    # Newcombe's method 5 at an estimate of 1: 1 - theta = z^2 theta S(theta) / (m n).
-    extra = (m + n) / 2 - 1
-    spread = 1 + extra * ((1 - low) / (2 - low) + low / (1 + low))
-    assert 1 - low == pytest.approx(1.959964**2 * low * spread / (m * n), rel=1e-6)
-    assert superiority(np.arange(float(n)), np.arange(m) + 100.0) == pytest.approx((0.0, 0.0, 1 - low))
-
-
-def test_superiority_covers_near_its_end():
-    # Before, three runs above three gave [1, 1]: at a true value of 0.95, 33 to 78 % were covered.
-    truth, shift = 0.95, float(stats.norm.ppf(0.95)) * 2**0.5
-    for n in (4, 10):
-        draw = np.random.default_rng(n)
-        found = [superiority(draw.normal(shift, 1, n), draw.normal(0, 1, n)) for _ in range(600)]
-        assert 0.92 <= np.mean([low <= truth <= high for _, low, high in found]) <= 1.0
+    found = superiority(x, y)
+    assert found == pytest.approx(np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in one for b in other]))
+    assert superiority(y, x) == pytest.approx(1 - found)
 
 
 def test_exact_tests_of_rates():
@@ -100,12 +73,3 @@ def test_exact_tests_of_rates():
     assert rates_p(outcomes(3, 4), outcomes(1, 4), paired=False) == pytest.approx(34 / 70)
     assert rates_p(outcomes(0, 10), outcomes(5, 10), paired=True) == 0.0625
     assert rates_p(outcomes(3, 6), outcomes(3, 6), paired=True) == 1.0
-
-
-def test_superiority_covers():
-    draw, hits, studies = np.random.default_rng(0), 0, 1000
-    truth = float(stats.norm.cdf(0.5 / 2**0.5))
-    for _ in range(studies):
-        _, low, high = superiority(draw.normal(0.5, 1, 10), draw.normal(0, 1, 10))
-        hits += low <= truth <= high
-    assert 0.93 <= hits / studies <= 0.985

@@ -67,17 +67,16 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
-    module, _ = SUBCOMMANDS[args.step]
+    module = "scores" if getattr(args, "scores", None) is not None else SUBCOMMANDS[args.step][0]
     return int(getattr(importlib.import_module(f"mixout.cli.study.{module}"), args.step)(args))
 
 
 def _add_executor(option: Callable[..., None]) -> None:
     both = "run retry"
-    option(both, "--executor", choices=("local", "ray"), help="this machine (default), or a Ray cluster")
     option(both, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
-    option(both, "--ray-address", metavar="ADDRESS", help="of a running cluster, or 'auto'")
-    option(both, "--cpus-per-run", type=float, metavar="X", help="cores for each run, with ray")
-    option(both, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, with ray; also fractions")
+    option(both, "--ray-address", metavar="ADDRESS", help="run on this Ray cluster; 'auto': the one that runs here")
+    option(both, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
+    option(both, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; also fractions")
     help = "trained models in the ledger: none, of each cell the best one, or all (default: %(default)s)"
     option(both, "--keep", choices=("no", "best", "all"), default="no", help=help)
     help = "new attempts of a run that raises (default: %(default)s)"

@@ -14,16 +14,16 @@ from mixout.errors import InputError
 from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import smallest_p
+from mixout.study.analysis.words import count
 from mixout.study.best import wanted
 from mixout.study.grid import Planned, Study, text_of
-from mixout.study.identity import Inputs
+from mixout.study.identity import PLACES, WATCHED, Inputs
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock, in_words
 from mixout.study.reporting import best_again, with_all_restarts
 from mixout.study.runner import missing
 
 _STATES = ("done", "failed", "missing")
-_WATCHED = ("report_to", "save", "evaluate", "metric", "logging_steps", "data_dir", "model", "task", "original")
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -36,8 +36,8 @@ def plan(args: argparse.Namespace) -> int:
     clock = Clock.of(runs, contents)
     sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
     factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
-    product = [*(_count(*size) for size in sizes), *factors, _count(study.restarts, "restart")]
-    print(f"{study.name}: {_count(len(runs), 'run')} = {' x '.join(product)}\n")
+    product = [*(count(*size) for size in sizes), *factors, count(study.restarts, "restart")]
+    print(f"{study.name}: {count(len(runs), 'run')} = {' x '.join(product)}\n")
     print(_table(runs, contents, clock, done=done))
     seconds = clock.expect(left)
     failed = [run for run in missing(runs, contents, again=True) if run.id not in done]
@@ -72,7 +72,7 @@ def _shows_nothing(study: Study) -> list[str]:
     if family < 1 or study.restarts >= needed:
         return []
     return [
-        f"with {_count(study.restarts, 'restart')} the test of {_count(family, 'comparison')} cannot show a "
+        f"with {count(study.restarts, 'restart')} the test of {count(family, 'comparison')} cannot show a "
         f"difference, however large (p is at least {smallest_p(study.restarts):.2g} before correction); with "
         f"{needed} it can"
     ]
@@ -86,12 +86,12 @@ def _why_missing(left: Sequence[Planned], contents: Contents) -> list[str]:
         entry = places.get((run.task, run.method, run.restart))
         if entry is None or entry.run.factors != run.factors:
             continue
-        here = {name: text_of(value) for name, value in asdict(run.settings).items() if name not in _WATCHED}
+        here = {name: text_of(value) for name, value in asdict(run.settings).items() if name not in (*WATCHED, *PLACES)}
         there = entry.settings
         changed = [name for name, value in here.items() if name in there and text_of(there[name]) != value]
         reason = f"other {', '.join(changed)}" if changed else "other data, weights or version of mixout"
         reasons[reason] = reasons.get(reason, 0) + 1
-    return [f"{count} of these are in the ledger with {reason}" for reason, count in reasons.items()]
+    return [f"{number} of these are in the ledger with {reason}" for reason, number in reasons.items()]
 
 
 def status(args: argparse.Namespace) -> int:
@@ -176,8 +176,7 @@ def _table(
     """One row a cell: its runs by state, and with a clock how long the missing ones take."""
     cells: dict[tuple[str, str], list[Planned | Run]] = {}
     for run in runs:
-        factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
-        cells.setdefault((run.task, run.method + factors), []).append(run)
+        cells.setdefault((run.task, run.label), []).append(run)
     rows = [["task", "method", "runs", *_STATES, *(["time"] if clock else [])]]
     for (task, method), members in cells.items():
         states = [_state(run, contents, done) for run in members]
@@ -195,8 +194,3 @@ def _state(run: Planned | Run, contents: Contents, done: Collection[str]) -> str
     if run.id in done or (entry is not None and entry.record is not None):
         return "done"
     return "missing" if entry is None else "failed"
-
-
-def _count(number: int, what: str) -> str:
-    """As in "1 task", "2 tasks"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,21 +1,19 @@
-"""``mixout study report`` and ``export``: what runs showed, as a page and as a table."""
+"""``mixout study report`` and ``export``: what a ledger's runs showed, as a page and as a table."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mixout.cli.lines import Lines
 from mixout.cli.study.declared import check_no_file, declared, known
+from mixout.cli.study.scores import command, written
 from mixout.errors import InputError
-from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.extras import needs
 from mixout.study.analysis.runs import Run
-from mixout.study.analysis.table import read_scores, to_csv_rows
+from mixout.study.analysis.table import to_csv_rows
 from mixout.study.best import wanted
 from mixout.study.grid import Planned, Study
 from mixout.study.identity import Inputs
@@ -24,15 +22,12 @@ from mixout.study.reporting import with_all_restarts
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write a report on a study, on all that a ledger holds, or on a table of scores."""
-    if args.file is not None and args.scores is not None:
-        raise InputError("expected either a study FILE or --scores CSV, got both")
+    """Write a report on a study, or on all that a ledger holds."""
     for name in ("direction", "unit"):
-        if getattr(args, name) is not None and args.scores is None:
+        if getattr(args, name) is not None:
             raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     folder = Path(args.output_dir)
-    make = _on_ledger if args.scores is None else _on_scores
-    return _written(lambda: f"report {make(args, folder)}", folder, "--output-dir")
+    return written(lambda: f"report {_on_ledger(args, folder)}", folder, "--output-dir")
 
 
 def export(args: argparse.Namespace) -> int:
@@ -59,18 +54,7 @@ def export(args: argparse.Namespace) -> int:
         whole.replace(path)
         return f"{len(rows)} runs in {path}"
 
-    return _written(write, path.parent, "--output")
-
-
-def _written(make: Callable[[], str], folder: Path, option: str) -> int:
-    """Make files in a folder and print what was made, or what to do where they could not be written."""
-    try:
-        with writing(folder):
-            print(make())
-    except WriteError as error:
-        print(f"mixout: error: {error}; choose another {option}, or call it again", file=sys.stderr)
-        return 1
-    return 0
+    return written(write, path.parent, "--output")
 
 
 def _exported(args: argparse.Namespace) -> list[Run]:
@@ -109,21 +93,6 @@ def _asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Pl
         raise
 
 
-def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
-    from mixout.study.report import write_report  # not before: it loads matplotlib
-
-    if Path(args.scores).resolve().parent == folder.resolve():
-        raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
-    return write_report(
-        read_scores(args.scores, report=Lines(), direction=args.direction, unit=args.unit),
-        folder,
-        title=args.title or Path(args.scores).stem,
-        baseline=args.baseline,
-        margin=args.margin,
-        commands=[_command(args, "--scores", args.scores)],
-    )
-
-
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.study.reporting import report_on
 
@@ -143,7 +112,7 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         check_no_file(args)
     for line in contents.remarks():
         print(line, file=sys.stderr)
-    commands.append(_command(args, *options))
+    commands.append(command(args, *options))
     return report_on(
         planned,
         contents,
@@ -154,13 +123,3 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         baseline=baseline,
         margin=args.margin,
     )
-
-
-def _command(args: argparse.Namespace, *options: str) -> str:
-    """The call that makes this report, with the options that decide what it compares, is called, and where it lies."""
-    chosen = {name: getattr(args, name) for name in ("direction", "unit", "baseline", "title", "output_dir")}
-    spelled = [
-        word for name, value in chosen.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)
-    ]
-    margin = [] if args.margin == 1.0 else ["--margin", f"{args.margin:g}"]
-    return shlex.join(["mixout", "study", "report", *options, *spelled, *margin])

@@ -113,44 +113,38 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
         batch = [run for run in whole if run.restart < study.restarts * look]
         tally = run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
         ran, failed = ran + tally.ran, failed + tally.failed
-        found = until_width(
-            ledger.read().of(batch), args.until_width, look=look, looks=args.looks, baseline=study.baseline
-        )
+        found = until_width(ledger.read().of(batch), args.until_width, looks=args.looks, baseline=study.baseline)
         for one in found:
             report(_said(one, look))
-        if all(one.stop for one in found):
+        if all(one.reached for one in found):
             break
     return Tally(ran=ran, failed=failed)
 
 
 def _said(at: Look, look: int) -> str:
     c = at.comparison
-    where = "".join(f", {name} {value}" for name, value in c.factors.items())
     restarts = f"{min(c.n, c.n_baseline)} restarts"
-    head = f"look {look} of {c.looks}: {c.method} against {c.baseline} on {c.task}{where}, {restarts}"
-    head = f"{head}: {c.difference * c.points:+.1f} points"
-    if c.low is None or c.high is None:
-        return f"{head}, no interval yet"
-    needed = "" if at.reached or at.needed is None else f", probably {at.needed} restarts needed"
+    head = f"look {look} of {c.looks}: {c.label} against {c.baseline} on {c.task}, {restarts}"
+    failed = f", {c.failed} and {c.baseline_failed} failed; of the others" if c.some_failed else ""
+    if c.level_difference is None or c.low is None or c.high is None:
+        return f"{head}: {c.difference * c.points:+.1f} points{failed}, no interval yet"
+    head = f"{head}{failed}: {c.level_difference * c.points:+.1f} points"
     reached = (
         "not narrow enough" if not at.narrow else "narrow enough" if at.enough else "too few restarts to believe it"
     )
     interval = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
-    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}{needed}"
+    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}"
 
 
 def _executor(args: argparse.Namespace) -> Executor:
-    if args.executor != "ray" and args.ray_address is None:
-        for name in ("cpus_per_run", "gpus_per_run"):
-            if getattr(args, name) is not None:
-                raise InputError(f"expected --{name.replace('_', '-')} only with --executor ray; add it")
-        # Not before: they load torch and transformers.
-        from mixout.study.executors.local import LocalExecutor, PoolExecutor
+    # Not before: executors load torch and transformers, and who works here does not need Ray.
+    if args.ray_address is not None:
+        from mixout.study.executors.ray import RayExecutor
 
-        return LocalExecutor() if args.workers in (None, 1) else PoolExecutor(args.workers)
-    if args.executor == "local":
-        raise InputError("expected --ray-address only with --executor ray; leave one of them out")
-    # Not before: who works locally does not need Ray.
-    from mixout.study.executors.ray import RayExecutor
+        return RayExecutor(args.ray_address, workers=args.workers, cpus=args.cpus_per_run, gpus=args.gpus_per_run)
+    for name in ("cpus_per_run", "gpus_per_run"):
+        if getattr(args, name) is not None:
+            raise InputError(f"expected --{name.replace('_', '-')} only with --ray-address; add it")
+    from mixout.study.executors.local import LocalExecutor, PoolExecutor
 
-    return RayExecutor(address=args.ray_address, workers=args.workers, cpus=args.cpus_per_run, gpus=args.gpus_per_run)
+    return LocalExecutor() if args.workers in (None, 1) else PoolExecutor(args.workers)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
-from mixout.study.analysis.compare import choose_baseline, counterparts, points_of, with_scores
-from mixout.study.analysis.runs import CellKey, Run, by_cell
-from mixout.study.analysis.stats import SMALLEST, Array, sign_flips
+from mixout.study.analysis.cells import Cell, Comparison
+from mixout.study.analysis.stats import ALPHA, SMALLEST, sign_flips
+
+_Scales = dict[str, tuple[float, float]]  # task -> offset and factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,113 +37,74 @@ class Aggregate:
     mean: float  # over all runs of all tasks
     baseline_mean: float  # the same of the baseline
     difference: float  # of the means, method minus baseline
-    # lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run among fewer
-    # than ten
+    # lower end of its interval (95 %); None where a task has fewer than three restarts, or a failed run
     low: float | None
     high: float | None  # its upper end
     # sign-flip p over all pairs of all tasks, not corrected; None where a task's restarts are not paired
     p: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Stratum:
-    """Normalised scores of method and baseline on one task."""
-
-    task: str
-    ours: Array
-    theirs: Array
-    paired: bool
-    some_failed: bool
-
-    @property
-    def few(self) -> bool:
-        least = min(len(self.ours), len(self.theirs))
-        return least < SMALLEST or (self.some_failed and least < FEWEST_WITH_FAILURES)
+def aggregate(comparisons: Sequence[Comparison], cells: Iterable[Cell]) -> list[Aggregate]:
+    """Each method over all tasks on which it was compared with the baseline, if there are two or more."""
+    with_scores = [cell for cell in cells if cell.n]
+    normalised = all(cell.chance is not None for cell in with_scores)
+    scales = _scales(with_scores) if normalised else {one.task: (0.0, one.points) for one in comparisons}
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Comparison]] = {}
+    for one in comparisons:
+        if one.task in scales:
+            groups.setdefault((one.method, one.key.factors), []).append(one)
+    return [_aggregate(several, scales, normalised) for several in groups.values() if len(several) > 1]
 
 
-def aggregate(runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1) -> list[Aggregate]:
-    """Each method over all tasks that it shares with the baseline, if there are two or more."""
-    cells = by_cell(runs)
-    baseline = choose_baseline([key.method for key in cells], baseline)
-    scale, normalised = _scales(cells)
-    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[CellKey]] = {}
-    for key in cells:
-        if key.method != baseline and CellKey(key.task, baseline, key.factors) in cells and key.task in scale:
-            groups.setdefault((key.method, key.factors), []).append(key)
-    found = []
-    for (method, factors), keys in groups.items():
-        several = [
-            _stratum(key.task, cells[key], cells[CellKey(key.task, baseline, factors)], scale[key.task]) for key in keys
-        ]
-        strata = [stratum for stratum in several if len(stratum.ours) and len(stratum.theirs)]
-        if len(strata) > 1:
-            found.append(_aggregate(method, baseline, dict(factors), strata, normalised, seed, looks))
-    return found
-
-
-def _scales(cells: dict[CellKey, list[Run]]) -> tuple[dict[str, tuple[float, float]], bool]:
-    """Offset and factor of each task; a task on which nothing is above chance has no scale and does not enter."""
-    by_task: dict[str, list[Run]] = {}
-    for key, cell in cells.items():
-        by_task.setdefault(key.task, []).extend(run for run in cell if np.isfinite(run.counted))
-    by_task = {task: runs for task, runs in by_task.items() if runs}
-    if any(run.chance is None for runs in by_task.values() for run in runs):
-        points = points_of(cells)
-        return {task: (0.0, points[task]) for task in by_task}, False
+def _scales(cells: Iterable[Cell]) -> _Scales:
+    """A task on which nothing is above chance has no scale and does not enter."""
+    by_task: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_task.setdefault(cell.task, []).append(cell)
     scales = {}
-    for task, runs in by_task.items():
-        chance, best = max(run.chance or 0.0 for run in runs), max(run.counted for run in runs)
+    for task, several in by_task.items():
+        chance, best = max(cell.chance or 0.0 for cell in several), max(cell.max or 0.0 for cell in several)
         if best > chance:
             scales[task] = (chance, 100.0 / (best - chance))
-    return scales, True
+    return scales
 
 
-def _stratum(task: str, cell: list[Run], other: list[Run], scale: tuple[float, float]) -> _Stratum:
-    cell, other, paired = counterparts(cell, other)
-    ours, theirs = ((scores - scale[0]) * scale[1] for scores in with_scores(cell, other, paired))
-    return _Stratum(
-        task=task, ours=ours, theirs=theirs, paired=paired, some_failed=any(run.failed for run in (*cell, *other))
-    )
-
-
-def _aggregate(
-    method: str,
-    baseline: str,
-    factors: dict[str, str],
-    strata: Sequence[_Stratum],
-    normalised: bool,
-    seed: int,
-    looks: int,
-) -> Aggregate:
-    ours = np.concatenate([stratum.ours for stratum in strata])
-    theirs = np.concatenate([stratum.theirs for stratum in strata])
-    paired = all(stratum.paired for stratum in strata)
-    difference = float(ours.mean() - theirs.mean())
-    half = None if any(stratum.few for stratum in strata) else _half(strata, len(ours), len(theirs), looks)
+def _aggregate(several: list[Comparison], scales: _Scales, normalised: bool) -> Aggregate:
+    first, n, m = several[0], sum(one.n for one in several), sum(one.n_baseline for one in several)
+    scaled = [(one, *scales[one.task]) for one in several]
+    mean = math.fsum(one.n * (one.mean - offset) * factor for one, offset, factor in scaled) / n
+    baseline = math.fsum(one.n_baseline * (one.baseline_mean - offset) * factor for one, offset, factor in scaled) / m
+    differences = np.concatenate([factor * np.array(one.differences) for one, _, factor in scaled])
+    half = _half(several, scales, n, m)
     return Aggregate(
-        method=method,
-        baseline=baseline,
-        factors=factors,
-        tasks=tuple(stratum.task for stratum in strata),
-        n=len(ours),
+        method=first.method,
+        baseline=first.baseline,
+        factors=first.factors,
+        tasks=tuple(one.task for one in several),
+        n=n,
         normalised=normalised,
-        mean=float(ours.mean()),
-        baseline_mean=float(theirs.mean()),
-        difference=difference,
-        low=None if half is None else difference - half,
-        high=None if half is None else difference + half,
-        p=min(1.0, looks * sign_flips(ours - theirs, seed=seed)) if paired else None,
+        mean=mean,
+        baseline_mean=baseline,
+        difference=mean - baseline,
+        low=None if half is None else mean - baseline - half,
+        high=None if half is None else mean - baseline + half,
+        p=min(1.0, first.looks * sign_flips(differences)) if all(one.paired for one in several) else None,
     )
 
 
-def _half(strata: Sequence[_Stratum], n: int, m: int, looks: int) -> float | None:
+def _half(several: list[Comparison], scales: _Scales, n: int, m: int) -> float | None:
     """Half the width of the interval: the variances of the tasks' sums add up."""
+    if any(one.some_failed or min(one.n, one.n_baseline) < SMALLEST for one in several):
+        return None
     parts: list[tuple[float, int]] = []  # variance that a sample brings to the difference of means, and its freedom
-    for stratum in strata:
-        samples = [(stratum.ours - stratum.theirs, n)] if stratum.paired else [(stratum.ours, n), (stratum.theirs, m)]
-        parts += [(len(x) * float(x.var(ddof=1)) / total**2, len(x) - 1) for x, total in samples]
+    for one in several:
+        factor = scales[one.task][1]
+        samples = [(one.sd, one.n, n), (one.baseline_sd, one.n_baseline, m)]
+        if one.paired:
+            samples = [(float(np.std(one.differences, ddof=1)), one.n, n)]
+        parts += [(size * (factor * (sd or 0.0) / total) ** 2, size - 1) for sd, size, total in samples]
     variance = math.fsum(part for part, _ in parts)
     if variance <= 1e-20:
         return None
     freedom = variance**2 / math.fsum(part**2 / free for part, free in parts)
-    return float(t.isf(0.025 / looks, freedom)) * math.sqrt(variance)
+    return float(t.isf(ALPHA / 2 / several[0].looks, freedom)) * math.sqrt(variance)

@@ -13,13 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import trim_mean
 
 from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, if_one
-from mixout.study.analysis.stats import Array, mean_interval, wilson
-
-# With failures among fewer runs an interval of the mean covers too little: how many fail is hardly known.
-FEWEST_WITH_FAILURES = 10
+from mixout.study.analysis.stats import ALPHA, Array, Interval, mean_interval, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +33,10 @@ class Cell(Placed):
     mean: float | None  # arithmetic mean; None if nothing entered, as all the others
     sd: float | None  # sample standard deviation; None for fewer than two
     median: float | None  # the middle
-    iqm: float | None  # mean of the middle half: a quarter, rounded down, is cut at each end
     min: float | None  # lowest
     max: float | None  # highest; it grows with n, so compare ``best_of`` at equal k instead
-    # lower end of Student's t interval of the mean; None for fewer than three scores, without any spread, and where
-    # some of fewer than ten runs failed
+    # lower end of Student's t interval of the mean; None for fewer than three scores, without any spread, and where a
+    # run failed: then scores fall into two groups, and no interval of their mean covers what it says
     mean_low: float | None
     mean_high: float | None  # its upper end
     # standard error of the mean from the choice of dev examples, by the binomial law. It comes beside the interval,
@@ -69,17 +64,18 @@ class Comparison(Placed):
     n: int  # restarts of the method that enter; the number of pairs where ``paired``
     n_baseline: int  # restarts of the baseline that enter
     left_out: int  # runs of either that have no counterpart, or no score where chance is unknown
-    at_chance: int  # runs of either without a score that entered as the chance score
     mean: float
     baseline_mean: float  # of the baseline
     sd: float | None  # of the method; None for fewer than two restarts
     baseline_sd: float | None  # of the baseline
     differences: tuple[float, ...]  # method minus baseline for each pair; empty where not paired
     difference: float  # of the means
-    confidence: float  # level of the intervals: 0.95, or higher where the data were looked at repeatedly
-    # lower end of its t interval, Welch's where not paired. None for fewer than three restarts, without any spread,
-    # and where some of fewer than ten restarts failed. Where none failed it speaks of runs that do not fail: what a
-    # failure would change it cannot know
+    # of the means over the runs that did not fail; in pairs, over those of which neither failed. None where there
+    # are none
+    level_difference: float | None
+    confidence: float  # level of its interval: 0.95, or higher where the data were looked at repeatedly
+    # lower end of its t interval, Welch's where not paired: it speaks of runs that do not fail, and what a failure
+    # would change it cannot know. None for fewer than three such pairs, or runs on a side, and without any spread
     low: float | None
     high: float | None  # its upper end
     p_permutation: float  # two-sided permutation p of the difference
@@ -90,9 +86,7 @@ class Comparison(Placed):
     margin: float  # in points, within which the methods count as equally good
     # p of a difference within the margin (TOST), after Holm; None without an interval, and where a run failed
     p_equivalent: float | None
-    improvement: float  # P(X > Y) + P(X = Y) / 2 for a run of the method and a run of the baseline
-    improvement_low: float  # lower end of its interval
-    improvement_high: float  # its upper end
+    improvement: float  # share of pairs of a run of each in which the method's scores higher; ties count half
     chance_known: bool  # whether runs at chance count as failed; else only those that did not finish
     failed: int  # failed runs of the method among those compared
     baseline_failed: int  # those of the baseline
@@ -102,19 +96,22 @@ class Comparison(Placed):
     failure_low: float  # lower end of its Newcombe interval
     failure_high: float  # its upper end
     failure_p: float  # exact p of equal rates (McNemar's in pairs, else Fisher's), not corrected
-    # of the means over the runs that did not fail; in pairs, over those of which neither failed. None where there
-    # are none
-    level_difference: float | None
-    level_low: float | None  # lower end of its interval; None for fewer than three such pairs, or runs on a side
-    level_high: float | None  # its upper end
-    p_variance: float | None  # Brown-Forsythe p for equal spreads; not corrected, and None where it says nothing
     points: float  # factor from the score's own unit to points: 100 where the task's scores are fractions, else 1
-    sentence: str  # what the data show and what they do not; empty until :mod:`mixout.study.analysis.words` says it
 
     @property
     def some_failed(self) -> bool:
         """Whether a run of either failed."""
         return self.failed + self.baseline_failed > 0
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the difference of the means; None where a run failed, since then it is of the runs that did not."""
+        return None if self.some_failed or self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the test shows a difference of the means, after correction."""
+        return self.p_holm <= ALPHA
 
 
 def summarise(runs: Iterable[Run]) -> list[Cell]:
@@ -154,8 +151,7 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
     scores = np.array([run.counted for run in counted], dtype=np.float64)
     working = np.array([run.score for run in runs if not run.failed], dtype=np.float64)
     n, failed = len(scores), sum(run.failed for run in runs)
-    few = failed > 0 and len(runs) < FEWEST_WITH_FAILURES
-    low, high = (None if few else mean_interval(scores)) or (None, None)
+    low, high = (None if failed else mean_interval(scores)) or (None, None)
     failure_low, failure_high = wilson(failed, len(runs))
     return Cell(
         **key.named,
@@ -169,7 +165,6 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
         mean=float(scores.mean()) if n else None,
         sd=float(scores.std(ddof=1)) if n > 1 else None,
         median=float(np.median(scores)) if n else None,
-        iqm=float(trim_mean(scores, 0.25)) if n else None,
         min=float(scores.min()) if n else None,
         max=float(scores.max()) if n else None,
         mean_low=low,

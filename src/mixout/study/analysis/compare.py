@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.study.analysis.cells import FEWEST_WITH_FAILURES
 from mixout.study.analysis.cells import Comparison as Comparison
 from mixout.study.analysis.runs import CellKey, Run, by_cell
 from mixout.study.analysis.stats import (
+    ALPHA,
     Array,
-    brown_forsythe,
     equivalence_p,
     exchanged_labels,
     holm,
@@ -37,7 +35,7 @@ _USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
 
 
 def compare(
-    runs: Iterable[Run], baseline: str | None = None, *, seed: int = 0, looks: int = 1, margin: float = MARGIN
+    runs: Iterable[Run], baseline: str | None = None, *, looks: int = 1, margin: float = MARGIN
 ) -> list[Comparison]:
     """Compare each method with the baseline on the same task and with the same factors.
 
@@ -63,7 +61,7 @@ def compare(
             continue
         if cell[0].metric != other[0].metric:
             raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
-        comparison = _compare(key, baseline, cell, other, points[key.task], seed, looks, margin)
+        comparison = _compare(key, baseline, cell, other, points[key.task], looks, margin)
         found += [comparison] if comparison is not None else []
     corrected = [min(1.0, looks * p) for p in holm([one.p_permutation for one in found])]
     tested = [at for at, one in enumerate(found) if one.p_equivalent is not None]
@@ -114,7 +112,7 @@ def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
     return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()} | given
 
 
-def counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
+def _counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
     """The runs of two cells that can be compared, and whether those at the same position are a pair.
 
     Pairs over the restarts that both cells have; all runs, unpaired, where the restart number does not identify the
@@ -126,7 +124,7 @@ def counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run
     return [run for run in cell if run.restart in common], [run for run in other if run.restart in common], True
 
 
-def with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
+def _with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
     """Their scores; where paired, a pair with a missing score is left out."""
     x, y = (np.array([run.counted for run in runs], dtype=np.float64) for runs in (cell, other))
     if paired:
@@ -141,24 +139,22 @@ def _compare(
     cell: list[Run],
     other: list[Run],
     points: float,
-    seed: int,
     looks: int,
     margin: float,
 ) -> Comparison | None:
     every = len(cell) + len(other)
-    cell, other, paired = counterparts(cell, other)
-    confidence = 1 - 0.05 / looks
-    failures, levels = _failures(cell, other, paired), _levels(cell, other, paired, confidence)
-    some_failed = failures["failed"] + failures["baseline_failed"] > 0
-    x, y = with_scores(cell, other, paired)
+    cell, other, paired = _counterparts(cell, other)
+    x, y = _with_scores(cell, other, paired)
     if not len(x) or not len(y):
         return None
+    confidence = 1 - ALPHA / looks
+    level_x, level_y = _levels(cell, other, paired)
+    sample, second = (level_x - level_y, None) if paired else (level_x, level_y)
+    low, high = mean_interval(sample, second, level=confidence) or (None, None)
+    failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
+    failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
-    samples = (differences, None) if paired else (x, y)
-    few = some_failed and min(len(x), len(y)) < FEWEST_WITH_FAILURES
-    low, high = (None if few else mean_interval(*samples, level=confidence)) or (None, None)
-    p = sign_flips(differences, seed=seed) if paired else exchanged_labels(x, y, seed=seed)
-    improvement, improvement_low, improvement_high = superiority(x, y)
+    p = sign_flips(differences) if paired else exchanged_labels(x, y)
     return Comparison(
         **key.named,
         baseline=baseline,
@@ -167,13 +163,13 @@ def _compare(
         n=len(x),
         n_baseline=len(y),
         left_out=every - len(x) - len(y),
-        at_chance=sum(bool(np.isnan(run.score) and np.isfinite(run.counted)) for run in (*cell, *other)),
         mean=float(x.mean()),
         baseline_mean=float(y.mean()),
         sd=float(x.std(ddof=1)) if len(x) > 1 else None,
         baseline_sd=float(y.std(ddof=1)) if len(y) > 1 else None,
         differences=tuple(differences.tolist()),
         difference=float(differences.mean() if paired else x.mean() - y.mean()),
+        level_difference=float(level_x.mean() - level_y.mean()) if len(level_x) and len(level_y) else None,
         confidence=confidence,
         low=low,
         high=high,
@@ -183,41 +179,25 @@ def _compare(
         family=1,
         looks=looks,
         margin=margin,
-        p_equivalent=None if some_failed else equivalence_p(samples[0], samples[1], margin / points),
-        improvement=improvement,
-        improvement_low=improvement_low,
-        improvement_high=improvement_high,
-        **failures,
-        **levels,
-        p_variance=brown_forsythe(x, y),
-        points=points,
-        sentence="",
-    )
-
-
-def _failures(cell: list[Run], other: list[Run], paired: bool) -> dict[str, Any]:
-    one, two = [run.failed for run in cell], [run.failed for run in other]
-    low, high = newcombe(one, two, paired=paired)
-    return dict(
+        p_equivalent=None if any((*failed, *baseline_failed)) else equivalence_p(sample, second, margin / points),
+        improvement=superiority(x, y),
         chance_known=cell[0].chance is not None and other[0].chance is not None,
-        failed=sum(one),
-        baseline_failed=sum(two),
-        failure_runs=len(one),
-        failure_runs_baseline=len(two),
-        failure_difference=sum(one) / len(one) - sum(two) / len(two),
-        failure_low=low,
-        failure_high=high,
-        failure_p=rates_p(one, two, paired=paired),
+        failed=sum(failed),
+        baseline_failed=sum(baseline_failed),
+        failure_runs=len(cell),
+        failure_runs_baseline=len(other),
+        failure_difference=sum(failed) / len(cell) - sum(baseline_failed) / len(other),
+        failure_low=failure_low,
+        failure_high=failure_high,
+        failure_p=rates_p(failed, baseline_failed, paired=paired),
+        points=points,
     )
 
 
-def _levels(cell: list[Run], other: list[Run], paired: bool, confidence: float) -> dict[str, Any]:
-    """Means over what did not fail; of pairs, over those of which neither run did."""
+def _levels(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
+    """The scores of what did not fail; of pairs, of those of which neither run did."""
     if paired:
         whole = [(a, b) for a, b in zip(cell, other, strict=True) if not a.failed and not b.failed]
         cell, other = [a for a, _ in whole], [b for _, b in whole]
     x, y = (np.array([run.score for run in runs if not run.failed], dtype=np.float64) for runs in (cell, other))
-    if not len(x) or not len(y):
-        return dict(level_difference=None, level_low=None, level_high=None)
-    low, high = mean_interval(*((x - y, None) if paired else (x, y)), level=confidence) or (None, None)
-    return dict(level_difference=float(x.mean() - y.mean()), level_low=low, level_high=high)
+    return x, y

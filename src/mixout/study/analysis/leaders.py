@@ -16,7 +16,7 @@ from mixout.study.analysis.compare import compare, points_of
 from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.restarts import PILOT, detectable, fewest_restarts, restarts_needed, spread_of
 from mixout.study.analysis.runs import Run, by_cell, place
-from mixout.study.analysis.stats import ALPHA, percent_of
+from mixout.study.analysis.words import count, percent_of, rounded
 
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
 _NAMED = 4
@@ -64,7 +64,7 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
         several = sorted(several, key=lambda cell: -(cell.mean or 0.0))
         here = [run for cell in several for run in of_cell[cell.key]]
         compared = compare(here, several[0].method, looks=looks)
-        lower = {one.method: one for one in compared if one.p_holm <= ALPHA and one.difference < 0}
+        lower = {one.method: one for one in compared if one.shown and one.difference < 0}
         shown = [difference for one in compared if (difference := detectable(one)) is not None]
         runner_up = next((one for one in compared if one.method == several[1].method), None)
         found.append(
@@ -122,7 +122,7 @@ def _winner(one: Leader) -> list[str]:
     best = f"{one.best.method} ({mean}, {runs}{failed})"
     if not one.lower:
         lowest = min(cell.mean or 0.0 for cell in one.alike)
-        width = _number(((one.best.mean or 0.0) - lowest) * one.points)
+        width = rounded(((one.best.mean or 0.0) - lowest) * one.points)
         return [
             f"No winner on {where}: the {len(one.alike) + 1} methods lie within {width} points.",
             f"Highest: {best}.",
@@ -132,12 +132,9 @@ def _winner(one: Leader) -> list[str]:
         names = [cell.method + (f" ({cell.failed} of {cell.runs} failed)" if cell.failed else "") for cell in one.alike]
         return [said, f"Not told apart from it: {_list(names)}."]
     nearest = one.lower[0]
-    interval = (
-        "" if nearest.low is None or nearest.high is None
-        else f" ({percent_of(nearest.confidence)} interval {_number(-nearest.high * one.points)} to "
-             f"{_number(-nearest.low * one.points)})"
-    )  # fmt: skip
-    return [said, f"The next, {nearest.method}, is {_number(-nearest.difference * one.points)} points lower{interval}."]
+    ends = [rounded(-end * one.points) for end in nearest.interval or ()]
+    interval = f" ({percent_of(nearest.confidence)} interval {ends[1]} to {ends[0]})" if ends else ""
+    return [said, f"The next, {nearest.method}, is {rounded(-nearest.difference * one.points)} points lower{interval}."]
 
 
 def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
@@ -151,14 +148,14 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
         return []
     (least, steady), *_, (most, other) = sorted(ranges)
     return [
-        f"Over {sweeps[0].factor} the mean of {steady} changes least, by {_number(least)} points, "
-        f"that of {other} most, by {_number(most)}."
+        f"Over {sweeps[0].factor} the mean of {steady} changes least, by {rounded(least)} points, "
+        f"that of {other} most, by {rounded(most)}."
     ]
 
 
 def _resolution(chosen: Sequence[Leader]) -> list[str]:
     n, smallest = min(one.restarts for one in chosen), max(one.smallest for one in chosen)
-    restarts = f"{n} restart{'' if n == 1 else 's'}"
+    restarts = count(n, "restart")
     if n < smallest:
         return [f"{restarts} of each method can't show a difference by the test used here; {smallest} can."]
     known = sorted(points for one in chosen for points in one.detectable)
@@ -200,7 +197,3 @@ def _list(names: Sequence[str]) -> str:
 
 def _score(score: float, points: float) -> str:
     return f"{score:.3f}" if points > 1 else f"{score:.1f}"
-
-
-def _number(points: float) -> str:
-    return f"{points:.1f}" if abs(points) >= 0.05 or abs(points) < 1e-9 else f"{points:.1g}"

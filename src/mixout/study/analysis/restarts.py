@@ -25,7 +25,6 @@ import numpy as np
 from scipy import stats
 from scipy.special import gammaincinv, ndtr, stdtrit
 
-from mixout.errors import InputError
 from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Placed, Run
@@ -136,17 +135,6 @@ def _spreads(freedom: int) -> Array:
     return np.asarray(np.sqrt(gammaincinv(freedom / 2, _QUANTILES) * 2 / freedom))
 
 
-def expected_width(n: int, spread: float, *, independent: bool = False, level: float = 0.95) -> float:
-    """Width of the t interval of the difference of means with n restarts, at the pilot's spread.
-
-    Example:
-        >>> round(expected_width(20, 1.0), 3)
-        0.936
-    """
-    freedom = (n - 1) * (2 if independent else 1)
-    return -2 * float(stdtrit(freedom, (1 - level) / 2)) * spread / math.sqrt(n)
-
-
 def spread_of(comparison: Comparison) -> float:
     """Standard deviation of a paired difference, or of the difference of two independent runs."""
     if comparison.paired:
@@ -217,10 +205,8 @@ class Look:
     """A comparison at one look."""
 
     comparison: Comparison  # made for as many looks as are planned
-    narrow: bool  # whether the interval of the difference of means is as narrow as is wanted
+    narrow: bool  # whether the interval of the difference, of runs that did not fail, is as narrow as is wanted
     enough: bool  # whether restarts are enough to believe that
-    stop: bool  # both, or this was the last look
-    needed: int | None  # restarts that will probably be needed, at the spread seen so far; None where it can't be told
 
     @property
     def reached(self) -> bool:
@@ -228,34 +214,15 @@ class Look:
         return self.narrow and self.enough
 
 
-def until_width(runs: Iterable[Run], width: float, *, look: int, looks: int, baseline: str | None = None) -> list[Look]:
-    """Where each comparison stands; call it once after each batch of restarts and stop when all of them say so.
+def until_width(runs: Iterable[Run], width: float, *, looks: int, baseline: str | None = None) -> list[Look]:
+    """Where each comparison stands; call it once after each batch of restarts and stop when all are reached.
 
-    ``width`` is wanted, in points, of the interval of the difference of means. ``look`` is the number of this
-    look, from 1; the most looks are fixed before the first: the batches that the budget allows.
-
-    Raises:
-        InputError: the width is not positive, or the look is not among the looks.
+    ``width`` is wanted, in points, of the interval of the difference of means, of the runs that did not fail. The most
+    looks are fixed before the first: the batches that the budget allows.
     """
-    if width <= 0.0:
-        raise InputError(f"expected a width > 0 in points, got {width}")
-    if not 1 <= look <= looks:
-        raise InputError(f"expected look between 1 and the {looks} planned, got {look}; plan more looks from the start")
     found = []
     for c in compare(runs, baseline, looks=looks):
         wide = None if c.low is None or c.high is None else (c.high - c.low) * c.points
         enough = min(c.n, c.n_baseline) >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
-        narrow = wide is not None and wide <= width
-        stop, needed = (narrow and enough) or look == looks, _needed(c, width / c.points)
-        found.append(Look(comparison=c, narrow=narrow, enough=enough, stop=stop, needed=needed))
+        found.append(Look(comparison=c, narrow=wide is not None and wide <= width, enough=enough))
     return found
-
-
-def _needed(c: Comparison, width: float) -> int | None:
-    """The smallest number whose expected interval is narrow enough."""
-    if c.sd is None or c.baseline_sd is None or not _has_spread(c):
-        return None
-    spread = spread_of(c)
-    return _smallest(
-        lambda n: expected_width(n, spread, independent=not c.paired, level=c.confidence) <= width, start=STOP_FROM
-    )

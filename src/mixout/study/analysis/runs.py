@@ -55,6 +55,11 @@ class Placed:
         """The cell that it belongs to."""
         return CellKey(self.task, self.method, tuple(sorted(self.factors.items())))
 
+    @property
+    def label(self) -> str:
+        """The method with its factors."""
+        return ", ".join([self.method, *(f"{name} {value}" for name, value in sorted(self.factors.items()))])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Restart(Placed):
@@ -63,8 +68,7 @@ class Restart(Placed):
     restart: int  # runs of several methods with the same number have the same seeds
 
     def __str__(self) -> str:
-        factors = "".join(f", {name} {value}" for name, value in self.factors.items())
-        return f"{self.task}, {self.method}{factors}, restart {self.restart}"
+        return f"{self.task}, {self.label}, restart {self.restart}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +204,8 @@ def _completed(key: CellKey, cell: list[Run], task: list[Run]) -> list[Run]:
     chance = _only(key, "chance", [run.chance for run in cell if run.chance is not None])
     metric = metric or if_one([run.metric for run in task if not math.isnan(run.score)]) or cell[0].metric
     chance = if_one([run.chance for run in task if run.chance is not None]) if chance is None else chance
-    return [replace(run, metric=metric, chance=chance) for run in cell]
+    same = (metric, chance)  # of nearly all runs; to copy thousands of them takes seconds
+    return [run if (run.metric, run.chance) == same else replace(run, metric=metric, chance=chance) for run in cell]
 
 
 def _only(key: CellKey, name: str, values: Sequence[T]) -> T | None:

@@ -1,10 +1,10 @@
-"""Everything that a study's runs show, as one value: numbers with intervals, sentences, and what could not be said."""
+"""Everything that a study's runs show, as one value: numbers with intervals, the answer, and what could not be said."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from mixout.study.analysis.across import Aggregate, aggregate
 from mixout.study.analysis.cells import Cell, Comparison, summarise
@@ -15,9 +15,9 @@ from mixout.study.analysis.predictions import Instability, instability
 from mixout.study.analysis.restarts import Power, plan
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST
-from mixout.study.analysis.words import describe
+from mixout.study.analysis.words import count
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,6 @@ class Summary:
     """The analysis of one study."""
 
     baseline: str  # with which methods are compared
-    seed: int  # of permutations, where they are too many to visit all
     looks: int  # how often the data were to be looked at; intervals and p are corrected for it
     verdict: tuple[str, ...]  # the answer in a few sentences
     # the best method on each task with each set of factors, and what can't be told apart from it
@@ -44,16 +43,13 @@ class Summary:
         return json.dumps({"format": _FORMAT, **asdict(self)}, allow_nan=False, indent=1, ensure_ascii=False) + "\n"
 
 
-def analyse(
-    runs: Iterable[Run], *, baseline: str | None = None, seed: int = 0, looks: int = 1, margin: float = MARGIN
-) -> Summary:
-    """Analyse the runs of a study.
+def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1, margin: float = MARGIN) -> Summary:
+    """Analyse the runs of a study. The same runs give the same summary, byte for byte.
 
     Args:
         runs: all of them, failed ones too.
         baseline: label of the method that the others are compared with; by default the first that is plain or dropout,
             else the first.
-        seed: of every random number; the same runs and seed give the same summary, byte for byte.
         looks: how often the data were to be looked at before more restarts were added.
         margin: in points, within which a method counts as good as the baseline.
 
@@ -72,18 +68,16 @@ def analyse(
     every = list(runs)
     cells = summarise(every)
     baseline = choose_baseline([cell.method for cell in cells], baseline)
-    compared = compare(every, baseline, seed=seed, looks=looks, margin=margin)
-    comparisons = [replace(one, sentence=describe(one)) for one in compared]
+    comparisons = compare(every, baseline, looks=looks, margin=margin)
     found, swept = leaders(every, cells, looks=looks), sweeps(cells)
     return Summary(
         baseline=baseline,
-        seed=seed,
         looks=looks,
         verdict=answer(found, swept),
         leaders=tuple(found),
         cells=tuple(cells),
         comparisons=tuple(comparisons),
-        aggregates=tuple(aggregate(every, baseline, seed=seed, looks=looks)),
+        aggregates=tuple(aggregate(comparisons, cells)),
         powers=tuple(plan(comparisons)),
         instabilities=tuple(instability(every)),
         doses=tuple(doses(cells)),
@@ -103,5 +97,9 @@ def _notes(cells: list[Cell], comparisons: list[Comparison], baseline: str) -> l
             treated = "left out" if cell.chance is None else "counted as chance"
             notes.append(f"{cell.key}: {cell.unscored} of {cell.runs} runs without a score {treated}.")
         if cell.n < SMALLEST:
-            notes.append(f"{cell.key}: {cell.n} score{'' if cell.n == 1 else 's'}, too few for an interval.")
+            notes.append(f"{cell.key}: {count(cell.n, 'score')}, too few for an interval.")
+    for one in comparisons:
+        if one.left_out:
+            missing = "a counterpart or a score" if one.paired else "a score"
+            notes.append(f"{one.key} against {baseline}: {count(one.left_out, 'run')} without {missing} left out.")
     return notes

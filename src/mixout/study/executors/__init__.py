@@ -7,14 +7,15 @@ writes nothing but the folder of a job.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from mixout.finetune.settings import Settings
 
 Tell = Callable[[str, str], None]
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Job:
     folder: Path  # where the run's files are to be in the end; may hold what an attempt left that was cut off
     again: bool = False  # start anew, whatever ``folder`` holds: an attempt has failed
     keep_model: bool = False  # leave the trained model in ``folder``, too
+    environment: Mapping[str, str] = field(default_factory=dict)  # what loggers read there: names, tags, a folder
 
 
 @dataclass(frozen=True, kw_only=True)

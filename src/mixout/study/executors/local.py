@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -153,12 +155,28 @@ def attempt(job: Job, cache: Cache, tell: Tell) -> Outcome:
     """
     began, error = time.perf_counter(), None
     try:
-        _run(job, cache, tell)
+        with _named(job):
+            _run(job, cache, tell)
     except (MixoutError, WriteError):
         raise
     except Exception:  # whatever a run may raise: the study goes on, and the traceback is recorded
         error = traceback.format_exc()
     return Outcome(job=job, seconds=time.perf_counter() - began, error=error)
+
+
+@contextlib.contextmanager
+def _named(job: Job) -> Iterator[None]:
+    """What loggers are to call the run; what the user has set in the environment stays."""
+    own = {name: value for name, value in job.environment.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
+        # transformers goes on with a W&B run that is open, so the next one would be part of this one.
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish()
 
 
 def _run(job: Job, cache: Cache, tell: Tell) -> None:

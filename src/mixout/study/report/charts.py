@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.runs import CellKey, Placed, Run
-from mixout.study.analysis.stats import ALPHA
 from mixout.study.report.canvas import Chart, Dot, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
 from mixout.study.report.theme import Look
@@ -48,8 +47,8 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
     return Chart(
         name="scores",
         title="Every restart",
-        caption=f"{DOTS}. The diamond is the mean, the bar its 95 % interval over restarts. Chance is the score of a "
-        "constant answer; it is left out where it lies far below.",
+        caption=f"{DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
+        "Chance is the score of a constant answer; it is left out where it lies far below.",
         panels=tuple(panels),
         legend={},
     )
@@ -64,12 +63,12 @@ def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | No
             Row(
                 label=label(one),
                 note=f"{text.difference(one.difference)}"
-                + ("" if one.low is None else f" ({text.interval(one.low, one.high, sign=True)})"),
+                + (f" ({text.interval(*one.interval, sign=True)})" if one.interval else ""),
                 look=labels.looks[one.method],
                 value=one.difference,
-                low=one.low,
-                high=one.high,
-                sure=one.p_holm <= ALPHA,
+                low=one.interval and one.interval[0],
+                high=one.interval and one.interval[1],
+                sure=one.shown,
             )
             for one in sorted(here, key=lambda one: -one.difference)
         ]
@@ -80,8 +79,8 @@ def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | No
     return chart(
         "differences",
         f"Differences from {comparisons[0].baseline}",
-        f"Differences of the means, {paired}, with their intervals. A mark is filled where the permutation test "
-        "shows a difference after correction, hollow where it does not.",
+        f"Differences of the means, {paired}, with their intervals where no run failed. A mark is filled where the "
+        "permutation test shows a difference after correction, hollow where it does not.",
         panels,
     )
 
@@ -167,9 +166,5 @@ def chart(name: str, title: str, caption: str, panels: Sequence[Panel], legend: 
 
 def dot(run: Run, x: float, y: float, text: Scores) -> Dot:
     """A run, with what is said of it when it is pointed at."""
-    factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
-    ended = "" if run.status == "finished" else f", {run.status}"
-    return Dot(
-        x, y, run.failed, f"{run.method}{factors}, restart {run.restart}: {text.value(run.counted)}"
-        f"{', failed' if run.failed and not ended else ended}",
-    )  # fmt: skip
+    ended = f", {run.status}" if run.status != "finished" else ", failed" if run.failed else ""
+    return Dot(x, y, run.failed, f"{run.label}, restart {run.restart}: {text.value(run.counted)}{ended}")

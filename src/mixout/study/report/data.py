@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.predictions import Instability
 from mixout.study.analysis.runs import Run, if_one
+from mixout.study.analysis.words import count
 from mixout.study.report.charts import Runs
 from mixout.study.report.page import Examples, Pairs
-from mixout.study.report.wording import Labels, Scores, count, number
+from mixout.study.report.wording import Labels, Scores, number
 
 _LETTERS, _EXAMPLES, _FLIPS, _METHODS, _CLASSES = 280, 3, 5, 6, 12
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from mixout.study.analysis.cells import Cell, Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run, by_cell
-from mixout.study.analysis.stats import ALPHA, percent_of
 from mixout.study.analysis.summary import Summary
-from mixout.study.report import charts, data, sweeps, tables
+from mixout.study.analysis.words import count
+from mixout.study.report import charts, compared, data, sweeps, tables
 from mixout.study.report.data import Data
 from mixout.study.report.page import Block, Code, Fold, Lines, Pairs, Section, Switch
 from mixout.study.report.tables import Table
 from mixout.study.report.theme import looks
-from mixout.study.report.wording import Labels, count
+from mixout.study.report.wording import Labels
 
 # Other baselines are compared beforehand, where that is cheap.
 _RUNS, _METHODS = 2000, 8
@@ -74,9 +74,8 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
         )),
         Section("examples", "Examples that flip", _some(*flips, tables.instability(summary.instabilities, labels))),
         Section("details", "Details", _folds({
-            "Every comparison in words": [Lines(tuple(_ordered(summary.comparisons)))] if summary.comparisons else [],
             "Best of k restarts": [charts.best_of(summary.cells, labels)],
-            "Enough restarts?": [tables.restarts(summary.powers, labels)],
+            "Enough restarts?": [compared.restarts(summary.powers, labels)],
             "Cost": [tables.costs(summary.cells, labels)],
         })),
     ]  # fmt: skip
@@ -96,12 +95,11 @@ def origins(
     return [
         Section("notes", "What was left out", (Lines(summary.notes),) if summary.notes else ()),
         Section("failures", "Unfinished runs", _folds({
-            _described(run): [Code(run.error or "No error was recorded.")] for run in failed
+            f"{run}: {run.status}": [Code(run.error or "No error was recorded.")] for run in failed
         })),
         Section("reproduce", "Reproduce", code + _folds({
             "Settings": [Pairs(_pairs(settings))] if settings else [],
             "Environment": [Pairs(_pairs(environment))] if environment else [],
-            "Words": [Pairs(_words(summary))],
         })),
     ]  # fmt: skip
 
@@ -127,23 +125,19 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels) -> list[
     chart = charts.differences(summary.comparisons, labels)
     options = [(summary.baseline, _some(chart, *_against("differences", summary.comparisons, labels)))]
     for at, method in enumerate(methods if several else ()):
-        compared = compare(runs, method, seed=summary.seed, looks=summary.looks, margin=summary.comparisons[0].margin)
-        if compared:
-            options.append((method, tuple(_against(f"differences-{at}", compared, labels))))
-    across = tables.across(summary.aggregates, labels)
+        others = compare(runs, method, looks=summary.looks, margin=summary.comparisons[0].margin)
+        if others:
+            options.append((method, tuple(_against(f"differences-{at}", others, labels))))
+    across = compared.across(summary.aggregates, labels)
     return [Switch("Compare with", tuple(options)), *([across] if across else [])]
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Table]:
-    return [
-        tables.differences(f"{name}-{at}", here, labels) for at, (_, here) in enumerate(charts.by_task(comparisons))
-    ]
-
-
-def _ordered(comparisons: Sequence[Comparison]) -> list[str]:
-    # Equal p-values are common at the smallest that a permutation test can reach.
-    ordered = sorted(comparisons, key=lambda one: (one.p_holm, one.p_permutation, -abs(one.difference * one.points)))
-    return [one.sentence for one in ordered]
+    made = []
+    for at, (_, here) in enumerate(charts.by_task(comparisons)):
+        made.append(compared.differences(f"{name}-{at}", here, labels))
+        made += filter(None, [compared.failures(f"{name}-{at}-failed", here, labels)])
+    return made
 
 
 def _some(*blocks: Block | None) -> tuple[Block, ...]:
@@ -163,38 +157,3 @@ def _plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(item if isinstance(item, str) else _plain(item) for item in value) or "none"
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _words(summary: Summary) -> tuple[tuple[str, str], ...]:
-    level = percent_of(1 - 0.05 / summary.looks)
-    looks = f" The data were looked at up to {summary.looks} times: intervals and p are corrected for that."
-    failed = (
-        "A run that did not finish, scored no more than a constant answer, or collapsed: nearly all its answers are "
-        "the same, and its loss is that of a constant answer. (Of a classifier, other answers are fewer than a fifth "
-        "of its errors; of a regression, the variance of its predictions is below 5 % of its squared error.)"
-    )
-    interval = (
-        "Of a mean or difference: Student's t over restarts, Welch's where restarts are not paired. It takes the dev "
-        "set as given: the dev set's own uncertainty stands beside it. Where no run failed it speaks of runs that do "
-        f"not fail; where some of fewer than ten failed there is none.{looks if summary.looks > 1 else ''}"
-    )
-    p = (
-        "Two-sided permutation test of the difference of means; in pairs, by exchanging signs. It asks whether the "
-        "methods differ in any respect: rare failures of one of them count as well. Holm's correction covers all "
-        f"comparisons with one baseline. A difference counts as shown where it is at most {ALPHA:g}."
-    )
-    return (
-        ("restart", "One run of a method: its seeds decide the new head, the order of the data and the masks."),
-        ("failed", failed),
-        (f"{level} interval", interval),
-        ("p-value", p),
-        ("not told apart", "Compared with the method of the highest mean, and not shown to be lower."),
-        ("as good", "Two one-sided t tests show that the means differ by less than the margin."),
-        ("P(better)", "Chance that a run of the method beats one of the baseline; ties count half."),
-        ("seed", f"Of random permutations, where they are too many to visit all: {summary.seed}."),
-    )
-
-
-def _described(run: Run) -> str:
-    factors = "".join(f", {name} {value}" for name, value in sorted(run.factors.items()))
-    return f"{run.method} on {run.task}{factors}, restart {run.restart}: {run.status}"

@@ -15,6 +15,7 @@ from mixout.study.analysis.runs import if_one
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import DOTS, Looks, Runs, by_task, chart, dot
 from mixout.study.report.draw import Curve, curves
+from mixout.study.report.theme import Look
 from mixout.study.report.wording import Labels, Scores, compact, number
 
 # Shares of an axis: between lines at one value at most, a letter of a value's name, and between two names.
@@ -60,23 +61,8 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks, *, or
         lines, said = [], []
         for at, one in enumerate(here):
             known = [(v, c) for v, c in zip(one.values, one.cells, strict=True) if _mean(c, original) is not None]
-            places = tuple(axis.beside(value, at, len(here)) for value, _ in known)
-            cells = [cell for _, cell in known]
-            lines.append(
-                Curve(
-                    look=labels.look(one),
-                    x=places,
-                    y=tuple(_mean(cell, original) or 0.0 for cell in cells),
-                    low=() if original else tuple(cell.mean_low for cell in cells),
-                    high=() if original else tuple(cell.mean_high for cell in cells),
-                    dots=tuple(
-                        dot(run, x, y, text)
-                        for x, cell in zip(places, cells, strict=True)
-                        for run in of_cell[cell.key]
-                        if (y := run.original if original else run.counted) is not None
-                    ),
-                )
-            )
+            points = [(axis.beside(value, at, len(here)), _mean(cell, original) or 0.0, cell) for value, cell in known]
+            lines.append(_curve(labels.look(one), points, of_cell, text, kept=original))
             means = ", ".join(f"{axis.names[value]} {text.value(_mean(cell, original))}" for value, cell in known)
             said.append(f"{labels.of(one)}, mean at each {factor}: {means}")
         if lines:
@@ -88,7 +74,11 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks, *, or
                     chance=chance,
                 )
             )  # fmt: skip
-    joined = "Lines join the means" if original else "Lines join the means, bars are their 95 % intervals"
+    joined = (
+        "Lines join the means"
+        if original
+        else "Lines join the means, bars are their 95 % intervals where no run failed"
+    )
     kept = f"On the vertical axis: {_KEPT}. " if original else ""
     title = f"{'What is kept' if original else 'Score'} over {factor}"
     caption = f"{kept}{DOTS}. {joined}. What is compared at one value stands side by side."
@@ -110,19 +100,8 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             members = [cell for cell in every if cell.original is not None and cell.mean is not None]
             if item.task != task or not members:
                 continue
-            lines.append(
-                Curve(
-                    look=labels.look(item),
-                    x=tuple(cell.original or 0.0 for cell in members),
-                    y=tuple(cell.mean or 0.0 for cell in members),
-                    low=tuple(cell.mean_low for cell in members),
-                    high=tuple(cell.mean_high for cell in members),
-                    dots=tuple(
-                        dot(run, run.original, run.counted, text)
-                        for cell in members for run in of_cell[cell.key] if run.original is not None
-                    ),
-                )
-            )  # fmt: skip
+            points = [(cell.original or 0.0, cell.mean or 0.0, cell) for cell in members]
+            lines.append(_curve(labels.look(item), points, of_cell, text, over_kept=True))
             means = ", ".join(f"{text.value(cell.mean)} at {number(cell.original, 3)}" for cell in members)
             said.append(f"{labels.of(item)}, mean score at what is kept: {means}")
             chances |= {cell.chance for cell in members}
@@ -135,6 +114,31 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
     joined = f"Lines join the means along {along[0].factor}" if along else "Larger marks are the means"
     caption = f"Up and to the right is better. On the horizontal axis: {_KEPT}. {DOTS}. {joined}."
     return chart("tradeoff", "Score against what is kept", caption, panels, labels.all())
+
+
+def _curve(
+    look: Look,
+    points: Sequence[tuple[float, float, Cell]],
+    of_cell: Runs,
+    text: Scores,
+    *,
+    kept: bool = False,
+    over_kept: bool = False,
+) -> Curve:
+    """The means at their places, with the runs: their score, or what they have kept, over a value or what is kept."""
+    dots = []
+    for place, _, cell in points:
+        for run in of_cell[cell.key]:
+            x, y = run.original if over_kept else place, run.original if kept else run.counted
+            dots += [dot(run, x, y, text)] if x is not None and y is not None else []
+    return Curve(
+        look=look,
+        x=tuple(x for x, _, _ in points),
+        y=tuple(y for _, y, _ in points),
+        low=() if kept else tuple(cell.mean_low for _, _, cell in points),
+        high=() if kept else tuple(cell.mean_high for _, _, cell in points),
+        dots=tuple(dots),
+    )
 
 
 class _Axis:

@@ -9,40 +9,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mixout.study.analysis.across import Aggregate
-from mixout.study.analysis.cells import Cell, Comparison
+from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.leaders import Leader
 from mixout.study.analysis.predictions import Instability
-from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.runs import Placed
-from mixout.study.analysis.stats import ALPHA, percent_of
-from mixout.study.analysis.words import in_points, p_value
-from mixout.study.report.wording import MISSING, Labels, Scores, duration, interval, memory, number, percent
+from mixout.study.analysis.words import in_words
+from mixout.study.report.wording import MISSING, Labels, Scores, memory, number, percent
 
 T = TypeVar("T")
 MEANINGS = {
-    "runs": "whose scores enter; of two numbers, those of the method and of the baseline",
+    "runs": "(restarts) whose scores enter; of two numbers, those of the method and of the baseline",
     "mean": "over restarts",
-    "± restarts": "95 % interval of the mean over restarts, Student's t",
+    "± restarts": "95 % interval of the mean over restarts, Student's t; none where a run failed",
     "± dev set": "the same for the choice of dev examples, which all restarts share",
     "sd": "standard deviation over restarts",
     "max": "grows with the number of restarts",
-    "failed": "runs that scored no more than a constant answer, collapsed to nearly one answer, or did not finish",
+    "failed": "runs that did not finish, scored no more than a constant answer, or collapsed: nearly all answers are "
+    "the same, with the loss of a constant answer. (Of a classifier, other answers are fewer than a fifth of its "
+    "errors; of a regression, the variance of its predictions is below 5 % of its squared error.)",
     "difference": "of the means, method minus baseline",
-    "interval": "of the difference, Student's t; none where some of fewer than ten runs failed",
-    "p-value": "two-sided permutation test, after Holm's correction over all comparisons with this baseline",
-    "p-value, uncorrected": "signs of all pairs of all tasks are flipped",
+    "interval": "of the difference over restarts, given this dev set: Student's t, Welch's where restarts are not "
+    "paired; none where a run failed",
+    "p-value": "two-sided permutation test, after Holm's correction over all comparisons with this baseline. It asks "
+    "whether the methods differ in any respect: rare failures of one of them count as well",
+    "p over all pairs": "signs of all pairs of all tasks are flipped; not corrected",
     "result": "higher, lower: shown by the test; as good: within the margin by an equivalence test",
-    "P(better)": "chance that a run of the method beats one of the baseline; ties count half",
-    "failed, baseline's": "failed runs of the method, and of the baseline",
+    "P(better)": "share of pairs of a run of each in which the method's scores higher; ties count half",
+    "baseline's": "failed runs of the baseline among those compared",
+    "difference of rates": "failure rate of the method minus that of the baseline, in points",
+    "interval of rates": "of their difference, Newcombe's",
     "without failed": "difference of the means of the runs that did not fail",
+    "its interval": "of the difference without failed runs, Student's t",
     "restarts now": "of each method",
     "would show": "true difference in points that these restarts show in 4 of 5 studies",
     "training": "mean time of a run, without evaluations; a busy machine makes it longer",
     "peak memory": "the largest of its runs",
     "distance": "mean Euclidean distance to all pretrained weights",
     "kept": "mean score on text of the domain that the model knew before; of an encoder 1 is the same as before",
-    "disagreement": "share of dev examples that two restarts answer differently, over all pairs; jackknife interval",
+    "disagreement": "share of dev examples that two restarts answer differently, over all pairs",
     "without failed runs": "the same among the runs that did not fail",
     "flipping": "dev examples that do not get the same answer from all restarts",
 }
@@ -85,7 +89,7 @@ class Table:
 Columns = Sequence[tuple[str, Callable[[T], Value]]]
 
 
-def _table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: str = "",
+def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: str = "",
            shaded: Callable[[T], bool] = lambda _: False) -> Table:  # fmt: skip
     """A row for each item, without the columns that say nothing in any row."""
     every = [[of(item) for _, of in columns] for item in items]
@@ -123,7 +127,7 @@ def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -
     )
     columns = [("method", lambda method: Value(method, color=labels.looks[method].color))]
     columns += [(place, at(place)) for place in reversed(places)]
-    return _table("overview", "Means", sorted(total, key=lambda method: -total[method]), columns, note)
+    return table("overview", "Means", sorted(total, key=lambda method: -total[method]), columns, note)
 
 
 def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table:
@@ -131,14 +135,14 @@ def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: La
     text = Scores(score for cell in cells for score in cell.scores)
     places = list(dict.fromkeys(map(labels.place, cells)))
     columns: Columns[Cell] = [
-        *_method(labels),
+        *method_columns(labels),
         ("runs", lambda c: Value(str(c.n), c.n)),
         ("mean", lambda c: _mean(c, text, "highest" if _standing(c, leaders) == "highest" else "")),
-        ("± restarts", lambda c: _of(None if c.mean_high is None else c.mean_high - (c.mean or 0.0), text.digits)),
-        ("± dev set", lambda c: _of(None if c.dev_error is None else _NORMAL * c.dev_error, text.digits)),
-        ("sd", lambda c: _of(c.sd, text.digits)),
-        ("min", lambda c: _of(c.min, text.digits)),
-        ("max", lambda c: _of(c.max, text.digits)),
+        ("± restarts", lambda c: plain(None if c.mean_high is None else c.mean_high - (c.mean or 0.0), text.digits)),
+        ("± dev set", lambda c: plain(None if c.dev_error is None else _NORMAL * c.dev_error, text.digits)),
+        ("sd", lambda c: plain(c.sd, text.digits)),
+        ("min", lambda c: plain(c.min, text.digits)),
+        ("max", lambda c: plain(c.max, text.digits)),
         ("failed", lambda c: Value(f"{c.failed} of {c.runs}" if c.failed else "0", c.failure_rate)),
     ]
     # A table of scores need not say which metric it holds.
@@ -152,115 +156,39 @@ def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: La
         fate = "left out of the scores" if cells[0].chance is None else "counted as chance"
         notes.append(f"Runs without a score, {fate}: {unscored}.")
     ordered = sorted(cells, key=lambda cell: (places.index(labels.place(cell)), -(cell.mean or 0.0)))
-    return _table(f"scores-{at}", cells[0].task, ordered, columns, " ".join(notes),
+    return table(f"scores-{at}", cells[0].task, ordered, columns, " ".join(notes),
                   lambda cell: shaded and _standing(cell, leaders) != "")  # fmt: skip
-
-
-def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:
-    """The comparisons on one task, the largest difference first."""
-    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
-    columns: Columns[Comparison] = [
-        *_method(labels),
-        ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
-        ("difference", lambda c: Value(text.difference(c.difference), c.difference)),
-        ("interval", lambda c: Value(text.interval(c.low, c.high, sign=True), c.low)),
-        ("p-value", lambda c: Value(_p(c.p_holm), c.p_holm)),
-        ("result", lambda c: Value(_result(c), mark="shown" if c.p_holm <= ALPHA else "")),
-        ("P(better)", lambda c: Value(f"{c.improvement:.2f}", c.improvement)),
-        (
-            "failed, baseline's",
-            lambda c: Value(f"{c.failed}, {c.baseline_failed}" if c.some_failed else MISSING, c.failed),
-        ),
-        (
-            "without failed",
-            lambda c: Value(text.difference(c.level_difference) if c.some_failed else MISSING, c.level_difference),
-        ),
-    ]
-    first = comparisons[0]
-    note = f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.'
-    ordered = sorted(comparisons, key=lambda one: -one.difference)
-    return _table(name, f"{first.task}, against {first.baseline}", ordered, columns, note)
-
-
-def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
-    """All tasks together."""
-    columns: Columns[Aggregate] = [
-        *_method(labels),
-        ("tasks", lambda one: Value(str(len(one.tasks)), len(one.tasks))),
-        ("runs", lambda one: Value(str(one.n), one.n)),
-        ("mean", lambda one: _of(one.mean, 1)),
-        ("difference", lambda one: Value(number(one.difference, 1, sign=True), one.difference)),
-        ("interval", lambda one: Value(interval(one.low, one.high, 1, sign=True), one.low)),
-        ("p-value, uncorrected", lambda one: Value(_p(one.p), one.p)),
-    ]
-    if not aggregates:
-        return None
-    note = "0 is chance and 100 the best run of a task." if aggregates[0].normalised else "Scores are in points."
-    return _table("across", f"All tasks, against {aggregates[0].baseline}", aggregates, columns, note)
-
-
-def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
-    """How many restarts would be enough."""
-    if not powers:
-        return None
-
-    def needed(at: int) -> Callable[[Power], Value]:
-        def of(one: Power) -> Value:
-            need = one.needed[at]
-            high = "" if need.high is None else f"{need.high:,}"
-            text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
-            return Value(text, need.restarts)
-
-        return of
-
-    columns: Columns[Power] = [
-        *_method(labels, task=True),
-        ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
-        ("would show", lambda one: _of(None if one.detectable is None else one.detectable * one.points, 1)),
-        *((f"for {in_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
-    ]
-    note = (
-        "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
-        f"that follows from how well the spread is known. Fewer than {powers[0].smallest} can show nothing."
-    )
-    return _table("restarts", "Restarts needed", powers, columns, note)
 
 
 def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
     """What each method cost on each task: time, memory, and what it moved."""
     columns: Columns[Cell] = [
-        *_method(labels, task=True),
-        ("training", lambda c: Value(duration(c.seconds), c.seconds)),
+        *method_columns(labels, task=True),
+        ("training", lambda c: Value(MISSING if c.seconds is None else in_words(c.seconds), c.seconds)),
         ("peak memory", lambda c: Value(memory(c.peak_memory), c.peak_memory)),
-        ("distance", lambda c: _of(c.distance, 2)),
-        ("kept", lambda c: _of(c.original, 3)),
+        ("distance", lambda c: plain(c.distance, 2)),
+        ("kept", lambda c: plain(c.original, 3)),
     ]
-    made = _table("costs", "Cost", cells, columns)
+    made = table("costs", "Cost", cells, columns)
     return made if set(made.columns) & {"training", "peak memory", "distance", "kept"} else None
 
 
 def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
     """How much the predictions of restarts differ."""
 
-    def share(one: Instability, value: float | None, ends: str = "") -> Value:
-        return Value(f"{percent(value) if one.kind == 'classes' else number(value, 3)}{ends}", value)
-
-    def ends(one: Instability) -> str:
-        if one.low is None or one.high is None:
-            return ""
-        factor, digits = (100, 0) if one.kind == "classes" else (1, 3)
-        return f" ({interval(one.low * factor, one.high * factor, digits)})"
+    def share(one: Instability, value: float | None) -> Value:
+        return Value(percent(value) if one.kind == "classes" else number(value, 3), value)
 
     columns: Columns[Instability] = [
-        *_method(labels, task=True),
-        ("disagreement", lambda one: share(one, one.disagreement, ends(one))),
+        *method_columns(labels, task=True),
+        ("disagreement", lambda one: share(one, one.disagreement)),
         ("without failed runs", lambda one: share(one, one.working)),
         ("flipping", lambda one: Value(f"{len(one.flipping):,} of {one.examples:,}", len(one.flipping))),
     ]
-    return _table("instability", "Disagreement between restarts", instabilities, columns) if instabilities else None
+    return table("instability", "Disagreement between restarts", instabilities, columns) if instabilities else None
 
 
-def _method(labels: Labels, *, task: bool = False) -> list[tuple[str, Callable[[Any], Value]]]:
+def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Callable[[Any], Value]]]:
     """The method, and what differs beside it, in columns of their own."""
 
     def factor(name: str) -> Callable[[Placed], Value]:
@@ -285,15 +213,6 @@ def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
     return "not told apart" if any(cell is other for one in leaders if one.enough for other in one.alike) else ""
 
 
-def _of(value: float | None, digits: int) -> Value:
+def plain(value: float | None, digits: int) -> Value:
+    """A number with so many digits."""
     return Value(number(value, digits), value)
-
-
-def _result(c: Comparison) -> str:
-    if c.p_holm <= ALPHA:
-        return "higher" if c.difference > 0 else "lower"
-    return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
-
-
-def _p(p: float | None) -> str:
-    return MISSING if p is None else p_value(p).removeprefix("= ")

@@ -84,30 +84,11 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{share * 100:.0f} %"
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours, whichever is read most easily.
-
-    Example:
-        >>> duration(8.25), duration(75), duration(8000)
-        ('8.2 s', '75 s', '2.2 h')
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def memory(size: float | None) -> str:
     """Bytes in MB or GB, such as ``1.23 GB``."""
     if size is None:
         return MISSING
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def count(quantity: int, noun: str) -> str:
-    """A number and what is counted, such as ``1,200 runs``."""
-    return f"{quantity:,} {noun}{'' if quantity == 1 else 's'}"
 
 
 class Labels:
@@ -141,13 +122,15 @@ class Labels:
 
     def of(self, item: Placed) -> str:
         """The label of what was among the items."""
-        named = [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
-        return ", ".join([item.method, *named])
+        return ", ".join([item.method, *self._named(item)])
 
     def place(self, item: Placed) -> str:
         """Where it was made: its task, and the factors that differ."""
-        named = [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
+        named = self._named(item)
         return ", ".join([item.task, *named] if len(self.tasks) > 1 or not named else named)
+
+    def _named(self, item: Placed) -> list[str]:
+        return [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
 
     def look(self, item: Placed) -> Look:
         """Its look."""

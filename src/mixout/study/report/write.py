@@ -8,7 +8,6 @@
       cells.csv           one row for each method on each task
       comparisons.csv     one row for each comparison with the baseline
       runs.csv            one row a run; read again by ``read_scores``
-      tables.md, tables.tex
       summary.json        everything, with intervals and curves
 
 The same runs give the same bytes. It computes no statistics.
@@ -31,9 +30,7 @@ from mixout.study.analysis.table import to_csv_rows
 from mixout.study.report import sections
 from mixout.study.report.canvas import Chart, write_files
 from mixout.study.report.data import Data
-from mixout.study.report.markup import to_latex, to_markdown
 from mixout.study.report.page import Block, Fold, Links, Section, Switch, render
-from mixout.study.report.tables import Table
 
 _MARK = '<meta name="generator" content="mixout">'
 _FILES = (
@@ -41,8 +38,6 @@ _FILES = (
     ("cells.csv", "every method on every task, in full precision"),
     ("comparisons.csv", "every comparison, in full precision"),
     ("summary.json", "all numbers, with curves"),
-    ("tables.md", "the tables in Markdown"),
-    ("tables.tex", "the tables in LaTeX"),
 )
 
 
@@ -80,14 +75,10 @@ def write_report(
     origins = sections.origins(summary, runs, commands=commands, environment=environment or {}, settings=settings or {})
     results = sections.results(summary, runs, data or {})
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    every = [block for section in results for block in _within(section.blocks)]
-    for block in every:
+    for block in (block for section in results for block in _within(section.blocks)):
         if isinstance(block, Chart):
             write_files(block, folder / "figures")
     _write_numbers(summary, runs, folder)
-    tables = [block for block in every if isinstance(block, Table)]
-    write_atomically(folder / "tables.md", to_markdown(tables))
-    write_atomically(folder / "tables.tex", to_latex(tables))
     page = folder / "index.html"
     files = Section("files", "Files", (Links(_FILES),))
     write_atomically(page, render(title, sections.facts(summary.cells), [*results, *origins, files]))

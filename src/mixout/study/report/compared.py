@@ -1,0 +1,125 @@
+"""The tables of a report on comparisons: differences, failed runs, all tasks together, restarts needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mixout.study.analysis.across import Aggregate
+from mixout.study.analysis.cells import Comparison
+from mixout.study.analysis.restarts import Power
+from mixout.study.analysis.stats import ALPHA, wilson
+from mixout.study.analysis.words import in_points, p_value, percent_of
+from mixout.study.report.tables import Columns, Table, Value, method_columns, plain, table
+from mixout.study.report.wording import MISSING, Labels, Scores, interval, number, percent
+
+
+def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:
+    """The comparisons on one task, the largest difference first."""
+    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
+    columns: Columns[Comparison] = [
+        *method_columns(labels),
+        ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
+        ("difference", lambda c: Value(text.difference(c.difference), c.difference)),
+        ("interval", lambda c: _ends(c.interval, text)),
+        ("p-value", lambda c: Value(_p(c.p_holm), c.p_holm)),
+        ("result", lambda c: Value(_result(c), mark="shown" if c.shown else "")),
+        ("P(better)", lambda c: Value(f"{c.improvement:.2f}", c.improvement)),
+    ]
+    first = comparisons[0]
+    notes = [f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.']
+    if first.looks > 1:
+        notes.append(f"The data were looked at up to {first.looks} times: intervals and p are corrected for that.")
+    least = min(c.p_smallest * c.family * c.looks for c in comparisons)
+    if least > ALPHA:
+        notes.append(f"So few restarts can show no difference by this test: p is at least {p_value(min(1.0, least))}.")
+    if all(c.chance_known and not c.some_failed for c in comparisons):
+        fewest = min(min(c.failure_runs, c.failure_runs_baseline) for c in comparisons)
+        notes.append(f"No run failed; a failure rate of up to {percent(wilson(0, fewest)[1])} may go unseen.")
+    ordered = sorted(comparisons, key=lambda one: -one.difference)
+    return table(name, f"{first.task}, against {first.baseline}", ordered, columns, " ".join(notes))
+
+
+def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table | None:
+    """Where runs failed: how their rates differ, and the runs that did not fail."""
+    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
+    columns: Columns[Comparison] = [
+        *method_columns(labels),
+        ("failed", lambda c: Value(f"{c.failed} of {c.failure_runs}", c.failed)),
+        ("baseline's", lambda c: Value(f"{c.baseline_failed} of {c.failure_runs_baseline}", c.baseline_failed)),
+        (
+            "difference of rates",
+            lambda c: Value(number(100 * c.failure_difference, 0, sign=True), c.failure_difference),
+        ),
+        ("interval of rates", lambda c: Value(interval(100 * c.failure_low, 100 * c.failure_high, 0, sign=True))),
+        ("p-value, uncorrected", lambda c: Value(_p(c.failure_p), c.failure_p)),
+        ("without failed", lambda c: Value(text.difference(c.level_difference), c.level_difference)),
+        ("its interval", lambda c: _ends((c.low, c.high), text)),
+    ]
+    failing = [one for one in sorted(comparisons, key=lambda one: one.failure_difference) if one.some_failed]
+    if not failing:
+        return None
+    tests = {"McNemar's" if one.paired else "Fisher's" for one in failing}
+    note = (
+        f"p-value: {' or '.join(sorted(tests))} exact test of the rates. "
+        "Means over all runs mix failed runs with others and describe neither."
+    )
+    return table(name, f"Failed runs on {failing[0].task}, against {failing[0].baseline}", failing, columns, note)
+
+
+def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
+    """All tasks together."""
+    columns: Columns[Aggregate] = [
+        *method_columns(labels),
+        ("tasks", lambda one: Value(str(len(one.tasks)), len(one.tasks))),
+        ("runs", lambda one: Value(str(one.n), one.n)),
+        ("mean", lambda one: plain(one.mean, 1)),
+        ("difference", lambda one: Value(number(one.difference, 1, sign=True), one.difference)),
+        ("interval", lambda one: Value(interval(one.low, one.high, 1, sign=True), one.low)),
+        ("p over all pairs", lambda one: Value(_p(one.p), one.p)),
+    ]
+    if not aggregates:
+        return None
+    note = "0 is chance and 100 the best run of a task." if aggregates[0].normalised else "Scores are in points."
+    return table("across", f"All tasks, against {aggregates[0].baseline}", aggregates, columns, note)
+
+
+def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
+    """How many restarts would be enough."""
+    if not powers:
+        return None
+
+    def needed(at: int) -> Callable[[Power], Value]:
+        def of(one: Power) -> Value:
+            need = one.needed[at]
+            high = "" if need.high is None else f"{need.high:,}"
+            text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
+            return Value(text, need.restarts)
+
+        return of
+
+    columns: Columns[Power] = [
+        *method_columns(labels, task=True),
+        ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
+        ("would show", lambda one: plain(None if one.detectable is None else one.detectable * one.points, 1)),
+        *((f"for {in_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
+    ]
+    note = (
+        "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
+        f"that follows from how well the spread is known. Fewer than {powers[0].smallest} can show nothing."
+    )
+    return table("restarts", "Restarts needed", powers, columns, note)
+
+
+def _result(c: Comparison) -> str:
+    if c.shown:
+        return "higher" if c.difference > 0 else "lower"
+    return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
+
+
+def _p(p: float | None) -> str:
+    return MISSING if p is None else p_value(p)
+
+
+def _ends(ends: tuple[float | None, float | None] | None, text: Scores) -> Value:
+    low, high = ends or (None, None)
+    return Value(text.interval(low, high, sign=True), low)

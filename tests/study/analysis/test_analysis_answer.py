@@ -1,0 +1,122 @@
+"""The answer says what the numbers show, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mixout.study.analysis.compare import compare
+from mixout.study.analysis.restarts import restarts_needed
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.summary import analyse
+from mixout.study.analysis.words import p_value
+
+
+@given(st.floats(0, 1))
+def test_p_is_rounded_to_its_side_of_the_level(p):
+    text = p_value(p)
+    shown = 0.0 if text == "< 0.001" else float(text)
+    assert abs(shown - p) <= 0.005 + 1e-12
+    if abs(p - 0.05) > 0.0006:
+        assert (shown <= 0.05) == (p <= 0.05)
+
+
+def scored(n: int, gains=(0.0, 0.004, 0.011), sd: float = 0.01) -> list[Run]:
+    draw = np.random.default_rng(0)
+    methods = ("dropout(0.1)", "mixout(0.7)", "mixout(0.9)")
+    noise = {method: draw.normal(0, sd, n) for method in methods}
+    return [
+        Run(task="RTE", method=method, restart=k, score=float(0.7 + gain + (noise[method] - noise[method].mean())[k]))
+        for method, gain in zip(methods, gains, strict=True)
+        for k in range(n)
+    ]
+
+
+def test_the_best_and_what_cannot_be_told_apart_from_it():
+    found = analyse(scored(12, gains=(0.0, 0.05, 0.055)))
+    [leader] = found.leaders
+    assert (leader.best.method, [cell.method for cell in leader.alike]) == ("mixout(0.9)", ["mixout(0.7)"])
+    assert [one.method for one in leader.lower] == ["dropout(0.1)"]
+    assert found.verdict[:2] == (
+        "Best on RTE: mixout(0.9) (score 0.755, mean of 12 runs).",
+        "Not told apart from it: mixout(0.7).",
+    )
+    needed = restarts_needed(0.01, float(np.std(leader_gaps(12), ddof=1)), family=2)
+    assert found.verdict[-1] == (
+        "Next: take the cheapest of those that can't be told apart; "
+        f"{needed - 12} more restarts would show 1 point between the two best."
+    )
+
+
+def leader_gaps(n: int) -> np.ndarray:
+    """Differences of the two best, restart by restart."""
+    runs = scored(n, gains=(0.0, 0.05, 0.055))
+    of = {method: np.array([run.score for run in runs if run.method == method]) for method in {r.method for r in runs}}
+    return of["mixout(0.9)"] - of["mixout(0.7)"]
+
+
+def test_a_clear_winner_is_named_with_its_lead():
+    found = analyse(scored(12, gains=(0.0, 0.05, 0.1)))
+    gap = compare(scored(12, gains=(0.0, 0.05, 0.1)), "mixout(0.9)")[-1]
+    assert found.verdict[1] == (
+        f"The next, mixout(0.7), is 5.0 points lower (95 % interval {-100 * gap.high:.1f} to {-100 * gap.low:.1f})."
+    )
+    assert found.verdict[-1] == "Next: use mixout(0.9)."
+
+
+def test_the_lead_has_the_level_of_its_interval():
+    runs = scored(12, gains=(0.0, 0.05, 0.1))
+    of = {
+        method: np.array([run.score for run in runs if run.method == method])
+        for method in ("mixout(0.9)", "mixout(0.7)")
+    }
+    known = stats.ttest_1samp(100 * (of["mixout(0.9)"] - of["mixout(0.7)"]), 0.0).confidence_interval(0.99)
+    assert f"(99 % interval {known.low:.1f} to {known.high:.1f})" in analyse(runs, looks=5).verdict[1]
+
+
+def test_without_a_winner_the_answer_says_how_far_it_is():
+    assert analyse(scored(5)).verdict == (
+        "No winner on RTE: the 3 methods lie within 1.1 points.",
+        "Highest: mixout(0.9) (score 0.711, mean of 5 runs).",
+        "5 restarts of each method can't show a difference by the test used here; 7 can.",
+        "Next: run 2 more restarts, or take the cheapest method.",
+    )
+    found = analyse(scored(8, sd=0.02))
+    low, high = found.leaders[0].detectable
+    assert found.verdict[2] in (
+        f"With 8 restarts a difference of about {high:.2g} points would have shown.",
+        f"With 8 restarts a difference of {low:.2g} to {high:.2g} points would have shown, by method.",
+    )
+
+
+def test_the_cheapest_is_named_where_times_are_known():
+    runs = [replace(run, seconds={"dropout(0.1)": 10.0}.get(run.method, 20.0)) for run in scored(5)]
+    assert (
+        analyse(runs).verdict[-1]
+        == "Next: run 2 more restarts, or take the cheapest method (dropout(0.1), by training time)."
+    )
+
+
+def test_several_tasks_have_a_line_each():
+    tasks = [replace(run, task=task) for task in ("RTE", "MRPC") for run in scored(3)]
+    verdict = analyse(tasks).verdict
+    assert verdict[0] == "No winner on any of 2 tasks."
+    assert [line.split(":")[0] for line in verdict[1:3]] == ["No winner on RTE", "No winner on MRPC"]
+
+
+def test_what_a_factor_costs_each_method_is_said():
+    costs = {"plain": 0.2, "mixout(0.7)": 0.02}
+    runs = [
+        Run(task="RTE", method=method, restart=k, score=0.7 - cost * (rate == "1e-3"), factors={"learning_rate": rate})
+        for method, cost in costs.items()
+        for rate in ("1e-4", "1e-3")
+        for k in range(2)
+    ]
+    assert (
+        "Over learning_rate the mean of mixout(0.7) changes least, by 2.0 points, that of plain most, by 20.0."
+        in analyse(runs).verdict
+    )
