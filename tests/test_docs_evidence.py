@@ -277,12 +277,14 @@ def of_pairs(table: list[list[str]]) -> Expected:
         assert row[1] in left[0]["task"]
         assert row[2] in left[0]["method"]
         differences = np.array([float(a["score"]) - float(b["score"]) for a, b in runs])
-        interval = mean_interval(differences)
+        fails = [*failed(list(left)), *failed(list(right))]
+        # Of a mean with failed runs there is no interval that covers.
+        interval = () if any(fails) else mean_interval(differences)
         assert interval is not None
         yield row[4], [*mean(list(left)), *mean(list(right))]
         yield row[5], [100 * value for value in (float(differences.mean()), *interval)]
         yield row[6], [len(runs)]
-        yield row[7], [*failed(list(left)), *failed(list(right))]
+        yield row[7], fails
 
 
 TABLES = {
