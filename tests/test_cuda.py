@@ -39,7 +39,7 @@ def test_a_pass_on_a_gpu_is_the_definition(monkeypatch, method, p, tokens, host_
     kept = (seen - u).abs() > (seen - mixed).abs()
     assert kept.any()
     assert not kept.all()
-    assert (kept == kept[0]).all() == (method is Mixout)  # a coin for a column, or for an element
+    assert (kept == kept[0]).all() == (method is Mixout)  # a draw for a column, or for an element
     phi = torch.where(kept, mixed, u)
     far = {
         "output": apart(y, x.detach().double() @ phi.T + b),

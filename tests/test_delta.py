@@ -55,7 +55,7 @@ def test_interpolation_is_linear(t, seed):
 @given(p=st.sampled_from([0.25, 0.5, 0.9]), seed=st.integers(0, 10**6))
 @settings(max_examples=20, deadline=None)
 def test_each_element_is_dropped_or_rescaled(p, seed):
-    """DARE as numpy would do it, with the coins read off the result."""
+    """DARE as numpy would do it, with the mask read off the result."""
     model, delta = make()
     delta.drop_(p, unit="element", seed=seed)
     for name, w in delta.weights.items():

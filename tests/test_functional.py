@@ -12,7 +12,7 @@ from mixout import passes
 from mixout.functional import mix, mixed_embedding, mixed_linear
 
 UNITS = ["input", "output", "element"]
-COINS = {"input": (1, 3), "output": (2, 1), "element": (2, 3)}
+MASK_SHAPES = {"input": (1, 3), "output": (2, 1), "element": (2, 3)}
 
 
 def tensors(*shapes, dtype=torch.float64, seed=0):
@@ -28,8 +28,8 @@ def revealed(seed, shape, p, unit, **options):
 
 def all_masks(shape, p):
     """Every Bernoulli mask of ``shape`` with its probability."""
-    for coins in itertools.product([False, True], repeat=torch.Size(shape).numel()):
-        yield torch.tensor(coins).reshape(shape), p ** coins.count(False) * (1 - p) ** coins.count(True)
+    for drawn in itertools.product([False, True], repeat=torch.Size(shape).numel()):
+        yield torch.tensor(drawn).reshape(shape), p ** drawn.count(False) * (1 - p) ** drawn.count(True)
 
 
 def toss(monkeypatch, mask):
@@ -47,7 +47,7 @@ def test_mix_is_unbiased_over_all_masks(unit, p, monkeypatch):
     """Trap: no rescaling, or rescaling without the -p u term: biased."""
     w, u = tensors((2, 3), (2, 3))
     mean, mean_gradient, total = torch.zeros_like(w), torch.zeros_like(w), 0.0
-    for mask, chance in all_masks(COINS[unit], p):
+    for mask, chance in all_masks(MASK_SHAPES[unit], p):
         toss(monkeypatch, mask)
         leaf = w.clone().requires_grad_()
         phi = mix(leaf, u, p, unit=unit)
@@ -79,7 +79,7 @@ def test_mixed_linear_is_unbiased_over_all_masks(unit, form, bias, monkeypatch):
     y = linear(*plain)
     expected = [y.detach(), *torch.autograd.grad(y, plain, g)]
     means = [torch.zeros_like(e) for e in expected]
-    for mask, chance in all_masks(COINS[unit], p):
+    for mask, chance in all_masks(MASK_SHAPES[unit], p):
         toss(monkeypatch, mask)
         mine = [t.clone().requires_grad_() for t in leaves]
         out = mixed_linear(mine[0], mine[1], u, mine[2] if bias else None, p=p, unit=unit)
@@ -196,7 +196,7 @@ def test_an_empty_batch_has_zero_gradients(unit):
 
 
 def test_a_grouped_convolution_against_an_explicit_loop():
-    """One coin per input channel: all kernels of its group that read the channel share it."""
+    """One draw per input channel: all kernels of its group that read the channel share it."""
     rows, per_group, groups, p = 6, 2, 3, 0.5
     w, u = tensors((rows, per_group, 3), (rows, per_group, 3))
     torch.manual_seed(4)

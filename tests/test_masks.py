@@ -58,9 +58,9 @@ def test_the_unit_is_defined_by_meaning_not_by_dimension_zero(out, inputs, kerne
 @pytest.mark.parametrize(("rows", "per_group", "groups"), [(8, 2, 4), (6, 1, 6), (12, 1, 6), (6, 3, 2), (4, 5, 1)])
 def test_grouped_convolution_has_one_coin_per_input_channel(rows, per_group, groups):
     shape = (rows, per_group, 3)
-    coins = mask_shape(shape, "input", groups=groups)
-    assert math.prod(coins) == per_group * groups  # as many coins as input channels
-    mask = torch.arange(per_group * groups).reshape(coins)
+    drawn = mask_shape(shape, "input", groups=groups)
+    assert math.prod(drawn) == per_group * groups  # as many draws as input channels
+    mask = torch.arange(per_group * groups).reshape(drawn)
     full = spread(mask, shape).expand(shape)
     for row in range(rows):
         group = row // (rows // groups)

@@ -26,7 +26,7 @@ def of_width(width: int) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("width", "method", "low", "high"),
     [
-        # MiniLM, BERT-base and its kin, BERT-large; models of seven billion parameters; the smallest BERTs.
+        # MiniLM, BERT-base and its relatives, BERT-large; models of seven billion parameters; the smallest BERTs.
         (384, "plain", 1e-4, 1e-4),
         (768, "plain", 2e-5, 5e-5),
         (1024, "plain", 1.9e-5, 2.1e-5),

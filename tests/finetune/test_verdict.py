@@ -1,4 +1,4 @@
-"""The yardstick of a run, against numpy; and what is said of one."""
+"""What a run is measured against, against numpy; and what is said of one."""
 
 from __future__ import annotations
 

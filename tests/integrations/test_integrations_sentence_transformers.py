@@ -41,7 +41,7 @@ def test_masks_in_training_the_plain_model_in_encode_plain_weights_on_disk(tmp_p
     # Two texts a step, each with masks of its own: a column has no gradient where both dropped it, .9^2 of them.
     name = next(one for one in steps[0] if one.endswith("layer.0.intermediate.dense"))
     shares = [sum(step[name]) / len(step[name]) for step in steps]
-    assert all(0.73 < share < 0.89 for share in shares), shares  # .81, four standard deviations of 384 coins
+    assert all(0.73 < share < 0.89 for share in shares), shares  # .81, four standard deviations of 384 draws
     assert steps[0][name] != steps[1][name]
     distances = [entry["anchor_distance"] for entry in trainer.state.log_history if "loss" in entry]
     assert distances[-1] == pytest.approx(mixout.distance(model).total)

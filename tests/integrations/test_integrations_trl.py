@@ -43,7 +43,7 @@ def test_masks_in_training_the_plain_model_in_evaluation_plain_weights_on_disk(t
     for name in steps[0]:
         patterns = [step[name] for step in steps]
         share = sum(map(sum, patterns)) / (4 * len(patterns[0]))
-        assert 0.3 < share < 0.7, name  # p = .5; 128 coins or more
+        assert 0.3 < share < 0.7, name  # p = .5; 128 draws or more
         assert len(set(patterns)) == 4, name
 
     trainer.save_model(str(tmp_path / "final"))

@@ -1,4 +1,4 @@
-"""Convolutions: one coin per input channel, read off by an explicit reference with the same Phi."""
+"""Convolutions: one draw per input channel, read off by an explicit reference with the same Phi."""
 
 import pytest
 import torch
@@ -62,10 +62,10 @@ def test_a_convolution_with_its_units_by_meaning(case, unit):
     if unit == "input":
         blocks = flat.unflatten(0, (groups, rows))
         assert (blocks == blocks[:, :1, :, :1]).all()  # shared by the group's outputs and by the kernel
-        coins = blocks[:, 0, :, 0]
-        assert coins.numel() == options["in_channels"] == groups * per_group
-        assert coins.any()
-        assert not coins.all()
+        drawn = blocks[:, 0, :, 0]
+        assert drawn.numel() == options["in_channels"] == groups * per_group
+        assert drawn.any()
+        assert not drawn.all()
     elif unit == "output":
         assert (flat == flat[:, :1, :1]).all()
 

@@ -1,4 +1,4 @@
-"""nn.Embedding: a token's row is its unit, and all its occurrences share the coin."""
+"""nn.Embedding: a token's row is its unit, and all its occurrences share the draw."""
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ def test_linear(unit, gradient, bias):
     phi = (layer(torch.eye(11, dtype=torch.float64)) - b).detach().t()
     mask = kept(phi, w, u, p)
     if unit == "input":
-        assert (mask == mask[0]).all()  # one coin per COLUMN of (out, in)
+        assert (mask == mask[0]).all()  # one draw per COLUMN of (out, in)
     elif unit == "output":
         assert (mask == mask[:, :1]).all()
     assert 0 < mask.sum() < mask.numel()
@@ -124,7 +124,7 @@ def test_in_eval_mode_a_layer_is_the_plain_one(layer, x, monkeypatch):
 @pytest.mark.parametrize(("layer", "x"), [(layer, x) for _, layer, x in kinds()], ids=[name for name, *_ in kinds()])
 def test_every_training_pass_draws_anew(layer, x):
     layer, *_ = moved(layer.train(), mixout.Mixout(0.5))
-    passes = [layer(x) for _ in range(12)]  # few coins: two passes alone may agree
+    passes = [layer(x) for _ in range(12)]  # few columns: two passes alone may agree
     assert any(not y.equal(passes[0]) for y in passes)
 
 

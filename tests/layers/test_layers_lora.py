@@ -42,9 +42,9 @@ def oracle(layer, x, p, unit, gradient, seed):
     delta = layer.scaling["default"] * (b @ a)
     if layer.fan_in_fan_out:
         u = u.t()
-    coins = mask(u.shape[1], p, seed) if unit == "input" else mask((u.shape[0], 1), p, seed)
+    drawn = mask(u.shape[1], p, seed) if unit == "input" else mask((u.shape[0], 1), p, seed)
     scale = 0.0 if p == 1 else 1 / (1 - p)
-    phi = reference.mix(u + delta, u, coins, scale, gradient=gradient)
+    phi = reference.mix(u + delta, u, drawn, scale, gradient=gradient)
     return nn.functional.linear(x, phi, layer.base_layer.bias)
 
 
@@ -79,9 +79,9 @@ def test_the_adapters_own_dropout_acts_before_the_mask_where_it_is_kept(keep):
     y = model.train()(x)
     torch.manual_seed(5)
     dropped = nn.functional.dropout(x, 0.3) if keep else x
-    coins = torch.rand(11) >= 0.5
+    drawn = torch.rand(11) >= 0.5
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    expected = layer.base_layer(x) + 2 * (dropped * coins * 2) @ (b @ a).t()
+    expected = layer.base_layer(x) + 2 * (dropped * drawn * 2) @ (b @ a).t()
     torch.testing.assert_close(y, expected)
     for got, wanted in zip(*(torch.autograd.grad(out.sum(), [x, a, b]) for out in (y, expected)), strict=True):
         torch.testing.assert_close(got, wanted)

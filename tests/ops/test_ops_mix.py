@@ -9,10 +9,10 @@ from mixout.ops import kernels, reference
 from mixout.ops.mix import mix
 
 
-def case(shape, coins, seed=0):
+def case(shape, mask_shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     w, u, g = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
-    return w, u, torch.rand(coins, generator=generator) < 0.4, g
+    return w, u, torch.rand(mask_shape, generator=generator) < 0.4, g
 
 
 def both(w, u, mask, scale, g, gradient):
@@ -26,7 +26,7 @@ def both(w, u, mask, scale, g, gradient):
 
 @pytest.mark.parametrize("gradient", ["exact", "paper"])
 @pytest.mark.parametrize(
-    ("shape", "coins"),
+    ("shape", "mask_shape"),
     [
         ((4, 7), (1, 7)),
         ((4, 7), (4, 1)),
@@ -39,8 +39,8 @@ def both(w, u, mask, scale, g, gradient):
     ],
 )
 @pytest.mark.parametrize("p", [0.25, 0.7, 0.9])
-def test_values_and_gradients_match_the_definition(shape, coins, gradient, p):
-    w, u, mask, g = case(shape, coins)
+def test_values_and_gradients_match_the_definition(shape, mask_shape, gradient, p):
+    w, u, mask, g = case(shape, mask_shape)
     (phi, grad), (phi_reference, grad_reference) = both(w, u, mask, 1 / (1 - p), g, gradient)
     torch.testing.assert_close(phi, phi_reference, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grad, grad_reference, rtol=1e-12, atol=1e-12)
@@ -88,10 +88,10 @@ def test_the_reference_itself_is_equation_4():
             assert phi[i, j].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("coins", [(1, 64), (64, 1)])
-def test_no_weight_sized_mask_is_kept_for_backward(coins):
+@pytest.mark.parametrize("mask_shape", [(1, 64), (64, 1)])
+def test_no_weight_sized_mask_is_kept_for_backward(mask_shape):
     """Trap: mask of weight size stored for backward."""
-    w, u, mask, _ = case((64, 64), coins)
+    w, u, mask, _ = case((64, 64), mask_shape)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         mix(w.requires_grad_(), u, mask, 2.0)

@@ -191,7 +191,7 @@ def longest_input(loaded: Loaded) -> int | None:
     """The longest input in tokens that the model has positions for; None where it has no limit."""
     limits = [loaded.tokenizer.model_max_length, getattr(loaded.model.config, "max_position_embeddings", None)]
     for name, module in loaded.model.named_modules():
-        # RoBERTa and its kin count positions from the one behind the padding's.
+        # RoBERTa and its relatives count positions from the one behind the padding's.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
     # Tokenizers without a limit say 1e30.

@@ -1,9 +1,10 @@
 """What came out of a run becomes its record: history, scores, distance, coverage; and has it learned anything?
 
-The yardstick is the best constant answer, which needs no text: the classes at their shares of the training rows
-(cross-entropy), or the mean of the training values (squared error). A run has hardly learned where neither its training
-loss nor its dev loss came below ``LEARNED`` times that. A run diverges where the training loss is not finite, or in the
-mean of at least ten steps more than ``FAR`` times as large as at the start and as a constant answer's: it is stopped.
+A run is measured against the best constant answer, which needs no text: the classes at their shares of the training
+rows (cross-entropy), or the mean of the training values (squared error). It has hardly learned where neither its
+training loss nor its dev loss came below ``LEARNED`` times that. It diverges where the training loss is not finite, or
+in the mean of at least ten steps more than ``FAR`` times as large as at the start and as a constant answer's: it is
+stopped.
 """
 
 from __future__ import annotations
