@@ -228,6 +228,10 @@ def test_single_files_that_cannot_be_used(tmp_path):
     (tmp_path / "data.xlsx").write_text(GOOD)
     with pytest.raises(InputError, match=r"data.xlsx: expected a file that ends in .csv, .*, got '.xlsx'; convert it"):
         load_task(str(tmp_path / "data.xlsx"))
+    with pytest.raises(
+        InputError, match=r"expected a file or folder that exists, .*dta.xlsx'; did you mean 'data.xlsx'"
+    ):
+        load_task(str(tmp_path / "dta.xlsx"))
     (tmp_path / "data").write_text(GOOD)
     with pytest.raises(InputError, match=r"got 'no ending'; convert it"):
         load_task(str(tmp_path / "data"))
@@ -300,7 +304,9 @@ def test_a_file_that_cannot_be_opened(tmp_path):
     ],
 )
 def test_a_task_that_does_not_exist(name, hint):
-    with pytest.raises(InputError, match=rf"expected a task \(RTE, .*, docstrings\) or .* exists, .*; {hint}"):
+    with pytest.raises(
+        InputError, match=rf"expected a file or folder that exists, or a task \(RTE, .*, docstrings\), .*; {hint}"
+    ):
         load_task(name)
 
 

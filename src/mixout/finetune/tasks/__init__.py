@@ -43,8 +43,8 @@ def load_task(
     # mistyped, is not looked for on the hub, unless a split is named.
     if own and not os.path.exists(name) and (not files.is_hub_name(name) or (":" not in name and _hint(name))):
         raise InputError(
-            f"expected a task ({', '.join(_NAMES.values())}) or a folder or file that exists, got {name!r}"
-            f"{_hint(name) or '; check the path'}"
+            f"expected a file or folder that exists, or a task ({', '.join(_NAMES.values())}), got {name!r}"
+            f"{_hint(name) or _beside(name) or '; check the path'}"
         )
     if data_dir is not None and key not in glue.LAYOUTS:
         raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
@@ -70,3 +70,11 @@ def _hint(name: str) -> str:
     # Compare the last part: whoever mistypes a task's name may well write it as a path.
     key = glue.key_of(Path(name).name)
     return "" if key in _NAMES else nearest(key, _NAMES)
+
+
+def _beside(name: str) -> str:
+    """What lies in the same folder under a similar name."""
+    try:
+        return nearest(os.path.basename(name), os.listdir(os.path.dirname(name) or "."))
+    except (OSError, ValueError):
+        return ""
