@@ -83,7 +83,7 @@ PLAIN = {"method": "plain"}
         ({"methods": [Axis(label="a", settings={})]}, "to hold 'method'"),
         ({"methods": [Axis(label="a", settings=PLAIN | {"seed": 3})]}, "restart k has seed k"),
         ({"tasks": [Axis(label="t", settings={"task": "./nowhere.csv"})]}, "nowhere"),
-        ({"tasks": [Axis(label="t", settings={"task": "rtee"})]}, "expected a task .*RTE.*did you mean 'rte'"),
+        ({"tasks": [Axis(label="t", settings={"task": "rtee"})]}, "exists, or a task .*RTE.*did you mean 'rte'"),
         ({"factors": {"epoch": [1]}}, "did you mean 'epochs'"),
         ({"factors": {"epochs": []}}, "epochs as a list"),
         ({"factors": {"epochs": 3}}, "epochs as a list"),
