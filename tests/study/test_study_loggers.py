@@ -17,6 +17,15 @@ from mixout.study.runner import run
 NAMES = ("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_PROJECT", "MLFLOW_TAGS", "TENSORBOARD_LOGGING_DIR")
 
 
+class Wandb(SimpleNamespace):
+    """A stand-in for wandb, which is not installed."""
+
+    finished = 0
+
+    def finish(self) -> None:
+        self.run, self.finished = None, self.finished + 1
+
+
 @pytest.fixture
 def seen(monkeypatch) -> list[dict[str, str]]:
     """The environment in which each run is trained; no run ends."""
@@ -24,6 +33,8 @@ def seen(monkeypatch) -> list[dict[str, str]]:
 
     def finetune(*_args, **_options):
         found.append({name: os.environ[name] for name in NAMES if name in os.environ})
+        if (wandb := sys.modules.get("wandb")) is not None:
+            wandb.run = wandb.run or object()  # as transformers: an open run is used
         raise RuntimeError("enough seen")
 
     monkeypatch.setattr(local, "finetune", finetune)
@@ -34,8 +45,8 @@ def seen(monkeypatch) -> list[dict[str, str]]:
 
 def test_loggers_know_task_method_and_restart(seen, declare, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    finished = []
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=object(), finish=lambda: finished.append(1)))
+    wandb = Wandb(run=None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     planned = declare(restarts=1, settings={"report_to": ["wandb"]}, factors={"epochs": [1, 2]}).runs()
     run(planned, Ledger(tmp_path), LocalExecutor(), report=lambda _: None, retries=0)
     one = seen[0]
@@ -54,8 +65,16 @@ def test_loggers_know_task_method_and_restart(seen, declare, tmp_path, monkeypat
     }
     assert len({each["WANDB_NAME"] for each in seen}) == 4
     # A run that is left open would take in the next one.
-    assert len(finished) == 4
+    assert wandb.finished == 4
     assert {name for name in NAMES if name in os.environ} == {"WANDB_PROJECT"}
+
+
+def test_a_run_of_the_callers_own_stays_open(seen, declare, tmp_path, monkeypatch):
+    wandb = Wandb(run=object())
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run(declare(restarts=1).runs(), Ledger(tmp_path), LocalExecutor(), report=lambda _: None, retries=0)
+    assert seen
+    assert (wandb.finished, wandb.run is None) == (0, False)
 
 
 def test_without_loggers_nothing_is_set(seen, declare, tmp_path):

@@ -169,14 +169,20 @@ def _named(job: Job) -> Iterator[None]:
     """What loggers are to call the run; what the user has set in the environment stays."""
     own = {name: value for name, value in job.environment.items() if name not in os.environ}
     os.environ.update(own)
+    before = _open_wandb_run()
     try:
         yield
     finally:
         for name in own:
             os.environ.pop(name, None)
-        # transformers goes on with a W&B run that is open, so the next one would be part of this one.
-        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
-            wandb.finish()
+        # transformers goes on with a W&B run that is open, so the next one would be part of this one. What was open
+        # before is the caller's.
+        if (opened := _open_wandb_run()) is not None and opened is not before:
+            sys.modules["wandb"].finish()
+
+
+def _open_wandb_run() -> object:
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _run(job: Job, cache: Cache, tell: Tell) -> None:
