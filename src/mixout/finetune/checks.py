@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,8 @@ def check(settings: Settings) -> None:
 def _check_value(settings: Settings, name: str, value: Any, kind: type, choices: tuple[str, ...]) -> None:  # noqa: ANN401
     """Check the type of one value, its range, and whether it is among its choices."""
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not math.isfinite(value):
+        endless = kind is float and isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or endless:
             raise InputError(f"expected {name} as a {'whole' if kind is int else 'finite'} number, got {value!r}")
         object.__setattr__(settings, name, kind(value))
         holds, expected = _RANGES[name]
