@@ -32,12 +32,13 @@ from mixout.finetune.environment import NOTE, processes
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
+from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
 from mixout.study.executors.local import LocalExecutor
 from mixout.study.grid import Planned
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
-from mixout.study.progress import Report, in_words
+from mixout.study.progress import Report
 from mixout.study.runner import run as run_missing
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -241,6 +242,7 @@ def _estimate(settings: Settings) -> float:
 def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, tell: Report) -> Record:
     """The model on all rows; one of an earlier call stays if it is the same, and else goes to the ledger's trash."""
     known = place.with_suffix(".id")
+    # The identity opens the dev file: it is asked for only where there is a final model, or after its training.
     if (place / RECORD_NAME).exists() and known.exists() and known.read_text() == inputs.identity(settings):
         return Record.read(place)
     with writing(place.parent):

@@ -19,7 +19,7 @@ from itertools import zip_longest
 
 from mixout.choose.parts import PARTS
 from mixout.finetune.defaults import in_short
-from mixout.study.progress import in_words
+from mixout.study.analysis.words import in_words
 
 PLAIN = "plain"
 # What is tried beside plain fine-tuning: any text that --method takes. Adapters need the extra 'lora'.

@@ -32,7 +32,7 @@ from mixout.study.analysis.cells import Comparison
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST, wilson
-from mixout.study.progress import in_words
+from mixout.study.analysis.words import in_words
 from mixout.study.report.theme import looks, style
 
 with needs("demo", "figures"):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, mixes
-from mixout.layers.registry import ADAPTED_PARAMETER
+from mixout.layers.registry import ADAPTED_PARAMETER, dotted
 from mixout.masks import Unit
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
@@ -77,7 +77,7 @@ def sites(model: nn.Module) -> dict[str, Any]:
 
 def is_of_a_parameter(layer: nn.Module) -> bool:
     """Whether an adapted layer adapts one parameter of the layer that it wraps."""
-    return any(f"{kind.__module__}.{kind.__qualname__}" == ADAPTED_PARAMETER for kind in type(layer).__mro__)
+    return any(dotted(kind) == ADAPTED_PARAMETER for kind in type(layer).__mro__)
 
 
 def within(sites: dict[str, Any], name: str) -> str | None:
@@ -223,8 +223,8 @@ def _layer_obstacle(layer: Any) -> str | None:
     if is_of_a_parameter(layer):
         if not _reads_inputs(layer):
             return f"the A of its adapter does not act on inputs, as far as mixout knows {layer.parameter_name!r}"
-    elif f"{kind.__module__}.{kind.__qualname__}" not in _CALLS_ITS_FACTORS:
-        return f"peft's {kind.__module__.removeprefix('peft.tuners.')}.{kind.__qualname__} is not a LoRA of a linear"
+    elif dotted(kind) not in _CALLS_ITS_FACTORS:
+        return f"peft's {dotted(kind).removeprefix('peft.tuners.')} is not a LoRA of a linear"
     if layer.merged:
         return "its adapter is merged; unmerge it first"
     if any(p.requires_grad for p in layer.get_base_layer().parameters() if p.dim() >= 2):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from mixout.finetune.environment import NOTE
-from mixout.study.analysis.words import in_words as in_words
+from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
 from mixout.study.grid import Planned
 from mixout.study.ledger import Contents

@@ -11,15 +11,16 @@ from pathlib import Path
 from mixout.cli.lines import aligned
 from mixout.cli.study.declared import check_no_file, command, declared, known
 from mixout.errors import InputError
+from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import smallest_p
-from mixout.study.analysis.words import count
+from mixout.study.analysis.words import count, in_words
 from mixout.study.best import wanted
 from mixout.study.grid import Planned, Study, text_of
 from mixout.study.identity import PLACES, WATCHED, Inputs
 from mixout.study.ledger import Contents, Ledger
-from mixout.study.progress import Clock, in_words
+from mixout.study.progress import Clock
 from mixout.study.reporting import best_again, with_all_restarts
 from mixout.study.runner import missing
 
@@ -55,8 +56,6 @@ def plan(args: argparse.Namespace) -> int:
         print(f"{len(failed)} failed; try again: {command('retry', args)}")
     if study.rate is not None and left:
         print("the restarts that are compared follow at the best rate of each method, once the search has ended")
-    from mixout.methods.text import reaches  # loads torch
-
     far = dict.fromkeys(line for run in runs for line in reaches(run.settings.methods))
     for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study), *far):
         print(line)
