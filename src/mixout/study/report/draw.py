@@ -16,7 +16,7 @@ with needs("demo", "figures"):
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
-_LINE, _DOTS, _BAR, _SPACE, _DOT = 13.0, 22.0, 9.0, 9.0, 5.0
+_LINE, _DOTS, _BAR, _SPACE, _DOT, _CROSS = 13.0, 22.0, 9.0, 9.0, 5.0, 9.0
 _CURVE = 210.0
 
 
@@ -141,7 +141,8 @@ def curves(
 
 
 def _scatter(axes: Axes, dots: Sequence[Dot], color: str, *, alpha: float = 0.8, bitmap: bool) -> None:
-    for failed, mark, size in ((False, "o", _DOT), (True, "x", _DOT - 0.5)):
+    # A cross is seen around the mark of a mean that is of one failed run alone.
+    for failed, mark, size in ((False, "o", _DOT), (True, "x", _CROSS)):
         kept = [(dot.x, dot.y) for dot in dots if dot.failed == failed and _known(dot.x) and _known(dot.y)]
         if kept:
             axes.plot(
