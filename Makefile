@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-sweep test-notebooks test-all test-deepspeed test-triton test-oldest check docs notebooks dist clean
+.PHONY: demo test test-sweep test-notebooks test-all test-torchao test-deepspeed test-triton test-oldest check docs notebooks dist clean
 .PHONY: bench bench-host bench-cpu bench-gpu verify
 
 demo: .venv/demo  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
@@ -15,7 +15,7 @@ test: $(READY)  ## the tests, but for what the targets below add
 test-sweep: $(READY)  ## what takes long: every architecture that transformers can build small, several processes, what is killed, Ray
 	$(BIN)/python -m pytest --numprocesses 2 -m sweep --durations 30 tests
 
-test-all: test test-sweep test-deepspeed test-triton test-notebooks  ## everything
+test-all: test test-sweep test-torchao test-deepspeed test-triton test-notebooks  ## everything
 
 # Environments of their own on top of .venv: other libraries change what they do where these are installed.
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
@@ -25,6 +25,10 @@ dist := build twine
 	$(PYTHON) -m venv $@
 	$(BIN)/python -c "$(SITE)" > "$$($@/bin/python -c "$(SITE)")/below.pth"
 	$(if $($*),$@/bin/python -m pip install --quiet --constraint constraints.txt $($*))
+
+test-torchao: .venv/over-torchao  ## the tests that need torchao, which says things on every import of transformers
+	$</bin/python -m pip install --quiet --constraint constraints.txt --no-deps torchao
+	PYTHONPATH=src $</bin/python -m pytest -k torchao tests/test_export.py tests/integrations/test_integrations_quantised.py
 
 test-deepspeed: .venv/over-deepspeed  ## the tests that need DeepSpeed
 	$</bin/python -m pip install --quiet wheel
@@ -37,7 +41,7 @@ test-triton: .venv/over-triton  ## the kernels for GPUs, by Triton's interpreter
 	PYTHONPATH=src TRITON_INTERPRET=1 $</bin/python -m pytest tests/ops/test_ops_kernels.py
 
 test-notebooks: .venv/over-docs  ## the notebooks run, and print what they hold: 4 minutes
-	PYTHONPATH=src $</bin/python -m pytest -m sweep tests/docs/test_docs_notebooks.py
+	PYTHONPATH=src $</bin/python -m pytest --numprocesses 2 -m sweep tests/docs/test_docs_notebooks.py
 
 OLDEST := 2.7.0
 test-oldest:  ## the library's tests on the oldest torch that pyproject.toml allows: 3 GB, not part of CI

@@ -16,9 +16,9 @@ NUMBER = re.compile(r"\d+\.\d+")
 
 
 def printed(notebook):
-    """The text that a notebook's cells have printed, and how many figures they hold."""
+    """The text that a notebook's cells have printed, and how many figures they hold. What libraries log is theirs."""
     outputs = [one for cell in notebook["cells"] for one in cell.get("outputs", [])]
-    text = "".join("".join(one["text"]) for one in outputs if one["output_type"] == "stream")
+    text = "".join("".join(one["text"]) for one in outputs if one.get("name") == "stdout")
     return text, sum("image/png" in one.get("data", {}) for one in outputs)
 
 
