@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from mixout.errors import InputError
 from mixout.finetune import data
 from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Columns, Split, Task, files, is_path
+from mixout.finetune.tasks import Split, Task, files, is_path
 
 with needs("hf", "choosing"):
     from sklearn.model_selection import StratifiedGroupKFold
@@ -36,26 +36,30 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
         raise InputError(f"expected labelled texts to choose by, got task_type={CAUSAL!r}; use mixout study for it")
     path, own_dev = Path(settings.task), True
     if is_path(settings.task) and os.path.exists(settings.task):
-        columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-        task = files.load(path, columns=columns, metric=settings.metric, dev=False)
+        task = files.load(path, columns=data.columns_of(settings), metric=settings.metric, dev=False)
         own_dev = files.has_dev(path)
         if own_dev:
             files.members(path, files.DEV)  # two of them, or none that can be read, would be found at the very end
     else:
         task = cast("Task", data.load(settings))
     train = cast("Task", data.subset(task, settings)).train
-    _check(train, task.labels)
-    return replace(task, train=train, dev=train), own_dev
+    task = replace(task, train=train, dev=train)
+    _check(task)
+    return task, own_dev
 
 
-def _check(train: Split, labels: Sequence[str] | None) -> None:
+def _check(task: Task) -> None:
+    train = task.train
     if len(train) < FEWEST:
         raise InputError(
             f"expected at least {FEWEST} training rows to choose by, got {len(train)}; label more rows, or take the "
             "default: mixout finetune"
         )
-    texts = Counter(label for _, label in set(zip(train.questions(), train.label, strict=True)))
-    for number, name in enumerate(labels or ()):
+    texts = Counter(
+        label
+        for _, label in {(text, one) for text, of in zip(train.questions(), _classes(task), strict=True) for one in of}
+    )
+    for number, name in enumerate(task.labels or ()):
         if texts[number] < PARTS:
             raise InputError(
                 f"expected at least {PARTS} different texts of each class, one for each part, got {texts[number]} of "
@@ -63,15 +67,27 @@ def _check(train: Split, labels: Sequence[str] | None) -> None:
             )
 
 
+def _classes(task: Task) -> list[set[int]]:
+    """The classes of each row: one, several, or all of its words'; none of a regression."""
+    rows: Sequence[Any] = task.train.label
+    if task.kind == "labels":
+        return [{at for at, has in enumerate(row) if has} for row in rows]
+    return [set() if task.labels is None else {*row} if isinstance(row, tuple) else {row} for row in rows]
+
+
 def split(task: Task, seed: int) -> list[list[int]]:
-    """The rows of each part."""
-    strata = [0] * len(task.train) if task.labels is None else task.train.label
+    """The rows of each part; of a row's classes the rarest counts, so that no part lacks it."""
+    classes = _classes(task)
+    counts = Counter(one for row in classes for one in row)
+    strata = [min(row, key=lambda one: (counts[one], one), default=-1) for row in classes]
+    sizes = Counter(strata)
+    strata = [one if sizes[one] >= PARTS else sizes.most_common(1)[0][0] for one in strata]
     splitter = StratifiedGroupKFold(PARTS, shuffle=True, random_state=seed)
     return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=task.train.questions())]
 
 
 def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Settings) -> list[Path]:
-    """Write the folder of each part, with the numbers of the classes as labels; classes keep their order so.
+    """Write the folder of each part, with the numbers of the classes as labels, so that these keep their order.
 
     Columns are called as in the settings, so that the final model knows those of the user's files.
     """
@@ -79,8 +95,9 @@ def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Se
     for number, held_out in enumerate(parts):
         others = sorted(row for part in parts if part is not held_out for row in part)
         place = folder / f"part-{number}"
-        _write_rows(place / "train.jsonl", task.train.select(others), None, settings)
-        _write_rows(place / "dev.jsonl", task.train.select(held_out), None, settings)
+        names = None if task.kind in ("classes", "values") else task.labels
+        _write_rows(place / "train.jsonl", task.train.select(others), names, settings)
+        _write_rows(place / "dev.jsonl", task.train.select(held_out), names, settings)
         places.append(place)
     return places
 
@@ -95,10 +112,14 @@ def write_all(task: Task, folder: Path, settings: Settings) -> Path:
 
 def _write_rows(path: Path, rows: Split, names: Sequence[str] | None, settings: Settings) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, Sequence[object]] = {
-        settings.text_column: rows.text,
-        settings.label_column: rows.label if names is None else [names[int(label)] for label in rows.label],
-    }
+    labels: Sequence[Any] = rows.label
+    if names is not None and isinstance(labels[0], tuple):
+        tagged = isinstance(rows.text[0], tuple)
+        numbers = ([row, [at for at, has in enumerate(row) if has]][not tagged] for row in labels)
+        labels = [[names[one] for one in row] for row in numbers]
+    elif names is not None:
+        labels = [names[int(label)] for label in labels]
+    columns: dict[str, Sequence[object]] = {settings.text_column: rows.text, settings.label_column: labels}
     if rows.pair is not None:
         columns[settings.pair_column or files.OPTIONAL_PAIR] = rows.pair
     cells = zip(*columns.values(), strict=True)

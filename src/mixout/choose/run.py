@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import count
 from mixout.choose import parts, verdict
 from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
@@ -217,7 +218,9 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / each)
-    tell(f"a run takes about {in_words(each)}: the budget is good for {fit} runs; about {USEFUL} try everything")
+    tell(
+        f"a run takes about {in_words(each)}: the budget is good for {count(fit, 'run')}; about {USEFUL} try everything"
+    )
 
 
 def _seconds(entry: Entry) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
+from typing import Any
 
 from mixout.choose.parts import PARTS
 from mixout.finetune.defaults import in_short
@@ -57,7 +58,7 @@ class Trained:
     """What came out of one run."""
 
     score: float  # higher is better
-    predictions: tuple[float, ...]  # for the part's rows
+    predictions: tuple[Any, ...]  # for the part's rows
     seconds: float
     new: bool = False  # made now
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
+from mixout._names import count
 from mixout.choose.parts import PARTS
 from mixout.choose.search import PLAIN, USEFUL, Candidate, Search
 from mixout.finetune import metrics
@@ -94,16 +96,17 @@ def expected(
     if not chosen:
         return None
     repeats = search.repeats([*chosen], finalists)
-    truth = np.array([task.train.label[row] for part in chosen for row in parts[part]])
+    truth = _array(task.train.label[row] for part in chosen for row in parts[part])
 
-    def answers(who: Callable[[int], Candidate]) -> NDArray[np.float64]:
+    def answers(who: Callable[[int], Candidate]) -> list[NDArray[np.object_]]:
         runs = [[search.runs[who(part)][part, repeat].predictions for part in chosen] for repeat in repeats]
-        return np.array([[answer for part in one for answer in part] for one in runs])
+        return [_array(answer for part in one for answer in part) for one in runs]
 
     nested, plain = answers(chosen.__getitem__), answers(lambda _: search.default)
 
-    def score(of: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
-        scores = [metrics.compute([task.metric], one[rows], truth[rows], classes=task.classes) for one in of]
+    def score(of: list[NDArray[np.object_]], rows: NDArray[np.int64]) -> float:
+        true, options = truth[rows].tolist(), {"classes": task.classes, "tags": task.tags}
+        scores = [metrics.compute([task.metric], one[rows].tolist(), true, **options) for one in of]
         return math.fsum(found[task.metric] for found in scores) / len(scores)
 
     def estimate(of: Callable[[NDArray[np.int64]], float]) -> Estimate:
@@ -120,6 +123,11 @@ def expected(
         value = Estimate(value=value.value, low=low, high=high)
     gain = estimate(lambda rows: score(nested, rows) - score(plain, rows))
     return value, score(plain, np.arange(len(truth))), gain, len(truth)
+
+
+def _array(rows: Iterable[Any]) -> NDArray[np.object_]:
+    """Rows to be picked from, which may be tuples of any length."""
+    return np.fromiter(rows, dtype=object)
 
 
 def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
@@ -207,7 +215,7 @@ def text(choice: Choice) -> str:
             result(choice),
             f"Cannot be told apart from it: {alike}.",
             "# What was tried",
-            f"{choice.runs} runs, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
+            f"{count(choice.runs, 'run')}, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
             f"{len(choice.table)} candidates have too few runs in common with the chosen one: dropped early, or the "
             "time was over.",
             _markdown(choice),

@@ -26,7 +26,7 @@ from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
 from mixout.finetune.tasks.documents import Corpus, Documents
 
-_OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column")
+_OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column", "multi_label")
 
 
 class Cache:
@@ -52,13 +52,21 @@ class Cache:
         return data.subset(self._task(settings), settings)
 
     def model(
-        self, model: str, *, labels: tuple[str, ...] | None, init_seed: int, task_type: str = TASK_TYPES[0]
+        self,
+        model: str,
+        *,
+        labels: tuple[str, ...] | None,
+        init_seed: int,
+        task_type: str = TASK_TYPES[0],
+        several: bool = False,
     ) -> tuple[models.Loaded, Mapping[str, Tensor]]:
         """What :mod:`mixout.finetune.models` loads for a type of task, and the pretrained values of its parameters.
 
+        ``several``: a row may have several of the labels.
+
         The values are shared: they are there to be read. Parameters that are new have none.
         """
-        key = (model, task_type, labels, _signature(model))
+        key = (model, task_type, labels, several, _signature(model))
         if self._model is not None and self._model[0] == key:
             loaded = again(self._model[1], init_seed=init_seed)
         else:
@@ -68,7 +76,7 @@ class Cache:
             if task_type == CAUSAL:
                 loaded = models.load_causal(model)
             else:
-                loaded = models.load(model, labels=labels, init_seed=init_seed)
+                loaded = models.load(model, labels=labels, init_seed=init_seed, task_type=task_type, several=several)
             self._model = key, copy.deepcopy(loaded)
         kept = self._model[1]
         return loaded, {name: p.detach() for name, p in kept.model.named_parameters() if name not in kept.new}

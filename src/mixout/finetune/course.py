@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune import folder, outcome
 from mixout.finetune.environment import processes
@@ -83,9 +84,8 @@ class Course(TrainerCallback):
         self.began = time.perf_counter() - before
         epochs = state.max_steps / self.steps_per_epoch if self.settings.max_steps else self.settings.epochs
         where = f"from step {state.global_step}" if state.global_step else "from the start"
-        self.report(
-            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, {epochs:.3g} epochs, {where}"
-        )
+        long = f"{count(state.max_steps, 'step')}, {count(epochs, 'epoch')}"
+        self.report(f"{self.settings.method} on {self.task.name}: {long}, {where}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""

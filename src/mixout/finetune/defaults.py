@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import Settings
@@ -57,16 +58,18 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
         value, reason = learning_rate(settings, model)
         settings = replace(settings, learning_rate=value)
         why["learning_rate"] = f"learning rate {in_short(value)}: {reason}"
-    rows, kind = _rows(settings, task)
+    rows, of_rows = _rows(settings, task)
     if settings.batch_size is None:
         settings = replace(settings, batch_size=batch_size(rows))
-        why["batch_size"] = f"batch size {settings.batch_size}: for {rows:,} {kind}"
+        why["batch_size"] = f"batch size {settings.batch_size}: for {of_rows}"
     steps = steps_per_epoch(rows, settings)
     if settings.epochs is None and settings.max_steps is not None:
         settings = replace(settings, epochs=settings.max_steps / steps)
     elif settings.epochs is None:
         settings = replace(settings, epochs=epochs(rows, steps))
-        why["epochs"] = f"{settings.epochs:g} epochs: {steps * settings.epochs:,.0f} steps over {rows:,} {kind}"
+        why["epochs"] = (
+            f"{count(settings.epochs, 'epoch')}: {count(round(steps * settings.epochs), 'step')} over {of_rows}"
+        )
     return settings, why
 
 
@@ -119,11 +122,12 @@ def width_of(model: nn.Module) -> int:
 
 
 def _rows(settings: Settings, task: Task | Corpus) -> tuple[int, str]:
-    """What a batch is made of: rows, or the windows into which documents are cut, estimated by their letters."""
+    """What batches are made of, also in words: rows, or the windows of documents, estimated by their letters."""
     if isinstance(task, Task):
-        return len(task.train), "rows"
+        return len(task.train), count(len(task.train), "row")
     window = _CHARACTERS * settings.max_length
-    return sum(math.ceil(max(1, len(text)) / window) for text in task.train.text), "pieces of text"
+    pieces = sum(math.ceil(max(1, len(text)) / window) for text in task.train.text)
+    return pieces, f"{count(pieces, 'piece')} of text"
 
 
 def in_short(value: float) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import mixout
+from mixout._names import count
 from mixout.distances import distance
 from mixout.finetune import defaults, environment
 from mixout.finetune.batches import DevSet
@@ -137,13 +138,25 @@ def constant_losses(task: Task | Corpus, *, balanced: bool = False) -> tuple[flo
     """
     if isinstance(task, Corpus):
         return None
-    train, dev = task.train.label, task.dev.label
+    train: Sequence[Any] = task.train.label
+    dev: Sequence[Any] = task.dev.label
+    if task.kind == "labels":
+        # Each label is a task of its own: it is there, or not.
+        each = [_entropies(*parts) for parts in zip(zip(*train, strict=True), zip(*dev, strict=True), strict=True)]
+        return math.fsum(one for one, _ in each) / len(each), math.fsum(one for _, one in each) / len(each)
+    if task.kind == "tags":
+        return _entropies(*([tag for row in part for tag in row] for part in (train, dev)))
     if task.labels is None:
         mean = math.fsum(train) / len(train)
         first, other = (math.fsum((value - mean) ** 2 for value in part) / len(part) for part in (train, dev))
         return first, other
     if balanced:
         return math.log(len(task.labels)), math.log(len(task.labels))
+    return _entropies(train, dev)
+
+
+def _entropies(train: Sequence[int], dev: Sequence[int]) -> tuple[float, float]:
+    """Cross-entropy of the training labels with their own shares, and of the dev labels with these."""
     losses = {label: -math.log(count / len(train)) for label, count in Counter(train).items()}
     # A class without a training row: as rare as half a row.
     rare = math.log(2 * len(train))
@@ -165,7 +178,7 @@ def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
     """One sentence where a run has failed, with what to try next; nothing where it has learned."""
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
     training, dev = record.training[-1].loss, record.evaluations[-1].loss
-    rate = f"{record.steps} steps at learning rate {in_short(record.settings.learning_rate)}"
+    rate = f"{count(record.steps, 'step')} at learning rate {in_short(record.settings.learning_rate)}"
     if record.status == "diverged":
         answer = "" if constant is None else f", a constant answer has {constant[0]:.3f}"
         lost = f"diverged: the training loss is {training:.3f} after {rate}{answer}"

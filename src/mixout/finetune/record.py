@@ -55,8 +55,8 @@ class Record:
         chance: what a constant answer scores on the dev set.
         evaluations: in the order of the steps; that of a language model begins at step 0, before training.
         training: the course of the training loss.
-        predictions: for the dev set, in its order: numbers of classes, or values; of a language model each document's
-            mean log-likelihood.
+        predictions: for the dev set, in its order: numbers of classes, or values; 1 or 0 for each of several labels;
+            the numbers of the words' tags; of a language model each document's mean log-likelihood.
         labels: names of the classes; None for a regression or a language model.
         train_size: examples or documents trained on.
         dev_size: examples or documents in the dev set.
@@ -91,7 +91,7 @@ class Record:
     chance: float
     evaluations: tuple[Evaluation, ...]
     training: tuple[Progress, ...]
-    predictions: tuple[float, ...]
+    predictions: tuple[Any, ...]
     labels: tuple[str, ...] | None
     train_size: int
     dev_size: int
@@ -115,6 +115,11 @@ class Record:
     verdict: str = ""
     pairs: bool | None = None
 
+    @property
+    def nested(self) -> bool:
+        """Whether each prediction is a tuple: of several labels a row, or a tag for each word."""
+        return isinstance(next(iter(self.predictions), None), tuple)
+
     def to_json(self) -> str:
         """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
         values = {"format": _FORMAT, **asdict(self)}
@@ -135,7 +140,7 @@ class Record:
             values["training"] = tuple(Progress(**item) for item in values["training"])
             for name in ("predictions", "labels", "new_parameters", "interpolated"):
                 if values.get(name) is not None:
-                    values[name] = tuple(values[name])
+                    values[name] = tuple(tuple(one) if isinstance(one, list) else one for one in values[name])
             return cls(**values)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"expected a record as mixout writes it, got something else: {error!r}") from error

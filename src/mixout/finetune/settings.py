@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "minilm"
 CAUSAL = "causal-lm"
-TASK_TYPES = ("classification", CAUSAL)
+TAGS = "token-classification"
+TASK_TYPES = ("classification", TAGS, CAUSAL)
 OPTIMIZERS = ("adamw", "bertadam", "mofo", "sgd")
 BATCHINGS = ("random", "bucketed")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -39,6 +40,7 @@ UNSEEN = ("report_to", "logging_steps", "interpolate")
 # Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
 _LATER = {"head", "reinit_layers", "batching", "task_type", "original", "max_steps", "schedule", "label_smoothing"}
 _LATER |= {"assistant_only_loss", "gradient_checkpointing", "patience", "keep_best", "head_first", "class_weights"}
+_LATER |= {"multi_label"}
 # What Lee, Cho and Kang 2020 (https://arxiv.org/abs/1909.11299) trained BERT-large with.
 PAPER: Mapping[str, Any] = {
     "method": "mixout(0.9, gradient=paper)",
@@ -85,7 +87,8 @@ class Settings:
     )
     task_type: str = _option(
         "classification",
-        "classification (of values, where the labels are such), or causal-lm (a language model learns the text)",
+        "classification (of values, where the labels are such), token-classification (a tag for each word), or "
+        "causal-lm (a language model learns the text)",
         choices=TASK_TYPES,
     )
     original: str | None = _option(
@@ -99,6 +102,9 @@ class Settings:
     )
     pair_column: str | None = _option(None, "column with the second text of a pair; text_pair where there is one")
     label_column: str = _option("label", "column with the label")
+    multi_label: bool = _option(
+        False, "a cell of the label column holds several labels, such as 'joy, fear'; known of lists", kind=bool
+    )
     assistant_only_loss: bool = _option(
         False, "of conversations, learn only what the assistant says, not the whole text", kind=bool
     )

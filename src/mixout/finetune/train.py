@@ -19,9 +19,9 @@ from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import card, defaults, disk, environment, folder, models, outcome, trainer
-from mixout.finetune.batches import DevSet, Example, cut_texts
+from mixout.finetune.batches import DevSet, Example, collate, cut_texts
 from mixout.finetune.cache import Cache
-from mixout.finetune.causal import DevTexts, collate
+from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
 from mixout.finetune.data import describe
 from mixout.finetune.drift import Divergence, Drift, interpolated
@@ -88,7 +88,11 @@ def finetune(
     with quiet(), own_streams():
         init_seed = settings.stream_seed("init")
         loaded, pretrained = shared.model(
-            settings.model, labels=task.labels, init_seed=init_seed, task_type=settings.task_type
+            settings.model,
+            labels=task.labels,
+            init_seed=init_seed,
+            task_type=settings.task_type,
+            several=isinstance(task, Task) and task.kind == "labels",
         )
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
@@ -184,6 +188,8 @@ def _fisher_rows(
     """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
+    if isinstance(task, Task) and task.kind == "labels":
+        raise InputError(f"expected rows with one label for {settings.method!r}, got several a row; leave out fisher")
     if isinstance(task, Corpus):
         if task.original is None:
             raise InputError(
@@ -222,11 +228,14 @@ def _describe(
 
 def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
     """Refuse what the data or the model cannot take."""
-    for name, off in (("label_smoothing", 0.0), ("class_weights", "none")):
-        if getattr(settings, name) != off and isinstance(task, Task) and task.labels is None:
-            raise InputError(
-                f"expected {name}={off} for labels that are values, got {getattr(settings, name)}; leave it out"
-            )
+    kind = task.kind if isinstance(task, Task) else "text"
+    meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
+    for name, off, kinds in (
+        ("label_smoothing", 0.0, ("values", "labels")),
+        ("class_weights", "none", ("values", "labels", "tags")),
+    ):
+        if getattr(settings, name) != off and kind in kinds:
+            raise InputError(f"expected {name}={off} for {meant[kind]}, got {getattr(settings, name)}; leave it out")
     if settings.head_first >= settings.epochs:
         raise InputError(
             f"expected head_first below the {settings.epochs:g} epochs of the run, got {settings.head_first:g}; "

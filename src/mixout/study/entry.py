@@ -148,7 +148,7 @@ def read_ended(folder: Path) -> Entry:
         original=_original(record.scores),
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         losses=tuple((entry.step, entry.loss) for entry in record.training),
-        predictions=record.predictions,
+        predictions=() if record.nested else record.predictions,
         dev_size=record.dev_size,
         collapsed=_collapsed(record),
     )
@@ -204,7 +204,7 @@ def _original(scores: Mapping[str, float]) -> float | None:
 
 
 def _collapsed(record: Record) -> bool:
-    if not record.evaluations or record.settings.task_type == CAUSAL:
+    if not record.evaluations or record.settings.task_type == CAUSAL or record.nested:
         return False
     return is_collapsed(
         record.predictions,

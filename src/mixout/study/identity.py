@@ -124,11 +124,11 @@ class Inputs:
             return task.metric, None
         key = (data, task.metric)
         if key not in self._chances:
-            self._chances[key] = chance(task.metric, list(task.dev.label), classes=task.classes)
+            self._chances[key] = chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
         return task.metric, self._chances[key]
 
     def _data(self, settings: Settings) -> tuple[Task | Corpus, str]:
-        columns = (getattr(settings, name) for name in _COLUMNS)
+        columns = (getattr(settings, name) for name in (*_COLUMNS, "multi_label"))
         key = (settings.task, settings.task_type, settings.original, settings.data_dir, settings.metric, *columns)
         if key not in self._tasks:
             task = inputs.load(settings)

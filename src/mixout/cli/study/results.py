@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import count
 from mixout.cli.study.declared import check_no_file, declared, known
 from mixout.cli.study.scores import command, written
 from mixout.errors import InputError
@@ -52,7 +53,7 @@ def export(args: argparse.Namespace) -> int:
                 import pyarrow  # noqa: F401  without it pandas refuses, and in other words
             pandas.DataFrame(rows).to_parquet(whole, index=False)
         whole.replace(path)
-        return f"{len(rows)} runs in {path}"
+        return f"{count(len(rows), 'run')} in {path}"
 
     return written(write, path.parent, "--output")
 

@@ -52,12 +52,13 @@ def load_task(
         return files.load(name, columns=columns or Columns(), metric=metric)
     if columns not in (None, Columns()):
         raise InputError(
-            f"expected column names only with files of your own, got them with the task {name!r}; leave them out"
+            f"expected column names and kinds of labels only with files of your own, got them with the task {name!r}; "
+            "leave them out"
         )
     task = docstrings.load() if key == EMBEDDED else glue.load(key, data_dir=data_dir)
     if metric is None:
         return task
-    metrics.check(metric, regression=task.labels is None)
+    metrics.check(metric, metrics.REGRESSION if task.labels is None else metrics.CLASSIFICATION)
     return dataclasses.replace(task, metric=metric, metrics=tuple(dict.fromkeys([metric, *task.metrics])))
 
 

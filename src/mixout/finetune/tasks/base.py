@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from mixout.errors import InputError
 from mixout.finetune.extras import needs
@@ -19,7 +19,7 @@ from mixout.finetune.extras import needs
 class Texts:
     """Texts in a fixed order; other columns are tuples of the same length, or None."""
 
-    text: tuple[str, ...]
+    text: tuple[str, ...] | tuple[tuple[str, ...], ...]  # to be tagged: the words of each
 
     def __len__(self) -> int:
         return len(self.text)
@@ -40,7 +40,10 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Texts):
-    """Labelled texts: class numbers, or the values of a regression, which are floats; maybe with a second text each.
+    """Labelled texts, maybe with a second text each.
+
+    Labels are numbers of classes; the values of a regression, which are floats; or tuples: for each class 1 or 0, where
+    a text has several, or the number of each word's tag, where it is a tuple of words.
 
     Raises:
         ValueError: the lengths differ.
@@ -52,7 +55,7 @@ class Split(Texts):
     """
 
     pair: tuple[str, ...] | None = None
-    label: tuple[int, ...] | tuple[float, ...]
+    label: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
         lengths = (len(self.text), len(self.label), len(self.text if self.pair is None else self.pair))
@@ -81,6 +84,7 @@ class Task:
     metrics: tuple[str, ...]  # everything that is reported
     metric: str  # by which runs are compared
     source: str  # one sentence on where the data came from
+    separator: str = ""  # of several labels in a cell
     original: tuple[str, ...] = ()  # text that the model knew before, to see how far it moved there
 
     def __post_init__(self) -> None:
@@ -91,6 +95,20 @@ class Task:
     def classes(self) -> int | None:
         """Number of classes, also of those that a split lacks; None for a regression."""
         return None if self.labels is None else len(self.labels)
+
+    @property
+    def kind(self) -> Literal["classes", "values", "labels", "tags"]:
+        """What is learned: one class a row, a value, several labels a row (multi-label), or a tag a word."""
+        if self.labels is None:
+            return "values"
+        if not isinstance(self.train.label[0], tuple):
+            return "classes"
+        return "tags" if isinstance(self.train.text[0], tuple) else "labels"
+
+    @property
+    def tags(self) -> tuple[str, ...] | None:
+        """The names of the classes, where these are tags of words."""
+        return self.labels if self.kind == "tags" else None
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
@@ -105,7 +123,7 @@ T = TypeVar("T", bound=Texts)
 def few_sample(part: T, size: int, seed: int) -> T:
     """Draw a subset in which every class keeps its share, and no class is lost.
 
-    Values and documents have no classes: they are drawn uniformly. The generator is numpy's, of this call alone;
+    Values, documents and rows with several labels are drawn uniformly. The generator is numpy's, of this call alone;
     torch's global one is not touched. Rows keep their order.
 
     Raises:
@@ -118,9 +136,9 @@ def few_sample(part: T, size: int, seed: int) -> T:
     """
     with needs("hf", "few-sample subsets"):
         import numpy as np
-    members: dict[float, list[int]] = {}
-    for index, label in enumerate(getattr(part, "label", [0.0] * len(part))):
-        members.setdefault(0.0 if isinstance(label, float) else label, []).append(index)
+    members: dict[Any, list[int]] = {}
+    for index, label in enumerate(getattr(part, "label", [0] * len(part))):
+        members.setdefault(label if isinstance(label, int) else 0, []).append(index)
     if not len(members) <= size <= len(part):
         kind = "examples (every class must be present)" if isinstance(part, Split) else "documents"
         raise InputError(

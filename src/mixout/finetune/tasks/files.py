@@ -1,9 +1,10 @@
-"""A task from the user's own CSV, TSV, JSONL or Parquet files.
+"""A task from the user's own CSV, TSV, JSONL, Parquet or CoNLL files.
 
 A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of its
 text, so that a text never stands on both sides and the split never moves. Everything is checked before a task
 exists. Labels are classes, unless a correlation is asked for or all training labels are numbers and one has a
-fractional part: then it is a regression. It neither repairs nor skips rows.
+fractional part: then it is a regression. Cells may hold several labels, as lists or with something between them; or a
+text is a list of words, and its label a list of tags. It neither repairs nor skips rows.
 
 A data set of the hub, or in a folder that ``datasets`` can read: ``name`` trains on the split "train" and is judged on
 "validation"; without one, a fifth of the training rows is held out, as for a single file. ``name:split`` takes one
@@ -18,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mixout.errors import InputError
 from mixout.finetune import metrics
@@ -29,6 +30,7 @@ from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
 OPTIONAL_PAIR = "text_pair"
 # Such as imdb, stanfordnlp/imdb, org/name:train[:1000] and org/name:train,test.
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
+SEPARATORS = (",", ";", "|", "+", "/")  # of several labels in a cell; else blanks
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
 
@@ -44,6 +46,7 @@ class Columns:
     text: str = "text"
     pair: str | None = None  # the second text, which must be there; None: "text_pair", where the files have it
     label: str = "label"
+    holds: Literal["label", "labels", "tags"] = "label"  # a cell of it; a list holds several labels in any case
 
     def __post_init__(self) -> None:
         names = (self.text, OPTIONAL_PAIR if self.pair is None else self.pair, self.label)
@@ -65,26 +68,35 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     """Make a task of a training and a dev table, or of one that is split."""
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
-    tables = [_checked(table, columns, pair) for table in tables]
+    cells = tables[0].columns.get(columns.label, ())
+    if columns.holds == "label" and any(isinstance(cell, list) for cell in cells):
+        columns = replace(columns, holds="labels")
+    separator = separator_of(cells) if columns.holds == "labels" else ""
+    tables = [_checked(table, columns, pair, separator) for table in tables]
     if len(tables) == 1:
         tables = [tables[0].take(rows) for rows in halves(tables[0].name, tables[0].columns["text"], "texts")]
     train, dev = tables
-    labels = [str(label) for label in train.columns["label"]]
+    rows: Sequence[Any] = train.columns["label"]
+    labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
     asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
-    regression = asked or _has_scores(labels)
-    known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
-    chosen = metric or ("spearman" if regression else "accuracy")
-    metrics.check(chosen, regression=regression)
-    train.check_varied(labels)
+    regression = columns.holds == "label" and (asked or _has_scores(labels))
     names = None if regression else _classes(labels)
+    if columns.holds == "label":
+        known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
+    else:
+        known = metrics.MULTI_LABEL if columns.holds == "labels" else metrics.of_tags(names or ())
+    chosen = metric or ("spearman" if regression else known[0])
+    metrics.check(chosen, known)
+    train.check_varied(labels if columns.holds == "tags" else rows)
     return Task(
         name=name,
-        train=_split(train, names, len(labels)),
-        dev=_split(dev, names, len(labels)),
+        train=_split(train, names, len(rows)),
+        dev=_split(dev, names, len(rows)),
         labels=names,
         metrics=(chosen, *(name for name in known if name != chosen)),
         metric=chosen,
         source=source,
+        separator=separator,
     )
 
 
@@ -216,25 +228,92 @@ def from_hub(task: str) -> tuple[list[Table], str]:
 def _from_hub(name: str, part: Any) -> Table:  # noqa: ANN401  a datasets.Dataset
     columns = {column: part[column][:] for column in part.column_names}
     for column, feature in part.features.items():
-        if hasattr(feature, "int2str"):
-            columns[column] = [
-                feature.int2str(one) if one is not None and one >= 0 else None for one in columns[column]
-            ]
+        inner = getattr(feature, "feature", feature)  # of a list
+        if hasattr(inner, "int2str"):
+            columns[column] = [_named(one, inner) for one in columns[column]]
     if not len(part):
         raise InputError(f"{name}: expected at least one row, got none; choose another split")
     return Table(name=name, columns=columns, lines=range(1, len(part) + 1), unit="row")
 
 
-def _checked(table: Table, columns: Columns, pair: str | None) -> Table:
-    """Return the columns text, label and, where there are second texts, pair; every cell is text and none is empty."""
+def _named(number: Any, classes: Any) -> Any:  # noqa: ANN401
+    if isinstance(number, list):
+        return [_named(one, classes) for one in number]
+    return classes.int2str(number) if number is not None and number >= 0 else None
+
+
+def _checked(table: Table, columns: Columns, pair: str | None, separator: str) -> Table:
+    """Return the columns text, label and, where there are second texts, pair; no cell is empty.
+
+    Labels are text; several, or the tags of a text that is a tuple of words, are tuples of it.
+    """
     names = [columns.text, *([] if pair is None else [pair]), columns.label]
     table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
     cells = table.columns[columns.label]
-    labels = [spelled(cell) for cell in cells]
+    if columns.holds == "tags":
+        words = words_in(table, columns.text)
+        tags = [tuple(map(spelled, cell)) if isinstance(cell, list) else () for cell in cells]
+        good = [len(of) == len(text) and "" not in of for of, text in zip(tags, words, strict=True)]
+        table.check(good, cells, f"a list in column {columns.label!r} with a tag for each word", "correct the row")
+        return replace(table, columns={"text": words, "label": tags})
+    if any(isinstance(cell, list) for cell in table.columns[columns.text]):
+        raise InputError(
+            f"{table.name}: expected text in column {columns.text!r}, got lists; words with tags need --task-type "
+            "token-classification"
+        )
     found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
     expected = f"a label (text or a number) in column {columns.label!r}"
-    table.check([label != "" for label in labels], cells, expected, "fill or remove the row")
+    labels: list[Any]
+    if columns.holds == "labels":
+        labels = [several(cell, separator) for cell in cells]
+        good = [label is not None for label in labels]
+        table.check(
+            good, cells, f"labels in column {columns.label!r}", "fill the row; [] stands for none of the labels"
+        )
+    else:
+        labels = [spelled(cell) for cell in cells]
+        table.check([label != "" for label in labels], cells, expected, "fill or remove the row")
     return replace(table, columns={**found, "label": labels})
+
+
+def words_in(table: Table, column: str) -> list[tuple[str, ...]]:
+    """A column of lists of words; InputError where a cell is none, or a word is empty."""
+    cells: Sequence[Any] = table.columns[column]
+    good = (isinstance(cell, list) and bool(cell) and not any(map(is_empty, cell)) for cell in cells)
+    table.check(good, cells, f"a list of words in column {column!r}", "correct or remove the row")
+    return [tuple(map(str, cell)) for cell in cells]
+
+
+def separator_of(cells: Sequence[object]) -> str:
+    """What stands between several labels in a cell: that which leaves the fewest different labels; nothing in lists.
+
+    Raises:
+        InputError: no cell holds several.
+    """
+    if any(isinstance(cell, list) for cell in cells):
+        return ""
+    for separators in (SEPARATORS, " "):
+        split = {one: [several(cell, one) or () for cell in cells] for one in separators}
+        found = [one for one, rows in split.items() if max(map(len, rows)) > 1]
+        if found:
+            return min(found, key=lambda one: len(set().union(*split[one])))
+    raise InputError(
+        f"expected several labels in some rows, with one of {' '.join(SEPARATORS)} between them, got one in each; "
+        "leave out --multi-label"
+    )
+
+
+def several(cell: object, separator: str) -> tuple[str, ...] | None:
+    """The labels in a cell, each once; None for an empty cell, which need not mean none of them as [] does.
+
+    Example:
+        >>> several("['joy', 'fear']", ","), several("3;0.0", ";"), several(["a", "b"], ""), several("[]", ",")
+        (('joy', 'fear'), ('3', '0'), ('a', 'b'), ())
+    """
+    if is_empty(cell):
+        return None
+    found = cell if isinstance(cell, list) else [one.strip(" []{}()'\"") for one in str(cell).split(separator or None)]
+    return tuple(dict.fromkeys(label for one in found if (label := spelled(one))))
 
 
 def spelled(cell: object) -> str:
@@ -265,22 +344,27 @@ def _classes(labels: Sequence[str]) -> tuple[str, ...]:
 
 def _split(table: Table, names: tuple[str, ...] | None, train_size: int) -> Split:
     """Turn labels into values, or into numbers of classes."""
-    labels = [str(label) for label in table.columns["label"]]
+    labels: Sequence[Any] = table.columns["label"]
+    texts: tuple[Any, ...] = tuple(table.columns["text"])
+    label: tuple[Any, ...]
     if names is None:
         values = [number(label) for label in labels]
         good = (value is not None for value in values)
         table.check(good, labels, "a number as label (regression)", "correct or remove the row")
-        label: tuple[float, ...] = tuple(value for value in values if value is not None)
+        label = tuple(value for value in values if value is not None)
     else:
         numbers = {name: index for index, name in enumerate(names)}
         known = ", ".join([*names[:20], *["..."][: len(names) - 20]])
         remedy = "correct it, or give training rows with it"
         if 2 * len(names) > train_size > 20:
             remedy = f"{train_size} training rows have {len(names)} labels: name another column with --label-column"
-        good = (label in numbers for label in labels)
+        good = (numbers.keys() >= ({one} if isinstance(one, str) else {*one}) for one in labels)
         table.check(good, labels, f"a label that also occurs in the training rows ({known})", remedy)
-        label = tuple(numbers[name] for name in labels)
+        if isinstance(labels[0], str):
+            label = tuple(numbers[name] for name in labels)
+        elif isinstance(texts[0], tuple):
+            label = tuple(tuple(numbers[tag] for tag in row) for row in labels)
+        else:
+            label = tuple(tuple(int(name in row) for name in names) for row in labels)
     pair = table.columns.get("pair")
-    return Split(
-        text=tuple(map(str, table.columns["text"])), pair=None if pair is None else tuple(map(str, pair)), label=label
-    )
+    return Split(text=texts, pair=None if pair is None else tuple(map(str, pair)), label=label)

@@ -164,6 +164,28 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
             yield from _flat(value, f"{prefix}{key}.")
 
 
+def read_conll(path: Path) -> Table:
+    """Read a word a line, its tag in the last column, sentences apart by blank lines: lists in the columns text, label.
+
+    Lines of ``-DOCSTART-`` are left out.
+    """
+    sentences: list[list[tuple[str, str]]] = []
+    lines: list[int] = []
+    open_ = False
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        cells = line.split()
+        if cells and cells[0] != "-DOCSTART-":
+            if len(cells) < 2:
+                raise InputError(f"{path.name}, line {number}: expected a word and its tag, got {line!r}")
+            if not open_:
+                sentences.append([])
+                lines.append(number)
+            sentences[-1].append((cells[0], cells[-1]))
+        open_ = bool(cells) and cells[0] != "-DOCSTART-"
+    columns = {name: [[pair[at] for pair in one] for one in sentences] for at, name in enumerate(("text", "label"))}
+    return Table(name=path.name, columns=columns, lines=lines)
+
+
 def read_parquet(path: Path) -> Table:
     """Read a Parquet file."""
     with needs("data", "Parquet files"):
@@ -202,6 +224,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".jsonl": read_jsonl,
+    ".conll": read_conll,
     ".parquet": read_parquet,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mixout._names import count as count
 from mixout.study.analysis.stats import ALPHA
 
 
@@ -40,11 +41,6 @@ def percent_of(level: float) -> str:
 def in_points(points: float) -> str:
     """A number of points."""
     return f"{points:g} point{'' if points == 1 else 's'}"
-
-
-def count(quantity: int, noun: str) -> str:
-    """A number and what is counted, such as ``1,200 runs``."""
-    return f"{quantity:,} {noun}{'' if quantity == 1 else 's'}"
 
 
 def in_words(seconds: float) -> str:
