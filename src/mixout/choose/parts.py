@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune import data
-from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split, Task, files, is_path
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR
 
 with needs("hf", "choosing"):
     from sklearn.model_selection import StratifiedGroupKFold
@@ -49,16 +49,13 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
 
 
 def _check(task: Task) -> None:
-    train = task.train
-    if len(train) < FEWEST:
+    if len(task.train) < FEWEST:
         raise InputError(
-            f"expected at least {FEWEST} training rows to choose by, got {len(train)}; label more rows, or take the "
-            "default: mixout finetune"
+            f"expected at least {FEWEST} training rows to choose by, got {len(task.train)}; label more rows, or take "
+            "the default: mixout finetune"
         )
-    texts = Counter(
-        label
-        for _, label in {(text, one) for text, of in zip(train.questions(), _classes(task), strict=True) for one in of}
-    )
+    rows = zip(task.train.questions(), task.train.label, strict=True)
+    texts = Counter(one for _, one in {(text, one) for text, label in rows for one in task.of_row(label)})
     for number, name in enumerate(task.labels or ()):
         if texts[number] < PARTS:
             raise InputError(
@@ -67,17 +64,9 @@ def _check(task: Task) -> None:
             )
 
 
-def _classes(task: Task) -> list[set[int]]:
-    """The classes of each row: one, several, or all of its words'; none of a regression."""
-    rows: Sequence[Any] = task.train.label
-    if task.kind == "labels":
-        return [{at for at, has in enumerate(row) if has} for row in rows]
-    return [set() if task.labels is None else {*row} if isinstance(row, tuple) else {row} for row in rows]
-
-
 def split(task: Task, seed: int) -> list[list[int]]:
     """The rows of each part; of a row's classes the rarest counts, so that no part lacks it."""
-    classes = _classes(task)
+    classes = [{*task.of_row(label)} for label in task.train.label]
     counts = Counter(one for row in classes for one in row)
     strata = [min(row, key=lambda one: (counts[one], one), default=-1) for row in classes]
     sizes = Counter(strata)
@@ -95,9 +84,9 @@ def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Se
     for number, held_out in enumerate(parts):
         others = sorted(row for part in parts if part is not held_out for row in part)
         place = folder / f"part-{number}"
-        names = None if task.kind in ("classes", "values") else task.labels
-        _write_rows(place / "train.jsonl", task.train.select(others), names, settings)
-        _write_rows(place / "dev.jsonl", task.train.select(held_out), names, settings)
+        named = task.kind != "classes"
+        _write_rows(place / "train.jsonl", task, task.train.select(others), settings, named=named)
+        _write_rows(place / "dev.jsonl", task, task.train.select(held_out), settings, named=named)
         places.append(place)
     return places
 
@@ -106,21 +95,18 @@ def write_all(task: Task, folder: Path, settings: Settings) -> Path:
     """Write a folder whose training and dev rows are all rows, with the names of the classes."""
     place = folder / "all"
     for name in ("train.jsonl", "dev.jsonl"):
-        _write_rows(place / name, task.train, task.labels, settings)
+        _write_rows(place / name, task, task.train, settings, named=True)
     return place
 
 
-def _write_rows(path: Path, rows: Split, names: Sequence[str] | None, settings: Settings) -> None:
+def _write_rows(path: Path, task: Task, rows: Split, settings: Settings, *, named: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     labels: Sequence[Any] = rows.label
-    if names is not None and isinstance(labels[0], tuple):
-        tagged = isinstance(rows.text[0], tuple)
-        numbers = ([row, [at for at, has in enumerate(row) if has]][not tagged] for row in labels)
-        labels = [[names[one] for one in row] for row in numbers]
-    elif names is not None:
-        labels = [names[int(label)] for label in labels]
+    if named and task.labels is not None:
+        labels = [[task.labels[one] for one in task.of_row(row)] for row in labels]
+        labels = labels if task.kind in ("labels", "tags") else [one for [one] in labels]
     columns: dict[str, Sequence[object]] = {settings.text_column: rows.text, settings.label_column: labels}
     if rows.pair is not None:
-        columns[settings.pair_column or files.OPTIONAL_PAIR] = rows.pair
+        columns[settings.pair_column or OPTIONAL_PAIR] = rows.pair
     cells = zip(*columns.values(), strict=True)
     write_atomically(path, "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in cells))

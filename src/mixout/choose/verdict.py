@@ -25,9 +25,9 @@ from scipy.stats import bootstrap
 from mixout._names import count
 from mixout.choose.parts import PARTS
 from mixout.choose.search import PLAIN, USEFUL, Candidate, Search
+from mixout.errors import needs
 from mixout.finetune import metrics
 from mixout.finetune.defaults import in_short
-from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
 from mixout.study.analysis.cells import Comparison
@@ -218,7 +218,9 @@ def text(choice: Choice) -> str:
             f"{count(choice.runs, 'run')}, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
             f"{len(choice.table)} candidates have too few runs in common with the chosen one: dropped early, or the "
             "time was over.",
-            _markdown(choice),
+            "\n".join(
+                f"| {' | '.join(cells)} |" for cells in [_HEAD, ["---"] * len(_HEAD), *map(_cells, choice.table)]
+            ),
             "The means of the best are too good: the best of several has been lucky too. A difference is of the runs "
             "that both have, with its 95 % interval. Every run is in `choose.csv`, in `choose.png` the means over the "
             "learning rate.",
@@ -237,11 +239,6 @@ def write(choice: Choice, search: Search, place: Path) -> None:
             rows.writerow([one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2)])
     write_atomically(place / "choose.csv", table.getvalue())
     _figure(choice, place / "choose.png")
-
-
-def _markdown(choice: Choice) -> str:
-    lines = [_HEAD, ("---",) * len(_HEAD), *map(_cells, choice.table)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

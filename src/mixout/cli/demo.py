@@ -54,7 +54,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, print what was seen, write the report."""
     from mixout.cli.study.runs import guarded
-    from mixout.finetune.disk import writing
+    from mixout.finetune.record import writing
     from mixout.study.declaration import read
     from mixout.study.executors.local import LocalExecutor, PoolExecutor
     from mixout.study.ledger import Ledger
@@ -180,7 +180,7 @@ These methods are insurance against a learning rate that is too high, not accura
         f"{'more' if mask >= 0 else 'less'} than {MIXOUT} there."
     )
     if different:
-        disagree = ", ".join(f"{_percent(different[name][top])} with {name}" for name in (BASELINE, MIXOUT))
+        disagree = ", ".join(f"{100 * different[name][top]:.0f} % with {name}" for name in (BASELINE, MIXOUT))
         second += f" Share of the sentences that two restarts answer differently: {disagree}."
     lead = 100 * (max(max(of.values()) for of in means.values()) - means[BASELINE][best])
     third = f"the best mean of all is {lead:.1f} points above {BASELINE} at {best}."
@@ -198,7 +198,3 @@ def _loss(points: float, *, named: bool) -> str:
     if points < 0:
         return f"gains {-points:.1f}{' points' if named else ''}"
     return f"loses {points:.1f} points" if named else f"{points:.1f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

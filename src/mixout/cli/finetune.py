@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if "print_config" in given:
         print(_config(settings), end="")
         return 0
-    from mixout.finetune.disk import WriteError
     from mixout.finetune.environment import leads
+    from mixout.finetune.record import WriteError
     from mixout.finetune.train import finetune
 
     if "push_to_hub" in given:

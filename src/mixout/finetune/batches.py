@@ -18,9 +18,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune import metrics
-from mixout.finetune.extras import needs
 from mixout.finetune.tasks import Split, Task
 
 with needs("hf", "fine-tuning"):

@@ -30,17 +30,7 @@ _OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_colu
 
 
 class Cache:
-    """Hands out what a run needs, and keeps what the next one may share.
-
-    Example:
-        >>> cache = Cache()
-        >>> first, _ = cache.model("minilm", labels=("no", "yes"), init_seed=0)
-        >>> second, _ = cache.model("minilm", labels=("no", "yes"), init_seed=0)
-        >>> first.model is second.model
-        False
-        >>> bool((first.model.classifier.weight == second.model.classifier.weight).all())
-        True
-    """
+    """Hands out what a run needs, and keeps what the next one may share."""
 
     def __init__(self) -> None:
         self._model: tuple[Hashable, Loaded] | None = None
@@ -106,14 +96,7 @@ class Cache:
 
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:
-    """A model that nobody has trained, once more, its new parameters from a seed; the global streams stay.
-
-    Example:
-        >>> from mixout.finetune.models import load
-        >>> loaded = load("minilm", labels=("no", "yes"), init_seed=0)
-        >>> torch.equal(loaded.model.classifier.weight, again(loaded, init_seed=0).model.classifier.weight)
-        True
-    """
+    """A model that nobody has trained, once more, its new parameters from a seed; the global streams stay."""
     model = loaded.model
     held = {name: value for name, value in model.state_dict().items() if name not in loaded.new}
     with own_streams():

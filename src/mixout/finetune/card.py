@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mixout._names import count
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 from mixout.finetune.record import Record
-from mixout.finetune.settings import CAUSAL, TAGS, Settings
+from mixout.finetune.settings import CAUSAL, TAGS
 
 with needs("hf", "model cards"):
     from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
@@ -30,12 +29,21 @@ _TOLD = (
 )
 
 
+_FAILED = "- **This run is not better than a constant answer.** It failed; try another seed.\n"
+_CAVEATS = (
+    "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over many "
+    "seeds.\n- The scores are on the dev set. Where settings were chosen by it, they are too good."
+)
+
+
 def write(record: Record, *, result: str = "") -> str:
     """The card's text, Markdown with the header that model hubs read; ``result`` in place of the record's scores."""
     settings = record.settings
     loader = {CAUSAL: "AutoModelForCausalLM", TAGS: "AutoModelForTokenClassification"}.get(
         settings.task_type, "AutoModelForSequenceClassification"
     )
+    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD.split()]
+    failed = _FAILED if record.score <= record.chance else ""
     parts = [
         _header(record),
         f"# {_short(settings.model)} on {_short(settings.task)}",
@@ -43,10 +51,10 @@ def write(record: Record, *, result: str = "") -> str:
         f"method `{settings.method}` ({_kind(record)}). It is a plain checkpoint: "
         f"`{loader}.from_pretrained` loads it, and mixout is not needed to use it.",
         "## Result",
-        *([result] if result else [_result(record), "## What this number is worth", _caveats(record)]),
+        *([result] if result else [_result(record), "## What this number is worth", failed + _CAVEATS]),
         "## How it was trained",
         _training(record),
-        _settings_table(settings),
+        "\n".join(["| setting | value |", "|---|---|", *rows]),
         "Everything else, with every evaluation and every prediction, is in `record.json`.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -106,17 +114,6 @@ def _result(record: Record) -> str:
     return "\n".join([*head, *rows, "", chance + status])
 
 
-def _caveats(record: Record) -> str:
-    lines = [
-        "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over "
-        "many seeds.",
-        "- The scores are on the dev set. Where settings were chosen by it, they are too good.",
-    ]
-    if record.score <= record.chance:
-        lines.insert(0, "- **This run is not better than a constant answer.** It failed; try another seed.")
-    return "\n".join(lines)
-
-
 def _training(record: Record) -> str:
     new = ", ".join(f"`{name}`" for name in record.new_parameters) or "none"
     mixed, layers = record.coverage["parameters_mixed"], record.coverage["layers_mixed"]
@@ -132,11 +129,6 @@ def _training(record: Record) -> str:
         f"- {count(record.steps, 'step')} in {count(round(record.seconds), 'second')} on {machine}.",
     ]
     return "\n".join(lines)
-
-
-def _settings_table(settings: Settings) -> str:
-    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD.split()]
-    return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
 def _short(place: str) -> str:

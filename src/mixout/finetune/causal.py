@@ -80,7 +80,6 @@ def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[i
 def _conversations(
     part: Documents, tokenizer: Tokenizer, assistant_only: bool
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """The tokens of each conversation, and which of them are predicted."""
     if tokenizer.chat_template is None:
         raise InputError(
             "expected a tokenizer with a chat template for a column of conversations, got one without; choose a chat "

@@ -21,7 +21,7 @@ from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
-from mixout.finetune.tasks import Columns, Task, few_sample, files, is_path, load_task
+from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.documents import Corpus
 from mixout.finetune.tasks.tables import number
@@ -59,8 +59,7 @@ def load(settings: Settings) -> Task | Corpus:
     task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
     if settings.original is None:
         return task
-    before = text.read_original(Path(settings.original), settings.text_column)
-    return replace(task, original=before.text)
+    return replace(task, original=text.read_original(Path(settings.original), settings.text_column).text)
 
 
 def columns_of(settings: Settings) -> Columns:
@@ -78,9 +77,7 @@ def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
     if settings.train_size is None:
         return task
     seed = settings.resolved().subset_seed or 0
-    if isinstance(task, Corpus):
-        return replace(task, train=few_sample(task.train, settings.train_size, seed))
-    return replace(task, train=few_sample(task.train, settings.train_size, seed))
+    return replace(task, train=few_sample(task.train, settings.train_size, seed))  # type: ignore[type-var, arg-type]
 
 
 def _corpus(settings: Settings) -> Corpus:
@@ -115,7 +112,7 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
         note: t: 3 of 4 training texts and 0 of 2 dev texts are cut: they are longer than max_length, 8 tokens
         note: t: 2 of 2 dev rows are also training rows: the score on new texts will be lower; remove them from one side
     """
-    kind = "document" if isinstance(task, Corpus) else "row"
+    kind = "document" if task.kind == "text" else "row"
     lines = [f"{task.name}: {count(len(task.train), f'training {kind}')}, {count(len(task.dev), f'dev {kind}')}"]
     notes = []
     if isinstance(task, Task) and task.kind in ("labels", "tags"):
@@ -159,8 +156,8 @@ def _classes(task: Task, names: Sequence[str]) -> str:
 
 def _several(task: Task, names: Sequence[str]) -> str:
     """Of several labels a row, or a tag for each word."""
-    rows = [[at for at, has in enumerate(row) if has] if task.kind == "labels" else row for row in task.train.label]  # type: ignore[arg-type]
-    counts = Counter(label for row in rows for label in row)
+    rows = [task.of_row(label) for label in task.train.label]
+    counts = Counter(number for row in rows for number in row)
     known = [f"{names[label]!r} ({count})" for label, count in counts.most_common(_NAMED)]
     of_each = ", ".join([*known, *["..."][: len(names) - _NAMED]])
     if task.kind == "tags":
@@ -207,8 +204,8 @@ def _parts(names: Sequence[str]) -> set[str]:
     Then some of them occur in several classes. Blanks and slashes stand in the name of one class too: there the labels
     must also be fewer than the classes, and with blanks all be numbers.
     """
-    for separator in (*files.SEPARATORS, " "):
-        split = [files.several(name, separator) or () for name in names]
+    for separator in (*cells.SEPARATORS, " "):
+        split = [cells.several(name, separator) or () for name in names]
         parts = {part for row in split for part in row}
         several = max(map(len, split)) > 1 and sum(map(len, split)) > len(parts)
         surely = separator in ",;|" or len(parts) < len(names)

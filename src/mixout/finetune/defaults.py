@@ -25,7 +25,7 @@ from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
-from mixout.methods import Method, MixingMethod
+from mixout.methods import MixingMethod
 
 STEPS = 150
 MOST_ROWS = 100_000
@@ -82,18 +82,15 @@ def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
         )
     width = width_of(model)
     rate, reason = 1e-4 * (384 / width) ** 1.64, f"for a model of width {width:,}"
-    p = max((one.p for one in settings.methods if _shortens(one)), default=0.0)  # type: ignore[attr-defined]
+    # Of what masks the gradient: Adam's steps are shorter then.
+    mixing = [one for one in settings.methods if isinstance(one, MixingMethod) and one.anchor != "zero"]
+    p = max((one.p for one in mixing if one.gradient != "dense"), default=0.0)
     if 0 < p < 1:
         rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
     rate = min(_RATES[1], max(_RATES[0], rate))
     if any(isinstance(one, Lora) for one in settings.methods):
         rate, reason = LORA * rate, f"{reason}, {LORA} times as high for lora"
     return float(f"{rate:.1e}"), reason
-
-
-def _shortens(method: Method) -> bool:
-    """Whether a method masks the gradient, by which Adam's steps are shorter."""
-    return isinstance(method, MixingMethod) and method.anchor != "zero" and method.gradient != "dense"
 
 
 def steps_per_epoch(rows: int, settings: Settings) -> int:
@@ -116,9 +113,7 @@ def epochs(rows: int, steps: int) -> float:
 def width_of(model: nn.Module) -> int:
     """The size of a model's hidden states."""
     width = getattr(getattr(model, "config", None), "hidden_size", None)
-    if not isinstance(width, int):
-        width = model.get_input_embeddings().weight.shape[-1]  # type: ignore[operator]
-    return int(width)
+    return width if isinstance(width, int) else int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[operator]
 
 
 def _rows(settings: Settings, task: Task | Corpus) -> tuple[int, str]:

@@ -48,7 +48,7 @@ def begun(folder: Path) -> Settings:
     """The settings of the unfinished run in ``folder``; InputError where there is none."""
     if not unfinished(folder):
         raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
-    return Settings.from_json(json.dumps(_plan(folder)["settings"]))
+    return Settings.from_json(json.dumps(json.loads((folder / CHECKPOINTS / _RUN).read_text("utf-8"))["settings"]))
 
 
 def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
@@ -118,7 +118,7 @@ def begin(
     """
     plan = folder / CHECKPOINTS / _RUN
     if plan.is_file():
-        earlier = _plan(folder)
+        earlier: dict[str, Any] = json.loads(plan.read_text("utf-8"))
         before = earlier["fingerprints"]
         changed = [name for name in fingerprints if fingerprints[name] != before.get(name)]
         if changed:
@@ -163,7 +163,6 @@ def finish(folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest of its parents that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
@@ -173,11 +172,6 @@ def _is_empty(folder: Path) -> bool:
     if entries == [folder / CHECKPOINTS] and entries[0].is_dir():
         entries = [entry for entry in entries[0].iterdir() if not entry.name.startswith(f".{_RUN}.")]
     return not entries
-
-
-def _plan(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))
-    return values
 
 
 def _check_same(folder: Path, settings: Settings, begun: Settings) -> None:

@@ -23,8 +23,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mixout._names import nearest
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 
 if TYPE_CHECKING:
     import numpy as np

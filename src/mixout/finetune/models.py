@@ -22,9 +22,8 @@ from typing import Any
 import torch
 
 from mixout._names import nearest
-from mixout.errors import InputError, MissingExtraError
+from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune.environment import own_streams, quiet
-from mixout.finetune.extras import needs
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TAGS, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
 

@@ -22,11 +22,11 @@ from torch import nn
 import mixout
 from mixout._names import count
 from mixout.distances import distance
+from mixout.errors import needs
 from mixout.finetune import defaults, environment
 from mixout.finetune.batches import DevSet
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.defaults import in_short
-from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.record import Evaluation, Progress, Record
 from mixout.finetune.settings import P, Settings
@@ -43,7 +43,6 @@ FAR = 4.0
 
 def record(
     settings: Settings,
-    chosen: dict[str, str],
     task: Task | Corpus,
     loaded: Loaded,
     dev: DevSet | DevTexts,
@@ -51,12 +50,10 @@ def record(
     *,
     diverged: bool,
     closeness: dict[str, float],
-    interpolated: tuple[dict[str, float], ...],
-    covered: dict[str, Any],
     start: Mapping[str, torch.Tensor],
-    fingerprints: dict[str, str | None],
+    **known: Any,  # noqa: ANN401
 ) -> Record:
-    """The record of a run that has ended."""
+    """The record of a run that has ended; ``known`` are fields of it."""
     history = state.log_history
     training = tuple(_progress(entry) for entry in history if "loss" in entry)
     evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
@@ -67,12 +64,10 @@ def record(
     found = Record(
         status="diverged" if diverged or not all(map(math.isfinite, losses)) else "finished",
         settings=settings,
-        chosen=chosen,
         digest=settings.digest(),
         metric=task.metric,
         score=scores[task.metric],
         scores=scores,
-        interpolated=interpolated,
         chance=dev.chance(),
         evaluations=evaluations,
         training=training,
@@ -85,17 +80,16 @@ def record(
         new_parameters=tuple(sorted(loaded.new)),
         distance=moved.total,
         distance_by_layer=moved.by_layer,
-        coverage=covered,
         gradient=next((m.gradient for m in settings.methods if isinstance(m, MixingMethod)), None),
         seconds=next(entry["seconds"] for entry in reversed(history) if "seconds" in entry),
         evaluation_seconds=sum(entry.get("eval_runtime", 0.0) for entry in history),
         peak_memory=environment.peak_memory(),
         source={"model": loaded.source, "data": task.source},
-        fingerprints=fingerprints,
         versions=dict(environment.versions()),
         hardware=environment.hardware(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pairs=isinstance(task, Task) and task.train.pair is not None,
+        **known,
     )
     return replace(found, verdict=judge(found, loaded.model, task))
 
@@ -201,7 +195,6 @@ def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
 
 
 def _more(record: Record, model: nn.Module) -> list[str]:
-    """What a run that has hardly moved needs."""
     settings, advice = record.settings, []
     if record.steps < 0.9 * defaults.STEPS:
         epochs = math.ceil(defaults.STEPS * settings.epochs / record.steps)
@@ -220,7 +213,6 @@ def _more(record: Record, model: nn.Module) -> list[str]:
 
 
 def _shorter(settings: Settings, model: nn.Module) -> list[str]:
-    """What a run that went too far needs."""
     usual, advice = _usual(settings, model), []
     rate = settings.learning_rate / 10 if usual is None else min(usual, settings.learning_rate / 4)
     advice.append(f"a lower learning rate: --learning-rate {in_short(rate)}")

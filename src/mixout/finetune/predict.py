@@ -17,17 +17,15 @@ from typing import Any
 import torch
 
 from mixout._names import count
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune import metrics, models
 from mixout.finetune.batches import Dev, Example, collate, cut_texts, encode
-from mixout.finetune.disk import writing
 from mixout.finetune.environment import quiet
-from mixout.finetune.extras import needs
 from mixout.finetune.levels import check_limits
-from mixout.finetune.record import RECORD_NAME, Record
+from mixout.finetune.record import RECORD_NAME, Record, writing
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Split
-from mixout.finetune.tasks.files import OPTIONAL_PAIR, SEPARATORS, several, spelled, texts_in, words_in
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, several, spelled, texts_in, words_in
 from mixout.finetune.tasks.tables import Table, number, read
 
 with needs("hf", "predictions"):
@@ -75,7 +73,9 @@ def predict(
         settings = replace(settings, max_length=models.longest_input(loaded) or _LONGEST)
     check_limits(settings, loaded)
     examples = encode(split, loaded.tokenizer, settings.max_length)
-    outputs, names, kind = _outputs(loaded, examples), _names(loaded.model.config), _kind(loaded.model.config)
+    config: Any = loaded.model.config
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    outputs, kind = _outputs(loaded, examples), _kind(config)
     answers: list[Any]
     shares: Sequence[Any] = ()
     if kind == "tags":
@@ -97,9 +97,8 @@ def predict(
         for row in zip(*columns.values(), strict=True):
             writer.writerow(json.dumps(cell) if isinstance(cell, list) else cell for cell in row)
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
-    told = (
-        f"; {count(cut, 'text')} {'was' if cut == 1 else 'were'} cut after {settings.max_length} tokens" if cut else ""
-    )
+    were = "was" if cut == 1 else "were"
+    told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""
     scores = _scores(table, settings.label_column, answers, names, kind)
     return f"{count(len(answers), 'prediction')}: {place}{scores}{told}"
 
@@ -151,10 +150,6 @@ def _kind(config: Any) -> str:  # noqa: ANN401
     if config.problem_type == "regression" or config.num_labels == 1:
         return "values"
     return "labels" if config.problem_type == "multi_label_classification" else "classes"
-
-
-def _names(config: Any) -> list[str]:  # noqa: ANN401
-    return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
 def _tags(output: torch.Tensor, example: Example, words: Sequence[str], names: Sequence[str]) -> list[str | None]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune.environment import processes
-from mixout.finetune.extras import needs
 from mixout.layers import is_linear, lora
 from mixout.methods import METHODS as LIBRARY
 from mixout.methods import AnchorDecay, Method

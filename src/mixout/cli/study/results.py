@@ -11,8 +11,7 @@ from pathlib import Path
 from mixout._names import count
 from mixout.cli.study.declared import check_no_file, declared, known
 from mixout.cli.study.scores import command, written
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import to_csv_rows
 from mixout.study.best import wanted

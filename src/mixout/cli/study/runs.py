@@ -12,7 +12,7 @@ from mixout._names import count
 from mixout.cli.lines import Lines
 from mixout.cli.study.declared import command, declared, known
 from mixout.errors import InputError
-from mixout.finetune.disk import WriteError
+from mixout.finetune.record import WriteError
 from mixout.study.analysis.restarts import Look, until_width
 from mixout.study.best import wanted
 from mixout.study.executors import Executor

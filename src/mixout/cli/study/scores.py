@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mixout.cli.lines import Lines
 from mixout.errors import InputError
-from mixout.finetune.disk import WriteError, writing
+from mixout.finetune.record import WriteError, writing
 
 
 def report(args: argparse.Namespace) -> int:

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar
 
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,6 @@ class Split(Texts):
     Labels are numbers of classes; the values of a regression, which are floats; or tuples: for each class 1 or 0, where
     a text has several, or the number of each word's tag, where it is a tuple of words.
 
-    Raises:
-        ValueError: the lengths differ.
-
     Example:
         >>> split = Split(text=("good", "bad", "fine"), label=(1, 0, 1))
         >>> len(split), split.select([2, 0])
@@ -57,13 +53,6 @@ class Split(Texts):
     pair: tuple[str, ...] | None = None
     label: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
 
-    def __post_init__(self) -> None:
-        lengths = (len(self.text), len(self.label), len(self.text if self.pair is None else self.pair))
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                f"expected text, label and pair of one length, got {lengths}; give one label for each text"
-            )
-
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of the content: texts, pairs, labels and their order."""
         return digest_of([self.text, self.pair, self.label])
@@ -71,11 +60,7 @@ class Split(Texts):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set with its metrics.
-
-    Raises:
-        ValueError: ``metric`` is not among ``metrics``.
-    """
+    """A data set with its metrics."""
 
     name: str
     train: Split
@@ -86,10 +71,6 @@ class Task:
     source: str  # one sentence on where the data came from
     separator: str = ""  # of several labels in a cell
     original: tuple[str, ...] = ()  # text that the model knew before, to see how far it moved there
-
-    def __post_init__(self) -> None:
-        if self.metric not in self.metrics:
-            raise ValueError(f"expected the primary metric among {self.metrics}, got {self.metric!r}; add it")
 
     @property
     def classes(self) -> int | None:
@@ -109,6 +90,12 @@ class Task:
     def tags(self) -> tuple[str, ...] | None:
         """The names of the classes, where these are tags of words."""
         return self.labels if self.kind == "tags" else None
+
+    def of_row(self, label: Any) -> tuple[int, ...]:  # noqa: ANN401
+        """The numbers of the classes that a row's label holds: one, several, or one for each word; of a value none."""
+        if self.kind == "labels":
+            return tuple(number for number, has in enumerate(label) if has)
+        return label if self.kind == "tags" else () if self.labels is None else (label,)
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""

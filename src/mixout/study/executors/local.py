@@ -22,8 +22,8 @@ import torch
 
 from mixout.errors import InputError, MixoutError
 from mixout.finetune.cache import Cache
-from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.folder import unfinished
+from mixout.finetune.record import WriteError, writing
 from mixout.finetune.train import finetune
 from mixout.study.executors import Executor, Job, Outcome, Tell
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 from mixout.study.report.canvas import Chart, pictures, swatch
 from mixout.study.report.tables import Table
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 from mixout.study.analysis.curves import split_p
 
 with needs("demo", "figures"):
