@@ -105,8 +105,10 @@ def expected(
     nested, plain = answers(chosen.__getitem__), answers(lambda _: search.default)
 
     def score(of: list[NDArray[np.object_]], rows: NDArray[np.int64]) -> float:
-        true, options = truth[rows].tolist(), {"classes": task.classes, "tags": task.tags}
-        scores = [metrics.compute([task.metric], one[rows].tolist(), true, **options) for one in of]
+        true = truth[rows].tolist()
+        scores = [
+            metrics.compute([task.metric], one[rows].tolist(), true, classes=task.classes, tags=task.tags) for one in of
+        ]
         return math.fsum(found[task.metric] for found in scores) / len(scores)
 
     def estimate(of: Callable[[NDArray[np.int64]], float]) -> Estimate:

@@ -47,16 +47,14 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
     labels: Any = split.label
     if isinstance(split.text[0], tuple):
-        labels = [_on_tokens(tags, tokens.word_ids(row)) for row, tags in enumerate(labels)]
+        words = map(tokens.word_ids, range(len(split)))
+        labels = [
+            [IGNORED if word in (None, before) else tags[word] for before, word in zip([None, *of], of, strict=False)]
+            for tags, of in zip(labels, words, strict=True)
+        ]
     return [
         {"labels": label, **{name: column[row] for name, column in columns.items()}} for row, label in enumerate(labels)
     ]
-
-
-def _on_tokens(tags: Sequence[int], words: Sequence[int | None]) -> list[int]:
-    """A label for each token, by the word that it is of."""
-    before = [None, *words]
-    return [IGNORED if word is None or word == before[at] else tags[word] for at, word in enumerate(words)]
 
 
 def cut_texts(split: Split, examples: list[Example], tokenizer: Tokenizer, max_length: int) -> int:
@@ -194,7 +192,7 @@ class DevSet(Dev):
 
     def score(self, outputs: Array) -> dict[str, float]:
         """Scores from the outputs in the order of evaluation, ``(n, [tokens,] classes or 1)``; predictions are kept."""
-        labels: list[Any] = [example["labels"] for example in self.examples]
+        labels: Sequence[Any] = [example["labels"] for example in self.examples]
         rows = self.restored(answers(outputs, self.task.kind)).tolist()
         if self.task.kind == "tags":
             # Words that were cut count for nothing.

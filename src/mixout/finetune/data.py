@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mixout._names import count
 from mixout.errors import InputError
@@ -77,7 +77,8 @@ def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
     if settings.train_size is None:
         return task
     seed = settings.resolved().subset_seed or 0
-    return replace(task, train=few_sample(task.train, settings.train_size, seed))  # type: ignore[type-var, arg-type]
+    part: Any = task.train
+    return replace(task, train=few_sample(part, settings.train_size, seed))
 
 
 def _corpus(settings: Settings) -> Corpus:

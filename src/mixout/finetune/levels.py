@@ -138,10 +138,6 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
         top_blocks(loaded.model, settings.reinit_layers)
     if settings.layer_decay != 1.0:
         blocks(loaded.model)
-    _check_where(settings, loaded)
-
-
-def _check_where(settings: Settings, loaded: Loaded) -> None:
     try:
         chosen = resolve(settings.where, loaded.model)
     except ValueError as error:

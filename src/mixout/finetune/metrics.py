@@ -103,7 +103,7 @@ def _of_words(name: str, predictions: Any, labels: Any, tags: Sequence[str]) -> 
     if name == _ENTITIES:
         sets = [(_entities(got, tuple(tags)), _entities(true, tuple(tags))) for got, true in rows]
         total = sum(len(got) + len(true) for got, true in sets)
-        return 2 * sum(len(got & true) for got, true in sets) / total if total else 0.0
+        return 2 * sum(len(got & true) for got, true in sets) / max(1, total)
     equal = [one == other for got, true in rows for one, other in zip(got, true, strict=True)]
     return sum(equal) / len(equal)
 

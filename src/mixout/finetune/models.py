@@ -89,9 +89,9 @@ def load(
     return loaded
 
 
-def load_trained(model: str) -> Loaded:
+def load_trained(model: str, task_type: str) -> Loaded:
     """Load a classifier, regressor or tagger as it is, to be used; InputError as :func:`load`, or if a weight lacks."""
-    loaded = _whole(_read(model, task_type_of(model)), model)
+    loaded = _whole(_read(model, task_type), model)
     _ensure_padding(loaded.model, loaded.tokenizer, model)
     return loaded
 

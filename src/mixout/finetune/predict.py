@@ -68,14 +68,17 @@ def predict(
     settings = replace(trained, **{name: value for name, value in named.items() if value is not None})
     table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     with quiet():
-        loaded = models.load_trained(str(folder))
+        loaded = models.load_trained(str(folder), settings.task_type)
     if record is None and max_length is None:
         settings = replace(settings, max_length=models.longest_input(loaded) or _LONGEST)
     check_limits(settings, loaded)
     examples = encode(split, loaded.tokenizer, settings.max_length)
     config: Any = loaded.model.config
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
-    outputs, kind = _outputs(loaded, examples), _kind(config)
+    kinds = {"multi_label_classification": "labels", "regression": "values"}
+    kind = kinds.get(config.problem_type, "values" if config.num_labels == 1 else "classes")
+    kind = "tags" if settings.task_type == TAGS else kind
+    outputs = _outputs(loaded, examples, collate if kind == "tags" else DataCollatorWithPadding(loaded.tokenizer))
     answers: list[Any]
     shares: Sequence[Any] = ()
     if kind == "tags":
@@ -127,13 +130,13 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
 
 
 @torch.no_grad()
-def _outputs(loaded: models.Loaded, examples: list[Example]) -> list[torch.Tensor]:
+def _outputs(loaded: models.Loaded, examples: list[Example], pad: Any) -> list[torch.Tensor]:  # noqa: ANN401
     """The model's outputs for each row, ``([tokens,] classes)``, float64 on the CPU."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network: Any = loaded.model
     network.eval().to(device)
-    pad: Any = collate if _kind(network.config) == "tags" else DataCollatorWithPadding(loaded.tokenizer)
-    order, found = Dev(), {}
+    order = Dev()
+    found: dict[int, torch.Tensor] = {}
     order.arrange(examples)
     ordered = order.sorted()
     for start in range(0, len(ordered), _BATCH):
@@ -141,15 +144,6 @@ def _outputs(loaded: models.Loaded, examples: list[Example]) -> list[torch.Tenso
         del batch["labels"]
         found |= dict(zip(order.order[start : start + _BATCH], network(**batch).logits.double().cpu(), strict=True))
     return [found[row] for row in range(len(examples))]
-
-
-def _kind(config: Any) -> str:  # noqa: ANN401
-    """What a model answers, by the names of :attr:`mixout.finetune.tasks.Task.kind`."""
-    if (config.architectures or [""])[0].endswith("ForTokenClassification"):
-        return "tags"
-    if config.problem_type == "regression" or config.num_labels == 1:
-        return "values"
-    return "labels" if config.problem_type == "multi_label_classification" else "classes"
 
 
 def _tags(output: torch.Tensor, example: Example, words: Sequence[str], names: Sequence[str]) -> list[str | None]:
@@ -165,9 +159,10 @@ def _scores(table: Table, column: str, answers: list[Any], names: list[str], kin
     cells: Sequence[Any] = table.columns[column]
     numbers = {name: at for at, name in enumerate(names)}
     truth: list[Any]
-    got, classes, known = answers, len(names), metrics.CLASSIFICATION
+    known: Sequence[str] = metrics.CLASSIFICATION
+    got, classes = answers, None if kind == "values" else len(names)
     if kind == "values":
-        truth, classes, known = [number(spelled(cell)) for cell in cells], None, metrics.REGRESSION
+        truth, known = [number(spelled(cell)) for cell in cells], metrics.REGRESSION
     elif kind == "classes":
         truth, got = [numbers.get(spelled(cell)) for cell in cells], [numbers[one] for one in answers]
     elif kind == "labels":

@@ -18,7 +18,7 @@ from mixout.errors import InputError, needs
 class Texts:
     """Texts in a fixed order; other columns are tuples of the same length, or None."""
 
-    text: tuple[str, ...] | tuple[tuple[str, ...], ...]  # to be tagged: the words of each
+    text: tuple[Any, ...]  # str, or where words have tags a tuple of words
 
     def __len__(self) -> int:
         return len(self.text)
@@ -51,7 +51,7 @@ class Split(Texts):
     """
 
     pair: tuple[str, ...] | None = None
-    label: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
+    label: tuple[Any, ...]
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of the content: texts, pairs, labels and their order."""

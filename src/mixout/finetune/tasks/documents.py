@@ -78,7 +78,13 @@ def load(path: str | Path, *, original: Path | None, column: str, metric: str | 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
-    _check_metric(metric, original)
+    if metric not in (None, *METRICS):
+        raise InputError(
+            f"expected a metric of {', '.join(METRICS)} for a causal language model, got {metric!r}"
+            f"{nearest(str(metric), METRICS)}; runs are compared by scores of which higher is better"
+        )
+    if metric == METRICS[1] and original is None:
+        raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
     tables, source = read_splits(path, endings=ENDINGS, reader=partial(_read, column=column))
     parts = [_of_table(table, column) for table in tables]
     if len(parts) == 1:
@@ -123,25 +129,13 @@ def _of_table(table: Table, column: str) -> Documents:
     table.require([PROMPT, COMPLETION] if paired else [column], "rename a column, or name yours with --text-column")
     if not paired and any(isinstance(cell, list) for cell in table.columns[column]):
         cells = table.columns[column]
-        good = map(_is_conversation, cells)
+        good = (
+            isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
+            for cell in cells
+        )
         expected = f'a conversation in column {column!r}, [{{"role": ..., "content": ...}}, ...]'
         table.check(good, cells, expected, "correct or remove the row")
         return Documents(text=tuple(json.dumps(cell) for cell in cells), chat=True)
     if not paired:
         return Documents(text=texts_in(table, column))
     return Documents(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
-
-
-def _is_conversation(cell: object) -> bool:
-    """Whether a cell holds messages as chat templates take them."""
-    return isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
-
-
-def _check_metric(metric: str | None, original: Path | None) -> None:
-    if metric not in (None, *METRICS):
-        raise InputError(
-            f"expected a metric of {', '.join(METRICS)} for a causal language model, got {metric!r}"
-            f"{nearest(str(metric), METRICS)}; runs are compared by scores of which higher is better"
-        )
-    if metric == METRICS[1] and original is None:
-        raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")

@@ -53,6 +53,7 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     if len(tables) == 1:
         tables = [tables[0].take(rows) for rows in halves(tables[0].name, tables[0].columns["text"], "texts")]
     train, dev = tables
+    known: Sequence[str]
     rows: Sequence[Any] = train.columns["label"]
     labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
     asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
