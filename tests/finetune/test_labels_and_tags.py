@@ -148,6 +148,9 @@ def test_refusals_of_several_labels_say_what_to_do(settings, tmp_path, moods, na
     with pytest.raises(InputError, match="words with tags need --task-type token-classification"):
         load_task(str(names))
     write(tmp_path / "one/train.jsonl", [{"text": ["a", "b"], "label": ["O"]}])
+    (tmp_path / "t.conll").write_text("Ada B-PER\nLovelace\n")
+    with pytest.raises(InputError, match=r"t\.conll, line 2: expected a word and its tag"):
+        load_task(str(tmp_path / "t.conll"), columns=Columns(holds="tags"))
     with pytest.raises(InputError, match="a list in column 'label' with a tag for each word"):
         load_task(str(tmp_path / "one"), columns=Columns(holds="tags"))
     for changes, words in (

@@ -38,8 +38,13 @@ class Cache:
         self._tokens: dict[Hashable, list[Example]] = {}
 
     def task(self, settings: Settings) -> Task | Corpus:
-        """The task of ``settings``, its training data cut to ``train_size``."""
-        return data.subset(self._task(settings), settings)
+        """The task of ``settings``, its training data cut to ``train_size``; files are read anew."""
+        if settings.data_dir is not None or is_path(settings.task):
+            return data.subset(data.load(settings), settings)
+        key = tuple(getattr(settings, name) for name in _OF_TASK)
+        if key not in self._tasks:
+            self._tasks[key] = data.load(settings)
+        return data.subset(self._tasks[key], settings)
 
     def model(
         self,
@@ -85,14 +90,6 @@ class Cache:
             else:
                 self._tokens[key] = encode(split, tokenizer, settings.max_length)
         return self._tokens[key]
-
-    def _task(self, settings: Settings) -> Task | Corpus:
-        if settings.data_dir is not None or is_path(settings.task):
-            return data.load(settings)
-        key = tuple(getattr(settings, name) for name in _OF_TASK)
-        if key not in self._tasks:
-            self._tasks[key] = data.load(settings)
-        return self._tasks[key]
 
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:

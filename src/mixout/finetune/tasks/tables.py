@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from mixout.errors import InputError, needs
@@ -168,21 +169,15 @@ def read_conll(path: Path) -> Table:
 
     Lines of ``-DOCSTART-`` are left out.
     """
-    sentences: list[list[tuple[str, str]]] = []
-    lines: list[int] = []
-    open_ = False
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        cells = line.split()
-        if cells and cells[0] != "-DOCSTART-":
-            if len(cells) < 2:
-                raise InputError(f"{path.name}, line {number}: expected a word and its tag, got {line!r}")
-            if not open_:
-                sentences.append([])
-                lines.append(number)
-            sentences[-1].append((cells[0], cells[-1]))
-        open_ = bool(cells) and cells[0] != "-DOCSTART-"
-    columns = {name: [[pair[at] for pair in one] for one in sentences] for at, name in enumerate(("text", "label"))}
-    return Table(name=path.name, columns=columns, lines=lines)
+    rows = [(number, line.split()) for number, line in enumerate(read_text(path).split("\n"), 1)]
+    apart = groupby(rows, lambda row: bool(row[1]) and row[1][0] != "-DOCSTART-")
+    sentences = [list(sentence) for has_words, sentence in apart if has_words]
+    short = next((number for sentence in sentences for number, cells in sentence if len(cells) < 2), None)
+    if short is not None or not sentences:
+        raise InputError(f"{path.name}, line {short or 1}: expected a word and its tag, got something else")
+    words, tags = ([[cells[at] for _, cells in sentence] for sentence in sentences] for at in (0, -1))
+    lines = [sentence[0][0] for sentence in sentences]
+    return Table(name=path.name, columns={"text": words, "label": tags}, lines=lines)
 
 
 def read_parquet(path: Path) -> Table:
