@@ -103,9 +103,10 @@ def _of_words(name: str, predictions: Any, labels: Any, tags: Sequence[str]) -> 
     if name == _ENTITIES:
         sets = [(_entities(got, tuple(tags)), _entities(true, tuple(tags))) for got, true in rows]
         total = sum(len(got) + len(true) for got, true in sets)
-        return 2 * sum(len(got & true) for got, true in sets) / max(1, total)
+        hits = sum(len(got & true) for got, true in sets)
+        return float(2 * hits / max(1, total))
     equal = [one == other for got, true in rows for one, other in zip(got, true, strict=True)]
-    return sum(equal) / len(equal)
+    return float(sum(equal) / len(equal))
 
 
 @lru_cache(1 << 16)  # choose asks for the same rows a thousand times

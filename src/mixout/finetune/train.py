@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -134,8 +135,13 @@ def finetune(
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
             )
-            known = {"chosen": chosen, "interpolated": between, "coverage": covered, "fingerprints": fingerprints}
-            ends = {"diverged": run.course.diverged, "closeness": close.scores(), "start": start}
+            known: dict[str, Any] = {
+                "chosen": chosen,
+                "interpolated": between,
+                "coverage": covered,
+                "fingerprints": fingerprints,
+            }
+            ends: dict[str, Any] = {"diverged": run.course.diverged, "closeness": close.scores(), "start": start}
             record = outcome.record(settings, task, loaded, dev, state, **ends, **known)
             if leads:
                 _write(place, loaded, record, keep_model=keep_model)
