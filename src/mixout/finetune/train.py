@@ -135,14 +135,9 @@ def finetune(
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
             )
-            known: dict[str, Any] = {
-                "chosen": chosen,
-                "interpolated": between,
-                "coverage": covered,
-                "fingerprints": fingerprints,
-            }
-            ends: dict[str, Any] = {"diverged": run.course.diverged, "closeness": close.scores(), "start": start}
-            record = outcome.record(settings, task, loaded, dev, state, **ends, **known)
+            known: dict[str, Any] = {"chosen": chosen, "interpolated": between, "coverage": covered}
+            known |= {"fingerprints": fingerprints, "closeness": close.scores(), "start": start}
+            record = outcome.record(settings, task, loaded, dev, state, diverged=run.course.diverged, **known)
             if leads:
                 _write(place, loaded, record, keep_model=keep_model)
             run.accelerator.wait_for_everyone()
