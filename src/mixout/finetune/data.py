@@ -159,7 +159,7 @@ def _several(task: Task, names: Sequence[str]) -> str:
     """Of several labels a row, or a tag for each word."""
     rows = [task.of_row(label) for label in task.train.label]
     counts = Counter(number for row in rows for number in row)
-    known = [f"{names[label]!r} ({count})" for label, count in counts.most_common(_NAMED)]
+    known = [f"{names[label]!r} ({rows_with})" for label, rows_with in counts.most_common(_NAMED)]
     of_each = ", ".join([*known, *["..."][: len(names) - _NAMED]])
     if task.kind == "tags":
         return f"{len(names)} tags of {counts.total():,} training words: {of_each}"

@@ -90,7 +90,7 @@ def load(
 
 
 def load_trained(model: str, task_type: str) -> Loaded:
-    """Load a classifier, regressor or tagger as it is, to be used; InputError as :func:`load`, or if a weight lacks."""
+    """Load a trained classifier, regressor or tagger; InputError as :func:`load`, or where a weight is missing."""
     loaded = _whole(_read(model, task_type), model)
     _ensure_padding(loaded.model, loaded.tokenizer, model)
     return loaded
