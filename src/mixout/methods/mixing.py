@@ -107,7 +107,7 @@ class Mixout(MixingMethod):
       convexity c, E L(Phi) >= L(w) + c p / (2 (1-p)) ||w - u||^2).
     - Costs: a copy of the mixed weights, with ``anchor_ema`` two; per training pass two element-wise passes over them
       (forward and backward), and 1-p of the weight-gradient GEMM instead of all of it.
-    - Helps: where little data and an unstable optimizer make runs fail. See docs/methods.md for when it does not.
+    - Helps: where little data and an unstable optimizer make runs fail. See docs/choosing.md for when it does not.
     - Source: Lee, Cho, Kang, ICLR 2020, arXiv 1909.11299, section 3. ``anchor_ema``: GMixout, arXiv 2510.06982.
 
     Args:
