@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 MEAN, MOST = 18.0, 35
 # Long forms and developers' pages, which are read by few and slowly.
 EXEMPT = {
-    "design.md", "evidence-details.md", "performance-log.md", "scale.md", "studies.md", "demo.md", "causal-lm.md",
+    "design.md", "evidence-details.md", "performance-log.md", "scale.md", "studies.md",
 }  # fmt: skip
 
 
