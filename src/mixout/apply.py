@@ -43,8 +43,8 @@ def apply_(
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
-    Nothing that others hold is replaced: Parameter objects, state-dict keys, ties, hooks, ``requires_grad`` and the
-    training flag stay, so optimizers may be built before or after. In eval mode the model computes what it computed.
+    Nothing that others hold is replaced: Parameter objects, state-dict keys, tied weights, hooks, ``requires_grad`` and
+    the training flag stay, so optimizers may be built before or after. In eval mode nothing is replaced.
     Parts of a model may be given methods of their own, one call each. A layer whose weight does not require a gradient
     computes plainly while that is so. Before pruning, quantisation or ``torch.jit`` call :func:`remove_`.
 
