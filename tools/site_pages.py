@@ -246,5 +246,6 @@ def study_file() -> str:
     ]
     for field in fields(Settings):
         meaning = str(field.metadata.get("help", "")).replace("|", "\\|")
-        lines.append(f"| `{field.name}` | `{field.default}` | {meaning} |")
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        lines.append(f"| `{field.name}` | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
