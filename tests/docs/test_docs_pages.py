@@ -115,6 +115,8 @@ GIVEN = {
     "plain-loop.md": loop,
     "accelerate.md": accelerate,
     "peft.md": peft,
+    "lora.md": peft,
+    "head-first.md": trainer,
     "anchor-decay.md": old,
     "mixout.md": old,
     "ewc.md": old,
