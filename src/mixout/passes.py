@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mixout._torch import in_functional_transform
 from mixout.masks import (
     Noise,
     Unit,
@@ -109,7 +110,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
     read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
-    if keeps_columns(options):
+    if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
         kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2

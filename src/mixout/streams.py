@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout._torch import in_backward
+from mixout._torch import in_backward, is_batched
 from mixout.errors import MixoutError
 from mixout.periods import Period
 from mixout.ranks import SharedSeed
@@ -111,7 +111,7 @@ class Stream:
         key = (self.period.index, *key)
         if self._held is None or self._held[0] != key:
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
-                self._held = key, make()
+                self._held = key, _same_for_all(make())
         return self._held[1]
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
@@ -169,11 +169,20 @@ class Stream:
 def _nonce(device: torch.device) -> int:
     """A number from the generator that dropout draws from on ``device``, which moves on as by one dropout."""
     if device.type != "cuda":
-        return int(torch.randint(0, 2**63 - 1, (), device="cpu"))
+        return int(_same_for_all(torch.randint(0, 2**63 - 1, (), device="cpu")))
     generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     offset: int = generator.get_offset()  # known to the host: nothing waits for the GPU
     generator.set_offset(offset + 4)
     return _digest(f"{generator.initial_seed()}/{offset}")
+
+
+def _same_for_all(drawn: Tensor) -> Tensor:
+    if is_batched(drawn):
+        raise MixoutError(
+            'expected torch.vmap(..., randomness="same") where masks follow from a seed or are kept for several steps, '
+            'got "different"; leave seed= and every= out for a mask for each example'
+        )
+    return drawn
 
 
 def _generator(origin: str) -> torch.Generator:
