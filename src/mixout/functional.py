@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
-from mixout.ops.autocast import autocast_dtype
+from mixout.ops.mix import autocast_dtype
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.passes import FORMS, Form, MixOptions, check_dense, embedding_pass, linear_pass, phi_pass
 from mixout.streams import Stream

@@ -25,12 +25,11 @@ from mixout.masks import (
     spread,
 )
 from mixout.ops import linear as forms
-from mixout.ops.autocast import autocast_dtype
 from mixout.ops.compiled import compiled
 from mixout.ops.gathered import Draw
-from mixout.ops.mix import like
+from mixout.ops.mix import autocast_dtype, like
 from mixout.ops.mix import mix as mix_op
-from mixout.ops.reference import Gradient
+from mixout.ops.reference import Gradient, slope_of
 from mixout.streams import Stream
 
 Form = Literal["auto", "fast", "lean"]
@@ -130,7 +129,7 @@ def toss(shape: tuple[int, ...], device: torch.device, options: MixOptions) -> D
         mask=drawn.to(device, non_blocking=True),
         kept=drawn[0].nonzero().squeeze(1).to(device, non_blocking=True) if thin else None,
         scale=scale_of(p),
-        slope={"exact": scale_of(p), "paper": 1.0, "dense": None}[options.gradient],
+        slope=slope_of(options.gradient, scale_of(p)),
     )
 
 
@@ -169,8 +168,10 @@ def _linear_in_graph(
     mask = draw(shape, options.p, noise=options.noise, stream=options.stream)
     scale = scale_of(options.p)
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
+    slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
     cast = None if bias is None else bias.to(dtype)
-    return compiled(x.to(dtype), weight, constant_like(anchor, weight), cast, mask, scale, gradient=options.gradient)
+    result: Tensor = compiled(x.to(dtype), weight, constant_like(anchor, weight), cast, mask, scale, slope)
+    return result
 
 
 def _is_fused(weight: Tensor) -> bool:

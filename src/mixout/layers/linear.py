@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixout.anchor import OwnWeight
 from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants, draw_coefficients
-from mixout.ops.autocast import autocast_dtype
+from mixout.ops.mix import autocast_dtype
 from mixout.parts import check_whole
 from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to, neuron_mask_shape
 

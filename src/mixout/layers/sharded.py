@@ -31,9 +31,8 @@ from torch.utils.hooks import RemovableHandle
 from mixout._torch import in_backward, local_tensor, look_for_hooks
 from mixout.errors import MixoutError
 from mixout.layers.mixed import Mixed, mixes
-from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw, gathered_linear
-from mixout.ops.mix import interpolate
+from mixout.ops.mix import autocast_dtype, interpolate
 from mixout.parts import own_part
 from mixout.passes import toss
 

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.ops.autocast import without_autocast
 from mixout.ops.linear import masked, thin_gradient
-from mixout.ops.mix import scaled
+from mixout.ops.mix import scaled, without_autocast
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

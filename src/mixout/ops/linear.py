@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixout.ops import kernels
-from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import interpolate_to, like, scaled
-from mixout.ops.reference import Gradient
+from mixout.ops.mix import interpolate_to, like, scaled, without_autocast
+from mixout.ops.reference import Gradient, slope_of
 
 # Columns of 16 bits each that a GPU's matrix units load at once.
 _ALIGNED = 8
@@ -224,6 +223,6 @@ def dense(
     """
     rows = x.reshape(-1, x.shape[-1])
     x_kept = None if kept is None or not weight.requires_grad else rows.index_select(1, kept)
-    slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
+    slope = slope_of(gradient, scale)
     y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
