@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mixout import anchor as anchors
 from mixout.anchor import Anchor, OwnWeight
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
-from mixout.layers import Mixed, lora, lora_delta, parameter
+from mixout.layers import Mixed, lora, parameter
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
 from mixout.methods.targets import targets
@@ -45,7 +45,7 @@ def starting_weight(model: nn.Module, name: str) -> Tensor:
     Raises:
         KeyError: if nothing of that name is anchored.
     """
-    bases = {key: lora_delta.base_weight(layer) for key, layer in adapted_layers(model).items()}
+    bases = {key: lora.base_weight(layer) for key, layer in adapted_layers(model).items()}
     found = {
         key: weight.detach() * 0 if one.tensor is None and not isinstance(one, OwnWeight) else one.beside(weight)
         for key, (module, path, one) in anchored_weights(model, own=True).items()
@@ -76,7 +76,7 @@ def check_anchored(model: nn.Module) -> None:
 
 def _fingerprint(model: nn.Module, applied: Applied | None) -> str:
     digests = [one.digest for _, _, one in anchored_weights(model, applied).values()]
-    digests += [lora_delta.base_digest(layer) for layer in adapted_layers(model, applied).values()]
+    digests += [lora.base_digest(layer) for layer in adapted_layers(model, applied).values()]
     return anchors.fingerprint(digests)
 
 
@@ -108,7 +108,7 @@ def adapted_layers(model: nn.Module, applied: Applied | None = None) -> dict[str
     """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
     found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
     return {
-        lora_delta.base_name(name, layer): layer
+        lora.base_name(name, layer): layer
         for name, (layer, mixed) in found.items()
         if mixed and (applied is None or applied_here(mixed[0]) is applied)
     }

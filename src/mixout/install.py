@@ -19,7 +19,6 @@ from mixout.layers import (
     Share,
     attach_,
     lora,
-    lora_delta,
     mixed_class,
     move_anchors_,
     parameter,
@@ -114,7 +113,7 @@ def _mix_(
     applied.seed.subject = subject(str(applied), found)
     swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
-        base = ZERO if dry else digest(lora_delta.base_weight(site))
+        base = ZERO if dry else digest(lora.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
             swapped.append((f"{name}{part}", module, kind, {path: Anchor(None, base) for path in paths}))
     around = [f"{block}." for block, _ in blocks(model)] if method.unit == "layer" else []

@@ -13,7 +13,7 @@ from mixout import distances
 from mixout.anchor import AnchorStore
 from mixout.distances import Distance
 from mixout.held import adapted_layers, anchored_weights, check_anchored, weight_and_start
-from mixout.layers import lora_delta, parameter, weights
+from mixout.layers import lora, parameter, weights
 from mixout.methods.targets import targets
 from mixout.parts import reshard_
 from mixout.selection import WhereLike, resolve
@@ -45,7 +45,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     if anchor is None:
         check_anchored(model)
         found = distances.distance({key: weight_and_start(key, *one) for key, one in anchored_weights(model).items()})
-        deltas = {key: lora_delta.delta_norm(layer) for key, layer in adapted_layers(model).items()}
+        deltas = {key: lora.delta_norm(layer) for key, layer in adapted_layers(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
@@ -147,7 +147,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     if anchor is None:
         check_anchored(inner)
         pairs = [weight_and_start(key, *one) for key, one in anchored_weights(inner).items()]
-        deltas = [weight for layer in adapted_layers(inner).values() for weight in lora_delta.delta_weights(layer)]
+        deltas = [weight for layer in adapted_layers(inner).values() for weight in lora.delta_weights(layer)]
     else:
         selection, store = resolve(where, inner), AnchorStore(inner, anchor)
         pairs = [

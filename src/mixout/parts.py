@@ -49,17 +49,15 @@ def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
     """``tensor``, or a copy of this rank's part of it, as a DTensor, where ``weight`` is one; nothing is sent."""
     if not hasattr(weight, "placements") or hasattr(tensor, "placements"):  # also asked in compiled graphs
         return tensor
+    return of_part(own_part(tensor, weight).clone(), weight)  # type: ignore[arg-type]
+
+
+def of_part(part: Tensor, weight: Tensor) -> Tensor:
+    """The DTensor of which this rank holds ``part``, laid out as ``weight`` is; nothing is sent."""
     from torch.distributed.tensor import DTensor
 
-    part = own_part(tensor, weight).clone()  # type: ignore[arg-type]
-    return DTensor.from_local(
-        part,
-        weight.device_mesh,  # type: ignore[attr-defined]
-        weight.placements,
-        run_check=False,
-        shape=weight.shape,
-        stride=weight.stride(),
-    )
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -38,12 +38,8 @@ class Short:
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For a layer that can be small and has an anchor where its weight is; None for any other.
-
-        Raises:
-            MixoutError: if DeepSpeed's ZeRO-3, which is initialised after ``apply_``, has taken the weight apart.
-        """
-        check_whole(weight)
+        """For a layer that can be small and has an anchor where its weight is; None for any other."""
+        check_whole(weight)  # DeepSpeed's ZeRO-3 is initialised after apply_
         mixing, anchor = share.mixing, share.anchor.tensor
         p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:

@@ -57,17 +57,11 @@ Weight: TypeAlias = str | Sequence[str] | Callable[[Any], dict[str, Layout]]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known of a class of layers.
+    """What is known of a class of layers."""
 
-    Args:
-        weights: of a layer: the dotted names of its weights, and how each is stored.
-        linear: mixed by default; else where ``types=`` asks for it.
-        forward: the layer's forward, given the layer, its weights and its inputs; None for its own.
-    """
-
-    weights: Callable[[Any], dict[str, Layout]]
-    linear: bool = True
-    forward: Callable[..., Any] | None = None
+    weights: Callable[[Any], dict[str, Layout]]  # of a layer: the dotted names of its weights, and how each is stored
+    linear: bool = True  # mixed by default; else where types= asks for it
+    forward: Callable[..., Any] | None = None  # given the layer, its weights and its inputs; None for its own
 
 
 _ENTRIES: dict[type[nn.Module] | str, Entry] = {}
@@ -166,12 +160,7 @@ def _alike(weight: str | Sequence[str], input_dim: int, blocks: int) -> Callable
 
 
 def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[nn.Module], Entry] | None:
-    """The nearest registered class that ``module`` is an instance of, whatever its forward.
-
-    Args:
-        module: any module.
-        kind: its plain class, where it is mixed already.
-    """
+    """The nearest registered class of ``module``, whatever its forward; ``kind`` is its plain class, where mixed."""
     kind = kind or type(module)
     if _is_router(module, kind):
         return kind, _ENTRIES[nn.Linear]
@@ -187,12 +176,15 @@ def dotted(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def entry_of(module: nn.Module, kind: type[nn.Module] | None = None) -> Entry | None:
+def keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether ``kind`` leaves the forward of ``base`` as it is."""
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in _FORWARDS)
+
+
+def entry_of(module: nn.Module) -> Entry | None:
     """How ``module`` is mixed, or None; of a subclass with a forward of its own nothing is known."""
-    found, kind = find(module, kind), kind or type(module)
-    if found is None or any(getattr(kind, name, None) is not getattr(found[0], name, None) for name in _FORWARDS):
-        return None
-    return found[1]
+    found = find(module)
+    return found[1] if found is not None and keeps_forward(type(module), found[0]) else None
 
 
 def parameter(module: nn.Module, path: str) -> Tensor | None:
