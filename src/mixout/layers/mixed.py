@@ -33,7 +33,7 @@ REPLACED = (
 class Mixing:
     """What all mixed layers of one :func:`mixout.apply_` share."""
 
-    # Without dimensions, float64 on the host: a schedule changes it in place, and a compiled graph takes it as an input.
+    # Without dimensions, float64, on the host: a schedule changes it in place, a compiled graph takes it as an input.
     p: Tensor
     unit: Unit
     noise: Noise

@@ -22,15 +22,10 @@ _PREDICTS_NEXT = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Logits, (rows, classes), and which of the batch's rows they are.
+    """What a batch's predictions that count are, and should be."""
 
-    Args:
-        logits: one row for each prediction that counts.
-        labels: what the batch says of each row, or None; floats where there is one class (regression).
-    """
-
-    logits: Tensor
-    labels: Tensor | None
+    logits: Tensor  # (rows, classes)
+    labels: Tensor | None  # of each row, if the batch says; floats where there is one class (regression)
 
 
 def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401
@@ -45,15 +40,6 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
 
     Of a language model these are the predictions of tokens that have a label, or, in a batch without labels, of those
     that are attended to. The first token is never predicted.
-
-    Args:
-        model: whose class tells whether it predicts the next token.
-        batch: a mapping with ``labels`` or without, a pair of inputs and labels, or inputs alone.
-        outputs: a tensor, or what has ``logits``: (examples, classes) or (examples, tokens, classes).
-
-    Raises:
-        TypeError: if the outputs hold no logits.
-        ValueError: if these have another number of dimensions, or the labels are no classes.
 
     Example:
         >>> logits, labels = torch.zeros(2, 3, 5), torch.tensor([[1, -100, 2], [4, -100, -100]])

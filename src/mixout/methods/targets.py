@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mixout.anchor import Anchor, OwnWeight
 from mixout.distances import norm
-from mixout.methods.decay import AnchorDecay
-from mixout.methods.shrink import Before
+from mixout.methods.decay import AnchorDecay, Before
 from mixout.parts import laid_out
 
 FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
