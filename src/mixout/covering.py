@@ -12,8 +12,7 @@ from torch import nn
 
 from mixout import dropouts
 from mixout.anchor import OwnWeight
-from mixout.apply import check_applicable, spread_
-from mixout.bylayer import ByLayer, rules_of
+from mixout.apply import ByLayer, check_applicable, rules_of, spread_
 from mixout.dropouts import DropoutSite
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.install import Unread, set_dropouts_, undo_

@@ -1,4 +1,4 @@
-"""How far a model has gone from its anchors, and the weights in between."""
+"""Which anchors lie on the layers of a model, how far it has gone from them, and the weights in between."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mixout import distances
-from mixout.anchor import AnchorStore
+from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.distances import Distance
-from mixout.held import adapted_layers, anchored_weights, check_anchored, weight_and_start
-from mixout.layers import lora, parameter, weights
+from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
+from mixout.layers import Mixed, lora, parameter, weights
+from mixout.layers.mixed import REPLACED
+from mixout.methods import output
 from mixout.methods.targets import targets
 from mixout.parts import reshard_
+from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
@@ -174,3 +177,62 @@ def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
         weight.copy_(anchor)
     else:
         weight.lerp_(anchor.to(weight.device, weight.dtype), 1 - t)
+
+
+def anchored_weights(
+    model: nn.Module, applied: Applied | None = None, *, own: bool = False
+) -> dict[str, tuple[nn.Module, str, Anchor]]:
+    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
+    sites = lora.sites(model)
+    found = {
+        key: (target.module, target.field, target.anchor)
+        for key, target in targets(model).items()
+        if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
+    }
+    for name, (module, held) in output.held(model).items():
+        if not lora.is_factor(sites, name):
+            found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
+            for path, one in module._mixed.anchors.items():
+                found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
+    return {
+        key: (module, field, one)
+        for key, (module, field, one) in found.items()
+        if (own or not isinstance(one, OwnWeight)) and (applied is None or applied_here(module) is applied)
+    }
+
+
+def adapted_layers(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
+    """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
+    found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
+    return {
+        lora.base_name(name, layer): layer
+        for name, (layer, mixed) in found.items()
+        if mixed and (applied is None or applied_here(mixed[0]) is applied)
+    }
+
+
+def has_anchors(model: nn.Module, applied: Applied | None = None) -> bool:
+    """Whether there is an anchor on the modules of ``model``, or on those that one application has changed."""
+    return bool(anchored_weights(model, applied) or adapted_layers(model, applied))
+
+
+def check_anchored(model: nn.Module) -> None:
+    """Refuse a model that holds no anchor."""
+    if not has_anchors(model):
+        methods = ", ".join(map(str, applied_to(model)))
+        raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
+
+
+def weight_and_start(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
+    """A weight as it is, and its anchor beside it; None where that is 0."""
+    weight = parameter(module, field)
+    if weight is None:
+        raise MixoutError(f"{name!r} {REPLACED}")
+    if anchor.tensor is not None and anchor.tensor.shape != weight.shape:
+        raise AnchorMismatchError(
+            f"{name!r} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.tensor.shape)}: it was resized since "
+            "apply_; call remove_, resize, then apply_"
+        )
+    return weight, anchor.beside(weight)

@@ -17,7 +17,7 @@ from torch import nn
 import mixout
 from mixout.disabling import check_policy
 from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
-from mixout.integrations.logs import measures
+from mixout.integrations import measures
 from mixout.record import applied_to, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
@@ -57,7 +57,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: add what :func:`mixout.integrations.logs.measures` finds after the step just done to each log of the
+        log: add what :func:`mixout.integrations.measures` finds after the step just done to each log of the
             training loss. It reads all anchored weights.
 
     Raises:
