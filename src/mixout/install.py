@@ -53,15 +53,10 @@ Anchors: TypeAlias = AnchorStore | Unread  # where the anchors of a model come f
 def install_(
     model: nn.Module, applied: Applied, selection: Selection, anchors: Anchors, form: Form, *, alone: bool
 ) -> dict[str, nn.Module]:
-    """Let methods act on what ``selection`` takes of ``model``; :func:`undo_` undoes it, also half done.
+    """Let methods act on what ``selection`` takes of ``model``; return the layers that are mixed, by name.
 
-    ``alone``: these are all the methods of ``model``, so that the changed dropouts belong to them.
-
-    Returns:
-        The layers that are mixed, by name.
-
-    Raises:
-        NothingMixedError, AnchorMismatchError, MixoutError, ValueError: see :func:`mixout.apply_`.
+    :func:`undo_` undoes it, also half done. ``alone``: these are all the methods of ``model``, so that the changed
+    dropouts belong to them.
     """
     layers: dict[str, nn.Module] = {}
     for method in applied.methods:
@@ -111,6 +106,7 @@ def _mix_(
     wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
     found = _anchored(source, wanted, may_lack=selection.may_lack)
     applied.seed.subject = subject(str(applied), found)
+    swapped: list[tuple[str, nn.Module, Any, dict[str, Anchor]]]
     swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
         base = ZERO if dry else digest(lora.base_weight(site))
@@ -120,7 +116,7 @@ def _mix_(
     for name, module, kind, held in swapped:
         block = next((outer[:-1] for outer in around if f"{name}.".startswith(outer)), name)
         stream = Stream(applied.seed, name, period, block if method.unit == "layer" else None)
-        swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))  # type: ignore[arg-type]
+        swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in found}
     if not dry:
         if method.anchor_ema is not None:
@@ -134,14 +130,10 @@ def _mix_(
 def _anchored(
     anchor: Callable[[str, Tensor], Anchor], wanted: Mapping[str, tuple[nn.Module, Iterable[str]]], *, may_lack: bool
 ) -> dict[str, dict[str, Anchor]]:
-    """The anchors of the weights of each module; without new layers, which the source ``may_lack``.
-
-    Raises:
-        AnchorMismatchError: if the source lacks a weight of a layer that was asked for, or most of them.
-    """
+    """The anchors of the weights of each module; without new layers, which the source ``may_lack``, but not most."""
     found, missing, sizes = {}, {}, {}
     for name, (module, paths) in wanted.items():
-        held = {path: _weight(module, path) for path in paths}
+        held: dict[str, Any] = {path: parameter(module, path) for path in paths}
         sizes[name] = sum(weight.numel() for weight in held.values())
         try:
             found[name] = {path: anchor(f"{name}.{path}".lstrip("."), weight) for path, weight in held.items()}
@@ -172,7 +164,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "the optimizer's own weight_decay"
             )
         # Beside adapters, what is frozen stays at its anchor.
-        fields = [field for field in decayed_fields(module) if not sites or _weight(module, field).requires_grad]
+        fields = [field for field in decayed_fields(module) if not sites or module.get_parameter(field).requires_grad]
         if fields:
             wanted[name] = module, fields
     if not wanted and not factors:
@@ -248,7 +240,3 @@ def undo_(model: nn.Module) -> None:
         output.detach_(module)
         unmark_(module)
     dropouts.restore_(model)
-
-
-def _weight(module: nn.Module, path: str) -> Any:  # noqa: ANN401
-    return parameter(module, path)

@@ -33,12 +33,7 @@ NOISES: tuple[Noise, ...] = ("bernoulli", "gaussian")
 
 
 def check_p(p: float, noise: Noise = "bernoulli") -> float:
-    """Return ``p`` as a float, or say what is wrong with it for this noise.
-
-    Raises:
-        TypeError: if ``p`` is not a number.
-        ValueError: if ``p`` is outside [0, 1], or is 1 for Gaussian noise.
-    """
+    """Return ``p`` as a float, or say what is wrong with it for this noise."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"expected p to be a number in [0, 1], got {p!r}")
     if not 0.0 <= p <= 1.0:  # also refuses nan

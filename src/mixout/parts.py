@@ -28,10 +28,8 @@ def in_parts(weight: object) -> bool:
 def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
     """The part of ``tensor`` that belongs to this rank's part of ``weight``, as a view; nothing is sent.
 
-    Args:
-        tensor: of the shape of the whole weight, or broadcastable to it, as a mask is.
-        weight: replicated or sharded along each dimension of its mesh. A shard is one of ``torch.chunk``'s pieces; the
-            last ranks may have none.
+    ``tensor`` has the shape of the whole weight, or is broadcastable to it, as a mask is. A shard is one of
+    ``torch.chunk``'s pieces; the last ranks may have none.
     """
     mesh = weight.device_mesh
     for mesh_dim, placement in enumerate(weight.placements):
@@ -89,11 +87,7 @@ def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
 
 
 def check_whole(weight: Tensor) -> None:
-    """Refuse a weight that DeepSpeed's ZeRO-3 has taken apart.
-
-    Raises:
-        MixoutError: if it has.
-    """
+    """Refuse a weight that DeepSpeed's ZeRO-3 has taken apart."""
     if hasattr(weight, "ds_id"):
         raise MixoutError(
             f"expected whole weights, or ones sharded by FSDP2, got a model sharded by DeepSpeed's ZeRO-3; {ADVICE}, "
@@ -102,11 +96,7 @@ def check_whole(weight: Tensor) -> None:
 
 
 def check_sharding(model: nn.Module) -> None:
-    """Refuse weights that are sharded in a way that leaves no weight to mix.
-
-    Raises:
-        MixoutError: if the model is sharded by FSDP1 or by DeepSpeed's ZeRO-3.
-    """
+    """Refuse a model that FSDP1 or DeepSpeed's ZeRO-3 shards: that leaves no weight to mix."""
     fsdp1 = fsdp("FullyShardedDataParallel")
     if fsdp1 is not None and any(isinstance(module, fsdp1) for module in model.modules()):
         raise MixoutError(

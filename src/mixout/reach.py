@@ -52,12 +52,7 @@ class LayerCoverage:
 
 
 def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
-    """Every module of ``model`` that holds parameters of its own.
-
-    Args:
-        model: with a method or without.
-        text: which layers were chosen, as the caller wrote it; "" where nothing was applied.
-    """
+    """Every module of ``model`` that holds parameters of its own; ``text``: which were chosen, "" if nothing was."""
     seen: set[int] = set()
     mixed: dict[int, int] = {}
     sites = lora.sites(model)
@@ -97,13 +92,9 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
 
 
 def check_reach(model: nn.Module, selection: Selection) -> None:
-    """Warn where little of what could be mixed is: of the body for a preset, else of what was chosen.
+    """Warn where less than half of the FLOPs of trained weights is mixed: of the body for a preset, else of the choice.
 
-    Raises:
-        NothingMixedError: if the only layer that is mixed by default is the last one of a model of which it is little.
-
-    Warns:
-        LowCoverageWarning: if that is less than half of the FLOPs of the weights that are trained.
+    It is an error if the only layer that is mixed by default is the last one of a model of which it is little.
     """
     inside = selection.covers if selection.preset else selection.mixes
     modules, sites = dict(model.named_modules()), lora.sites(model)

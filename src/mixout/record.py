@@ -26,19 +26,12 @@ _NEW = "_mixout_new"
 
 @dataclass(kw_only=True, eq=False)
 class Applied:
-    """What the modules of one :func:`mixout.apply_` share; it holds no module and no name.
-
-    Args:
-        methods: what was applied.
-        seed: what the masks follow from.
-        where: which layers were chosen, as the caller wrote it.
-        mixing: what the mixed layers share, if a method mixes.
-    """
+    """What the modules of one :func:`mixout.apply_` share; it holds no module and no name."""
 
     methods: tuple[Method, ...]
-    seed: SharedSeed
-    where: str = ""
-    mixing: Mixing | None = None
+    seed: SharedSeed  # what the masks follow from
+    where: str = ""  # which layers were chosen, as the caller wrote it
+    mixing: Mixing | None = None  # what the mixed layers share, if a method mixes
 
     def __str__(self) -> str:
         return spell(self.methods)
@@ -50,11 +43,7 @@ def applications(model: nn.Module) -> list[Applied]:
 
 
 def applied_to(model: nn.Module) -> list[Applied]:
-    """:func:`applications`, at least one.
-
-    Raises:
-        NotAppliedError: if there is none.
-    """
+    """:func:`applications`, at least one."""
     found = applications(model)
     if not found:
         raise NotAppliedError("apply_ has not been called on this model; call mixout.apply_(model, method) first")
@@ -90,9 +79,6 @@ def follow_(model: nn.Module, p: float) -> None:
 
     Where layers have ps of their own, the largest becomes ``p``, and the others keep the proportion that they have in
     the methods that were applied.
-
-    Raises:
-        NotAppliedError, TypeError, ValueError: as :func:`set_p_` does.
 
     Example:
         >>> import mixout

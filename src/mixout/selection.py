@@ -81,21 +81,13 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """``mixes`` decides for layers that can be mixed, ``covers`` for every module that holds parameters.
+    """What ``where`` means for one model."""
 
-    Args:
-        mixes: which layers a mixing method takes.
-        covers: whose weights a decay takes.
-        text: what the caller wrote, for messages and reports.
-        preset: whether the caller chose a preset, or nothing.
-        may_lack: whether layers that the anchor lacks are left out as new: the model does not tell its heads.
-    """
-
-    mixes: Selector
-    covers: Selector
-    text: str = ""
-    preset: bool = False
-    may_lack: bool = False
+    mixes: Selector  # of layers that can be mixed, which a mixing method takes
+    covers: Selector  # of modules that hold parameters, whose weights a decay takes
+    text: str = ""  # what the caller wrote, for messages and reports
+    preset: bool = False  # the caller chose a preset, or nothing
+    may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not tell its heads
 
     def but(self, out: Selector, text: str = "") -> Selection:
         """This selection without the modules for which ``out`` is true."""
@@ -111,18 +103,9 @@ WhereLike: TypeAlias = str | Where | Selector | Selection | None
 
 
 def resolve(where: WhereLike, model: nn.Module) -> Selection:
-    """Turn what a caller may write into a selection for ``model``.
+    """Turn what a caller may write as ``where`` (see :func:`mixout.apply_`) into a selection for ``model``.
 
-    Args:
-        where: None or :data:`BODY`; :data:`PAPER`; :data:`ALL`; another string, a regular expression on the names of
-            layers that are mixed by default; a :class:`Where`; or a predicate ``(name, module) -> bool`` on all layers
-            that can be mixed, in the order of ``model.named_modules()``. A decay takes all weights whose module's name
-            the expression fits. A :class:`Selection` is returned as it is.
-        model: the model.
-
-    Raises:
-        TypeError: if ``where`` is none of these, or the predicate has another signature.
-        ValueError: if :data:`PAPER` finds no layer to leave out in ``model``.
+    A decay takes all weights whose module's name an expression fits. A :class:`Selection` is returned as it is.
     """
     if isinstance(where, Selection):
         return where
@@ -155,11 +138,7 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
 
 
 def _checked(predicate: Callable[..., object]) -> Selector:
-    """``predicate``, whose answer counts as true or false.
-
-    Raises:
-        TypeError: if it does not take (name, module).
-    """
+    """``predicate``, whose answer counts as true or false; it must take (name, module)."""
     expected = "expected a predicate (name, module) -> bool, called as for name, module in model.named_modules()"
     try:
         signature = inspect.signature(predicate)
@@ -176,10 +155,7 @@ def _checked(predicate: Callable[..., object]) -> Selector:
 
 
 def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
-    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name.
-
-    Adapted layers of peft are left to :mod:`mixout.layers.lora`; beside them, what is frozen stays at its anchor.
-    """
+    """The layers of ``model`` that ``selection`` takes and nothing keeps from being mixed, by name; peft's apart."""
     sites = lora.sites(model)
     return {
         name: module
@@ -188,7 +164,7 @@ def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module
         and lora.within(sites, name) is None
         and selection.mixes(name, module)
         and obstacle(module, parent(model, name)) is None
-        and (not sites or is_trained(module))
+        and (not sites or is_trained(module))  # beside adapters, what is frozen stays at its anchor
     }
 
 
@@ -206,11 +182,7 @@ def parent(model: nn.Module, name: str) -> nn.Module | None:
 def chosen(
     model: nn.Module, selection: Selection, unit: Unit
 ) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
-    """The layers to mix; the LoRA layers, each with its adapters to mix.
-
-    Raises:
-        NothingMixedError: if there is neither.
-    """
+    """The layers to mix; the LoRA layers, each with its adapters to mix; at least one of these."""
     layers, sites = chosen_layers(model, selection), lora.sites(model)
     selected = {name: site for name, site in sites.items() if selection.mixes(name, lora.base_of(site))}
     adapted = {name: (site, found) for name, site in selected.items() if (found := list(lora.adapters(site, unit)))}

@@ -33,19 +33,8 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
     A name is also looked for with and without the model's ``base_model_prefix``, and under the other names of a tied
     parameter, of which a checkpoint holds one. What is found may share memory with the source.
 
-    Args:
-        model: whose parameters are asked for.
-        source: None for the current weights; a state dict; a safetensors file, or a folder that holds one; another
-            model; or 0.
-
-    Raises:
-        TypeError: if the source is none of these.
-        FileNotFoundError: if a path holds no safetensors file.
-        InputError: if a file is no safetensors file.
-        MissingExtraError: if safetensors is not installed.
-
-    The function that is returned raises AnchorMismatchError if the source lacks the parameter or has another shape, and
-    ValueError if the current weights are on the meta device.
+    The source is what :func:`mixout.apply_` takes as ``anchor=``. The function that is returned raises
+    AnchorMismatchError if that lacks the parameter or has another shape.
     """
     if is_zero(source):
         return lambda name, parameter: None  # noqa: ARG005

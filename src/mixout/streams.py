@@ -13,7 +13,6 @@ recomputation the nonce leads back to the count. A backward pass that does not f
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import weakref
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from torch import Tensor
 from mixout._torch import in_backward, is_batched
 from mixout.errors import MixoutError
 from mixout.periods import Period
-from mixout.ranks import SharedSeed
+from mixout.ranks import SharedSeed, digest_bits
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
 REMEMBERED_DRAWS = 131_072
@@ -80,13 +79,7 @@ class Stream:
     def draw(self, shape: tuple[int, ...], *, normal: bool = False, device: torch.device = _HOST) -> Tensor:
         """Uniform numbers in [0, 1), or standard normal ones, of ``shape``, float32, on the host.
 
-        Args:
-            shape: of the result.
-            normal: standard normal instead of uniform.
-            device: where the layer is: dropout's generator there is the one that a recomputation restores.
-
-        Raises:
-            MixoutError: in a recomputation, if the masks of its forward pass are not found.
+        ``device`` is the layer's: dropout's generator there is the one that a recomputation restores.
         """
         if torch.compiler.is_compiling():
             numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
@@ -117,9 +110,7 @@ class Stream:
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
         """A generator on the host for the next draw, or for the draw that is repeated; None for torch's default one.
 
-        Args:
-            device: see :meth:`draw`.
-            graded: whether the pass records gradients; one that does may repeat one that did not.
+        ``graded``: the pass records gradients; one that does may repeat one that did not.
         """
         if not self.in_force:
             return _generator(str(_nonce(device))) if device.type == "cuda" else None
@@ -173,7 +164,7 @@ def _nonce(device: torch.device) -> int:
     generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     offset: int = generator.get_offset()  # known to the host: nothing waits for the GPU
     generator.set_offset(offset + 4)
-    return _digest(f"{generator.initial_seed()}/{offset}")
+    return digest_bits(f"{generator.initial_seed()}/{offset}")
 
 
 def _same_for_all(drawn: Tensor) -> Tensor:
@@ -186,11 +177,7 @@ def _same_for_all(drawn: Tensor) -> Tensor:
 
 
 def _generator(origin: str) -> torch.Generator:
-    return torch.Generator().manual_seed(_digest(origin))
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return torch.Generator().manual_seed(digest_bits(origin))
 
 
 def _numbers(shape: tuple[int, ...] | list[int], normal: bool, generator: torch.Generator | None) -> Tensor:
