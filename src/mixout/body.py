@@ -37,12 +37,7 @@ def tells_its_heads(model: nn.Module) -> bool:
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The blocks of ``model`` by name, in order: the members of its outermost module lists that hold parameters.
-
-    Example:
-        >>> [name for name, _ in blocks(nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))}))]
-        ['layer.0', 'layer.1']
-    """
+    """The blocks of ``model`` by name, in order: the members of its outermost module lists that hold parameters."""
     lists: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in lists)

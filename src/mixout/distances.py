@@ -32,10 +32,6 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
     """||w - u|| of named (w, u) pairs; u None is 0; a tied w counts once in the total.
 
     Differences are taken in float32 (exact where w is near u) or wider, and their squares added in float64.
-
-    Example:
-        >>> distance({"a": (torch.tensor([3.0, 4.0]), None)}).total
-        5.0
     """
     by_layer = {name: norm(weight, anchor) for name, (weight, anchor) in pairs.items()}
     counted = {id(weight): name for name, (weight, _) in pairs.items()}
@@ -46,10 +42,6 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry.
 
     In blocks: no copy of the weight's size is made.
-
-    Example:
-        >>> norm(torch.tensor([3.0, -4.0]), None), norm(torch.tensor([3.0, -4.0]), None, math.inf)
-        (5.0, 4.0)
     """
     weight = weight.detach()
     near = None if anchor is None else laid_out(anchor, weight)

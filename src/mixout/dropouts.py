@@ -90,12 +90,7 @@ class DropoutSite:
 
 
 def find(model: nn.Module) -> list[DropoutSite]:
-    """Every place in ``model`` that holds a dropout probability, whatever its value.
-
-    Example:
-        >>> [str(site) for site in find(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))]
-        ['1.p = 0.1']
-    """
+    """Every place in ``model`` that holds a dropout probability, whatever its value."""
     return [site for name, module in model.named_modules() for site in _sites(name, module)]
 
 
@@ -105,18 +100,7 @@ def active(model: nn.Module) -> list[DropoutSite]:
 
 
 def set_(model: nn.Module, p: float) -> list[DropoutSite]:
-    """Set every dropout of ``model`` to ``p``, in [0, 1]; :func:`restore_` puts back what stood there at first.
-
-    Returns:
-        The places that were set, with the probability before.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-        >>> set_(model, 0.0)
-        [DropoutSite(module='1', field='p', p=0.1, kind='module')]
-        >>> active(model)
-        []
-    """
+    """Set every dropout of ``model`` to ``p``; return the places, as before. :func:`restore_` undoes it."""
     sites = [site for site in find(model) if site.kind != "left"]
     copies: dict[int, Any] = {}  # of configurations: modules that share one share its copy
     for site in sites:

@@ -26,12 +26,7 @@ ZERO_MARKS = ("_hp_mapping", "ds_id")
 
 
 def check_every(every: object) -> Every:
-    """Return ``every``, whole floats as integers, or say what is wrong with it.
-
-    Example:
-        >>> check_every(16.0), check_every("run")
-        (16, 'run')
-    """
+    """Return ``every``, whole floats as integers, or say what is wrong with it."""
     if every == "run":
         return "run"
     if isinstance(every, (int, float)) and not isinstance(every, bool) and 1 <= every < math.inf and every % 1 == 0:

@@ -79,14 +79,6 @@ def follow_(model: nn.Module, p: float) -> None:
 
     Where layers have ps of their own, the largest becomes ``p``, and the others keep the proportion that they have in
     the methods that were applied.
-
-    Example:
-        >>> import mixout
-        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        >>> model = mixout.apply_(model, {"0": mixout.Mixout(0.3), "1": mixout.Mixout(0.6)})
-        >>> follow_(model, 0.2)
-        >>> mixout.state(model).by_layer
-        {'0': 0.1, '1': 0.2}
     """
     found = [applied for applied in applications(model) if applied.mixing is not None]
     stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]

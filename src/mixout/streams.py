@@ -32,18 +32,10 @@ _HOST = torch.device("cpu")
 
 
 class Stream:
-    """The random numbers of one layer.
+    """The random numbers of one layer of a model, which ``key`` tells from the others.
 
-    Args:
-        seed: any integer; or the seed that the layers of a model share.
-        key: tells the layers of a model apart.
-        period: for masks that are kept for several optimizer steps; None for new numbers in each pass.
-        block: where a period's numbers follow from this name instead of ``key``, so that layers share them.
-
-    Example:
-        >>> a, b = Stream(7, "layer"), Stream(7, "layer")
-        >>> bool((a.draw((4,)) == b.draw((4,))).all())
-        True
+    ``period``: for masks that are kept for several optimizer steps. Its numbers follow from ``block``, if that is given,
+    instead of from ``key``, so that layers share them.
     """
 
     _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: what was made, by what it was made for

@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.methods.decay import decayed_fields
-from mixout.methods.likelihood import Batch, Predictions, call, predictions
+from mixout.methods.likelihood import Batch, Predictions, as_call, evaluated, predictions
 from mixout.parts import in_parts
 from mixout.selection import WhereLike, resolve
 from mixout.sources import uncompiled
@@ -86,15 +86,14 @@ def fisher(
     device = next(iter(weights.values())).device
     generator = torch.Generator(device).manual_seed(seed)
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     seen = 0
-    try:
+    with evaluated(model):
         for example in _single(batches, device):
             if seen == examples:
                 break
+            args, options = as_call(example)
             with torch.enable_grad():
-                found = predictions(model, example, call(model, example))
+                found = predictions(model, example, model(*args, **options))
                 if not len(found.logits):  # a text of one token, say
                     continue
                 loss = _surprise(found, labels, generator)
@@ -103,9 +102,6 @@ def fisher(
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 if gradient is not None:
                     total.addcmul_(gradient.float(), gradient.float())
-    finally:
-        for module, flag in training.items():
-            module.training = flag
     if not seen:
         raise ValueError("expected at least one example in batches, got none")
     mean = sum(float(total.sum(dtype=torch.float64)) for total in sums.values())

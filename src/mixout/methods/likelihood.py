@@ -7,7 +7,8 @@ the next token; all others' to their own place.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,24 @@ class Predictions:
     labels: Tensor | None  # of each row, if the batch says; floats where there is one class (regression)
 
 
-def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401
-    """The model's outputs: a mapping is passed by keyword, of a pair (inputs, labels) the inputs, a tensor as it is."""
+def as_call(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with: a mapping by keyword, of a pair (inputs, labels) the inputs, a tensor as it is."""
     if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch if isinstance(batch, Tensor) else batch[0])
+        return (), dict(batch)
+    return (batch if isinstance(batch, Tensor) else batch[0],), {}
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own flag again: no dropout, and mixed layers read their weight as it is."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  # noqa: ANN401
@@ -40,11 +54,6 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
 
     Of a language model these are the predictions of tokens that have a label, or, in a batch without labels, of those
     that are attended to. The first token is never predicted.
-
-    Example:
-        >>> logits, labels = torch.zeros(2, 3, 5), torch.tensor([[1, -100, 2], [4, -100, -100]])
-        >>> predictions(nn.Identity(), {"labels": labels}, logits).labels
-        tensor([1, 2, 4])
     """
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
     if not isinstance(logits, Tensor):

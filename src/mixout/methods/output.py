@@ -42,7 +42,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, NotAppliedError
-from mixout.methods.likelihood import Batch, predictions, predicts_next
+from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.method import Method
 from mixout.parts import reshard_
 from mixout.sources import uncompiled
@@ -189,17 +189,12 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
 
 @torch.no_grad()
 def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *, hidden: bool) -> Any:  # noqa: ANN401
-    args: tuple[Tensor, ...] = ()
-    options: dict[str, Any] = {}
-    if isinstance(batch, Mapping):
-        options = dict(batch)
-        if predicts_next(model):
-            options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
-    else:
-        args = (batch if isinstance(batch, Tensor) else batch[0],)
+    args, options = as_call(batch)
+    if predicts_next(model):
+        options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
     if hidden and isinstance(batch, Mapping):
         options["output_hidden_states"] = True
-    with _evaluated(model):
+    with evaluated(model):
         if any(hasattr(anchor, "placements") for anchor in anchors.values()):
             with _lent(model, anchors):
                 return model(*args, **options)
@@ -220,19 +215,6 @@ def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
         reshard_(model)  # a weight that is left gathered is the anchor's
         for (weight, _), value in zip(pairs, own, strict=True):
             weight.copy_(value)
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own flag again: no dropout, and mixed layers read their weight as it is."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _hidden(outputs: Any) -> Tensor:  # noqa: ANN401

@@ -72,12 +72,7 @@ def spell(methods: Method | Sequence[Method]) -> str:
 
 
 def reaches(methods: Iterable[Method]) -> list[str]:
-    """How far each decay of ``methods`` that bounds the distance lets a weight go, in words.
-
-    Example:
-        >>> reaches([AnchorDecay(radius=0.005)])
-        ['anchor_decay(radius=0.005): under Adam a weight goes about 0.005 from its start at most']
-    """
+    """How far each decay of ``methods`` that bounds the distance lets a weight go, in words."""
     found = []
     for one in methods:
         if isinstance(one, AnchorDecay) and one.shrinks and one.strength:

@@ -115,14 +115,6 @@ def gathered_linear(
 
     x is (..., in) and b (out,), both in the dtype to compute in. ``check`` is called with ``draw`` in the backward
     pass, before ``phi`` is read, and raises if it is another draw's by now.
-
-    Example:
-        >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)
-        >>> mask = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
-        >>> draw = Draw(mask=mask, kept=torch.tensor([1]), scale=2.0, slope=2.0)
-        >>> y = gathered_linear(x, phi, None, draw, lambda draw: None)
-        >>> float(y.detach()), torch.autograd.grad(y, phi)[0]
-        (10.0, tensor([[ 0., 10.]]))
     """
     x_kept = None
     if phi.requires_grad and torch.is_grad_enabled():

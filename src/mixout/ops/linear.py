@@ -40,11 +40,6 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
     """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
 
     ``coefficient`` is s M, (in,), (out, 1) or (1,), in the dtype of ``weight``.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> native(x, w, u, None, torch.tensor([0.0, 2.0]))  # p = 1/2, column 1 kept
-        tensor([[10.]])
     """
     phi = weight * coefficient if anchor is None else torch.lerp(like(anchor, weight), weight, coefficient)
     return F.linear(x, phi, bias)
@@ -152,13 +147,7 @@ def sparse(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> sparse(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
-        tensor([[10.]])
-    """
+    """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u."""
     if weight.is_cuda:
         if x.dtype.itemsize == 2 and len(kept):  # to a multiple of 8, for aligned loads; a repeated index counts once
             kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
@@ -180,11 +169,6 @@ def split(
     """Y as of :func:`sparse`, without Phi, in torch's own operations.
 
     Where w equals u the second product is 0 and y is the anchor's output to the bit.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> split(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
-        tensor([[10.]])
     """
     kept = kept.to(weight.device, non_blocking=True)
     thin = weight.index_select(1, kept)
@@ -214,13 +198,7 @@ def dense(
     gradient: Gradient = "exact",
     kept: Tensor | None = None,
 ) -> Tensor:
-    """Y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: the columns of the gradient to compute, None for all.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> dense(x, w, u, None, torch.tensor([[False, True]]), 2.0)  # p = 1/2
-        tensor([[10.]])
-    """
+    """Y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: the columns of the gradient to compute, None for all."""
     rows = x.reshape(-1, x.shape[-1])
     x_kept = None if kept is None or not weight.requires_grad else rows.index_select(1, kept)
     slope = slope_of(gradient, scale)

@@ -91,17 +91,8 @@ def mix(
 ) -> Tensor:
     """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``), M (``paper``) or 1 (``dense``).
 
-    Args:
-        weight: w, any shape and floating dtype.
-        anchor: u, like ``weight``, or None for 0.
-        mask: M, broadcastable to ``weight``; bool or floating.
-        scale: 1 / mu, or 0 where mu is 0. A tensor where p is one, in a compiled graph: there autograd derives
-            Phi and the compiler fuses it.
-        gradient: which derivative autograd sees.
-
-    Example:
-        >>> mix(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([True, False]), 2.0)
-        tensor([[2., 0.]])
+    Arguments as of :func:`mixout.ops.reference.mix`; ``anchor`` None stands for 0. ``scale`` is a tensor where p is
+    one, in a compiled graph: there autograd derives Phi and the compiler fuses it.
     """
     if gradient == "dense":
         return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())

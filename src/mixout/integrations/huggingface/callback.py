@@ -13,23 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import mixout
 from mixout.disabling import check_policy
-from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
+from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.integrations import measures
 from mixout.record import applied_to, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
-
-try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.trainer_callback import ExportableState
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-except ModuleNotFoundError as error:
-    raise MissingExtraError(
-        f'expected transformers to be installed, got no {missing_module(error)!r}; run: pip install "mixout[hf]"'
-    ) from error
 
 if TYPE_CHECKING:
     from transformers import Trainer
