@@ -31,7 +31,7 @@ from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
 from mixout.passes import Form
 from mixout.periods import Period
-from mixout.record import Applied, applied_here, mark_, mark_new_, subject, unmark_
+from mixout.record import FIELD, NEW, Applied, applied_here, subject
 from mixout.selection import Selection, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
@@ -70,9 +70,10 @@ def install_(
                 raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
             _anchor_outputs_(model, method, anchors)
     # What decayed weights, anchored outputs and changed dropouts leave on their module.
-    traces = {"_mixout_decay", "_mixout_output", "_mixout_dropouts"} if alone else {"_mixout_decay"}
+    traces = {optimizer_hooks.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
     changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
-    mark_([m for m in changed if applied_here(m) is None] or [model], applied)
+    for module in [m for m in changed if applied_here(m) is None] or [model]:
+        vars(module)[FIELD] = applied
     return layers
 
 
@@ -142,7 +143,7 @@ def _anchored(
     if missing and (not may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in found)):
         raise next(iter(missing.values()))
     for name in missing:
-        mark_new_(wanted[name][0])
+        vars(wanted[name][0])[NEW] = True
     return found
 
 
@@ -205,7 +206,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
     for module, found in chosen:
         if found and not isinstance(anchors, Unread):
-            output.attach_(module, method, found)
+            vars(module)[output.FIELD] = output.Held(method, found)
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -237,6 +238,6 @@ def undo_(model: nn.Module) -> None:
             restore_(module)
         optimizer_hooks.detach_(module)
         disabling.unguard_(module)
-        output.detach_(module)
-        unmark_(module)
+        for field in (output.FIELD, FIELD, NEW):
+            vars(module).pop(field, None)
     dropouts.restore_(model)

@@ -68,7 +68,8 @@ def phi_pass(
         return weight
     shape = tuple(weight.shape)
     mask = spread(_draw_mask(shape, weight.device, options, input_dim=input_dim, groups=groups), shape)
-    return mix_op(weight, constant_like(anchor, weight), mask, scale_of(options.p), gradient=options.gradient)
+    constant = None if anchor is None else anchor.detach()
+    return mix_op(weight, constant, mask, scale_of(options.p), gradient=options.gradient)
 
 
 def embedding_pass(
@@ -86,8 +87,7 @@ def embedding_pass(
     mask = draw(shape, options.p, noise=options.noise, device=weight.device, stream=options.stream)
     if options.unit in ("input", "element"):
         mask = mask[index]
-    match = constant_like(anchor, weight)
-    anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
+    anchor_rows = None if anchor is None else torch.nn.functional.embedding(index, like(anchor.detach(), weight))
     return mix_op(rows, anchor_rows, mask, scale_of(options.p), gradient=options.gradient)
 
 
@@ -170,7 +170,8 @@ def _linear_in_graph(
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
     slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
     cast = None if bias is None else bias.to(dtype)
-    result: Tensor = compiled(x.to(dtype), weight, constant_like(anchor, weight), cast, mask, scale, slope)
+    near = None if anchor is None else like(anchor, weight)
+    result: Tensor = compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
     return result
 
 
@@ -207,11 +208,6 @@ def _has_thin_gradient(options: MixOptions) -> bool:
 def keeps_columns(options: MixOptions) -> bool:
     """Whether the gradient is computed for kept columns alone."""
     return _has_thin_gradient(options) and (options.form == "lean" or float(options.p) >= SPARSE_FROM)
-
-
-def constant_like(anchor: Tensor | None, weight: Tensor) -> Tensor | None:
-    """The anchor as a constant, on the device and in the dtype of ``weight``."""
-    return None if anchor is None else like(anchor.detach(), weight)
 
 
 def check_dense(x: Tensor) -> None:

@@ -14,7 +14,7 @@ from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
 from mixout.methods.targets import decayed
-from mixout.record import is_new
+from mixout.record import NEW
 from mixout.selection import BODY, Selection, is_trained, parent
 
 Kind = Literal["mixed", "decayed", "plain", "bypassed"]
@@ -150,7 +150,7 @@ def _kind(
         return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(by) else ("mixed", "")
     if decayed(module):
         return "decayed", ""
-    if is_new(module):
+    if NEW in vars(module):
         return "plain", "a new layer: the anchor has no weight of this name"
     problem = obstacle(module, holder)
     if problem is None:

@@ -8,7 +8,7 @@ asked, saved and undone. A model whose parts were given methods of their own hol
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,8 +20,8 @@ from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
 from mixout.ranks import SharedSeed
 
-_FIELD = "_mixout"
-_NEW = "_mixout_new"
+# Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
+FIELD, NEW = "_mixout", "_mixout_new"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,7 +52,7 @@ def applied_to(model: nn.Module) -> list[Applied]:
 
 def applied_here(module: nn.Module) -> Applied | None:
     """What was applied to ``module`` itself."""
-    found = vars(module).get(_FIELD)
+    found = vars(module).get(FIELD)
     return found if isinstance(found, Applied) else None
 
 
@@ -87,28 +87,6 @@ def follow_(model: nn.Module, p: float) -> None:
     for applied, own in zip(found, stated, strict=True):
         if applied.mixing is not None and own < most:
             applied.mixing.set_p(p * own / most)
-
-
-def mark_(modules: Iterable[nn.Module], applied: Applied) -> None:
-    """Let each of ``modules`` refer to ``applied``."""
-    for module in modules:
-        vars(module)[_FIELD] = applied
-
-
-def mark_new_(module: nn.Module) -> None:
-    """Note that ``module`` was left out, since the anchor has no weight for it."""
-    vars(module)[_NEW] = True
-
-
-def is_new(module: nn.Module) -> bool:
-    """Whether ``module`` was left out, since the anchor has no weight for it."""
-    return _NEW in vars(module)
-
-
-def unmark_(module: nn.Module) -> None:
-    """Take away what :func:`mark_` and :func:`mark_new_` have left, where there is something."""
-    vars(module).pop(_FIELD, None)
-    vars(module).pop(_NEW, None)
 
 
 def subject(methods: str, anchors: Mapping[str, Mapping[str, Anchor]]) -> str:

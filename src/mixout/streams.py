@@ -34,7 +34,7 @@ _HOST = torch.device("cpu")
 class Stream:
     """The random numbers of one layer of a model, which ``key`` tells from the others.
 
-    ``period``: for masks that are kept for several optimizer steps. Its numbers follow from ``block``, if that is given,
+    ``period``: for masks that are kept for several optimizer steps. Its numbers follow from ``block``, if there is one,
     instead of from ``key``, so that layers share them.
     """
 

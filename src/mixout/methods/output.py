@@ -50,7 +50,7 @@ from mixout.sources import uncompiled
 Direction = Literal["forward", "reverse"]
 On = Literal["logits", "hidden"]
 
-_FIELD = "_mixout_output"
+FIELD = "_mixout_output"  # the attribute of a module that holds its anchors
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,9 @@ class Held:
     anchors: dict[str, Anchor]
 
 
-def attach_(module: nn.Module, method: OutputAnchor, anchors: dict[str, Anchor]) -> None:
-    """Let ``module`` hold its parameters' anchors."""
-    vars(module)[_FIELD] = Held(method, anchors)
-
-
-def detach_(module: nn.Module) -> None:
-    """Undo :func:`attach_`."""
-    vars(module).pop(_FIELD, None)
-
-
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
     """The modules of ``model`` that hold anchors for this method, by name."""
-    found = ((name, module, vars(module).get(_FIELD)) for name, module in model.named_modules())
+    found = ((name, module, vars(module).get(FIELD)) for name, module in model.named_modules())
     return {name: (module, one) for name, module, one in found if isinstance(one, Held)}
 
 
