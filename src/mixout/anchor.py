@@ -161,14 +161,12 @@ class ImportanceStore(AnchorStore):
         return Anchor(laid_out(narrow, parameter), digest(narrow), fixed=True)
 
 
-def digest(tensor: Tensor | None) -> str:
-    """SHA-256 of dtype, shape and bytes; "0" for None (u = 0).
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes.
 
     A tensor in parts counts as the whole, on any number of ranks. On the meta device only dtype and shape count. Takes
     about 0.3 s for 100 million numbers in float32 on one core.
     """
-    if tensor is None:
-        return ZERO
     found = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
     _hash_bytes(found, tensor)
     return found.hexdigest()

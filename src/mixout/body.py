@@ -97,9 +97,8 @@ def _has_head(module: nn.Module) -> bool:
 
 
 def warn_if_fine_tuned(model: nn.Module) -> None:
-    """Warn if ``model``, or a part of it, was loaded from a folder that a Trainer wrote.
+    """Warn if ``model``, or a part of it, was loaded from a folder that a Trainer wrote, and has become the anchor.
 
-    A checkpoint of a run under way is the usual mistake of a resume: loaded before ``apply_``, it becomes the anchor.
     Weights from elsewhere (``load_state_dict``, Lightning) leave no trace; there the fingerprint tells, on resume.
     """
     folders = {getattr(module, "name_or_path", None) for module in model.modules()}

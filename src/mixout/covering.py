@@ -208,12 +208,12 @@ def _report(model: nn.Module, methods: str, text: str) -> Coverage:
 
 
 def _held(model: nn.Module) -> Iterator[str]:
-    found = [target for target in targets(model).values() if target.parameter() is not None]
-    dry = any(isinstance(target.anchor, OwnWeight) for target in found)
+    found = targets(model).values()
     decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
         decay = "decays" if len(decaying) == 1 else "decay"
         line = f"{_count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        dry = any(isinstance(target.anchor, OwnWeight) for target in found)
         # Of weights in parts every rank would have to ask.
         if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):

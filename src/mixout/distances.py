@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.parts import laid_out
+from mixout.parts import laid_out, local
 
 # Numbers that are read at once: what a cache holds, and what fills a GPU.
 _BLOCK, _GPU_BLOCK = 2**18, 2**24
@@ -45,7 +45,8 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     """
     weight = weight.detach()
     near = None if anchor is None else laid_out(anchor, weight)
-    found = torch.linalg.vector_norm(torch.stack([_norm(one, order) for one in _differences(weight, near)]), order)
+    each = [_norm(one, order) for one in _differences(weight, near)]
+    found = torch.linalg.vector_norm(torch.stack(each), order)
     if hasattr(weight, "placements"):
         largest = order == math.inf
         found = of_all_ranks(found, weight, largest=True) if largest else of_all_ranks(found**2, weight).sqrt()
@@ -73,7 +74,7 @@ def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> It
 
     On a host ``most`` is the largest number of a block.
     """
-    own: list[Any] = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]  # type: ignore[union-attr]
+    own: list[Any] = [local(one) for one in (first, *others)]
     given = [one for one in own if one is not None]
     if all(one.is_contiguous() for one in given):
         own = [None if one is None else one.view(-1) for one in own]

@@ -43,6 +43,12 @@ def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
     return tensor
 
 
+def local(tensor: Any) -> Tensor:  # noqa: ANN401
+    """This rank's part of ``tensor``; itself where it is whole."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "placements") else tensor
+    return part
+
+
 def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
     """``tensor``, or a copy of this rank's part of it, as a DTensor, where ``weight`` is one; nothing is sent."""
     if not hasattr(weight, "placements") or hasattr(tensor, "placements"):  # also asked in compiled graphs

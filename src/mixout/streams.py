@@ -76,10 +76,7 @@ class Stream:
         if torch.compiler.is_compiling():
             numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
             return numbers
-        return self.once(
-            ("numbers", shape, normal),
-            lambda: _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled())),
-        )
+        return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
 
     def of(self, weight: str) -> Stream:
         """The numbers of one of several weights of a layer: within a period each must ask for its own."""
@@ -189,7 +186,6 @@ def _draw_in_graph(handle: Tensor, shape: list[int], normal: bool, graded: bool)
     stream = None if int(handle[0]) < 0 else _STREAMS[int(handle[0])]
     if stream is not None and stream.period is not None:
         stream.period.note(stream.key, None)
-        return stream.draw(tuple(shape), normal=normal).clone()  # a graph may write over what an op gives it
     return _numbers(shape, normal, None if stream is None else stream.generator(graded=graded))
 
 

@@ -1,14 +1,7 @@
 r"""Methods that replace a weight w by a random Phi of mean w in each training pass; one description for all.
 
-``Phi = u + (M / (1-p)) (w - u)`` with the anchor u and the mask M, of mean 1-p. A method is the choice of
-
-- ``unit``: the weights that share one entry of the mask;
-- ``noise``: the law of M, Bernoulli, or Gaussian with the same mean 1-p and variance p(1-p);
-- ``anchor``: ``given``, the starting weights unless :func:`mixout.apply_` is told others; ``zero``; or the weight's
-  ``own`` value, so that Phi is w and only the gradient is masked;
-- ``gradient``: which derivative of Phi the weight gets;
-- ``every``: how long a mask is kept: one training pass, k optimizer steps, or the whole run;
-- ``anchor_ema``: whether the anchor follows the weights, and how slowly.
+``Phi = u + (M / (1-p)) (w - u)`` with the anchor u and the mask M, of mean 1-p. A method is a choice of these; see
+:class:`MixingMethod`.
 
 ======================  ============================  ==========  =========  ========
 method                  unit                          noise       anchor     gradient
@@ -42,14 +35,15 @@ class MixingMethod(Method):
         p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) with Gaussian noise.
         unit: the weights that share one entry of the mask. With ``layer`` those of a whole layer, and within a block of
             the model (a member of an ``nn.ModuleList``) those of all its layers; takes a period.
-        noise: the law of the mask.
+        noise: the law of the mask: ``bernoulli``, or ``gaussian`` with the same mean 1-p and variance p(1-p).
         gradient: ``exact``, the derivative of the forward, M/(1-p); ``paper``, M, smaller by the factor 1-p, as in the
             authors' code; or ``dense``, 1, as if nothing were mixed: a control.
         every: 1 for a mask of its own in each training pass; k > 1 for one mask in k optimizer steps, which the
             micro-batches of a step share; ``"run"`` for one mask in the whole run.
         anchor_ema: b in [0, 1], with a period of several steps: after each the anchor A becomes b A + (1-b) w, from
             A = u on (GMixout). None, or 1, for an anchor that stays u, which are the same method.
-        anchor: what a weight is mixed with.
+        anchor: what a weight is mixed with: ``given``, the starting weights unless ``apply_`` is told others;
+            ``zero``; or the weight's ``own`` value, so that Phi is w and only the gradient is masked.
 
     Raises:
         TypeError: if ``p`` is not a number.

@@ -43,12 +43,7 @@ def parse(text: str, known: Mapping[str, type[Method]] = METHODS) -> tuple[Metho
 
 
 def as_methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
-    """What a caller may write for one or several methods: descriptions, text, or a sequence of these.
-
-    Raises:
-        TypeError: if it is something else.
-        ValueError: as :func:`parse` does.
-    """
+    """What a caller may write for one or several methods: descriptions, text, or a sequence of these."""
     given = [method] if isinstance(method, (Method, str)) else method
     if isinstance(given, Sequence):
         several = [one for part in given for one in (parse(part) if isinstance(part, str) else (part,))]
