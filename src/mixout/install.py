@@ -187,11 +187,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
     """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
     chosen, sites = [], lora.sites(model)
     covers = body(model) if method.on == "hidden" else lambda *_: True
-    if (init := lora.moved_base(model)) is not None:
-        raise ValueError(
-            "expected adapters that leave the base as it was pretrained for output_anchor, got "
-            f"init_lora_weights={init!r}"
-        )
+    lora.check_base(model)
     for name, module in model.named_modules():
         trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
         trained = trained if covers(name, module) else []

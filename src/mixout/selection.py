@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -154,20 +154,6 @@ def _checked(predicate: Callable[..., object]) -> Selector:
     return lambda name, module: bool(predicate(name, module))
 
 
-def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
-    """The layers of ``model`` that ``selection`` takes and nothing keeps from being mixed, by name; peft's apart."""
-    sites = lora.sites(model)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if not lora.is_adapted(module)
-        and lora.within(sites, name) is None
-        and selection.mixes(name, module)
-        and obstacle(module, parent(model, name)) is None
-        and (not sites or is_trained(module))  # beside adapters, what is frozen stays at its anchor
-    }
-
-
 def is_trained(module: nn.Module) -> bool:
     """Whether a weight of ``module`` that can be mixed requires a gradient."""
     found = (parameter(module, path) for path in weights(module))
@@ -183,13 +169,29 @@ def chosen(
     model: nn.Module, selection: Selection, unit: Unit
 ) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
     """The layers to mix; the LoRA layers, each with its adapters to mix; at least one of these."""
-    layers, sites = chosen_layers(model, selection), lora.sites(model)
-    selected = {name: site for name, site in sites.items() if selection.mixes(name, lora.base_of(site))}
-    adapted = {name: (site, found) for name, site in selected.items() if (found := list(lora.adapters(site, unit)))}
+    layers: dict[str, nn.Module] = {}
+    adapted: dict[str, tuple[Any, list[str]]] = {}
+    reasons, sites = [], lora.sites(model)
+    for name, module in model.named_modules():
+        if name in sites and selection.mixes(name, lora.base_of(module)):
+            if found := [one for one, problem in lora.problems(module, unit).items() if problem is None]:
+                adapted[name] = module, found
+            else:
+                reasons.append(f"{name}: {lora.why_not(module)}")
+        if name in sites or lora.within(sites, name) is not None:
+            continue
+        if selection.mixes(name, module):
+            problem = obstacle(module, parent(model, name))
+            if problem is None and sites and not is_trained(module):  # it stays at its anchor
+                problem = "frozen, and without an adapter"
+            if problem is None:
+                layers[name] = module
+            else:
+                reasons.append(f"{name}: {problem}")
+        elif selection.preset and is_linear(module) and not selection.covers(name, module):
+            reasons.append(f"{name}: an output layer or a new head, left out by default ({selection.text})")
     if layers or adapted:
         return layers, adapted
-    reasons = [f"{name}: {lora.why_not(site)}" for name, site in selected.items()]
-    reasons += _reasons(model, selection, sites)
     detail = "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer{_others(model)}"
     raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
 
@@ -198,17 +200,6 @@ def _others(model: nn.Module) -> str:
     """The type of most of the layers that could be mixed, for a message."""
     found = Counter(type(m).__name__ for m in model.modules() if entry_of(m) is not None and not is_linear(m))
     return "".join(f"; choose its {n} x {kind} with types={kind}" for kind, n in found.most_common(1))
-
-
-def _reasons(model: nn.Module, selection: Selection, sites: dict[str, Any]) -> Iterator[str]:
-    """Why the layers that are linear, or that were chosen, cannot be mixed."""
-    for name, module in model.named_modules():
-        if name in sites or lora.within(sites, name) is not None:
-            continue
-        if selection.mixes(name, module):
-            yield f"{name}: {obstacle(module, parent(model, name)) or 'frozen, and without an adapter'}"
-        elif selection.preset and is_linear(module) and not selection.covers(name, module):
-            yield f"{name}: an output layer or a new head, left out by default ({selection.text})"
 
 
 def _several(given: Any) -> tuple[Any, ...]:  # noqa: ANN401

@@ -101,20 +101,15 @@ def base_of(layer: Any) -> nn.Module:
     return base
 
 
-def adapters(layer: Any, unit: Unit) -> Iterator[str]:
-    """Those adapters of ``layer`` that can be mixed."""
+def problems(layer: Any, unit: Unit) -> dict[str, str | None]:
+    """Why each adapter of ``layer`` cannot be mixed; None for those that can."""
     masked = _factors(layer, unit)[0]
-    for adapter in masked:
-        if _adapter_obstacle(layer, adapter) is None and obstacle(masked[adapter], None) is None:
-            yield adapter
+    return {one: _adapter_obstacle(layer, one) or obstacle(factor, None) for one, factor in masked.items()}
 
 
 def why_not(layer: Any) -> str:
     """Why no adapter of ``layer`` can be mixed."""
-    masked = _factors(layer, "input")[0]
-    reasons = [_layer_obstacle(layer)]
-    reasons += [_adapter_obstacle(layer, one) or obstacle(masked[one], None) for one in masked]
-    return next(filter(None, reasons), "it holds no adapter")
+    return next(filter(None, [_layer_obstacle(layer), *problems(layer, "input").values()]), "it holds no adapter")
 
 
 def check_fits(
@@ -136,11 +131,7 @@ def check_fits(
         raise ValueError(
             "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
         )
-    if (name := moved_base(model)) is not None:
-        raise ValueError(
-            f"expected adapters that leave the base as it was pretrained, got init_lora_weights={name!r}, which takes "
-            "a part out of it: the frozen base is then no anchor; use the default initialisation"
-        )
+    check_base(model)
 
 
 def swaps(layer: Any, chosen: Sequence[str], mixing: Mixing) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed]]]:
@@ -245,15 +236,18 @@ def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
     return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
 
 
-def moved_base(model: nn.Module) -> str | None:
-    """The initialisation of an adapter that changed the base, by name, or None."""
+def check_base(model: nn.Module) -> None:
+    """Refuse adapters whose initialisation has changed the base."""
     for module in model.modules():
         configs = vars(module).get("peft_config")
         for config in configs.values() if isinstance(configs, dict) else ():
-            chosen = getattr(config, "init_lora_weights", None)
-            if isinstance(chosen, str) and chosen.lower().startswith(_MOVES_THE_BASE):
-                return chosen
-    return None
+            name = getattr(config, "init_lora_weights", None)
+            if isinstance(name, str) and name.lower().startswith(_MOVES_THE_BASE):
+                raise ValueError(
+                    "expected adapters that leave the base as it was pretrained, got init_lora_weights="
+                    f"{name!r}, which takes a part out of it: the frozen base is then no anchor; use the default "
+                    "initialisation"
+                )
 
 
 def base_weight(layer: Any) -> Tensor:
