@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -44,9 +44,9 @@ class Coverage:
     """
 
     methods: str
-    layers: tuple[LayerCoverage, ...] = field(repr=False)
-    dropouts: tuple[DropoutSite, ...] = field(repr=False)
-    held: tuple[str, ...] = field(repr=False, default=())
+    layers: tuple[LayerCoverage, ...]
+    dropouts: tuple[DropoutSite, ...]
+    held: tuple[str, ...] = ()
 
     def _of(self, kind: Kind) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers if layer.kind == kind)

@@ -143,14 +143,7 @@ def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1, groups: int = 1) -> tuple[int, ...]:
-    """Shape of a weight's mask, before :func:`spread` lays it over the weight; arguments as of ``functional.mix``.
-
-    Example:
-        >>> mask_shape((5, 3), "input"), mask_shape((3, 5), "input", input_dim=0), mask_shape((5, 3), "output")
-        ((1, 3), (3, 1), (5, 1))
-        >>> mask_shape((8, 2, 3, 3), "input", groups=4)  # 8 input channels in 4 groups
-        (4, 2, 1, 1)
-    """
+    """Shape of a weight's mask, before :func:`spread` lays it over the weight; arguments as of ``functional.mix``."""
     if unit in ("element", "layer"):
         return weight_shape if unit == "element" else (1,) * len(weight_shape)
     kernel = (1,) * (len(weight_shape) - 2)

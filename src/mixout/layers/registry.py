@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -38,20 +38,12 @@ class Layout:
         return self.input_dim in (0, -2)
 
     def view(self, weight: Tensor) -> tuple[Tensor, int]:
-        """``weight`` as matrices one below the other, and how many these are.
-
-        Example:
-            >>> import torch
-            >>> view, blocks = Layout(input_dim=-1).view(torch.zeros(4, 5, 3))  # four experts
-            >>> tuple(view.shape), blocks
-            ((20, 3), 4)
-        """
+        """``weight`` as matrices one below the other, and how many these are: one for each expert, say."""
         if self.input_dim >= 0:
             return weight.flatten(1) if self.flat else weight, self.blocks
         return weight.reshape(-1, weight.shape[-1]), self.blocks * weight.shape[:-2].numel()
 
 
-Kind = TypeVar("Kind", bound=type[nn.Module] | str)
 Weight: TypeAlias = str | Sequence[str] | Callable[[Any], dict[str, Layout]]
 
 
@@ -67,9 +59,8 @@ class Entry:
 _ENTRIES: dict[type[nn.Module] | str, Entry] = {}
 
 
-@overload
 def register(
-    kind: Kind,
+    kind: type[nn.Module] | str | None = None,
     /,
     *,
     weight: Weight = "weight",
@@ -77,26 +68,7 @@ def register(
     blocks: int = 1,
     forward: Callable[..., Any] | None = None,
     linear: bool = True,
-) -> Kind: ...
-@overload
-def register(
-    *,
-    weight: Weight = "weight",
-    input_dim: int = 1,
-    blocks: int = 1,
-    forward: Callable[..., Any] | None = None,
-    linear: bool = True,
-) -> Callable[[Kind], Kind]: ...
-def register(
-    kind: Any = None,
-    /,
-    *,
-    weight: Weight = "weight",
-    input_dim: int = 1,
-    blocks: int = 1,
-    forward: Callable[..., Any] | None = None,
-    linear: bool = True,
-) -> Any:
+) -> Any:  # noqa: ANN401  what it was given; of a class decorator type checkers ask no more
     """Tell mixout how a class of layers stores its weights, so that it can be mixed; a decorator too.
 
     While the layer's forward runs in training, its attribute ``weight`` is Phi, drawn once for that call. So any
