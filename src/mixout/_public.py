@@ -35,7 +35,7 @@ from mixout.methods import Method as Method
 from mixout.methods import Mixconnect as Mixconnect
 from mixout.methods import Mixout as Mixout
 from mixout.methods import OutputAnchor as OutputAnchor
-from mixout.methods.fisher import fisher as fisher
+from mixout.methods.likelihood import fisher as fisher
 from mixout.methods.output import output_penalty as output_penalty
 from mixout.record import set_p_ as set_p_
 from mixout.saving import State as State

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
-from mixout.methods.targets import decayed
+from mixout.methods.targets import FIELD as DECAYED
 from mixout.record import NEW
 from mixout.selection import BODY, Selection, is_trained, parent
 
@@ -148,7 +148,7 @@ def _kind(
         return "bypassed", f"its weight {REPLACED}"
     if by is not None:
         return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(by) else ("mixed", "")
-    if decayed(module):
+    if vars(module).get(DECAYED):
         return "decayed", ""
     if NEW in vars(module):
         return "plain", "a new layer: the anchor has no weight of this name"

@@ -90,11 +90,6 @@ def unit_of(anchor: Anchor) -> float:
     return norm(anchor.tensor, None) / math.sqrt(max(1, anchor.tensor.numel()))
 
 
-def decayed(module: nn.Module) -> bool:
-    """Whether a weight of ``module`` itself decays."""
-    return bool(vars(module).get(FIELD))
-
-
 def targets(model: nn.Module) -> dict[str, Target]:
     """What decays in ``model``, which may be a part of another, by parameter name."""
     return {
