@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from mixout.study.analysis.across import Aggregate, aggregate
 from mixout.study.analysis.cells import Cell, Comparison, summarise
 from mixout.study.analysis.compare import MARGIN, choose_baseline, compare
-from mixout.study.analysis.curves import Sweep, doses, sweeps
+from mixout.study.analysis.curves import Sweep, doses, front, sweeps
 from mixout.study.analysis.leaders import Leader, answer, leaders
 from mixout.study.analysis.predictions import Instability, instability
 from mixout.study.analysis.restarts import Power, plan
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Placed, Run
 from mixout.study.analysis.stats import SMALLEST
 from mixout.study.analysis.words import count
 
@@ -36,6 +36,7 @@ class Summary:
     instabilities: tuple[Instability, ...]  # of predictions
     doses: tuple[Sweep, ...]  # p against score
     sweeps: tuple[Sweep, ...]  # scores over each numeric factor
+    front: tuple[Placed, ...]  # cells that no other of their task beats in both score and what is kept
     notes: tuple[str, ...]  # what was left out or could not be compared, in words
 
     def to_json(self) -> str:
@@ -82,6 +83,7 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         instabilities=tuple(instability(every)),
         doses=tuple(doses(cells)),
         sweeps=tuple(swept),
+        front=tuple(Placed(**cell.key.named) for cell in front(cells)),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.curves import Sweep
+from mixout.study.analysis.curves import Sweep, front
 from mixout.study.analysis.runs import if_one
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import DOTS, Looks, Runs, by_task, chart, dot
@@ -86,14 +86,16 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks, *, or
 
 
 def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
-    """Score over what is kept; along the values of the first numeric factor where there is one."""
+    """Score over what is kept, with the front; along the values of the first numeric factor where there is one."""
     along = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
     labels = Labels(along or cells, looks)
     groups: list[tuple[Sweep | Cell, Sequence[Cell]]] = [(one, one.cells) for one in along] or [
         (cell, (cell,)) for cell in cells
     ]
-    panels = []
+    panels, ahead = [], []
     for task in dict.fromkeys(cell.task for cell in cells):
+        best = front(cell for cell in cells if cell.task == task)
+        ahead += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
         lines, said, chances = [], [], set()
         text = Scores(score for cell in cells if cell.task == task for score in cell.scores)
         for item, every in groups:
@@ -109,10 +111,14 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             metric = next(cell.metric for cell in cells if cell.task == task)
             panels.append(
                 curves(task, lines, axis=_kept(cells), value=metric, description="; ".join(said),
-                       chance=if_one(chances))
+                       chance=if_one(chances), behind=[(cell.original or 0.0, cell.mean or 0.0) for cell in best])
             )  # fmt: skip
     joined = f"Lines join the means along {along[0].factor}" if along else "Larger marks are the means"
-    caption = f"Up and to the right is better. On the horizontal axis: {_KEPT}. {DOTS}. {joined}."
+    caption = (
+        f"Up and to the right is better. On the horizontal axis: {_KEPT}. {DOTS}. {joined}. The broad grey line is the "
+        f"front: no other mean is higher and keeps more. On it, from the highest score: {'; '.join(ahead)}. With "
+        f"few runs, what lies near the front may belong to it as well."
+    )
     return chart("tradeoff", "Score against what is kept", caption, panels, labels.all())
 
 
