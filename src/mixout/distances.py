@@ -45,7 +45,11 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     """
     weight = weight.detach()
     near = None if anchor is None else laid_out(anchor, weight)
-    each = [_norm(one, order) for one in _differences(weight, near)]
+    each = [
+        # Of no numbers there is no largest one.
+        torch.linalg.vector_norm(one if one.numel() else one.new_zeros(1), order, dtype=torch.float64)
+        for one in _differences(weight, near)
+    ]
     found = torch.linalg.vector_norm(torch.stack(each), order)
     if hasattr(weight, "placements"):
         largest = order == math.inf
@@ -60,13 +64,6 @@ def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
         dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
         w, *u = (one.to(device, dtype) for one in given)
         yield w - u[0] if u else w
-
-
-def _norm(difference: Tensor, order: float) -> Tensor:
-    if not difference.numel():  # of which there is no largest entry
-        return difference.new_zeros((), dtype=torch.float64)
-    found: Tensor = torch.linalg.vector_norm(difference, order, dtype=torch.float64)
-    return found
 
 
 def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:

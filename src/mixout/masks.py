@@ -60,10 +60,10 @@ def once_a_period(make: Callable[Given, Tensor]) -> Callable[Given, Tensor]:
     @functools.wraps(make)
     def held(*args: Given.args, **options: Given.kwargs) -> Tensor:
         stream: Any = options.get("stream")
-        if stream is None or stream.period is None:
+        if stream is None or stream.period is None or torch.compiler.is_compiling():
             return make(*args, **options)
         others = tuple(value for name, value in options.items() if name != "stream")
-        found: Tensor = stream.once((make, args, others), lambda: make(*args, **options))
+        found: Tensor = stream.once((stream.period.index, make, args, others), lambda: make(*args, **options))
         return found
 
     return held

@@ -184,7 +184,9 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
 def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     """Of the anchors of ``model``, or of the layers that one application has changed."""
     digests = [one.digest for _, _, one in anchored_weights(model, applied).values()]
-    return digests + [lora.base_digest(layer) for layer in adapted_layers(model, applied).values()]
+    # Every mixed factor holds the digest of its base.
+    factors = map(lora.mixed_factors, adapted_layers(model, applied).values())
+    return digests + [one._mixed.anchor.digest for one, *_ in factors]
 
 
 def _fingerprint(model: nn.Module, applied: Applied) -> str | None:

@@ -87,10 +87,7 @@ class Stream:
         return self._of[weight]
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """``make()``; within a period the tensor that it gave before for the same ``key``."""
-        if self.period is None or torch.compiler.is_compiling():
-            return make()
-        key = (self.period.index, *key)
+        """``make()``, or the tensor that it gave before for the same ``key``, which holds the period."""
         if self._held is None or self._held[0] != key:
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
                 self._held = key, _same_for_all(make())

@@ -59,18 +59,13 @@ class MixedFactor(Mixed, nn.Linear):
         return nn.functional.linear(input, still + slope * (self.weight - still), self.bias)
 
 
-def is_adapted(module: nn.Module) -> bool:
-    """Whether ``module`` is a layer of peft around another one, of whatever kind of adapter."""
-    kind = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
-    return kind is not None and isinstance(module, kind)
-
-
 def sites(model: nn.Module) -> dict[str, Any]:
     """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
     found: dict[str, nn.Module] = {}
+    adapted = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", ())
     for name, module in model.named_modules():
         # An adapter of a second parameter of one layer lies within that of the first, and is a site of its own.
-        if is_adapted(module) and (within(found, name) is None or is_of_a_parameter(module)):
+        if isinstance(module, adapted) and (within(found, name) is None or is_of_a_parameter(module)):
             found[name] = module
     return found
 
@@ -265,11 +260,6 @@ def base_name(name: str, layer: Any) -> str:
     while hasattr(layer, "base_layer"):
         name, layer = f"{name}.base_layer", layer.base_layer
     return f"{name}.{field}"
-
-
-def base_digest(layer: Any) -> str:
-    """The digest of the base, taken by ``apply_``, which every mixed factor of ``layer`` holds with its anchor."""
-    return mixed_factors(layer)[0]._mixed.anchor.digest
 
 
 def delta_norm(layer: Any) -> float:

@@ -171,7 +171,9 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
                 f"expected a weight of its own in {name!r}, got one that it shares with another module, which would "
                 "see Phi too under FSDP2; leave it out with where="
             )
-        around = [m for path in _paths(name) if isinstance(m := model.get_submodule(path), FSDPModule)]
+        parts = name.split(".") if name else []
+        paths = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]  # of what is around it, and of itself
+        around = [m for path in paths if isinstance(m := model.get_submodule(path), FSDPModule)]
         if not around:
             raise _not_whole(name)
         outermost: nn.Module = around[0]
@@ -190,12 +192,6 @@ def _not_whole(name: str) -> MixoutError:
         f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not what "
         "gathers its weight; apply to the whole"
     )
-
-
-def _paths(name: str) -> list[str]:
-    """The names of all modules around ``name``, from the model to itself."""
-    parts = name.split(".") if name else []
-    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
