@@ -72,8 +72,7 @@ class Anchor:
     def beside(self, weight: Tensor) -> Tensor | None:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is.
 
-        A weight that was moved without its module's knowledge, or only lent (``functional_call``), gets a copy, made
-        once; the anchor itself stays what it is.
+        One that was moved without its module's knowledge, or only lent (``functional_call``), gets a copy, made once.
         """
         if self.tensor is None:
             return None
@@ -164,8 +163,7 @@ class ImportanceStore(AnchorStore):
 def digest(tensor: Tensor) -> str:
     """SHA-256 of dtype, shape and bytes.
 
-    A tensor in parts counts as the whole, on any number of ranks. On the meta device only dtype and shape count. Takes
-    about 0.3 s for 100 million numbers in float32 on one core.
+    A tensor in parts counts as the whole, on any number of ranks. On the meta device only dtype and shape count.
     """
     found = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
     _hash_bytes(found, tensor)

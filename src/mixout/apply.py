@@ -110,8 +110,7 @@ def apply_(
     reshard_(model)
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
-        set_dropouts_(model, methods, keep=keep_dropout)
-        layers = spread_(model, rules, selection, anchors, seed, scope, form)
+        layers = spread_(model, rules, selection, anchors, seed, scope, form, keep_dropout=keep_dropout)
         if layers:
             left_out = selection.but(lambda name, _: not any(rule.fits(name) for rule in rules))
             check_reach(model, left_out)
@@ -214,8 +213,11 @@ def spread_(
     seed: int | None = None,
     scope: Scope = "all",
     form: Form = "auto",
+    *,
+    keep_dropout: bool = False,
 ) -> dict[str, nn.Module]:
     """Install each rule's methods where it is the first that fits; return the mixed layers by name."""
+    set_dropouts_(model, [method for rule in rules for method in rule.methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
     for rule in rules:
         applied = Applied(methods=rule.methods, seed=SharedSeed(seed, scope), where=selection.text)

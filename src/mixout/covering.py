@@ -15,7 +15,7 @@ from mixout.anchor import OwnWeight
 from mixout.apply import ByLayer, check_applicable, rules_of, spread_
 from mixout.dropouts import DropoutSite
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.install import Unread, set_dropouts_, undo_
+from mixout.install import Unread, undo_
 from mixout.measure import radius_used
 from mixout.methods import Method, output, spell
 from mixout.methods.targets import targets
@@ -188,11 +188,9 @@ def coverage(
         found = applications(model)
         return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
     rules, selection = rules_of(method), resolve(where, model)
-    methods = tuple(dict.fromkeys(one for rule in rules for one in rule.methods))
     spelled = ", ".join(spell(rule.methods) for rule in rules)
     check_applicable(model)
     try:
-        set_dropouts_(model, methods, keep=False)
         spread_(model, rules, selection, Unread())
         return _report(model, spelled, selection.text)
     except NothingMixedError:

@@ -55,8 +55,7 @@ def install_(
 ) -> dict[str, nn.Module]:
     """Let methods act on what ``selection`` takes of ``model``; return the layers that are mixed, by name.
 
-    :func:`undo_` undoes it, also half done. ``alone``: these are all the methods of ``model``, so that the changed
-    dropouts belong to them.
+    :func:`undo_` undoes it, also half done. ``alone``: these are all methods of ``model``, and dropouts belong to them.
     """
     layers: dict[str, nn.Module] = {}
     for method in applied.methods:

@@ -28,8 +28,7 @@ def in_parts(weight: object) -> bool:
 def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
     """The part of ``tensor`` that belongs to this rank's part of ``weight``, as a view; nothing is sent.
 
-    ``tensor`` has the shape of the whole weight, or is broadcastable to it, as a mask is. A shard is one of
-    ``torch.chunk``'s pieces; the last ranks may have none.
+    It is of the whole weight, or broadcastable to it, as a mask is. The last ranks may have none.
     """
     mesh = weight.device_mesh
     for mesh_dim, placement in enumerate(weight.placements):

@@ -43,10 +43,9 @@ def ranks() -> int:
 
 
 class SharedSeed:
-    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from.
+    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from; ``agreed``: on all ranks.
 
-    Two models to which the same method is applied with the same anchors, such as the two towers of a retriever, have
-    the same masks on several ranks; give each a seed of its own there. ``agreed``: nothing is to be compared.
+    Two models with the same method and anchors, such as a retriever's towers, have the same masks on several ranks.
     """
 
     def __init__(self, given: int | None, scope: Scope = "all", *, agreed: bool = False) -> None:

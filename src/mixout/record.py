@@ -77,8 +77,7 @@ def set_p_(model: nn.Module, p: float) -> None:
 def follow_(model: nn.Module, p: float) -> None:
     """Change p as a schedule says.
 
-    Where layers have ps of their own, the largest becomes ``p``, and the others keep the proportion that they have in
-    the methods that were applied.
+    Where layers have ps of their own, the largest becomes ``p``, and the others keep the methods' proportion to it.
     """
     found = [applied for applied in applications(model) if applied.mixing is not None]
     stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]

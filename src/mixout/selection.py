@@ -172,12 +172,15 @@ def chosen(
     layers: dict[str, nn.Module] = {}
     adapted: dict[str, tuple[Any, list[str]]] = {}
     reasons, sites = [], lora.sites(model)
+    for name, site in sites.items():
+        base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some kinds of adapters wrap none
+        if not selection.mixes(name, base):
+            continue
+        if found := [one for one, problem in lora.problems(site, unit).items() if problem is None]:
+            adapted[name] = site, found
+        else:
+            reasons.append(f"{name}: {lora.why_not(site)}")
     for name, module in model.named_modules():
-        if name in sites and selection.mixes(name, lora.base_of(module)):
-            if found := [one for one, problem in lora.problems(module, unit).items() if problem is None]:
-                adapted[name] = module, found
-            else:
-                reasons.append(f"{name}: {lora.why_not(module)}")
         if name in sites or lora.within(sites, name) is not None:
             continue
         if selection.mixes(name, module):

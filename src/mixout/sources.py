@@ -32,9 +32,6 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
 
     A name is also looked for with and without the model's ``base_model_prefix``, and under the other names of a tied
     parameter, of which a checkpoint holds one. What is found may share memory with the source.
-
-    The source is what :func:`mixout.apply_` takes as ``anchor=``. The function that is returned raises
-    AnchorMismatchError if that lacks the parameter or has another shape.
     """
     if is_zero(source):
         return lambda name, parameter: None  # noqa: ARG005

@@ -69,10 +69,7 @@ class Stream:
         return int(self.handle[1])
 
     def draw(self, shape: tuple[int, ...], *, normal: bool = False, device: torch.device = _HOST) -> Tensor:
-        """Uniform numbers in [0, 1), or standard normal ones, of ``shape``, float32, on the host.
-
-        ``device`` is the layer's: dropout's generator there is the one that a recomputation restores.
-        """
+        """Uniform numbers in [0, 1), or standard normal ones, float32, on the host; ``device`` is the layer's."""
         if torch.compiler.is_compiling():
             numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
             return numbers

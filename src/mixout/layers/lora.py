@@ -11,13 +11,12 @@ which is A with its columns mixed with 0. With a mask entry per output, the rows
 - ``paper``: dPhi/dW = m instead of m / (1-p), and then the chain rule: both are smaller by the factor 1-p.
 
 What LoRA cannot do is refused: a mask entry for each element needs the product B A in each pass, and another anchor
-than the frozen base needs a copy of it. Each adapter is a delta of its own and has its own masks.
+than the frozen base needs a copy of it. Each adapter has its own masks.
 
 An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
 peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.
 
-All that mixout knows of LoRA is here and in one entry of the registry. It does not import peft: where a model holds its
-layers, peft is loaded.
+It does not import peft: where a model holds its layers, peft is loaded.
 """
 
 # ruff: noqa: ANN401  the layers are classes of peft
@@ -88,12 +87,6 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
     """Whether the module called ``name`` is an A or a B of one of ``sites``."""
     around = within(sites, name)
     return around is not None and name[len(around) + 1 :].startswith(("lora_A.", "lora_B."))
-
-
-def base_of(layer: Any) -> nn.Module:
-    """The layer that an adapted layer wraps; itself where its kind of adapter wraps none."""
-    base: nn.Module = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-    return base
 
 
 def problems(layer: Any, unit: Unit) -> dict[str, str | None]:

@@ -127,10 +127,7 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
 
 
 def _lets_another_step(optimizer: Optimizer) -> bool:
-    """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeRO), whose own steps then decay.
-
-    Within ZeroRedundancyOptimizer it holds the parameters of this rank only, and is followed by a broadcast.
-    """
+    """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeroRedundancyOptimizer), whose own steps then decay."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return any(
         isinstance(inner, Optimizer)

@@ -12,10 +12,8 @@ attended tokens and features.
 
 There is no second model: the same modules compute the start's answers with the anchors in place of every trained
 weight, biases and norms included, in eval mode and without a gradient. That costs one forward pass, and a copy of the
-trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied.
-
-What it needs: the loss, so a line in the training loop; see :func:`output_penalty`. What it does not anchor: buffers,
-such as the running means of batch normalisation.
+trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied. It
+needs a line in the training loop, see :func:`output_penalty`. Buffers, such as running means, are not anchored.
 
 Under FSDP2 each rank puts its part of the anchors into its part of the weights for that pass, and FSDP2 gathers them;
 one more copy of each rank's part is held during the pass. Beside a mixing method that is refused: FSDP2 keeps one

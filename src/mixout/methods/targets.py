@@ -20,11 +20,7 @@ ON_CHANGE: list[Callable[[], None]] = []  # called where a target has come or go
 
 
 class Target:
-    """A weight that decays, by its module and field, since tools exchange Parameter objects.
-
-    A copy of the module, or of a model around it, decays its own weight. The module is referred to weakly, so that a
-    model that is deleted is freed at once.
-    """
+    """A weight that decays, by its module and field, since tools exchange Parameter objects; a copy decays its own."""
 
     def __init__(
         self,
@@ -35,7 +31,7 @@ class Target:
         importance: Anchor | None = None,
         unit: float = 1.0,
     ) -> None:
-        self._module = weakref.ref(module)
+        self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
         self.field = field
         self.anchor = anchor
         self.method = method

@@ -7,11 +7,8 @@
     grad_w[:,K] = s g^T x[:, K]      with kept columns K; or s (g^T x) * M for any other mask
 
 Autograd sees Phi in place of w, and gets w's gradient. Phi itself is kept for backward, not made again: under FSDP2 it
-is a parameter whose memory is freed and filled again in between.
-
-Differentiable twice: x[:, K] enters the function as an input of its own, so that a second derivative reaches x, and in
-``grad_x`` Phi stands for a function of w with the slope s M. The result is no view, so that it may be changed in place;
-FSDP2 warns of modules that return views.
+is a parameter whose memory is freed and filled again in between. Differentiable twice: in ``grad_x`` Phi stands for a
+function of w with the slope s M. The result is no view: FSDP2 warns of modules that return views.
 """
 
 from __future__ import annotations
@@ -113,8 +110,7 @@ def gathered_linear(
 ) -> Tensor:
     """The linear ``y = x Phi^T + b``, whose gradient with respect to ``phi`` is the one with respect to w.
 
-    x is (..., in) and b (out,), both in the dtype to compute in. ``check`` is called with ``draw`` in the backward
-    pass, before ``phi`` is read, and raises if it is another draw's by now.
+    ``check`` is called with ``draw`` in the backward pass before ``phi`` is read, and raises if that is another draw's.
     """
     x_kept = None
     if phi.requires_grad and torch.is_grad_enabled():

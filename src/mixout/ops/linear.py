@@ -16,12 +16,12 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
 
 All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. In graphs of
 ``torch.compile`` :mod:`mixout.ops.compiled` takes their place on a CPU. All take x (..., in) in the dtype to compute
-in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give (..., out). Gradients are
-``exact``, the derivative of the forward; ``paper``, without the factor s; or, of :func:`dense` alone, ``dense``, g^T x.
+in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give (..., out).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,8 +48,7 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
 class _Linear(torch.autograd.Function):
     """Rows of x to rows of y.
 
-    With ``kept``, x_kept = x[:, kept] is an input of its own, so that a second derivative finds its way to x through
-    the indexing; a first one for it is not given here, since that of x is whole.
+    With ``kept``, x_kept = x[:, kept] is an input of its own, so that a second derivative finds its way to x.
     """
 
     generate_vmap_rule = True
@@ -112,13 +111,10 @@ class _Linear(torch.autograd.Function):
 def thin_gradient(
     grad: Tensor, x_kept: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, slope: float
 ) -> Tensor:
-    """The weight's gradient, (out, in): ``slope`` g^T x[:, K] at the places ``kept``, and 0 elsewhere.
-
-    Computed as its transpose, (|K|, out): a product with few rows is faster than one with few columns. An index that
-    ``kept`` holds several times counts once.
-    """
+    """The weight's gradient, (out, in): ``slope`` g^T x[:, K] at ``kept``, where an index counts once; 0 elsewhere."""
+    # As its transpose, (|K|, out): a product with few rows is faster than one with few columns.
     rows = x_kept.t() @ grad
-    if kernels.places(rows, shape):
+    if math.prod(shape) < kernels.LARGEST and kernels.available(rows):
         return kernels.place(rows, kept, shape, dtype, slope)
     columns = rows.t().to(dtype).mul_(slope)
     place = torch.Tensor.index_copy if torch.is_grad_enabled() else torch.Tensor.index_copy_  # vmap knows the former

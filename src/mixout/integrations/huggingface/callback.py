@@ -156,7 +156,7 @@ def _with_anchors(saved: dict[str, Any], state: TrainerState, folder: Path) -> d
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
-    """Give ``trainer`` an :class:`MixoutCallback` that comes before its loggers, so that each gets what it logs.
+    """Give ``trainer`` a :class:`MixoutCallback` that comes before its loggers, so that each gets what it logs.
 
     Args:
         trainer: a Trainer of transformers, TRL or sentence-transformers, before ``train()``.
@@ -171,7 +171,7 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
     """
     callbacks = trainer.callback_handler.callbacks
     if any(isinstance(callback, MixoutCallback) for callback in callbacks):
-        raise MixoutError("expected a trainer without an MixoutCallback, got one with it; leave out one of the two")
+        raise MixoutError("expected a trainer without a MixoutCallback, got one with it; leave out one of the two")
     callback = MixoutCallback(schedule=schedule, log=log)
     callbacks.insert(0, callback)
     return callback
