@@ -213,9 +213,9 @@ def adapted_layers(model: nn.Module, applied: Applied | None = None) -> dict[str
     }
 
 
-def has_anchors(model: nn.Module, applied: Applied | None = None) -> bool:
-    """Whether there is an anchor on the modules of ``model``, or on those that one application has changed."""
-    return bool(anchored_weights(model, applied) or adapted_layers(model, applied))
+def has_anchors(model: nn.Module) -> bool:
+    """Whether there is an anchor on a module of ``model``."""
+    return bool(anchored_weights(model) or adapted_layers(model))
 
 
 def check_anchored(model: nn.Module) -> None:

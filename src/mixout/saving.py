@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mixout import anchor as anchors
 from mixout.anchor import OwnWeight
+from mixout.anchor import fingerprint as fingerprint_of
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed, MovingAnchor, Share, lora, parameter
 from mixout.masks import check_p
@@ -102,7 +102,7 @@ def fingerprint(model: nn.Module) -> str:
         NotAppliedError: if the model holds no anchor.
     """
     check_anchored(model)
-    return anchors.fingerprint(_digests(model))
+    return fingerprint_of(_digests(model))
 
 
 def save_state(model: nn.Module, *, tensors: bool = True) -> dict[str, Any]:
@@ -191,14 +191,14 @@ def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
 
 def _fingerprint(model: nn.Module, applied: Applied) -> str | None:
     found = _digests(model, applied)
-    return anchors.fingerprint(found) if found else None
+    return fingerprint_of(found) if found else None
 
 
 def _importance(model: nn.Module, applied: Applied) -> str | None:
     """The fingerprint of the weights that AnchorDecay was given."""
     held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
     found = [target.importance.digest for target in held if target.importance is not None]
-    return anchors.fingerprint(found) if found else None
+    return fingerprint_of(found) if found else None
 
 
 def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
     A subclass that leaves the forward as it is counts as its base, with a mixed class of its own.
     """
     if in_parts(module._parameters.get("weight")):
-        return _of_parts().mixed_class(module) if plain_type(module) is nn.Linear else None  # type: ignore[no-any-return]
+        return _of_parts().mixed_class(module) if plain_type(module) is nn.Linear else None
     kind, found = type(module), find(module)
     if found is None or not keeps_forward(kind, found[0]) or kind is NonDynamicallyQuantizableLinear:
         return None
