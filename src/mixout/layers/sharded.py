@@ -39,7 +39,7 @@ from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.gathered import Draw, gathered_linear
 from mixout.ops.mix import autocast_dtype, interpolate, mix
 from mixout.parts import of_part, own_part
-from mixout.passes import toss
+from mixout.passes import new_draw
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
 
@@ -123,7 +123,7 @@ class TensorParallelLinear(Mixed, nn.Linear):
             return nn.Linear.forward(self, input)
         self.count_pass()
         options = self.mix_options()
-        draw = toss(tuple(self.weight.shape), self.weight.device, options)
+        draw = new_draw(tuple(self.weight.shape), self.weight.device, options)
         if draw is None:
             return nn.Linear.forward(self, input)
         weight, anchor, mask = _own(self, self.weight, draw)
@@ -265,7 +265,7 @@ def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
     # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
     device = layer.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return toss(tuple(shape), device, layer.mix_options())
+        return new_draw(tuple(shape), device, layer.mix_options())
 
 
 def _wants_phi(layer: ShardedLinear) -> bool:

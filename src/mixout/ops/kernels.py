@@ -89,7 +89,7 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
 
 
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
-    """A matrix that is 0 but for the rising columns ``kept``, which are ``scale`` times the rows of ``columns``.
+    """A matrix that is 0 except for the rising columns ``kept``, which are ``scale`` times the rows of ``columns``.
 
     Of an index that is there several times the first row counts. :func:`available` holds for ``columns``, (|K|, out).
     """
