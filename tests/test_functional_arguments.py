@@ -1,10 +1,13 @@
-"""What mix, mixed_linear and mixed_embedding refuse, and odd inputs that they take."""
+"""What mix and mixed_linear refuse, and odd inputs that they take."""
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
-from mixout.functional import mix, mixed_embedding, mixed_linear
+import mixout
+from mixout.functional import mix, mixed_linear
+from mixout.passes import MixOptions, embedding_pass
 
 W = torch.ones(4, 3)
 
@@ -28,8 +31,6 @@ def test_bad_arguments_say_expected_and_got(arguments, message):
     with pytest.raises(ValueError, match=message):
         mix(**given)
     with pytest.raises(ValueError, match=message):
-        mixed_embedding(torch.tensor([0]), **given)
-    with pytest.raises(ValueError, match=message):
         mixed_linear(torch.ones(2, 3), **given)
 
 
@@ -39,8 +40,6 @@ def test_a_tensor_p_is_checked_too(p, dtype):
     given = {"weight": W, "anchor": None, "p": torch.tensor(p, dtype=dtype)}
     with pytest.raises(ValueError, match="expected p"):
         mix(**given)
-    with pytest.raises(ValueError, match="expected p"):
-        mixed_embedding(torch.tensor([0]), **given)
     assert mix(W, None, torch.tensor(1.0, dtype=dtype)).equal(torch.zeros(4, 3))
 
 
@@ -132,7 +131,7 @@ def test_p_zero_draws_nothing():
     x = torch.zeros(2, 3)
     mix(W, None, 0.0)
     mixed_linear(x, W, None, p=0.0)
-    mixed_embedding(torch.tensor([0]), W, None, p=0.0)
+    embedding_pass(torch.tensor([0]), W, None, MixOptions(0.0))
     assert torch.get_rng_state().equal(state)
 
 
@@ -150,3 +149,26 @@ def test_vmap_over_weights():
     kept = (out != u).any(dim=1)
     assert out.shape == (5, 4, 3)
     assert (kept == kept[0]).all()
+
+
+@pytest.mark.parametrize("form", ["auto", "lean"])
+@pytest.mark.parametrize("unit", ["input", "output"])
+def test_vmap_with_a_mask_for_each_example(unit, form):
+    """Oracle: the columns or rows in which each example's gradient is not zero."""
+    model = mixout.apply_(nn.Linear(30, 30, bias=False), mixout.Mixout(0.5, unit=unit), form=form)
+
+    def gradients(model, randomness):
+        loss = lambda w, x: torch.func.functional_call(model, {"weight": w}, (x,)).sum()  # noqa: E731
+        per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness=randomness)
+        return per_example(model.weight.detach(), torch.ones(6, 30))
+
+    kept = gradients(model, "different") != 0
+    lines = kept.any(dim=1 if unit == "input" else 2)
+    assert kept.sum() == 30 * lines.sum()
+    assert len({tuple(line.tolist()) for line in lines}) == 6
+    assert len(gradients(model, "same").unique(dim=0)) == 1
+    for every in (1, 2):
+        seeded = mixout.apply_(nn.Linear(30, 30), mixout.Mixout(0.5, unit=unit, every=every), seed=3, form=form)
+        with pytest.raises(mixout.MixoutError, match='randomness="same"'):
+            gradients(seeded, "different")
+        assert len(gradients(seeded, "same").unique(dim=0)) == 1

@@ -11,11 +11,6 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
     """A ``__getattr__`` for ``module``, whose ``names`` of an earlier version lead to the present ones.
 
     An old name raises an ImportError: ``from module import name`` replaces an AttributeError by one of its own words.
-
-    Example:
-        >>> renamed("shapes", {"Ring": "Torus"})("Ring")
-        Traceback (most recent call last):
-        ImportError: module 'shapes' has no attribute 'Ring'; it is called Torus now
     """
 
     def look_up(name: str) -> NoReturn:

@@ -20,7 +20,7 @@ from mixout.layers import is_linear, lora
 from mixout.methods import METHODS as LIBRARY
 from mixout.methods import AnchorDecay, Method
 from mixout.methods import parse as parse_with
-from mixout.methods.fisher import fisher
+from mixout.methods.likelihood import fisher
 from mixout.selection import Selection
 
 with needs("hf", "fine-tuning"):
