@@ -1,4 +1,4 @@
-"""mix, mixed_linear and the embedding's pass: the definition, exactly, by enumeration of masks and by gradcheck."""
+"""mix, mixed_linear, mixed_embedding: the definition, exactly, by enumeration of masks and by gradcheck."""
 
 import itertools
 
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from mixout import passes
-from mixout.functional import mix, mixed_linear
-from mixout.passes import MixOptions, embedding_pass
+from mixout.functional import mix, mixed_embedding, mixed_linear
 
 UNITS = ["input", "output", "element"]
 MASK_SHAPES = {"input": (1, 3), "output": (2, 1), "element": (2, 3)}
@@ -101,7 +100,7 @@ def test_mixed_embedding_is_unbiased_over_all_masks(monkeypatch):
     mean = torch.zeros(2, 2, 3, dtype=torch.float64)
     for mask, chance in all_masks((4, 1), p):
         fix_mask(monkeypatch, mask)
-        mean += chance * embedding_pass(index, w, u, MixOptions(p))
+        mean += chance * mixed_embedding(index, w, u, p=p)
     torch.testing.assert_close(mean, w[index], rtol=1e-12, atol=1e-12)
 
 
@@ -138,7 +137,7 @@ def test_gradcheck_of_mixed_embedding(unit):
 
     def fixed(weight):
         torch.manual_seed(1)
-        return embedding_pass(torch.tensor([[0, 2, 2], [4, 0, 1]]), weight, u, MixOptions(0.5, unit))
+        return mixed_embedding(torch.tensor([[0, 2, 2], [4, 0, 1]]), weight, u, p=0.5, unit=unit)
 
     assert torch.autograd.gradcheck(fixed, w.requires_grad_())
 

@@ -1,4 +1,4 @@
-"""What mix and mixed_linear refuse, and odd inputs that they take."""
+"""What mix, mixed_linear and mixed_embedding refuse, and odd inputs that they take."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 import mixout
-from mixout.functional import mix, mixed_linear
-from mixout.passes import MixOptions, embedding_pass
+from mixout.functional import mix, mixed_embedding, mixed_linear
 
 W = torch.ones(4, 3)
 
@@ -31,6 +30,8 @@ def test_bad_arguments_say_expected_and_got(arguments, message):
     with pytest.raises(ValueError, match=message):
         mix(**given)
     with pytest.raises(ValueError, match=message):
+        mixed_embedding(torch.tensor([0]), **given)
+    with pytest.raises(ValueError, match=message):
         mixed_linear(torch.ones(2, 3), **given)
 
 
@@ -40,6 +41,8 @@ def test_a_tensor_p_is_checked_too(p, dtype):
     given = {"weight": W, "anchor": None, "p": torch.tensor(p, dtype=dtype)}
     with pytest.raises(ValueError, match="expected p"):
         mix(**given)
+    with pytest.raises(ValueError, match="expected p"):
+        mixed_embedding(torch.tensor([0]), **given)
     assert mix(W, None, torch.tensor(1.0, dtype=dtype)).equal(torch.zeros(4, 3))
 
 
@@ -131,7 +134,7 @@ def test_p_zero_draws_nothing():
     x = torch.zeros(2, 3)
     mix(W, None, 0.0)
     mixed_linear(x, W, None, p=0.0)
-    embedding_pass(torch.tensor([0]), W, None, MixOptions(0.0))
+    mixed_embedding(torch.tensor([0]), W, None, p=0.0)
     assert torch.get_rng_state().equal(state)
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import embedding, linear
 
-from mixout.functional import mix, mixed_linear
-from mixout.passes import MixOptions, embedding_pass
+from mixout.functional import mix, mixed_embedding, mixed_linear
 
 UNITS = ["input", "output", "element"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -32,7 +31,7 @@ def test_w_equal_u_gives_exactly_u(dtype, unit, p):
     assert same_bits(mix(u.clone(), u, p, unit=unit), u)
     assert same_bits(mix(u.clone(), u, torch.tensor(p, dtype=torch.float64), unit=unit), u)
     assert same_bits(mixed_linear(x, u.clone(), u, p=p, unit=unit), linear(x, u))
-    assert same_bits(embedding_pass(index, u.clone(), u, MixOptions(p, unit)), u)
+    assert same_bits(mixed_embedding(index, u.clone(), u, p=p, unit=unit), u)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
@@ -45,7 +44,7 @@ def test_the_ends_are_w_and_u_bit_for_bit(dtype, unit, as_tensor):
         q = torch.tensor(p, dtype=torch.float64) if as_tensor else p
         assert same_bits(mix(w, u, q, unit=unit), phi)
         assert same_bits(mixed_linear(x, w, u, p=q, unit=unit), linear(x, phi))
-        assert same_bits(embedding_pass(index, w, u, MixOptions(q, unit)), embedding(index, phi))
+        assert same_bits(mixed_embedding(index, w, u, p=q, unit=unit), embedding(index, phi))
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -89,7 +88,7 @@ def test_in_bf16_the_gradients_scale_is_not_rounded(unit, path):
         mixed_linear(torch.eye(200, dtype=torch.bfloat16), w, u, p=p, unit=unit).backward(g)
         g = g.t()
     else:
-        embedding_pass(torch.arange(200), w, u, MixOptions(p, unit)).backward(g)
+        mixed_embedding(torch.arange(200), w, u, p=p, unit=unit).backward(g)
     kept = w.grad != 0
     ratio = (w.grad[kept].double() / g[kept].double()).mean().item()
     assert ratio == pytest.approx(1 / (1 - p), rel=torch.finfo(torch.bfloat16).eps / 20)
@@ -162,4 +161,4 @@ def test_an_anchor_of_another_dtype_is_matched():
     for unit in UNITS:
         assert mixed_linear(torch.ones(2, 11), w, u.double(), p=0.5, unit=unit).dtype == torch.float32
         assert mix(w.bfloat16(), u, 0.5, unit=unit).dtype == torch.bfloat16
-    assert embedding_pass(torch.tensor([1]), w, u.bfloat16(), MixOptions(0.5)).dtype == torch.float32
+    assert mixed_embedding(torch.tensor([1]), w, u.bfloat16(), p=0.5).dtype == torch.float32

@@ -1,10 +1,12 @@
-"""mix() and mixed_linear(): argument checks, then one of the passes of :mod:`mixout.passes`.
+"""mix(), mixed_linear() and mixed_embedding(): argument checks, then one of the passes of :mod:`mixout.passes`.
 
-For layers of your own: both take plain tensors and know nothing of modules. In eval mode do not call them; use
+For layers of your own: all take plain tensors and know nothing of modules. In eval mode do not call them; use
 ``weight``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
 from mixout.ops.mix import autocast_dtype
 from mixout.ops.reference import GRADIENTS, Gradient
-from mixout.passes import FORMS, Form, MixOptions, check_dense, linear_pass, phi_pass
+from mixout.passes import FORMS, Form, MixOptions, check_dense, embedding_pass, linear_pass, phi_pass
 from mixout.streams import Stream
 
 
@@ -122,6 +124,51 @@ def mixed_linear(
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     anchor = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
     return linear_pass(x, weight, anchor, bias, MixOptions(p, unit, gradient, noise, stream, form))
+
+
+def mixed_embedding(
+    index: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    *,
+    p: float | Tensor,
+    unit: Unit = "input",
+    gradient: Gradient = "exact",
+    noise: Noise = "bernoulli",
+    stream: Stream | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Tensor:
+    r"""Rows ``index`` of one draw of Phi, without making the rest of Phi.
+
+    An embedding is a linear on one-hot vectors: a token is an input neuron, its row is its unit, and all its
+    occurrences in the batch share one entry of the mask.
+
+    Args:
+        index: integers of any shape.
+        weight: w, (tokens, features).
+        anchor: u, like ``weight``; None for u = 0.
+        p: probability that a unit is replaced by the anchor, in [0, 1].
+        unit: ``input`` is a token, ``output`` a feature; see :func:`mix`.
+        gradient: see :func:`mix`.
+        noise: see :func:`mix`.
+        stream: see :func:`mix`.
+        options: passed to :func:`torch.nn.functional.embedding` (``padding_idx``, ``sparse``, ...).
+
+    Returns:
+        (..., features).
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if an argument is out of its range or shapes do not fit.
+
+    Example:
+        >>> w, u = torch.ones(4, 2), torch.zeros(4, 2)
+        >>> mixed_embedding(torch.tensor([3]), w, u, p=1.0)
+        tensor([[0., 0.]])
+    """
+    _check(weight, anchor, unit, gradient, noise, 0)
+    given = MixOptions(_checked(p, noise), unit, gradient, noise, stream)
+    return embedding_pass(index, weight, anchor, given, **options)
 
 
 def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:

@@ -80,7 +80,7 @@ def embedding_pass(
     options: MixOptions,
     **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
-    """Rows ``index`` of Phi, without making the rest of it; a token is an input neuron, whose row is its unit."""
+    """Rows of Phi; see :func:`mixout.functional.mixed_embedding`."""
     rows = torch.nn.functional.embedding(index, weight, **kwargs)
     if not isinstance(options.p, Tensor) and options.p == 0.0:
         return rows
