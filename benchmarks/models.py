@@ -128,8 +128,12 @@ class Setting:
             return apply_authors_(model, float(self.method[len("authors(") : -1]))
         options: dict[str, Any] = {"form": self.form, "seed": self.seed}
         if self.anchor == "bf16":  # as the weights of a checkpoint in bfloat16, which that dtype holds exactly
-            return mixout.apply_(model.bfloat16().float(), self.method, anchor_dtype=torch.bfloat16, **options)
-        return mixout.apply_(model, self.method, anchor_device="cpu" if self.anchor == "host" else None, **options)
+            return mixout.apply_(
+                model.bfloat16().float(), self.method, anchor=mixout.Anchor(dtype=torch.bfloat16), **options
+            )
+        return mixout.apply_(
+            model, self.method, anchor=mixout.Anchor(device="cpu") if self.anchor == "host" else None, **options
+        )
 
     @property
     def spared(self) -> float:

@@ -107,10 +107,10 @@ def test_a_value_the_order_or_a_dtype_at_capture_changes_it_and_names_do_not():
 
 
 def test_how_an_anchor_is_kept_is_not_what_it_is():
-    """anchor_dtype and anchor_device train bit for bit alike, so either may resume the other's run."""
+    """Another dtype and place of the anchor train bit for bit alike, so either may resume the other's run."""
     model = net().bfloat16().float()
     usual = mixout.apply_(copy.deepcopy(model), Mixout(0.5))
-    for options in ({"anchor_dtype": torch.bfloat16}, {"anchor_device": "cpu"}):
+    for options in ({"anchor": mixout.Anchor(dtype=torch.bfloat16)}, {"anchor": mixout.Anchor(device="cpu")}):
         kept = mixout.apply_(copy.deepcopy(model), Mixout(0.5), **options)
         assert mixout.fingerprint(kept) == mixout.fingerprint(usual)
     # From a file, a state dict or a model it is the same as from the weights themselves.
@@ -161,10 +161,10 @@ def test_a_run_that_was_cast_resumes_exactly(cast, when):
     ],
     ids=["emptied", "meta", "emptied on meta"],
 )
-@pytest.mark.parametrize("options", [{}, {"anchor_dtype": torch.float64}, {"anchor_device": "cpu"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}, {"device": "cpu"}], ids=str)
 def test_weights_may_go_and_come_back_and_the_anchor_stays(away, options):
     """to_empty fills what it sees with garbage, meta drops it: the anchor's values must be neither's."""
-    whole, emptied = mixed(**options), mixed(**options)
+    whole, emptied = (mixed(anchor=mixout.Anchor(**options)) for _ in range(2))
     weights = copy.deepcopy(emptied.state_dict())
     away(emptied).load_state_dict(weights)
     assert all(a.equal(b) for a, b in zip(anchors(emptied), anchors(whole), strict=True))
@@ -182,7 +182,7 @@ def test_an_anchor_is_cast_like_its_weight():
         model = model.to(weights[0].dtype)
         assert all(a.equal(w) and a.dtype == w.dtype for a, w in zip(anchors(model), weights, strict=True))
     assert mixout.distance(model).total == 0.0  # the weights went the same way
-    fixed = mixed(anchor_dtype=torch.float64).half().float()
+    fixed = mixed(anchor=mixout.Anchor(dtype=torch.float64)).half().float()
     assert {t.dtype for t in anchors(fixed)} == {torch.float64}
 
 

@@ -35,17 +35,21 @@ def anchors(model):
 
 
 @pytest.mark.parametrize("split", [0, 10**9])
-@pytest.mark.parametrize("options", [{"anchor_dtype": torch.bfloat16}, {"anchor_device": "cpu"}], ids=["bf16", "host"])
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": torch.bfloat16}, {"device": "cpu"}],
+    ids=["bf16", "host"],
+)
 @pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
 def test_training_is_that_with_the_default_anchor_bit_for_bit(method, options, split, monkeypatch):
     monkeypatch.setattr(passes, "SPLIT_BELOW", split)
-    usual, kept = train(net(), method), train(net(), method, **options)
+    usual, kept = train(net(), method), train(net(), method, anchor=mixout.Anchor(**options))
     assert all(a.equal(b) for a, b in zip(usual.parameters(), kept.parameters(), strict=True))
     assert mixout.distance(usual).total == mixout.distance(kept).total > 0
 
 
 def test_a_bf16_anchor_stays_half_as_large_through_casts_copies_and_passes():
-    model = train(net(), Mixout(0.5), anchor_dtype=torch.bfloat16)
+    model = train(net(), Mixout(0.5), anchor=mixout.Anchor(dtype=torch.bfloat16))
     for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double(), model.half()):
         assert {t.dtype for t in anchors(one)} == {torch.bfloat16}
     saved = []
@@ -60,19 +64,45 @@ def test_a_dtype_that_would_round_the_anchor_is_refused():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"expected an anchor that torch.bfloat16 holds exactly, got '0.weight'"):
-        mixout.apply_(model, Mixout(0.5), anchor_dtype=torch.bfloat16)
+        mixout.apply_(model, Mixout(0.5), anchor=mixout.Anchor(dtype=torch.bfloat16))
     assert type(model[0]) is nn.Linear
-    with pytest.raises(ValueError, match="expected anchor_dtype as a floating point dtype"):
-        mixout.apply_(model, Mixout(0.5), anchor_dtype=torch.int8)
-    with pytest.raises(ValueError, match="expected anchor_device 'cpu' or None, got 'cuda'"):
-        mixout.apply_(model, Mixout(0.5), anchor_device="cuda")
+    with pytest.raises(ValueError, match="expected dtype as a floating point dtype"):
+        mixout.apply_(model, Mixout(0.5), anchor=mixout.Anchor(dtype=torch.int8))
+    with pytest.raises(ValueError, match="expected device 'cpu' or None, got 'cuda'"):
+        mixout.apply_(model, Mixout(0.5), anchor=mixout.Anchor(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ({"anchor_dtype": torch.bfloat16}, "write anchor=mixout.Anchor(dtype=...)"),
+        ({"anchor_device": "cpu"}, 'write anchor=mixout.Anchor(device="cpu")'),
+        ({"scope": "rank"}, 'write seed=mixout.Seed(scope="rank")'),
+        ({"were": "all"}, "unexpected keyword 'were'; did you mean 'where'?"),
+    ],
+)
+def test_a_former_keyword_leads_to_the_present_one(former, present):
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(TypeError) as refused:
+        mixout.apply_(model, Mixout(0.5), **former)
+    assert present in str(refused.value)
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_seed_says_the_same_as_its_number():
+    found = []
+    for seed in (3, mixout.Seed(3)):
+        model = mixout.apply_(nn.Sequential(nn.Linear(64, 8, bias=False)), Mixout(0.5), anchor=0, seed=seed)
+        found.append(model(torch.eye(64)) != 0)
+    assert found[0].equal(found[1])
+    assert mixout.state(model).seed == 3
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", [Mixout(0.5), Mixconnect(0.5)], ids=mixout.methods.spell)
 def test_a_host_anchor_stays_pinned_on_the_host(method):
-    usual, kept = train(net(), method, "cuda"), train(net(), method, "cuda", anchor_device="cpu")
+    usual, kept = train(net(), method, "cuda"), train(net(), method, "cuda", anchor=mixout.Anchor(device="cpu"))
     assert all(t.device.type == "cpu" and t.is_pinned() for t in anchors(kept))
     for a, b in zip(usual.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(a, b)

@@ -60,12 +60,13 @@ def test_with_the_same_coins_it_is_the_other_forms(native, method):
         assert a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("options", [{"anchor": 0}, {"anchor_dtype": torch.bfloat16}], ids=["zero", "bfloat16"])
+@pytest.mark.parametrize("options", [{"source": 0}, {"dtype": torch.bfloat16}], ids=["zero", "bfloat16"])
 def test_any_anchor(native, options):
     native(False)
-    expected = step(Mixout(0.5), seed=7, **options)
+    anchor = mixout.Anchor(**options)
+    expected = step(Mixout(0.5), seed=7, anchor=anchor)
     native(True)
-    for a, b in zip(step(Mixout(0.5), seed=7, **options), expected, strict=True):
+    for a, b in zip(step(Mixout(0.5), seed=7, anchor=anchor), expected, strict=True):
         assert (a - b).norm() <= 0.02 * b.norm()
 
 

@@ -140,7 +140,7 @@ def test_a_kept_anchor_of_another_dtype():
     with torch.no_grad():
         model[0].weight.copy_(model[0].weight.bfloat16())
         model[2].weight.copy_(model[2].weight.bfloat16())
-    start = bits(mixout.apply_(model, Mixout(0.5), anchor_dtype=torch.bfloat16))
+    start = bits(mixout.apply_(model, Mixout(0.5), anchor=mixout.Anchor(dtype=torch.bfloat16)))
     end = bits(trained(model))
     mixout.interpolate_(model, 0.5)
     torch.testing.assert_close(model[0].weight.detach(), (start["0.weight"] + end["0.weight"]) / 2)

@@ -4,6 +4,8 @@ from mixout import functional as functional
 from mixout import methods as methods
 from mixout import optim as optim
 from mixout import schedule as schedule
+from mixout.apply import Anchor as Anchor
+from mixout.apply import Seed as Seed
 from mixout.apply import apply_ as apply_
 from mixout.apply import by_depth as by_depth
 from mixout.apply import remove_ as remove_

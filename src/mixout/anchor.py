@@ -1,8 +1,8 @@
 """Frozen starting weights: held beside the weights, and identified.
 
-An :class:`Anchor` is neither parameter nor buffer: absent from the state dict, from DDP's broadcasts and from every
-optimizer. It never shares memory with the weight. Layers that share a weight share its anchor, and so do deep copies of
-a model (an EMA), since an anchor's tensor is never changed in place.
+An :class:`AnchorTensor` is neither parameter nor buffer: absent from the state dict, from DDP's broadcasts and from
+every optimizer. It never shares memory with the weight. Layers that share a weight share its anchor, and so do deep
+copies of a model (an EMA), since an anchor's tensor is never changed in place.
 
 An anchor is identified by the :func:`digest` of what was captured, computed once. It stays the same when the model is
 cast, moved, copied or sharded; a model's :func:`fingerprint` follows from the digests alone.
@@ -26,7 +26,7 @@ from mixout.sources import AnchorSource, lookup
 ZERO = "0"  # the digest of u = 0
 
 
-class Anchor:
+class AnchorTensor:
     """The tensor u that a weight is mixed with; ``tensor`` None stands for u = 0."""
 
     def __init__(self, tensor: Tensor | None = None, digest: str = ZERO, *, fixed: bool = False) -> None:
@@ -36,11 +36,11 @@ class Anchor:
         self._elsewhere: Tensor | None = None
 
     @property
-    def start(self) -> Anchor:
+    def start(self) -> AnchorTensor:
         """The anchor of the starting weight: this one, unless it moves."""
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Anchor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AnchorTensor:
         return copy.copy(self)  # shares the tensor, which is constant
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -84,7 +84,7 @@ class Anchor:
         return laid_out(moved, weight)
 
 
-class OwnWeight(Anchor):
+class OwnWeight(AnchorTensor):
     """The weight itself as the anchor: Phi is w, and only the gradient is masked."""
 
     def beside(self, weight: Tensor) -> Tensor:
@@ -108,15 +108,15 @@ class AnchorStore:
     ) -> None:
         self._dtype = dtype
         self._host = host
-        self._made: dict[int, Anchor] = {}
+        self._made: dict[int, AnchorTensor] = {}
         self._find = lookup(model, source)
         self.of_this_moment = source is None
 
-    def anchor(self, name: str, parameter: Tensor) -> Anchor:
+    def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:
         """The anchor of ``parameter``, whose dotted name is ``name``; the same object for a tied parameter."""
         if id(parameter) not in self._made:
             tensor = self._read(name, parameter)
-            self._made[id(parameter)] = Anchor() if tensor is None else self._capture(name, tensor, parameter)
+            self._made[id(parameter)] = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
         return self._made[id(parameter)]
 
     def tensor(self, name: str, parameter: Tensor) -> Tensor | None:
@@ -128,7 +128,7 @@ class AnchorStore:
         found = self._find(name, parameter)
         return None if found is None else found.detach().to(parameter.device, parameter.dtype, copy=True)
 
-    def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> Anchor:
+    def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         """Identified by its values in the weight's dtype, then in the dtype and the memory in which it is kept."""
         identity = digest(tensor)
         tensor = laid_out(tensor, parameter)
@@ -137,27 +137,27 @@ class AnchorStore:
             if not narrow.to(tensor.dtype).equal(tensor):
                 raise ValueError(
                     f"expected an anchor that {self._dtype} holds exactly, got {name!r}, which it would round; "
-                    "leave anchor_dtype out, or start from a checkpoint in that dtype"
+                    "leave dtype out of mixout.Anchor, or start from a checkpoint in that dtype"
                 )
             tensor = narrow
         if self._host:
             if hasattr(tensor, "placements"):
                 raise MixoutError(
                     f"expected the anchor of {name!r} beside its weight, which lies in parts on several ranks, got "
-                    'anchor_device="cpu"; leave it out: the anchor lies in parts too'
+                    'mixout.Anchor(device="cpu"); leave it out: the anchor lies in parts too'
                 )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
-        return Anchor(tensor, identity, fixed=self._host or self._dtype is not None)
+        return AnchorTensor(tensor, identity, fixed=self._host or self._dtype is not None)
 
 
 class ImportanceStore(AnchorStore):
     """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
 
-    def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> Anchor:
+    def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):
             raise ValueError(f"expected weights that are finite and at least 0, got others for {name!r}")
         narrow = tensor.to(torch.bfloat16)
-        return Anchor(laid_out(narrow, parameter), digest(narrow), fixed=True)
+        return AnchorTensor(laid_out(narrow, parameter), digest(narrow), fixed=True)
 
 
 def digest(tensor: Tensor) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Never, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from mixout._names import nearest
 from mixout.anchor import AnchorStore
 from mixout.body import blocks, warn_if_fine_tuned
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
@@ -30,19 +32,86 @@ from mixout.sources import AnchorSource, is_zero, uncompiled
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
+_FORMER = {
+    "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
+    "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
+    "scope": 'write seed=mixout.Seed(scope="rank")',
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """What is mixed in, and how it is kept: for ``anchor`` of :func:`apply_`.
+
+    Args:
+        source: as ``anchor`` itself: None for a copy of the current weights, a state dict, a file, a model, or 0.
+        dtype: to keep it in, which must hold it exactly, as bfloat16 holds the weights of a checkpoint in bfloat16; it
+            is cast in each pass. None for the weights' own.
+        device: ``"cpu"`` keeps it in the host's memory, pinned where there is a GPU, and copies each weight's in the
+            pass that reads it, for models whose anchors do not fit beside them. None: it follows the weights.
+
+    Raises:
+        ValueError: if ``dtype`` or ``device`` is out of its range.
+
+    Example:
+        >>> from mixout import Mixout
+        >>> model = nn.Sequential(nn.Linear(4, 3)).bfloat16().float()
+        >>> _ = apply_(model, Mixout(0.9), anchor=Anchor(dtype=torch.bfloat16))
+    """
+
+    source: AnchorSource = None
+    _: KW_ONLY
+    dtype: torch.dtype | None = None
+    device: Literal["cpu"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu"):
+            raise ValueError(
+                f"expected device 'cpu' or None, got {self.device!r}; by default anchors follow the weights"
+            )
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise ValueError(f"expected dtype as a floating point dtype, got {self.dtype}")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where masks come from, and which ranks share them: for ``seed`` of :func:`apply_`.
+
+    Args:
+        value: as ``seed`` itself: an integer from which masks follow, or None for torch's default generators.
+        scope: in a distributed run, whether ``"all"`` ranks draw the same masks, as one device would (without a value
+            they take rank 0's in their first training pass), or each ``"rank"`` its own. See docs/integrations/ddp.md.
+
+    Raises:
+        TypeError: if ``value`` is no integer.
+        ValueError: if ``scope`` is neither.
+
+    Example:
+        >>> Seed(3, scope="rank")
+        Seed(value=3, scope='rank')
+    """
+
+    value: int | None = None
+    _: KW_ONLY
+    scope: Scope = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, type(None))):
+            raise TypeError(f"expected seed to be an integer or None, got {self.value!r}")
+        if self.scope not in SCOPES:
+            raise ValueError(f"expected scope in {SCOPES}, got {self.scope!r}")
+
 
 def apply_(
     model: nn.Module,
     method: Method | str | Sequence[Method | str] | ByLayer,
     *,
     where: WhereLike = None,
-    anchor: AnchorSource = None,
-    seed: int | None = None,
-    scope: Scope = "all",
+    anchor: AnchorSource | Anchor = None,
+    seed: int | Seed | None = None,
     keep_dropout: bool = False,
-    anchor_dtype: torch.dtype | None = None,
-    anchor_device: Literal["cpu"] | None = None,
     form: Form = "auto",
+    **former: Never,
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
@@ -62,19 +131,14 @@ def apply_(
             regular expression on the names of linear layers; a :class:`mixout.Where`, for other types of layers too; or
             a predicate ``(name, module) -> bool`` on all layers that can be mixed.
         anchor: what is mixed in: None for a copy of the current weights; a state dict; a safetensors file or a folder
-            that holds one; another model; or 0. A layer that it lacks is left out as new, where nothing else tells a
-            model's new head.
+            that holds one; another model; or 0. :class:`Anchor` says how it is kept. A layer that it lacks is left out
+            as new, where nothing else tells a model's new head.
         seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
-            alone.
-        scope: in a distributed run, whether ``"all"`` ranks draw the same masks, as one device would (without a seed
-            they take rank 0's in their first training pass), or each ``"rank"`` its own. See docs/integrations/ddp.md.
+            alone. :class:`Seed` says which ranks share them.
         keep_dropout: leave the model's own dropouts on beside a mixing method.
-        anchor_dtype: keep the anchors in this dtype, which must hold them exactly, as bfloat16 holds the weights of a
-            checkpoint in bfloat16; they are cast in each pass. None for the weights' own.
-        anchor_device: ``"cpu"`` keeps the anchors in the host's memory, pinned where there is a GPU, and copies each in
-            the pass that reads it, for models whose anchors do not fit beside them. None: they follow the weights.
         form: how linear layers are computed: ``"auto"``, by device and size; ``"fast"``; or ``"lean"``, with the least
             memory. See :func:`mixout.functional.mixed_linear`.
+        former: keywords of version 0.1, which are refused with the names of today.
 
     Returns:
         ``model``.
@@ -99,18 +163,26 @@ def apply_(
 
     Source: Lee et al. 2020, section 3.
     """
+    kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
+    seeded = seed if isinstance(seed, Seed) else Seed(seed)
+    for name in former:
+        raise TypeError(
+            f"apply_ takes no keyword {name!r}; {_FORMER[name]}" if name in _FORMER
+            else f"apply_ got an unexpected keyword {name!r}{nearest(name, inspect.signature(apply_).parameters)}"
+        )  # fmt: skip
+    if form not in FORMS:
+        raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)
     methods = tuple(dict.fromkeys(one for rule in rules for one in rule.methods))
     whole, model = model, uncompiled(model)
     for rule in rules:
-        _check_methods(rule.methods, anchor)
-    _check_arguments(seed, scope, anchor_dtype, anchor_device, form)
+        _check_methods(rule.methods, kept.source)
     selection = resolve(where, model)
     check_applicable(model)
     reshard_(model)
-    anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
+    anchors = AnchorStore(model, kept.source, dtype=kept.dtype, host=kept.device is not None)
     try:
-        layers = spread_(model, rules, selection, anchors, seed, scope, form, keep_dropout=keep_dropout)
+        layers = spread_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
         if layers:
             left_out = selection.but(lambda name, _: not any(rule.fits(name) for rule in rules))
             check_reach(model, left_out)
@@ -210,8 +282,7 @@ def spread_(
     rules: Sequence[Rule],
     selection: Selection,
     anchors: Anchors,
-    seed: int | None = None,
-    scope: Scope = "all",
+    seed: Seed | None = None,
     form: Form = "auto",
     *,
     keep_dropout: bool = False,
@@ -219,8 +290,9 @@ def spread_(
     """Install each rule's methods where it is the first that fits; return the mixed layers by name."""
     set_dropouts_(model, [method for rule in rules for method in rule.methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
+    given = seed or Seed()
     for rule in rules:
-        applied = Applied(methods=rule.methods, seed=SharedSeed(seed, scope), where=selection.text)
+        applied = Applied(methods=rule.methods, seed=SharedSeed(given.value, given.scope), where=selection.text)
         layers |= install_(model, applied, rule.within(selection, rules), anchors, form, alone=len(rules) == 1)
     return layers
 
@@ -263,19 +335,6 @@ def _check_methods(methods: Sequence[Method], anchor: AnchorSource) -> None:
         raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
     if anchor is not None and not is_zero(anchor) and [m.anchor != "given" for m in mixing] == [True] * len(methods):
         raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
-
-
-def _check_arguments(seed: object, scope: object, dtype: torch.dtype | None, device: object, form: object) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
-        raise TypeError(f"expected seed to be an integer or None, got {seed!r}")
-    if scope not in SCOPES:
-        raise ValueError(f"expected scope in {SCOPES}, got {scope!r}")
-    if device not in (None, "cpu"):
-        raise ValueError(f"expected anchor_device 'cpu' or None, got {device!r}; by default anchors follow the weights")
-    if form not in FORMS:
-        raise ValueError(f"expected form in {FORMS}, got {form!r}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"expected anchor_dtype as a floating point dtype, got {dtype}")
 
 
 def check_applicable(model: nn.Module) -> None:

@@ -49,7 +49,7 @@ class RankMismatchError(MixoutError, RuntimeError):
     """Ranks of a distributed run differ where they should agree; the message says in what.
 
     What to do: apply the same method with the same seed to the same weights on every rank, or give each rank masks of
-    its own with ``scope="rank"``.
+    its own with ``mixout.Seed(scope="rank")``.
     """
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixout import disabling, dropouts
 from mixout._torch import managed_by_fsdp
-from mixout.anchor import ZERO, Anchor, AnchorStore, ImportanceStore, OwnWeight, digest
+from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, OwnWeight, digest
 from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.layers import (
@@ -42,7 +42,7 @@ class Unread:
 
     of_this_moment = True
 
-    def anchor(self, name: str, parameter: Tensor) -> Anchor:  # noqa: ARG002
+    def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:  # noqa: ARG002
         """The weight itself."""
         return OwnWeight()
 
@@ -106,12 +106,12 @@ def _mix_(
     wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
     found = _anchored(source, wanted, may_lack=selection.may_lack)
     applied.seed.subject = subject(str(applied), found)
-    swapped: list[tuple[str, nn.Module, Any, dict[str, Anchor]]]
+    swapped: list[tuple[str, nn.Module, Any, dict[str, AnchorTensor]]]
     swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
         base = ZERO if dry else digest(lora.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
-            swapped.append((f"{name}{part}", module, kind, {path: Anchor(None, base) for path in paths}))
+            swapped.append((f"{name}{part}", module, kind, {path: AnchorTensor(None, base) for path in paths}))
     around = [f"{block}." for block, _ in blocks(model)] if method.unit == "layer" else []
     for name, module, kind, held in swapped:
         block = next((outer[:-1] for outer in around if f"{name}.".startswith(outer)), name)
@@ -128,8 +128,11 @@ def _mix_(
 
 
 def _anchored(
-    anchor: Callable[[str, Tensor], Anchor], wanted: Mapping[str, tuple[nn.Module, Iterable[str]]], *, may_lack: bool
-) -> dict[str, dict[str, Anchor]]:
+    anchor: Callable[[str, Tensor], AnchorTensor],
+    wanted: Mapping[str, tuple[nn.Module, Iterable[str]]],
+    *,
+    may_lack: bool,
+) -> dict[str, dict[str, AnchorTensor]]:
     """The anchors of the weights of each module; without new layers, which the source ``may_lack``, but not most."""
     found, missing, sizes = {}, {}, {}
     for name, (module, paths) in wanted.items():
@@ -179,7 +182,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         for field, anchor in held.items():
             optimizer_hooks.attach_(wanted[name][0], field, anchor, method, importance.get(name, {}).get(field))
     for factor in factors:
-        optimizer_hooks.attach_(factor, "weight", Anchor(), method)
+        optimizer_hooks.attach_(factor, "weight", AnchorTensor(), method)
 
 
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -> None:
@@ -193,7 +196,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
         if any(in_parts(p) for _, p in trained):
             _check_gathered(model, name, module)
         if lora.is_factor(sites, name):  # at B = 0 an adapted layer is its base, whatever A is
-            found = {field: Anchor() for field, _ in trained if ".lora_B." in f".{name}."}
+            found = {field: AnchorTensor() for field, _ in trained if ".lora_B." in f".{name}."}
         else:
             found = {field: anchors.anchor(f"{name}.{field}".lstrip("."), p) for field, p in trained}
         chosen.append((module, found))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import distances
-from mixout.anchor import Anchor, AnchorStore, OwnWeight
+from mixout.anchor import AnchorStore, AnchorTensor, OwnWeight
 from mixout.distances import Distance
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
@@ -181,7 +181,7 @@ def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
 
 def anchored_weights(
     model: nn.Module, applied: Applied | None = None, *, own: bool = False
-) -> dict[str, tuple[nn.Module, str, Anchor]]:
+) -> dict[str, tuple[nn.Module, str, AnchorTensor]]:
     """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
     sites = lora.sites(model)
     found = {
@@ -225,7 +225,7 @@ def check_anchored(model: nn.Module) -> None:
         raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
 
 
-def weight_and_start(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
+def weight_and_start(name: str, module: nn.Module, field: str, anchor: AnchorTensor) -> tuple[Tensor, Tensor | None]:
     """A weight as it is, and its anchor beside it; None where that is 0."""
     weight = parameter(module, field)
     if weight is None:

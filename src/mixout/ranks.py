@@ -102,7 +102,7 @@ class SharedSeed:
                 f"rank {dist.get_rank()} draws masks for {applied}, but in {PATIENCE} rank 0 has drawn none for it (it "
                 f"has drawn masks for: {'; '.join(first) or 'nothing'}). Call apply_ with the same method, layers, "
                 "anchor and seed on every rank and train on every rank, or give each rank masks of its own: "
-                'apply_(..., scope="rank")'
+                'apply_(..., seed=mixout.Seed(scope="rank"))'
             ) from error
         if self.value is None:
             self.value = digest_bits(f"{store.get(_RUN).decode()}/{self.subject}") >> 1

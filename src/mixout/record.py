@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mixout.anchor import Anchor
+from mixout.anchor import AnchorTensor
 from mixout.errors import NotAppliedError
 from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
@@ -88,7 +88,7 @@ def follow_(model: nn.Module, p: float) -> None:
             applied.mixing.set_p(p * own / most)
 
 
-def subject(methods: str, anchors: Mapping[str, Mapping[str, Anchor]]) -> str:
+def subject(methods: str, anchors: Mapping[str, Mapping[str, AnchorTensor]]) -> str:
     """What ranks must have in common, in short: the methods, the layers, and the anchors of their weights."""
     found = hashlib.blake2b(digest_size=8)
     for name, held in anchors.items():

@@ -161,7 +161,7 @@ def disagreements(rank):
     for _ in range(2 - rank):
         model(x)
     found["draws"] = error(check_ranks, model)
-    model = net(scope="rank")
+    model = net(seed=mixout.Seed(scope="rank"))
     for _ in range(2 - rank):
         model(x)
     found["own masks"] = error(check_ranks, model)
@@ -169,11 +169,11 @@ def disagreements(rank):
 
 
 def own_masks(rank):
-    """scope="rank", with equal global seeds: outputs, which tell the masks, and what one restored RNG state repeats."""
+    """Seed(scope="rank") with equal seeds: outputs, which tell the masks, and what one restored RNG state repeats."""
     found = {}
     for seed in (None, 5):
         torch.manual_seed(7)
-        model = net(scope="rank", seed=seed)
+        model = net(seed=mixout.Seed(seed, scope="rank"))
         x = batch(0, 0, 0)
         outputs = [model(x).detach() for _ in range(2)]
         torch.manual_seed(7)

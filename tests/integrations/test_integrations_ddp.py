@@ -152,10 +152,10 @@ def test_one_process_knows_no_scope():
     outputs = []
     for scope in ("all", "rank"):
         torch.manual_seed(0)
-        model = mixout.apply_(nn.Sequential(nn.Linear(4, 4)), Mixout(0.5), anchor=0, scope=scope)
+        model = mixout.apply_(nn.Sequential(nn.Linear(4, 4)), Mixout(0.5), anchor=0, seed=mixout.Seed(scope=scope))
         torch.manual_seed(1)
         outputs.append(model(x))
         assert mixout.save_state(model)["agreed_seed"] is None
     assert outputs[0].equal(outputs[1])
     with pytest.raises(ValueError, match="expected scope in"):
-        mixout.apply_(nn.Linear(2, 2), Mixout(0.5), scope="none")
+        mixout.Seed(scope="none")

@@ -152,7 +152,7 @@ CASES = {
     "layer": (GradientMask(0.5, unit="layer", every=2), {}, {}, {}, {}),
     "coupled": ([Mixout(0.5), AnchorDecay(0.1, decoupled=False)], {}, {}, {"anchor": 0}, {}),
     "other anchor": (Mixout(0.5), {}, {}, {"anchor": {k: v + 0.1 for k, v in net().state_dict().items()}}, {}),
-    "small anchor": (Mixout(0.5), {}, {}, {"anchor_dtype": torch.bfloat16}, {}),
+    "small anchor": (Mixout(0.5), {}, {}, {"anchor": mixout.Anchor(dtype=torch.bfloat16)}, {}),
     "kept": (Mixout(0.5), {}, {"reshard_after_forward": False}, {}, {}),
     "layers": (Mixout(0.5), {}, {"over": "layers"}, {}, {}),
     "group": (Mixout(0.5), {}, {"over": "group"}, {}, {}),
@@ -424,7 +424,7 @@ def refused(mesh, rank, world):
         mixout.apply_(nn.Sequential(model), Mixout(0.5), seed=3)
 
     return {
-        "scope": message(lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), scope="rank")),
+        "scope": message(lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=mixout.Seed(scope="rank"))),
         "two passes": message(two_passes),
         "evaluated between": message(evaluated_between),
         "twice in one pass": message(twice_in_one_pass),
@@ -432,7 +432,9 @@ def refused(mesh, rank, world):
         "layer alone": message(layer_alone),
         "tied": message(tied),
         "part": message(lambda: mixout.apply_(shard(net(), mesh, over="root").first, Mixout(0.5), seed=3)),
-        "host": message(lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3, anchor_device="cpu")),
+        "host": message(
+            lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3, anchor=mixout.Anchor(device="cpu"))
+        ),
         "anchor": message(changed_anchor),
         "embedding": message(embedding),
         "columns": message(columns),

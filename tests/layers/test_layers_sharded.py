@@ -157,7 +157,7 @@ def test_anchors_are_sharded_like_the_weights(results):
         ("layer alone", "call the module that fully_shard was called on"),
         ("tied", "leave it out with where="),
         ("part", "apply to the whole"),
-        ("host", "anchor_device"),
+        ("host", "mixout.Anchor"),
         ("mixed outputs", "beside a method that mixes"),
         ("parallel outputs", "or ones that FSDP2 gathers"),
         ("anchor", "AnchorMismatchError"),

@@ -907,7 +907,7 @@ def test_a_copy_in_the_middle_of_training_decays_from_its_first_step(duplicate):
 def test_attach_and_detach_of_one_module():
     layer = nn.Linear(3, 2).double()
     start = layer.weight.detach().clone()
-    target = attach_(layer, "weight", mixout.anchor.Anchor(start.clone()), AnchorDecay(RATE))
+    target = attach_(layer, "weight", mixout.anchor.AnchorTensor(start.clone()), AnchorDecay(RATE))
     assert targets(nn.Sequential(layer)) == {"0.weight": target}
     with torch.no_grad():
         layer.weight.add_(1.0)

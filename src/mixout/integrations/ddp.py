@@ -19,7 +19,8 @@ from mixout.record import applied_here, applied_to
 def check_ranks(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Compare method, layers, anchors, p, seed and the number of masks drawn on all ranks; every rank must call it.
 
-    Of each anchor a few numbers are compared, not all. With ``scope="rank"`` seed and numbers of masks may differ.
+    Of each anchor a few numbers are compared, not all. With ``Seed(scope="rank")`` seed and numbers of masks may
+    differ.
 
     Args:
         model: a model that carries a method, in DDP or not.
@@ -37,7 +38,8 @@ def check_ranks(model: nn.Module, group: dist.ProcessGroup | None = None) -> Non
             if facts.get(what) != first:
                 raise RankMismatchError(
                     f"expected the same {what} on every rank, got {first} on rank 0 and {facts.get(what)} on rank "
-                    f'{rank}; {_REMEDIES.get(what, _APPLY_ALIKE)}, or give each rank its own masks with scope="rank"'
+                    f"{rank}; {_REMEDIES.get(what, _APPLY_ALIKE)}, or give each rank its own masks with "
+                    'seed=mixout.Seed(scope="rank")'
                 )
 
 

@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from mixout.anchor import Anchor, OwnWeight
+from mixout.anchor import AnchorTensor, OwnWeight
 from mixout.errors import MixoutError
 from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
@@ -71,12 +71,12 @@ class Share:
     """What one layer has of it."""
 
     mixing: Mixing  # what it shares with the others
-    anchors: dict[str, Anchor]  # of each of its weights, by the weight's name in the layer
+    anchors: dict[str, AnchorTensor]  # of each of its weights, by the weight's name in the layer
     plain: type[nn.Module]  # its class without mixing
     stream: Stream  # the random numbers of its masks
     passes: int = 0  # in how many it was mixed
     short: Any = None  # see layers/linear.py
-    anchor: Anchor = field(init=False)  # the first
+    anchor: AnchorTensor = field(init=False)  # the first
 
     def __post_init__(self) -> None:
         self.anchor = next(iter(self.anchors.values()))
@@ -182,7 +182,7 @@ def is_frozen(layer: Mixed) -> bool:
     return all(stays(parameter(layer, path), anchor) for path, anchor in layer._mixed.anchors.items())
 
 
-def stays(weight: Tensor | None, anchor: Anchor) -> bool:
+def stays(weight: Tensor | None, anchor: AnchorTensor) -> bool:
     """Whether Phi is w in any case: the weight is not trained, and the anchor is not zero."""
     # One that torch.func.functional_call hands in is no Parameter, and is mixed.
     if not isinstance(weight, nn.Parameter) or weight.requires_grad:

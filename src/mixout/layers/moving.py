@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.anchor import Anchor
+from mixout.anchor import AnchorTensor
 from mixout.layers.mixed import Mixed
 from mixout.layers.registry import parameter
 from mixout.parts import laid_out
 from mixout.periods import Period
 
 
-class MovingAnchor(Anchor):
+class MovingAnchor(AnchorTensor):
     """A, which begins at ``start`` and follows the ``weight`` of ``layer`` called ``path``, with b = ``rate``."""
 
     tensor: Tensor
 
-    def __init__(self, layer: Any, path: str, start: Anchor, weight: Tensor, rate: float, period: Period) -> None:  # noqa: ANN401
+    def __init__(self, layer: Any, path: str, start: AnchorTensor, weight: Tensor, rate: float, period: Period) -> None:  # noqa: ANN401
         near = start.beside(weight)
         wide = torch.promote_types(weight.dtype, torch.float32)
         began = torch.zeros_like(weight) if near is None else near
@@ -41,7 +41,7 @@ class MovingAnchor(Anchor):
         self._enlist(layer)
 
     @property
-    def start(self) -> Anchor:
+    def start(self) -> AnchorTensor:
         """The pretrained weight's."""
         return self._start
 

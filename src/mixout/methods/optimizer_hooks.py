@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mixout.anchor import Anchor
+from mixout.anchor import AnchorTensor
 from mixout.errors import MixoutError, ZeroDecayWarning
 from mixout.methods.decay import AnchorDecay, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.methods.targets import FIELD, ON_CHANGE, TARGETS, Target, changed, unit_of
@@ -41,7 +41,7 @@ _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 
 
 def attach_(
-    module: nn.Module, field: str, anchor: Anchor, method: AnchorDecay, importance: Anchor | None = None
+    module: nn.Module, field: str, anchor: AnchorTensor, method: AnchorDecay, importance: AnchorTensor | None = None
 ) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
     unit = unit_of(anchor) if method.relative else 1.0

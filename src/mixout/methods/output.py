@@ -38,7 +38,7 @@ from torch.func import functional_call
 from torch.nn.functional import kl_div
 from torch.nn.parallel import DistributedDataParallel
 
-from mixout.anchor import Anchor
+from mixout.anchor import AnchorTensor
 from mixout.errors import MixoutError, NotAppliedError
 from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.method import Method
@@ -90,7 +90,7 @@ class Held:
     """What a module holds of it: the method, and its anchors by field."""
 
     method: OutputAnchor
-    anchors: dict[str, Anchor]
+    anchors: dict[str, AnchorTensor]
 
 
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mixout.anchor import Anchor, OwnWeight
+from mixout.anchor import AnchorTensor, OwnWeight
 from mixout.distances import norm
 from mixout.methods.decay import AnchorDecay, Before
 from mixout.parts import laid_out
@@ -26,9 +26,9 @@ class Target:
         self,
         module: nn.Module,
         field: str,
-        anchor: Anchor,
+        anchor: AnchorTensor,
         method: AnchorDecay,
-        importance: Anchor | None = None,
+        importance: AnchorTensor | None = None,
         unit: float = 1.0,
     ) -> None:
         self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
@@ -79,7 +79,7 @@ def changed() -> None:
         tell()
 
 
-def unit_of(anchor: Anchor) -> float:
+def unit_of(anchor: AnchorTensor) -> float:
     """The root mean square of an anchor; 1 in a dry run, where there is none."""
     if anchor.tensor is None:
         return float(isinstance(anchor, OwnWeight))
