@@ -115,7 +115,7 @@ def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[R
 
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:
     """Mean scores, and how often two restarts answer differently; the latter is empty for one restart."""
-    from mixout.study.analysis.predictions import instability
+    from mixout.study.analysis.cells import instability
 
     different: dict[str, dict[str, float]] = {}
     for one in instability(runs):

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from mixout.study.analysis.across import sweeps
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.curves import sweeps
 from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart

@@ -25,8 +25,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import gammaincinv, ndtr, stdtrit
 
-from mixout.study.analysis.cells import Comparison
-from mixout.study.analysis.compare import compare
+from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Placed, Run
 from mixout.study.analysis.stats import ALPHA, Array, smallest_p
 

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from mixout.study.analysis.cells import Cell, Comparison
+from mixout.study.analysis.cells import Cell
+from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.runs import CellKey, Placed, Run
+from mixout.study.analysis.words import Scores, number
 from mixout.study.report.canvas import Chart, Dot, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
-from mixout.study.report.theme import Look
-from mixout.study.report.wording import Labels, Scores, number
+from mixout.study.report.theme import Labels, Look
 
 T = TypeVar("T", bound=Placed)
 Runs = Mapping[CellKey, Sequence[Run]]

@@ -9,14 +9,14 @@ import math
 import re
 from collections.abc import Sequence
 
+from mixout.study.analysis.across import Sweep
 from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.curves import Sweep
 from mixout.study.analysis.runs import if_one
+from mixout.study.analysis.words import Scores, compact, number
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import DOTS, Looks, Runs, by_task, chart, dot
 from mixout.study.report.draw import Curve, curves
-from mixout.study.report.theme import Look
-from mixout.study.report.wording import Labels, Scores, compact, number
+from mixout.study.report.theme import Labels, Look
 
 # Shares of an axis: between lines at one value at most, a letter of a value's name, and between two names.
 _SHIFT, _LETTER, _SPACE = 0.014, 0.022, 0.02
