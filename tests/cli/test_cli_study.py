@@ -16,8 +16,8 @@ import pytest
 
 from mixout.cli import main
 from mixout.errors import InputError
+from mixout.study import executors
 from mixout.study.analysis.table import read_scores
-from mixout.study.executors import local
 from mixout.study.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,14 +38,14 @@ def study(study_file: str, tmp_path: Path) -> Study:
 @pytest.fixture
 def failing(monkeypatch) -> pytest.MonkeyPatch:
     """mixout(0.5) raises with seed 1."""
-    original = local.finetune
+    original = executors.finetune
 
     def fails(settings, *args, **options):
         if settings.method == "mixout(0.5)" and settings.seed == 1:
             raise RuntimeError("CUDA out of memory")
         return original(settings, *args, **options)
 
-    monkeypatch.setattr(local, "finetune", fails)
+    monkeypatch.setattr(executors, "finetune", fails)
     return monkeypatch
 
 
@@ -377,7 +377,7 @@ def test_a_report_replaces_nothing_but_a_report(study, tmp_path, capsys):
 
 
 def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsys):
-    original = local.finetune
+    original = executors.finetune
 
     def interrupted(settings, *args, **options):
         if settings.seed == 1:
@@ -385,7 +385,7 @@ def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsy
         return original(settings, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(local, "finetune", interrupted)
+        patch.setattr(executors, "finetune", interrupted)
         assert study("run") == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"mixout: interrupted; finished runs are kept in {tmp_path / 'ledger'}: call it again to continue"
@@ -442,7 +442,7 @@ def test_wrong_input_is_one_line_and_status_2(study, step, words, said, tmp_path
         raise AssertionError("nothing is to run")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(local, "finetune", never)
+    monkeypatch.setattr(executors, "finetune", never)
     assert study(step, *words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -462,7 +462,7 @@ def test_an_error_of_a_run_ends_the_study(study, capsys, monkeypatch):
     def wrong(*_, **__):
         raise InputError("expected max_length <= 16")
 
-    monkeypatch.setattr(local, "finetune", wrong)
+    monkeypatch.setattr(executors, "finetune", wrong)
     assert study("run") == 2
     assert capsys.readouterr().err == "mixout: error: expected max_length <= 16\n"
 

@@ -24,7 +24,7 @@ SERVER = """
 import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-import mixout.cli.study.runs, mixout.study.executors.local  # all that a driver needs
+import mixout.cli.study.runs, mixout.study.executors  # all that a driver needs
 from mixout.cli import main
 
 torch.set_num_threads(1)
@@ -119,7 +119,7 @@ def test_kill_9_loses_nothing(study_file, tmp_path, capsys):
 
 ARRAY = """
 import json, os, sys, torch
-import mixout.cli.study.runs, mixout.study.executors.local
+import mixout.cli.study.runs, mixout.study.executors
 from mixout.cli import main
 
 torch.set_num_threads(1)

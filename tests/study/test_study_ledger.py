@@ -21,7 +21,7 @@ from mixout.finetune.models import revision
 from mixout.finetune.record import Evaluation, Record
 from mixout.study.analysis.runs import by_cell
 from mixout.study.entry import result_of
-from mixout.study.executors.local import LocalExecutor
+from mixout.study.executors import LocalExecutor
 from mixout.study.grid import Planned
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger

@@ -14,9 +14,8 @@ from mixout.errors import InputError
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.trainer import Course as Steps
-from mixout.study import progress
-from mixout.study.executors import local
-from mixout.study.executors.local import LocalExecutor
+from mixout.study import executors, progress
+from mixout.study.executors import LocalExecutor
 from mixout.study.grid import Planned
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally, run
@@ -44,14 +43,14 @@ def ran(monkeypatch) -> list[Settings]:
 def hooked(monkeypatch, hook: Hook) -> list[Settings]:
     """Let ``hook`` see, and perhaps end, each run before it begins."""
     calls: list[Settings] = []
-    original = local.finetune
+    original = executors.finetune
 
     def watched(settings: Settings, *args: object, **options: object) -> Record:
         calls.append(settings)
         hook(settings)
         return original(settings, *args, **options)
 
-    monkeypatch.setattr(local, "finetune", watched)
+    monkeypatch.setattr(executors, "finetune", watched)
     return calls
 
 

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from mixout.cli.study.runs import guarded
     from mixout.finetune.disk import writing
     from mixout.study.declaration import read
-    from mixout.study.executors.local import LocalExecutor, PoolExecutor
+    from mixout.study.executors import LocalExecutor, PoolExecutor
     from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
     from mixout.study.runner import run as run_missing

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mixout.errors import InputError
-from mixout.study.executors import Job
-from mixout.study.executors.local import LocalExecutor, PoolExecutor
+from mixout.study.executors import Job, LocalExecutor, PoolExecutor
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally, run
 
@@ -73,7 +72,7 @@ def test_no_workers_are_refused():
 
 PARENT = """
 import sys, time
-from mixout.study.executors.local import _Worker
+from mixout.study.executors import _Worker
 if __name__ == "__main__":
     print(_Worker(0, 1).process.pid, flush=True)
     time.sleep(60)

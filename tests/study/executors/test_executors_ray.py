@@ -15,15 +15,14 @@ import pytest
 
 from mixout.errors import InputError
 from mixout.study import runner
-from mixout.study.executors import Job
-from mixout.study.executors.local import LocalExecutor
-from mixout.study.executors.ray import RayExecutor
+from mixout.study.executors import Job, LocalExecutor
 from mixout.study.ledger import Ledger
+from mixout.study.ray import RayExecutor
 from mixout.study.runner import Tally, run
 
 if not Path("/proc").is_dir():
     pytest.skip("processes are found through /proc", allow_module_level=True)
-# Read when Ray is imported: loopback addresses only, see mixout.study.executors.ray. Workers inherit the rest.
+# Read when Ray is imported: loopback addresses only, see mixout.study.ray. Workers inherit the rest.
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 pytest.importorskip("ray")
 

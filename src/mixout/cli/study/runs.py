@@ -9,16 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout.cli.lines import Lines
-from mixout.cli.study.declared import command, declared, known
+from mixout.cli.study.declared import asked, command, declared, known
 from mixout.errors import InputError
 from mixout.finetune.disk import WriteError
 from mixout.study.analysis.restarts import Look, until_width
-from mixout.study.best import wanted
-from mixout.study.executors import Executor
+from mixout.study.asked import wanted
+from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
 from mixout.study.grid import Planned, Study
 from mixout.study.ledger import Ledger
 from mixout.study.progress import Report
-from mixout.study.reporting import with_all_restarts
 from mixout.study.runner import Tally, missing
 from mixout.study.runner import run as run_missing
 
@@ -61,10 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 def retry(args: argparse.Namespace) -> int:
     """Run again what failed."""
-    study, executor, ledger = declared(args), _executor(args), Ledger(args.ledger)
-    if args.restarts is None:
-        study = with_all_restarts(study, ledger.read())
-    runs = study.runs()
+    executor, ledger = _executor(args), Ledger(args.ledger)
+    runs = asked(args, ledger.read())[1]
     return guarded(
         lambda report: _ended(
             run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep, again=True), args
@@ -137,14 +134,12 @@ def _said(at: Look, look: int) -> str:
 
 
 def _executor(args: argparse.Namespace) -> Executor:
-    # Not before: executors load torch and transformers, and who works here does not need Ray.
+    # Not before: who works on this machine alone need not have Ray.
     if args.ray_address is not None:
-        from mixout.study.executors.ray import RayExecutor
+        from mixout.study.ray import RayExecutor
 
         return RayExecutor(args.ray_address, workers=args.workers, cpus=args.cpus_per_run, gpus=args.gpus_per_run)
     for name in ("cpus_per_run", "gpus_per_run"):
         if getattr(args, name) is not None:
             raise InputError(f"expected --{name.replace('_', '-')} only with --ray-address; add it")
-    from mixout.study.executors.local import LocalExecutor, PoolExecutor
-
     return LocalExecutor() if args.workers in (None, 1) else PoolExecutor(args.workers)

@@ -15,7 +15,7 @@ from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run, by_cell, if_one
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, count, number
-from mixout.study.report import charts, compared, sweeps, tables
+from mixout.study.report import charts, compared, tables
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import Runs
 from mixout.study.report.page import Section, block
@@ -86,11 +86,11 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
     # A table of scores may know the size of a dev set.
     of_task = {task: given.get(task) or Data(dev_size=if_one(run.dev_size for run in runs if run.task == task))
                for task in dict.fromkeys(run.task for run in runs)}  # fmt: skip
-    over = sweeps.over_factors(summary.sweeps, of_cell, look)
+    over = charts.over_factors(summary.sweeps, of_cell, look)
     first, *drawn = [*over[:1], charts.scores(cells, of_cell, labels), *over[1:]]
-    more = (sweeps.over_p(summary.doses, of_cell, look), sweeps.tradeoff(cells, summary.sweeps, of_cell, look))
+    more = (charts.over_p(summary.doses, of_cell, look), charts.tradeoff(cells, summary.sweeps, of_cell, look))
     drawn += [chart for chart in more if chart is not None]
-    differences = charts.differences(summary.comparisons, labels) if summary.comparisons else None
+    differences = charts.differences(summary.comparisons, labels)
     training = [charts.over_steps(cells, of_cell, labels, losses=losses) for losses in (True, False)]
     best = charts.best_of(cells, labels)
     scores = [

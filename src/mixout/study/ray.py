@@ -20,8 +20,7 @@ from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.environment import NOTE
 from mixout.finetune.extras import needs
 from mixout.finetune.record import RECORD_NAME, write_atomically
-from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome, Tell
-from mixout.study.executors.local import attempt
+from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome, Tell, attempt
 from mixout.study.identity import Inputs
 
 _QUIET: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
