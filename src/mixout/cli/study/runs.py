@@ -12,7 +12,8 @@ from mixout.cli.lines import Lines
 from mixout.cli.study.declared import asked, command, declared, known
 from mixout.errors import InputError
 from mixout.finetune.disk import WriteError
-from mixout.study.analysis.restarts import Look, until_width
+from mixout.study.analysis.compare import Comparison, compare
+from mixout.study.analysis.restarts import reached
 from mixout.study.asked import wanted
 from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
 from mixout.study.grid import Planned, Study
@@ -110,27 +111,23 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
         batch = [run for run in whole if run.restart < study.restarts * look]
         tally = run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
         ran, failed = ran + tally.ran, failed + tally.failed
-        found = until_width(ledger.read().of(batch), args.until_width, looks=args.looks, baseline=study.baseline)
-        for one in found:
-            report(_said(one, look))
-        if all(one.reached for one in found):
+        comparisons = compare(ledger.read().of(batch), study.baseline, looks=args.looks)
+        for c in comparisons:
+            report(_said(c, look, reached(c, args.until_width)))
+        if all(reached(c, args.until_width) for c in comparisons):
             break
     return Tally(ran=ran, failed=failed)
 
 
-def _said(at: Look, look: int) -> str:
-    c = at.comparison
-    restarts = f"{min(c.n, c.n_baseline)} restarts"
-    head = f"look {look} of {c.looks}: {c.label} against {c.baseline} on {c.task}, {restarts}"
+def _said(c: Comparison, look: int, enough: bool | None) -> str:
+    head = f"look {look} of {c.looks}: {c.label} against {c.baseline} on {c.task}, {min(c.n, c.n_baseline)} restarts"
     failed = f", {c.failed} and {c.baseline_failed} failed; of the others" if c.some_failed else ""
     if c.level_difference is None or c.low is None or c.high is None:
         return f"{head}: {c.difference * c.points:+.1f} points{failed}, no interval yet"
-    head = f"{head}{failed}: {c.level_difference * c.points:+.1f} points"
-    reached = (
-        "not narrow enough" if not at.narrow else "narrow enough" if at.enough else "too few restarts to believe it"
-    )
-    interval = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
-    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}"
+    ends = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
+    said = "too few restarts to believe it" if enough is None else "narrow enough" if enough else "not narrow enough"
+    points = f"{c.level_difference * c.points:+.1f} points"
+    return f"{head}{failed}: {points}, {100 * c.confidence:.1f} % interval {ends}, {said}"
 
 
 def _executor(args: argparse.Namespace) -> Executor:
