@@ -24,13 +24,8 @@ def one_core(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def outcomes(ledger: Ledger) -> list[tuple]:
-    """Everything that came out, without what a clock or the machine has a part in."""
-    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
-
-
 @pytest.mark.sweep
-def test_workers_make_the_table_of_one_process_and_a_killed_one_costs_an_attempt(declare, tmp_path):
+def test_workers_make_the_table_of_one_process_and_a_killed_one_costs_an_attempt(declare, tmp_path, outcomes):
     planned = declare().runs()
     local, pool = Ledger(tmp_path / "local"), Ledger(tmp_path / "pool")
     run(planned, local, LocalExecutor(), report=lambda _: None)

@@ -52,11 +52,6 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-def outcomes(ledger: Ledger) -> list[tuple]:
-    """Everything that came out, without what a clock or the machine has a part in."""
-    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
-
-
 def workers() -> list[int]:
     """Processes of these tests that are at work on a run: Ray names them after what they do.
 
@@ -101,7 +96,7 @@ def stopped_in_the_middle(machines: list[Any]) -> tuple[Any, int]:
     raise AssertionError("no machine is at work")
 
 
-def test_a_machine_goes_away_in_the_middle(cluster, declare, tmp_path):
+def test_a_machine_goes_away_in_the_middle(cluster, declare, tmp_path, outcomes):
     planned = declare(restarts=2, settings={"epochs": 20, "evaluate": "end"}).runs()
     lines: list[str] = []
 
