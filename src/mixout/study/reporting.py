@@ -164,12 +164,9 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, object]:
 def environment(records: Sequence[Record]) -> dict[str, str]:
     """On what runs ran: versions, hardware, sources; several values where runs differ."""
     found: dict[str, dict[str, None]] = {}
-
-    def note(values: Mapping[str, object]) -> None:
+    for record in records:
+        values = {**record.source, "gradient": record.gradient, **record.versions, **record.hardware}
         for name, value in values.items():
             if value is not None:
                 found.setdefault(name, {})[str(value)] = None
-
-    for record in records:
-        note({**record.source, "gradient": record.gradient, **record.versions, **record.hardware})
     return {name: "; ".join(values) for name, values in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -64,9 +65,7 @@ def plan(args: argparse.Namespace) -> int:
 
 def _shows_nothing(study: Study) -> list[str]:
     """Whether so few restarts can show a difference at all."""
-    family = (len(study.methods) - 1) * len(study.tasks)
-    for values in study.factors.values():
-        family *= len(values)
+    family = (len(study.methods) - 1) * len(study.tasks) * math.prod(map(len, study.factors.values()))
     needed = fewest_restarts(max(1, family))
     if family < 1 or study.restarts >= needed:
         return []

@@ -47,10 +47,7 @@ def run(args: argparse.Namespace) -> int:
             asked = [run for run in runs if run.id not in done]
             if args.pilot:
                 asked = list({one.key: one for one in reversed(asked)}.values())[::-1]
-            now = run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-            tally = Tally(
-                ran=tally.ran + now.ran, failed=tally.failed + now.failed, elsewhere=tally.elsewhere + now.elsewhere
-            )
+            tally += run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
             following = wanted(study, planned, ledger.read())
             if args.pilot or len(following) == len(runs):
                 return _ended(tally, args, asked)
@@ -106,17 +103,16 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
         raise InputError("expected two methods or more with --until-width, got one: there is no difference to know")
     # All at once: whatever is wrong with a later batch shows now. Each run keeps how often it was to be looked at.
     whole = [replace(run, looks=args.looks) for run in replace(study, restarts=study.restarts * args.looks).runs()]
-    ran = failed = 0
+    tally = Tally(ran=0, failed=0)
     for look in range(1, args.looks + 1):
         batch = [run for run in whole if run.restart < study.restarts * look]
-        tally = run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-        ran, failed = ran + tally.ran, failed + tally.failed
+        tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
         comparisons = compare(ledger.read().of(batch), study.baseline, looks=args.looks)
         for c in comparisons:
             report(_said(c, look, reached(c, args.until_width)))
         if all(reached(c, args.until_width) for c in comparisons):
             break
-    return Tally(ran=ran, failed=failed)
+    return tally
 
 
 def _said(c: Comparison, look: int, enough: bool | None) -> str:

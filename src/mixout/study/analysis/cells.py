@@ -173,12 +173,6 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
     return [_instability(key, cell, classes[key.task]) for key, cell in with_predictions.items() if len(cell) > 1]
 
 
-def pairwise_disagreement(predictions: Array, *, classes: bool) -> Array:
-    """Disagreement of each pair of runs: (runs, examples) -> (runs, runs), symmetric, 0 on the diagonal."""
-    rows = [(predictions != one if classes else np.abs(predictions - one)).mean(axis=1) for one in predictions]
-    return np.stack(rows).astype(np.float64)
-
-
 def _classes(cells: dict[CellKey, list[Run]]) -> dict[str, bool]:
     whole: dict[str, bool] = {}
     examples: dict[str, int] = {}
@@ -195,7 +189,8 @@ def _classes(cells: dict[CellKey, list[Run]]) -> dict[str, bool]:
 
 def _instability(key: CellKey, cell: list[Run], classes: bool) -> Instability:
     predictions = np.array([run.predictions for run in cell], dtype=np.float64)
-    pairs = pairwise_disagreement(predictions, classes=classes)
+    # (runs, runs), symmetric, 0 on the diagonal
+    pairs = np.stack([(predictions != p if classes else np.abs(predictions - p)).mean(axis=1) for p in predictions])
     works = np.array([not run.failed for run in cell])
     spread = _off_mode(predictions) if classes else predictions.std(axis=0, ddof=1)
     order = np.argsort(-spread, kind="stable")
