@@ -37,7 +37,7 @@ def main() -> None:
     """Measure what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, nargs="+", help="study files")
-    parser.add_argument("--data-dir", required=True, help="folder with the TSV files of GLUE")
+    parser.add_argument("--data-dir", help="folder with the TSV files of GLUE")
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -52,6 +52,7 @@ def main() -> None:
                 continue
             done.add((run.task, run.method))
             plain = replace(run.settings, method="dropout(0.0)", head="plain", reinit_layers=0, layer_decay=1.0)
+            plain = replace(plain, optimizer="adamw" if run.settings.optimizer == "mofo" else run.settings.optimizer)
             pair = [step(settings, cache) for settings in (replace(plain, weight_decay=0.0), run.settings)]
             found = interleave(
                 pair[0][0], pair[1][0], pairs=args.pairs, warmup=WARMUP, clock=clock_of(torch.device("cpu"))

@@ -63,6 +63,11 @@ name = "mixout(.5)"
     best = max(new, key=lambda run: run.score)
     assert f"\u2212{-best.score:.3f}" in page
     assert f"\u2212{-new[0].chance:.3f}" in page
+    # How far the answers went, beside what is kept.
+    found = [entry.record.scores["kl_to_base"] for entry in Ledger(tmp_path / "ledger").read().entries.values()]
+    assert sorted(run.kl_to_base for run in runs) == sorted(found)
+    assert min(found) > 0
+    assert "KL to the base" in page
 
     # The same runs by another score: nothing is trained.
     kept = ["--set", "metric=original_log_likelihood"]

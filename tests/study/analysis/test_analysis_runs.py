@@ -228,7 +228,7 @@ def test_a_failed_run_has_no_score_whether_or_not_chance_is_known(write):
     assert [run.counted for run in known] == [0.9, 0.5, 0.1]
 
 
-@pytest.mark.parametrize("name", ["seconds", "peak_memory", "distance", "original", "chance"])
+@pytest.mark.parametrize("name", ["seconds", "peak_memory", "distance", "original", "kl_to_base", "chance"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
 def test_what_is_measured_is_finite(write, name, value):
     with pytest.raises(

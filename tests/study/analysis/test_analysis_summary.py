@@ -57,6 +57,7 @@ def test_everything_is_in_it():
         "instabilities": 6,
         "doses": 2,
         "sweeps": 0,
+        "front": 0,
         "notes": 0,
     }
 

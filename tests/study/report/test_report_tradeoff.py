@@ -6,11 +6,14 @@ import dataclasses
 import math
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from mixout.study.analysis.across import sweeps
+from mixout.study.analysis.across import front, sweeps
 from mixout.study.analysis.cells import summarise
 from mixout.study.analysis.runs import Run, by_cell
+from mixout.study.analysis.summary import analyse
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import tradeoff
@@ -75,3 +78,31 @@ def test_without_a_factor_each_method_is_a_point_and_unknown_values_are_left_out
 
 def test_nothing_is_drawn_where_nobody_looked():
     assert chart_of([dataclasses.replace(run, original=None) for run in runs("1e-4")]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats(points):
+    """Against the definition: no other cell is at least as good in both and better in one; of equal ones the first."""
+    every = [
+        Run(task="RTE", method=f"m{k}", restart=0, score=score / 5, original=kept / 5)
+        for k, (score, kept) in enumerate(points)
+    ]
+    ahead = [
+        point for point in dict.fromkeys(points)
+        if not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
+    ]  # fmt: skip
+    found = [points[int(cell.method[1:])] for cell in front(summarise(every))]
+    assert found == sorted(ahead, reverse=True)
+
+
+def test_the_front_is_drawn_said_and_kept_in_the_summary():
+    every = runs("1e-4", "3e-4")
+    chart = chart_of(every)
+    [panel] = chart.panels
+    axes = Figure().add_subplot()
+    panel.draw(axes)
+    broad = max(axes.get_lines(), key=lambda line: line.get_linewidth())
+    best = front(summarise(every))
+    assert broad.get_ydata().tolist() == [cell.mean for cell in best]
+    assert "On it, from the highest score: SST-2: mixout(0.9), learning_rate 1e-4." in chart.caption
+    assert [(one.method, one.factors) for one in analyse(every).front] == [("mixout(0.9)", {"learning_rate": "1e-4"})]

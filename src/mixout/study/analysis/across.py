@@ -1,4 +1,4 @@
-"""Over several cells: one number over tasks, and lines over p and over numeric factors.
+"""Over several cells: one number over tasks, lines over p and numeric factors, the front of score and what is kept.
 
 Scores of tasks have different scales, so each is put on one: 0 is chance, 100 the best run of the study on that task,
 ``100 (score - chance) / (best - chance)``. Where chance is unknown for a task, all tasks enter in points as they are.
@@ -183,6 +183,31 @@ def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
             others = tuple((name, value) for name, value in cell.key.factors if name != factor)
             lines.setdefault(CellKey(cell.task, cell.method, others), []).append((numbers[cell.factors[factor]], cell))
         found += _lines(factor, lines)
+    return found
+
+
+def front(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells that no other of their task beats in both mean score and what is kept (Pareto); highest score first.
+
+    Example:
+        >>> from mixout.study.analysis.cells import summarise
+        >>> from mixout.study.analysis.runs import Run
+        >>> kept = {"plain": (0.8, 0.3), "worse": (0.7, 0.2), "decay": (0.7, 0.9)}
+        >>> runs = [Run(task="RTE", method=m, restart=0, score=s, original=k) for m, (s, k) in kept.items()]
+        >>> [cell.method for cell in front(summarise(runs))]
+        ['plain', 'decay']
+    """
+    tasks: dict[str, list[tuple[float, float, Cell]]] = {}
+    for cell in cells:
+        if cell.mean is not None and cell.original is not None:
+            tasks.setdefault(cell.task, []).append((cell.mean, cell.original, cell))
+    found = []
+    for known in tasks.values():
+        most = -math.inf
+        for _, kept, cell in sorted(known, key=lambda one: (-one[0], -one[1])):
+            if kept > most:
+                found.append(cell)
+                most = kept
     return found
 
 

@@ -56,6 +56,7 @@ class Cell(Placed):
     peak_memory: int | None  # the largest, in bytes
     distance: float | None  # mean distance to the pretrained weights
     original: float | None  # mean score on text of the domain that the model knew before
+    kl_to_base: float | None  # mean KL divergence from the answers before training, of a language model
 
 
 def summarise(runs: Iterable[Run]) -> list[Cell]:
@@ -124,6 +125,7 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
         peak_memory=max((run.peak_memory for run in runs if run.peak_memory is not None), default=None),
         distance=_mean(run.distance for run in runs),
         original=_mean(run.original for run in runs),
+        kl_to_base=_mean(run.kl_to_base for run in runs),
     )
 
 

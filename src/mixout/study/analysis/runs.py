@@ -18,8 +18,8 @@ from mixout.errors import InputError
 
 STATUSES = ("finished", "diverged", "failed")
 COLUMNS = (
-    *("task", "method", "restart", "score", "metric", "chance", "seconds", "distance", "original", "peak_memory"),
-    *("dev_size", "status", "error", "collapsed", "paired", "id"),
+    *("task", "method", "restart", "score", "metric", "chance", "seconds", "distance", "original"),
+    *("kl_to_base", "peak_memory", "dev_size", "status", "error", "collapsed", "paired", "id"),
 )  # of a table of runs; any other column is a factor
 
 T = TypeVar("T")
@@ -89,6 +89,7 @@ class Run(Restart):
     distance: float | None = None  # to the pretrained weights
     # score on text of the domain that the model knew before, where the run was given some
     original: float | None = None
+    kl_to_base: float | None = None  # of a language model's answers on the dev set from those before training, in nats
     evaluations: tuple[tuple[int, float], ...] = ()  # pairs of step and score
     losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
     predictions: tuple[float, ...] = ()  # for the dev set, in its order

@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, sweeps
+from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, front, sweeps
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import PILOT, Power, detectable, fewest_restarts, plan, restarts_needed, spread_of
-from mixout.study.analysis.runs import Run, by_cell, place
+from mixout.study.analysis.runs import Placed, Run, by_cell, place
 from mixout.study.analysis.stats import SMALLEST
 from mixout.study.analysis.words import count, percent_of, rounded
 
@@ -68,6 +68,7 @@ class Summary:
     instabilities: tuple[Instability, ...]  # of predictions
     doses: tuple[Sweep, ...]  # p against score
     sweeps: tuple[Sweep, ...]  # scores over each numeric factor
+    front: tuple[Placed, ...]  # cells that no other of their task beats in both score and what is kept
     notes: tuple[str, ...]  # what was left out or could not be compared, in words
 
     def to_json(self) -> str:
@@ -114,6 +115,7 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         instabilities=tuple(instability(every)),
         doses=tuple(doses(cells)),
         sweeps=tuple(swept),
+        front=tuple(Placed(**cell.key.named) for cell in front(cells)),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
 

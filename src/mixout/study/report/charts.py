@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from mixout.study.analysis.across import Sweep
+from mixout.study.analysis.across import Sweep, front
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.runs import CellKey, Placed, Run, if_one
@@ -177,14 +177,16 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
 
 
 def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
-    """Score over what is kept; along the values of the first numeric factor where there is one."""
+    """Score over what is kept, with the front; along the values of the first numeric factor where there is one."""
     along = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
     labels, kept = Labels(along or cells, looks), [cell.original for cell in cells if cell.original is not None]
     groups: list[tuple[Sweep | Cell, Sequence[Cell]]] = [(one, one.cells) for one in along] or [
         (cell, (cell,)) for cell in cells
     ]
-    panels = []
+    panels, ahead = [], []
     for task in dict.fromkeys(cell.task for cell in cells):
+        best = front(cell for cell in cells if cell.task == task)
+        ahead += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
         lines, said, chances = [], [], set()
         text = Scores(score for cell in cells if cell.task == task for score in cell.scores)
         for item, every in groups:
@@ -202,12 +204,15 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             axis = "similarity to before, 1: nothing forgotten" if min(kept) > 0 else "log-likelihood of earlier text"
             metric = next(cell.metric for cell in cells if cell.task == task)
             panels.append(curves(task, lines, axis=axis, value=metric, description="; ".join(said),
-                                 chance=if_one(chances)))  # fmt: skip
+                                 chance=if_one(chances),
+                                 behind=[(cell.original or 0.0, cell.mean or 0.0) for cell in best]))  # fmt: skip
     joined = f"Lines join the means along {along[0].factor}" if along else "Larger marks are the means"
     caption = (
         "Up and to the right is better. On the horizontal axis: what the model still knows: its score on text of the "
         "domain that it knew before training. Of an encoder that is the cosine of its mean hidden states before and "
-        f"after, of a language model the log-likelihood. {_DOTS}. {joined}."
+        f"after, of a language model the log-likelihood. {_DOTS}. {joined}. The broad grey line is the front: no "
+        f"other mean is higher and keeps more. On it, from the highest score: {'; '.join(ahead)}. With few runs, what "
+        "lies near the front may belong to it as well."
     )
     return _chart("tradeoff", "Score against what is kept", caption, panels, labels.all())
 

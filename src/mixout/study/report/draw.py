@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 from mixout.finetune.extras import needs
 from mixout.study.report.canvas import MANY, Dot, Panel
-from mixout.study.report.theme import INK, MUTED, PAPER, SMALL, TEXT, Look
+from mixout.study.report.theme import INK, MUTED, PAPER, RULE, SMALL, TEXT, Look
 
 with needs("demo", "figures"):
     from matplotlib.axes import Axes
@@ -101,8 +101,9 @@ def curves(
     chance: float | None = None,
     ticks: Mapping[float, str] | None = None,
     log: bool = False,
+    behind: Sequence[tuple[float, float]] = (),
 ) -> Panel:
-    """Lines over a common axis, with a dashed one at ``chance`` where it lies near them.
+    """Lines over a common axis, with a dashed one at ``chance`` where it lies near them, and a broad one ``behind``.
 
     ``ticks`` name places on the horizontal axis instead of numbers; a logarithmic axis needs them.
     """
@@ -122,6 +123,8 @@ def curves(
                           textcoords="offset points", size=SMALL, color=MUTED, zorder=1.1)  # fmt: skip
         if log:
             axes.set_xscale("log")
+        if behind:
+            axes.plot(*zip(*behind, strict=True), color=RULE, linewidth=9, zorder=1.3, solid_capstyle="round")
         for line in lines:
             color = line.look.color
             for thread in line.threads:

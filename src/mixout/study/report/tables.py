@@ -167,9 +167,10 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
         ("peak memory", lambda c: Value(memory(c.peak_memory), c.peak_memory)),
         ("distance", lambda c: plain(c.distance, 2)),
         ("kept", lambda c: plain(c.original, 3)),
+        ("KL to the base", lambda c: plain(c.kl_to_base, 3)),
     ]
     made = table("costs", "Cost", cells, columns)
-    return made if set(made.columns) & {"training", "peak memory", "distance", "kept"} else None
+    return made if set(made.columns) & {"training", "peak memory", "distance", "kept", "KL to the base"} else None
 
 
 def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
