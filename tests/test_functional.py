@@ -36,9 +36,8 @@ def toss(monkeypatch, mask):
     """Let the next draws be ``mask``."""
     for name in ("draw", "draw_elements"):
         monkeypatch.setattr(passes, name, lambda shape, *_, **__: mask.reshape(shape))
-    monkeypatch.setattr(
-        passes, "draw_coefficients", lambda shape, p, dtype, *_, **__: mask.reshape(shape).to(dtype) / (1 - p)
-    )
+    for name in ("draw_coefficients", "draw_element_coefficients"):
+        monkeypatch.setattr(passes, name, lambda shape, p, dtype, *_, **__: mask.reshape(shape).to(dtype) / (1 - p))
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -65,7 +64,13 @@ FORMS = {"dense": (1.0, 0, 0), "sparse": (0.0, 0, 0), "split": (0.0, 10**9, 0), 
 
 @pytest.mark.parametrize(
     ("unit", "form"),
-    [*(("input", form) for form in FORMS), ("output", "dense"), ("output", "native"), ("element", "dense")],
+    [
+        *(("input", form) for form in FORMS),
+        ("output", "dense"),
+        ("output", "native"),
+        ("element", "dense"),
+        ("element", "native"),
+    ],
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_mixed_linear_is_unbiased_over_all_masks(unit, form, bias, monkeypatch):

@@ -168,6 +168,19 @@ def test_element_masks_resolve_p_between_two_bytes():
     assert int(low.sum()) - int(high.sum()) == pytest.approx(4e6 * 0.8 / 256, rel=0.1)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.7, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coefficients_of_elements_are_the_mask_times_the_scale(p, dtype):
+    """The two forms of a linear draw the same mask."""
+    shape, cpu = (31, 7), torch.device("cpu")
+    torch.manual_seed(0)
+    mask = masks.draw_elements(shape, p, device=cpu)
+    torch.manual_seed(0)
+    found = masks.draw_element_coefficients(shape, p, dtype, cpu)
+    assert found.dtype == dtype
+    assert found.equal(mask.to(dtype) * masks.scale_of(p))
+
+
 class _Generator:
     """What the host knows of a GPU's generator: its seed, and how many numbers it has given."""
 

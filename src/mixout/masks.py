@@ -126,13 +126,39 @@ def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, str
     """
     if device.type != "cpu" and (stream is None or not stream.in_force):
         return torch.rand(shape, device=device, dtype=torch.float32) >= p
+    integers, bound = _integers(shape, stream, device), _bound(p)
+    mask = integers >= bound if bound < 2**31 else torch.zeros(shape, dtype=torch.bool, device="cpu")
+    return mask.to(device, non_blocking=True)
+
+
+def draw_element_coefficients(
+    shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
+) -> Tensor:
+    """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers.
+
+    Example:
+        >>> sorted({float(c) for c in draw_element_coefficients((8, 8), 0.5, torch.float32, torch.device("cpu"))})
+        [0.0, 2.0]
+    """
+    held = stream is not None and stream.period is not None
+    if held or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
+        return draw_elements(shape, p, device=device, stream=stream).to(dtype) * scale_of(p)
+    scale = torch.tensor(scale_of(p), dtype=dtype, device="cpu").view(torch.int32)
+    # 1 or 0, times the bits of the scale: three passes that allocate nothing.
+    return _integers(shape, stream, device).ge_(_bound(p)).mul_(scale).view(dtype)
+
+
+def _integers(shape: tuple[int, ...], stream: Stream | None, device: torch.device) -> Tensor:
+    """Random integers of 32 bits on the host, two of each draw."""
     generator = None if stream is None else stream.generator(device, graded=torch.is_grad_enabled())
     count = math.prod(shape)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 2),), device="cpu", generator=generator)
-    bound = round(2**32 * p) - 2**31
-    uniform = words.view(torch.int32)[:count].view(shape)
-    mask = uniform >= bound if bound < 2**31 else torch.zeros(shape, dtype=torch.bool, device="cpu")
-    return mask.to(device, non_blocking=True)
+    return words.view(torch.int32)[:count].view(shape)
+
+
+def _bound(p: float) -> int:
+    """From which of them on the weight is kept; 2^31, which none reaches, for none."""
+    return round(2**32 * p) - 2**31
 
 
 @once_a_period

@@ -17,6 +17,7 @@ from mixout.masks import (
     Unit,
     draw,
     draw_coefficients,
+    draw_element_coefficients,
     draw_elements,
     mask_shape,
     once_a_period,
@@ -101,9 +102,10 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     check_dense(x)
     dtype = autocast_dtype(x) or weight.dtype
     if x.numel() < native_up_to(weight, options, autocast=dtype.itemsize == 2):
-        shape = neuron_mask_shape(weight, unit)
+        shape = native_mask_shape(weight, unit)
         if noise == "bernoulli":
-            coefficient = draw_coefficients(shape, p, weight.dtype, weight.device, stream=stream)
+            make = draw_element_coefficients if unit == "element" else draw_coefficients
+            coefficient = make(shape, p, weight.dtype, weight.device, stream=stream)
         else:
             mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
             coefficient = mask.to(weight.dtype) * scale_of(p)
@@ -179,7 +181,9 @@ def _is_fused(weight: Tensor) -> bool:
 
 def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False) -> float:
     """Numbers that an input may have for the linear to be computed in torch's own operations; 0 for none."""
-    if options.gradient != "exact" or options.unit == "element" or options.form == "lean" or weight.dtype.itemsize <= 2:
+    if options.gradient != "exact" or options.form == "lean" or weight.dtype.itemsize <= 2:
+        return 0.0
+    if options.unit == "element" and not weight.is_cpu:  # there Phi is one kernel
         return 0.0
     if options.form == "fast":
         return math.inf
@@ -192,9 +196,10 @@ def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False)
     return most / (float(options.p) * weight.shape[0]) if thin or most == 0.0 else math.inf
 
 
-def neuron_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
-    """Shape of a mask of neurons, or of a whole layer, as :func:`mixout.ops.linear.native` takes it."""
-    return {"input": (weight.shape[1],), "output": (weight.shape[0], 1)}.get(unit, (1,))
+def native_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
+    """Shape of a mask as :func:`mixout.ops.linear.native` takes it."""
+    rows, columns = weight.shape
+    return {"input": (columns,), "output": (rows, 1), "element": (rows, columns), "layer": (1,)}[unit]
 
 
 def _has_thin_gradient(options: MixOptions) -> bool:

@@ -13,7 +13,7 @@ from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants, draw_coefficients
 from mixout.ops.autocast import autocast_dtype
 from mixout.parts import check_whole
-from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to, neuron_mask_shape
+from mixout.passes import MixOptions, embedding_pass, linear_pass, native_mask_shape, native_up_to
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -48,13 +48,15 @@ class Short:
         p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
-        if (anchor.dtype, anchor.device) != (weight.dtype, weight.device) or mixing.noise != "bernoulli":
+        if (anchor.dtype, anchor.device) != (weight.dtype, weight.device):
+            return None
+        if mixing.noise != "bernoulli" or mixing.unit == "element":
             return None
         options = MixOptions(p, mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
         most = native_up_to(weight, options, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
-        size = neuron_mask_shape(weight, mixing.unit)
+        size = native_mask_shape(weight, mixing.unit)
         on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
         return cls(
             size=size,

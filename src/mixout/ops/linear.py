@@ -40,7 +40,7 @@ _ALIGNED = 8
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
     """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
 
-    ``coefficient`` is s M, (in,), (out, 1) or (1,), in the dtype of ``weight``.
+    ``coefficient`` is s M, (in,), (out, 1), (out, in) or (1,), in the dtype of ``weight``.
 
     Example:
         >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
