@@ -9,7 +9,7 @@ READY := .venv/ready
 demo: .venv/demo  ## fine-tune the embedded model on embedded text: a report in demo-output/report/
 	$(BIN)/mixout demo --output-dir demo-output
 
-test: $(READY)  ## the tests, but for what the targets below add
+test: $(READY)  ## the tests, except those of the targets below
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 30
 
 test-sweep: $(READY)  ## what takes long: every architecture that transformers can build small, several processes, what is killed, Ray

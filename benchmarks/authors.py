@@ -6,7 +6,7 @@ Expanded forward, a mask as large as the weight, and a gradient without the fact
     grad_w = grad_Phi * M
 
 Masks (one number per input neuron, drawn anew in every pass), layers and result are those of mixout with
-``gradient="paper"``, but for rounding. It is no method of the library and can't be undone.
+``gradient="paper"``, except for rounding. It is no method of the library and can't be undone.
 """
 
 from __future__ import annotations

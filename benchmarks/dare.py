@@ -50,7 +50,7 @@ class Subject:
 
     @torch.no_grad()
     def score(self) -> float:
-        """The dev set's score with the model's weights of this moment."""
+        """The dev set's score with the model's current weights."""
         collate, examples = self.dev.collator(self.loaded.tokenizer), self.dev.sorted()
         outputs = []
         for start in range(0, len(examples), 32):

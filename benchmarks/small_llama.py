@@ -2,9 +2,9 @@
 
     python benchmarks/small_llama.py out/small-llama
 
-A Llama of 0.13 million parameters reads 800 docstrings of scipy four times; 40 of networkx are left for fine-tuning. The
-docstrings are those of the installed versions. It writes the model to ``base/``, and ``train.txt`` and ``dev.txt`` of
-both libraries to ``original/`` and ``new/``; ``evidence/stay-close-causal.toml`` fine-tunes it.
+A Llama of 0.13 million parameters reads 800 docstrings of scipy four times; 40 of networkx are left for fine-tuning.
+The docstrings are those of the installed versions. It writes the model to ``base/``, and ``train.txt`` and ``dev.txt``
+of both libraries to ``original/`` and ``new/``; ``evidence/stay-close-causal.toml`` fine-tunes it.
 """
 
 from __future__ import annotations

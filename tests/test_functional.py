@@ -32,7 +32,7 @@ def all_masks(shape, p):
         yield torch.tensor(drawn).reshape(shape), p ** drawn.count(False) * (1 - p) ** drawn.count(True)
 
 
-def toss(monkeypatch, mask):
+def fix_mask(monkeypatch, mask):
     """Let the next draws be ``mask``."""
     for name in ("draw", "draw_elements"):
         monkeypatch.setattr(passes, name, lambda shape, *_, **__: mask.reshape(shape))
@@ -47,7 +47,7 @@ def test_mix_is_unbiased_over_all_masks(unit, p, monkeypatch):
     w, u = tensors((2, 3), (2, 3))
     mean, mean_gradient, total = torch.zeros_like(w), torch.zeros_like(w), 0.0
     for mask, chance in all_masks(MASK_SHAPES[unit], p):
-        toss(monkeypatch, mask)
+        fix_mask(monkeypatch, mask)
         leaf = w.clone().requires_grad_()
         phi = mix(leaf, u, p, unit=unit)
         phi.sum().backward()
@@ -85,7 +85,7 @@ def test_mixed_linear_is_unbiased_over_all_masks(unit, form, bias, monkeypatch):
     expected = [y.detach(), *torch.autograd.grad(y, plain, g)]
     means = [torch.zeros_like(e) for e in expected]
     for mask, chance in all_masks(MASK_SHAPES[unit], p):
-        toss(monkeypatch, mask)
+        fix_mask(monkeypatch, mask)
         mine = [t.clone().requires_grad_() for t in leaves]
         out = mixed_linear(mine[0], mine[1], u, mine[2] if bias else None, p=p, unit=unit)
         for total, value in zip(means, [out.detach(), *torch.autograd.grad(out, mine, g)], strict=True):
@@ -99,7 +99,7 @@ def test_mixed_embedding_is_unbiased_over_all_masks(monkeypatch):
     w, u = tensors((4, 3), (4, 3))
     mean = torch.zeros(2, 2, 3, dtype=torch.float64)
     for mask, chance in all_masks((4, 1), p):
-        toss(monkeypatch, mask)
+        fix_mask(monkeypatch, mask)
         mean += chance * mixed_embedding(index, w, u, p=p)
     torch.testing.assert_close(mean, w[index], rtol=1e-12, atol=1e-12)
 

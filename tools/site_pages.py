@@ -17,7 +17,6 @@ import io
 import json
 import re
 import textwrap
-import types
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,13 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 # Words of the glossary that guides also use with their everyday meaning: no tooltip.
 EVERYDAY = {"p", "kept", "points", "unit", "head", "body", "chance", "pull"}
+# What the pages import by module.
+MODULES = (
+    "mixout.methods", "mixout.optim", "mixout.schedule", "mixout.functional", "mixout.delta", "mixout.choose",
+    "mixout.integrations.huggingface", "mixout.integrations.lightning", "mixout.integrations.ddp",
+)  # fmt: skip
+# Of them, what a user does not need.
+HIDDEN = {"MixingMethod", "as_methods", "check_schedule"}
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
@@ -98,7 +104,7 @@ def tooltips() -> str:
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Write llms.txt."""
-    lines = ["# mixout", "", "> Fine-tune pretrained PyTorch models and stay close to where they started.", ""]
+    lines = ["# mixout", "", f"> {config.site_description}", ""]
     for title, page in _pages(config.nav or []):
         source = _source(page)
         if source.exists():
@@ -172,34 +178,32 @@ def _file(target: Path, config: MkDocsConfig) -> File:
 
 
 def api() -> str:
-    """A page of directives for mkdocstrings: what ``mixout`` exports, in groups, then its public modules."""
-    mixout = importlib.import_module("mixout")
+    """A page of directives for mkdocstrings: what ``mixout`` exports, in groups, then what is imported by module."""
     groups: dict[str, list[str]] = {"Functions": [], "Methods and options": [], "Errors and warnings": []}
-    modules = ["mixout.integrations.huggingface", "mixout.integrations.lightning", "mixout.integrations.ddp"]
-    for name in sorted(vars(mixout), key=str.lower):
-        value = getattr(mixout, name)
-        if name.startswith("_"):
-            continue
-        if isinstance(value, types.ModuleType):
-            public = [one for one in vars(value) if not one.startswith("_")]
-            if value.__name__ in {"mixout.functional", "mixout.schedule", "mixout.delta"} and public:
-                modules.append(value.__name__)
-        elif inspect.isclass(value) and issubclass(value, (Exception, Warning)):
-            groups["Errors and warnings"].append(f"{value.__module__}.{value.__qualname__}")
-        elif callable(value):
-            group = "Methods and options" if inspect.isclass(value) else "Functions"
-            groups[group].append(f"{value.__module__}.{value.__qualname__}")
-    lines = [
-        "# Python reference",
-        "",
-        "Everything that `import mixout` gives, then the modules that are imported by name.",
-        "",
-    ]
-    for title, names in groups.items():
-        lines += [f"## {title}", "", *(f"::: {name}\n" for name in names)]
-    for module in sorted({*modules, "mixout.delta", "mixout.functional", "mixout.schedule"}):
-        lines += [f"## {module}", "", f"::: {module}\n    options:\n      show_root_heading: false\n"]
+    for value in _defined("mixout._public", "mixout"):
+        if inspect.isfunction(value):
+            title = "Functions"
+        else:
+            title = "Errors and warnings" if issubclass(value, (Exception, Warning)) else "Methods and options"
+        groups[title].append(f"{value.__module__}.{value.__qualname__}")
+    shown = {path for paths in groups.values() for path in paths}
+    for module in MODULES:
+        paths = [f"{value.__module__}.{value.__qualname__}" for value in _defined(module, module)]
+        groups[module] = [path for path in paths if path not in shown]
+    if empty := [title for title, paths in groups.items() if not paths]:
+        raise ValueError(f"expected something to show in each group of the Python reference, got nothing in {empty}")
+    lines = ["# Python reference", "", "What `import mixout` gives, then what is imported from a module by name.", ""]
+    for title, paths in groups.items():
+        lines += [f"## {title}", "", *(f"::: {path}\n" for path in paths)]
     return "\n".join(lines)
+
+
+def _defined(module: str, package: str) -> list[Any]:
+    """The classes and functions of a module that its package defines, by name."""
+    names = vars(importlib.import_module(module))
+    values = [names[name] for name in sorted(names, key=str.lower) if name[0] != "_" and name not in HIDDEN]
+    kinds = [value for value in values if inspect.isclass(value) or inspect.isfunction(value)]
+    return [value for value in kinds if value.__module__.startswith(package)]
 
 
 def command_line() -> str:
@@ -242,5 +246,6 @@ def study_file() -> str:
     ]
     for field in fields(Settings):
         meaning = str(field.metadata.get("help", "")).replace("|", "\\|")
-        lines.append(f"| `{field.name}` | `{field.default}` | {meaning} |")
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        lines.append(f"| `{field.name}` | {default} | {meaning} |")
     return "\n".join(lines) + "\n"

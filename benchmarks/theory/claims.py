@@ -48,7 +48,7 @@ def equals(topic: str, statement: str, p: float, expected: float, found: float) 
 
 
 def at_least(topic: str, statement: str, p: float, expected: float, found: float) -> Claim:
-    """An exact expectation is not below a bound, but for rounding."""
+    """An exact expectation is not below a bound, except for rounding."""
     tolerance = 1e-12 * max(1.0, abs(expected))
     return Claim(
         topic=topic, statement=statement, p=p, relation=">=", expected=expected, found=found, tolerance=tolerance

@@ -1,4 +1,4 @@
-"""Mixout and its family: fine-tune a pretrained model and stay close to what it knew.
+"""Mixout and its family: fine-tuning that stays close to the pretrained weights.
 
 import mixout
 mixout.apply_(model, mixout.Mixout(p=0.9))  # train as you always do

@@ -43,8 +43,8 @@ def apply_(
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
-    Nothing that others hold is replaced: Parameter objects, state-dict keys, ties, hooks, ``requires_grad`` and the
-    training flag stay, so optimizers may be built before or after. In eval mode the model computes what it computed.
+    Nothing that others hold is replaced: Parameter objects, state-dict keys, tied weights, hooks, ``requires_grad`` and
+    the training flag stay, so optimizers may be built before or after. In eval mode nothing is replaced.
     Parts of a model may be given methods of their own, one call each. A layer whose weight does not require a gradient
     computes plainly while that is so. Before pruning, quantisation or ``torch.jit`` call :func:`remove_`.
 
@@ -58,7 +58,7 @@ def apply_(
             :data:`mixout.PAPER`, those that follow a dropout in the paper; :data:`mixout.ALL`, every linear layer; a
             regular expression on the names of linear layers; a :class:`mixout.Where`, for other types of layers too; or
             a predicate ``(name, module) -> bool`` on all layers that can be mixed.
-        anchor: what is mixed in: None for the weights of this moment; a state dict; a safetensors file or a folder
+        anchor: what is mixed in: None for a copy of the current weights; a state dict; a safetensors file or a folder
             that holds one; another model; or 0. A layer that it lacks is left out as new, where nothing else tells a
             model's new head.
         seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
@@ -84,7 +84,7 @@ def apply_(
         TypeError, ValueError: if an argument is out of its range.
 
     Warns:
-        FineTunedAnchorWarning: if the weights of this moment are a checkpoint of a Trainer's run.
+        FineTunedAnchorWarning: if the current weights are a checkpoint of a Trainer's run.
         FrozenLayersWarning: if every layer that is chosen is frozen.
         LowCoverageWarning: if less than half of the FLOPs of the body, or of the chosen layers, is reached.
 

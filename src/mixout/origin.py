@@ -1,4 +1,4 @@
-"""Where the weights of this moment were loaded from, as far as a model of transformers tells.
+"""Where a model's current weights were loaded from, as far as a model of transformers tells.
 
 A checkpoint of a run under way is the usual mistake of a resume: loaded before ``apply_``, it becomes the anchor. The
 Trainer leaves ``trainer_state.json`` in such a folder, and ``trainer.save_model`` leaves ``training_args.bin``. Weights

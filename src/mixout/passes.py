@@ -1,6 +1,6 @@
 """One pass: the draw, and the form of :mod:`mixout.ops` that computes with it, by device, size and p.
 
-But for the input's layout nothing is checked here: layers call these with arguments that were checked when the layers
+Nothing is checked here except the input's layout: layers call these with arguments that were checked when the layers
 were made, and :mod:`mixout.functional` checks for everybody else.
 """
 
@@ -120,7 +120,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     return forms.dense(*read, mask, scale_of(p), gradient=gradient)
 
 
-def toss(shape: tuple[int, ...], device: torch.device, options: MixOptions) -> Draw | None:
+def new_draw(shape: tuple[int, ...], device: torch.device, options: MixOptions) -> Draw | None:
     """The mask of one linear of a weight of ``shape``, for a Phi that is made elsewhere; None at p = 0."""
     p = float(options.p)
     if p == 0.0:

@@ -195,7 +195,7 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
 
 
 def _flops(name: str, module: nn.Module) -> int:
-    """Also of the raw parameters of an unknown class, but for what is named like something that is looked up."""
+    """Also of the raw parameters of an unknown class, except for what is named like something that is looked up."""
     known = set(weights(module))
     if isinstance(module, nn.Embedding) or (not known and "Embedding" in type(module).__name__):
         return 0

@@ -38,7 +38,7 @@ class State:
 
     @property
     def p(self) -> float | None:
-        """P of this moment, the largest where layers have ps of their own; None if no method mixes."""
+        """The current p, the largest where layers have ps of their own; None if no method mixes."""
         return max(self.by_layer.values(), default=None)
 
     @property

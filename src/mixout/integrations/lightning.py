@@ -1,4 +1,4 @@
-"""Mixout in Lightning: p on a schedule, p and the way from the anchor in the logs, exact resume.
+"""Mixout in Lightning: p on a schedule, p and the distance from the anchor in the logs, exact resume.
 
 Lightning's checkpoints hold neither the state of torch's random generators, from which masks are drawn, nor anything
 of mixout; the callback adds both. Data are Lightning's business: it resumes exactly at the end of an epoch, and within

@@ -80,7 +80,7 @@ class MovingAnchor(Anchor):
         return self.tensor
 
     def weight(self) -> Tensor | None:
-        """The parameter that an optimizer steps, at this moment."""
+        """The parameter that an optimizer steps now."""
         layer = self._layer()
         return layer.stepped(self._path) if isinstance(layer, Mixed) else None
 

@@ -35,7 +35,7 @@ from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw, gathered_linear
 from mixout.ops.mix import interpolate
 from mixout.parts import own_part
-from mixout.passes import toss
+from mixout.passes import new_draw
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
 
@@ -242,7 +242,7 @@ def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
     # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
     device = layer.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return toss(tuple(shape), device, layer.mix_options())
+        return new_draw(tuple(shape), device, layer.mix_options())
 
 
 def _mixed_rows(layer: ShardedLinear, weight: DTensor, draw: Draw) -> Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.mix import mix
 from mixout.parts import own_part
-from mixout.passes import toss
+from mixout.passes import new_draw
 
 
 class TensorParallelLinear(Mixed, nn.Linear):
@@ -28,7 +28,7 @@ class TensorParallelLinear(Mixed, nn.Linear):
             return nn.Linear.forward(self, input)
         self.count_pass()
         weight, options = self.weight, self.mix_options()
-        draw = toss(tuple(weight.shape), weight.device, options)
+        draw = new_draw(tuple(weight.shape), weight.device, options)
         if draw is None:
             return nn.Linear.forward(self, input)
         anchor = self._mixed.anchor.beside(weight)

@@ -1,4 +1,4 @@
-r"""Which weights a model's answers hang on: the diagonal of the Fisher information, for EWC.
+r"""Which weights a model's answers depend on: the diagonal of the Fisher information, for EWC.
 
 For each weight, over examples x of the domain that is not to be forgotten,
 
@@ -47,7 +47,7 @@ def fisher(
     where: WhereLike = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """How much the model's answers hang on each weight that :class:`mixout.AnchorDecay` decays, with mean 1.
+    """How much the model's answers depend on each weight that :class:`mixout.AnchorDecay` decays, with mean 1.
 
     The model must be able to answer: a pretrained language model, or a classifier that was trained. The answers of a
     new head say nothing. For an encoder take its masked language model; names fit where both hold the same body.
@@ -71,7 +71,7 @@ def fisher(
         NothingMixedError: if there is no weight of at least two dimensions that requires a gradient.
         TypeError: if the outputs hold no logits.
         ValueError: if there is no example, the tensors of a batch count different numbers of them, labels are asked for
-            and not there, or no answer hangs on a weight.
+            and not there, or no answer depends on a weight.
 
     Example:
         >>> model = nn.Linear(2, 2, bias=False)
@@ -112,7 +112,7 @@ def fisher(
     mean /= sum(total.numel() for total in sums.values())
     if not 0 < mean < float("inf"):
         raise ValueError(
-            f"expected answers that hang on the weights, got gradients whose mean square is {mean:g}; check the "
+            f"expected answers that depend on the weights, got gradients whose mean square is {mean:g}; check the "
             "batches and the model's dtype"
         )
     return {name: (total / mean).to(torch.bfloat16) for name, total in sums.items()}

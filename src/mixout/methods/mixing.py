@@ -40,15 +40,8 @@ class MixingMethod(Method):
 
     Args:
         p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) with Gaussian noise.
-        unit: the weights that share one entry of the mask. With ``layer`` those of a whole layer, and within a block of
-            the model (a member of an ``nn.ModuleList``) those of all its layers; takes a period.
+        unit, gradient, every, anchor_ema: see :class:`Mixout`.
         noise: the law of the mask.
-        gradient: ``exact``, the derivative of the forward, M/(1-p); ``paper``, M, smaller by the factor 1-p, as in the
-            authors' code; or ``dense``, 1, as if nothing were mixed: a control.
-        every: 1 for a mask of its own in each training pass; k > 1 for one mask in k optimizer steps, which the
-            micro-batches of a step share; ``"run"`` for one mask in the whole run.
-        anchor_ema: b in [0, 1], with a period of several steps: after each the anchor A becomes b A + (1-b) w, from
-            A = u on (GMixout). None, or 1, for an anchor that stays u, which are the same method.
         anchor: what a weight is mixed with.
 
     Raises:
@@ -101,22 +94,26 @@ class MixingMethod(Method):
 
 @dataclass(frozen=True, repr=False)
 class Mixout(MixingMethod):
-    """A random fraction ``p`` of the neurons' outgoing weights is replaced by the anchor's.
+    """In each training pass a random share ``p`` of a layer's input columns is replaced by the anchor's.
 
-    - Does: pulls towards the anchor, adaptively, as dropout pulls towards zero (Corollary 1.1: for a loss of strong
-      convexity c, E L(Phi) >= L(w) + c p / (2 (1-p)) ||w - u||^2).
+    - Does: the mean loss over masks has a pull towards the anchor (Corollary 1.1: for a loss of strong convexity c,
+      E L(Phi) >= L(w) + c p / (2 (1-p)) ||w - u||^2).
     - Costs: a copy of the mixed weights, with ``anchor_ema`` two; per training pass two element-wise passes over them
       (forward and backward), and 1-p of the weight-gradient GEMM instead of all of it.
-    - Helps: where little data and an unstable optimizer make runs fail. See docs/methods.md for when it does not.
+    - Helps: where little data and an unstable optimizer make runs fail. See docs/choosing.md for when it does not.
     - Source: Lee, Cho, Kang, ICLR 2020, arXiv 1909.11299, section 3. ``anchor_ema``: GMixout, arXiv 2510.06982.
 
     Args:
         p: probability that a unit is replaced by the anchor, in [0, 1]. The paper uses 0.7 to 0.9.
-        unit: the weights that share one entry of the mask: those of an ``input`` neuron (the paper), of an ``output``
-            neuron, one ``element``, or a ``layer``; see :class:`MixingMethod`.
-        gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
-        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
-        anchor_ema: how slowly the anchor follows the weights; see :class:`MixingMethod`.
+        unit: the weights that share one entry of the mask: an ``input`` column (the paper), an ``output`` row, one
+            ``element``, or a ``layer``, and within a block of the model (a member of an ``nn.ModuleList``) all its
+            layers; this one takes a period.
+        gradient: ``exact``, the derivative of the forward, M/(1-p); ``paper``, M, smaller by the factor 1-p, as in the
+            authors' code; or ``dense``, 1, as if nothing were mixed: a control.
+        every: 1 for a mask of its own in each training pass; k > 1 for one mask in k optimizer steps, which the
+            micro-batches of a step share; ``"run"`` for one mask in the whole run.
+        anchor_ema: b in [0, 1], with a period of several steps: after each the anchor A becomes b A + (1-b) w, from
+            A = u on (GMixout). None, or 1, for an anchor that stays u.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -147,9 +144,9 @@ class Mixconnect(MixingMethod):
     Args:
         p: probability that a weight is replaced by the anchor's, in [0, 1]; in [0, 1) with Gaussian noise.
         noise: ``bernoulli``, or ``gaussian`` with the same mean and variance.
-        gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
-        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
-        anchor_ema: how slowly the anchor follows the weights; see :class:`MixingMethod`.
+        gradient: ``exact``, ``paper`` or ``dense``; see :class:`Mixout`.
+        every: optimizer steps for which a mask is kept; see :class:`Mixout`.
+        anchor_ema: how slowly the anchor follows the weights; see :class:`Mixout`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -175,8 +172,8 @@ class Dropconnect(MixingMethod):
 
     Args:
         p: probability that a weight is dropped, in [0, 1].
-        gradient: ``exact``, ``paper`` or ``dense``; see :class:`MixingMethod`.
-        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
+        gradient: ``exact``, ``paper`` or ``dense``; see :class:`Mixout`.
+        every: optimizer steps for which a mask is kept; see :class:`Mixout`.
 
     Raises:
         TypeError: if ``p`` is not a number.
@@ -207,9 +204,9 @@ class GradientMask(MixingMethod):
     Args:
         p: probability that a unit's gradient is 0, in [0, 1].
         unit: the weights that share one entry of the mask: those of an ``input`` neuron, of an ``output`` neuron, one
-            ``element``, or a ``layer``; see :class:`MixingMethod`.
+            ``element``, or a ``layer``; see :class:`Mixout`.
         gradient: ``exact``, g M/(1-p); or ``paper``, g M.
-        every: optimizer steps for which a mask is kept; see :class:`MixingMethod`.
+        every: optimizer steps for which a mask is kept; see :class:`Mixout`.
 
     Raises:
         TypeError: if ``p`` is not a number.

@@ -65,7 +65,7 @@ class Target:
         return self.method.strength / self.unit
 
     def parameter(self) -> nn.Parameter | None:
-        """The parameter of this moment; None if the field holds none: parametrized or pruned since, or deleted."""
+        """The current parameter; None if the field holds none: parametrized or pruned since, or deleted."""
         module = self._module()
         return None if module is None else module._parameters.get(self.field)
 

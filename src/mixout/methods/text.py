@@ -1,6 +1,6 @@
 """Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)``, ``plain``.
 
-For settings files and command lines. ``parse(spell(methods)) == methods``, but for tensors, which have no text.
+For settings files and command lines. ``parse(spell(methods)) == methods``, except for tensors, which have no text.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def places(columns: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
-    """A matrix that is 0 but for the columns ``kept``, which are ``scale`` times the rows of ``columns``.
+    """A matrix that is 0 except for the columns ``kept``, which are ``scale`` times the rows of ``columns``.
 
     ``kept`` rises; of an index that is there several times the first row counts. :func:`places` holds for ``columns``,
     (|K|, out).

@@ -25,8 +25,8 @@
     train_size = [100, 200]
 
 Paths count from where the command runs. Files that come with mixout are found by their names: ``demo``. A file with
-``base = "table1"`` under ``[study]`` is the study of that name, but for what it says itself: each setting alone; tasks,
-methods and factors as a whole.
+``base = "table1"`` under ``[study]`` is the study of that name, except for what it says itself: each setting alone;
+tasks, methods and factors as a whole.
 """
 
 from __future__ import annotations

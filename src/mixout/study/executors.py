@@ -127,7 +127,7 @@ class PoolExecutor(Executor):
         self._busy[worker.pipe] = worker, job
 
     def wait(self, tell: Tell) -> Outcome:
-        """The next job that ends; where the others stand is told while there is none."""
+        """The next job that ends; until then the progress of the others is reported."""
         while True:
             for pipe in wait(list(self._busy)):
                 worker, job = self._busy[cast("Connection", pipe)]

@@ -59,7 +59,7 @@ def run(
     again: bool = False,
     keep: str = "no",
 ) -> Tally:
-    """Run what is missing, but for what another process is making.
+    """Run what is missing, except for what another process is making.
 
     Args:
         planned: what a study asks for, in the order in which it is run.

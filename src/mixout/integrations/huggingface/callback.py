@@ -1,4 +1,4 @@
-"""Mixout in the Trainer of transformers: p on a schedule, p and the way from the anchor in the logs, exact resume.
+"""Mixout in the Trainer of transformers: p on a schedule, p and the distance from the anchor in the logs, exact resume.
 
 The anchor's fingerprint goes into each checkpoint and is checked on resume. Without this, a model that is loaded from
 its own checkpoint before ``apply_`` would be anchored at its fine-tuned weights, and nobody would notice. Trainers that

@@ -94,7 +94,7 @@ class Run(Restart):
     losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
     predictions: tuple[float, ...] = ()  # for the dev set, in its order
     dev_size: int | None = None  # examples in the dev set; None where that is unknown
-    # its answers are those of a constant but for a few, see :func:`is_collapsed`. Such a run may score a little
+    # its answers are those of a constant except for a few, see :func:`is_collapsed`. Such a run may score a little
     # above chance, and has failed all the same
     collapsed: bool = False
     # factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell

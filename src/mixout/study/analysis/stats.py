@@ -94,7 +94,7 @@ def wilson(count: int, n: int, *, level: float = 0.95) -> Interval:
     z, rate = float(ndtri((1 + level) / 2)), count / n
     middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At the ends the formula is exact but for rounding, and an interval must not exclude its own estimate.
+    # At the ends the formula is exact except for rounding, and an interval must not exclude its own estimate.
     return (0.0 if count == 0 else middle - half), (1.0 if count == n else middle + half)
 
 
