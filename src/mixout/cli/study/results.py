@@ -1,6 +1,7 @@
 """``mixout study report`` and ``export``: what a ledger's runs, or a table of scores, showed: as a page, as a table.
 
-A report on a table of scores takes less time than to load torch, so modules are loaded where they are used.
+A report on a table of scores needs no torch, which takes longer to load than that report takes: so modules are loaded
+where they are used.
 """
 
 from __future__ import annotations
