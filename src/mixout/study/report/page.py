@@ -64,7 +64,7 @@ def _templates() -> Environment:
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["soft"] = lambda text: Markup("<wbr>").join(_BREAK.split(text))
-    environment.globals |= {"pictures": pictures, "swatch": swatch}
+    environment.globals.update(pictures=pictures, swatch=swatch)
     return environment
 
 
