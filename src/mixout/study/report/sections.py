@@ -87,7 +87,7 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
     of_task = {task: given.get(task) or Data(dev_size=if_one(run.dev_size for run in runs if run.task == task))
                for task in dict.fromkeys(run.task for run in runs)}  # fmt: skip
     over = charts.over_factors(summary.sweeps, of_cell, look)
-    first, *drawn = [*over[:1], charts.scores(cells, of_cell, labels), *over[1:]]
+    drawn = [*over[:1], charts.scores(cells, of_cell, labels), *over[1:]]
     more = (charts.over_p(summary.doses, of_cell, look), charts.tradeoff(cells, summary.sweeps, of_cell, look))
     drawn += [chart for chart in more if chart is not None]
     differences = charts.differences(summary.comparisons, labels)
@@ -99,10 +99,10 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
     ]
     flips = [_flips(task, summary, of_cell, known, labels) for task, known in of_task.items()]
     sections = [
-        Section("answer", "Answer", [block("lines", summary.verdict), block("chart", first)]),
+        Section("answer", "Answer", [block("lines", summary.verdict), block("chart", drawn[0])]),
         Section("asked", "What was asked", _asked(summary, of_task)),
         Section("tables", "Scores", _tables(tables.overview(cells, summary.leaders, labels), *scores)),
-        *(Section(chart.name, chart.title, [block("chart", chart)]) for chart in drawn),
+        *(Section(chart.name, chart.title, [block("chart", chart)]) for chart in drawn[1:]),
         Section("differences", "Differences", _differences(summary, runs, labels, differences)),
         Section("training", "Training", [block("chart", chart, True) for chart in training if chart]),
         Section("examples", "Examples that flip", [
@@ -115,7 +115,7 @@ def results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) ->
             "Cost": _tables(tables.costs(cells, labels)),
         })),
     ]  # fmt: skip
-    return sections, [chart for chart in (first, *drawn, differences, *training, best) if chart is not None]
+    return sections, [chart for chart in (*drawn, differences, *training, best) if chart is not None]
 
 
 def origins(
