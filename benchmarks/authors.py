@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import dropouts
-from mixout.selection import chosen_layers, resolve
+from mixout.selection import chosen, resolve
 
 
 class _ExpandedMix(torch.autograd.Function):
@@ -70,7 +70,7 @@ def apply_authors_(model: nn.Module, p: float) -> nn.Module:
     """
     if not 0 <= p < 1:
         raise ValueError(f"expected p in [0, 1), got {p}; the expanded form divides by 1-p")
-    for module in chosen_layers(model, resolve(None, model)).values():
+    for module in chosen(model, resolve(None, model), "input")[0].values():
         if isinstance(module, nn.Linear):
             module.__class__ = AuthorsLinear
             module.anchor, module.p = module.weight.detach().clone(), p  # type: ignore[assignment]

@@ -19,7 +19,7 @@ import mixout
 from authors import AuthorsLinear, apply_authors_
 from mixout.layers import Mixed
 from mixout.passes import Form
-from mixout.selection import chosen_layers, resolve
+from mixout.selection import chosen, resolve
 from pairs import Run
 
 # FLOPs that the floor counts for an element of what is no matrix product, and for AdamW's step of a parameter.
@@ -204,7 +204,7 @@ def count(case: Case) -> Work:
     Attention of width d: six products of 2 B L^2 d, half of that where it is causal. The rest is an estimate.
     """
     plain = build(case, "meta")
-    mixed = chosen_layers(plain, resolve(None, plain)).keys()
+    mixed = chosen(plain, resolve(None, plain), "input")[0].keys()
     flops: dict[str, int] = {}
     elements = 0
 

@@ -48,7 +48,7 @@ def fresh(kind=WithHead, seed=0):
 
 
 def anchors(model):
-    return {name: one.tensor for name, (_, _, one) in mixout.held.anchored_weights(model).items()}
+    return {name: one.tensor for name, (_, _, one) in mixout.measure.anchored_weights(model).items()}
 
 
 def test_the_default_anchor_is_the_weights_of_this_moment_and_no_alias():

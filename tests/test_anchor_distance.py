@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixout
 from mixout.distances import distance, norm
-from mixout.integrations.logs import measures
+from mixout.integrations import measures
 
 
 def net():

@@ -22,7 +22,7 @@ def net(seed=0):
 
 def anchored(source):
     model = mixout.apply_(net(1), Mixout(0.5), anchor=source)
-    return {name: one.tensor for name, (_, _, one) in mixout.held.anchored_weights(model).items()}
+    return {name: one.tensor for name, (_, _, one) in mixout.measure.anchored_weights(model).items()}
 
 
 @pytest.mark.parametrize("name", ["x.pt", "pytorch_model.bin", "last.ckpt"])

@@ -61,7 +61,7 @@ def test_a_tied_head_is_anchored_from_its_own_checkpoint(methods, tmp_path):
     with torch.no_grad():
         model.lm_head.weight.add_(1.0)
     mixout.apply_(model, methods, where="all", anchor=tmp_path)
-    assert mixout.held.anchored_weights(model)["lm_head.weight"][2].tensor.equal(pretrained.lm_head.weight)
+    assert mixout.measure.anchored_weights(model)["lm_head.weight"][2].tensor.equal(pretrained.lm_head.weight)
 
 
 def test_by_default_the_output_embedding_is_not_mixed():
@@ -107,7 +107,7 @@ def test_a_new_head_is_not_mixed():
     """Trap: new output head (no pretrained weights) anchored at its random initialisation."""
     model = mixout.apply_(bert(), [Mixout(0.5), AnchorDecay(0.1)])
     assert "classifier" in mixout.coverage(model).plain
-    assert not any("classifier" in name for name in mixout.held.anchored_weights(model))
+    assert not any("classifier" in name for name in mixout.measure.anchored_weights(model))
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")

@@ -11,7 +11,7 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay, GradientMask, Mixout
-from mixout.integrations.logs import measures
+from mixout.integrations import measures
 from mixout.methods import Dropconnect, Dropout, Plain
 
 METHODS = [

@@ -8,7 +8,7 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay, Mixout
-from mixout.integrations.logs import measures
+from mixout.integrations import measures
 
 
 def net():

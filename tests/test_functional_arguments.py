@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import linear
 
+import mixout
 from mixout.functional import mix, mixed_embedding, mixed_linear
 
 W = torch.ones(4, 3)
@@ -150,3 +152,26 @@ def test_vmap_over_weights():
     kept = (out != u).any(dim=1)
     assert out.shape == (5, 4, 3)
     assert (kept == kept[0]).all()
+
+
+@pytest.mark.parametrize("form", ["auto", "lean"])
+@pytest.mark.parametrize("unit", ["input", "output"])
+def test_vmap_with_a_mask_for_each_example(unit, form):
+    """Oracle: the columns or rows in which each example's gradient is not zero."""
+    model = mixout.apply_(nn.Linear(30, 30, bias=False), mixout.Mixout(0.5, unit=unit), form=form)
+
+    def gradients(model, randomness):
+        loss = lambda w, x: torch.func.functional_call(model, {"weight": w}, (x,)).sum()  # noqa: E731
+        per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness=randomness)
+        return per_example(model.weight.detach(), torch.ones(6, 30))
+
+    kept = gradients(model, "different") != 0
+    lines = kept.any(dim=1 if unit == "input" else 2)
+    assert kept.sum() == 30 * lines.sum()
+    assert len({tuple(line.tolist()) for line in lines}) == 6
+    assert len(gradients(model, "same").unique(dim=0)) == 1
+    for every in (1, 2):
+        seeded = mixout.apply_(nn.Linear(30, 30), mixout.Mixout(0.5, unit=unit, every=every), seed=3, form=form)
+        with pytest.raises(mixout.MixoutError, match='randomness="same"'):
+            gradients(seeded, "different")
+        assert len(gradients(seeded, "same").unique(dim=0)) == 1

@@ -64,6 +64,13 @@ except mixout.MissingExtraError as error:
     assert "pip install" in str(error), error
 else:
     raise SystemExit("expected MissingExtraError")
+for name in ("huggingface", "lightning"):
+    try:
+        __import__(f"mixout.integrations.{name}")
+    except mixout.MissingExtraError as error:
+        assert "to be installed, got no" in str(error), error
+    else:
+        raise SystemExit("expected MissingExtraError")
 """
 
 

@@ -64,6 +64,12 @@ def test_in_functional_transform():
     assert found == [False, True]
 
 
+def test_is_batched():
+    found = [_torch.is_batched(torch.ones(2))]
+    torch.func.vmap(lambda x: (found.append(_torch.is_batched(x)), x)[1])(torch.ones(2))
+    assert found == [False, True]
+
+
 def test_key_value_store(one_rank):
     _torch.key_value_store().set("mixout/test", "seen")
     assert _torch.key_value_store().get("mixout/test") == b"seen"

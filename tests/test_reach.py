@@ -131,7 +131,7 @@ def test_a_layer_that_the_anchor_lacks_is_new_and_left_out_by_default():
     pretrained = {"0.weight": torch.zeros(8, 8)}
     for method in (Mixout(0.5), mixout.AnchorDecay(1.0), [Mixout(0.5), mixout.AnchorDecay(1.0)]):
         quiet(model, method, anchor=pretrained)
-        assert list(mixout.held.anchored_weights(model)) == ["0.weight"]
+        assert list(mixout.measure.anchored_weights(model)) == ["0.weight"]
         assert "1" in mixout.coverage(model).plain
         assert "a new layer: the anchor has no weight of this name" in str(mixout.coverage(model))
         mixout.remove_(model)
@@ -177,7 +177,7 @@ def around(model):
 def test_a_new_head_is_neither_mixed_nor_decayed_by_default():
     model, body = torchvisions()
     assert set(mixout.coverage(model, Mixout(0.5)).mixed) == body
-    assert set(mixout.held.anchored_weights(mixout.apply_(model, mixout.AnchorDecay(1.0)))) == {
+    assert set(mixout.measure.anchored_weights(mixout.apply_(model, mixout.AnchorDecay(1.0)))) == {
         f"{n}.weight" for n in body
     }
     wrapped = around(torchvisions()[0])
@@ -192,7 +192,7 @@ def test_timm_tells_its_head():
         linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         heads = {f"{prefix}head"} | ({"head"} if prefix else set())
         assert set(mixout.coverage(model, Mixout(0.5)).mixed) == linear - heads
-        decayed = mixout.held.anchored_weights(mixout.apply_(model, mixout.AnchorDecay(1.0)))
+        decayed = mixout.measure.anchored_weights(mixout.apply_(model, mixout.AnchorDecay(1.0)))
         assert not [name for name in decayed if name.rpartition(".")[0] in heads]
     backbone = around(timms(num_classes=0))
     assert "head" not in mixout.coverage(backbone, Mixout(0.5)).mixed

@@ -113,10 +113,10 @@ def test_nothing_selected_is_an_error(where):
 
 def test_decay_covers_the_body_or_what_where_says():
     model = mixout.apply_(Model(), mixout.AnchorDecay(0.1))
-    assert set(mixout.held.anchored_weights(model)) == {f"{name}.weight" for name in LINEARS}
+    assert set(mixout.measure.anchored_weights(model)) == {f"{name}.weight" for name in LINEARS}
     mixout.remove_(model)
     mixout.apply_(model, mixout.AnchorDecay(0.1), where="classifier|embedding")  # a decay: all weights of these names
-    assert set(mixout.held.anchored_weights(model)) == {"classifier.weight", "embedding.weight"}
+    assert set(mixout.measure.anchored_weights(model)) == {"classifier.weight", "embedding.weight"}
 
 
 @pytest.mark.filterwarnings("ignore::mixout.LowCoverageWarning")  # of a tiny Whisper most are convolutions

@@ -1,4 +1,4 @@
-"""Names that are not there: an error that tells the new one, or the one that was meant."""
+"""Names that are not there: an error that tells the new one, or the one that was meant. And counts in words."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
     """A ``__getattr__`` for ``module``, whose ``names`` of an earlier version lead to the present ones.
 
     An old name raises an ImportError: ``from module import name`` replaces an AttributeError by one of its own words.
-
-    Example:
-        >>> renamed("shapes", {"Ring": "Torus"})("Ring")
-        Traceback (most recent call last):
-        ImportError: module 'shapes' has no attribute 'Ring'; it is called Torus now
     """
 
     def look_up(name: str) -> NoReturn:
@@ -37,6 +32,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     folded = {_fold(one): one for one in valid}
     close = difflib.get_close_matches(_fold(name), list(folded), n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def count(quantity: float, noun: str) -> str:
+    """A number and what is counted.
+
+    Example:
+        >>> count(1200, "run"), count(1, "row"), count(1.5, "epoch")
+        ('1,200 runs', '1 row', '1.5 epochs')
+    """
+    number = f"{quantity:,}" if isinstance(quantity, int) else f"{quantity:.3g}"
+    return f"{number} {noun}{'' if quantity == 1 else 's'}"
 
 
 def _fold(name: str) -> str:

@@ -5,8 +5,8 @@ from mixout import methods as methods
 from mixout import optim as optim
 from mixout import schedule as schedule
 from mixout.apply import apply_ as apply_
+from mixout.apply import by_depth as by_depth
 from mixout.apply import remove_ as remove_
-from mixout.bylayer import by_depth as by_depth
 from mixout.covering import Coverage as Coverage
 from mixout.covering import coverage as coverage
 from mixout.disabling import disabled as disabled
@@ -25,7 +25,6 @@ from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.errors import RankMismatchError as RankMismatchError
 from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
-from mixout.held import fingerprint as fingerprint
 from mixout.layers import register as register
 from mixout.measure import distance as distance
 from mixout.measure import interpolate_ as interpolate_
@@ -36,10 +35,11 @@ from mixout.methods import Method as Method
 from mixout.methods import Mixconnect as Mixconnect
 from mixout.methods import Mixout as Mixout
 from mixout.methods import OutputAnchor as OutputAnchor
-from mixout.methods.fisher import fisher as fisher
+from mixout.methods.likelihood import fisher as fisher
 from mixout.methods.output import output_penalty as output_penalty
 from mixout.record import set_p_ as set_p_
 from mixout.saving import State as State
+from mixout.saving import fingerprint as fingerprint
 from mixout.saving import load_state_ as load_state_
 from mixout.saving import save_state as save_state
 from mixout.saving import state as state

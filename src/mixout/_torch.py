@@ -30,6 +30,13 @@ def in_functional_transform() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether ``torch.vmap`` holds one of these for each example. Public: nothing."""
+    while torch._C._functorch.is_gradtrackingtensor(tensor):  # of torch.func.grad within
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return bool(torch._C._functorch.is_batchedtensor(tensor))
+
+
 def key_value_store() -> Any:  # noqa: ANN401  torch.distributed.Store, which is absent from builds without distributed
     """The store through which the ranks of the default process group have met. Public: only the one a user made."""
     return torch.distributed.distributed_c10d._get_default_store()

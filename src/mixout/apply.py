@@ -1,10 +1,12 @@
-"""A method on a whole model or a part of it: apply_ and remove_."""
+"""A method on a whole model or a part of it, or several by layer: apply_ and remove_."""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -12,13 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from mixout.anchor import AnchorStore
-from mixout.bylayer import ByLayer, Rule, rules_of
+from mixout.body import blocks, warn_if_fine_tuned
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
 from mixout.install import Anchors, install_, set_dropouts_, undo_
-from mixout.layers import Mixed
+from mixout.layers import Mixed, is_linear
 from mixout.layers.mixed import is_frozen
-from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, spell
-from mixout.origin import warn_if_fine_tuned
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
 from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
 from mixout.ranks import SCOPES, Scope, SharedSeed
@@ -26,6 +27,8 @@ from mixout.reach import check_reach
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import Selection, WhereLike, resolve
 from mixout.sources import AnchorSource, is_zero, uncompiled
+
+ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
 
 def apply_(
@@ -107,8 +110,7 @@ def apply_(
     reshard_(model)
     anchors = AnchorStore(model, anchor, dtype=anchor_dtype, host=anchor_device is not None)
     try:
-        set_dropouts_(model, methods, keep=keep_dropout)
-        layers = spread_(model, rules, selection, anchors, seed, scope, form)
+        layers = spread_(model, rules, selection, anchors, seed, scope, form, keep_dropout=keep_dropout)
         if layers:
             left_out = selection.but(lambda name, _: not any(rule.fits(name) for rule in rules))
             check_reach(model, left_out)
@@ -128,6 +130,81 @@ def apply_(
     return whole
 
 
+def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, Method]:
+    """Methods that follow the depth of a layer, for :func:`mixout.apply_`.
+
+    Blocks are the members of the outermost ``nn.ModuleList`` that hold linear layers, in order: an encoder's before
+    its decoder's. What lies in no block counts as the last.
+
+    Args:
+        model: the model.
+        method: the method of a block, given its depth: 0 for the first one, 1 for the last.
+
+    Returns:
+        Methods by regular expression.
+
+    Raises:
+        ValueError: if ``model`` has no such list.
+
+    Example:
+        >>> from mixout import Mixout
+        >>> model = nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))})
+        >>> [method.p for method in by_depth(model, lambda depth: Mixout(0.9 - 0.4 * depth)).values()]
+        [0.9, 0.7, 0.5]
+    """
+    names = [name for name, block in blocks(model) if any(map(is_linear, block.modules()))]
+    if not names:
+        raise ValueError(
+            f"expected a model whose blocks lie in a torch.nn.ModuleList, got {type(model).__name__} without one; "
+            "write the methods by layer as a dict"
+        )
+    last = len(names) - 1
+    found = {f"^{re.escape(name)}(\\.|$)": method(place / max(1, last)) for place, name in enumerate(names[:-1])}
+    return {**found, "": method(1.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Methods, and the regular expression on the names of the layers on which they act; None for all."""
+
+    pattern: str | None
+    methods: tuple[Method, ...]
+
+    def fits(self, name: str) -> bool:
+        """Whether the methods act on a layer called ``name``, if no rule before does."""
+        return self.pattern is None or re.search(self.pattern, name) is not None
+
+    def within(self, selection: Selection, rules: Sequence[Rule]) -> Selection:
+        """What of ``selection`` is this rule's, which is the first of ``rules`` that fits."""
+        if self.pattern is None:
+            return selection
+        text = f", in the part {self.pattern!r}"
+        return selection.but(lambda name, _: next((one for one in rules if one.fits(name)), None) is not self, text)
+
+
+def rules_of(method: Any) -> list[Rule]:  # noqa: ANN401  whatever a caller may write
+    """What a caller may write as ``method=``, as rules."""
+    if not isinstance(method, Mapping):
+        return [Rule(pattern=None, methods=as_methods(method))]
+    rules = []
+    for pattern, given in method.items():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"expected regular expressions as keys of the methods, got {pattern!r}: {error}"
+            ) from error
+        rules.append(Rule(pattern=pattern, methods=as_methods(given)))
+        if any(isinstance(one, Dropout) for one in rules[-1].methods):
+            raise ValueError(
+                f"expected methods that act on layers, got Dropout for {pattern!r}, which sets all of the model's "
+                "dropouts; leave it out, or pass keep_dropout=True to keep them as they are"
+            )
+    if not rules:
+        raise ValueError("expected methods by layer, such as {'encoder': mixout.Mixout(0.5)}, got an empty dict")
+    return rules
+
+
 def spread_(
     model: nn.Module,
     rules: Sequence[Rule],
@@ -136,8 +213,11 @@ def spread_(
     seed: int | None = None,
     scope: Scope = "all",
     form: Form = "auto",
+    *,
+    keep_dropout: bool = False,
 ) -> dict[str, nn.Module]:
     """Install each rule's methods where it is the first that fits; return the mixed layers by name."""
+    set_dropouts_(model, [method for rule in rules for method in rule.methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
     for rule in rules:
         applied = Applied(methods=rule.methods, seed=SharedSeed(seed, scope), where=selection.text)
@@ -199,11 +279,7 @@ def _check_arguments(seed: object, scope: object, dtype: torch.dtype | None, dev
 
 
 def check_applicable(model: nn.Module) -> None:
-    """Refuse a model that carries a method already, or whose weights cannot be anchored.
-
-    Raises:
-        AlreadyAppliedError, MixoutError: see :func:`apply_`.
-    """
+    """Refuse a model that carries a method already, or whose weights cannot be anchored."""
     check_sharding(model)
     if any(applied_here(m) is not None or isinstance(m, Mixed) for m in model.modules()):
         raise AlreadyAppliedError(

@@ -1,16 +1,24 @@
-"""The pretrained body of a model, apart from its output layers and new heads.
+"""What a model tells of itself: its pretrained body, its blocks, and whether a run has trained it already.
 
-Models of transformers, timm and torchvision tell them, also within other modules: what lies around is then no body. A
-model that holds none of these is body all over.
+Models of transformers, timm and torchvision tell their output layers and new heads, also within other modules: what
+lies around is then no body. A model that holds none of these is body all over.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
+
+from mixout.errors import FineTunedAnchorWarning
+
+# What the Trainer of transformers leaves in a checkpoint's folder, and what trainer.save_model leaves.
+_STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
 
 _Parts: TypeAlias = tuple[list[nn.Module], list[nn.Module]]
 
@@ -29,12 +37,7 @@ def tells_its_heads(model: nn.Module) -> bool:
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The blocks of ``model`` by name, in order: the members of its outermost module lists that hold parameters.
-
-    Example:
-        >>> [name for name, _ in blocks(nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(2, 2) for _ in range(2))}))]
-        ['layer.0', 'layer.1']
-    """
+    """The blocks of ``model`` by name, in order: the members of its outermost module lists that hold parameters."""
     lists: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in lists)
@@ -91,3 +94,29 @@ def _has_head(module: nn.Module) -> bool:
         and any(isinstance(getattr(kind, "base_model_prefix", None), str) for kind in parts)
         and not any(True for one in lists for _ in one.parameters())
     )
+
+
+def warn_if_fine_tuned(model: nn.Module) -> None:
+    """Warn if ``model``, or a part of it, was loaded from a folder that a Trainer wrote, and has become the anchor.
+
+    Weights from elsewhere (``load_state_dict``, Lightning) leave no trace; there the fingerprint tells, on resume.
+    """
+    folders = {getattr(module, "name_or_path", None) for module in model.modules()}
+    for folder in sorted(folder for folder in folders if isinstance(folder, str) and folder):
+        mark = next((name for name in (_STATE, _ARGUMENTS) if (Path(folder) / name).is_file()), None)
+        if mark is not None:
+            when = _step(Path(folder) / _STATE) if mark == _STATE else "the end"
+            warnings.warn(
+                f"expected pretrained weights as the anchor, got those of {when} of a run, loaded from {folder!r}, "
+                f"which holds {mark}; load the pretrained model, call apply_, then load the fine-tuned weights or "
+                f"resume; or pass anchor={folder!r} if these weights are meant",
+                FineTunedAnchorWarning,
+                stacklevel=3,  # who called apply_
+            )
+
+
+def _step(file: Path) -> str:
+    try:
+        return f"step {json.loads(file.read_text(encoding='utf-8'))['global_step']}"
+    except (ValueError, LookupError, TypeError):  # cut off, or not as the Trainer writes it
+        return "some step"

@@ -5,18 +5,17 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from mixout import dropouts
 from mixout.anchor import OwnWeight
-from mixout.apply import check_applicable, spread_
-from mixout.bylayer import ByLayer, rules_of
+from mixout.apply import ByLayer, check_applicable, rules_of, spread_
 from mixout.dropouts import DropoutSite
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.install import Unread, set_dropouts_, undo_
+from mixout.install import Unread, undo_
 from mixout.measure import radius_used
 from mixout.methods import Method, output, spell
 from mixout.methods.targets import targets
@@ -45,9 +44,9 @@ class Coverage:
     """
 
     methods: str
-    layers: tuple[LayerCoverage, ...] = field(repr=False)
-    dropouts: tuple[DropoutSite, ...] = field(repr=False)
-    held: tuple[str, ...] = field(repr=False, default=())
+    layers: tuple[LayerCoverage, ...]
+    dropouts: tuple[DropoutSite, ...]
+    held: tuple[str, ...] = ()
 
     def _of(self, kind: Kind) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers if layer.kind == kind)
@@ -189,11 +188,9 @@ def coverage(
         found = applications(model)
         return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
     rules, selection = rules_of(method), resolve(where, model)
-    methods = tuple(dict.fromkeys(one for rule in rules for one in rule.methods))
     spelled = ", ".join(spell(rule.methods) for rule in rules)
     check_applicable(model)
     try:
-        set_dropouts_(model, methods, keep=False)
         spread_(model, rules, selection, Unread())
         return _report(model, spelled, selection.text)
     except NothingMixedError:
@@ -209,12 +206,12 @@ def _report(model: nn.Module, methods: str, text: str) -> Coverage:
 
 
 def _held(model: nn.Module) -> Iterator[str]:
-    found = [target for target in targets(model).values() if target.parameter() is not None]
-    dry = any(isinstance(target.anchor, OwnWeight) for target in found)
+    found = targets(model).values()
     decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
         decay = "decays" if len(decaying) == 1 else "decay"
         line = f"{_count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        dry = any(isinstance(target.anchor, OwnWeight) for target in found)
         # Of weights in parts every rank would have to ask.
         if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):

@@ -52,11 +52,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_policy(model: Any) -> None:  # noqa: ANN401  any module
-    """Refuse to mix the policy of a policy-gradient trainer of TRL.
-
-    Raises:
-        MixoutError: if such a trainer was built with ``model``, which carries a method that mixes.
-    """
+    """Refuse to mix the policy of a policy-gradient trainer of TRL, if ``model`` is one."""
     tags = _POLICY_GRADIENT.intersection(getattr(model, "model_tags", None) or ())
     if tags and _mixing(applications(model)):
         raise MixoutError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.parts import laid_out
+from mixout.parts import laid_out, local
 
 # Numbers that are read at once: what a cache holds, and what fills a GPU.
 _BLOCK, _GPU_BLOCK = 2**18, 2**24
@@ -32,10 +32,6 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
     """||w - u|| of named (w, u) pairs; u None is 0; a tied w counts once in the total.
 
     Differences are taken in float32 (exact where w is near u) or wider, and their squares added in float64.
-
-    Example:
-        >>> distance({"a": (torch.tensor([3.0, 4.0]), None)}).total
-        5.0
     """
     by_layer = {name: norm(weight, anchor) for name, (weight, anchor) in pairs.items()}
     counted = {id(weight): name for name, (weight, _) in pairs.items()}
@@ -46,14 +42,15 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry.
 
     In blocks: no copy of the weight's size is made.
-
-    Example:
-        >>> norm(torch.tensor([3.0, -4.0]), None), norm(torch.tensor([3.0, -4.0]), None, math.inf)
-        (5.0, 4.0)
     """
     weight = weight.detach()
     near = None if anchor is None else laid_out(anchor, weight)
-    found = torch.linalg.vector_norm(torch.stack([_norm(one, order) for one in _differences(weight, near)]), order)
+    each = [
+        # Of no numbers there is no largest one.
+        torch.linalg.vector_norm(one if one.numel() else one.new_zeros(1), order, dtype=torch.float64)
+        for one in _differences(weight, near)
+    ]
+    found = torch.linalg.vector_norm(torch.stack(each), order)
     if hasattr(weight, "placements"):
         largest = order == math.inf
         found = of_all_ranks(found, weight, largest=True) if largest else of_all_ranks(found**2, weight).sqrt()
@@ -69,19 +66,12 @@ def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
         yield w - u[0] if u else w
 
 
-def _norm(difference: Tensor, order: float) -> Tensor:
-    if not difference.numel():  # of which there is no largest entry
-        return difference.new_zeros((), dtype=torch.float64)
-    found: Tensor = torch.linalg.vector_norm(difference, order, dtype=torch.float64)
-    return found
-
-
 def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:
     """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache.
 
     On a host ``most`` is the largest number of a block.
     """
-    own: list[Any] = [one.to_local() if hasattr(one, "placements") else one for one in (first, *others)]  # type: ignore[union-attr]
+    own: list[Any] = [local(one) for one in (first, *others)]
     given = [one for one in own if one is not None]
     if all(one.is_contiguous() for one in given):
         own = [None if one is None else one.view(-1) for one in own]

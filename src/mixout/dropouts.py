@@ -21,43 +21,32 @@ from typing import Any, Literal, TypeGuard
 
 from torch import nn
 
+FIELD = "_mixout_dropouts"  # the attribute of a module that holds what stood there before
+
 _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _HAS_DROP = re.compile(r"drop", re.IGNORECASE)
 _DROPOUT = re.compile(r"drop(_?out)?\d*(_?(p|probs?|probability|rate|ratio|positions))?$", re.IGNORECASE)
 _OF_LAYERS = re.compile(r"layer_?drop|drop_?path|path_?drop|stochastic|droppath", re.IGNORECASE)
 
-READ_FROM_CONFIG: dict[str, tuple[str, ...]] = {
-    "attention_dropout": (
-        "BigBirdPegasusEncoderAttention",
-        "FalconDecoderLayer",
-        "FalconFlashAttention2",
-        "GPTNeoFlashAttention2",
-        "PersimmonAttention",
-    ),
-    "attention_probs_dropout_prob": ("BigBirdAttention", "Data2VecVisionSdpaSelfAttention"),
-    "attn_pdrop": ("GPTJFlashAttention2",),
-    "dropout": ("BltGlobalTransformer", "BltLocalDecoder", "BltLocalEncoder", "ProphetNetEncoder"),
-    "hidden_dropout": ("FalconDecoderLayer",),
-    "layerdrop": (
-        "Data2VecAudioEncoder",
-        "HubertEncoder",
-        "HubertEncoderStableLayerNorm",
-        "SEWEncoder",
-        "UniSpeechEncoder",
-        "UniSpeechEncoderStableLayerNorm",
-        "UniSpeechSatEncoder",
-        "UniSpeechSatEncoderStableLayerNorm",
-        "Wav2Vec2BertEncoder",
-        "Wav2Vec2ConformerEncoder",
-        "Wav2Vec2Encoder",
-        "Wav2Vec2EncoderStableLayerNorm",
-        "WavLMEncoder",
-        "WavLMEncoderStableLayerNorm",
-    ),
-    "speech_decoder_prenet_dropout": ("SpeechT5SpeechDecoderPrenet",),
-    "speech_encoder_layerdrop": ("SeamlessM4TConformerEncoder", "SeamlessM4Tv2ConformerEncoder"),
+READ_FROM_CONFIG = {
+    "attention_dropout": """
+        BigBirdPegasusEncoderAttention FalconDecoderLayer FalconFlashAttention2 GPTNeoFlashAttention2
+        PersimmonAttention
+    """,
+    "attention_probs_dropout_prob": "BigBirdAttention Data2VecVisionSdpaSelfAttention",
+    "attn_pdrop": "GPTJFlashAttention2",
+    "dropout": "BltGlobalTransformer BltLocalDecoder BltLocalEncoder ProphetNetEncoder",
+    "hidden_dropout": "FalconDecoderLayer",
+    "layerdrop": """
+        Data2VecAudioEncoder HubertEncoder HubertEncoderStableLayerNorm SEWEncoder UniSpeechEncoder
+        UniSpeechEncoderStableLayerNorm UniSpeechSatEncoder UniSpeechSatEncoderStableLayerNorm
+        Wav2Vec2BertEncoder Wav2Vec2ConformerEncoder Wav2Vec2Encoder Wav2Vec2EncoderStableLayerNorm WavLMEncoder
+        WavLMEncoderStableLayerNorm
+    """,
+    "speech_decoder_prenet_dropout": "SpeechT5SpeechDecoderPrenet",
+    "speech_encoder_layerdrop": "SeamlessM4TConformerEncoder SeamlessM4Tv2ConformerEncoder",
 }
-"""Fields that modules of transformers read as ``self.config.FIELD`` outside of their constructor, by class name."""
+"""Fields that modules of transformers, by class name, read as ``self.config.FIELD`` outside of their constructor."""
 
 # They make their nn.Dropout anew, from their configuration, when their first forward changes the kind of attention.
 _MAKES_DROPOUTS = {
@@ -90,12 +79,7 @@ class DropoutSite:
 
 
 def find(model: nn.Module) -> list[DropoutSite]:
-    """Every place in ``model`` that holds a dropout probability, whatever its value.
-
-    Example:
-        >>> [str(site) for site in find(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))]
-        ['1.p = 0.1']
-    """
+    """Every place in ``model`` that holds a dropout probability, whatever its value."""
     return [site for name, module in model.named_modules() for site in _sites(name, module)]
 
 
@@ -105,23 +89,12 @@ def active(model: nn.Module) -> list[DropoutSite]:
 
 
 def set_(model: nn.Module, p: float) -> list[DropoutSite]:
-    """Set every dropout of ``model`` to ``p``, in [0, 1]; :func:`restore_` puts back what stood there at first.
-
-    Returns:
-        The places that were set, with the probability before.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
-        >>> set_(model, 0.0)
-        [DropoutSite(module='1', field='p', p=0.1, kind='module')]
-        >>> active(model)
-        []
-    """
+    """Set every dropout of ``model`` to ``p``; return the places, as before. :func:`restore_` undoes it."""
     sites = [site for site in find(model) if site.kind != "left"]
     copies: dict[int, Any] = {}  # of configurations: modules that share one share its copy
     for site in sites:
         module = model.get_submodule(site.module)
-        before = vars(module).setdefault("_mixout_dropouts", {})
+        before = vars(module).setdefault(FIELD, {})
         if site.kind != "config":
             before.setdefault(site.field, getattr(module, site.field))
             setattr(module, site.field, p)
@@ -137,13 +110,13 @@ def set_(model: nn.Module, p: float) -> list[DropoutSite]:
 def restore_(model: nn.Module) -> None:
     """Undo :func:`set_`, in every module of ``model`` that was changed."""
     for module in model.modules():
-        for field, before in vars(module).pop("_mixout_dropouts", {}).items():
+        for field, before in vars(module).pop(FIELD, {}).items():
             setattr(module, field, before)
             made_from = _MAKES_DROPOUTS.get(type(module).__name__)
             if field != "config" or made_from is None:
                 continue
             for made in module.modules():
-                if isinstance(made, _MODULES) and "_mixout_dropouts" not in vars(made):  # made since, from the copy
+                if isinstance(made, _MODULES) and FIELD not in vars(made):  # made since, from the copy
                     made.p = getattr(before, made_from)
 
 
@@ -159,7 +132,7 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
     classes = {base.__name__ for base in type(module).__mro__}
     for field, readers in READ_FROM_CONFIG.items():
         value = getattr(getattr(module, "config", None), field, None)
-        if not classes.isdisjoint(readers) and _is_probability(value):
+        if not classes.isdisjoint(readers.split()) and _is_probability(value):
             kind: Kind = "left" if _OF_LAYERS.search(field) else "config"
             yield DropoutSite(module=name, field=field, p=float(value), kind=kind)
 

@@ -7,6 +7,9 @@ nothing of mixout still catches it. Every warning derives from :class:`MixoutWar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MixoutError(Exception):
     """Base of the errors that mixout raises on purpose. The message says what was found and what to do."""
@@ -119,3 +122,29 @@ def missing_module(error: ImportError) -> str | None:
             return found.name.partition(".")[0]
         found = found.__cause__
     return None
+
+
+@contextmanager
+def needs(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a failing import in the body, for a purpose such as "metrics", into an error that names the extra.
+
+    Raises:
+        MissingExtraError: a module of the body is not installed.
+
+    Example:
+        >>> with needs("hf", "metrics"):
+        ...     import a_module_that_nobody_has  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        mixout.errors.MissingExtraError: expected 'a_module_that_nobody_has' to be installed for metrics, ...
+    """
+    try:
+        yield
+    # Only "not found": an installed but broken package must show its own error, pip would not help.
+    except ModuleNotFoundError as error:
+        name = missing_module(error)
+        if name is None:
+            raise
+        raise MissingExtraError(
+            f'expected {name!r} to be installed for {purpose}, got no such module; run: pip install "mixout[{extra}]"'
+        ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixout.masks import NOISES, UNITS, Noise, Unit, check_p
-from mixout.ops.autocast import autocast_dtype
+from mixout.ops.mix import autocast_dtype
 from mixout.ops.reference import GRADIENTS, Gradient
 from mixout.passes import FORMS, Form, MixOptions, check_dense, embedding_pass, linear_pass, phi_pass
 from mixout.streams import Stream
@@ -183,12 +183,9 @@ def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
 
 
 def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:
-    if unit not in UNITS:
-        raise ValueError(f"expected unit in {UNITS}, got {unit!r}")
-    if gradient not in GRADIENTS:
-        raise ValueError(f"expected gradient in {GRADIENTS}, got {gradient!r}")
-    if noise not in NOISES:
-        raise ValueError(f"expected noise in {NOISES}, got {noise!r}")
+    for name, value, known in (("unit", unit, UNITS), ("gradient", gradient, GRADIENTS), ("noise", noise, NOISES)):
+        if value not in known:
+            raise ValueError(f"expected {name} in {known}, got {value!r}")
     if input_dim not in (0, 1):
         raise ValueError(f"expected input_dim 0 or 1, got {input_dim}")
     if weight.dim() < 2:

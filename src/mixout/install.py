@@ -19,7 +19,6 @@ from mixout.layers import (
     Share,
     attach_,
     lora,
-    lora_delta,
     mixed_class,
     move_anchors_,
     parameter,
@@ -27,12 +26,12 @@ from mixout.layers import (
     swap_,
     weights,
 )
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output, targets
 from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
 from mixout.passes import Form
 from mixout.periods import Period
-from mixout.record import Applied, applied_here, mark_, mark_new_, subject, unmark_
+from mixout.record import FIELD, NEW, Applied, applied_here, subject
 from mixout.selection import Selection, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
@@ -54,15 +53,9 @@ Anchors: TypeAlias = AnchorStore | Unread  # where the anchors of a model come f
 def install_(
     model: nn.Module, applied: Applied, selection: Selection, anchors: Anchors, form: Form, *, alone: bool
 ) -> dict[str, nn.Module]:
-    """Let methods act on what ``selection`` takes of ``model``; :func:`undo_` undoes it, also half done.
+    """Let methods act on what ``selection`` takes of ``model``; return the layers that are mixed, by name.
 
-    ``alone``: these are all the methods of ``model``, so that the changed dropouts belong to them.
-
-    Returns:
-        The layers that are mixed, by name.
-
-    Raises:
-        NothingMixedError, AnchorMismatchError, MixoutError, ValueError: see :func:`mixout.apply_`.
+    :func:`undo_` undoes it, also half done. ``alone``: these are all methods of ``model``, and dropouts belong to them.
     """
     layers: dict[str, nn.Module] = {}
     for method in applied.methods:
@@ -76,9 +69,10 @@ def install_(
                 raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
             _anchor_outputs_(model, method, anchors)
     # What decayed weights, anchored outputs and changed dropouts leave on their module.
-    traces = {"_mixout_decay", "_mixout_output", "_mixout_dropouts"} if alone else {"_mixout_decay"}
+    traces = {targets.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
     changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
-    mark_([m for m in changed if applied_here(m) is None] or [model], applied)
+    for module in [m for m in changed if applied_here(m) is None] or [model]:
+        vars(module)[FIELD] = applied
     return layers
 
 
@@ -112,16 +106,17 @@ def _mix_(
     wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
     found = _anchored(source, wanted, may_lack=selection.may_lack)
     applied.seed.subject = subject(str(applied), found)
+    swapped: list[tuple[str, nn.Module, Any, dict[str, Anchor]]]
     swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
-        base = ZERO if dry else digest(lora_delta.base_weight(site))
+        base = ZERO if dry else digest(lora.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
             swapped.append((f"{name}{part}", module, kind, {path: Anchor(None, base) for path in paths}))
     around = [f"{block}." for block, _ in blocks(model)] if method.unit == "layer" else []
     for name, module, kind, held in swapped:
         block = next((outer[:-1] for outer in around if f"{name}.".startswith(outer)), name)
         stream = Stream(applied.seed, name, period, block if method.unit == "layer" else None)
-        swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))  # type: ignore[arg-type]
+        swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in found}
     if not dry:
         if method.anchor_ema is not None:
@@ -135,14 +130,10 @@ def _mix_(
 def _anchored(
     anchor: Callable[[str, Tensor], Anchor], wanted: Mapping[str, tuple[nn.Module, Iterable[str]]], *, may_lack: bool
 ) -> dict[str, dict[str, Anchor]]:
-    """The anchors of the weights of each module; without new layers, which the source ``may_lack``.
-
-    Raises:
-        AnchorMismatchError: if the source lacks a weight of a layer that was asked for, or most of them.
-    """
+    """The anchors of the weights of each module; without new layers, which the source ``may_lack``, but not most."""
     found, missing, sizes = {}, {}, {}
     for name, (module, paths) in wanted.items():
-        held = {path: _weight(module, path) for path in paths}
+        held: dict[str, Any] = {path: parameter(module, path) for path in paths}
         sizes[name] = sum(weight.numel() for weight in held.values())
         try:
             found[name] = {path: anchor(f"{name}.{path}".lstrip("."), weight) for path, weight in held.items()}
@@ -151,7 +142,7 @@ def _anchored(
     if missing and (not may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in found)):
         raise next(iter(missing.values()))
     for name in missing:
-        mark_new_(wanted[name][0])
+        vars(wanted[name][0])[NEW] = True
     return found
 
 
@@ -173,7 +164,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "the optimizer's own weight_decay"
             )
         # Beside adapters, what is frozen stays at its anchor.
-        fields = [field for field in decayed_fields(module) if not sites or _weight(module, field).requires_grad]
+        fields = [field for field in decayed_fields(module) if not sites or module.get_parameter(field).requires_grad]
         if fields:
             wanted[name] = module, fields
     if not wanted and not factors:
@@ -195,11 +186,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
     """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
     chosen, sites = [], lora.sites(model)
     covers = body(model) if method.on == "hidden" else lambda *_: True
-    if (init := lora.moved_base(model)) is not None:
-        raise ValueError(
-            "expected adapters that leave the base as it was pretrained for output_anchor, got "
-            f"init_lora_weights={init!r}"
-        )
+    lora.check_base(model)
     for name, module in model.named_modules():
         trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
         trained = trained if covers(name, module) else []
@@ -214,7 +201,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
     for module, found in chosen:
         if found and not isinstance(anchors, Unread):
-            output.attach_(module, method, found)
+            vars(module)[output.FIELD] = output.Held(method, found)
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -246,10 +233,6 @@ def undo_(model: nn.Module) -> None:
             restore_(module)
         optimizer_hooks.detach_(module)
         disabling.unguard_(module)
-        output.detach_(module)
-        unmark_(module)
+        for field in (output.FIELD, FIELD, NEW):
+            vars(module).pop(field, None)
     dropouts.restore_(model)
-
-
-def _weight(module: nn.Module, path: str) -> Any:  # noqa: ANN401
-    return parameter(module, path)

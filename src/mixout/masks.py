@@ -33,12 +33,7 @@ NOISES: tuple[Noise, ...] = ("bernoulli", "gaussian")
 
 
 def check_p(p: float, noise: Noise = "bernoulli") -> float:
-    """Return ``p`` as a float, or say what is wrong with it for this noise.
-
-    Raises:
-        TypeError: if ``p`` is not a number.
-        ValueError: if ``p`` is outside [0, 1], or is 1 for Gaussian noise.
-    """
+    """Return ``p`` as a float, or say what is wrong with it for this noise."""
     if isinstance(p, bool) or not isinstance(p, numbers.Real):
         raise TypeError(f"expected p to be a number in [0, 1], got {p!r}")
     if not 0.0 <= p <= 1.0:  # also refuses nan
@@ -65,10 +60,10 @@ def once_a_period(make: Callable[Given, Tensor]) -> Callable[Given, Tensor]:
     @functools.wraps(make)
     def held(*args: Given.args, **options: Given.kwargs) -> Tensor:
         stream: Any = options.get("stream")
-        if stream is None or stream.period is None:
+        if stream is None or stream.period is None or torch.compiler.is_compiling():
             return make(*args, **options)
         others = tuple(value for name, value in options.items() if name != "stream")
-        found: Tensor = stream.once((make, args, others), lambda: make(*args, **options))
+        found: Tensor = stream.once((stream.period.index, make, args, others), lambda: make(*args, **options))
         return found
 
     return held
@@ -84,22 +79,10 @@ def draw(
     stream: Stream | None = None,
     on_host: bool = False,
 ) -> Tensor:
-    """Draw a mask M with mean 1-p and variance p(1-p).
+    """Draw a mask M with mean 1-p and variance p(1-p): bools, True where w is kept; Gaussian masks in float32.
 
-    Args:
-        shape: shape of the mask.
-        p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) for Gaussian masks.
-        noise: the law of M.
-        device: where the layer is.
-        stream: the layer's random numbers; None for torch's default generator of ``device``.
-        on_host: return the mask in the host's memory, so that what is kept is known without waiting for a GPU.
-
-    Returns:
-        Bernoulli: a bool tensor, True where the fine-tuned weight is kept. Gaussian: float32.
-
-    Example:
-        >>> draw((3,), 0.0).tolist(), draw((3,), 1.0).tolist()
-        ([True, True, True], [False, False, False])
+    Without ``stream`` the numbers are those of torch's default generator of ``device``. ``on_host``: return the mask in
+    the host's memory, so that what is kept is known without waiting for a GPU.
     """
     compiling, device, normal = torch.compiler.is_compiling(), torch.device(device), noise == "gaussian"
     if stream is not None and (on_host or device.type == "cpu" or stream.in_force):
@@ -119,10 +102,6 @@ def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, str
     """A Bernoulli mask with a random number for each element, faster than :func:`draw` on the host.
 
     There a random integer of 64 bits serves two elements, and p is rounded to a multiple of 2^-32.
-
-    Example:
-        >>> draw_elements((2, 3), 1.0, device=torch.device("cpu")).any()
-        tensor(False)
     """
     if device.type != "cpu" and (stream is None or not stream.in_force):
         return torch.rand(shape, device=device, dtype=torch.float32) >= p
@@ -134,12 +113,7 @@ def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, str
 def draw_element_coefficients(
     shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
 ) -> Tensor:
-    """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers.
-
-    Example:
-        >>> sorted({float(c) for c in draw_element_coefficients((8, 8), 0.5, torch.float32, torch.device("cpu"))})
-        [0.0, 2.0]
-    """
+    """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers."""
     held = stream is not None and stream.period is not None
     if held or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
         return draw_elements(shape, p, device=device, stream=stream).to(dtype) * scale_of(p)
@@ -165,12 +139,7 @@ def _bound(p: float) -> int:
 def draw_coefficients(
     shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
 ) -> Tensor:
-    """M / (1-p) for Bernoulli masks, in few operations.
-
-    Example:
-        >>> sorted({float(c) for c in draw_coefficients((64,), 0.5, torch.float32, torch.device("cpu"))})
-        [0.0, 2.0]
-    """
+    """M / (1-p) for Bernoulli masks, in few operations."""
     if stream is None or not stream.in_force:
         if device.type == "cuda":
             return torch.dropout(torch.ones(shape, device=device, dtype=dtype), p, True)  # one kernel
@@ -195,20 +164,7 @@ def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1, groups: int = 1) -> tuple[int, ...]:
-    """Shape of a weight's mask, before :func:`spread` lays it over the weight.
-
-    Args:
-        weight_shape: two dimensions are neurons, ``input_dim`` and the other of the first two; the rest is a kernel.
-        unit: what shares a random number.
-        input_dim: the dimension of the input neurons: 1 for (out, in, ...), 0 for (in, out).
-        groups: groups of a convolution, whose weight is (out, in / groups, ...).
-
-    Example:
-        >>> mask_shape((5, 3), "input"), mask_shape((3, 5), "input", input_dim=0), mask_shape((5, 3), "output")
-        ((1, 3), (3, 1), (5, 1))
-        >>> mask_shape((8, 2, 3, 3), "input", groups=4)  # 8 input channels in 4 groups
-        (4, 2, 1, 1)
-    """
+    """Shape of a weight's mask, before :func:`spread` lays it over the weight; arguments as of ``functional.mix``."""
     if unit in ("element", "layer"):
         return weight_shape if unit == "element" else (1,) * len(weight_shape)
     kernel = (1,) * (len(weight_shape) - 2)

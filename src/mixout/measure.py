@@ -1,4 +1,4 @@
-"""How far a model has gone from its anchors, and the weights in between."""
+"""Which anchors lie on the layers of a model, how far it has gone from them, and the weights in between."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mixout import distances
-from mixout.anchor import AnchorStore
+from mixout.anchor import Anchor, AnchorStore, OwnWeight
 from mixout.distances import Distance
-from mixout.held import adapted_layers, anchored_weights, check_anchored, weight_and_start
-from mixout.layers import lora_delta, parameter, weights
+from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
+from mixout.layers import Mixed, lora, parameter, weights
+from mixout.layers.mixed import REPLACED
+from mixout.methods import output
 from mixout.methods.targets import targets
 from mixout.parts import reshard_
+from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
@@ -45,7 +48,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     if anchor is None:
         check_anchored(model)
         found = distances.distance({key: weight_and_start(key, *one) for key, one in anchored_weights(model).items()})
-        deltas = {key: lora_delta.delta_norm(layer) for key, layer in adapted_layers(model).items()}
+        deltas = {key: lora.delta_norm(layer) for key, layer in adapted_layers(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
@@ -147,7 +150,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     if anchor is None:
         check_anchored(inner)
         pairs = [weight_and_start(key, *one) for key, one in anchored_weights(inner).items()]
-        deltas = [weight for layer in adapted_layers(inner).values() for weight in lora_delta.delta_weights(layer)]
+        deltas = [weight for layer in adapted_layers(inner).values() for weight in lora.delta_weights(layer)]
     else:
         selection, store = resolve(where, inner), AnchorStore(inner, anchor)
         pairs = [
@@ -174,3 +177,62 @@ def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
         weight.copy_(anchor)
     else:
         weight.lerp_(anchor.to(weight.device, weight.dtype), 1 - t)
+
+
+def anchored_weights(
+    model: nn.Module, applied: Applied | None = None, *, own: bool = False
+) -> dict[str, tuple[nn.Module, str, Anchor]]:
+    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
+    sites = lora.sites(model)
+    found = {
+        key: (target.module, target.field, target.anchor)
+        for key, target in targets(model).items()
+        if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
+    }
+    for name, (module, held) in output.held(model).items():
+        if not lora.is_factor(sites, name):
+            found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
+            for path, one in module._mixed.anchors.items():
+                found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
+    return {
+        key: (module, field, one)
+        for key, (module, field, one) in found.items()
+        if (own or not isinstance(one, OwnWeight)) and (applied is None or applied_here(module) is applied)
+    }
+
+
+def adapted_layers(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
+    """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
+    found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
+    return {
+        lora.base_name(name, layer): layer
+        for name, (layer, mixed) in found.items()
+        if mixed and (applied is None or applied_here(mixed[0]) is applied)
+    }
+
+
+def has_anchors(model: nn.Module) -> bool:
+    """Whether there is an anchor on a module of ``model``."""
+    return bool(anchored_weights(model) or adapted_layers(model))
+
+
+def check_anchored(model: nn.Module) -> None:
+    """Refuse a model that holds no anchor."""
+    if not has_anchors(model):
+        methods = ", ".join(map(str, applied_to(model)))
+        raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
+
+
+def weight_and_start(name: str, module: nn.Module, field: str, anchor: Anchor) -> tuple[Tensor, Tensor | None]:
+    """A weight as it is, and its anchor beside it; None where that is 0."""
+    weight = parameter(module, field)
+    if weight is None:
+        raise MixoutError(f"{name!r} {REPLACED}")
+    if anchor.tensor is not None and anchor.tensor.shape != weight.shape:
+        raise AnchorMismatchError(
+            f"{name!r} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.tensor.shape)}: it was resized since "
+            "apply_; call remove_, resize, then apply_"
+        )
+    return weight, anchor.beside(weight)

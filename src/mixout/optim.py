@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from mixout.distances import blocks
+from mixout.parts import local
 
 SAMPLE = 2**12
 
@@ -101,8 +102,8 @@ class MoFO(Optimizer):
                     self._step_matrix(group, weight)
             if whole:
                 states = [self._state_of(weight) for weight in whole]
-                means, squares = ([_own(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq"))
-                weights, gradients = [_own(weight) for weight in whole], [_own(weight.grad) for weight in whole]
+                means, squares = ([local(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq"))
+                weights, gradients = [local(weight) for weight in whole], [local(weight.grad) for weight in whole]
                 steps = [state["step"] for state in states]
                 _adamw(weights, gradients, means, squares, steps, group, group["weight_decay"])
         return loss
@@ -110,10 +111,10 @@ class MoFO(Optimizer):
     def _step_matrix(self, group: dict[str, Any], weight: Tensor) -> None:
         """In blocks that stay in a cache; what AdamW would add to each is made in a buffer, and masked."""
         state, fraction, beta1 = self._state_of(weight), group["fraction"], group["betas"][0]
-        size, bound, buffers = _own(weight).numel(), None, list[Tensor]()
+        size, bound, buffers = local(weight).numel(), None, list[Tensor]()
         if size > SAMPLE:
             mean, gradient = (
-                torch.take(_own(one), _places(size, weight.device)) for one in (state["exp_avg"], weight.grad)
+                torch.take(local(one), _places(size, weight.device)) for one in (state["exp_avg"], weight.grad)
             )
             bound = _bound(mean.lerp_(gradient, 1 - beta1), fraction)
         for w, g, m, v in blocks(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]):
@@ -166,9 +167,3 @@ def _bound(momentum: Tensor, fraction: float) -> Tensor:
 def _places(numel: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(numel)
     return torch.randint(numel, (SAMPLE,), generator=generator, device="cpu").to(device)
-
-
-def _own(tensor: Any) -> Tensor:  # noqa: ANN401
-    """This rank's part."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "placements") else tensor
-    return part

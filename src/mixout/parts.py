@@ -28,10 +28,7 @@ def in_parts(weight: object) -> bool:
 def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
     """The part of ``tensor`` that belongs to this rank's part of ``weight``, as a view; nothing is sent.
 
-    Args:
-        tensor: of the shape of the whole weight, or broadcastable to it, as a mask is.
-        weight: replicated or sharded along each dimension of its mesh. A shard is one of ``torch.chunk``'s pieces; the
-            last ranks may have none.
+    It is of the whole weight, or broadcastable to it, as a mask is. The last ranks may have none.
     """
     mesh = weight.device_mesh
     for mesh_dim, placement in enumerate(weight.placements):
@@ -45,21 +42,25 @@ def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
     return tensor
 
 
+def local(tensor: Any) -> Tensor:  # noqa: ANN401
+    """This rank's part of ``tensor``; itself where it is whole."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "placements") else tensor
+    return part
+
+
 def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
     """``tensor``, or a copy of this rank's part of it, as a DTensor, where ``weight`` is one; nothing is sent."""
     if not hasattr(weight, "placements") or hasattr(tensor, "placements"):  # also asked in compiled graphs
         return tensor
+    return of_part(own_part(tensor, weight).clone(), weight)  # type: ignore[arg-type]
+
+
+def of_part(part: Tensor, weight: Tensor) -> Tensor:
+    """The DTensor of which this rank holds ``part``, laid out as ``weight`` is; nothing is sent."""
     from torch.distributed.tensor import DTensor
 
-    part = own_part(tensor, weight).clone()  # type: ignore[arg-type]
-    return DTensor.from_local(
-        part,
-        weight.device_mesh,  # type: ignore[attr-defined]
-        weight.placements,
-        run_check=False,
-        shape=weight.shape,
-        stride=weight.stride(),
-    )
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -91,11 +92,7 @@ def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
 
 
 def check_whole(weight: Tensor) -> None:
-    """Refuse a weight that DeepSpeed's ZeRO-3 has taken apart.
-
-    Raises:
-        MixoutError: if it has.
-    """
+    """Refuse a weight that DeepSpeed's ZeRO-3 has taken apart."""
     if hasattr(weight, "ds_id"):
         raise MixoutError(
             f"expected whole weights, or ones sharded by FSDP2, got a model sharded by DeepSpeed's ZeRO-3; {ADVICE}, "
@@ -104,11 +101,7 @@ def check_whole(weight: Tensor) -> None:
 
 
 def check_sharding(model: nn.Module) -> None:
-    """Refuse weights that are sharded in a way that leaves no weight to mix.
-
-    Raises:
-        MixoutError: if the model is sharded by FSDP1 or by DeepSpeed's ZeRO-3.
-    """
+    """Refuse a model that FSDP1 or DeepSpeed's ZeRO-3 shards: that leaves no weight to mix."""
     fsdp1 = fsdp("FullyShardedDataParallel")
     if fsdp1 is not None and any(isinstance(module, fsdp1) for module in model.modules()):
         raise MixoutError(

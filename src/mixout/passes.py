@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mixout._torch import in_functional_transform
 from mixout.masks import (
     Noise,
     Unit,
@@ -25,12 +26,11 @@ from mixout.masks import (
     spread,
 )
 from mixout.ops import linear as forms
-from mixout.ops.autocast import autocast_dtype
 from mixout.ops.compiled import compiled
 from mixout.ops.gathered import Draw
-from mixout.ops.mix import like
+from mixout.ops.mix import autocast_dtype, like
 from mixout.ops.mix import mix as mix_op
-from mixout.ops.reference import Gradient
+from mixout.ops.reference import Gradient, slope_of
 from mixout.streams import Stream
 
 Form = Literal["auto", "fast", "lean"]
@@ -69,7 +69,8 @@ def phi_pass(
         return weight
     shape = tuple(weight.shape)
     mask = spread(_draw_mask(shape, weight.device, options, input_dim=input_dim, groups=groups), shape)
-    return mix_op(weight, constant_like(anchor, weight), mask, scale_of(options.p), gradient=options.gradient)
+    constant = None if anchor is None else anchor.detach()
+    return mix_op(weight, constant, mask, scale_of(options.p), gradient=options.gradient)
 
 
 def embedding_pass(
@@ -87,8 +88,7 @@ def embedding_pass(
     mask = draw(shape, options.p, noise=options.noise, device=weight.device, stream=options.stream)
     if options.unit in ("input", "element"):
         mask = mask[index]
-    match = constant_like(anchor, weight)
-    anchor_rows = None if match is None else torch.nn.functional.embedding(index, match)
+    anchor_rows = None if anchor is None else torch.nn.functional.embedding(index, like(anchor.detach(), weight))
     return mix_op(rows, anchor_rows, mask, scale_of(options.p), gradient=options.gradient)
 
 
@@ -111,7 +111,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
     read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
-    if keeps_columns(options):
+    if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
         kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
@@ -131,7 +131,7 @@ def new_draw(shape: tuple[int, ...], device: torch.device, options: MixOptions) 
         mask=drawn.to(device, non_blocking=True),
         kept=drawn[0].nonzero().squeeze(1).to(device, non_blocking=True) if thin else None,
         scale=scale_of(p),
-        slope={"exact": scale_of(p), "paper": 1.0, "dense": None}[options.gradient],
+        slope=slope_of(options.gradient, scale_of(p)),
     )
 
 
@@ -170,8 +170,11 @@ def _linear_in_graph(
     mask = draw(shape, options.p, noise=options.noise, stream=options.stream)
     scale = scale_of(options.p)
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
+    slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
     cast = None if bias is None else bias.to(dtype)
-    return compiled(x.to(dtype), weight, constant_like(anchor, weight), cast, mask, scale, gradient=options.gradient)
+    near = None if anchor is None else like(anchor, weight)
+    result: Tensor = compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
+    return result
 
 
 def _is_fused(weight: Tensor) -> bool:
@@ -210,11 +213,6 @@ def _has_thin_gradient(options: MixOptions) -> bool:
 def keeps_columns(options: MixOptions) -> bool:
     """Whether the gradient is computed for kept columns alone."""
     return _has_thin_gradient(options) and (options.form == "lean" or float(options.p) >= SPARSE_FROM)
-
-
-def constant_like(anchor: Tensor | None, weight: Tensor) -> Tensor | None:
-    """The anchor as a constant, on the device and in the dtype of ``weight``."""
-    return None if anchor is None else like(anchor.detach(), weight)
 
 
 def check_dense(x: Tensor) -> None:

@@ -26,15 +26,7 @@ ZERO_MARKS = ("_hp_mapping", "ds_id")
 
 
 def check_every(every: object) -> Every:
-    """Return ``every``, whole floats as integers, or say what is wrong with it.
-
-    Raises:
-        ValueError: if it is neither a whole number, at least 1, nor ``"run"``.
-
-    Example:
-        >>> check_every(16.0), check_every("run")
-        (16, 'run')
-    """
+    """Return ``every``, whole floats as integers, or say what is wrong with it."""
     if every == "run":
         return "run"
     if isinstance(every, (int, float)) and not isinstance(every, bool) and 1 <= every < math.inf and every % 1 == 0:
@@ -43,17 +35,7 @@ def check_every(every: object) -> Every:
 
 
 class Period:
-    """How many optimizer steps a mask is kept, and which step this is; shared by the layers of one ``apply_``.
-
-    Args:
-        every: optimizer steps, or ``"run"`` for one mask in the whole run.
-
-    Example:
-        >>> period = Period(2)
-        >>> period.steps = 5
-        >>> period.index
-        2
-    """
+    """How many optimizer steps a mask is kept, and which step this is; shared by the layers of one ``apply_``."""
 
     def __init__(self, every: Every) -> None:
         self.every = every
@@ -77,11 +59,7 @@ class Period:
         self._mixed[layer] = weight
 
     def count(self, optimizer: Optimizer) -> None:
-        """Count a step of ``optimizer``, if it is one of these weights.
-
-        Raises:
-            MixoutError: if anchors move and DeepSpeed's ZeRO, which steps copies, has not written the weights yet.
-        """
+        """Count a step of ``optimizer``, if it is one of these weights."""
         if not self._mixed and all(one.moved_in == self.index for one in self.followers):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

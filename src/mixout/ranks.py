@@ -43,19 +43,9 @@ def ranks() -> int:
 
 
 class SharedSeed:
-    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from.
+    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from; ``agreed``: on all ranks.
 
-    Two models to which the same method is applied with the same anchors, such as the two towers of a retriever, have
-    the same masks on several ranks; give each a seed of its own there.
-
-    Args:
-        given: the user's seed, or None.
-        scope: ``all`` ranks draw the same masks, or each ``rank`` its own.
-        agreed: nothing is to be compared with other ranks.
-
-    Example:
-        >>> SharedSeed(3).settled()
-        3
+    Two models with the same method and anchors, such as a retriever's towers, have the same masks on several ranks.
     """
 
     def __init__(self, given: int | None, scope: Scope = "all", *, agreed: bool = False) -> None:
@@ -85,23 +75,19 @@ class SharedSeed:
         return f"{self.value}/rank {dist.get_rank()}" if ranks() > 1 else str(self.value)
 
     def settled(self) -> int | str:
-        """The seed of this rank's masks, agreed on, or drawn from the default generator's state, first if need be.
-
-        Raises:
-            RankMismatchError: if rank 0 applied something else, or has drawn no mask within five minutes.
-        """
+        """The seed of this rank's masks, agreed on, or drawn from the default generator's state, first if need be."""
         if ranks() > 1 and not self._compared and (self.scope == "all" or self.value is None):
             self._agree()
             self._compared = True
         if self.value is None:  # in one process, for masks that are kept for several steps
-            self.value = _digest(f"{_proposal()}/{self.subject}")
+            self.value = digest_bits(f"{_proposal()}/{self.subject}") >> 1
         return self.value if self.scope == "all" else self.own
 
     def _agree(self) -> None:
         """Take the run's number from rank 0, once it has drawn masks for the same subject and seed."""
         store = key_value_store()
         applied = f"{self.subject}, seed {self.value}"
-        key = f"{_APPLIED}/{_digest(applied):x}"
+        key = f"{_APPLIED}/{digest_bits(applied):x}"
         if dist.get_rank() == 0:
             if not store.check([_RUN]):
                 store.set(_RUN, str(_proposal()))
@@ -119,12 +105,12 @@ class SharedSeed:
                 'apply_(..., scope="rank")'
             ) from error
         if self.value is None:
-            self.value = _digest(f"{store.get(_RUN).decode()}/{self.subject}")
+            self.value = digest_bits(f"{store.get(_RUN).decode()}/{self.subject}") >> 1
 
 
-def _digest(text: str) -> int:
-    """63 bits of a digest: a seed."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+def digest_bits(text: str) -> int:
+    """64 bits of a digest."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _proposal() -> int:

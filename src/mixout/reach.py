@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
-from mixout.methods.targets import decayed
-from mixout.record import is_new
+from mixout.methods.targets import FIELD as DECAYED
+from mixout.record import NEW
 from mixout.selection import BODY, Selection, is_trained, parent
 
 Kind = Literal["mixed", "decayed", "plain", "bypassed"]
@@ -52,12 +52,7 @@ class LayerCoverage:
 
 
 def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
-    """Every module of ``model`` that holds parameters of its own.
-
-    Args:
-        model: with a method or without.
-        text: which layers were chosen, as the caller wrote it; "" where nothing was applied.
-    """
+    """Every module of ``model`` that holds parameters of its own; ``text``: which were chosen, "" if nothing was."""
     seen: set[int] = set()
     mixed: dict[int, int] = {}
     sites = lora.sites(model)
@@ -97,13 +92,9 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
 
 
 def check_reach(model: nn.Module, selection: Selection) -> None:
-    """Warn where little of what could be mixed is: of the body for a preset, else of what was chosen.
+    """Warn where less than half of the FLOPs of trained weights is mixed: of the body for a preset, else of the choice.
 
-    Raises:
-        NothingMixedError: if the only layer that is mixed by default is the last one of a model of which it is little.
-
-    Warns:
-        LowCoverageWarning: if that is less than half of the FLOPs of the weights that are trained.
+    It is an error if the only layer that is mixed by default is the last one of a model of which it is little.
     """
     inside = selection.covers if selection.preset else selection.mixes
     modules, sites = dict(model.named_modules()), lora.sites(model)
@@ -157,9 +148,9 @@ def _kind(
         return "bypassed", f"its weight {REPLACED}"
     if by is not None:
         return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(by) else ("mixed", "")
-    if decayed(module):
+    if vars(module).get(DECAYED):
         return "decayed", ""
-    if is_new(module):
+    if NEW in vars(module):
         return "plain", "a new layer: the anchor has no weight of this name"
     problem = obstacle(module, holder)
     if problem is None:

@@ -8,7 +8,7 @@ asked, saved and undone. A model whose parts were given methods of their own hol
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,25 +20,18 @@ from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
 from mixout.ranks import SharedSeed
 
-_FIELD = "_mixout"
-_NEW = "_mixout_new"
+# Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
+FIELD, NEW = "_mixout", "_mixout_new"
 
 
 @dataclass(kw_only=True, eq=False)
 class Applied:
-    """What the modules of one :func:`mixout.apply_` share; it holds no module and no name.
-
-    Args:
-        methods: what was applied.
-        seed: what the masks follow from.
-        where: which layers were chosen, as the caller wrote it.
-        mixing: what the mixed layers share, if a method mixes.
-    """
+    """What the modules of one :func:`mixout.apply_` share; it holds no module and no name."""
 
     methods: tuple[Method, ...]
-    seed: SharedSeed
-    where: str = ""
-    mixing: Mixing | None = None
+    seed: SharedSeed  # what the masks follow from
+    where: str = ""  # which layers were chosen, as the caller wrote it
+    mixing: Mixing | None = None  # what the mixed layers share, if a method mixes
 
     def __str__(self) -> str:
         return spell(self.methods)
@@ -50,11 +43,7 @@ def applications(model: nn.Module) -> list[Applied]:
 
 
 def applied_to(model: nn.Module) -> list[Applied]:
-    """:func:`applications`, at least one.
-
-    Raises:
-        NotAppliedError: if there is none.
-    """
+    """:func:`applications`, at least one."""
     found = applications(model)
     if not found:
         raise NotAppliedError("apply_ has not been called on this model; call mixout.apply_(model, method) first")
@@ -63,7 +52,7 @@ def applied_to(model: nn.Module) -> list[Applied]:
 
 def applied_here(module: nn.Module) -> Applied | None:
     """What was applied to ``module`` itself."""
-    found = vars(module).get(_FIELD)
+    found = vars(module).get(FIELD)
     return found if isinstance(found, Applied) else None
 
 
@@ -88,19 +77,7 @@ def set_p_(model: nn.Module, p: float) -> None:
 def follow_(model: nn.Module, p: float) -> None:
     """Change p as a schedule says.
 
-    Where layers have ps of their own, the largest becomes ``p``, and the others keep the proportion that they have in
-    the methods that were applied.
-
-    Raises:
-        NotAppliedError, TypeError, ValueError: as :func:`set_p_` does.
-
-    Example:
-        >>> import mixout
-        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        >>> model = mixout.apply_(model, {"0": mixout.Mixout(0.3), "1": mixout.Mixout(0.6)})
-        >>> follow_(model, 0.2)
-        >>> mixout.state(model).by_layer
-        {'0': 0.1, '1': 0.2}
+    Where layers have ps of their own, the largest becomes ``p``, and the others keep the methods' proportion to it.
     """
     found = [applied for applied in applications(model) if applied.mixing is not None]
     stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]
@@ -109,28 +86,6 @@ def follow_(model: nn.Module, p: float) -> None:
     for applied, own in zip(found, stated, strict=True):
         if applied.mixing is not None and own < most:
             applied.mixing.set_p(p * own / most)
-
-
-def mark_(modules: Iterable[nn.Module], applied: Applied) -> None:
-    """Let each of ``modules`` refer to ``applied``."""
-    for module in modules:
-        vars(module)[_FIELD] = applied
-
-
-def mark_new_(module: nn.Module) -> None:
-    """Note that ``module`` was left out, since the anchor has no weight for it."""
-    vars(module)[_NEW] = True
-
-
-def is_new(module: nn.Module) -> bool:
-    """Whether ``module`` was left out, since the anchor has no weight for it."""
-    return _NEW in vars(module)
-
-
-def unmark_(module: nn.Module) -> None:
-    """Take away what :func:`mark_` and :func:`mark_new_` have left, where there is something."""
-    vars(module).pop(_FIELD, None)
-    vars(module).pop(_NEW, None)
 
 
 def subject(methods: str, anchors: Mapping[str, Mapping[str, Anchor]]) -> str:

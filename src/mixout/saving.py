@@ -11,11 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mixout.anchor import OwnWeight
+from mixout.anchor import fingerprint as fingerprint_of
 from mixout.errors import AnchorMismatchError, MixoutError
-from mixout.held import fingerprint_of, importance_fingerprint, starting_weight
-from mixout.layers import Mixed, MovingAnchor, Share
+from mixout.layers import Mixed, MovingAnchor, Share, lora, parameter
 from mixout.masks import check_p
+from mixout.measure import adapted_layers, anchored_weights, check_anchored
 from mixout.methods import Method
+from mixout.methods.targets import targets
 from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
@@ -58,7 +61,17 @@ class State:
         Raises:
             KeyError: if nothing of that name is anchored.
         """
-        return starting_weight(self._model, name)
+        adapted, held = adapted_layers(self._model), anchored_weights(self._model, own=True)
+        found = {key: lora.base_weight(layer) for key, layer in adapted.items()}
+        for key, (module, path, one) in held.items():
+            if (weight := parameter(module, path)) is not None:
+                zero = one.tensor is None and not isinstance(one, OwnWeight)
+                found[key] = weight.detach() * 0 if zero else one.beside(weight)  # type: ignore[assignment]
+        for key in (name, f"{name}.weight".lstrip(".")):
+            if key in found:
+                return found[key]
+        known = ", ".join([*held, *adapted][:5])
+        raise KeyError(f"expected the name of an anchored layer or parameter ({known}, ...), got {name!r}")
 
     def __repr__(self) -> str:
         return f"State(methods={self.methods}, p={self.p}, seed={self.seed})"
@@ -77,6 +90,19 @@ def state(model: nn.Module) -> State:
         (0.9, (Mixout(p=0.9, unit='input', gradient='exact', every=1),), None, torch.Size([3, 4]))
     """
     return State(model)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the anchors that lie on the model's layers, as they were captured; of LoRA layers, of their bases.
+
+    It follows from the anchors and their order alone: casts, moves, copies, sharding and wrappers do not change it.
+    Nothing is read: each anchor was hashed once, by :func:`mixout.apply_`.
+
+    Raises:
+        NotAppliedError: if the model holds no anchor.
+    """
+    check_anchored(model)
+    return fingerprint_of(_digests(model))
 
 
 def save_state(model: nn.Module, *, tensors: bool = True) -> dict[str, Any]:
@@ -144,8 +170,8 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
     anchors = {name: whole(anchor.tensor).detach().to("cpu", copy=True) for name, anchor in moving.items()}
     return ({"anchors": anchors} if anchors else {}) | {
         "methods": str(applied),
-        "fingerprint": fingerprint_of(model, applied),
-        "importance": importance_fingerprint(model, applied),
+        "fingerprint": _fingerprint(model, applied),
+        "importance": _importance(model, applied),
         "p": None if applied.mixing is None else float(applied.mixing.p),
         "seed": applied.seed.given,
         "scope": applied.seed.scope,
@@ -155,6 +181,26 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
     }
 
 
+def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
+    """Of the anchors of ``model``, or of the layers that one application has changed."""
+    digests = [one.digest for _, _, one in anchored_weights(model, applied).values()]
+    # Every mixed factor holds the digest of its base.
+    factors = map(lora.mixed_factors, adapted_layers(model, applied).values())
+    return digests + [one._mixed.anchor.digest for one, *_ in factors]
+
+
+def _fingerprint(model: nn.Module, applied: Applied) -> str | None:
+    found = _digests(model, applied)
+    return fingerprint_of(found) if found else None
+
+
+def _importance(model: nn.Module, applied: Applied) -> str | None:
+    """The fingerprint of the weights that AnchorDecay was given."""
+    held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
+    found = [target.importance.digest for target in held if target.importance is not None]
+    return fingerprint_of(found) if found else None
+
+
 def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
     if (state["methods"], state["seed"], state["scope"]) != (str(applied), applied.seed.given, applied.seed.scope):
         raise MixoutError(
@@ -162,7 +208,7 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
             f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
             "the same seed and scope"
         )
-    own = fingerprint_of(model, applied)
+    own = _fingerprint(model, applied)
     if state["fingerprint"] != own:
         raise AnchorMismatchError(
             f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
@@ -175,7 +221,7 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
             f"expected the {len(shapes)} anchors that anchor_ema has moved in the state's 'anchors', got {len(saved)} "
             "or others; save them with mixout.save_state, and with torch.save"
         )
-    importance = importance_fingerprint(model, applied)
+    importance = _importance(model, applied)
     if state.get("importance") != importance:
         raise AnchorMismatchError(
             f"expected the weights of anchor_decay with fingerprint {state.get('importance')}, got {importance}; apply "

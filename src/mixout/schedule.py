@@ -80,12 +80,7 @@ class CosineRamp(LinearRamp):
 
 
 def check_schedule(model: nn.Module, schedule: Schedule) -> None:
-    """Refuse, before the first step, a schedule with a p that the model's method does not have.
-
-    Raises:
-        NotAppliedError: if ``model`` carries no method.
-        ValueError: if the schedule reaches 1 and the method's noise is Gaussian.
-    """
+    """Refuse, before the first step, a schedule with a p that the method of ``model`` does not have."""
     for applied in applied_to(model):
         for p in schedule.extremes():
             if applied.mixing is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -81,21 +81,13 @@ class Where:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """``mixes`` decides for layers that can be mixed, ``covers`` for every module that holds parameters.
+    """What ``where`` means for one model."""
 
-    Args:
-        mixes: which layers a mixing method takes.
-        covers: whose weights a decay takes.
-        text: what the caller wrote, for messages and reports.
-        preset: whether the caller chose a preset, or nothing.
-        may_lack: whether layers that the anchor lacks are left out as new: the model does not tell its heads.
-    """
-
-    mixes: Selector
-    covers: Selector
-    text: str = ""
-    preset: bool = False
-    may_lack: bool = False
+    mixes: Selector  # of layers that can be mixed, which a mixing method takes
+    covers: Selector  # of modules that hold parameters, whose weights a decay takes
+    text: str = ""  # what the caller wrote, for messages and reports
+    preset: bool = False  # the caller chose a preset, or nothing
+    may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not tell its heads
 
     def but(self, out: Selector, text: str = "") -> Selection:
         """This selection without the modules for which ``out`` is true."""
@@ -111,18 +103,9 @@ WhereLike: TypeAlias = str | Where | Selector | Selection | None
 
 
 def resolve(where: WhereLike, model: nn.Module) -> Selection:
-    """Turn what a caller may write into a selection for ``model``.
+    """Turn what a caller may write as ``where`` (see :func:`mixout.apply_`) into a selection for ``model``.
 
-    Args:
-        where: None or :data:`BODY`; :data:`PAPER`; :data:`ALL`; another string, a regular expression on the names of
-            layers that are mixed by default; a :class:`Where`; or a predicate ``(name, module) -> bool`` on all layers
-            that can be mixed, in the order of ``model.named_modules()``. A decay takes all weights whose module's name
-            the expression fits. A :class:`Selection` is returned as it is.
-        model: the model.
-
-    Raises:
-        TypeError: if ``where`` is none of these, or the predicate has another signature.
-        ValueError: if :data:`PAPER` finds no layer to leave out in ``model``.
+    A decay takes all weights whose module's name an expression fits. A :class:`Selection` is returned as it is.
     """
     if isinstance(where, Selection):
         return where
@@ -155,11 +138,7 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
 
 
 def _checked(predicate: Callable[..., object]) -> Selector:
-    """``predicate``, whose answer counts as true or false.
-
-    Raises:
-        TypeError: if it does not take (name, module).
-    """
+    """``predicate``, whose answer counts as true or false; it must take (name, module)."""
     expected = "expected a predicate (name, module) -> bool, called as for name, module in model.named_modules()"
     try:
         signature = inspect.signature(predicate)
@@ -173,23 +152,6 @@ def _checked(predicate: Callable[..., object]) -> Selector:
         raise TypeError(f"{expected}, got one that takes ({', '.join(named)}); exchange the two")
 
     return lambda name, module: bool(predicate(name, module))
-
-
-def chosen_layers(model: nn.Module, selection: Selection) -> dict[str, nn.Module]:
-    """The layers of ``model`` that ``selection`` takes and that nothing keeps from being mixed, by name.
-
-    Adapted layers of peft are left to :mod:`mixout.layers.lora`; beside them, what is frozen stays at its anchor.
-    """
-    sites = lora.sites(model)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if not lora.is_adapted(module)
-        and lora.within(sites, name) is None
-        and selection.mixes(name, module)
-        and obstacle(module, parent(model, name)) is None
-        and (not sites or is_trained(module))
-    }
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -206,18 +168,33 @@ def parent(model: nn.Module, name: str) -> nn.Module | None:
 def chosen(
     model: nn.Module, selection: Selection, unit: Unit
 ) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
-    """The layers to mix; the LoRA layers, each with its adapters to mix.
-
-    Raises:
-        NothingMixedError: if there is neither.
-    """
-    layers, sites = chosen_layers(model, selection), lora.sites(model)
-    selected = {name: site for name, site in sites.items() if selection.mixes(name, lora.base_of(site))}
-    adapted = {name: (site, found) for name, site in selected.items() if (found := list(lora.adapters(site, unit)))}
+    """The layers to mix; the LoRA layers, each with its adapters to mix; at least one of these."""
+    layers: dict[str, nn.Module] = {}
+    adapted: dict[str, tuple[Any, list[str]]] = {}
+    reasons, sites = [], lora.sites(model)
+    for name, site in sites.items():
+        base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some kinds of adapters wrap none
+        if not selection.mixes(name, base):
+            continue
+        if found := [one for one, problem in lora.problems(site, unit).items() if problem is None]:
+            adapted[name] = site, found
+        else:
+            reasons.append(f"{name}: {lora.why_not(site)}")
+    for name, module in model.named_modules():
+        if name in sites or lora.within(sites, name) is not None:
+            continue
+        if selection.mixes(name, module):
+            problem = obstacle(module, parent(model, name))
+            if problem is None and sites and not is_trained(module):  # it stays at its anchor
+                problem = "frozen, and without an adapter"
+            if problem is None:
+                layers[name] = module
+            else:
+                reasons.append(f"{name}: {problem}")
+        elif selection.preset and is_linear(module) and not selection.covers(name, module):
+            reasons.append(f"{name}: an output layer or a new head, left out by default ({selection.text})")
     if layers or adapted:
         return layers, adapted
-    reasons = [f"{name}: {lora.why_not(site)}" for name, site in selected.items()]
-    reasons += _reasons(model, selection, sites)
     detail = "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer{_others(model)}"
     raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
 
@@ -226,17 +203,6 @@ def _others(model: nn.Module) -> str:
     """The type of most of the layers that could be mixed, for a message."""
     found = Counter(type(m).__name__ for m in model.modules() if entry_of(m) is not None and not is_linear(m))
     return "".join(f"; choose its {n} x {kind} with types={kind}" for kind, n in found.most_common(1))
-
-
-def _reasons(model: nn.Module, selection: Selection, sites: dict[str, Any]) -> Iterator[str]:
-    """Why the layers that are linear, or that were chosen, cannot be mixed."""
-    for name, module in model.named_modules():
-        if name in sites or lora.within(sites, name) is not None:
-            continue
-        if selection.mixes(name, module):
-            yield f"{name}: {obstacle(module, parent(model, name)) or 'frozen, and without an adapter'}"
-        elif selection.preset and is_linear(module) and not selection.covers(name, module):
-            yield f"{name}: an output layer or a new head, left out by default ({selection.text})"
 
 
 def _several(given: Any) -> tuple[Any, ...]:  # noqa: ANN401

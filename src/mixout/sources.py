@@ -32,30 +32,21 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
 
     A name is also looked for with and without the model's ``base_model_prefix``, and under the other names of a tied
     parameter, of which a checkpoint holds one. What is found may share memory with the source.
-
-    Args:
-        model: whose parameters are asked for.
-        source: None for the current weights; a state dict; a safetensors file, or a folder that holds one; another
-            model; or 0.
-
-    Raises:
-        TypeError: if the source is none of these.
-        FileNotFoundError: if a path holds no safetensors file.
-        InputError: if a file is no safetensors file.
-        MissingExtraError: if safetensors is not installed.
-
-    The function that is returned raises AnchorMismatchError if the source lacks the parameter or has another shape, and
-    ValueError if the current weights are on the meta device.
     """
     if is_zero(source):
         return lambda name, parameter: None  # noqa: ARG005
     if source is None:
         return _current
-    read, names, prefix = _reader(source), _names(model), _prefix(model)
+    read, names = _reader(source), dict[int, list[str]]()
+    for alias, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(alias)
+    body = getattr(model, "base_model_prefix", "")
+    prefix = f"{body}." if isinstance(body, str) and body else ""
 
     def find(name: str, parameter: Tensor) -> Tensor:
+        aliases = [name, *names.get(id(parameter), [])]
         spellings = dict.fromkeys(
-            spelling for alias in [name, *names.get(id(parameter), [])] for spelling in _spellings(alias, prefix)
+            one for alias in aliases for one in (alias, alias.removeprefix(prefix), prefix + alias)
         )
         tensor = next((t for t in map(read, spellings) if t is not None), None)
         if tensor is None:
@@ -89,23 +80,6 @@ def _current(name: str, parameter: Tensor) -> Tensor:
     if parameter.is_meta:
         raise ValueError(f"expected loaded weights, got {name} on the meta device; load them first")
     return parameter
-
-
-def _names(model: nn.Module) -> dict[int, list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return names
-
-
-def _prefix(model: nn.Module) -> str:
-    prefix = getattr(model, "base_model_prefix", "")
-    return f"{prefix}." if isinstance(prefix, str) and prefix else ""
-
-
-def _spellings(name: str, prefix: str) -> list[str]:
-    """A checkpoint of the body alone lacks the prefix that the model with a head has, or the other way round."""
-    return [name, name.removeprefix(prefix), prefix + name]
 
 
 def _nested(source: object) -> str:

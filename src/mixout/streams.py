@@ -13,7 +13,6 @@ recomputation the nonce leads back to the count. A backward pass that does not f
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import weakref
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout._torch import in_backward
+from mixout._torch import in_backward, is_batched
 from mixout.errors import MixoutError
 from mixout.periods import Period
-from mixout.ranks import SharedSeed
+from mixout.ranks import SharedSeed, digest_bits
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
 REMEMBERED_DRAWS = 131_072
@@ -33,18 +32,10 @@ _HOST = torch.device("cpu")
 
 
 class Stream:
-    """The random numbers of one layer.
+    """The random numbers of one layer of a model, which ``key`` tells from the others.
 
-    Args:
-        seed: any integer; or the seed that the layers of a model share.
-        key: tells the layers of a model apart.
-        period: for masks that are kept for several optimizer steps; None for new numbers in each pass.
-        block: where a period's numbers follow from this name instead of ``key``, so that layers share them.
-
-    Example:
-        >>> a, b = Stream(7, "layer"), Stream(7, "layer")
-        >>> bool((a.draw((4,)) == b.draw((4,))).all())
-        True
+    ``period``: for masks that are kept for several optimizer steps. Its numbers follow from ``block``, if there is one,
+    instead of from ``key``, so that layers share them.
     """
 
     _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: what was made, by what it was made for
@@ -78,23 +69,11 @@ class Stream:
         return int(self.handle[1])
 
     def draw(self, shape: tuple[int, ...], *, normal: bool = False, device: torch.device = _HOST) -> Tensor:
-        """Uniform numbers in [0, 1), or standard normal ones, of ``shape``, float32, on the host.
-
-        Args:
-            shape: of the result.
-            normal: standard normal instead of uniform.
-            device: where the layer is: dropout's generator there is the one that a recomputation restores.
-
-        Raises:
-            MixoutError: in a recomputation, if the masks of its forward pass are not found.
-        """
+        """Uniform numbers in [0, 1), or standard normal ones, float32, on the host; ``device`` is the layer's."""
         if torch.compiler.is_compiling():
             numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
             return numbers
-        return self.once(
-            ("numbers", shape, normal),
-            lambda: _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled())),
-        )
+        return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
 
     def of(self, weight: str) -> Stream:
         """The numbers of one of several weights of a layer: within a period each must ask for its own."""
@@ -105,21 +84,16 @@ class Stream:
         return self._of[weight]
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """``make()``; within a period the tensor that it gave before for the same ``key``."""
-        if self.period is None or torch.compiler.is_compiling():
-            return make()
-        key = (self.period.index, *key)
+        """``make()``, or the tensor that it gave before for the same ``key``, which holds the period."""
         if self._held is None or self._held[0] != key:
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
-                self._held = key, make()
+                self._held = key, _same_for_all(make())
         return self._held[1]
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
         """A generator on the host for the next draw, or for the draw that is repeated; None for torch's default one.
 
-        Args:
-            device: see :meth:`draw`.
-            graded: whether the pass records gradients; one that does may repeat one that did not.
+        ``graded``: the pass records gradients; one that does may repeat one that did not.
         """
         if not self.in_force:
             return _generator(str(_nonce(device))) if device.type == "cuda" else None
@@ -169,19 +143,24 @@ class Stream:
 def _nonce(device: torch.device) -> int:
     """A number from the generator that dropout draws from on ``device``, which moves on as by one dropout."""
     if device.type != "cuda":
-        return int(torch.randint(0, 2**63 - 1, (), device="cpu"))
+        return int(_same_for_all(torch.randint(0, 2**63 - 1, (), device="cpu")))
     generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     offset: int = generator.get_offset()  # known to the host: nothing waits for the GPU
     generator.set_offset(offset + 4)
-    return _digest(f"{generator.initial_seed()}/{offset}")
+    return digest_bits(f"{generator.initial_seed()}/{offset}")
+
+
+def _same_for_all(drawn: Tensor) -> Tensor:
+    if is_batched(drawn):
+        raise MixoutError(
+            'expected torch.vmap(..., randomness="same") where masks follow from a seed or are kept for several steps, '
+            'got "different"; leave seed= and every= out for a mask for each example'
+        )
+    return drawn
 
 
 def _generator(origin: str) -> torch.Generator:
-    return torch.Generator().manual_seed(_digest(origin))
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return torch.Generator().manual_seed(digest_bits(origin))
 
 
 def _numbers(shape: tuple[int, ...] | list[int], normal: bool, generator: torch.Generator | None) -> Tensor:
@@ -201,7 +180,6 @@ def _draw_in_graph(handle: Tensor, shape: list[int], normal: bool, graded: bool)
     stream = None if int(handle[0]) < 0 else _STREAMS[int(handle[0])]
     if stream is not None and stream.period is not None:
         stream.period.note(stream.key, None)
-        return stream.draw(tuple(shape), normal=normal).clone()  # a graph may write over what an op gives it
     return _numbers(shape, normal, None if stream is None else stream.generator(graded=graded))
 
 

@@ -109,7 +109,7 @@ def test_every_setting_is_an_option(seen):
         "task_type": "causal-lm", "original": "o.txt", "max_steps": 9, "schedule": "cosine", "label_smoothing": 0.1,
         "gradient_checkpointing": True, "patience": 2, "keep_best": True,
         "report_to": ("tensorboard", "wandb"), "logging_steps": 6, "head_first": 0.5, "class_weights": "balanced",
-        "interpolate": (0.5, 0.7), "assistant_only_loss": True,
+        "interpolate": (0.5, 0.7), "assistant_only_loss": True, "multi_label": True,
     }  # fmt: skip
     assert given.keys() == {item.name for item in dataclasses.fields(Settings)}
     words = ["finetune"]

@@ -30,7 +30,7 @@ TOKENIZER = """
 import resource, signal, sys
 from pathlib import Path
 from tokenizers import Tokenizer
-from mixout.finetune.disk import WriteError, writing
+from mixout.finetune.record import WriteError, writing
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 core = Tokenizer.from_file(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -125,7 +125,7 @@ def test_the_demo_says_it_too_and_goes_on(demo_file, tmp_path, monkeypatch, erro
 
 
 def test_other_errors_are_not_the_disks():
-    from mixout.finetune.disk import writing
+    from mixout.finetune.record import writing
 
     for error in (RuntimeError("CUDA out of memory"), ValueError("a bug"), OSError("no route to the logger")):
         with pytest.raises(type(error), match=str(error)) as caught, writing(Path("out")):

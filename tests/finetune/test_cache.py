@@ -143,7 +143,7 @@ def test_data_of_the_hub_are_asked_for_once(monkeypatch: pytest.MonkeyPatch):
     split = Split(text=("a", "b"), label=(0, 1))
     task = Settings(task="RTE")
 
-    def from_hub(key):
+    def from_hub(key, _layout):
         asked.append(key)
         return split, split
 

@@ -44,7 +44,7 @@ def test_values_have_a_range():
     other = Split(text=("d",), label=(1.0,))
     kinds = {"labels": None, "metrics": ("pearson",), "metric": "pearson", "source": ""}
     assert describe(Task(name="r", train=scores, dev=other, **kinds)) == [
-        "r: 3 training rows, 1 dev rows",
+        "r: 3 training rows, 1 dev row",
         "the labels are values from 0.5 to 4 (regression)",
     ]
 

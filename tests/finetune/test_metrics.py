@@ -126,15 +126,17 @@ def test_an_unknown_metric_names_the_nearest(call):
 
 
 def test_a_metric_for_the_other_kind_of_labels():
-    metrics.check("f1", regression=False)
-    metrics.check("pearson", regression=True)
+    metrics.check("f1", metrics.CLASSIFICATION)
+    metrics.check("pearson", metrics.REGRESSION)
     with pytest.raises(InputError, match=r"labels that are classes, got 'pearson'; use one of accuracy, f1, matthews"):
-        metrics.check("pearson", regression=False)
+        metrics.check("pearson", metrics.CLASSIFICATION)
     with pytest.raises(InputError, match=r"numbers \(regression\), got 'f1'; use one of pearson, spearman"):
-        metrics.check("f1", regression=True)
+        metrics.check("f1", metrics.REGRESSION)
+    with pytest.raises(InputError, match=r"labels that are tags of words, got 'f1'; use one of accuracy"):
+        metrics.check("f1", metrics.of_tags(["NOUN", "O"]))
 
 
-@pytest.mark.parametrize(("got", "truth"), [([0, 1], [0]), ([], []), ([[0]], [[0]])])
+@pytest.mark.parametrize(("got", "truth"), [([0, 1], [0]), ([], []), ([[[0]]], [[[0]]])])
 def test_shapes_that_cannot_be_scored(got, truth):
     with pytest.raises(ValueError, match=r"expected predictions and labels of the same shape \(n,\), n > 0, got \("):
         metrics.compute(["accuracy"], got, truth, classes=2)

@@ -430,11 +430,9 @@ def test_the_start_is_not_copied_to_the_models_device(settings, tiny_bert, monke
     loaded = models.load(tiny_bert, labels=("a", "b"), init_seed=0)
     start = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
     loaded.model.to("meta")
+    state = transformers.TrainerState()
     with pytest.raises(KeyboardInterrupt):
-        outcome.record(
-            settings(), {}, None, loaded, None, transformers.TrainerState(), diverged=False, closeness={},
-            interpolated=(), covered={}, start=start, fingerprints={},
-        )  # fmt: skip
+        outcome.record(settings(), None, loaded, None, state, diverged=False, closeness={}, start=start)
     assert seen.keys() == start.keys()
     assert all(anchor is start[name] for name, (_, anchor) in seen.items())
 

@@ -79,7 +79,7 @@ def test_apply_mixes_every_adapter_of_the_body_and_nothing_else():
 
 def test_no_anchor_is_copied():
     model = mixout.apply_(lora(), Mixout(0.5))
-    assert mixout.held.anchored_weights(model) == {}
+    assert mixout.measure.anchored_weights(model) == {}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_the_selective_decay_pulls_the_factors_towards_0():
     for parameter in factors.values():
         torch.testing.assert_close(parameter.detach(), torch.ones_like(parameter))  # 1.5 - (1.5 - 1) / 1.5 * 1.5
     assert all(p.equal(before[n]) for n, p in model.named_parameters() if n not in factors)
-    assert mixout.held.anchored_weights(model) == {}
+    assert mixout.measure.anchored_weights(model) == {}
 
 
 @pytest.mark.parametrize("unit", ["input", "output"])
@@ -361,7 +361,7 @@ def test_the_base_that_is_left_can_be_undone(leave):
 
 
 def test_the_distance_is_logged():
-    from mixout.integrations.logs import measures
+    from mixout.integrations import measures
 
     model = mixout.apply_(lora(), Mixout(0.5))
     assert measures(model) == {"mixout_p": 0.5, "anchor_distance": pytest.approx(mixout.distance(model).total)}

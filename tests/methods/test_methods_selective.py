@@ -6,7 +6,7 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay, distances
-from mixout.methods import shrink
+from mixout.methods import decay
 
 
 def net():
@@ -160,13 +160,13 @@ def test_blocks_make_no_difference(layout, anchored, monkeypatch):
         "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
     }[layout]
     start = torch.zeros_like(w) if not anchored else u
-    found = shrink.before(lay(w), lay(u) if anchored else None, lay(g))
+    found = decay.before(lay(w), lay(u) if anchored else None, lay(g))
     assert float(found.agreement) == pytest.approx(float((g * (w - start)).sum()), rel=1e-12)
     assert float(found.norm) == pytest.approx(float((w - start).norm()), rel=1e-12)
     weighted = lay(w)
-    shrink.shrink_weighted_(weighted, lay(u) if anchored else None, lay(f), -0.7)
+    decay.shrink_weighted_(weighted, lay(u) if anchored else None, lay(f), -0.7)
     torch.testing.assert_close(weighted, start + torch.exp(-0.7 * f.double()) * (w - start), rtol=1e-12, atol=1e-13)
     moved = lay(start + 1.5 * (w - start))
-    then = shrink.Before(torch.tensor(1.0, dtype=torch.float64), (w - start).norm())
-    shrink.shrink_selectively_(moved, lay(u) if anchored else None, then, 1.0)
+    then = decay.Before(torch.tensor(1.0, dtype=torch.float64), (w - start).norm())
+    decay.shrink_selectively_(moved, lay(u) if anchored else None, then, 1.0)
     torch.testing.assert_close(moved, w, rtol=1e-12, atol=1e-12)

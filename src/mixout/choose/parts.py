@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune import data
-from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Columns, Split, Task, files, is_path
+from mixout.finetune.tasks import Split, Task, files, is_path
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR
 
 with needs("hf", "choosing"):
     from sklearn.model_selection import StratifiedGroupKFold
@@ -36,26 +36,27 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
         raise InputError(f"expected labelled texts to choose by, got task_type={CAUSAL!r}; use mixout study for it")
     path, own_dev = Path(settings.task), True
     if is_path(settings.task) and os.path.exists(settings.task):
-        columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
-        task = files.load(path, columns=columns, metric=settings.metric, dev=False)
+        task = files.load(path, columns=data.columns_of(settings), metric=settings.metric, dev=False)
         own_dev = files.has_dev(path)
         if own_dev:
             files.members(path, files.DEV)  # two of them, or none that can be read, would be found at the very end
     else:
         task = cast("Task", data.load(settings))
     train = cast("Task", data.subset(task, settings)).train
-    _check(train, task.labels)
-    return replace(task, train=train, dev=train), own_dev
+    task = replace(task, train=train, dev=train)
+    _check(task)
+    return task, own_dev
 
 
-def _check(train: Split, labels: Sequence[str] | None) -> None:
-    if len(train) < FEWEST:
+def _check(task: Task) -> None:
+    if len(task.train) < FEWEST:
         raise InputError(
-            f"expected at least {FEWEST} training rows to choose by, got {len(train)}; label more rows, or take the "
-            "default: mixout finetune"
+            f"expected at least {FEWEST} training rows to choose by, got {len(task.train)}; label more rows, or take "
+            "the default: mixout finetune"
         )
-    texts = Counter(label for _, label in set(zip(train.questions(), train.label, strict=True)))
-    for number, name in enumerate(labels or ()):
+    rows = zip(task.train.questions(), task.train.label, strict=True)
+    texts = Counter(one for _, one in {(text, one) for text, label in rows for one in task.of_row(label)})
+    for number, name in enumerate(task.labels or ()):
         if texts[number] < PARTS:
             raise InputError(
                 f"expected at least {PARTS} different texts of each class, one for each part, got {texts[number]} of "
@@ -64,14 +65,18 @@ def _check(train: Split, labels: Sequence[str] | None) -> None:
 
 
 def split(task: Task, seed: int) -> list[list[int]]:
-    """The rows of each part."""
-    strata = [0] * len(task.train) if task.labels is None else task.train.label
+    """The rows of each part; of a row's classes the rarest counts, so that no part lacks it."""
+    classes = [{*task.of_row(label)} for label in task.train.label]
+    counts = Counter(one for row in classes for one in row)
+    strata = [min(row, key=lambda one: (counts[one], one), default=-1) for row in classes]
+    sizes = Counter(strata)
+    strata = [one if sizes[one] >= PARTS else sizes.most_common(1)[0][0] for one in strata]
     splitter = StratifiedGroupKFold(PARTS, shuffle=True, random_state=seed)
     return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=task.train.questions())]
 
 
 def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Settings) -> list[Path]:
-    """Write the folder of each part, with the numbers of the classes as labels; classes keep their order so.
+    """Write the folder of each part, with the numbers of the classes as labels, so that these keep their order.
 
     Columns are called as in the settings, so that the final model knows those of the user's files.
     """
@@ -79,8 +84,9 @@ def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Se
     for number, held_out in enumerate(parts):
         others = sorted(row for part in parts if part is not held_out for row in part)
         place = folder / f"part-{number}"
-        _write_rows(place / "train.jsonl", task.train.select(others), None, settings)
-        _write_rows(place / "dev.jsonl", task.train.select(held_out), None, settings)
+        named = task.kind != "classes"
+        _write_rows(place / "train.jsonl", task, task.train.select(others), settings, named=named)
+        _write_rows(place / "dev.jsonl", task, task.train.select(held_out), settings, named=named)
         places.append(place)
     return places
 
@@ -89,17 +95,18 @@ def write_all(task: Task, folder: Path, settings: Settings) -> Path:
     """Write a folder whose training and dev rows are all rows, with the names of the classes."""
     place = folder / "all"
     for name in ("train.jsonl", "dev.jsonl"):
-        _write_rows(place / name, task.train, task.labels, settings)
+        _write_rows(place / name, task, task.train, settings, named=True)
     return place
 
 
-def _write_rows(path: Path, rows: Split, names: Sequence[str] | None, settings: Settings) -> None:
+def _write_rows(path: Path, task: Task, rows: Split, settings: Settings, *, named: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, Sequence[object]] = {
-        settings.text_column: rows.text,
-        settings.label_column: rows.label if names is None else [names[int(label)] for label in rows.label],
-    }
+    labels: Sequence[Any] = rows.label
+    if named and task.labels is not None:
+        labels = [[task.labels[one] for one in task.of_row(row)] for row in labels]
+        labels = labels if task.kind in ("labels", "tags") else [one for [one] in labels]
+    columns: dict[str, Sequence[object]] = {settings.text_column: rows.text, settings.label_column: labels}
     if rows.pair is not None:
-        columns[settings.pair_column or files.OPTIONAL_PAIR] = rows.pair
+        columns[settings.pair_column or OPTIONAL_PAIR] = rows.pair
     cells = zip(*columns.values(), strict=True)
     write_atomically(path, "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in cells))

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import count
 from mixout.choose import parts, verdict
 from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
@@ -27,9 +28,8 @@ from mixout.errors import InputError
 from mixout.finetune import card
 from mixout.finetune.cache import Cache
 from mixout.finetune.defaults import steps_per_epoch
-from mixout.finetune.disk import writing
 from mixout.finetune.environment import NOTE, processes
-from mixout.finetune.record import RECORD_NAME, Record, write_atomically
+from mixout.finetune.record import RECORD_NAME, Record, write_atomically, writing
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.study.analysis.words import in_words
@@ -69,7 +69,12 @@ def choose(
     """
     tell = report or (lambda _line: None)
     seconds, place = seconds_of(budget), Path(output_dir)
-    _check(settings)
+    if settings.patience is not None or settings.keep_best:
+        raise InputError(
+            "expected no patience and no keep_best: they would look at the rows that a run is scored on; leave them out"
+        )
+    if processes() > 1:
+        raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
     task, own_dev = parts.training_rows(settings)
     methods = [replace(settings, method=method).method for method in methods]
     inputs, ledger = Inputs(), Ledger(place / "ledger")
@@ -143,15 +148,6 @@ def seconds_of(budget: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _check(settings: Settings) -> None:
-    if settings.patience is not None or settings.keep_best:
-        raise InputError(
-            "expected no patience and no keep_best: they would look at the rows that a run is scored on; leave them out"
-        )
-    if processes() > 1:
-        raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
-
-
 class _Runs:
     """Makes the runs that the ledger lacks, in this process."""
 
@@ -217,14 +213,15 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / each)
-    tell(f"a run takes about {in_words(each)}: the budget is good for {fit} runs; about {USEFUL} try everything")
+    tell(
+        f"a run takes about {in_words(each)}: the budget is good for {count(fit, 'run')}; about {USEFUL} try everything"
+    )
 
 
 def _seconds(entry: Entry) -> float:
-    """What a run took; where its process was killed at its end, what its record knows of it."""
-    if entry.wall is not None or entry.record is None:
-        return entry.wall or 0.0
-    return entry.record.seconds + entry.record.evaluation_seconds
+    # Where its process was killed at its end, what its record knows of it.
+    known = 0.0 if entry.record is None else entry.record.seconds + entry.record.evaluation_seconds
+    return known if entry.wall is None else entry.wall
 
 
 def _estimate(settings: Settings) -> float:

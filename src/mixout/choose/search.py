@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
+from typing import Any
 
 from mixout.choose.parts import PARTS
 from mixout.finetune.defaults import in_short
@@ -57,7 +58,7 @@ class Trained:
     """What came out of one run."""
 
     score: float  # higher is better
-    predictions: tuple[float, ...]  # for the part's rows
+    predictions: tuple[Any, ...]  # for the part's rows
     seconds: float
     new: bool = False  # made now
 
@@ -90,7 +91,9 @@ class Search:
         groups = [best, *self._halve(others, 1, UNTIL_METHODS)]
         [finalists] = self._halve([[one for group in groups for one in group]], FINALISTS, UNTIL_FINALISTS, level=2)
         finalists = list(dict.fromkeys([self.default, *finalists]))
-        self._judge(finalists)
+        # The judged parts first: they are what the expected score is made of.
+        splits = [(part, repeat) for repeat in range(REPEATS) for part in (*JUDGED, *SEARCHED)]
+        all(self._run(one, split, 1.0) for split in splits for one in finalists)
         return self.ranked(finalists)
 
     def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
@@ -136,11 +139,6 @@ class Search:
             if max(map(len, found), default=0) <= keep:
                 return found
             level *= 2
-
-    def _judge(self, finalists: Sequence[Candidate]) -> None:
-        # The judged parts first: they are what the expected score is made of.
-        splits = [(part, repeat) for repeat in range(REPEATS) for part in (*JUDGED, *SEARCHED)]
-        all(self._run(one, split, 1.0) for split in splits for one in finalists)
 
     def _run(self, candidate: Candidate, split: tuple[int, int], until: float) -> bool:
         """Whether the run was made: there was time for it, and for the final training."""

@@ -13,19 +13,21 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
+from mixout._names import count
 from mixout.choose.parts import PARTS
 from mixout.choose.search import PLAIN, USEFUL, Candidate, Search
+from mixout.errors import needs
 from mixout.finetune import metrics
 from mixout.finetune.defaults import in_short
-from mixout.finetune.extras import needs
 from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
 from mixout.study.analysis.compare import Comparison, compare
@@ -93,16 +95,19 @@ def expected(
     if not chosen:
         return None
     repeats = search.repeats([*chosen], finalists)
-    truth = np.array([task.train.label[row] for part in chosen for row in parts[part]])
+    truth = _array(task.train.label[row] for part in chosen for row in parts[part])
 
-    def answers(who: Callable[[int], Candidate]) -> NDArray[np.float64]:
+    def answers(who: Callable[[int], Candidate]) -> list[NDArray[np.object_]]:
         runs = [[search.runs[who(part)][part, repeat].predictions for part in chosen] for repeat in repeats]
-        return np.array([[answer for part in one for answer in part] for one in runs])
+        return [_array(answer for part in one for answer in part) for one in runs]
 
     nested, plain = answers(chosen.__getitem__), answers(lambda _: search.default)
 
-    def score(of: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
-        scores = [metrics.compute([task.metric], one[rows], truth[rows], classes=task.classes) for one in of]
+    def score(of: list[NDArray[np.object_]], rows: NDArray[np.int64]) -> float:
+        true = truth[rows].tolist()
+        scores = [
+            metrics.compute([task.metric], one[rows].tolist(), true, classes=task.classes, tags=task.tags) for one in of
+        ]
         return math.fsum(found[task.metric] for found in scores) / len(scores)
 
     def estimate(of: Callable[[NDArray[np.int64]], float]) -> Estimate:
@@ -119,6 +124,11 @@ def expected(
         value = Estimate(value=value.value, low=low, high=high)
     gain = estimate(lambda rows: score(nested, rows) - score(plain, rows))
     return value, score(plain, np.arange(len(truth))), gain, len(truth)
+
+
+def _array(rows: Iterable[Any]) -> NDArray[np.object_]:
+    """Rows to be picked from, which may be tuples of any length."""
+    return np.fromiter(rows, dtype=object)
 
 
 def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
@@ -206,10 +216,12 @@ def text(choice: Choice) -> str:
             result(choice),
             f"Cannot be told apart from it: {alike}.",
             "# What was tried",
-            f"{choice.runs} runs, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
+            f"{count(choice.runs, 'run')}, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
             f"{len(choice.table)} candidates have too few runs in common with the chosen one: dropped early, or the "
             "time was over.",
-            _markdown(choice),
+            "\n".join(
+                f"| {' | '.join(cells)} |" for cells in [_HEAD, ["---"] * len(_HEAD), *map(_cells, choice.table)]
+            ),
             "The means of the best are too good: the best of several has been lucky too. A difference is of the runs "
             "that both have, with its 95 % interval. Every run is in `choose.csv`, in `choose.png` the means over the "
             "learning rate.",
@@ -228,11 +240,6 @@ def write(choice: Choice, search: Search, place: Path) -> None:
             rows.writerow([one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2)])
     write_atomically(place / "choose.csv", table.getvalue())
     _figure(choice, place / "choose.png")
-
-
-def _markdown(choice: Choice) -> str:
-    lines = [_HEAD, ("---",) * len(_HEAD), *map(_cells, choice.table)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import NoReturn
 from mixout import __version__
 from mixout._names import nearest
 from mixout.errors import InputError, MixoutError
-from mixout.finetune.disk import WriteError
+from mixout.finetune.record import WriteError
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")

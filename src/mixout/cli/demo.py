@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixout._names import count
 from mixout.cli.lines import LiveTable, aligned
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, print what was seen, write the report."""
     from mixout.cli.study.runs import guarded
-    from mixout.finetune.disk import writing
+    from mixout.finetune.record import writing
     from mixout.study.declaration import read
     from mixout.study.executors import LocalExecutor, PoolExecutor
     from mixout.study.ledger import Ledger
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{settings.model} on {study.tasks[0].label!r}: {settings.train_size} training sentences, "
         f"{len(study.methods)} methods, {len(study.factors[RATE])} learning rates, restarts each: "
-        f"{study.restarts}. {len(planned)} runs in all.",
+        f"{study.restarts}. {count(len(planned), 'run')} in all.",
         file=sys.stderr,
     )
     ledger = Ledger(folder / "ledger")
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         with _live(study, lambda: _means(ledger.read().of(planned))) or nullcontext(report) as shown:
             tally = run_missing(planned, ledger, executor, report=shown)
         if tally.elsewhere:
-            print(f"{tally.elsewhere} runs are made by another process; call it again when that has ended")
+            print(f"{count(tally.elsewhere, 'run')} left to another process; call it again when that has ended")
             return 1
         contents = ledger.read()
         # In the terms of the study's command: with it the demo can be enlarged and exported, too.
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
                 commands=[f"mixout study run {options} --workers {args.workers}", f"mixout study report {options}"],
             )
         means, different = summed_up(contents.of(planned))
-        print(f"Mean accuracy of {study.restarts} {'run' if study.restarts == 1 else 'runs'} each:\n")
+        print(f"Mean accuracy of {count(study.restarts, 'run')} each:\n")
         print(f"{table(means)}\n")
         for text in (*seen(means, different), _NEXT):
             print(textwrap.fill(text, _WIDTH, break_on_hyphens=False))
@@ -179,7 +180,7 @@ These methods are insurance against a learning rate that is too high, not accura
         f"{'more' if mask >= 0 else 'less'} than {MIXOUT} there."
     )
     if different:
-        disagree = ", ".join(f"{_percent(different[name][top])} with {name}" for name in (BASELINE, MIXOUT))
+        disagree = ", ".join(f"{100 * different[name][top]:.0f} % with {name}" for name in (BASELINE, MIXOUT))
         second += f" Share of the sentences that two restarts answer differently: {disagree}."
     lead = 100 * (max(max(of.values()) for of in means.values()) - means[BASELINE][best])
     third = f"the best mean of all is {lead:.1f} points above {BASELINE} at {best}."
@@ -197,7 +198,3 @@ def _loss(points: float, *, named: bool) -> str:
     if points < 0:
         return f"gains {-points:.1f}{' points' if named else ''}"
     return f"loses {points:.1f} points" if named else f"{points:.1f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

@@ -24,6 +24,9 @@ _EXAMPLES = """examples:
   mixout finetune reviews.csv                             columns text and label; the model comes to out/
   mixout finetune reviews.csv --model roberta-base --method "mixout(0.7)" --output-dir out/reviews
   mixout finetune imdb --train-size 1000                  a data set of the hub
+  mixout finetune moods.csv --multi-label                 cells such as joy, fear: each label may be right
+  mixout finetune names.jsonl --task-type token-classification
+                                                          lists of words in text, of their tags in label; also .conll
   mixout finetune reviews.csv --method "lora(8)"          low-rank adapters, merged at the end
   mixout finetune chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
                   --original old.txt --method "anchor_decay(40, fisher=200)"
@@ -103,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if "print_config" in given:
         print(_config(settings), end="")
         return 0
-    from mixout.finetune.disk import WriteError
     from mixout.finetune.environment import leads
+    from mixout.finetune.record import WriteError
     from mixout.finetune.train import finetune
 
     if "push_to_hub" in given:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixout.errors import InputError
-from mixout.finetune.settings import FORMER, Settings
+from mixout.finetune.settings import FORMER, Settings, kind_of
 
 _GROUPS = {
     "model and data": "model task task_type original data_dir text_column pair_column label_column "
@@ -72,7 +72,7 @@ def settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class
-    kind, name = item.metadata["kind"], item.name
+    kind, name = kind_of(item), item.name
     options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else kind}
     options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(kind, name.upper())
     unset = item.default in (None, (), False, "none", 0.0) or name == "text_column"

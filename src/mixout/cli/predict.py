@@ -12,12 +12,13 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         "predict",
         help="write a fine-tuned model's answers for the rows of a file, with probabilities",
         description=(
-            "Write the columns of FILE, the model's answer and the probability of each class, or its value, as CSV. "
+            "Write the columns of FILE, the model's answer and the probability of each class, its value, or the words' "
+            "tags, as CSV. "
             "Where FILE has labels, they are scored."
         ),
     )
     parser.add_argument("model", metavar="MODEL", help="folder that mixout finetune wrote, or another classifier's")
-    parser.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl, .conll or .parquet")
     parser.add_argument("--output", default="predictions.csv", metavar="FILE", help="default: %(default)s")
     for name, text in (("text", "the text"), ("pair", "the second text"), ("label", "the label, to be scored")):
         parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column with {text}; default: as in training")

@@ -1,12 +1,12 @@
-"""A split of labelled text becomes tokens, in the form that the Trainer takes; what is minimised on them, and scored.
+"""A split of labelled text becomes tokens and batches, as the Trainer takes them; what is minimised, and scored.
 
-It does not pad: the Trainer's collator does, batch by batch. The same for language models is in ``causal``.
+The same for language models is in ``causal``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune import metrics
-from mixout.finetune.extras import needs
 from mixout.finetune.tasks import Split, Task
 
 with needs("hf", "fine-tuning"):
@@ -35,18 +35,25 @@ IGNORED = -100  # the label of what counts for nothing, in torch and transformer
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
-    """Tokens and label of each example, in the order of the split.
+    """Tokens and label of each example, in the order of the split; a word's tag lies on its first token.
 
     Raises:
-        InputError: the texts come in pairs, and the tokenizer has no token to put between the two.
+        InputError: the texts come in pairs, and the tokenizer has no token to put between the two; or they are words,
+            and it does not tell which tokens are of which.
     """
     if not len(split):
         return []
-    tokens = tokenizer(*_texts(split, tokenizer), truncation=True, max_length=max_length)
+    tokens = _tokens(split, tokenizer, truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
+    labels: Any = split.label
+    if isinstance(split.text[0], tuple):
+        words = map(tokens.word_ids, range(len(split)))
+        labels = [
+            [IGNORED if word in (None, before) else tags[word] for before, word in zip([None, *of], of, strict=False)]
+            for tags, of in zip(labels, words, strict=True)
+        ]
     return [
-        {"labels": label, **{name: column[row] for name, column in columns.items()}}
-        for row, label in enumerate(split.label)
+        {"labels": label, **{name: column[row] for name, column in columns.items()}} for row, label in enumerate(labels)
     ]
 
 
@@ -55,16 +62,20 @@ def cut_texts(split: Split, examples: list[Example], tokenizer: Tokenizer, max_l
     full = split.select(row for row, example in enumerate(examples) if len(example["input_ids"]) >= max_length)
     if not len(full):
         return 0
-    whole = tokenizer(*_texts(full, tokenizer), truncation=False)["input_ids"]
-    return sum(len(tokens) > max_length for tokens in whole)
+    return sum(len(tokens) > max_length for tokens in _tokens(full, tokenizer, truncation=False)["input_ids"])
 
 
-def _texts(split: Split, tokenizer: Tokenizer) -> tuple[list[str], list[str] | None]:
-    """The texts and second texts as a tokenizer takes them, with something that marks where the second begins."""
-    if split.pair is None:
-        return list(split.text), None
-    if _marks_pairs(tokenizer):
-        return list(split.text), list(split.pair)
+def _tokens(split: Split, tokenizer: Tokenizer, **options: Any) -> Any:  # noqa: ANN401
+    """The texts and second texts in tokens, with something that marks where the second begins."""
+    texts: list[Any] = list(split.text)
+    if isinstance(texts[0], tuple):
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"expected a fast tokenizer to tag words with, got {type(tokenizer).__name__}; choose another model"
+            )
+        return tokenizer(list(map(list, texts)), is_split_into_words=True, **options)
+    if split.pair is None or _marks_pairs(tokenizer):
+        return tokenizer(texts, None if split.pair is None else list(split.pair), **options)
     mark = tokenizer.sep_token or tokenizer.eos_token
     if mark is None:
         raise InputError(
@@ -72,7 +83,7 @@ def _texts(split: Split, tokenizer: Tokenizer) -> tuple[list[str], list[str] | N
             "between the two and has neither a sep_token nor an eos_token; give it one, or join the texts yourself"
         )
     # Part of the second text, so that both are cut alike where a pair is too long.
-    return list(split.text), [f"{mark}{second}" for second in split.pair]
+    return tokenizer(texts, [f"{mark}{second}" for second in split.pair], **options)
 
 
 def _marks_pairs(tokenizer: Tokenizer) -> bool:
@@ -85,6 +96,24 @@ def _marks_pairs(tokenizer: Tokenizer) -> bool:
     return not any(tokens[start : start + len(joined)] == joined for start in range(len(tokens)))
 
 
+def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
+    """Tokens with a label each -> a batch, padded on the right; nothing attends to the padding: any token will do.
+
+    Example:
+        >>> two = [{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}, {"input_ids": [7, 8], "labels": [-100, 8]}]
+        >>> batch = collate(two)
+        >>> batch["attention_mask"].tolist(), batch["labels"].tolist()
+        ([[1, 1, 1], [1, 1, 0]], [[-100, 5, 6], [-100, 8, -100]])
+    """
+    tokens = [torch.tensor(window["input_ids"]) for window in windows]
+    labels = [torch.tensor(window["labels"]) for window in windows]
+    return {
+        "input_ids": pad_sequence(tokens, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+
+
 class Dev:
     """What evaluations go through and keep. It is sorted by length: batches of like lengths hold little padding."""
 
@@ -92,7 +121,7 @@ class Dev:
         """Take the examples, in the order of the files."""
         self._examples = examples
         self.order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
-        self.predictions: tuple[float, ...] = ()
+        self.predictions: tuple[Any, ...] = ()
 
     def sorted(self) -> list[Example]:
         """The examples in the order of evaluation."""
@@ -136,19 +165,24 @@ class DevSet(Dev):
 
     def __post_init__(self) -> None:
         self.arrange(self.examples)
+        self.mean_of_batches = self.task.kind != "tags"
 
-    def collator(self, tokenizer: Tokenizer) -> DataCollatorWithPadding:
+    def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
-        return DataCollatorWithPadding(tokenizer)
+        return collate if self.task.kind == "tags" else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
 
     def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
-        """Sum over the examples of the cross-entropy, or for a regression of the squared error."""
+        """Sum over the labels of the cross-entropy, or for a regression of the squared error."""
         if self.task.labels is None:
             values = logits.float().reshape(-1)
             return mse_loss(values, torch.where(labels.isnan(), values.detach(), labels.float()), reduction="sum")
+        if self.task.kind == "labels":
+            counts = labels.ne(IGNORED).float()
+            return binary_cross_entropy_with_logits(logits.float(), labels.float(), counts, reduction="sum")
         weights = self._weights.to(logits.device) if training and self.balanced else None
         smoothing = self.smoothing if training else 0.0
-        return cross_entropy(logits.float(), labels, weights, reduction="sum", label_smoothing=smoothing)
+        logits, labels = logits.float().flatten(0, -2), labels.flatten()
+        return cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
 
     @cached_property
     def _weights(self) -> Tensor:
@@ -157,19 +191,41 @@ class DevSet(Dev):
         return counts.sum() / (len(counts) * counts.clamp(min=1))
 
     def score(self, outputs: Array) -> dict[str, float]:
-        """Scores from the outputs, ``(n, classes or 1)``, in the order of evaluation; the predictions are kept."""
-        found = self.restored(outputs.argmax(axis=-1) if self.task.labels is not None else outputs.reshape(-1))
-        self.predictions = tuple(found.tolist())
-        labels = self.task.dev.label
-        scores = metrics.compute(self.task.metrics, found, np.asarray(labels), classes=self.task.classes)
+        """Scores from the outputs in the order of evaluation, ``(n, [tokens,] classes or 1)``; predictions are kept."""
+        labels: Sequence[Any] = [example["labels"] for example in self.examples]
+        rows = self.restored(answers(outputs, self.task.kind)).tolist()
+        if self.task.kind == "tags":
+            # Words that were cut count for nothing.
+            rows, labels = zip(*(at_words(*row) for row in zip(rows, labels, strict=True)), strict=True)
+        self.predictions = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
+        scores = metrics.compute(
+            self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
+        )
         if self.mean_of_batches:
             return scores
-        truth = torch.tensor(labels)[self.order]
-        return {"loss": float(self.total(torch.from_numpy(outputs), truth)) / len(labels), **scores}
+        ordered = [torch.tensor(example["labels"]) for example in self.sorted()]
+        truth = (
+            pad_sequence(ordered, batch_first=True, padding_value=IGNORED) if ordered[0].ndim else torch.stack(ordered)
+        )
+        return {"loss": float(self.total(torch.from_numpy(outputs), truth) / self.parts(truth)), **scores}
 
     def chance(self) -> float:
         """What a constant answer scores."""
-        return metrics.chance(self.task.metric, list(self.task.dev.label), classes=self.task.classes)
+        labels = list(self.task.dev.label)
+        return metrics.chance(self.task.metric, labels, classes=self.task.classes, tags=self.task.tags)
+
+
+def answers(outputs: Array, kind: str) -> Array:
+    """What a model says: a class, a value, 1 or 0 for each of several labels, or a tag for each token."""
+    if kind == "values":
+        return outputs.reshape(-1)
+    return (outputs > 0).astype(int) if kind == "labels" else outputs.argmax(axis=-1)
+
+
+def at_words(row: Sequence[int], labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The answers and the labels at the tokens that have a label: at words."""
+    places = [at for at, label in enumerate(labels) if label != IGNORED]
+    return tuple(row[at] for at in places), tuple(labels[at] for at in places)
 
 
 _POOL = 8

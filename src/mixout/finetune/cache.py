@@ -26,21 +26,11 @@ from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
 from mixout.finetune.tasks.documents import Corpus, Documents
 
-_OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column")
+_OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column", "multi_label")
 
 
 class Cache:
-    """Hands out what a run needs, and keeps what the next one may share.
-
-    Example:
-        >>> cache = Cache()
-        >>> first, _ = cache.model("minilm", labels=("no", "yes"), init_seed=0)
-        >>> second, _ = cache.model("minilm", labels=("no", "yes"), init_seed=0)
-        >>> first.model is second.model
-        False
-        >>> bool((first.model.classifier.weight == second.model.classifier.weight).all())
-        True
-    """
+    """Hands out what a run needs, and keeps what the next one may share."""
 
     def __init__(self) -> None:
         self._model: tuple[Hashable, Loaded] | None = None
@@ -48,17 +38,30 @@ class Cache:
         self._tokens: dict[Hashable, list[Example]] = {}
 
     def task(self, settings: Settings) -> Task | Corpus:
-        """The task of ``settings``, its training data cut to ``train_size``."""
-        return data.subset(self._task(settings), settings)
+        """The task of ``settings``, its training data cut to ``train_size``; files are read anew."""
+        if settings.data_dir is not None or is_path(settings.task):
+            return data.subset(data.load(settings), settings)
+        key = tuple(getattr(settings, name) for name in _OF_TASK)
+        if key not in self._tasks:
+            self._tasks[key] = data.load(settings)
+        return data.subset(self._tasks[key], settings)
 
     def model(
-        self, model: str, *, labels: tuple[str, ...] | None, init_seed: int, task_type: str = TASK_TYPES[0]
+        self,
+        model: str,
+        *,
+        labels: tuple[str, ...] | None,
+        init_seed: int,
+        task_type: str = TASK_TYPES[0],
+        several: bool = False,
     ) -> tuple[models.Loaded, Mapping[str, Tensor]]:
         """What :mod:`mixout.finetune.models` loads for a type of task, and the pretrained values of its parameters.
 
+        ``several``: a row may have several of the labels.
+
         The values are shared: they are there to be read. Parameters that are new have none.
         """
-        key = (model, task_type, labels, _signature(model))
+        key = (model, task_type, labels, several, _signature(model))
         if self._model is not None and self._model[0] == key:
             loaded = again(self._model[1], init_seed=init_seed)
         else:
@@ -68,7 +71,7 @@ class Cache:
             if task_type == CAUSAL:
                 loaded = models.load_causal(model)
             else:
-                loaded = models.load(model, labels=labels, init_seed=init_seed)
+                loaded = models.load(model, labels=labels, init_seed=init_seed, task_type=task_type, several=several)
             self._model = key, copy.deepcopy(loaded)
         kept = self._model[1]
         return loaded, {name: p.detach() for name, p in kept.model.named_parameters() if name not in kept.new}
@@ -88,24 +91,9 @@ class Cache:
                 self._tokens[key] = encode(split, tokenizer, settings.max_length)
         return self._tokens[key]
 
-    def _task(self, settings: Settings) -> Task | Corpus:
-        if settings.data_dir is not None or is_path(settings.task):
-            return data.load(settings)
-        key = tuple(getattr(settings, name) for name in _OF_TASK)
-        if key not in self._tasks:
-            self._tasks[key] = data.load(settings)
-        return self._tasks[key]
-
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:
-    """A model that nobody has trained, once more, its new parameters from a seed; the global streams stay.
-
-    Example:
-        >>> from mixout.finetune.models import load
-        >>> loaded = load("minilm", labels=("no", "yes"), init_seed=0)
-        >>> torch.equal(loaded.model.classifier.weight, again(loaded, init_seed=0).model.classifier.weight)
-        True
-    """
+    """A model that nobody has trained, once more, its new parameters from a seed; the global streams stay."""
     model = loaded.model
     held = {name: value for name, value in model.state_dict().items() if name not in loaded.new}
     with own_streams():

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout._names import count
+from mixout.errors import InputError, needs
 from mixout.finetune.record import Record
-from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.settings import CAUSAL, TAGS
 
 with needs("hf", "model cards"):
     from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
@@ -29,10 +29,21 @@ _TOLD = (
 )
 
 
+_FAILED = "- **This run is not better than a constant answer.** It failed; try another seed.\n"
+_CAVEATS = (
+    "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over many "
+    "seeds.\n- The scores are on the dev set. Where settings were chosen by it, they are too good."
+)
+
+
 def write(record: Record, *, result: str = "") -> str:
     """The card's text, Markdown with the header that model hubs read; ``result`` in place of the record's scores."""
     settings = record.settings
-    loader = "AutoModelForCausalLM" if _is_causal(record) else "AutoModelForSequenceClassification"
+    loader = {CAUSAL: "AutoModelForCausalLM", TAGS: "AutoModelForTokenClassification"}.get(
+        settings.task_type, "AutoModelForSequenceClassification"
+    )
+    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD.split()]
+    failed = _FAILED if record.score <= record.chance else ""
     parts = [
         _header(record),
         f"# {_short(settings.model)} on {_short(settings.task)}",
@@ -40,29 +51,28 @@ def write(record: Record, *, result: str = "") -> str:
         f"method `{settings.method}` ({_kind(record)}). It is a plain checkpoint: "
         f"`{loader}.from_pretrained` loads it, and mixout is not needed to use it.",
         "## Result",
-        *([result] if result else [_result(record), "## What this number is worth", _caveats(record)]),
+        *([result] if result else [_result(record), "## What this number is worth", failed + _CAVEATS]),
         "## How it was trained",
         _training(record),
-        _settings_table(settings),
+        "\n".join(["| setting | value |", "|---|---|", *rows]),
         "Everything else, with every evaluation and every prediction, is in `record.json`.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _is_causal(record: Record) -> bool:
-    return record.settings.task_type == CAUSAL
-
-
 def _kind(record: Record) -> str:
-    if _is_causal(record):
+    if record.settings.task_type == CAUSAL:
         return "causal language model"
-    return "regression" if record.labels is None else f"{len(record.labels)} classes"
+    if record.labels is None:
+        return "regression"
+    many = "tags" if record.settings.task_type == TAGS else "labels, several a row"
+    return f"{len(record.labels)} {many if record.nested else 'classes'}"
 
 
 def _header(record: Record) -> str:
     """YAML, with the scores as model hubs list them."""
     settings = record.settings
-    tag = "text-generation" if _is_causal(record) else "text-classification"
+    tag = {CAUSAL: "text-generation", TAGS: TAGS}.get(settings.task_type, "text-classification")
     task, on_hub = settings.task.partition(":")[0], "on the hub" in record.source["data"]
     results = [
         EvalResult(
@@ -104,21 +114,10 @@ def _result(record: Record) -> str:
     return "\n".join([*head, *rows, "", chance + status])
 
 
-def _caveats(record: Record) -> str:
-    lines = [
-        "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over "
-        "many seeds.",
-        "- The scores are on the dev set. Where settings were chosen by it, they are too good.",
-    ]
-    if record.score <= record.chance:
-        lines.insert(0, "- **This run is not better than a constant answer.** It failed; try another seed.")
-    return "\n".join(lines)
-
-
 def _training(record: Record) -> str:
     new = ", ".join(f"`{name}`" for name in record.new_parameters) or "none"
     mixed, layers = record.coverage["parameters_mixed"], record.coverage["layers_mixed"]
-    share = f"{layers} layers mixed, {mixed:.1%} of the parameters" if mixed else "nothing mixed"
+    share = f"{count(layers, 'layer')} mixed, {mixed:.1%} of the parameters" if mixed else "nothing mixed"
     gradient = f"; gradient convention `{record.gradient}`" if record.gradient else ""
     hardware = record.hardware
     machine = hardware["gpu"] or f"{hardware['cores']} cores of {hardware['processor']}"
@@ -127,14 +126,9 @@ def _training(record: Record) -> str:
         f"- Data: {record.source['data']} {record.train_size:,} training examples, {record.dev_size:,} in the dev set.",
         f"- Method: `{record.settings.method}` on `{record.settings.where}`: {share}{gradient}. Distance from the "
         f"pretrained weights: {record.distance:.4g}.",
-        f"- {record.steps:,} steps in {record.seconds:,.0f} seconds on {machine}.",
+        f"- {count(record.steps, 'step')} in {count(round(record.seconds), 'second')} on {machine}.",
     ]
     return "\n".join(lines)
-
-
-def _settings_table(settings: Settings) -> str:
-    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD.split()]
-    return "\n".join(["| setting | value |", "|---|---|", *rows])
 
 
 def _short(place: str) -> str:

@@ -23,10 +23,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
 from mixout.errors import InputError
-from mixout.finetune.batches import IGNORED, Dev, Example
+from mixout.finetune.batches import IGNORED, Dev, Example, collate
 from mixout.finetune.tasks.documents import Corpus, Documents
 
 if TYPE_CHECKING:
@@ -81,7 +80,6 @@ def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[i
 def _conversations(
     part: Documents, tokenizer: Tokenizer, assistant_only: bool
 ) -> Iterator[tuple[list[int], list[bool]]]:
-    """The tokens of each conversation, and which of them are predicted."""
     if tokenizer.chat_template is None:
         raise InputError(
             "expected a tokenizer with a chat template for a column of conversations, got one without; choose a chat "
@@ -189,24 +187,6 @@ class DevTexts(Dev):
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         # Rounded: logarithms of several machines may differ in the last bits, and chance belongs to the data.
         return round(math.fsum((shares * np.log(shares)).tolist()), 9)
-
-
-def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
-    """Windows -> a batch, padded on the right; nothing attends to the padding, so it may be any token.
-
-    Example:
-        >>> two = [{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}, {"input_ids": [7, 8], "labels": [-100, 8]}]
-        >>> batch = collate(two)
-        >>> batch["attention_mask"].tolist(), batch["labels"].tolist()
-        ([[1, 1, 1], [1, 1, 0]], [[-100, 5, 6], [-100, 8, -100]])
-    """
-    tokens = [torch.tensor(window["input_ids"]) for window in windows]
-    labels = [torch.tensor(window["labels"]) for window in windows]
-    return {
-        "input_ids": pad_sequence(tokens, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-    }
 
 
 def perplexity(loss: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any
 
 from mixout._names import nearest
@@ -31,12 +31,18 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
+def kind_of(item: Field[Any]) -> type:
+    """The type of a setting's values, by its annotation; of several types the first."""
+    name = re.split(r"[ \[]", str(item.type))[0]
+    return {"int": int, "float": float, "bool": bool, "tuple": tuple}.get(name, str)
+
+
 def check(settings: Settings) -> None:
     """Refuse the first value that may not be, by an InputError; whole numbers become floats where those are meant."""
     for item in fields(settings):
         value = getattr(settings, item.name)
         if value is not None or item.default is not None:
-            _check_value(settings, item.name, value, item.metadata["kind"], item.metadata["choices"])
+            _check_value(settings, item.name, value, kind_of(item), item.metadata["choices"])
     if settings.where not in PRESETS:
         try:
             re.compile(settings.where)

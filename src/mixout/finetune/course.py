@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.errors import InputError
+from mixout._names import count
+from mixout.errors import InputError, needs
 from mixout.finetune import folder, outcome
 from mixout.finetune.environment import processes
-from mixout.finetune.extras import needs
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
@@ -83,9 +83,8 @@ class Course(TrainerCallback):
         self.began = time.perf_counter() - before
         epochs = state.max_steps / self.steps_per_epoch if self.settings.max_steps else self.settings.epochs
         where = f"from step {state.global_step}" if state.global_step else "from the start"
-        self.report(
-            f"{self.settings.method} on {self.task.name}: {state.max_steps} steps, {epochs:.3g} epochs, {where}"
-        )
+        long = f"{count(state.max_steps, 'step')}, {count(epochs, 'epoch')}"
+        self.report(f"{self.settings.method} on {self.task.name}: {long}, {where}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""
@@ -113,9 +112,8 @@ class Course(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say that the checkpoint is whole: every process has written its part."""
         PartialState().wait_for_everyone()
-        if not state.is_world_process_zero:
-            return
-        folder.complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        if state.is_world_process_zero:
+            folder.complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say how it stands; keep the best model, and end where nothing gets better."""
@@ -128,21 +126,19 @@ class Course(TrainerCallback):
             f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}: {training}"
             f"dev loss {found['eval_loss']:.4f}, {scores}"
         )
-        evaluations = self.evaluations(state)
+        evaluations, best = self.evaluations(state)
         # Before the first step a language model is evaluated, too.
-        waited = len(evaluations) - 1 - evaluations.index(self.best(state)) if state.global_step else 0
+        waited = len(evaluations) - 1 - evaluations.index(best) if state.global_step else 0
         if self.settings.keep_best and waited == 0 and state.is_world_process_zero:
             save_model(kwargs["model"], str(Path(str(args.output_dir)) / folder.BEST))
         if self.settings.patience is not None and waited >= self.settings.patience:
             control.should_training_stop = True
 
-    def evaluations(self, state: TrainerState) -> list[dict[str, float]]:
-        """Those of the run so far."""
-        return [entry for entry in state.log_history if f"eval_{self.task.metric}" in entry]
-
-    def best(self, state: TrainerState) -> dict[str, float]:
-        """The evaluation with the highest score: the first of several."""
-        return max(self.evaluations(state), key=lambda entry: _or_lowest(entry[f"eval_{self.task.metric}"]))
+    def evaluations(self, state: TrainerState) -> tuple[list[dict[str, float]], dict[str, float]]:
+        """Those of the run so far, and the first of those with the highest score; nan is below all."""
+        name = f"eval_{self.task.metric}"
+        found = [entry for entry in state.log_history if name in entry]
+        return found, max(found, key=lambda entry: -math.inf if math.isnan(entry[name]) else entry[name])
 
     def _watch(self, state: TrainerState, *, now: bool) -> None:
         """Look whether the loss is out of hand: every so many steps, and before a checkpoint, where it counts anew."""
@@ -156,10 +152,6 @@ class Course(TrainerCallback):
             state.log_history.append({"first_loss": loss, "step": state.global_step})
             first = loss
         self.diverged = not math.isfinite(loss) or (enough and outcome.diverges(loss, max(first, self._constant)))
-
-
-def _or_lowest(score: float) -> float:
-    return -math.inf if math.isnan(score) else score
 
 
 class _Sum:
@@ -199,9 +191,40 @@ def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgumen
             f"expected a batch size that {processes()} processes can share, got {settings.batch_size}; choose a "
             f"multiple of {processes()}"
         )
+    # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
+    judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
+    options: dict[str, Any] = {
+        "output_dir": str(place / folder.CHECKPOINTS),
+        "per_device_train_batch_size": settings.batch_size // processes(),
+        "per_device_eval_batch_size": judged,
+        "gradient_accumulation_steps": settings.accumulation,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.precision == "bf16",
+        "fp16": settings.precision == "fp16",
+        "seed": settings.stream_seed("mask"),
+        "data_seed": settings.stream_seed("data"),
+        # Course decides; the epochs of the Trainer do not survive a resume.
+        **dict.fromkeys(("logging_strategy", "eval_strategy", "save_strategy"), "no"),
+        "save_total_limit": folder.KEPT,
+        # A loss that is not finite is a result, not to be replaced by the average of those before.
+        "logging_nan_inf_filter": False,
+        "report_to": list(settings.report_to) or "none",
+        "disable_tqdm": not bars,
+        "log_level": "error",
+        "label_names": ["labels"],
+        "use_cpu": not torch.accelerator.is_available(),
+        # Of a frozen body no gradient comes.
+        "ddp_find_unused_parameters": settings.head_first > 0,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+    }
     try:
         with without_launcher():
-            args = _training_arguments(settings, place, bars=bars)
+            args = TrainingArguments(**options)
     # Such as bf16 on a GPU that has none, or an accelerate that is too old.
     except (ImportError, ValueError) as error:
         raise InputError(f"expected settings that transformers takes on this machine, got: {error}") from error
@@ -223,39 +246,3 @@ def without_launcher() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _training_arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
-    # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
-    judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
-    return TrainingArguments(
-        output_dir=str(place / folder.CHECKPOINTS),
-        per_device_train_batch_size=settings.batch_size // processes(),
-        per_device_eval_batch_size=judged,
-        gradient_accumulation_steps=settings.accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=settings.precision == "bf16",
-        fp16=settings.precision == "fp16",
-        seed=settings.stream_seed("mask"),
-        data_seed=settings.stream_seed("data"),
-        # Course decides; the epochs of the Trainer do not survive a resume.
-        logging_strategy="no",
-        eval_strategy="no",
-        save_strategy="no",
-        save_total_limit=folder.KEPT,
-        # A loss that is not finite is a result, not to be replaced by the average of those before.
-        logging_nan_inf_filter=False,
-        report_to=list(settings.report_to) or "none",
-        disable_tqdm=not bars,
-        log_level="error",
-        label_names=["labels"],
-        use_cpu=not torch.accelerator.is_available(),
-        # Of a frozen body no gradient comes.
-        ddp_find_unused_parameters=settings.head_first > 0,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-    )

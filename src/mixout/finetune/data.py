@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
+from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.environment import NOTE
-from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Columns, Task, few_sample, files, is_path, load_task
+from mixout.finetune.settings import CAUSAL, TAGS, Settings
+from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.documents import Corpus
 from mixout.finetune.tasks.tables import number
@@ -29,6 +31,7 @@ _OF_LABELS = {
     "data_dir": None,
     "pair_column": None,
     "label_column": "label",
+    "multi_label": False,
     "head": "plain",
     "head_first": 0.0,
     "class_weights": "none",
@@ -52,12 +55,21 @@ def load(settings: Settings) -> Task | Corpus:
         )
     if corpus is not None:
         return corpus
-    columns = Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column)
+    columns = columns_of(settings)
     task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
     if settings.original is None:
         return task
-    before = text.read_original(Path(settings.original), settings.text_column)
-    return replace(task, original=before.text)
+    return replace(task, original=text.read_original(Path(settings.original), settings.text_column).text)
+
+
+def columns_of(settings: Settings) -> Columns:
+    """The columns of labelled text, and what they hold."""
+    holds: Literal["label", "labels", "tags"] = "labels" if settings.multi_label else "label"
+    if settings.task_type == TAGS:
+        if settings.multi_label or settings.pair_column is not None:
+            raise InputError(f"expected neither multi_label nor pair_column with task_type={TAGS!r}; leave them out")
+        holds = "tags"
+    return Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column, holds=holds)
 
 
 def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
@@ -65,9 +77,8 @@ def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
     if settings.train_size is None:
         return task
     seed = settings.resolved().subset_seed or 0
-    if isinstance(task, Corpus):
-        return replace(task, train=few_sample(task.train, settings.train_size, seed))
-    return replace(task, train=few_sample(task.train, settings.train_size, seed))
+    part: Any = task.train
+    return replace(task, train=few_sample(part, settings.train_size, seed))
 
 
 def _corpus(settings: Settings) -> Corpus:
@@ -102,10 +113,12 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
         note: t: 3 of 4 training texts and 0 of 2 dev texts are cut: they are longer than max_length, 8 tokens
         note: t: 2 of 2 dev rows are also training rows: the score on new texts will be lower; remove them from one side
     """
-    kind = "documents" if isinstance(task, Corpus) else "rows"
-    lines = [f"{task.name}: {len(task.train)} training {kind}, {len(task.dev)} dev {kind}"]
+    kind = "document" if task.kind == "text" else "row"
+    lines = [f"{task.name}: {count(len(task.train), f'training {kind}')}, {count(len(task.dev), f'dev {kind}')}"]
     notes = []
-    if isinstance(task, Task) and task.labels is not None:
+    if isinstance(task, Task) and task.kind in ("labels", "tags"):
+        lines.append(_several(task, task.labels or ()))
+    elif isinstance(task, Task) and task.labels is not None:
         # Of p (1 - p) / n at p = 0.5, where it is largest.
         error = 196 * math.sqrt(0.25 / len(task.dev))
         lines[0] += f" (95 % interval of an accuracy: ±{error:.1f} points)"
@@ -123,7 +136,7 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
     double = sum(key in known for key in task.dev.questions())
     if double:
         notes.append(
-            f"{double} of {len(task.dev)} dev {kind} are also training {kind}: the score on new texts will be "
+            f"{double} of {len(task.dev)} dev {kind}s are also training {kind}s: the score on new texts will be "
             "lower; remove them from one side"
         )
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
@@ -134,12 +147,24 @@ def _classes(task: Task, names: Sequence[str]) -> str:
     answer, right = Counter(task.dev.label).most_common(1)[0]
     share = 100 * right / len(task.dev)
     if len(names) <= _NAMED:
-        first, *others = (f"{name!r} ({counts[label]}" for label, name in enumerate(names))
-        of_each = ", ".join([f"{first} training rows)", *(f"{other})" for other in others)])
+        first = f"{names[0]!r} ({count(counts[0], 'training row')})"
+        of_each = ", ".join([first, *(f"{name!r} ({counts[label]})" for label, name in enumerate(names) if label)])
     else:
         of_each = f"{min(counts.values())} to {max(counts.values())} training rows each"
     name = names[int(answer)]
     return f"{len(names)} classes: {of_each}; always answering {name!r} is right in {share:.0f} % of the dev rows"
+
+
+def _several(task: Task, names: Sequence[str]) -> str:
+    """Of several labels a row, or a tag for each word."""
+    rows = [task.of_row(label) for label in task.train.label]
+    counts = Counter(number for row in rows for number in row)
+    known = [f"{names[label]!r} ({rows_with})" for label, rows_with in counts.most_common(_NAMED)]
+    of_each = ", ".join([*known, *["..."][: len(names) - _NAMED]])
+    if task.kind == "tags":
+        return f"{len(names)} tags of {counts.total():,} training words: {of_each}"
+    apart = f", read from cells with {task.separator!r} between them" if task.separator else ""
+    return f"{len(names)} labels, {counts.total() / len(rows):.1f} a row{apart}; in training rows: {of_each}"
 
 
 def _labels(task: Task, names: Sequence[str]) -> list[str]:
@@ -162,7 +187,7 @@ def _labels(task: Task, names: Sequence[str]) -> list[str]:
     elif parts := _parts(names):
         notes.append(
             f"labels such as {max(names, key=len)!r} look like several in one cell, and each combination is a class: "
-            f"{len(names)} classes of {len(parts)} labels; give each row one label"
+            f"{len(names)} classes of {len(parts)} labels; if each may be right, --multi-label"
         )
     same = Counter(name.casefold() for name in names)
     alike = [repr(name) for name in names if same[name.casefold()] > 1]
@@ -180,9 +205,9 @@ def _parts(names: Sequence[str]) -> set[str]:
     Then some of them occur in several classes. Blanks and slashes stand in the name of one class too: there the labels
     must also be fewer than the classes, and with blanks all be numbers.
     """
-    for separator in (",", ";", "|", "+", "/", " "):
-        split = [{part.strip(" []{}()'\"") for part in name.split(separator)} - {""} for name in names]
-        parts = set().union(*split)
+    for separator in (*cells.SEPARATORS, " "):
+        split = [cells.several(name, separator) or () for name in names]
+        parts = {part for row in split for part in row}
         several = max(map(len, split)) > 1 and sum(map(len, split)) > len(parts)
         surely = separator in ",;|" or len(parts) < len(names)
         if several and surely and (separator != " " or all(number(part) is not None for part in parts)):

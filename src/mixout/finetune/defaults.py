@@ -19,12 +19,13 @@ from dataclasses import replace
 
 from torch import nn
 
+from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
-from mixout.methods import Method, MixingMethod
+from mixout.methods import MixingMethod
 
 STEPS = 150
 MOST_ROWS = 100_000
@@ -57,16 +58,18 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
         value, reason = learning_rate(settings, model)
         settings = replace(settings, learning_rate=value)
         why["learning_rate"] = f"learning rate {in_short(value)}: {reason}"
-    rows, kind = _rows(settings, task)
+    rows, of_rows = _rows(settings, task)
     if settings.batch_size is None:
         settings = replace(settings, batch_size=batch_size(rows))
-        why["batch_size"] = f"batch size {settings.batch_size}: for {rows:,} {kind}"
+        why["batch_size"] = f"batch size {settings.batch_size}: for {of_rows}"
     steps = steps_per_epoch(rows, settings)
     if settings.epochs is None and settings.max_steps is not None:
         settings = replace(settings, epochs=settings.max_steps / steps)
     elif settings.epochs is None:
         settings = replace(settings, epochs=epochs(rows, steps))
-        why["epochs"] = f"{settings.epochs:g} epochs: {steps * settings.epochs:,.0f} steps over {rows:,} {kind}"
+        why["epochs"] = (
+            f"{count(settings.epochs, 'epoch')}: {count(round(steps * settings.epochs), 'step')} over {of_rows}"
+        )
     return settings, why
 
 
@@ -79,18 +82,15 @@ def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
         )
     width = width_of(model)
     rate, reason = 1e-4 * (384 / width) ** 1.64, f"for a model of width {width:,}"
-    p = max((one.p for one in settings.methods if _shortens(one)), default=0.0)  # type: ignore[attr-defined]
+    # Of what masks the gradient: Adam's steps are shorter then.
+    mixing = [one for one in settings.methods if isinstance(one, MixingMethod) and one.anchor != "zero"]
+    p = max((one.p for one in mixing if one.gradient != "dense"), default=0.0)
     if 0 < p < 1:
         rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
     rate = min(_RATES[1], max(_RATES[0], rate))
     if any(isinstance(one, Lora) for one in settings.methods):
         rate, reason = LORA * rate, f"{reason}, {LORA} times as high for lora"
     return float(f"{rate:.1e}"), reason
-
-
-def _shortens(method: Method) -> bool:
-    """Whether a method masks the gradient, by which Adam's steps are shorter."""
-    return isinstance(method, MixingMethod) and method.anchor != "zero" and method.gradient != "dense"
 
 
 def steps_per_epoch(rows: int, settings: Settings) -> int:
@@ -113,17 +113,16 @@ def epochs(rows: int, steps: int) -> float:
 def width_of(model: nn.Module) -> int:
     """The size of a model's hidden states."""
     width = getattr(getattr(model, "config", None), "hidden_size", None)
-    if not isinstance(width, int):
-        width = model.get_input_embeddings().weight.shape[-1]  # type: ignore[operator]
-    return int(width)
+    return width if isinstance(width, int) else int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[operator]
 
 
 def _rows(settings: Settings, task: Task | Corpus) -> tuple[int, str]:
-    """What a batch is made of: rows, or the windows into which documents are cut, estimated by their letters."""
+    """What batches are made of, also in words: rows, or the windows of documents, estimated by their letters."""
     if isinstance(task, Task):
-        return len(task.train), "rows"
+        return len(task.train), count(len(task.train), "row")
     window = _CHARACTERS * settings.max_length
-    return sum(math.ceil(max(1, len(text)) / window) for text in task.train.text), "pieces of text"
+    pieces = sum(math.ceil(max(1, len(text)) / window) for text in task.train.text)
+    return pieces, f"{count(pieces, 'piece')} of text"
 
 
 def in_short(value: float) -> str:

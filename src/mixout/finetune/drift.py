@@ -26,8 +26,7 @@ from torch.nn.functional import cosine_similarity, kl_div
 
 import mixout
 from mixout.errors import InputError
-from mixout.finetune.batches import Example
-from mixout.finetune.causal import collate
+from mixout.finetune.batches import Example, collate
 from mixout.finetune.models import Loaded
 from mixout.integrations.huggingface import pretrained_only
 from mixout.methods.likelihood import predictions

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 
 # Begins a line of progress that is about the machine rather than the run.
 NOTE = "note: "
@@ -46,8 +46,9 @@ def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, threads, accelerator, operating system."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    models = (value for name, value in _cpuinfo() if name == "model name")
     return {
-        "processor": _processor(),
+        "processor": next(models, platform.processor() or "unknown"),
         "cores": usable,
         "threads": torch.get_num_threads(),
         "gpu": gpu,
@@ -84,11 +85,6 @@ def peak_memory() -> dict[str, int | None]:
         found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"host": int(found[1]) * 1024 if found else None, "device": device}
-
-
-def _processor() -> str:
-    models = (value for name, value in _cpuinfo() if name == "model name")
-    return next(models, platform.processor() or "unknown")
 
 
 def _cpuinfo() -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def begun(folder: Path) -> Settings:
     """The settings of the unfinished run in ``folder``; InputError where there is none."""
     if not unfinished(folder):
         raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
-    return Settings.from_json(json.dumps(_plan(folder)["settings"]))
+    return Settings.from_json(json.dumps(json.loads((folder / CHECKPOINTS / _RUN).read_text("utf-8"))["settings"]))
 
 
 def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
@@ -78,7 +78,14 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
         settings = replace(
             settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None}
         )
-        _check_same(folder, settings, before)
+        was, now = (json.loads(one.to_json()) for one in (before, settings))
+        changed = [name for name in now if name not in UNSEEN and now[name] != was[name]]
+        if changed:
+            list_ = ", ".join(f"{name} (was {was[name]!r}, got {now[name]!r})" for name in changed)
+            raise InputError(
+                f"expected the settings of the unfinished run in {str(folder)!r}, got other values for: {list_}; "
+                f"repeat the settings that it began with, or choose another output-dir"
+            )
     elif folder.exists() and not _is_empty(folder):
         raise InputError(f"expected output-dir to be empty or new, got {str(folder)!r}, which holds other files")
     existing = _existing(folder)
@@ -118,7 +125,7 @@ def begin(
     """
     plan = folder / CHECKPOINTS / _RUN
     if plan.is_file():
-        earlier = _plan(folder)
+        earlier: dict[str, Any] = json.loads(plan.read_text("utf-8"))
         before = earlier["fingerprints"]
         changed = [name for name in fingerprints if fingerprints[name] != before.get(name)]
         if changed:
@@ -163,7 +170,6 @@ def finish(folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest of its parents that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
@@ -173,22 +179,6 @@ def _is_empty(folder: Path) -> bool:
     if entries == [folder / CHECKPOINTS] and entries[0].is_dir():
         entries = [entry for entry in entries[0].iterdir() if not entry.name.startswith(f".{_RUN}.")]
     return not entries
-
-
-def _plan(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / CHECKPOINTS / _RUN).read_text(encoding="utf-8"))
-    return values
-
-
-def _check_same(folder: Path, settings: Settings, begun: Settings) -> None:
-    before, now = (json.loads(one.to_json()) for one in (begun, settings))
-    changed = [name for name in now if name not in UNSEEN and now[name] != before[name]]
-    if changed:
-        list_ = ", ".join(f"{name} (was {before[name]!r}, got {now[name]!r})" for name in changed)
-        raise InputError(
-            f"expected the settings of the unfinished run in {str(folder)!r}, got other values for: {list_}; "
-            f"repeat the settings that it began with, or choose another output-dir"
-        )
 
 
 def _last_complete(checkpoints: Path) -> Path | None:

@@ -138,10 +138,6 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
         top_blocks(loaded.model, settings.reinit_layers)
     if settings.layer_decay != 1.0:
         blocks(loaded.model)
-    _check_where(settings, loaded)
-
-
-def _check_where(settings: Settings, loaded: Loaded) -> None:
     try:
         chosen = resolve(settings.where, loaded.model)
     except ValueError as error:
@@ -192,9 +188,9 @@ def apply_methods(
 
 
 def _pretrained_only(loaded: Loaded, methods: Sequence[Method], where: str) -> Selection:
-    """``where``, without layers that have new parameters."""
     chosen = resolve(where, loaded.model)
-    if not any(map(_needs_anchor, methods)):
+    kinds = (AnchorDecay, Lora)
+    if not any(isinstance(one, kinds) or (isinstance(one, MixingMethod) and one.anchor == "given") for one in methods):
         return chosen
     fresh = {name.rpartition(".")[0] for name in loaded.new}
     # A mixing method takes layers that can be mixed, a decay alone takes every module.
@@ -208,10 +204,6 @@ def _pretrained_only(loaded: Loaded, methods: Sequence[Method], where: str) -> S
             f"that leaves it out"
         )
     return pretrained_only(loaded.model, loaded.new, chosen)
-
-
-def _needs_anchor(method: Method) -> bool:
-    return isinstance(method, (AnchorDecay, Lora)) or (isinstance(method, MixingMethod) and method.anchor == "given")
 
 
 def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:

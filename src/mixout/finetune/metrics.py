@@ -1,47 +1,64 @@
 """Scores of predictions against labels, named and computed as GLUE does (scikit-learn and scipy underneath).
 
 ================  ==============================================================================
-``accuracy``      share of equal pairs
+``accuracy``      share of equal pairs; of rows with equal labels, where they have several; of words with equal tags
 ``f1``            two classes: F1 of class 1; more: unweighted mean over the classes that the labels hold
 ``matthews``      Matthews correlation of the two labelings
 ``pearson``       Pearson correlation
 ``spearman``      Spearman rank correlation
+``micro_f1``      several labels a row: F1 over all pairs of a row and a label
+``entity_f1``     tags of words, B-X, I-X and O (IOB2): F1 over entities, equal in type, first and last word (seqeval's)
 ================  ==============================================================================
 
 Predictions that are constant or not finite carry no information, and score 0 in the three correlations, in
 silence: a collapsed or diverged restart is a result to be counted, not a reason to lose the run. It knows
-nothing of models and logits: predictions are class numbers or values.
+nothing of models and logits: predictions are class numbers or values; where a row has several labels, 1 or 0 for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mixout._names import nearest
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 
 if TYPE_CHECKING:
     import numpy as np
-    import numpy.typing as npt
 
     Values = np.ndarray[Any, np.dtype[Any]]
 
 CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
+MULTI_LABEL = ("micro_f1", "accuracy")
+_ENTITIES = "entity_f1"
+_KNOWN = (*CLASSIFICATION, *REGRESSION, "micro_f1", _ENTITIES)
+
+
+def of_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The metrics of words with these tags."""
+    named = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in tags)
+    return (_ENTITIES, "accuracy") if named else ("accuracy",)
 
 
 def compute(
-    names: Iterable[str], predictions: npt.ArrayLike, labels: npt.ArrayLike, *, classes: int | None
+    names: Iterable[str],
+    predictions: Any,  # noqa: ANN401  an array, or ragged rows of tags
+    labels: Any,  # noqa: ANN401
+    *,
+    classes: int | None,
+    tags: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Score predictions: class numbers or values, shape ``(n,)``, against the truth of the same shape.
+    """Score predictions, shape ``(n,)`` or ``(n, classes)``, against the truth of the same shape.
 
     Args:
         names: metrics to compute.
         predictions: of the model.
         labels: the truth.
         classes: number of the task's classes, of which ``labels`` need not hold all; ``None`` for a regression.
+        tags: names of the classes, where each row holds those of its words.
 
     Raises:
         InputError: a name is unknown.
@@ -55,8 +72,13 @@ def compute(
         import numpy as np
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import f1_score, matthews_corrcoef
+    wanted = list(names)
+    for name in wanted:
+        check(name)
+    if tags is not None:
+        return {name: _of_words(name, predictions, labels, tags) for name in wanted}
     got, expected = np.asarray(predictions), np.asarray(labels)
-    if got.ndim != 1 or got.shape != expected.shape or not got.size:
+    if got.ndim not in (1, 2) or got.shape != expected.shape or not got.size:
         raise ValueError(
             f"expected predictions and labels of the same shape (n,), n > 0, "
             f"got {got.shape} and {expected.shape}; pass one prediction for each label"
@@ -66,45 +88,91 @@ def compute(
     # The libraries give 0 or nan, and warn.
     silent = _says_nothing(got) or _says_nothing(expected)
     functions: dict[str, Callable[[], Any]] = {
-        "accuracy": lambda: (got == expected).mean(),
+        "accuracy": lambda: (got == expected).reshape(len(got), -1).all(axis=1).mean(),
+        "micro_f1": lambda: f1_score(expected, got, average="micro", zero_division=0),
         "f1": lambda: f1_score(expected, got, zero_division=0, **mean),
         "matthews": lambda: 0.0 if silent else matthews_corrcoef(expected, got),
         "pearson": lambda: 0.0 if silent else pearsonr(got.astype("float64"), expected.astype("float64")).statistic,
         "spearman": lambda: 0.0 if silent else spearmanr(got, expected).statistic,
     }
-    wanted = list(names)
-    for name in wanted:
-        check(name)
     return {name: float(functions[name]()) for name in wanted}
 
 
-def chance(metric: str, labels: npt.ArrayLike, *, classes: int | None) -> float:
+def _of_words(name: str, predictions: Any, labels: Any, tags: Sequence[str]) -> float:  # noqa: ANN401
+    rows = [(tuple(got), tuple(true)) for got, true in zip(predictions, labels, strict=True)]
+    if name == _ENTITIES:
+        sets = [(_entities(got, tuple(tags)), _entities(true, tuple(tags))) for got, true in rows]
+        total = sum(len(got) + len(true) for got, true in sets)
+        hits = sum(len(got & true) for got, true in sets)
+        return float(2 * hits / max(1, total))
+    equal = [one == other for got, true in rows for one, other in zip(got, true, strict=True)]
+    return float(sum(equal) / len(equal))
+
+
+@lru_cache(1 << 16)  # choose asks for the same rows a thousand times
+def _entities(row: tuple[int, ...], tags: tuple[str, ...]) -> set[tuple[str, int, int]]:
+    return entities([tags[one] for one in row])
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Type, first word and the word after the last of each entity: begun by B-X, or by I-X after anything but X.
+
+    Example:
+        >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
+        [('LOC', 3, 4), ('LOC', 4, 5), ('PER', 0, 2)]
+    """
+    found, kind, start = set(), "", 0
+    for at, tag in enumerate([*tags, "O"]):
+        if kind and tag != f"I-{kind}":
+            found.add((kind, start, at))
+            kind = ""
+        if not kind and tag[:2] in ("B-", "I-"):
+            kind, start = tag[2:], at
+    return found
+
+
+def chance(
+    metric: str,
+    labels: Any,  # noqa: ANN401
+    *,
+    classes: int | None,
+    tags: Sequence[str] | None = None,
+) -> float:
     """Score of the best predictor that gives every example the same answer: for accuracy, the majority class.
 
-    Every correlation with a constant is 0.
+    That of words gives every word the same tag. Every correlation with a constant is 0.
 
     Example:
         >>> chance("accuracy", [0, 1, 1, 1], classes=2), chance("matthews", [0, 1, 1, 1], classes=2)
         (0.75, 0.0)
     """
-    if metric not in ("accuracy", "f1"):
-        check(metric)
+    check(metric)
+    if metric in ("matthews", *REGRESSION):
         return 0.0
+    if tags is not None:
+        rows = ([[tag] * len(row) for row in labels] for tag in {tag for row in labels for tag in row})
+        return max(_of_words(metric, constant, labels, tags) for constant in rows)
     with needs("hf", "metrics"):
         import numpy as np
     expected = np.asarray(labels)
-    constants = (np.full_like(expected, answer) for answer in np.unique(expected))
+    if expected.ndim == 2:
+        # Of F1 the most frequent labels, as many as are best.
+        often = np.argsort(-expected.sum(axis=0))
+        answers = [np.isin(np.arange(len(often)), often[:count]).astype(int) for count in range(len(often) + 1)]
+        answers.append(np.array(Counter(map(tuple, expected.tolist())).most_common(1)[0][0]))
+    else:
+        answers = list(np.unique(expected))
+    constants = (np.broadcast_to(answer, expected.shape) for answer in answers)
     return max(compute([metric], constant, expected, classes=classes)[metric] for constant in constants)
 
 
-def check(name: str, *, regression: bool | None = None) -> None:
-    """Refuse, by an InputError, a metric that does not exist or does not fit the labels, if their kind is known."""
-    known = (*CLASSIFICATION, *REGRESSION)
-    if name not in known:
-        raise InputError(f"expected a metric of {', '.join(known)}, got {name!r}{nearest(name, known)}")
-    fitting = known if regression is None else REGRESSION if regression else CLASSIFICATION
+def check(name: str, fitting: Sequence[str] = _KNOWN) -> None:
+    """Refuse, by an InputError, a metric that does not exist or is none of those that fit the labels."""
+    if name not in _KNOWN:
+        raise InputError(f"expected a metric of {', '.join(_KNOWN)}, got {name!r}{nearest(name, _KNOWN)}")
     if name not in fitting:
-        kind = "numbers (regression)" if regression else "classes"
+        kinds = {REGRESSION: "numbers (regression)", CLASSIFICATION: "classes", MULTI_LABEL: "several a row"}
+        kind = kinds.get((*fitting,), "tags of words")
         raise InputError(f"expected a metric for labels that are {kind}, got {name!r}; use one of {', '.join(fitting)}")
 
 

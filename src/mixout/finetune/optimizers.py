@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from mixout.finetune.levels import layer_levels
@@ -57,13 +57,16 @@ class BERTAdam(AdamW):
 def build(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimizer that ``settings`` name; InputError for layer-wise rates in a model without a list of blocks."""
     chosen = groups(model, settings)
+    parameters = [parameter for group in chosen for parameter in group["params"]]
+    # Whether torch's fused update exists for every parameter's device and dtype.
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for p in parameters)
     if settings.optimizer == "bertadam":
-        return BERTAdam(chosen, lr=settings.learning_rate, eps=1e-6, fused=_can_fuse(chosen))
+        return BERTAdam(chosen, lr=settings.learning_rate, eps=1e-6, fused=fused)
     if settings.optimizer == "mofo":
         return MoFO(chosen, lr=settings.learning_rate)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(chosen, lr=settings.learning_rate)
-    return AdamW(chosen, lr=settings.learning_rate, fused=_can_fuse(chosen))
+    return AdamW(chosen, lr=settings.learning_rate, fused=fused)
 
 
 def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
@@ -79,19 +82,9 @@ def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         level = levels.get(name, top)
-        decay = settings.weight_decay if _decays(name, parameter) else 0.0
+        # Not of biases, nor of the gains of normalisations, whatever their name.
+        decay = settings.weight_decay if parameter.ndim > 1 and not name.endswith("bias") else 0.0
         rate = settings.learning_rate * settings.layer_decay ** (top - level)
         group = found.setdefault((level, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(found.values())
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: not to biases, nor to the gains of normalisations, whatever their name."""
-    return parameter.ndim > 1 and not name.endswith("bias")
-
-
-def _can_fuse(chosen: list[dict[str, Any]]) -> bool:
-    """Whether torch's fused update exists for every parameter's device and dtype."""
-    parameters = [parameter for group in chosen for parameter in group["params"]]
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for p in parameters)

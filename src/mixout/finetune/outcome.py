@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 import mixout
+from mixout._names import count
 from mixout.distances import distance
+from mixout.errors import needs
 from mixout.finetune import defaults, environment
 from mixout.finetune.batches import DevSet
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.defaults import in_short
-from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.record import Evaluation, Progress, Record
 from mixout.finetune.settings import P, Settings
@@ -42,7 +43,6 @@ FAR = 4.0
 
 def record(
     settings: Settings,
-    chosen: dict[str, str],
     task: Task | Corpus,
     loaded: Loaded,
     dev: DevSet | DevTexts,
@@ -50,12 +50,10 @@ def record(
     *,
     diverged: bool,
     closeness: dict[str, float],
-    interpolated: tuple[dict[str, float], ...],
-    covered: dict[str, Any],
     start: Mapping[str, torch.Tensor],
-    fingerprints: dict[str, str | None],
+    **known: Any,  # noqa: ANN401
 ) -> Record:
-    """The record of a run that has ended."""
+    """The record of a run that has ended; ``known`` are fields of it."""
     history = state.log_history
     training = tuple(_progress(entry) for entry in history if "loss" in entry)
     evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
@@ -66,12 +64,10 @@ def record(
     found = Record(
         status="diverged" if diverged or not all(map(math.isfinite, losses)) else "finished",
         settings=settings,
-        chosen=chosen,
         digest=settings.digest(),
         metric=task.metric,
         score=scores[task.metric],
         scores=scores,
-        interpolated=interpolated,
         chance=dev.chance(),
         evaluations=evaluations,
         training=training,
@@ -84,17 +80,16 @@ def record(
         new_parameters=tuple(sorted(loaded.new)),
         distance=moved.total,
         distance_by_layer=moved.by_layer,
-        coverage=covered,
         gradient=next((m.gradient for m in settings.methods if isinstance(m, MixingMethod)), None),
         seconds=next(entry["seconds"] for entry in reversed(history) if "seconds" in entry),
         evaluation_seconds=sum(entry.get("eval_runtime", 0.0) for entry in history),
         peak_memory=environment.peak_memory(),
         source={"model": loaded.source, "data": task.source},
-        fingerprints=fingerprints,
         versions=dict(environment.versions()),
         hardware=environment.hardware(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pairs=isinstance(task, Task) and task.train.pair is not None,
+        **known,
     )
     return replace(found, verdict=judge(found, loaded.model, task))
 
@@ -137,13 +132,25 @@ def constant_losses(task: Task | Corpus, *, balanced: bool = False) -> tuple[flo
     """
     if isinstance(task, Corpus):
         return None
-    train, dev = task.train.label, task.dev.label
+    train: Sequence[Any] = task.train.label
+    dev: Sequence[Any] = task.dev.label
+    if task.kind == "labels":
+        # Each label is a task of its own: it is there, or not.
+        each = [_entropies(*parts) for parts in zip(zip(*train, strict=True), zip(*dev, strict=True), strict=True)]
+        return math.fsum(one for one, _ in each) / len(each), math.fsum(one for _, one in each) / len(each)
+    if task.kind == "tags":
+        return _entropies(*([tag for row in part for tag in row] for part in (train, dev)))
     if task.labels is None:
         mean = math.fsum(train) / len(train)
         first, other = (math.fsum((value - mean) ** 2 for value in part) / len(part) for part in (train, dev))
         return first, other
     if balanced:
         return math.log(len(task.labels)), math.log(len(task.labels))
+    return _entropies(train, dev)
+
+
+def _entropies(train: Sequence[int], dev: Sequence[int]) -> tuple[float, float]:
+    """Cross-entropy of the training labels with their own shares, and of the dev labels with these."""
     losses = {label: -math.log(count / len(train)) for label, count in Counter(train).items()}
     # A class without a training row: as rare as half a row.
     rare = math.log(2 * len(train))
@@ -165,7 +172,7 @@ def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
     """One sentence where a run has failed, with what to try next; nothing where it has learned."""
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
     training, dev = record.training[-1].loss, record.evaluations[-1].loss
-    rate = f"{record.steps} steps at learning rate {in_short(record.settings.learning_rate)}"
+    rate = f"{count(record.steps, 'step')} at learning rate {in_short(record.settings.learning_rate)}"
     if record.status == "diverged":
         answer = "" if constant is None else f", a constant answer has {constant[0]:.3f}"
         lost = f"diverged: the training loss is {training:.3f} after {rate}{answer}"
@@ -188,7 +195,6 @@ def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
 
 
 def _more(record: Record, model: nn.Module) -> list[str]:
-    """What a run that has hardly moved needs."""
     settings, advice = record.settings, []
     if record.steps < 0.9 * defaults.STEPS:
         epochs = math.ceil(defaults.STEPS * settings.epochs / record.steps)
@@ -207,7 +213,6 @@ def _more(record: Record, model: nn.Module) -> list[str]:
 
 
 def _shorter(settings: Settings, model: nn.Module) -> list[str]:
-    """What a run that went too far needs."""
     usual, advice = _usual(settings, model), []
     rate = settings.learning_rate / 10 if usual is None else min(usual, settings.learning_rate / 4)
     advice.append(f"a lower learning rate: --learning-rate {in_short(rate)}")

@@ -1,13 +1,14 @@
-"""What a fine-tuned model answers to the rows of a file: a class and the probability of each, or a value.
+"""What a fine-tuned model answers to the rows of a file: a class and the probability of each, a value, or words' tags.
 
-The model is any folder that transformers loads for sequence classification. Beside a ``record.json`` its columns and
-its longest text are those of its training, unless they are named; else texts may be as long as the model takes them.
-Where the file has labels too, they are scored.
+The model is any folder that transformers loads for sequence or token classification. Beside a ``record.json`` its
+columns and its longest text are those of its training, unless they are named; else texts may be as long as the model
+takes them. Where the file has labels too, they are scored.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,16 @@ from typing import Any
 
 import torch
 
-from mixout.errors import InputError
+from mixout._names import count
+from mixout.errors import InputError, needs
 from mixout.finetune import metrics, models
-from mixout.finetune.batches import Dev, Example, cut_texts, encode
-from mixout.finetune.disk import writing
+from mixout.finetune.batches import Dev, Example, collate, cut_texts, encode
 from mixout.finetune.environment import quiet
-from mixout.finetune.extras import needs
 from mixout.finetune.levels import check_limits
-from mixout.finetune.record import RECORD_NAME, Record
-from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.record import RECORD_NAME, Record, writing
+from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Split
-from mixout.finetune.tasks.files import OPTIONAL_PAIR, spelled, texts_in
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, several, spelled, texts_in, words_in
 from mixout.finetune.tasks.tables import Table, number, read
 
 with needs("hf", "predictions"):
@@ -47,8 +47,9 @@ def predict(
 ) -> str:
     """Write ``output``, CSV: the columns of ``file``, ``prediction``, and ``probability of ...`` for each class.
 
-    The file is CSV, TSV, JSONL or Parquet; where it has the column of labels, the answers are scored. Columns and
-    length are those of the training, unless they are named.
+    Of several labels a row the prediction is a list of those above 0.5; of a tagger it is one of a tag a word, null
+    where the text was cut; lists are JSON. Where the file has the column of labels, the answers are scored. Columns
+    and length are those of the training, unless they are named.
 
     Returns:
         What was done, and the scores, in words.
@@ -61,31 +62,48 @@ def predict(
     record = Record.read(folder) if (folder / RECORD_NAME).is_file() else None
     named: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
     named |= {"max_length": max_length, "model": str(folder)}
-    trained = Settings() if record is None else record.settings
-    settings = replace(trained, **{name: value for name, value in named.items() if value is not None})
-    table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     if not (folder / "config.json").is_file():
         raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
+    trained = Settings(task_type=models.task_type_of(str(folder))) if record is None else record.settings
+    settings = replace(trained, **{name: value for name, value in named.items() if value is not None})
+    table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     with quiet():
-        loaded = models.load_trained(str(folder))
+        loaded = models.load_trained(str(folder), settings.task_type)
     if record is None and max_length is None:
         settings = replace(settings, max_length=models.longest_input(loaded) or _LONGEST)
     check_limits(settings, loaded)
     examples = encode(split, loaded.tokenizer, settings.max_length)
-    outputs, names = _outputs(loaded, examples), _names(loaded.model.config)
-    answers = outputs[:, 0].tolist() if names is None else [names[int(row)] for row in outputs.argmax(1)]
+    config: Any = loaded.model.config
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    kinds = {"multi_label_classification": "labels", "regression": "values"}
+    kind = kinds.get(config.problem_type, "values" if config.num_labels == 1 else "classes")
+    kind = "tags" if settings.task_type == TAGS else kind
+    outputs = _outputs(loaded, examples, collate if kind == "tags" else DataCollatorWithPadding(loaded.tokenizer))
+    answers: list[Any]
+    shares: Sequence[Any] = ()
+    if kind == "tags":
+        answers = [_tags(*row, names) for row in zip(outputs, examples, split.text, strict=True)]
+    elif kind == "values":
+        answers = [float(row[0]) for row in outputs]
+    elif kind == "labels":
+        shares = torch.stack(outputs).sigmoid().T.tolist()
+        answers = [[name for name, logit in zip(names, row, strict=True) if logit > 0] for row in outputs]
+    else:
+        shares = torch.stack(outputs).softmax(dim=1).T.tolist()
+        answers = [names[int(row.argmax())] for row in outputs]
     columns: dict[str, Sequence[Any]] = {**table.columns, "prediction": answers}
-    if names is not None:
-        shares = torch.softmax(outputs, dim=1).T.tolist()
-        columns |= {f"probability of {name}": share for name, share in zip(names, shares, strict=True)}
+    columns |= {f"probability of {name}": share for name, share in zip(names, shares, strict=False)}
     place = Path(output)
     with writing(place.parent), place.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow(json.dumps(cell) if isinstance(cell, list) else cell for cell in row)
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
-    told = f"; {cut} texts were cut after {settings.max_length} tokens" if cut else ""
-    return f"{len(answers)} predictions: {place}{_scores(table, settings.label_column, answers, names)}{told}"
+    were = "was" if cut == 1 else "were"
+    told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""
+    scores = _scores(table, settings.label_column, answers, names, kind)
+    return f"{count(len(answers), 'prediction')}: {place}{scores}{told}"
 
 
 def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> tuple[Table, Split]:
@@ -103,49 +121,67 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
     table.require(
         [settings.text_column, *([] if pair is None else [pair])], "name yours with --text-column or --pair-column"
     )
+    if settings.task_type == TAGS:
+        words = tuple(words_in(table, settings.text_column))
+        # As labels the words' numbers: so each token knows its word.
+        return table, Split(text=words, label=tuple(tuple(range(len(one))) for one in words))
     seconds = None if pair is None else texts_in(table, pair)
     return table, Split(text=texts_in(table, settings.text_column), pair=seconds, label=(0,) * len(table.lines))
 
 
 @torch.no_grad()
-def _outputs(loaded: models.Loaded, examples: list[Example]) -> torch.Tensor:
-    """The model's outputs, ``(rows, classes)``, float64 on the CPU, in the order of the rows."""
+def _outputs(loaded: models.Loaded, examples: list[Example], pad: Any) -> list[torch.Tensor]:  # noqa: ANN401
+    """The model's outputs for each row, ``([tokens,] classes)``, float64 on the CPU."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network: Any = loaded.model
     network.eval().to(device)
-    collate: Any = DataCollatorWithPadding(loaded.tokenizer)
-    order, found = Dev(), []
+    order = Dev()
+    found: dict[int, torch.Tensor] = {}
     order.arrange(examples)
     ordered = order.sorted()
     for start in range(0, len(ordered), _BATCH):
-        batch: Any = collate(ordered[start : start + _BATCH]).to(network.device)
+        batch = {name: value.to(network.device) for name, value in pad(ordered[start : start + _BATCH]).items()}
         del batch["labels"]
-        found.append(network(**batch).logits.double().cpu())
-    return torch.from_numpy(order.restored(torch.cat(found).numpy()))
+        found |= dict(zip(order.order[start : start + _BATCH], network(**batch).logits.double().cpu(), strict=True))
+    return [found[row] for row in range(len(examples))]
 
 
-def _names(config: Any) -> list[str] | None:  # noqa: ANN401
-    """The classes by number; None for a regression."""
-    if config.problem_type == "regression" or config.num_labels == 1:
-        return None
-    return [str(config.id2label[number]) for number in range(config.num_labels)]
+def _tags(output: torch.Tensor, example: Example, words: Sequence[str], names: Sequence[str]) -> list[str | None]:
+    """The tag of each word, by the words' numbers at their first tokens; None for what was cut."""
+    found = dict(zip(example["labels"], output.argmax(-1).tolist(), strict=False))
+    return [names[found[at]] if at in found else None for at in range(len(words))]
 
 
-def _scores(table: Table, column: str, answers: list[Any], names: list[str] | None) -> str:
+def _scores(table: Table, column: str, answers: list[Any], names: list[str], kind: str) -> str:
     """Scores of the answers in words, or why there are none; nothing without a column of labels."""
     if column not in table.columns:
         return ""
-    labels = [spelled(cell) for cell in table.columns[column]]
-    truth = (
-        [number(label) for label in labels]
-        if names is None
-        else [names.index(label) if label in names else None for label in labels]
-    )
+    cells: Sequence[Any] = table.columns[column]
+    numbers = {name: at for at, name in enumerate(names)}
+    truth: list[Any]
+    known: Sequence[str] = metrics.CLASSIFICATION
+    got, classes = answers, None if kind == "values" else len(names)
+    if kind == "values":
+        truth, known = [number(spelled(cell)) for cell in cells], metrics.REGRESSION
+    elif kind == "classes":
+        truth, got = [numbers.get(spelled(cell)) for cell in cells], [numbers[one] for one in answers]
+    elif kind == "labels":
+        # What stands between them is not recorded: it is what leaves the fewest cells unknown.
+        read = ([several(cell, one) for cell in cells] for one in (*SEPARATORS, " "))
+        tried = [[None if row is None or set(row) - {*names} else row for row in rows] for rows in read]
+        truth, known = min(tried, key=lambda rows: rows.count(None)), metrics.MULTI_LABEL
+    else:
+        tags = [tuple(map(spelled, cell)) if isinstance(cell, list) else () for cell in cells]
+        fit = [len(row) == len(got) and not {*row} - {*names} for row, got in zip(tags, answers, strict=True)]
+        truth, known = [row if fits else None for row, fits in zip(tags, fit, strict=True)], metrics.of_tags(names)
     unknown = truth.count(None)
     if unknown:
-        kind = "no number" if names is None else "none that the model knows"
+        kind = "no number" if kind == "values" else "none that the model knows"
         return f"; not scored: in {unknown} of {len(truth)} rows {column!r} holds {kind}"
-    known = metrics.REGRESSION if names is None else metrics.CLASSIFICATION
-    got = answers if names is None else list(map(names.index, answers))
-    scores = metrics.compute(known, got, truth, classes=names and len(names))  # type: ignore[arg-type]
+    if kind == "labels":
+        got, truth = ([[int(name in row) for name in names] for row in rows] for rows in (answers, truth))
+    if kind == "tags":
+        pairs = [[one for one in zip(*rows, strict=True) if one[0]] for rows in zip(answers, truth, strict=True)]
+        got, truth = ([[numbers[pair[side]] for pair in row] for row in pairs] for side in (0, 1))
+    scores = metrics.compute(known, got, truth, classes=classes, tags=names if kind == "tags" else None)
     return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"

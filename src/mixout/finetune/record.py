@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -43,77 +46,49 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one run did.
+    """What one run did."""
 
-    Args:
-        status: ``"finished"``, or ``"diverged"`` where a loss was not finite or got out of hand.
-        settings: resolved, with every seed.
-        digest: of the settings, the run's identity.
-        metric: name of the score that counts.
-        score: its value at the end, on the dev set.
-        scores: all of the task's scores at the end.
-        chance: what a constant answer scores on the dev set.
-        evaluations: in the order of the steps; that of a language model begins at step 0, before training.
-        training: the course of the training loss.
-        predictions: for the dev set, in its order: numbers of classes, or values; of a language model each document's
-            mean log-likelihood.
-        labels: names of the classes; None for a regression or a language model.
-        train_size: examples or documents trained on.
-        dev_size: examples or documents in the dev set.
-        steps: optimizer steps.
-        parameters: number of parameters of the model.
-        new_parameters: names of those without pretrained weights.
-        distance: ``||w - w_pre||`` over every parameter that has pretrained weights, mixed or not.
-        distance_by_layer: the same for each module.
-        coverage: what the method covers: counts of layers, shares of parameters and FLOPs.
-        gradient: convention of the mixing method's gradient, ``"exact"`` or ``"paper"``; None without mixing.
-        seconds: spent in training; evaluations, loading and work lost in an interruption are not counted.
-        evaluation_seconds: spent in evaluations.
-        peak_memory: bytes at the run's peak, ``host`` and ``device``; None where it cannot be measured. Where the
-            system cannot forget the process's earlier peak (other than Linux), ``host`` is that of the process.
-        source: where model and data came from, in words.
-        fingerprints: sha256 of what went in: ``anchor``, ``train``, ``dev``, ``weights``, and ``original`` text.
-        versions: of mixout, Python and the libraries.
-        hardware: processor, cores, accelerator, operating system.
-        finished_at: UTC, ISO 8601.
-        chosen: settings that nobody named, each with its value and why it was chosen, in words.
-        interpolated: for each t of ``--interpolate`` the scores of the model at u + t (w - u), and ``t``.
-        verdict: where a run has failed, what happened and what to try; else empty.
-        pairs: whether the texts come in pairs; None in a record of before.
-    """
-
-    status: str
-    settings: Settings
-    digest: str
-    metric: str
-    score: float
-    scores: dict[str, float]
-    chance: float
-    evaluations: tuple[Evaluation, ...]
-    training: tuple[Progress, ...]
-    predictions: tuple[float, ...]
-    labels: tuple[str, ...] | None
-    train_size: int
-    dev_size: int
-    steps: int
-    parameters: int
-    new_parameters: tuple[str, ...]
-    distance: float
-    distance_by_layer: dict[str, float]
-    coverage: dict[str, Any]
-    gradient: str | None
-    seconds: float
-    evaluation_seconds: float
+    status: str  # "finished", or "diverged" where a loss was not finite or got out of hand
+    settings: Settings  # resolved, with every seed
+    digest: str  # of the settings: the run's identity
+    metric: str  # name of the score that counts
+    score: float  # its value at the end, on the dev set
+    scores: dict[str, float]  # all of the task's, at the end
+    chance: float  # what a constant answer scores on the dev set
+    evaluations: tuple[Evaluation, ...]  # by step; that of a language model begins at 0, before training
+    training: tuple[Progress, ...]  # the course of the training loss
+    # For the dev set, in its order: numbers of classes, or values; 1 or 0 for each of several labels; the
+    # numbers of words' tags; of a language model each document's mean log-likelihood.
+    predictions: tuple[Any, ...]
+    labels: tuple[str, ...] | None  # names of the classes; None for a regression or a language model
+    train_size: int  # rows or documents
+    dev_size: int  # rows or documents
+    steps: int  # of the optimizer
+    parameters: int  # of the model
+    new_parameters: tuple[str, ...]  # names of those without pretrained weights
+    distance: float  # ||w - w_pre|| over every parameter that has pretrained weights, mixed or not
+    distance_by_layer: dict[str, float]  # the same for each module
+    coverage: dict[str, Any]  # of the method: counts of layers, shares of parameters and FLOPs
+    gradient: str | None  # convention of the mixing method, "exact" or "paper"; None without mixing
+    seconds: float  # of training, without evaluations, loading, and what an interruption lost
+    evaluation_seconds: float  # spent in evaluations
+    # Bytes at the run's peak, host and device; None where it cannot be measured. Where the system cannot forget the
+    # process's earlier peak (other than Linux), host is that of the process.
     peak_memory: dict[str, int | None]
-    source: dict[str, str]
-    fingerprints: dict[str, str | None]
-    versions: dict[str, str]
-    hardware: dict[str, Any]
-    finished_at: str
-    chosen: dict[str, str] = field(default_factory=dict)
-    interpolated: tuple[dict[str, float], ...] = ()
-    verdict: str = ""
-    pairs: bool | None = None
+    source: dict[str, str]  # where model and data came from, in words
+    fingerprints: dict[str, str | None]  # sha256 of anchor, train, dev, weights and original text
+    versions: dict[str, str]  # of mixout, Python and the libraries
+    hardware: dict[str, Any]  # processor, cores, accelerator, operating system
+    finished_at: str  # UTC, ISO 8601
+    chosen: dict[str, str] = field(default_factory=dict)  # settings that nobody named: value and reason, in words
+    interpolated: tuple[dict[str, float], ...] = ()  # for each t of --interpolate: t, and the scores at u + t (w - u)
+    verdict: str = ""  # where a run has failed: what happened, and what to try
+    pairs: bool | None = None  # whether texts come in pairs; None in a record of before
+
+    @property
+    def nested(self) -> bool:
+        """Whether each prediction is a tuple: of several labels a row, or a tag for each word."""
+        return isinstance(next(iter(self.predictions), None), tuple)
 
     def to_json(self) -> str:
         """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
@@ -135,7 +110,7 @@ class Record:
             values["training"] = tuple(Progress(**item) for item in values["training"])
             for name in ("predictions", "labels", "new_parameters", "interpolated"):
                 if values.get(name) is not None:
-                    values[name] = tuple(values[name])
+                    values[name] = tuple(tuple(one) if isinstance(one, list) else one for one in values[name])
             return cls(**values)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"expected a record as mixout writes it, got something else: {error!r}") from error
@@ -148,6 +123,49 @@ class Record:
     def read(cls, folder: Path) -> Record:
         """Read ``record.json`` from ``folder``."""
         return cls.from_json((folder / RECORD_NAME).read_text(encoding="utf-8"))
+
+
+# How Rust (safetensors, tokenizers) spells an error of the system, and what torch.save says.
+_RUST = re.compile(r"\(os error \d+\)")
+_TORCH = re.compile(r"inline_container|PytorchStreamWriter|iostream error|cannot be opened")
+
+
+class WriteError(OSError):
+    """A file of a run could not be written: the disk is full, or the file system went away."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn every failure to write in the body into a :class:`WriteError` that names ``folder``.
+
+    Python, safetensors, tokenizers and torch each have an exception of their own for a full disk.
+
+    Raises:
+        WriteError: a file could not be written; other errors pass through.
+
+    Example:
+        >>> with writing(Path("out")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        mixout.finetune.record.WriteError: could not write to out: [Errno 28] No space left on device
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:
+        if not _is_of_writing(error):
+            raise
+        raise WriteError(f"could not write to {folder}: {' '.join(str(error).split())}") from error
+
+
+def _is_of_writing(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        # What loggers raise without a network is an OSError too, but not the system's.
+        return error.errno is not None
+    pattern = _TORCH if isinstance(error, RuntimeError) else _RUST
+    return pattern.search(str(error)) is not None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune.environment import processes
-from mixout.finetune.extras import needs
 from mixout.layers import is_linear, lora
 from mixout.methods import METHODS as LIBRARY
 from mixout.methods import AnchorDecay, Method
 from mixout.methods import parse as parse_with
-from mixout.methods.fisher import fisher
+from mixout.methods.likelihood import fisher
 from mixout.selection import Selection
 
 with needs("hf", "fine-tuning"):

@@ -19,26 +19,23 @@ from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.checks import PRESETS as PRESETS
 from mixout.finetune.checks import check
+from mixout.finetune.checks import kind_of as kind_of
 
 if TYPE_CHECKING:
     from mixout.methods import Method
 
 EMBEDDED = "minilm"
 CAUSAL = "causal-lm"
-TASK_TYPES = ("classification", CAUSAL)
-OPTIMIZERS = ("adamw", "bertadam", "mofo", "sgd")
-BATCHINGS = ("random", "bucketed")
-PRECISIONS = ("fp32", "bf16", "fp16")
-# Of the learning rate after the warm-up, by their names in transformers.
+TAGS = "token-classification"
 SCHEDULES = ("linear", "cosine", "constant_with_warmup", "inverse_sqrt")
-EVALUATIONS = ("epoch", "end")
-HEADS = ("plain", "mixout", "dropout")
+TASK_TYPES = ("classification", TAGS, CAUSAL)
 _PATHS = ("model", "task", "data_dir", "original")
 # Without influence on the result.
 UNSEEN = ("report_to", "logging_steps", "interpolate")
 # Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
 _LATER = {"head", "reinit_layers", "batching", "task_type", "original", "max_steps", "schedule", "label_smoothing"}
 _LATER |= {"assistant_only_loss", "gradient_checkpointing", "patience", "keep_best", "head_first", "class_weights"}
+_LATER |= {"multi_label"}
 # What Lee, Cho and Kang 2020 (https://arxiv.org/abs/1909.11299) trained BERT-large with.
 PAPER: Mapping[str, Any] = {
     "method": "mixout(0.9, gradient=paper)",
@@ -57,9 +54,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
 
 
-def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), kind: type = str) -> Any:  # noqa: ANN401
-    """A field with the help text, choices and type that the command line shows."""
-    return field(default=default, metadata={"help": text, "choices": choices, "kind": kind})
+def _option(default: Any, text: str, *choices: str) -> Any:  # noqa: ANN401
+    """A field with the help text and choices that the command line shows."""
+    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +82,9 @@ class Settings:
     )
     task_type: str = _option(
         "classification",
-        "classification (of values, where the labels are such), or causal-lm (a language model learns the text)",
-        choices=TASK_TYPES,
+        "classification (of values, where the labels are such), token-classification (a tag for each word), or "
+        "causal-lm (a language model learns the text)",
+        *TASK_TYPES,
     )
     original: str | None = _option(
         None,
@@ -99,8 +97,11 @@ class Settings:
     )
     pair_column: str | None = _option(None, "column with the second text of a pair; text_pair where there is one")
     label_column: str = _option("label", "column with the label")
+    multi_label: bool = _option(
+        False, "a cell of the label column holds several labels, such as 'joy, fear'; known of lists"
+    )
     assistant_only_loss: bool = _option(
-        False, "of conversations, learn only what the assistant says, not the whole text", kind=bool
+        False, "of conversations, learn only what the assistant says, not the whole text"
     )
     metric: str | None = _option(None, "the score by which runs are compared; accuracy, or what the task names")
     method: str = _option(
@@ -115,75 +116,78 @@ class Settings:
         "plain",
         "beside a method that mixes, with its p, on the new output head: nothing, mixout towards its first weights, or "
         "dropout",
-        choices=HEADS,
+        "plain",
+        "mixout",
+        "dropout",
     )
-    train_size: int | None = _option(None, "train on a random subset of this size", kind=int)
-    max_length: int = _option(
-        128, "longest input in tokens; longer texts are cut, those of causal-lm into pieces", kind=int
-    )
-    seed: int = _option(0, "of everything that is random, unless a seed below is given", kind=int)
-    init_seed: int | None = _option(None, "seed of the new output head", kind=int)
-    data_seed: int | None = _option(None, "seed of the order of the training examples", kind=int)
-    mask_seed: int | None = _option(None, "seed of the masks and of dropout", kind=int)
+    train_size: int | None = _option(None, "train on a random subset of this size")
+    max_length: int = _option(128, "longest input in tokens; longer texts are cut, those of causal-lm into pieces")
+    seed: int = _option(0, "of everything that is random, unless a seed below is given")
+    init_seed: int | None = _option(None, "seed of the new output head")
+    data_seed: int | None = _option(None, "seed of the order of the training examples")
+    mask_seed: int | None = _option(None, "seed of the masks and of dropout")
     subset_seed: int | None = _option(
-        None, "seed of --train-size; 0 whatever --seed is, so that restarts share the subset", kind=int
+        None, "seed of --train-size; 0 whatever --seed is, so that restarts share the subset"
     )
     optimizer: str = _option(
         "adamw",
         "bertadam is Adam without bias correction, as in the paper; mofo moves a tenth of each matrix; sgd has no "
         "momentum",
-        choices=OPTIMIZERS,
+        "adamw",
+        "bertadam",
+        "mofo",
+        "sgd",
     )
     # Learning rate, epochs and batch size follow from model, data and method where nobody names them: see defaults.py.
-    learning_rate: float = _option(None, "highest learning rate, reached after the warm-up", kind=float)
-    weight_decay: float = _option(0.0, "decay of the weights towards 0; not of biases and norms", kind=float)
-    layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down", kind=float)
-    reinit_layers: int = _option(0, "give so many blocks at the top new weights, and what lies above them", kind=int)
-    warmup: float = _option(0.1, "share of the steps in which the learning rate rises", kind=float)
+    learning_rate: float = _option(None, "highest learning rate, reached after the warm-up")
+    weight_decay: float = _option(0.0, "decay of the weights towards 0; not of biases and norms")
+    layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down")
+    reinit_layers: int = _option(0, "give so many blocks at the top new weights, and what lies above them")
+    warmup: float = _option(0.1, "share of the steps in which the learning rate rises")
     schedule: str = _option(
-        "linear", "of the learning rate after the warm-up; linear and cosine end at 0", choices=SCHEDULES
+        "linear",
+        "of the learning rate after the warm-up; linear and cosine end at 0",
+        "linear",
+        "cosine",
+        "constant_with_warmup",
+        "inverse_sqrt",
     )
-    epochs: float = _option(None, "passes over the training data", kind=float)
-    max_steps: int | None = _option(None, "stop after so many steps, whatever --epochs says", kind=int)
-    patience: int | None = _option(None, "stop after so many evaluations in a row without a better dev score", kind=int)
-    keep_best: bool = _option(False, "keep the model with the highest dev score, not the last one", kind=bool)
-    head_first: float = _option(
-        0.0, "train the new head alone for so many of the epochs, then everything (LP-FT)", kind=float
-    )
-    batch_size: int = _option(None, "examples per batch", kind=int)
+    epochs: float = _option(None, "passes over the training data")
+    max_steps: int | None = _option(None, "stop after so many steps, whatever --epochs says")
+    patience: int | None = _option(None, "stop after so many evaluations in a row without a better dev score")
+    keep_best: bool = _option(False, "keep the model with the highest dev score, not the last one")
+    head_first: float = _option(0.0, "train the new head alone for so many of the epochs, then everything (LP-FT)")
+    batch_size: int = _option(None, "examples per batch")
     batching: str = _option(
         "random",
         "random, as in the paper, or bucketed: examples of similar length together, which saves padding",
-        choices=BATCHINGS,
+        "random",
+        "bucketed",
     )
-    accumulation: int = _option(1, "batches per optimizer step", kind=int)
-    label_smoothing: float = _option(
-        0.0, "share of each label that is spread over all classes in the training loss", kind=float
-    )
+    accumulation: int = _option(1, "batches per optimizer step")
+    label_smoothing: float = _option(0.0, "share of each label that is spread over all classes in the training loss")
     class_weights: str = _option(
         "none",
         "balanced: rows of rare classes count more in the training loss, so that all classes count the same",
-        choices=("none", "balanced"),
+        "none",
+        "balanced",
     )
     gradient_checkpointing: bool = _option(
-        False, "compute activations again in the backward pass: less memory, about a third slower", kind=bool
+        False, "compute activations again in the backward pass: less memory, about a third slower"
     )
-    max_grad_norm: float = _option(1.0, "clip the gradient to this norm; 0 turns clipping off", kind=float)
-    precision: str = _option("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
-    evaluate: str = _option("epoch", "evaluate after each epoch, or only at the end", choices=EVALUATIONS)
+    max_grad_norm: float = _option(1.0, "clip the gradient to this norm; 0 turns clipping off")
+    precision: str = _option("fp32", "arithmetic of the forward and backward pass", "fp32", "bf16", "fp16")
+    evaluate: str = _option("epoch", "evaluate after each epoch, or only at the end", "epoch", "end")
     interpolate: tuple[float, ...] = _option(
         (),
         "also score the models between the pretrained weights, T = 0, and the trained ones, T = 1 (WiSE-FT); the "
         "trained model is kept",
-        kind=tuple,
     )
     save: str | int = _option("epoch", "checkpoints for --resume: each epoch, none, or every N steps")
     logging_steps: int | None = _option(
-        None, "show the training loss every N steps, to loggers and on the console; 50 times a run", kind=int
+        None, "show the training loss every N steps, to loggers and on the console; 50 times a run"
     )
-    report_to: tuple[str, ...] = _option(
-        (), "loggers by their names in transformers, such as tensorboard wandb", kind=tuple
-    )
+    report_to: tuple[str, ...] = _option((), "loggers by their names in transformers, such as tensorboard wandb")
 
     def __post_init__(self) -> None:
         """Check every field, and bring the method into its canonical spelling."""
@@ -266,23 +270,12 @@ class Settings:
         for item in fields(self):
             if item.name in _LATER and values[item.name] == item.default:
                 del values[item.name]
-        for name, used in _used_paths(self).items():
-            if os.path.exists(used):
-                values[name] = os.path.realpath(used)
+        from mixout.finetune.tasks import is_path
+
+        # What is read as a path: what whoever loads it does not take for a name.
+        used = {name: getattr(self, name) for name in ("data_dir", "original") if getattr(self, name) is not None}
+        model = os.path.expanduser(self.model)
+        used |= {"model": model} if self.model != EMBEDDED and os.path.isdir(model) else {}
+        used |= {"task": self.task} if is_path(self.task) else {}
+        values |= {name: os.path.realpath(path) for name, path in used.items() if os.path.exists(path)}
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _used_paths(settings: Settings) -> dict[str, str]:
-    """The settings that are read as paths: those that whoever loads them does not take for a name."""
-    from mixout.finetune.tasks import is_path
-
-    found = {}
-    model = os.path.expanduser(settings.model)
-    if settings.model != EMBEDDED and os.path.isdir(model):
-        found["model"] = model
-    if is_path(settings.task):
-        found["task"] = settings.task
-    for name in ("data_dir", "original"):
-        if (path := getattr(settings, name)) is not None:
-            found[name] = path
-    return found

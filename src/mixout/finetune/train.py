@@ -11,24 +11,24 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mixout
 from mixout._names import nearest
 from mixout.anchor import old_fingerprint
-from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import card, defaults, disk, environment, folder, models, outcome, trainer
-from mixout.finetune.batches import DevSet, Example, cut_texts
+from mixout.errors import InputError, MissingExtraError, needs
+from mixout.finetune import card, defaults, environment, folder, models, outcome, trainer
+from mixout.finetune.batches import DevSet, Example, collate, cut_texts
 from mixout.finetune.cache import Cache
-from mixout.finetune.causal import DevTexts, collate
+from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
 from mixout.finetune.data import describe
 from mixout.finetune.drift import Divergence, Drift, interpolated
 from mixout.finetune.environment import own_streams, quiet
-from mixout.finetune.extras import needs
 from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
-from mixout.finetune.record import Record, write_atomically
+from mixout.finetune.record import Record, write_atomically, writing
 from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task
@@ -75,7 +75,7 @@ def finetune(
     """
     # Of several processes one speaks and writes.
     leads = environment.leads()
-    tell = report if report is not None and leads else _silence
+    tell: Report = report if report is not None and leads else lambda _line: None
     settings = settings.resolved()
     place = Path(output_dir)
     settings = folder.check(place, settings, resume=resume)
@@ -88,7 +88,11 @@ def finetune(
     with quiet(), own_streams():
         init_seed = settings.stream_seed("init")
         loaded, pretrained = shared.model(
-            settings.model, labels=task.labels, init_seed=init_seed, task_type=settings.task_type
+            settings.model,
+            labels=task.labels,
+            init_seed=init_seed,
+            task_type=settings.task_type,
+            several=task.kind == "labels",
         )
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
@@ -106,8 +110,9 @@ def finetune(
         fingerprints = _fingerprints(task, loaded, start)
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
-        if tell is not _silence:
-            said = (*_describe(task, loaded, examples, dev, settings.max_length), *chosen.values())
+        if report is not None and leads:
+            cut = _cut(task, loaded, shared, settings)
+            said = (*describe(task, cut=cut, max_length=settings.max_length), *chosen.values())
             for line in (*said, *reaches(settings.methods)):
                 tell(line)
         with folder.making(place):
@@ -121,7 +126,7 @@ def finetune(
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with run.accelerator.main_process_first():
             checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)
-        with disk.writing(place):
+        with writing(place):
             if importance is not None and leads:
                 save_file(importance, measured)
             state = trainer.train(run, checkpoint)
@@ -130,32 +135,16 @@ def finetune(
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
             )
-            record = outcome.record(
-                settings,
-                chosen,
-                task,
-                loaded,
-                dev,
-                state,
-                diverged=run.course.diverged,
-                closeness=close.scores(),
-                interpolated=between,
-                covered=covered,
-                start=start,
-                fingerprints=fingerprints,
-            )
+            known: dict[str, Any] = {"chosen": chosen, "interpolated": between, "coverage": covered}
+            known |= {"fingerprints": fingerprints, "closeness": close.scores(), "start": start}
+            record = outcome.record(settings, task, loaded, dev, state, diverged=run.course.diverged, **known)
             if leads:
                 _write(place, loaded, record, keep_model=keep_model)
             run.accelerator.wait_for_everyone()
     return record
 
 
-def _silence(_line: str) -> None:
-    pass
-
-
 def _notes(settings: Settings) -> Iterator[str]:
-    """What is worth knowing about this machine."""
     if settings.precision == "bf16" and environment.emulates_bfloat16():
         yield "this processor has no instructions for bfloat16; precision 'fp32' is faster here"
     devices = torch.cuda.device_count()
@@ -166,7 +155,6 @@ def _notes(settings: Settings) -> Iterator[str]:
 def _fingerprints(
     task: Task | Corpus, loaded: models.Loaded, start: Mapping[str, torch.Tensor]
 ) -> dict[str, str | None]:
-    """sha256 of what goes in."""
     found = {
         "anchor": old_fingerprint(start),
         "train": task.train.fingerprint(),
@@ -184,6 +172,8 @@ def _fisher_rows(
     """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
+    if task.kind == "labels":
+        raise InputError(f"expected rows with one label for {settings.method!r}, got several a row; leave out fisher")
     if isinstance(task, Corpus):
         if task.original is None:
             raise InputError(
@@ -205,27 +195,26 @@ def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | Dev
     return DevTexts(task, examples, original, smoothing)
 
 
-def _describe(
-    task: Task | Corpus, loaded: models.Loaded, examples: list[Example], dev: DevSet | DevTexts, max_length: int
-) -> list[str]:
-    """What is said of the data."""
-    if not (isinstance(task, Task) and isinstance(dev, DevSet)):
-        return describe(task)
+def _cut(task: Task | Corpus, loaded: models.Loaded, shared: Cache, settings: Settings) -> tuple[int, int]:
+    """How many training and dev texts lose their end; those of a language model are windows."""
+    if not isinstance(task, Task):
+        return 0, 0
     # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-    tokenizer = copy.deepcopy(loaded.tokenizer)
-    cut = (
-        cut_texts(task.train, examples, tokenizer, max_length),
-        cut_texts(task.dev, dev.examples, tokenizer, max_length),
-    )
-    return describe(task, cut=cut, max_length=max_length)
+    tokenizer, length = copy.deepcopy(loaded.tokenizer), settings.max_length
+    parts = [(part, shared.tokens(part, settings)) for part in (task.train, task.dev)]
+    first, second = (cut_texts(part, examples, tokenizer, length) for part, examples in parts)
+    return first, second
 
 
 def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
-    """Refuse what the data or the model cannot take."""
-    for name, off in (("label_smoothing", 0.0), ("class_weights", "none")):
-        if getattr(settings, name) != off and isinstance(task, Task) and task.labels is None:
+    meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
+    for name, off, kinds in (
+        ("label_smoothing", 0.0, ("values", "labels")),
+        ("class_weights", "none", ("values", "labels", "tags")),
+    ):
+        if getattr(settings, name) != off and task.kind in kinds:
             raise InputError(
-                f"expected {name}={off} for labels that are values, got {getattr(settings, name)}; leave it out"
+                f"expected {name}={off} for {meant[task.kind]}, got {getattr(settings, name)}; leave it out"
             )
     if settings.head_first >= settings.epochs:
         raise InputError(
@@ -238,7 +227,6 @@ def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) 
 
 
 def _check_machine(settings: Settings) -> None:
-    """Refuse what this machine cannot do."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(

@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 
-from mixout.errors import MissingExtraError
+from mixout.errors import MissingExtraError, needs
 from mixout.finetune import folder, optimizers
 from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
 from mixout.finetune.defaults import steps_per_epoch
-from mixout.finetune.extras import needs
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
@@ -180,11 +179,15 @@ def build(
     args = arguments(settings, place, bars=bars)
     course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
     first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
+    order = None
+    if settings.batching == "bucketed":
+        lengths = [len(example["input_ids"]) for example in examples]
+        order = Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
     with without_launcher():
         trainer = TextTrainer(
             settings=settings,
             course=course,
-            order=_order(settings, examples),
+            order=order,
             dev=dev,
             model=loaded.model,
             args=args,
@@ -230,8 +233,8 @@ def scores(run: TextTrainer) -> dict[str, float]:
 
 def _restore_best(run: TextTrainer) -> None:
     """Give the model the weights of its best evaluation, and its predictions, where a later one was not as good."""
-    best = run.course.best(run.state)
-    if best is run.course.evaluations(run.state)[-1]:
+    evaluations, best = run.course.evaluations(run.state)
+    if best is evaluations[-1]:
         return
     model: Any = run.model
     load_model(model, str(Path(str(run.args.output_dir)) / folder.BEST))
@@ -239,10 +242,3 @@ def _restore_best(run: TextTrainer) -> None:
     last, run.state.global_step = run.state.global_step, int(best["step"])
     run.evaluate()
     run.state.global_step = last
-
-
-def _order(settings: Settings, examples: list[Example]) -> Buckets | None:
-    if settings.batching == "random":
-        return None
-    lengths = [len(example["input_ids"]) for example in examples]
-    return Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))

@@ -1,1 +1,29 @@
-"""Adapters to trainers: one file each, imported only by who needs it."""
+"""Adapters to trainers: one file each, imported only by who needs it. And what a trainer's logger should see."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mixout.measure import distance, has_anchors, radius_used
+from mixout.record import applied_to
+
+
+def measures(model: nn.Module) -> dict[str, float]:
+    """``mixout_p``, where a method mixes, and ``anchor_distance``, ||w - u||, where there is an anchor.
+
+    With AnchorDecay also ``anchor_radius_used``, the largest |w - u| / r. Where parts of the model have methods of
+    their own, the further ps are ``mixout_p_2``, ``mixout_p_3`` and so on.
+
+    Raises:
+        NotAppliedError: if ``model`` carries no method.
+
+    Example:
+        >>> import mixout
+        >>> measures(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))
+        {'mixout_p': 0.9, 'anchor_distance': 0.0}
+    """
+    ps = [float(applied.mixing.p) for applied in applied_to(model) if applied.mixing is not None]
+    found = {f"mixout_p_{place}" if place > 1 else "mixout_p": p for place, p in enumerate(ps, start=1)}
+    found |= {"anchor_distance": distance(model).total} if has_anchors(model) else {}
+    used = radius_used(model)
+    return found | ({"anchor_radius_used": max(used.values())} if used else {})

@@ -16,7 +16,7 @@ import torch
 import mixout
 from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
-from mixout.integrations.logs import measures
+from mixout.integrations import measures
 from mixout.record import applied_to, follow_
 from mixout.schedule import Schedule, check_schedule
 
@@ -41,7 +41,7 @@ class MixoutCallback(Callback):
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: log what :func:`mixout.integrations.logs.measures` finds after the step just done, every
+        log: log what :func:`mixout.integrations.measures` finds after the step just done, every
             ``log_every_n_steps``. It reads all anchored weights.
 
     Raises:

@@ -25,7 +25,7 @@ from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
 from mixout.layers.moving import MovingAnchor as MovingAnchor
 from mixout.layers.moving import move_anchors_ as move_anchors_
-from mixout.layers.registry import CONV1D, dotted, find, holder_of
+from mixout.layers.registry import CONV1D, dotted, find, holder_of, keeps_forward
 from mixout.layers.registry import Layout as Layout
 from mixout.layers.registry import entry_of as entry_of
 from mixout.layers.registry import parameter as parameter
@@ -49,29 +49,24 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
     A subclass that leaves the forward as it is counts as its base, with a mixed class of its own.
     """
     if in_parts(module._parameters.get("weight")):
-        return _of_parts(module).mixed_class(module) if plain_type(module) is nn.Linear else None
-    kind, entry, found = type(module), entry_of(module), find(module)
-    if entry is None or found is None or kind is NonDynamicallyQuantizableLinear:
+        return _of_parts().mixed_class(module) if plain_type(module) is nn.Linear else None
+    kind, found = type(module), find(module)
+    if found is None or not keeps_forward(kind, found[0]) or kind is NonDynamicallyQuantizableLinear:
         return None
-    mixed = Lending if entry.forward else _CLASSES.get(found[0]) or _CLASSES.get(dotted(found[0]), Lending)
+    base, entry = found
+    mixed = Lending if entry.forward else _CLASSES.get(base) or _CLASSES.get(dotted(base), Lending)
     return mixed if issubclass(mixed, kind) else mixed_subclass(mixed, kind)
 
 
-def _of_parts(module: nn.Module) -> Any:  # noqa: ANN401  a file of this folder, imported where a model needs it
-    """What is known of linear layers whose weight lies in parts: gathered by FSDP2, or tensor-parallel."""
-    return importlib.import_module(f"{__name__}.{'sharded' if managed_by_fsdp(module) else 'tensor_parallel'}")
+def _of_parts() -> Any:  # noqa: ANN401  a file of this folder
+    """What is known of linear layers whose weight lies in parts, imported where a model needs it."""
+    return importlib.import_module(f"{__name__}.sharded")
 
 
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Hook those of ``layers``, by their names in ``model``, whose weights FSDP2 gathers into its all-gathers.
-
-    Raises:
-        MixoutError: see :func:`mixout.layers.sharded.attach_`.
-    """
-    for layer in layers.values():
-        if managed_by_fsdp(layer) and in_parts(layer._parameters.get("weight")):
-            _of_parts(layer).attach_(model, layers)
-            return
+    """Hook those of ``layers``, by their names in ``model``, whose weights FSDP2 gathers into its all-gathers."""
+    if any(managed_by_fsdp(layer) and in_parts(layer._parameters.get("weight")) for layer in layers.values()):
+        _of_parts().attach_(model, layers)
 
 
 def weights(module: nn.Module) -> list[str]:
@@ -96,7 +91,7 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     weight = module._parameters.get("weight")
     if in_parts(weight) and "forward" not in vars(module):
         if plain_type(module) is nn.Linear:
-            return _of_parts(module).obstacle(weight)  # type: ignore[no-any-return]
+            return _of_parts().obstacle(module, weight)  # type: ignore[no-any-return]
         kind = plain_type(module).__name__
         return f"its weight lies in parts on several ranks; there nn.Linear alone can be mixed, not {kind}"
     if isinstance(module, _CELLS):

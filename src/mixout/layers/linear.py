@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixout.anchor import OwnWeight
 from mixout.layers.mixed import Mixed, Share, mixes
 from mixout.masks import coefficients, constants, draw_coefficients
-from mixout.ops.autocast import autocast_dtype
+from mixout.ops.mix import autocast_dtype
 from mixout.parts import check_whole
 from mixout.passes import MixOptions, embedding_pass, linear_pass, native_mask_shape, native_up_to
 
@@ -38,12 +38,8 @@ class Short:
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For a layer that can be small and has an anchor where its weight is; None for any other.
-
-        Raises:
-            MixoutError: if DeepSpeed's ZeRO-3, which is initialised after ``apply_``, has taken the weight apart.
-        """
-        check_whole(weight)
+        """For a layer that can be small and has an anchor where its weight is; None for any other."""
+        check_whole(weight)  # DeepSpeed's ZeRO-3 is initialised after apply_
         mixing, anchor = share.mixing, share.anchor.tensor
         p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:

@@ -11,13 +11,12 @@ which is A with its columns mixed with 0. With a mask entry per output, the rows
 - ``paper``: dPhi/dW = m instead of m / (1-p), and then the chain rule: both are smaller by the factor 1-p.
 
 What LoRA cannot do is refused: a mask entry for each element needs the product B A in each pass, and another anchor
-than the frozen base needs a copy of it. Each adapter is a delta of its own and has its own masks.
+than the frozen base needs a copy of it. Each adapter has its own masks.
 
 An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
 peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.
 
-All that mixout knows of LoRA is here and in one entry of the registry. It does not import peft: where a model holds its
-layers, peft is loaded.
+It does not import peft: where a model holds its layers, peft is loaded.
 """
 
 # ruff: noqa: ANN401  the layers are classes of peft
@@ -28,8 +27,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from mixout.errors import MixoutError
 from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, mixes
 from mixout.layers.registry import ADAPTED_PARAMETER, dotted
@@ -57,20 +58,13 @@ class MixedFactor(Mixed, nn.Linear):
         return nn.functional.linear(input, still + slope * (self.weight - still), self.bias)
 
 
-def is_adapted(module: nn.Module) -> bool:
-    """Whether ``module`` is a layer of peft around another one, of whatever kind of adapter."""
-    kind = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
-    return kind is not None and isinstance(module, kind)
-
-
 def sites(model: nn.Module) -> dict[str, Any]:
-    """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called.
-
-    An adapter of a second parameter of one layer lies within that of the first, and is a site of its own.
-    """
+    """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
     found: dict[str, nn.Module] = {}
+    adapted = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", ())
     for name, module in model.named_modules():
-        if is_adapted(module) and (within(found, name) is None or is_of_a_parameter(module)):
+        # An adapter of a second parameter of one layer lies within that of the first, and is a site of its own.
+        if isinstance(module, adapted) and (within(found, name) is None or is_of_a_parameter(module)):
             found[name] = module
     return found
 
@@ -82,11 +76,10 @@ def is_of_a_parameter(layer: nn.Module) -> bool:
 
 def within(sites: dict[str, Any], name: str) -> str | None:
     """Which of ``sites`` the module called ``name`` is a part of, or None; a layer is no part of itself."""
-    place = name
-    while place:
-        place = place.rpartition(".")[0]
-        if place in sites:
-            return place
+    while name:
+        name = name.rpartition(".")[0]
+        if name in sites:
+            return name
     return None
 
 
@@ -96,39 +89,21 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
     return around is not None and name[len(around) + 1 :].startswith(("lora_A.", "lora_B."))
 
 
-def base_of(layer: Any) -> nn.Module:
-    """The layer that an adapted layer wraps; itself where its kind of adapter wraps none."""
-    base: nn.Module = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-    return base
-
-
-def adapters(layer: Any, unit: Unit) -> Iterator[str]:
-    """Those adapters of ``layer`` that can be mixed."""
+def problems(layer: Any, unit: Unit) -> dict[str, str | None]:
+    """Why each adapter of ``layer`` cannot be mixed; None for those that can."""
     masked = _factors(layer, unit)[0]
-    for adapter in masked:
-        if _adapter_obstacle(layer, adapter) is None and obstacle(masked[adapter], None) is None:
-            yield adapter
+    return {one: _adapter_obstacle(layer, one) or obstacle(factor, None) for one, factor in masked.items()}
 
 
 def why_not(layer: Any) -> str:
     """Why no adapter of ``layer`` can be mixed."""
-    masked = _factors(layer, "input")[0]
-    reasons = [_layer_obstacle(layer)]
-    reasons += [_adapter_obstacle(layer, one) or obstacle(masked[one], None) for one in masked]
-    return next(filter(None, reasons), "it holds no adapter")
+    return next(filter(None, [_layer_obstacle(layer), *problems(layer, "input").values()]), "it holds no adapter")
 
 
 def check_fits(
     model: nn.Module, sites: Iterable[nn.Module], mixing: Mixing, *, takes_anchor: bool, of_this_moment: bool
 ) -> None:
-    """Refuse what LoRA layers cannot do.
-
-    ``sites`` are the adapted layers that are chosen. The method ``takes_anchor`` if one may be chosen for it, and the
-    anchor is ``of_this_moment`` if none was.
-
-    Raises:
-        ValueError: if the method, the anchor or the adapters' initialisation does not fit.
-    """
+    """Refuse what ``sites``, the adapted layers that are chosen, cannot do."""
     if not takes_anchor or mixing.unit not in ("input", "output") or mixing.gradient == "dense":
         raise ValueError(
             "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
@@ -144,24 +119,21 @@ def check_fits(
         raise ValueError(
             "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
         )
-    if (name := moved_base(model)) is not None:
-        raise ValueError(
-            f"expected adapters that leave the base as it was pretrained, got init_lora_weights={name!r}, which takes "
-            "a part out of it: the frozen base is then no anchor; use the default initialisation"
-        )
+    check_base(model)
 
 
-def swaps(
-    layer: Any, chosen: Sequence[str], mixing: Mixing
-) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed] | None]]:
+def swaps(layer: Any, chosen: Sequence[str], mixing: Mixing) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed]]]:
     """What is mixed where the adapters ``chosen`` are: its name within ``layer``, module, weights and mixed class."""
+    kind: Any  # each has one, or it were not chosen
     if is_of_a_parameter(layer):
-        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], mixed_class(layer)
+        kind = mixed_class(layer)
+        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], kind
         return
     masked, other = _factors(layer, mixing.unit)
     names = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
     for adapter in chosen:
-        yield f".{names[0]}.{adapter}", masked[adapter], ["weight"], mixed_class(masked[adapter])
+        kind = mixed_class(masked[adapter])
+        yield f".{names[0]}.{adapter}", masked[adapter], ["weight"], kind
         if mixing.gradient == "paper":
             yield f".{names[1]}.{adapter}", other[adapter], ["weight"], MixedFactor
 
@@ -233,13 +205,11 @@ def _layer_obstacle(layer: Any) -> str | None:
 
 
 def _reads_inputs(layer: Any) -> bool:
-    """Whether the A of an adapter of a parameter has a column for each input neuron of each matrix.
-
-    peft takes a stack as (experts, in, out) where its layer says ``is_transposed``, and else as (experts, out, in).
-    """
+    """Whether the A of an adapter of a parameter has a column for each input neuron of each matrix."""
     base = layer.get_base_layer()
     entry, stacked = entry_of(base), layer.get_param().dim() == 3
     layout = None if entry is None else entry.weights(base).get(layer.parameter_name)
+    # peft takes a stack as (experts, in, out) where its layer says so, and else as (experts, out, in).
     transposed = stacked and getattr(base, "is_transposed", False)
     return layout is not None and layout.transposed == transposed and layout.blocks == 1
 
@@ -254,12 +224,55 @@ def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
     return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
 
 
-def moved_base(model: nn.Module) -> str | None:
-    """The initialisation of an adapter that changed the base, by name, or None."""
+def check_base(model: nn.Module) -> None:
+    """Refuse adapters whose initialisation has changed the base."""
     for module in model.modules():
         configs = vars(module).get("peft_config")
         for config in configs.values() if isinstance(configs, dict) else ():
-            chosen = getattr(config, "init_lora_weights", None)
-            if isinstance(chosen, str) and chosen.lower().startswith(_MOVES_THE_BASE):
-                return chosen
-    return None
+            name = getattr(config, "init_lora_weights", None)
+            if isinstance(name, str) and name.lower().startswith(_MOVES_THE_BASE):
+                raise ValueError(
+                    "expected adapters that leave the base as it was pretrained, got init_lora_weights="
+                    f"{name!r}, which takes a part out of it: the frozen base is then no anchor; use the default "
+                    "initialisation"
+                )
+
+
+def base_weight(layer: Any) -> Tensor:
+    """The anchor u of a LoRA layer, for its fingerprint; of a quantised base what it stores, or else its values."""
+    if layer.merged:
+        raise MixoutError("expected a base without its adapter, got one with it merged; call unmerge_adapter() first")
+    weight: Tensor = (layer.get_param() if is_of_a_parameter(layer) else layer.get_base_layer().weight).detach()
+    # Subclasses that hold several tensors have no bytes of their own.
+    return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
+
+
+def base_name(name: str, layer: Any) -> str:
+    """The dotted name of that weight, where ``layer`` is called ``name``."""
+    field = layer.parameter_name if is_of_a_parameter(layer) else "weight"
+    while hasattr(layer, "base_layer"):
+        name, layer = f"{name}.base_layer", layer.base_layer
+    return f"{name}.{field}"
+
+
+def delta_norm(layer: Any) -> float:
+    """||W - u|| of a LoRA layer with its active adapters, in float64, without making W - u.
+
+    With B = Q R, Q orthonormal, ||B A|| = ||R A||. Of experts each has its A and its B.
+    """
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not active or layer.disable_adapters:
+        return 0.0
+    stacks, device = getattr(layer, "num_experts", 1), layer.lora_A[active[0]].weight.device
+    device = device if device.type == "cuda" else torch.device("cpu")
+    a, b = [], []
+    for name in active:
+        wide, tall = (factors[name].weight.detach().to(device).double() for factors in (layer.lora_A, layer.lora_B))
+        a.append(wide.reshape(stacks, -1, wide.shape[1]))
+        b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
+    return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())
+
+
+def delta_weights(layer: Any) -> list[nn.Parameter]:
+    """Parameters of which W - u is a multiple: those of B, its bias included, of every adapter that is mixed."""
+    return [weight for name in mixed_adapters(layer) for weight in layer.lora_B[name].parameters()]

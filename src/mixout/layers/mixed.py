@@ -31,24 +31,15 @@ REPLACED = (
 
 @dataclass(kw_only=True)
 class Mixing:
-    """What all mixed layers of one model share.
+    """What all mixed layers of one :func:`mixout.apply_` share."""
 
-    Args:
-        p: a tensor without dimensions, float64 on the host, so that a schedule changes it in place and a compiled
-            graph takes it as an input.
-        unit: which weights share one entry of the mask.
-        noise: the law of the mask.
-        gradient: the convention of the derivative.
-        form: how linear layers are computed.
-        period: for masks that are kept for several optimizer steps.
-    """
-
+    # Without dimensions, float64, on the host: a schedule changes it in place, a compiled graph takes it as an input.
     p: Tensor
     unit: Unit
     noise: Noise
     gradient: Gradient
     form: Form = "auto"
-    period: Period | None = None
+    period: Period | None = None  # for masks that are kept for several optimizer steps
     off: bool = field(init=False, default=False)
     version: int = field(init=False, default=0)
     _number: float = field(init=False)
@@ -77,24 +68,15 @@ class Mixing:
 
 @dataclass(kw_only=True)
 class Share:
-    """What one layer has of it.
+    """What one layer has of it."""
 
-    Args:
-        mixing: what it shares with the others.
-        anchors: of each of its weights, by the weight's name in the layer; ``anchor`` is the first.
-        plain: its class without mixing.
-        stream: the random numbers of its masks.
-        passes: in how many passes it was mixed.
-        short: see :mod:`mixout.layers.linear`.
-    """
-
-    mixing: Mixing
-    anchors: dict[str, Anchor]
-    plain: type[nn.Module]
-    stream: Stream
-    passes: int = 0
-    short: Any = None
-    anchor: Anchor = field(init=False)
+    mixing: Mixing  # what it shares with the others
+    anchors: dict[str, Anchor]  # of each of its weights, by the weight's name in the layer
+    plain: type[nn.Module]  # its class without mixing
+    stream: Stream  # the random numbers of its masks
+    passes: int = 0  # in how many it was mixed
+    short: Any = None  # see layers/linear.py
+    anchor: Anchor = field(init=False)  # the first
 
     def __post_init__(self) -> None:
         self.anchor = next(iter(self.anchors.values()))
@@ -165,11 +147,7 @@ class Mixed(nn.Module):
         raise _not_quantised(self)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Asked by ``torch.jit.script``, which would compile the plain forward or fail without a reason.
-
-        Raises:
-            MixoutError: always.
-        """
+        """Asked by ``torch.jit.script``, which would compile the plain forward or fail without a reason."""
         raise MixoutError(
             f"torch.jit.script cannot compile a mixed layer, got {type(self).__name__}; call remove_ first"
         )
@@ -182,14 +160,8 @@ def _not_quantised(layer: Mixed) -> MixoutError:
 
 
 def mixes(layer: Mixed) -> bool:
-    """Whether this pass reads Phi: in training, not removed since, not switched off, with a weight that is trained.
-
-    A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after :func:`restore_`.
-
-    Raises:
-        MixoutError: under ``torch.jit.trace`` and ``torch.export``, which would keep one mask for good; and see
-            :func:`check_weights`.
-    """
+    """Whether this pass reads Phi: in training, not removed since, not switched off, with a weight that is trained."""
+    # A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after restore_.
     if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off:
         return False
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -211,21 +183,15 @@ def is_frozen(layer: Mixed) -> bool:
 
 
 def stays(weight: Tensor | None, anchor: Anchor) -> bool:
-    """Whether Phi is w in any case: the weight is not trained, and the anchor is not zero.
-
-    A weight that :func:`torch.func.functional_call` hands in is no Parameter, and is mixed.
-    """
+    """Whether Phi is w in any case: the weight is not trained, and the anchor is not zero."""
+    # One that torch.func.functional_call hands in is no Parameter, and is mixed.
     if not isinstance(weight, nn.Parameter) or weight.requires_grad:
         return False
     return anchor.tensor is not None or isinstance(anchor, OwnWeight)
 
 
 def check_weights(layer: Mixed) -> None:
-    """Refuse a weight that another tool has come to compute since ``apply_``: Phi would ignore what it does.
-
-    Raises:
-        MixoutError: if the weight is no parameter of the layer any more.
-    """
+    """Refuse a weight that another tool has come to compute since ``apply_``: Phi would ignore what it does."""
     if getattr(layer, "_is_replica", False):  # replicas of DataParallel hold their weights as plain attributes
         return
     for path in layer._mixed.anchors:

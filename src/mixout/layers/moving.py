@@ -27,16 +27,7 @@ from mixout.periods import Period
 
 
 class MovingAnchor(Anchor):
-    """A, which begins at ``start`` and follows one weight of a mixed layer.
-
-    Args:
-        layer: whose weight; referred to weakly, so that a model that is deleted is freed at once.
-        path: the name of the weight in ``layer``.
-        start: the anchor u of that weight.
-        weight: the weight.
-        rate: b.
-        period: when to move.
-    """
+    """A, which begins at ``start`` and follows the ``weight`` of ``layer`` called ``path``, with b = ``rate``."""
 
     tensor: Tensor
 
@@ -99,7 +90,7 @@ class MovingAnchor(Anchor):
         self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
 
     def _enlist(self, layer: Any) -> None:  # noqa: ANN401
-        self._layer = weakref.ref(layer)
+        self._layer = weakref.ref(layer)  # so that a model that is deleted is freed at once
         self._period.followers.add(self)
 
 

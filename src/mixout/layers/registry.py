@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -38,44 +38,29 @@ class Layout:
         return self.input_dim in (0, -2)
 
     def view(self, weight: Tensor) -> tuple[Tensor, int]:
-        """``weight`` as matrices one below the other, and how many these are.
-
-        Example:
-            >>> import torch
-            >>> view, blocks = Layout(input_dim=-1).view(torch.zeros(4, 5, 3))  # four experts
-            >>> tuple(view.shape), blocks
-            ((20, 3), 4)
-        """
+        """``weight`` as matrices one below the other, and how many these are: one for each expert, say."""
         if self.input_dim >= 0:
             return weight.flatten(1) if self.flat else weight, self.blocks
         return weight.reshape(-1, weight.shape[-1]), self.blocks * weight.shape[:-2].numel()
 
 
-Kind = TypeVar("Kind", bound=type[nn.Module] | str)
 Weight: TypeAlias = str | Sequence[str] | Callable[[Any], dict[str, Layout]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known of a class of layers.
+    """What is known of a class of layers."""
 
-    Args:
-        weights: of a layer: the dotted names of its weights, and how each is stored.
-        linear: mixed by default; else where ``types=`` asks for it.
-        forward: the layer's forward, given the layer, its weights and its inputs; None for its own.
-    """
-
-    weights: Callable[[Any], dict[str, Layout]]
-    linear: bool = True
-    forward: Callable[..., Any] | None = None
+    weights: Callable[[Any], dict[str, Layout]]  # of a layer: the dotted names of its weights, and how each is stored
+    linear: bool = True  # mixed by default; else where types= asks for it
+    forward: Callable[..., Any] | None = None  # given the layer, its weights and its inputs; None for its own
 
 
 _ENTRIES: dict[type[nn.Module] | str, Entry] = {}
 
 
-@overload
 def register(
-    kind: Kind,
+    kind: type[nn.Module] | str | None = None,
     /,
     *,
     weight: Weight = "weight",
@@ -83,26 +68,7 @@ def register(
     blocks: int = 1,
     forward: Callable[..., Any] | None = None,
     linear: bool = True,
-) -> Kind: ...
-@overload
-def register(
-    *,
-    weight: Weight = "weight",
-    input_dim: int = 1,
-    blocks: int = 1,
-    forward: Callable[..., Any] | None = None,
-    linear: bool = True,
-) -> Callable[[Kind], Kind]: ...
-def register(
-    kind: Any = None,
-    /,
-    *,
-    weight: Weight = "weight",
-    input_dim: int = 1,
-    blocks: int = 1,
-    forward: Callable[..., Any] | None = None,
-    linear: bool = True,
-) -> Any:
+) -> Any:  # noqa: ANN401  what it was given; of a class decorator type checkers ask no more
     """Tell mixout how a class of layers stores its weights, so that it can be mixed; a decorator too.
 
     While the layer's forward runs in training, its attribute ``weight`` is Phi, drawn once for that call. So any
@@ -166,12 +132,7 @@ def _alike(weight: str | Sequence[str], input_dim: int, blocks: int) -> Callable
 
 
 def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[nn.Module], Entry] | None:
-    """The nearest registered class that ``module`` is an instance of, whatever its forward.
-
-    Args:
-        module: any module.
-        kind: its plain class, where it is mixed already.
-    """
+    """The nearest registered class of ``module``, whatever its forward; ``kind`` is its plain class, where mixed."""
     kind = kind or type(module)
     if _is_router(module, kind):
         return kind, _ENTRIES[nn.Linear]
@@ -187,12 +148,15 @@ def dotted(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def entry_of(module: nn.Module, kind: type[nn.Module] | None = None) -> Entry | None:
+def keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether ``kind`` leaves the forward of ``base`` as it is."""
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in _FORWARDS)
+
+
+def entry_of(module: nn.Module) -> Entry | None:
     """How ``module`` is mixed, or None; of a subclass with a forward of its own nothing is known."""
-    found, kind = find(module, kind), kind or type(module)
-    if found is None or any(getattr(kind, name, None) is not getattr(found[0], name, None) for name in _FORWARDS):
-        return None
-    return found[1]
+    found = find(module)
+    return found[1] if found is not None and keeps_forward(type(module), found[0]) else None
 
 
 def parameter(module: nn.Module, path: str) -> Tensor | None:

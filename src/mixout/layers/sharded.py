@@ -1,7 +1,8 @@
-"""nn.Linear under FSDP2: each rank mixes its rows of the weight, and FSDP2's own all-gather brings Phi.
+"""nn.Linear whose weight lies in parts on several ranks. Imported only when a model holds such weights.
 
-``Phi[rows] = u[rows] + (M / (1-p)) (w[rows] - u[rows])`` in ``fsdp_pre_all_gather``; the layer is a linear with Phi
-whose weight gradient is masked. The anchor is sharded like the weight, and nothing else is sent.
+FSDP2: each rank mixes its rows of the weight, and FSDP2's own all-gather brings Phi. ``Phi[rows] = u[rows] +
+(M / (1-p)) (w[rows] - u[rows])`` in ``fsdp_pre_all_gather``; the layer is a linear with Phi whose weight gradient is
+masked. The anchor is sharded like the weight, and nothing else is sent.
 
 - The all-gather of a forward draws the mask of that pass; the one before its backward uses it again.
 - A weight that is still gathered when a forward begins (FSDP2 keeps the root's) is that of an earlier pass: it is
@@ -10,7 +11,11 @@ whose weight gradient is masked. The anchor is sharded like the weight, and noth
   all calls. More are refused.
 
 FSDP2 finds ``fsdp_pre_all_gather`` and ``fsdp_post_all_gather`` as attributes of the local tensor, be that plain or of
-a subclass; docs/design.md says why it is plain here. Imported only when a model holds such weights.
+a subclass; docs/design.md says why it is plain here.
+
+Tensor parallelism: each rank mixes its part of the weight and computes with it. The mask belongs to the whole weight.
+Where that is split over output neurons (``ColwiseParallel``) all ranks use the same mask of input neurons; where it is
+split over input neurons (``RowwiseParallel``) each uses its slice of it. The weight's gradient is computed in whole.
 """
 
 from __future__ import annotations
@@ -28,13 +33,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.utils.hooks import RemovableHandle
 
-from mixout._torch import in_backward, local_tensor, look_for_hooks
+from mixout._torch import in_backward, local_tensor, look_for_hooks, managed_by_fsdp
 from mixout.errors import MixoutError
 from mixout.layers.mixed import Mixed, mixes
-from mixout.ops.autocast import autocast_dtype
 from mixout.ops.gathered import Draw, gathered_linear
-from mixout.ops.mix import interpolate
-from mixout.parts import own_part
+from mixout.ops.mix import autocast_dtype, interpolate, mix
+from mixout.parts import of_part, own_part
 from mixout.passes import new_draw
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
@@ -108,8 +112,37 @@ class ShardedLinear(Mixed, nn.Linear):
         del self._gathering
 
 
-def obstacle(weight: DTensor) -> str | None:
-    """Why a weight that FSDP2 shards cannot be mixed before it is gathered, or None."""
+class TensorParallelLinear(Mixed, nn.Linear):
+    """A linear that reads Phi, in parts, while training and its weight in eval mode."""
+
+    weight: DTensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        if not mixes(self):
+            return nn.Linear.forward(self, input)
+        self.count_pass()
+        options = self.mix_options()
+        draw = new_draw(tuple(self.weight.shape), self.weight.device, options)
+        if draw is None:
+            return nn.Linear.forward(self, input)
+        weight, anchor, mask = _own(self, self.weight, draw)
+        phi = of_part(mix(weight, anchor, mask, draw.scale, gradient=options.gradient), self.weight)
+        return nn.functional.linear(input, phi, self.bias)
+
+
+def _own(layer: Mixed, weight: DTensor, draw: Draw) -> tuple[Tensor, Tensor | None, Tensor]:
+    """This rank's parts of weight, anchor and mask."""
+    anchor: Any = layer._mixed.anchor.beside(weight)
+    return weight.to_local(), None if anchor is None else anchor.to_local(), own_part(draw.mask, weight)
+
+
+def obstacle(layer: nn.Module, weight: DTensor) -> str | None:
+    """Why a weight in parts cannot be mixed, under FSDP2 before it is gathered, or None."""
+    if not managed_by_fsdp(layer):
+        if not any(placement.is_partial() for placement in weight.placements):
+            return None
+        return f"its weight is kept in parts that are added up ({weight.placements}); gather it, or shard it with FSDP2"
     *outer, last = weight.placements
     if last != Shard(0) or any(placement != Replicate() for placement in outer):
         return f"its weight lies as {weight.placements}; under FSDP2 it must be sharded by rows, and nothing else"
@@ -118,19 +151,17 @@ def obstacle(weight: DTensor) -> str | None:
     return None
 
 
-def mixed_class(module: nn.Module) -> type[ShardedLinear]:
+def mixed_class(module: nn.Module) -> type[Mixed]:
     """The mixed class for ``module``, which stays an FSDPModule where ``fully_shard`` was called on itself."""
+    if not managed_by_fsdp(module):
+        return TensorParallelLinear
     if isinstance(module, FSDPModule):
         return type("FSDPShardedLinear", (FSDPModule, ShardedLinear), {})
     return ShardedLinear
 
 
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Hook those of ``layers``, by their names in ``model``, that are sharded into FSDP2's all-gathers.
-
-    Raises:
-        MixoutError: if a weight is shared by several layers, or gathered by a module outside of ``model``.
-    """
+    """Hook those of ``layers``, by their names in ``model``, that are sharded into FSDP2's all-gathers."""
     holders = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for name, layer in layers.items():
         if not isinstance(layer, ShardedLinear):
@@ -140,7 +171,9 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
                 f"expected a weight of its own in {name!r}, got one that it shares with another module, which would "
                 "see Phi too under FSDP2; leave it out with where="
             )
-        around = [m for path in _paths(name) if isinstance(m := model.get_submodule(path), FSDPModule)]
+        parts = name.split(".") if name else []
+        paths = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]  # of what is around it, and of itself
+        around = [m for path in paths if isinstance(m := model.get_submodule(path), FSDPModule)]
         if not around:
             raise _not_whole(name)
         outermost: nn.Module = around[0]
@@ -159,17 +192,6 @@ def _not_whole(name: str) -> MixoutError:
         f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not what "
         "gathers its weight; apply to the whole"
     )
-
-
-def _paths(name: str) -> list[str]:
-    """The names of all modules around ``name``, from the model to itself.
-
-    Example:
-        >>> _paths("encoder.up")
-        ['', 'encoder', 'encoder.up']
-    """
-    parts = name.split(".") if name else []
-    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -221,7 +243,8 @@ def _before_gathering(
         gathering.used = False
     weight: DTensor = layer._parameters["weight"]  # type: ignore[assignment]
     gathering.rows = weight
-    rows = weight.to_local() if gathering.shown is None else _mixed_rows(layer, weight, gathering.shown)
+    shown = gathering.shown
+    rows = weight.to_local() if shown is None else interpolate(*_own(layer, weight, shown), shown.scale)
     rows = rows.to(mp_policy.param_dtype or rows.dtype)
     missing = -(-outer_size[0] // mesh.size()) - rows.shape[0]
     return ((torch.cat([rows, rows.new_zeros(missing, outer_size[1])]) if missing else rows,), None)
@@ -243,12 +266,6 @@ def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
     device = layer.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return new_draw(tuple(shape), device, layer.mix_options())
-
-
-def _mixed_rows(layer: ShardedLinear, weight: DTensor, draw: Draw) -> Tensor:
-    anchor = layer._mixed.anchor.beside(weight)
-    local = None if anchor is None else anchor.to_local()  # type: ignore[attr-defined]
-    return interpolate(weight.to_local(), local, own_part(draw.mask, weight), draw.scale)
 
 
 def _wants_phi(layer: ShardedLinear) -> bool:

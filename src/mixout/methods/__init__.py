@@ -2,9 +2,9 @@
 
 from mixout.methods import optimizer_hooks as optimizer_hooks  # a model that is unpickled may hold weights that decay
 from mixout.methods.decay import AnchorDecay as AnchorDecay
-from mixout.methods.dropout import Dropout as Dropout
-from mixout.methods.dropout import Plain as Plain
+from mixout.methods.method import Dropout as Dropout
 from mixout.methods.method import Method as Method
+from mixout.methods.method import Plain as Plain
 from mixout.methods.mixing import Dropconnect as Dropconnect
 from mixout.methods.mixing import GradientMask as GradientMask
 from mixout.methods.mixing import Mixconnect as Mixconnect

@@ -1,43 +1,204 @@
-"""What a model predicts in a batch: one row of logits for each label, token or example that counts.
+r"""What a model predicts, and which weights that depends on: the diagonal of the Fisher information, for EWC.
 
-Understands what models of transformers return and take, and plain tensors. A causal language model's logits belong to
-the next token; all others' to their own place.
+For each weight, over examples x of the domain that is not to be forgotten,
+
+.. math:: F_i = \mathbb{E}_x \, \mathbb{E}_{y} \left( \partial \log p_w(y \mid x) / \partial w_i \right)^2
+
+- ``labels="sampled"``: y is drawn from the model itself. This is the Fisher information, and needs no labels.
+- ``labels="given"``: y is the label of the data. This is the empirical Fisher: it also counts what the model gets
+  wrong, and is 0 where the model is right and sure.
+
+One backward pass for each example, since the square of a batch's mean gradient is not the mean of squares. Of a
+language model the tokens of one text are drawn independently, given the text before them, so that the square of their
+summed gradient has the right mean.
+
+F is divided by its mean over all weights. So a rate keeps its meaning: ``AnchorDecay(rate, weights=F)`` decays as
+``AnchorDecay(rate)`` does on the average, important weights more and the others less.
+
+Models of transformers are understood, and plain tensors. A causal language model's logits belong to the next token; all
+others' to their own place.
+
+Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796 (EWC). Kunstner, Balles, Hennig, NeurIPS 2019, on the empirical
+Fisher.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from mixout.errors import MixoutError, NothingMixedError
+from mixout.methods.decay import decayed_fields
+from mixout.parts import in_parts
+from mixout.selection import WhereLike, resolve
+from mixout.sources import uncompiled
+
+Labels = Literal["sampled", "given"]
 Batch = Mapping[str, Any] | Sequence[Tensor] | Tensor
 
 _IGNORED = -100
 _PREDICTS_NEXT = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """Logits, (rows, classes), and which of the batch's rows they are.
+def fisher(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    labels: Labels = "sampled",
+    examples: int = 200,
+    where: WhereLike = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """How much the model's answers depend on each weight that :class:`mixout.AnchorDecay` decays, with mean 1.
+
+    The model must be able to answer: a pretrained language model, or a classifier that was trained. The answers of a
+    new head say nothing. For an encoder take its masked language model; names fit where both hold the same body.
 
     Args:
-        logits: one row for each prediction that counts.
-        labels: what the batch says of each row, or None; floats where there is one class (regression).
+        model: with its pretrained weights, before ``apply_`` or after. Computed in eval mode; nothing is changed.
+        batches: of the domain that is not to be forgotten. Each is a mapping that the model takes by keyword, a pair of
+            inputs and labels, or inputs alone, as tensors whose first dimension counts examples. The outputs are
+            logits, or have ``logits``; of one class (regression) the law is a normal one of variance 1.
+        labels: ``"sampled"`` from the model (the true Fisher), or ``"given"`` with the batch (the empirical one).
+        examples: stop after so many. Each takes a backward pass of its own.
+        where: which modules, as in :func:`mixout.apply_`; by default the pretrained body.
+        seed: of the sampled labels. torch's generators are left alone.
+
+    Returns:
+        By parameter name, in bfloat16, beside the weights. Save it with safetensors' ``save_file``: ``AnchorDecay``
+        takes the file as well.
+
+    Raises:
+        MixoutError: if a weight lies in parts on several ranks: call this before sharding.
+        NothingMixedError: if there is no weight of at least two dimensions that requires a gradient.
+        TypeError: if the outputs hold no logits.
+        ValueError: if there is no example, the tensors of a batch count different numbers of them, labels are asked for
+            and not there, or no answer depends on a weight.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> found = fisher(model, [torch.tensor([[1.0, 0.0], [2.0, 0.0]])])["weight"].float()
+        >>> bool(found.mean().round() == 1), found[:, 1].tolist()  # the second input is always 0
+        (True, [0.0, 0.0])
     """
+    if labels not in ("sampled", "given"):
+        raise ValueError(f"expected labels 'sampled' or 'given', got {labels!r}")
+    model = uncompiled(model)
+    weights = _weights(model, where)
+    device = next(iter(weights.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    seen = 0
+    with evaluated(model):
+        for example in _single(batches, device):
+            if seen == examples:
+                break
+            args, options = as_call(example)
+            with torch.enable_grad():
+                found = predictions(model, example, model(*args, **options))
+                if not len(found.logits):  # a text of one token, say
+                    continue
+                loss = _surprise(found, labels, generator)
+            seen += 1
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for total, gradient in zip(sums.values(), gradients, strict=True):
+                if gradient is not None:
+                    total.addcmul_(gradient.float(), gradient.float())
+    if not seen:
+        raise ValueError("expected at least one example in batches, got none")
+    mean = sum(float(total.sum(dtype=torch.float64)) for total in sums.values())
+    mean /= sum(total.numel() for total in sums.values())
+    if not 0 < mean < float("inf"):
+        raise ValueError(
+            f"expected answers that depend on the weights, got gradients whose mean square is {mean:g}; check the "
+            "batches and the model's dtype"
+        )
+    return {name: (total / mean).to(torch.bfloat16) for name, total in sums.items()}
 
-    logits: Tensor
-    labels: Tensor | None
+
+def _weights(model: nn.Module, where: WhereLike) -> dict[str, nn.Parameter]:
+    """What AnchorDecay decays and what is trained; a tied weight once, by its first name."""
+    selection, found = resolve(where, model), dict[nn.Parameter, str]()
+    for name, module in model.named_modules():
+        for field in decayed_fields(module) if selection.covers(name, module) else ():
+            weight = module.get_parameter(field)
+            if in_parts(weight):
+                raise MixoutError(
+                    "expected whole weights, got ones in parts on several ranks; call this before sharding"
+                )
+            if weight.requires_grad:
+                found.setdefault(weight, f"{name}.{field}".lstrip("."))
+    if not found:
+        raise NothingMixedError(
+            "expected a weight of at least two dimensions that requires a gradient, got none; check where="
+        )
+    return {name: weight for weight, name in found.items()}
 
 
-def call(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401
-    """The model's outputs: a mapping is passed by keyword, of a pair (inputs, labels) the inputs, a tensor as it is."""
+def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """One example at a time, on the model's device."""
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            tensors = {
+                key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor) and value.dim()
+            }
+            rest = {key: value for key, value in batch.items() if key not in tensors}
+            for values in zip(*(torch.split(one, 1) for one in tensors.values()), strict=True):
+                yield dict(zip(tensors, values, strict=True)) | rest
+        elif isinstance(batch, Tensor):
+            yield from torch.split(batch.to(device), 1)
+        else:
+            yield from zip(*(torch.split(one.to(device), 1) for one in batch), strict=True)
+
+
+def _surprise(found: Predictions, labels: Labels, generator: torch.Generator) -> Tensor:
+    """-log p(y | x), summed over the predictions of one example."""
+    logits = found.logits.float()
+    if labels == "given" and found.labels is None:
+        raise ValueError('expected batches with labels, which labels="given" reads, got one without')
+    if logits.shape[1] == 1:
+        noise = torch.randn(logits.shape, generator=generator, device=logits.device)
+        value = logits.detach() + noise if labels == "sampled" else found.labels.view_as(logits)  # type: ignore[union-attr]
+        return (value - logits).square().sum() / 2
+    if labels == "given":
+        return cross_entropy(logits, found.labels, reduction="sum")  # type: ignore[arg-type]
+    drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator).squeeze(1)
+    return cross_entropy(logits, drawn, reduction="sum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a batch's predictions that count are, and should be."""
+
+    logits: Tensor  # (rows, classes)
+    labels: Tensor | None  # of each row, if the batch says; floats where there is one class (regression)
+
+
+def as_call(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with: a mapping by keyword, of a pair (inputs, labels) the inputs, a tensor as it is."""
     if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch if isinstance(batch, Tensor) else batch[0])
+        return (), dict(batch)
+    return (batch if isinstance(batch, Tensor) else batch[0],), {}
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own flag again: no dropout, and mixed layers read their weight as it is."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  # noqa: ANN401
@@ -45,20 +206,6 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
 
     Of a language model these are the predictions of tokens that have a label, or, in a batch without labels, of those
     that are attended to. The first token is never predicted.
-
-    Args:
-        model: whose class tells whether it predicts the next token.
-        batch: a mapping with ``labels`` or without, a pair of inputs and labels, or inputs alone.
-        outputs: a tensor, or what has ``logits``: (examples, classes) or (examples, tokens, classes).
-
-    Raises:
-        TypeError: if the outputs hold no logits.
-        ValueError: if these have another number of dimensions, or the labels are no classes.
-
-    Example:
-        >>> logits, labels = torch.zeros(2, 3, 5), torch.tensor([[1, -100, 2], [4, -100, -100]])
-        >>> predictions(nn.Identity(), {"labels": labels}, logits).labels
-        tensor([1, 2, 4])
     """
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
     if not isinstance(logits, Tensor):

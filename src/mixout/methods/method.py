@@ -1,8 +1,11 @@
-"""What a method is: a frozen description. :mod:`mixout.apply` acts on it."""
+"""What a method is: a frozen description, on which :mod:`mixout.apply` acts. And the two that act on no weight."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
+
+from mixout.masks import check_p
 
 
 class Method:
@@ -12,3 +15,47 @@ class Method:
     """
 
     name: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Dropout(Method):
+    """All of the model's own dropouts at ``p``.
+
+    Dropout on a layer's input is mixout with anchor 0 (one mask entry per input neuron), except that dropout draws
+    anew for every token and example, mixout once per training pass.
+
+    - Does: pulls towards zero. ``Dropout(0)`` is fine-tuning with every dropout off, the usual baseline of mixout.
+    - Sets every dropout, also those that the configuration had at 0; stochastic depth is another method and stays.
+    - Source: Srivastava et al., JMLR 2014; as mixout(0, p), Lee, Cho, Kang, ICLR 2020, section 3.
+
+    Args:
+        p: probability that an activation is dropped, in [0, 1].
+
+    Raises:
+        TypeError: if ``p`` is not a number.
+        ValueError: if ``p`` is out of its range.
+
+    Example:
+        >>> Dropout(0.1)
+        Dropout(p=0.1)
+    """
+
+    name = "dropout"
+    p: float
+
+    def __post_init__(self) -> None:
+        p = check_p(self.p)
+        if type(self.p) not in (int, float):  # numpy's
+            object.__setattr__(self, "p", p)
+
+
+@dataclass(frozen=True)
+class Plain(Method):
+    """Change nothing: the null method, so that it can be compared. Without any dropout use ``Dropout(0)``.
+
+    Example:
+        >>> Plain()
+        Plain()
+    """
+
+    name = "plain"

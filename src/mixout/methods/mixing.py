@@ -1,14 +1,7 @@
 r"""Methods that replace a weight w by a random Phi of mean w in each training pass; one description for all.
 
-``Phi = u + (M / (1-p)) (w - u)`` with the anchor u and the mask M, of mean 1-p. A method is the choice of
-
-- ``unit``: the weights that share one entry of the mask;
-- ``noise``: the law of M, Bernoulli, or Gaussian with the same mean 1-p and variance p(1-p);
-- ``anchor``: ``given``, the starting weights unless :func:`mixout.apply_` is told others; ``zero``; or the weight's
-  ``own`` value, so that Phi is w and only the gradient is masked;
-- ``gradient``: which derivative of Phi the weight gets;
-- ``every``: how long a mask is kept: one training pass, k optimizer steps, or the whole run;
-- ``anchor_ema``: whether the anchor follows the weights, and how slowly.
+``Phi = u + (M / (1-p)) (w - u)`` with the anchor u and the mask M, of mean 1-p. A method is a choice of these; see
+:class:`MixingMethod`.
 
 ======================  ============================  ==========  =========  ========
 method                  unit                          noise       anchor     gradient
@@ -41,8 +34,9 @@ class MixingMethod(Method):
     Args:
         p: probability that a unit is replaced by the anchor, in [0, 1]; in [0, 1) with Gaussian noise.
         unit, gradient, every, anchor_ema: see :class:`Mixout`.
-        noise: the law of the mask.
-        anchor: what a weight is mixed with.
+        noise: the law of the mask: ``bernoulli``, or ``gaussian`` with the same mean 1-p and variance p(1-p).
+        anchor: what a weight is mixed with: ``given``, the starting weights unless ``apply_`` is told others;
+            ``zero``; or the weight's ``own`` value, so that Phi is w and only the gradient is masked.
 
     Raises:
         TypeError: if ``p`` is not a number.

@@ -20,8 +20,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, ZeroDecayWarning
-from mixout.methods.decay import AnchorDecay
-from mixout.methods.shrink import before, shrink_, shrink_selectively_, shrink_weighted_
+from mixout.methods.decay import AnchorDecay, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.methods.targets import FIELD, ON_CHANGE, TARGETS, Target, changed, unit_of
 from mixout.periods import ZERO_MARKS, come_last_
 
@@ -44,11 +43,7 @@ _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 def attach_(
     module: nn.Module, field: str, anchor: Anchor, method: AnchorDecay, importance: Anchor | None = None
 ) -> Target:
-    """Decay ``module.field`` towards ``anchor`` from the next optimizer step on.
-
-    Raises:
-        ValueError: if the radius is relative to an anchor that is 0.
-    """
+    """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
     unit = unit_of(anchor) if method.relative else 1.0
     if unit == 0:
         raise ValueError(
@@ -132,10 +127,7 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
 
 
 def _lets_another_step(optimizer: Optimizer) -> bool:
-    """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeRO), whose own steps then decay.
-
-    Within ZeroRedundancyOptimizer it holds the parameters of this rank only, and is followed by a broadcast.
-    """
+    """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeroRedundancyOptimizer), whose own steps then decay."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return any(
         isinstance(inner, Optimizer)

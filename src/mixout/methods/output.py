@@ -12,10 +12,8 @@ attended tokens and features.
 
 There is no second model: the same modules compute the start's answers with the anchors in place of every trained
 weight, biases and norms included, in eval mode and without a gradient. That costs one forward pass, and a copy of the
-trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied.
-
-What it needs: the loss, so a line in the training loop; see :func:`output_penalty`. What it does not anchor: buffers,
-such as the running means of batch normalisation.
+trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied. It
+needs a line in the training loop, see :func:`output_penalty`. Buffers, such as running means, are not anchored.
 
 Under FSDP2 each rank puts its part of the anchors into its part of the weights for that pass, and FSDP2 gathers them;
 one more copy of each rank's part is held during the pass. Beside a mixing method that is refused: FSDP2 keeps one
@@ -42,7 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import Anchor
 from mixout.errors import MixoutError, NotAppliedError
-from mixout.methods.likelihood import Batch, predictions, predicts_next
+from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.method import Method
 from mixout.parts import reshard_
 from mixout.sources import uncompiled
@@ -50,7 +48,7 @@ from mixout.sources import uncompiled
 Direction = Literal["forward", "reverse"]
 On = Literal["logits", "hidden"]
 
-_FIELD = "_mixout_output"
+FIELD = "_mixout_output"  # the attribute of a module that holds its anchors
 
 
 @dataclass(frozen=True)
@@ -95,19 +93,9 @@ class Held:
     anchors: dict[str, Anchor]
 
 
-def attach_(module: nn.Module, method: OutputAnchor, anchors: dict[str, Anchor]) -> None:
-    """Let ``module`` hold its parameters' anchors."""
-    vars(module)[_FIELD] = Held(method, anchors)
-
-
-def detach_(module: nn.Module) -> None:
-    """Undo :func:`attach_`."""
-    vars(module).pop(_FIELD, None)
-
-
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
     """The modules of ``model`` that hold anchors for this method, by name."""
-    found = ((name, module, vars(module).get(_FIELD)) for name, module in model.named_modules())
+    found = ((name, module, vars(module).get(FIELD)) for name, module in model.named_modules())
     return {name: (module, one) for name, module, one in found if isinstance(one, Held)}
 
 
@@ -189,17 +177,12 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
 
 @torch.no_grad()
 def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *, hidden: bool) -> Any:  # noqa: ANN401
-    args: tuple[Tensor, ...] = ()
-    options: dict[str, Any] = {}
-    if isinstance(batch, Mapping):
-        options = dict(batch)
-        if predicts_next(model):
-            options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
-    else:
-        args = (batch if isinstance(batch, Tensor) else batch[0],)
+    args, options = as_call(batch)
+    if predicts_next(model):
+        options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
     if hidden and isinstance(batch, Mapping):
         options["output_hidden_states"] = True
-    with _evaluated(model):
+    with evaluated(model):
         if any(hasattr(anchor, "placements") for anchor in anchors.values()):
             with _lent(model, anchors):
                 return model(*args, **options)
@@ -220,19 +203,6 @@ def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
         reshard_(model)  # a weight that is left gathered is the anchor's
         for (weight, _), value in zip(pairs, own, strict=True):
             weight.copy_(value)
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own flag again: no dropout, and mixed layers read their weight as it is."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _hidden(outputs: Any) -> Tensor:  # noqa: ANN401

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mixout.anchor import Anchor, OwnWeight
 from mixout.distances import norm
-from mixout.methods.decay import AnchorDecay
-from mixout.methods.shrink import Before
+from mixout.methods.decay import AnchorDecay, Before
 from mixout.parts import laid_out
 
 FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
@@ -21,11 +20,7 @@ ON_CHANGE: list[Callable[[], None]] = []  # called where a target has come or go
 
 
 class Target:
-    """A weight that decays, by its module and field, since tools exchange Parameter objects.
-
-    A copy of the module, or of a model around it, decays its own weight. The module is referred to weakly, so that a
-    model that is deleted is freed at once.
-    """
+    """A weight that decays, by its module and field, since tools exchange Parameter objects; a copy decays its own."""
 
     def __init__(
         self,
@@ -36,7 +31,7 @@ class Target:
         importance: Anchor | None = None,
         unit: float = 1.0,
     ) -> None:
-        self._module = weakref.ref(module)
+        self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
         self.field = field
         self.anchor = anchor
         self.method = method
@@ -89,11 +84,6 @@ def unit_of(anchor: Anchor) -> float:
     if anchor.tensor is None:
         return float(isinstance(anchor, OwnWeight))
     return norm(anchor.tensor, None) / math.sqrt(max(1, anchor.tensor.numel()))
-
-
-def decayed(module: nn.Module) -> bool:
-    """Whether a weight of ``module`` itself decays."""
-    return bool(vars(module).get(FIELD))
 
 
 def targets(model: nn.Module) -> dict[str, Target]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from mixout._names import nearest
 from mixout.methods.decay import AnchorDecay
-from mixout.methods.dropout import Dropout, Plain
-from mixout.methods.method import Method
+from mixout.methods.method import Dropout, Method, Plain
 from mixout.methods.mixing import Dropconnect, GradientMask, Mixconnect, Mixout
 from mixout.methods.output import OutputAnchor
 
@@ -44,12 +43,7 @@ def parse(text: str, known: Mapping[str, type[Method]] = METHODS) -> tuple[Metho
 
 
 def as_methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
-    """What a caller may write for one or several methods: descriptions, text, or a sequence of these.
-
-    Raises:
-        TypeError: if it is something else.
-        ValueError: as :func:`parse` does.
-    """
+    """What a caller may write for one or several methods: descriptions, text, or a sequence of these."""
     given = [method] if isinstance(method, (Method, str)) else method
     if isinstance(given, Sequence):
         several = [one for part in given for one in (parse(part) if isinstance(part, str) else (part,))]
@@ -73,12 +67,7 @@ def spell(methods: Method | Sequence[Method]) -> str:
 
 
 def reaches(methods: Iterable[Method]) -> list[str]:
-    """How far each decay of ``methods`` that bounds the distance lets a weight go, in words.
-
-    Example:
-        >>> reaches([AnchorDecay(radius=0.005)])
-        ['anchor_decay(radius=0.005): under Adam a weight goes about 0.005 from its start at most']
-    """
+    """How far each decay of ``methods`` that bounds the distance lets a weight go, in words."""
     found = []
     for one in methods:
         if isinstance(one, AnchorDecay) and one.shrinks and one.strength:

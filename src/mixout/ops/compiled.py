@@ -1,5 +1,7 @@
 """The mixed linear as ops of their own, for graphs of ``torch.compile`` on a CPU.
 
+Opaque to the compiler, for which the number of kept columns would be a new shape in each pass, and which takes minutes
+to fuse the Phi of many layers into one kernel. One graph serves every mask and every p. All of x is kept for backward.
 Differentiable once, as torch's compiled graphs are.
 """
 
@@ -11,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixout.ops.autocast import without_autocast
 from mixout.ops.linear import masked, thin_gradient
-from mixout.ops.mix import interpolate_to
-from mixout.ops.reference import Gradient
+from mixout.ops.mix import interpolate_to, without_autocast
 
 
 @torch.library.custom_op("mixout::linear", mutates_args=())
-def _linear_in_graph(
+def compiled(
     x: Tensor,
     weight: Tensor,
     anchor: Tensor | None,
@@ -27,33 +27,41 @@ def _linear_in_graph(
     scale: Tensor,
     slope: Tensor | None,
 ) -> Tensor:
-    return F.linear(x, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
+    """As :func:`mixout.ops.linear.sparse` or ``dense``.
+
+    ``mask`` is M, (in,) of bools for a thin gradient, or of two dimensions, broadcastable to ``weight``. ``scale``,
+    1 / (1 - p) or 0 at p = 1, and ``slope``, see :func:`mixout.ops.reference.slope_of`, are tensors without dimensions.
+    """
+    with without_autocast(x.device):
+        rows = x.reshape(-1, x.shape[-1])
+        y = F.linear(rows, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-@_linear_in_graph.register_fake
+@compiled.register_fake
 def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.library.custom_op("mixout::linear_grad_x", mutates_args=())
-def _grad_x_in_graph(grad: Tensor, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: Tensor) -> Tensor:
+def _grad_x(grad: Tensor, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: Tensor) -> Tensor:
     return grad @ interpolate_to(grad.dtype, weight, anchor, mask, float(scale))
 
 
-@_grad_x_in_graph.register_fake
+@_grad_x.register_fake
 def _(grad: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return grad.new_empty(grad.shape[0], weight.shape[1])
 
 
 @torch.library.custom_op("mixout::linear_grad_weight", mutates_args=())
-def _grad_weight_in_graph(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None) -> Tensor:
+def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None) -> Tensor:
     if slope is None or mask.dim() != 1:
         return masked(grad.t() @ x, weight.dtype, mask, None if slope is None else float(slope))
     kept = mask.nonzero().squeeze(1)
     return thin_gradient(grad, x.index_select(1, kept), kept, tuple(weight.shape), weight.dtype, float(slope))
 
 
-@_grad_weight_in_graph.register_fake
+@_grad_weight.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
@@ -66,42 +74,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, anchor, mask, scale, slope = ctx.saved_tensors
-    grad_x = grad_weight = None
-    if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.mixout.linear_grad_x(grad, weight, anchor, mask, scale)
-    if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.mixout.linear_grad_weight(grad, x, weight, mask, slope)
+    grad, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad_x = _grad_x(grad, weight, anchor, mask, scale).view_as(x) if ctx.needs_input_grad[0] else None
+    grad_weight = _grad_weight(grad, rows, weight, mask, slope) if ctx.needs_input_grad[1] else None
     return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None
 
 
-_linear_in_graph.register_autograd(_backward, setup_context=_setup_context)
-
-
-def compiled(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor | None,
-    bias: Tensor | None,
-    mask: Tensor,
-    scale: Tensor,
-    *,
-    gradient: Gradient = "exact",
-) -> Tensor:
-    """As :func:`mixout.ops.linear.sparse` or ``dense``, for use while compiling: one graph for every mask and every p.
-
-    Opaque to the compiler, for which the number of kept columns would be a new shape in each pass, and which takes
-    minutes to fuse the Phi of many layers into one kernel. All of x is kept for backward.
-
-    ``mask`` is M, (in,) of bools for a thin gradient, or of two dimensions, broadcastable to ``weight``. ``scale`` is
-    1 / (1 - p), or 0 at p = 1, as a tensor without dimensions.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> compiled(x, w, u, None, torch.tensor([False, True]), torch.tensor(2.0))  # p = 1/2
-        tensor([[10.]])
-    """
-    slope = {"exact": scale, "paper": torch.ones_like(scale), "dense": None}[gradient]
-    with without_autocast(x.device):
-        rows = x.reshape(-1, x.shape[-1])
-        y: Tensor = torch.ops.mixout.linear(rows, weight, anchor, bias, mask, scale, slope)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+compiled.register_autograd(_backward, setup_context=_setup_context)

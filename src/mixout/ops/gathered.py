@@ -7,11 +7,8 @@
     grad_w[:,K] = s g^T x[:, K]      with kept columns K; or s (g^T x) * M for any other mask
 
 Autograd sees Phi in place of w, and gets w's gradient. Phi itself is kept for backward, not made again: under FSDP2 it
-is a parameter whose memory is freed and filled again in between.
-
-Differentiable twice: x[:, K] enters the function as an input of its own, so that a second derivative reaches x, and in
-``grad_x`` Phi stands for a function of w with the slope s M. The result is no view, so that it may be changed in place;
-FSDP2 warns of modules that return views.
+is a parameter whose memory is freed and filled again in between. Differentiable twice: in ``grad_x`` Phi stands for a
+function of w with the slope s M. The result is no view: FSDP2 warns of modules that return views.
 """
 
 from __future__ import annotations
@@ -23,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout.ops.autocast import without_autocast
 from mixout.ops.linear import masked, thin_gradient
-from mixout.ops.mix import scaled
+from mixout.ops.mix import scaled, without_autocast
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,16 +110,7 @@ def gathered_linear(
 ) -> Tensor:
     """The linear ``y = x Phi^T + b``, whose gradient with respect to ``phi`` is the one with respect to w.
 
-    x is (..., in) and b (out,), both in the dtype to compute in. ``check`` is called with ``draw`` in the backward
-    pass, before ``phi`` is read, and raises if it is another draw's by now.
-
-    Example:
-        >>> x, phi = torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 2.0]], requires_grad=True)
-        >>> mask = torch.tensor([[False, True]])  # p = 1/2, column 1 kept
-        >>> draw = Draw(mask=mask, kept=torch.tensor([1]), scale=2.0, slope=2.0)
-        >>> y = gathered_linear(x, phi, None, draw, lambda draw: None)
-        >>> float(y.detach()), torch.autograd.grad(y, phi)[0]
-        (10.0, tensor([[ 0., 10.]]))
+    ``check`` is called with ``draw`` in the backward pass before ``phi`` is read, and raises if that is another draw's.
     """
     x_kept = None
     if phi.requires_grad and torch.is_grad_enabled():

@@ -9,7 +9,6 @@ arithmetic is plain torch's.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 
@@ -25,7 +24,7 @@ except ImportError:
     triton = None
 
 # Offsets are numbers of 32 bits.
-_LARGEST = 2**31
+LARGEST = 2**31
 # Rows and columns of a tile of Phi, and of the thin gradient: of that a program owns whole rows.
 _PHI = {"ROWS": 16, "COLUMNS": 128}
 _PLACE = {"ROWS": 4, "COLUMNS": 256}
@@ -40,7 +39,7 @@ def available(weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and weight.dim() == 2
         and weight.dtype.itemsize <= 4
-        and weight.numel() < _LARGEST
+        and weight.numel() < LARGEST
         and not torch.is_grad_enabled()
         and not in_functional_transform()
         and _works(weight.device)
@@ -89,16 +88,10 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
     return result
 
 
-def places(columns: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether :func:`place` takes these."""
-    return math.prod(shape) < _LARGEST and available(columns)
-
-
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
-    """A matrix that is 0 except for the columns ``kept``, which are ``scale`` times the rows of ``columns``.
+    """A matrix that is 0 except for the rising columns ``kept``, which are ``scale`` times the rows of ``columns``.
 
-    ``kept`` rises; of an index that is there several times the first row counts. :func:`places` holds for ``columns``,
-    (|K|, out).
+    Of an index that is there several times the first row counts. :func:`available` holds for ``columns``, (|K|, out).
     """
     result = columns.new_empty(shape, dtype=dtype)
     # A program owns whole rows: it clears them, then writes what is kept.

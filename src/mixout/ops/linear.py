@@ -16,12 +16,12 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
 
 All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. In graphs of
 ``torch.compile`` :mod:`mixout.ops.compiled` takes their place on a CPU. All take x (..., in) in the dtype to compute
-in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give (..., out). Gradients are
-``exact``, the derivative of the forward; ``paper``, without the factor s; or, of :func:`dense` alone, ``dense``, g^T x.
+in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give (..., out).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mixout.ops import kernels
-from mixout.ops.autocast import without_autocast
-from mixout.ops.mix import interpolate_to, like, scaled
-from mixout.ops.reference import Gradient
+from mixout.ops.mix import interpolate_to, like, scaled, without_autocast
+from mixout.ops.reference import Gradient, slope_of
 
 # Columns of 16 bits each that a GPU's matrix units load at once.
 _ALIGNED = 8
@@ -41,11 +40,6 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
     """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
 
     ``coefficient`` is s M, (in,), (out, 1), (out, in) or (1,), in the dtype of ``weight``.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> native(x, w, u, None, torch.tensor([0.0, 2.0]))  # p = 1/2, column 1 kept
-        tensor([[10.]])
     """
     phi = weight * coefficient if anchor is None else torch.lerp(like(anchor, weight), weight, coefficient)
     return F.linear(x, phi, bias)
@@ -54,8 +48,7 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
 class _Linear(torch.autograd.Function):
     """Rows of x to rows of y.
 
-    With ``kept``, x_kept = x[:, kept] is an input of its own, so that a second derivative finds its way to x through
-    the indexing; a first one for it is not given here, since that of x is whole.
+    With ``kept``, x_kept = x[:, kept] is an input of its own, so that a second derivative finds its way to x.
     """
 
     generate_vmap_rule = True
@@ -118,13 +111,10 @@ class _Linear(torch.autograd.Function):
 def thin_gradient(
     grad: Tensor, x_kept: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, slope: float
 ) -> Tensor:
-    """The weight's gradient, (out, in): ``slope`` g^T x[:, K] at the places ``kept``, and 0 elsewhere.
-
-    Computed as its transpose, (|K|, out): a product with few rows is faster than one with few columns. An index that
-    ``kept`` holds several times counts once.
-    """
+    """The weight's gradient, (out, in): ``slope`` g^T x[:, K] at ``kept``, where an index counts once; 0 elsewhere."""
+    # As its transpose, (|K|, out): a product with few rows is faster than one with few columns.
     rows = x_kept.t() @ grad
-    if kernels.places(rows, shape):
+    if math.prod(shape) < kernels.LARGEST and kernels.available(rows):
         return kernels.place(rows, kept, shape, dtype, slope)
     columns = rows.t().to(dtype).mul_(slope)
     place = torch.Tensor.index_copy if torch.is_grad_enabled() else torch.Tensor.index_copy_  # vmap knows the former
@@ -153,13 +143,7 @@ def sparse(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> sparse(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
-        tensor([[10.]])
-    """
+    """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u."""
     if weight.is_cuda:
         if x.dtype.itemsize == 2 and len(kept):  # to a multiple of 8, for aligned loads; a repeated index counts once
             kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
@@ -181,11 +165,6 @@ def split(
     """Y as of :func:`sparse`, without Phi, in torch's own operations.
 
     Where w equals u the second product is 0 and y is the anchor's output to the bit.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> split(x, w, u, None, torch.tensor([1]), 2.0)  # p = 1/2, column 1 kept
-        tensor([[10.]])
     """
     kept = kept.to(weight.device, non_blocking=True)
     thin = weight.index_select(1, kept)
@@ -215,15 +194,9 @@ def dense(
     gradient: Gradient = "exact",
     kept: Tensor | None = None,
 ) -> Tensor:
-    """Y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: the columns of the gradient to compute, None for all.
-
-    Example:
-        >>> w, u, x = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[3.0, 5.0]])
-        >>> dense(x, w, u, None, torch.tensor([[False, True]]), 2.0)  # p = 1/2
-        tensor([[10.]])
-    """
+    """Y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: the columns of the gradient to compute, None for all."""
     rows = x.reshape(-1, x.shape[-1])
     x_kept = None if kept is None or not weight.requires_grad else rows.index_select(1, kept)
-    slope = {"exact": scale, "paper": 1.0, "dense": None}[gradient]
+    slope = slope_of(gradient, scale)
     y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])

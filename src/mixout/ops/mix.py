@@ -2,17 +2,23 @@
 
 ``Phi = u + M * scale * (w - u)`` as in :mod:`mixout.ops.reference`. Backward needs M alone, which for input and
 output units is a vector. Differentiable twice, and under ``torch.func``.
+
+Autocast is done by us: the ops cast what they read and keep autocast from casting Phi a second time.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixout.ops import kernels
-from mixout.ops.reference import Gradient
+from mixout.ops.reference import Gradient, slope_of
+
+# A compiled graph cannot ask for these, in some versions of torch.
+_KINDS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "xla")))
 
 
 def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float | Tensor) -> Tensor:
@@ -85,22 +91,32 @@ def mix(
 ) -> Tensor:
     """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``), M (``paper``) or 1 (``dense``).
 
-    Args:
-        weight: w, any shape and floating dtype.
-        anchor: u, like ``weight``, or None for 0.
-        mask: M, broadcastable to ``weight``; bool or floating.
-        scale: 1 / mu, or 0 where mu is 0. A tensor where p is one, in a compiled graph: there autograd derives
-            Phi and the compiler fuses it.
-        gradient: which derivative autograd sees.
-
-    Example:
-        >>> mix(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([True, False]), 2.0)
-        tensor([[2., 0.]])
+    Arguments as of :func:`mixout.ops.reference.mix`; ``anchor`` None stands for 0. ``scale`` is a tensor where p is
+    one, in a compiled graph: there autograd derives Phi and the compiler fuses it.
     """
     if gradient == "dense":
         return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())
     if isinstance(scale, Tensor):
         phi = interpolate(weight, anchor, mask, scale)
         return phi if gradient == "exact" else phi.detach() + mask.to(weight.dtype) * (weight - weight.detach())
-    result: Tensor = _Mix.apply(weight, anchor, mask, scale, scale if gradient == "exact" else 1.0)  # type: ignore[no-untyped-call]
+    result: Tensor = _Mix.apply(weight, anchor, mask, scale, slope_of(gradient, scale))  # type: ignore[no-untyped-call]
     return result
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes a linear of ``x`` in, or None; it leaves float64 alone, and does not know every device."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not _enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which tensors on ``device`` keep their dtypes."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if _enabled(kind) else nullcontext()
+
+
+def _enabled(kind: str) -> bool:
+    known = kind in _KINDS or torch.amp.is_autocast_available(kind)
+    return known and torch.is_autocast_enabled(kind)

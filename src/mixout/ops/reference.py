@@ -20,6 +20,11 @@ Gradient = Literal["exact", "paper", "dense"]
 GRADIENTS: tuple[Gradient, ...] = ("exact", "paper", "dense")
 
 
+def slope_of(gradient: Gradient, scale: float) -> float | None:
+    """What M is multiplied by in the derivative with respect to w; None where that is not masked."""
+    return {"exact": scale, "paper": 1.0, "dense": None}[gradient]
+
+
 def mix(weight: Tensor, anchor: Tensor, mask: Tensor, scale: float, *, gradient: Gradient = "exact") -> Tensor:
     r"""Phi = u + M * scale * (w - u), with ``scale = 1 / mu``.
 

@@ -150,7 +150,7 @@ def read_ended(folder: Path) -> Entry:
         kl_to_base=record.scores.get("kl_to_base"),
         evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
         losses=tuple((entry.step, entry.loss) for entry in record.training),
-        predictions=record.predictions,
+        predictions=() if record.nested else record.predictions,
         dev_size=record.dev_size,
         collapsed=_collapsed(record),
     )
@@ -206,7 +206,7 @@ def _original(scores: Mapping[str, float]) -> float | None:
 
 
 def _collapsed(record: Record) -> bool:
-    if not record.evaluations or record.settings.task_type == CAUSAL:
+    if not record.evaluations or record.settings.task_type == CAUSAL or record.nested:
         return False
     return is_collapsed(
         record.predictions,

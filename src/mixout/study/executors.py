@@ -29,8 +29,8 @@ import torch
 
 from mixout.errors import InputError, MixoutError
 from mixout.finetune.cache import Cache
-from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.folder import unfinished
+from mixout.finetune.record import WriteError, writing
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 

@@ -123,13 +123,13 @@ class Inputs:
 
     def _data(self, settings: Settings) -> tuple[Task | Corpus, str, float | None]:
         """Task, fingerprint, and what a constant answer scores."""
-        columns = (getattr(settings, name) for name in _COLUMNS)
+        columns = (getattr(settings, name) for name in (*_COLUMNS, "multi_label"))
         key = (settings.task, settings.task_type, settings.original, settings.data_dir, settings.metric, *columns)
         if key not in self._tasks:
             task = inputs.load(settings)
             constant = None
             if isinstance(task, Task):
-                constant = chance(task.metric, list(task.dev.label), classes=task.classes)
+                constant = chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
             self._tasks[key] = (task, task.fingerprint(), constant)
         task, data, _ = self._tasks[key]
         if settings.train_size is not None:

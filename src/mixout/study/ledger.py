@@ -33,9 +33,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mixout.errors import InputError
-from mixout.finetune.disk import writing
 from mixout.finetune.folder import CHECKPOINTS
-from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically
+from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
 from mixout.study.analysis.runs import Run
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_ended, read_failed, result_of
 from mixout.study.grid import Planned, text_of

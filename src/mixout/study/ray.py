@@ -14,12 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from mixout.errors import InputError, MixoutError
+from mixout.errors import InputError, MixoutError, needs
 from mixout.finetune.cache import Cache
-from mixout.finetune.disk import WriteError, writing
 from mixout.finetune.environment import NOTE
-from mixout.finetune.extras import needs
-from mixout.finetune.record import RECORD_NAME, write_atomically
+from mixout.finetune.record import RECORD_NAME, WriteError, write_atomically, writing
 from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome, Tell, attempt
 from mixout.study.identity import Inputs
 

@@ -98,7 +98,7 @@ def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> 
 
 
 def _with_texts(data: Data, record: Record) -> Data:
-    if record.settings.task_type == CAUSAL:  # a corpus is not read for three examples
+    if record.settings.task_type == CAUSAL or record.nested:  # a corpus is not read for three examples
         return data
     try:
         dev = load(record.settings).dev

@@ -101,13 +101,3 @@ def test_a_task_is_known_by_its_data_and_not_by_where_it_lay():
     moved = Task(name="m", train=split, dev=small, labels=("x", "y"), metrics=("f1",), metric="f1", source="There.")
     swapped = Task(name="n", train=small, dev=split, labels=("x", "y"), metrics=("f1",), metric="f1", source="Here.")
     assert task.fingerprint() == moved.fingerprint() != swapped.fingerprint()
-
-
-def test_what_does_not_fit_together():
-    with pytest.raises(ValueError, match=r"one length, got \(2, 1, 2\); give one label for each text"):
-        Split(text=("a", "b"), label=(1,))
-    with pytest.raises(ValueError, match=r"one length, got \(1, 1, 2\)"):
-        Split(text=("a",), pair=("a", "b"), label=(1,))
-    split = split_of([1, 1])
-    with pytest.raises(ValueError, match=r"primary metric among \('f1',\), got 'accuracy'; add it"):
-        Task(name="n", train=split, dev=split, labels=None, metrics=("f1",), metric="accuracy", source="")

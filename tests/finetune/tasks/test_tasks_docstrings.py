@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mixout.errors import InputError
+from mixout.finetune import tasks
 from mixout.finetune.metrics import chance
-from mixout.finetune.tasks import docstrings, load_task
+from mixout.finetune.tasks import VERSIONS, load_task
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "docstring_corpus.py"
 
@@ -145,12 +146,10 @@ def test_the_data_are_those_of_the_published_runs(real):
 
 
 def test_every_library_is_named_with_its_licence(script):
-    text = Path(docstrings.__file__).with_name("docstrings.LICENSES.txt").read_text(encoding="utf-8")
-    assert tuple(script.LIBRARIES) == tuple(docstrings.VERSIONS)
+    text = Path(tasks.__file__).with_name("docstrings.LICENSES.txt").read_text(encoding="utf-8")
+    assert tuple(script.LIBRARIES) == tuple(VERSIONS)
     for name, distribution in script.LIBRARIES.items():
-        assert re.search(
-            rf"^={{100}}\n{distribution} {re.escape(docstrings.VERSIONS[name])}\b.*\n={{100}}$", text, re.MULTILINE
-        )
+        assert re.search(rf"^={{100}}\n{distribution} {re.escape(VERSIONS[name])}\b.*\n={{100}}$", text, re.MULTILINE)
     parts = re.split(r"^={100}\n.*\n={100}$", text, flags=re.MULTILINE)[1:]
     assert len(parts) == 8
     assert all(re.search("Redistribution and use|LICENSE AGREEMENT|Apache License", part) for part in parts)
@@ -158,8 +157,8 @@ def test_every_library_is_named_with_its_licence(script):
 
 
 def test_the_package_carries_text_and_licences():
-    shipped = {file.name for file in Path(docstrings.__file__).parent.glob("docstrings.*")}
-    assert shipped == {"docstrings.py", "docstrings.tsv", "docstrings.LICENSES.txt"}
+    shipped = {file.name for file in Path(tasks.__file__).parent.glob("docstrings.*")}
+    assert shipped == {"docstrings.tsv", "docstrings.LICENSES.txt"}
     declared = (SCRIPT.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert '"mixout.finetune.tasks" = ["docstrings.*"]' in declared
 

@@ -7,7 +7,7 @@ import pytest
 
 from mixout.errors import InputError
 from mixout.finetune.tasks import few_sample
-from mixout.finetune.tasks.documents import Corpus, Documents, documents, load
+from mixout.finetune.tasks.documents import Documents, load, read_original
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -27,20 +27,20 @@ def folder(place: Path, train: str, dev: str, ending: str = "txt") -> Path:
 
 def test_blank_lines_part_the_documents_of_a_text_file(tmp_path):
     text = "\ufeff\n\n  def f():\n    pass\r\n\r\n \t\n\nsecond line one  \nline two\n\n\n\u2028third\x0c\n \n\n"
-    found = documents(write(tmp_path / "a.txt", text), "text")
+    found = read_original(write(tmp_path / "a.txt", text), "text")
     # Indentation and blanks within a document stay; U+2028 and form feeds are no line ends.
     assert found == Documents(text=("  def f():\n    pass", "second line one  \nline two", "\u2028third\x0c"))
 
 
 def test_rows_hold_documents_or_prompts_with_completions(tmp_path):
     plain = write(tmp_path / "a.jsonl", lines({"text": "one\n\ntwo", "id": 3}, {"text": " three"}))
-    assert documents(plain, "text") == Documents(text=("one\n\ntwo", " three"))
+    assert read_original(plain, "text") == Documents(text=("one\n\ntwo", " three"))
     named = write(tmp_path / "b.csv", 'body,more\n"x, y",1\nz,2\n')
-    assert documents(named, "body") == Documents(text=("x, y", "z"))
+    assert read_original(named, "body") == Documents(text=("x, y", "z"))
     pairs = write(
         tmp_path / "c.jsonl", lines({"completion": "4", "prompt": "2+2="}, {"prompt": "q ", "completion": "a"})
     )
-    assert documents(pairs, "text") == Documents(text=("4", "a"), prompt=("2+2=", "q "))
+    assert read_original(pairs, "text") == Documents(text=("4", "a"), prompt=("2+2=", "q "))
 
 
 def test_a_folder_and_the_text_of_the_original_domain(tmp_path):
@@ -115,12 +115,6 @@ def test_bad_folders_originals_and_metrics(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             load(place, original=None, column="text", metric=metric)
-    with pytest.raises(ValueError, match="primary metric"):
-        Corpus(
-            name="c", train=Documents(text=("a",)), dev=Documents(text=("a",)), original=None, metric="loss", source=""
-        )
-    with pytest.raises(ValueError, match="a prompt for each text"):
-        Documents(text=("a", "b"), prompt=("c",))
     for original in (tmp_path, tmp_path / "none.txt"):
         with pytest.raises(InputError, match="expected original as a file"):
             load(place, original=original, column="text", metric=None)

@@ -251,7 +251,7 @@ def test_single_files_that_cannot_be_used(tmp_path):
         ),
         ('["a", 1]\n', r"data.jsonl, line 1: expected a JSON object, got list; write"),
         ('{"text": "a", "label": 1}\n{"text": "b"}\n', r"data.jsonl, line 2: expected a label .* got an empty cell"),
-        ('{"text": "a", "label": [1]}\n', r"data.jsonl, line 1: expected a label .* got \[1\]"),
+        ('{"text": "a", "label": {"a": 1}}\n', r"data.jsonl, line 1: expected a label .* got \{'a': 1\}"),
         ('{"text": 5, "label": 1}\n', r"data.jsonl, line 1: expected text in column 'text', got 5;"),
         ('{"text": null, "label": 1}\n', r"data.jsonl, line 1: expected text in column 'text', got an empty cell"),
         (

@@ -238,5 +238,5 @@ def test_options(tmp_path):
     assert load_task("RTE", data_dir=str(tmp_path), columns=Columns()).metric == "accuracy"
     with pytest.raises(InputError, match=r"labels that are classes, got 'spearman'"):
         load_task("RTE", data_dir=tmp_path, metric="spearman")
-    with pytest.raises(InputError, match=r"column names only with files of your own, got them with the task 'RTE'"):
+    with pytest.raises(InputError, match=r"names and kinds of labels only with files of your own, got them .* 'RTE'"):
         load_task("RTE", data_dir=tmp_path, columns=Columns(text="sentence1"))

@@ -92,7 +92,7 @@ def test_conversations_go_through_the_chat_template(tmp_path, tiny_llama):
     chats = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": "yes"}] for n in range(9)]
     file = tmp_path / "chats.jsonl"
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    part = documents.documents(file, "messages")
+    part = documents.read_original(file, "messages")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama)
     with pytest.raises(InputError, match="chat template"):
         causal.encode(part, tokenizer, 64)
@@ -103,7 +103,7 @@ def test_conversations_go_through_the_chat_template(tmp_path, tiny_llama):
     assert part.fingerprint() != documents.Documents(text=part.text).fingerprint()
     file.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": ["a"]}\n')
     with pytest.raises(InputError, match="line 2: expected a conversation"):
-        documents.documents(file, "messages")
+        documents.read_original(file, "messages")
 
 
 def test_a_language_model_task_may_be_a_name_of_the_hub():

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mixout._names import count
 from mixout.cli.lines import aligned
 from mixout.cli.study.declared import asked, check_no_file, command, declared, known
 from mixout.errors import InputError
@@ -16,7 +17,7 @@ from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import smallest_p
-from mixout.study.analysis.words import count, in_words
+from mixout.study.analysis.words import in_words
 from mixout.study.asked import wanted
 from mixout.study.grid import Planned, Study, text_of
 from mixout.study.identity import PLACES, WATCHED

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import count
 from mixout.cli.lines import Lines
-from mixout.errors import InputError
-from mixout.finetune.disk import WriteError, writing
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
+from mixout.finetune.record import WriteError, writing
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
@@ -50,7 +50,7 @@ def export(args: argparse.Namespace) -> int:
                 import pyarrow  # noqa: F401  without it pandas refuses, and in other words
             pandas.DataFrame(rows).to_parquet(whole, index=False)
         whole.replace(path)
-        return f"{len(rows)} runs in {path}"
+        return f"{count(len(rows), 'run')} in {path}"
 
     return _written(write, path.parent, "--output")
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import count
 from mixout.cli.lines import Lines
 from mixout.cli.study.declared import asked, command, declared, known
 from mixout.errors import InputError
-from mixout.finetune.disk import WriteError
+from mixout.finetune.record import WriteError
 from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.restarts import reached
 from mixout.study.asked import wanted
@@ -84,9 +85,9 @@ def guarded(work: Callable[[Report], int], place: str | Path) -> int:
 
 def _ended(tally: Tally, args: argparse.Namespace, runs: Sequence[Planned] = ()) -> int:
     """Say what was done; 1 where a run of the study has failed, now or before."""
-    print(f"{tally.ran} runs in this call, {tally.failed} of them failed; ledger {args.ledger}")
+    print(f"{count(tally.ran, 'run')} in this call, {tally.failed} of them failed; ledger {args.ledger}")
     if tally.elsewhere:
-        print(f"{tally.elsewhere} runs are made by another process; call it again when that has ended")
+        print(f"{count(tally.elsewhere, 'run')} left to another process; call it again when that has ended")
     failed = max(tally.failed, len(missing(runs, Ledger(args.ledger).read(), again=True)))
     if failed:
         print(f"{failed} failed; why: {command('status', args)}; again: {command('retry', args)}", file=sys.stderr)
@@ -116,7 +117,8 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
 
 
 def _said(c: Comparison, look: int, enough: bool | None) -> str:
-    head = f"look {look} of {c.looks}: {c.label} against {c.baseline} on {c.task}, {min(c.n, c.n_baseline)} restarts"
+    restarts = count(min(c.n, c.n_baseline), "restart")
+    head = f"look {look} of {c.looks}: {c.label} against {c.baseline} on {c.task}, {restarts}"
     failed = f", {c.failed} and {c.baseline_failed} failed; of the others" if c.some_failed else ""
     if c.level_difference is None or c.low is None or c.high is None:
         return f"{head}: {c.difference * c.points:+.1f} points{failed}, no interval yet"

@@ -9,17 +9,16 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
     """Texts in a fixed order; other columns are tuples of the same length, or None."""
 
-    text: tuple[str, ...]
+    text: tuple[Any, ...]  # str, or where words have tags a tuple of words
 
     def __len__(self) -> int:
         return len(self.text)
@@ -40,10 +39,10 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Texts):
-    """Labelled texts: class numbers, or the values of a regression, which are floats; maybe with a second text each.
+    """Labelled texts, maybe with a second text each.
 
-    Raises:
-        ValueError: the lengths differ.
+    Labels are numbers of classes; the values of a regression, which are floats; or tuples: for each class 1 or 0, where
+    a text has several, or the number of each word's tag, where it is a tuple of words.
 
     Example:
         >>> split = Split(text=("good", "bad", "fine"), label=(1, 0, 1))
@@ -52,14 +51,7 @@ class Split(Texts):
     """
 
     pair: tuple[str, ...] | None = None
-    label: tuple[int, ...] | tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        lengths = (len(self.text), len(self.label), len(self.text if self.pair is None else self.pair))
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                f"expected text, label and pair of one length, got {lengths}; give one label for each text"
-            )
+    label: tuple[Any, ...]
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of the content: texts, pairs, labels and their order."""
@@ -68,11 +60,7 @@ class Split(Texts):
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set with its metrics.
-
-    Raises:
-        ValueError: ``metric`` is not among ``metrics``.
-    """
+    """A data set with its metrics."""
 
     name: str
     train: Split
@@ -81,16 +69,33 @@ class Task:
     metrics: tuple[str, ...]  # everything that is reported
     metric: str  # by which runs are compared
     source: str  # one sentence on where the data came from
+    separator: str = ""  # of several labels in a cell
     original: tuple[str, ...] = ()  # text that the model knew before, to see how far it moved there
-
-    def __post_init__(self) -> None:
-        if self.metric not in self.metrics:
-            raise ValueError(f"expected the primary metric among {self.metrics}, got {self.metric!r}; add it")
 
     @property
     def classes(self) -> int | None:
         """Number of classes, also of those that a split lacks; None for a regression."""
         return None if self.labels is None else len(self.labels)
+
+    @property
+    def kind(self) -> Literal["classes", "values", "labels", "tags"]:
+        """What is learned: one class a row, a value, several labels a row (multi-label), or a tag a word."""
+        if self.labels is None:
+            return "values"
+        if not isinstance(self.train.label[0], tuple):
+            return "classes"
+        return "tags" if isinstance(self.train.text[0], tuple) else "labels"
+
+    @property
+    def tags(self) -> tuple[str, ...] | None:
+        """The names of the classes, where these are tags of words."""
+        return self.labels if self.kind == "tags" else None
+
+    def of_row(self, label: Any) -> tuple[int, ...]:  # noqa: ANN401
+        """The numbers of the classes that a row's label holds: one, several, or one for each word; of a value none."""
+        if self.kind == "labels":
+            return tuple(number for number, has in enumerate(label) if has)
+        return label if self.kind == "tags" else () if self.labels is None else (label,)
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
@@ -105,7 +110,7 @@ T = TypeVar("T", bound=Texts)
 def few_sample(part: T, size: int, seed: int) -> T:
     """Draw a subset in which every class keeps its share, and no class is lost.
 
-    Values and documents have no classes: they are drawn uniformly. The generator is numpy's, of this call alone;
+    Values, documents and rows with several labels are drawn uniformly. The generator is numpy's, of this call alone;
     torch's global one is not touched. Rows keep their order.
 
     Raises:
@@ -118,9 +123,9 @@ def few_sample(part: T, size: int, seed: int) -> T:
     """
     with needs("hf", "few-sample subsets"):
         import numpy as np
-    members: dict[float, list[int]] = {}
-    for index, label in enumerate(getattr(part, "label", [0.0] * len(part))):
-        members.setdefault(0.0 if isinstance(label, float) else label, []).append(index)
+    members: dict[Any, list[int]] = {}
+    for index, label in enumerate(getattr(part, "label", [0] * len(part))):
+        members.setdefault(label if isinstance(label, int) else 0, []).append(index)
     if not len(members) <= size <= len(part):
         kind = "examples (every class must be present)" if isinstance(part, Split) else "documents"
         raise InputError(

@@ -19,7 +19,8 @@ from pathlib import Path
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.tasks.base import Texts, digest_of
-from mixout.finetune.tasks.files import halves, read_splits, short_name, texts_in
+from mixout.finetune.tasks.cells import texts_in
+from mixout.finetune.tasks.files import halves, read_splits, short_name
 from mixout.finetune.tasks.tables import READERS, Table, read, read_text
 
 ENDINGS = (".txt", *READERS)
@@ -32,9 +33,6 @@ PROMPT, COMPLETION = "prompt", "completion"
 class Documents(Texts):
     """Texts to be predicted, each maybe after a prompt that is not; or conversations, as JSON, for a chat template.
 
-    Raises:
-        ValueError: the lengths differ.
-
     Example:
         >>> Documents(text=("4", "9"), prompt=("2 + 2 = ", "3 * 3 = ")).select([1])
         Documents(text=('9',), prompt=('3 * 3 = ',), chat=False)
@@ -43,12 +41,6 @@ class Documents(Texts):
     prompt: tuple[str, ...] | None = None
     chat: bool = False
 
-    def __post_init__(self) -> None:
-        if self.prompt is not None and len(self.prompt) != len(self.text):
-            raise ValueError(
-                f"expected a prompt for each text, got {len(self.prompt)} for {len(self.text)}; use '' for none"
-            )
-
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of the content and its order."""
         return digest_of([self.text, self.prompt, *["chat"][: self.chat]])
@@ -56,11 +48,7 @@ class Documents(Texts):
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What a causal language model is trained and judged on: the counterpart of a ``Task``.
-
-    Raises:
-        ValueError: ``metric`` cannot be had.
-    """
+    """What a causal language model is trained and judged on: the counterpart of a ``Task``."""
 
     name: str
     train: Documents
@@ -70,11 +58,7 @@ class Corpus:
     source: str  # one sentence on where the text came from
 
     # It has no classes.
-    labels = None
-
-    def __post_init__(self) -> None:
-        if self.metric not in self.metrics:
-            raise ValueError(f"expected the primary metric among {self.metrics}, got {self.metric!r}")
+    labels, tags, kind = None, None, "text"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -94,7 +78,13 @@ def load(path: str | Path, *, original: Path | None, column: str, metric: str | 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
     """
-    _check_metric(metric, original)
+    if metric not in (None, *METRICS):
+        raise InputError(
+            f"expected a metric of {', '.join(METRICS)} for a causal language model, got {metric!r}"
+            f"{nearest(str(metric), METRICS)}; runs are compared by scores of which higher is better"
+        )
+    if metric == METRICS[1] and original is None:
+        raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
     tables, source = read_splits(path, endings=ENDINGS, reader=partial(_read, column=column))
     parts = [_of_table(table, column) for table in tables]
     if len(parts) == 1:
@@ -113,14 +103,9 @@ def load(path: str | Path, *, original: Path | None, column: str, metric: str | 
 
 
 def read_original(file: Path, column: str) -> Documents:
-    """Read text of the domain that a model knew before; InputError if there is no such file."""
+    """Read text that a model knew before; InputError if there is no such file, or a row lacks its text."""
     if not file.is_file():
         raise InputError(f"expected original as a file with text that exists, got {os.fspath(file)!r}")
-    return documents(file, column)
-
-
-def documents(file: Path, column: str) -> Documents:
-    """Read one file; InputError if it cannot be read, is empty, or a row lacks its text."""
     return _of_table(_read(file, column), column)
 
 
@@ -144,25 +129,13 @@ def _of_table(table: Table, column: str) -> Documents:
     table.require([PROMPT, COMPLETION] if paired else [column], "rename a column, or name yours with --text-column")
     if not paired and any(isinstance(cell, list) for cell in table.columns[column]):
         cells = table.columns[column]
-        good = map(_is_conversation, cells)
+        good = (
+            isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
+            for cell in cells
+        )
         expected = f'a conversation in column {column!r}, [{{"role": ..., "content": ...}}, ...]'
         table.check(good, cells, expected, "correct or remove the row")
         return Documents(text=tuple(json.dumps(cell) for cell in cells), chat=True)
     if not paired:
         return Documents(text=texts_in(table, column))
     return Documents(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
-
-
-def _is_conversation(cell: object) -> bool:
-    """Whether a cell holds messages as chat templates take them."""
-    return isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
-
-
-def _check_metric(metric: str | None, original: Path | None) -> None:
-    if metric not in (None, *METRICS):
-        raise InputError(
-            f"expected a metric of {', '.join(METRICS)} for a causal language model, got {metric!r}"
-            f"{nearest(str(metric), METRICS)}; runs are compared by scores of which higher is better"
-        )
-    if metric == METRICS[1] and original is None:
-        raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")

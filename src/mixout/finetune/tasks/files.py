@@ -1,9 +1,8 @@
-"""A task from the user's own CSV, TSV, JSONL or Parquet files.
+"""A task from the user's own CSV, TSV, JSONL, Parquet or CoNLL files.
 
 A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of its
 text, so that a text never stands on both sides and the split never moves. Everything is checked before a task
-exists. Labels are classes, unless a correlation is asked for or all training labels are numbers and one has a
-fractional part: then it is a regression. It neither repairs nor skips rows.
+exists.
 
 A data set of the hub, or in a folder that ``datasets`` can read: ``name`` trains on the split "train" and is judged on
 "validation"; without one, a fifth of the training rows is held out, as for a single file. ``name:split`` takes one
@@ -16,39 +15,20 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixout.errors import InputError
+from mixout.errors import InputError, needs
 from mixout.finetune import metrics
-from mixout.finetune.extras import needs
-from mixout.finetune.tasks.base import Split, Task
-from mixout.finetune.tasks.tables import READERS, Table, is_empty, number, read
+from mixout.finetune.tasks.base import Task
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR, Columns, are_values, checked, in_order, separator_of, split_of
+from mixout.finetune.tasks.tables import READERS, Table, number, read
 
-OPTIONAL_PAIR = "text_pair"
 # Such as imdb, stanfordnlp/imdb, org/name:train[:1000] and org/name:train,test.
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which columns to read.
-
-    Raises:
-        InputError: a name is empty or occurs twice.
-    """
-
-    text: str = "text"
-    pair: str | None = None  # the second text, which must be there; None: "text_pair", where the files have it
-    label: str = "label"
-
-    def __post_init__(self) -> None:
-        names = (self.text, OPTIONAL_PAIR if self.pair is None else self.pair, self.label)
-        if len(set(names)) < len(names) or not all(names):
-            raise InputError(f"expected three different column names, got {names}; name each column once")
 
 
 def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
@@ -65,26 +45,36 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     """Make a task of a training and a dev table, or of one that is split."""
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
-    tables = [_checked(table, columns, pair) for table in tables]
+    cells = tables[0].columns.get(columns.label, ())
+    if columns.holds == "label" and any(isinstance(cell, list) for cell in cells):
+        columns = replace(columns, holds="labels")
+    separator = separator_of(cells) if columns.holds == "labels" else ""
+    tables = [checked(table, columns, pair, separator) for table in tables]
     if len(tables) == 1:
         tables = [tables[0].take(rows) for rows in halves(tables[0].name, tables[0].columns["text"], "texts")]
     train, dev = tables
-    labels = [str(label) for label in train.columns["label"]]
+    known: Sequence[str]
+    rows: Sequence[Any] = train.columns["label"]
+    labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
     asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
-    regression = asked or _has_scores(labels)
-    known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
-    chosen = metric or ("spearman" if regression else "accuracy")
-    metrics.check(chosen, regression=regression)
-    train.check_varied(labels)
-    names = None if regression else _classes(labels)
+    regression = columns.holds == "label" and (asked or are_values(labels))
+    names = None if regression else in_order(labels)
+    if columns.holds == "label":
+        known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
+    else:
+        known = metrics.MULTI_LABEL if columns.holds == "labels" else metrics.of_tags(names or ())
+    chosen = metric or ("spearman" if regression else known[0])
+    metrics.check(chosen, known)
+    train.check_varied(labels if columns.holds == "tags" else rows)
     return Task(
         name=name,
-        train=_split(train, names, len(labels)),
-        dev=_split(dev, names, len(labels)),
+        train=split_of(train, names, len(rows)),
+        dev=split_of(dev, names, len(rows)),
         labels=names,
         metrics=(chosen, *(name for name in known if name != chosen)),
         metric=chosen,
         source=source,
+        separator=separator,
     )
 
 
@@ -168,14 +158,6 @@ def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], li
     return train, dev
 
 
-def texts_in(table: Table, column: str) -> tuple[str, ...]:
-    """A column in which every cell must hold text; InputError where one does not."""
-    cells = table.columns[column]
-    good = (isinstance(cell, str) and not is_empty(cell) for cell in cells)
-    table.check(good, cells, f"text in column {column!r}", "fill or remove the row")
-    return tuple(map(str, cells))
-
-
 def is_hub_name(task: str) -> bool:
     """Whether a task that is no file may be a data set of the hub."""
     ending = task.lower().endswith((".txt", *READERS))
@@ -216,71 +198,15 @@ def from_hub(task: str) -> tuple[list[Table], str]:
 def _from_hub(name: str, part: Any) -> Table:  # noqa: ANN401  a datasets.Dataset
     columns = {column: part[column][:] for column in part.column_names}
     for column, feature in part.features.items():
-        if hasattr(feature, "int2str"):
-            columns[column] = [
-                feature.int2str(one) if one is not None and one >= 0 else None for one in columns[column]
-            ]
+        inner = getattr(feature, "feature", feature)  # of a list
+        if hasattr(inner, "int2str"):
+            columns[column] = [_named(one, inner) for one in columns[column]]
     if not len(part):
         raise InputError(f"{name}: expected at least one row, got none; choose another split")
     return Table(name=name, columns=columns, lines=range(1, len(part) + 1), unit="row")
 
 
-def _checked(table: Table, columns: Columns, pair: str | None) -> Table:
-    """Return the columns text, label and, where there are second texts, pair; every cell is text and none is empty."""
-    names = [columns.text, *([] if pair is None else [pair]), columns.label]
-    table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
-    cells = table.columns[columns.label]
-    labels = [spelled(cell) for cell in cells]
-    found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
-    expected = f"a label (text or a number) in column {columns.label!r}"
-    table.check([label != "" for label in labels], cells, expected, "fill or remove the row")
-    return replace(table, columns={**found, "label": labels})
-
-
-def spelled(cell: object) -> str:
-    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Nothing where there is none."""
-    text = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
-    value = number(text)
-    if value is not None and value.is_integer() and "." in text:
-        return str(int(value))
-    return "" if text.lower() == "nan" else text
-
-
-def _has_scores(labels: Sequence[str]) -> bool:
-    """Whether the labels are values rather than classes.
-
-    A slip among values must not turn thousands of them into classes: where more than half of the labels are
-    numbers, and one has a fractional part, the rest is taken to be a mistake.
-    """
-    numbers = [value for label in labels if (value := number(label)) is not None]
-    return any(not value.is_integer() for value in numbers) and 2 * len(numbers) > len(labels)
-
-
-def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    """Sort the labels: by value where all are numbers, so that 10 comes after 9, else as text."""
-    names = sorted(set(labels))
-    values = {name: value for name in names if (value := number(name)) is not None}
-    return tuple(sorted(names, key=values.__getitem__) if len(values) == len(names) else names)
-
-
-def _split(table: Table, names: tuple[str, ...] | None, train_size: int) -> Split:
-    """Turn labels into values, or into numbers of classes."""
-    labels = [str(label) for label in table.columns["label"]]
-    if names is None:
-        values = [number(label) for label in labels]
-        good = (value is not None for value in values)
-        table.check(good, labels, "a number as label (regression)", "correct or remove the row")
-        label: tuple[float, ...] = tuple(value for value in values if value is not None)
-    else:
-        numbers = {name: index for index, name in enumerate(names)}
-        known = ", ".join([*names[:20], *["..."][: len(names) - 20]])
-        remedy = "correct it, or give training rows with it"
-        if 2 * len(names) > train_size > 20:
-            remedy = f"{train_size} training rows have {len(names)} labels: name another column with --label-column"
-        good = (label in numbers for label in labels)
-        table.check(good, labels, f"a label that also occurs in the training rows ({known})", remedy)
-        label = tuple(numbers[name] for name in labels)
-    pair = table.columns.get("pair")
-    return Split(
-        text=tuple(map(str, table.columns["text"])), pair=None if pair is None else tuple(map(str, pair)), label=label
-    )
+def _named(number: Any, classes: Any) -> Any:  # noqa: ANN401
+    if isinstance(number, list):
+        return [_named(one, classes) for one in number]
+    return classes.int2str(number) if number is not None and number >= 0 else None

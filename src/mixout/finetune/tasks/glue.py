@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 from mixout.finetune.tasks.base import Split, Task
 from mixout.finetune.tasks.tables import Table, is_empty, number, read_tsv
 
@@ -81,7 +80,7 @@ def load(key: str, *, data_dir: str | Path | None) -> Task:
         MissingExtraError: the hub is asked for and ``datasets`` is not installed.
     """
     layout = LAYOUTS[key]
-    train, dev = _from_hub(key) if data_dir is None else _from_folder(key, Path(data_dir))
+    train, dev = _from_hub(key, layout) if data_dir is None else _from_folder(key, layout, Path(data_dir))
     origin = f"the hub data set {HUB} ({key})" if data_dir is None else "TSV files in GLUE's usual layout"
     return Task(
         name=layout.name,
@@ -99,12 +98,11 @@ def key_of(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def _from_folder(key: str, data_dir: Path) -> tuple[Split, Split]:
+def _from_folder(key: str, layout: Layout, data_dir: Path) -> tuple[Split, Split]:
     if not data_dir.is_dir():
         raise InputError(f"expected a folder of TSV files, got {str(data_dir)!r}, which is none; check --data-dir")
     inner = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and key_of(path.name) == key]
     folder = inner[0] if inner else data_dir
-    layout = LAYOUTS[key]
     train, dev = "train.tsv", f"dev{layout.matched}.tsv"
     missing = [name for name in (train, dev) if not (folder / name).is_file()]
     if missing:
@@ -119,7 +117,6 @@ def _from_folder(key: str, data_dir: Path) -> tuple[Split, Split]:
 
 
 def _split(layout: Layout, table: Table) -> Split:
-    """Pick a task's columns out of a TSV file."""
     again = f"is this {layout.name} in GLUE's own layout?"
     table.require(layout.columns, again)
     *texts, cells = (table.columns[name] for name in layout.columns)
@@ -143,7 +140,7 @@ def _texts(columns: Sequence[Sequence[object]], label: tuple[int | float, ...]) 
     return Split(text=text, pair=pair[0] if pair else None, label=label)
 
 
-def _from_hub(key: str) -> tuple[Split, Split]:
+def _from_hub(key: str, layout: Layout) -> tuple[Split, Split]:
     with needs("data", "GLUE from the hub"):
         import datasets
     try:
@@ -154,10 +151,9 @@ def _from_hub(key: str) -> tuple[Split, Split]:
             f"expected the data set {HUB} ({key}) from the hub, got: {error}; "
             "check the connection, or give a directory of GLUE's TSV files with --data-dir"
         ) from error
-    return _columns(key, splits["train"]), _columns(key, splits[f"validation{LAYOUTS[key].matched}"])
-
-
-def _columns(key: str, split: Mapping[str, Sequence[str] | Sequence[int]]) -> Split:
-    layout = LAYOUTS[key]
     kind = float if layout.labels is None else int
-    return _texts([split[name] for name in layout.texts], tuple(kind(cell) for cell in split["label"]))
+    train, dev = (
+        _texts([split[name] for name in layout.texts], tuple(kind(cell) for cell in split["label"]))
+        for split in (splits["train"], splits[f"validation{layout.matched}"])
+    )
+    return train, dev

@@ -13,10 +13,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from mixout.errors import InputError
-from mixout.finetune.extras import needs
+from mixout.errors import InputError, needs
 
 _NAMED = 5  # so many rows are named by a message about many
 
@@ -164,6 +164,22 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
             yield from _flat(value, f"{prefix}{key}.")
 
 
+def read_conll(path: Path) -> Table:
+    """Read a word a line, its tag in the last column, sentences apart by blank lines: lists in the columns text, label.
+
+    Lines of ``-DOCSTART-`` are left out.
+    """
+    rows = [(number, line.split()) for number, line in enumerate(read_text(path).split("\n"), 1)]
+    apart = groupby(rows, lambda row: bool(row[1]) and row[1][0] != "-DOCSTART-")
+    sentences = [list(sentence) for has_words, sentence in apart if has_words]
+    short = next((number for sentence in sentences for number, cells in sentence if len(cells) < 2), None)
+    if short is not None or not sentences:
+        raise InputError(f"{path.name}, line {short or 1}: expected a word and its tag, got something else")
+    words, tags = ([[cells[at] for _, cells in sentence] for sentence in sentences] for at in (0, -1))
+    lines = [sentence[0][0] for sentence in sentences]
+    return Table(name=path.name, columns={"text": words, "label": tags}, lines=lines)
+
+
 def read_parquet(path: Path) -> Table:
     """Read a Parquet file."""
     with needs("data", "Parquet files"):
@@ -202,6 +218,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".jsonl": read_jsonl,
+    ".conll": read_conll,
     ".parquet": read_parquet,
 }
 

@@ -13,23 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import mixout
 from mixout.disabling import check_policy
-from mixout.errors import AnchorMismatchError, MissingExtraError, MixoutError, missing_module
-from mixout.integrations.logs import measures
+from mixout.errors import AnchorMismatchError, MixoutError
+from mixout.integrations import measures
 from mixout.record import applied_to, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
-
-try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.trainer_callback import ExportableState
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-except ModuleNotFoundError as error:
-    raise MissingExtraError(
-        f'expected transformers to be installed, got no {missing_module(error)!r}; run: pip install "mixout[hf]"'
-    ) from error
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -57,7 +51,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
-        log: add what :func:`mixout.integrations.logs.measures` finds after the step just done to each log of the
+        log: add what :func:`mixout.integrations.measures` finds after the step just done to each log of the
             training loss. It reads all anchored weights.
 
     Raises:
@@ -162,7 +156,7 @@ def _with_anchors(saved: dict[str, Any], state: TrainerState, folder: Path) -> d
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
-    """Give ``trainer`` an :class:`MixoutCallback` that comes before its loggers, so that each gets what it logs.
+    """Give ``trainer`` a :class:`MixoutCallback` that comes before its loggers, so that each gets what it logs.
 
     Args:
         trainer: a Trainer of transformers, TRL or sentence-transformers, before ``train()``.
@@ -177,7 +171,7 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
     """
     callbacks = trainer.callback_handler.callbacks
     if any(isinstance(callback, MixoutCallback) for callback in callbacks):
-        raise MixoutError("expected a trainer without an MixoutCallback, got one with it; leave out one of the two")
+        raise MixoutError("expected a trainer without a MixoutCallback, got one with it; leave out one of the two")
     callback = MixoutCallback(schedule=schedule, log=log)
     callbacks.insert(0, callback)
     return callback

@@ -45,14 +45,14 @@ class HeadFirst(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
-        if _before(state, self.epochs):
+        if (state.epoch or 0.0) < self.epochs:
             self._freeze(kwargs["model"])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Thaw when it is time."""
-        if not _before(state, self.epochs):
+        if (state.epoch or 0.0) >= self.epochs:
             self._thaw.close()
 
     def on_train_end(
@@ -72,10 +72,6 @@ class HeadFirst(TrainerCallback):
             if name not in new and one.requires_grad:
                 self._thaw.callback(one.requires_grad_, True)
                 one.requires_grad_(False)
-
-
-def _before(state: TrainerState, epochs: float) -> bool:
-    return (state.epoch or 0.0) < epochs
 
 
 def _outside_body(model: nn.Module) -> set[str]:

@@ -12,16 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from mixout.errors import MissingExtraError, missing_module
 from mixout.selection import Selection, WhereLike, resolve
-
-try:
-    from transformers import PreTrainedModel
-except ModuleNotFoundError as error:
-    raise MissingExtraError(
-        f'expected transformers to be installed, got no {missing_module(error)!r}; run: pip install "mixout[hf]"'
-    ) from error
 
 
 def from_pretrained(kind: Any, name: str | Path, **options: Any) -> tuple[PreTrainedModel, frozenset[str]]:

@@ -1,6 +1,6 @@
 """From runs to numbers and plain sentences. It reads results, never runs anything and never draws."""
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 
 with needs("hf", "the analysis of studies"):
     import scipy as scipy

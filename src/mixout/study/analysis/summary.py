@@ -12,13 +12,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from mixout._names import count
 from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, front, sweeps
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import PILOT, Power, detectable, fewest_restarts, plan, restarts_needed, spread_of
 from mixout.study.analysis.runs import Placed, Run, by_cell, place
 from mixout.study.analysis.stats import SMALLEST
-from mixout.study.analysis.words import count, percent_of, rounded
+from mixout.study.analysis.words import percent_of, rounded
 
 _FORMAT = 5
 _CHEAPER = 0.9  # of the training time: less than that is worth a word

@@ -47,11 +47,6 @@ def in_points(points: float) -> str:
     return f"{points:g} point{'' if points == 1 else 's'}"
 
 
-def count(quantity: int, noun: str) -> str:
-    """A number and what is counted, such as ``1,200 runs``."""
-    return f"{quantity:,} {noun}{'' if quantity == 1 else 's'}"
-
-
 def in_words(seconds: float) -> str:
     """A duration for people.
 

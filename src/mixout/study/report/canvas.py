@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 from mixout.study.report.theme import INK, PAPER, TEXT, WIDTH, Look, style
 
 with needs("demo", "figures"):

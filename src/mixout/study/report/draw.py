@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 from mixout.study.report.canvas import MANY, Dot, Panel
 from mixout.study.report.theme import INK, MUTED, PAPER, RULE, SMALL, TEXT, Look
 

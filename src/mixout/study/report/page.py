@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 from mixout.study.report.canvas import pictures, swatch
 
 with needs("demo", "the report"):

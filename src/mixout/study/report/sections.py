@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from mixout._names import count
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run, by_cell, if_one
 from mixout.study.analysis.summary import Summary
-from mixout.study.analysis.words import Scores, count, number
+from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, compared, tables
 from mixout.study.report.canvas import Chart
 from mixout.study.report.charts import Runs

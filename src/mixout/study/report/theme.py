@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mixout.finetune.extras import needs
+from mixout.errors import needs
 from mixout.study.analysis.across import split_p
 from mixout.study.analysis.runs import Placed
 

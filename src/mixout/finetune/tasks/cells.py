@@ -1,0 +1,167 @@
+"""The cells of a table become texts and labels: classes, values, several labels a row, or words and their tags.
+
+Labels are classes, unless a correlation is asked for or all training labels are numbers and one has a fractional part:
+then they are values. It neither repairs nor skips rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from mixout.errors import InputError
+from mixout.finetune.tasks.base import Split
+from mixout.finetune.tasks.tables import Table, is_empty, number
+
+OPTIONAL_PAIR = "text_pair"
+SEPARATORS = (",", ";", "|", "+", "/")  # of several labels in a cell; else blanks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns to read.
+
+    Raises:
+        InputError: a name is empty or occurs twice.
+    """
+
+    text: str = "text"
+    pair: str | None = None  # the second text, which must be there; None: "text_pair", where the files have it
+    label: str = "label"
+    holds: Literal["label", "labels", "tags"] = "label"  # a cell of it; a list holds several labels in any case
+
+    def __post_init__(self) -> None:
+        names = (self.text, OPTIONAL_PAIR if self.pair is None else self.pair, self.label)
+        if len(set(names)) < len(names) or not all(names):
+            raise InputError(f"expected three different column names, got {names}; name each column once")
+
+
+def checked(table: Table, columns: Columns, pair: str | None, separator: str) -> Table:
+    """Return the columns text, label and, where there are second texts, pair; no cell is empty.
+
+    Labels are text; several, or the tags of a text that is a tuple of words, are tuples of it.
+    """
+    names = [columns.text, *([] if pair is None else [pair]), columns.label]
+    table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
+    cells = table.columns[columns.label]
+    if columns.holds == "tags":
+        words = words_in(table, columns.text)
+        tags = [tuple(map(spelled, cell)) if isinstance(cell, list) else () for cell in cells]
+        good = [len(of) == len(text) and "" not in of for of, text in zip(tags, words, strict=True)]
+        table.check(good, cells, f"a list in column {columns.label!r} with a tag for each word", "correct the row")
+        return replace(table, columns={"text": words, "label": tags})
+    if any(isinstance(cell, list) for cell in table.columns[columns.text]):
+        raise InputError(
+            f"{table.name}: expected text in column {columns.text!r}, got lists; words with tags need --task-type "
+            "token-classification"
+        )
+    found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
+    labels: list[Any] = [several(cell, separator) if columns.holds == "labels" else spelled(cell) for cell in cells]
+    expected, remedy = f"a label (text or a number) in column {columns.label!r}", "fill or remove the row"
+    if columns.holds == "labels":
+        expected, remedy = f"labels in column {columns.label!r}", "fill the row; [] stands for none of the labels"
+    table.check([label not in ("", None) for label in labels], cells, expected, remedy)
+    return replace(table, columns={**found, "label": labels})
+
+
+def texts_in(table: Table, column: str) -> tuple[str, ...]:
+    """A column in which every cell must hold text; InputError where one does not."""
+    cells = table.columns[column]
+    good = (isinstance(cell, str) and not is_empty(cell) for cell in cells)
+    table.check(good, cells, f"text in column {column!r}", "fill or remove the row")
+    return tuple(map(str, cells))
+
+
+def words_in(table: Table, column: str) -> list[tuple[str, ...]]:
+    """A column of lists of words; InputError where a cell is none, or a word is empty."""
+    cells: Sequence[Any] = table.columns[column]
+    good = (isinstance(cell, list) and bool(cell) and not any(map(is_empty, cell)) for cell in cells)
+    table.check(good, cells, f"a list of words in column {column!r}", "correct or remove the row")
+    return [tuple(map(str, cell)) for cell in cells]
+
+
+def separator_of(cells: Sequence[object]) -> str:
+    """What stands between several labels in a cell: that which leaves the fewest different labels; nothing in lists.
+
+    Raises:
+        InputError: no cell holds several.
+    """
+    if any(isinstance(cell, list) for cell in cells):
+        return ""
+    for separators in (SEPARATORS, " "):
+        split = {one: [several(cell, one) or () for cell in cells] for one in separators}
+        found = [one for one, rows in split.items() if max(map(len, rows)) > 1]
+        if found:
+            return min(found, key=lambda one: len(set().union(*split[one])))
+    raise InputError(
+        f"expected several labels in some rows, with one of {' '.join(SEPARATORS)} between them, got one in each; "
+        "leave out --multi-label"
+    )
+
+
+def several(cell: object, separator: str) -> tuple[str, ...] | None:
+    """The labels in a cell, each once; None for an empty cell, which need not mean none of them as [] does.
+
+    Example:
+        >>> several("['joy', 'fear']", ","), several("3;0.0", ";"), several(["a", "b"], ""), several("[]", ",")
+        (('joy', 'fear'), ('3', '0'), ('a', 'b'), ())
+    """
+    if is_empty(cell):
+        return None
+    found = cell if isinstance(cell, list) else [one.strip(" []{}()'\"") for one in str(cell).split(separator or None)]
+    return tuple(dict.fromkeys(label for one in found if (label := spelled(one))))
+
+
+def spelled(cell: object) -> str:
+    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Nothing where there is none."""
+    text = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
+    value = number(text)
+    if value is not None and value.is_integer() and "." in text:
+        return str(int(value))
+    return "" if text.lower() == "nan" else text
+
+
+def are_values(labels: Sequence[str]) -> bool:
+    """Whether the labels are values rather than classes.
+
+    A slip among values must not turn thousands of them into classes: where more than half of the labels are
+    numbers, and one has a fractional part, the rest is taken to be a mistake.
+    """
+    numbers = [value for label in labels if (value := number(label)) is not None]
+    return any(not value.is_integer() for value in numbers) and 2 * len(numbers) > len(labels)
+
+
+def in_order(labels: Sequence[str]) -> tuple[str, ...]:
+    """Sort the labels: by value where all are numbers, so that 10 comes after 9, else as text."""
+    names = sorted(set(labels))
+    values = {name: value for name in names if (value := number(name)) is not None}
+    return tuple(sorted(names, key=values.__getitem__) if len(values) == len(names) else names)
+
+
+def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Split:
+    """Turn labels into values, or into numbers of classes."""
+    labels: Sequence[Any] = table.columns["label"]
+    texts: tuple[Any, ...] = tuple(table.columns["text"])
+    label: tuple[Any, ...]
+    if names is None:
+        values = [number(label) for label in labels]
+        good = (value is not None for value in values)
+        table.check(good, labels, "a number as label (regression)", "correct or remove the row")
+        label = tuple(value for value in values if value is not None)
+    else:
+        numbers = {name: index for index, name in enumerate(names)}
+        known = ", ".join([*names[:20], *["..."][: len(names) - 20]])
+        remedy = "correct it, or give training rows with it"
+        if 2 * len(names) > train_size > 20:
+            remedy = f"{train_size} training rows have {len(names)} labels: name another column with --label-column"
+        good = (numbers.keys() >= ({one} if isinstance(one, str) else {*one}) for one in labels)
+        table.check(good, labels, f"a label that also occurs in the training rows ({known})", remedy)
+        if isinstance(labels[0], str):
+            label = tuple(numbers[name] for name in labels)
+        elif isinstance(texts[0], tuple):
+            label = tuple(tuple(numbers[tag] for tag in row) for row in labels)
+        else:
+            label = tuple(tuple(int(name in row) for name in names) for row in labels)
+    pair = table.columns.get("pair")
+    return Split(text=texts, pair=None if pair is None else tuple(map(str, pair)), label=label)
