@@ -87,7 +87,7 @@ def test_what_failed_elsewhere_is_run_again_and_the_other_way_round(study, tmp_p
     assert study("plan", "--known", there) == 0
     assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[4:5]] == [["2", "1", "0", "1"]]
     assert study("run", "--known", there) == 0
-    assert capsys.readouterr().out.startswith("1 runs in this call")
+    assert capsys.readouterr().out.startswith("1 run in this call")
     assert study("export", "--known", there, "--output", here) == 0
     assert [run.status for run in read_scores(here)] == ["finished"] * 4
     # The ledger in which it failed, and a table in which it ended.

@@ -127,7 +127,7 @@ def written_by_0_1(record, run: Planned, folder: Path, *, metric: str, save: str
         if getattr(settings, item.name) != item.default
         and item.name not in ("model", "task", "data_dir", "metric", "seed", "report_to", "method")
     }
-    _, data = inputs._data(run.settings)
+    _, data, _ = inputs._data(run.settings)
     values |= {"method": settings.method, "metric": metric, "data": data, "mixout": "0.1"}
     values |= {"gradient": "exact" if "mixout" in settings.method else None, "weights": revision(settings.model)}
     id = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
