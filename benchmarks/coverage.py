@@ -29,8 +29,8 @@ from scipy import stats
 
 from mixout.study.analysis import stats as analysis
 from mixout.study.analysis.across import aggregate
-from mixout.study.analysis.cells import Cell, Comparison, summarise
-from mixout.study.analysis.compare import compare
+from mixout.study.analysis.cells import Cell, summarise
+from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import newcombe, wilson
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mixout.study.analysis.cells import summarise
 from mixout.study.declaration import read
-from mixout.study.executors.local import LocalExecutor
+from mixout.study.executors import LocalExecutor
 from mixout.study.grid import Axis
 from mixout.study.ledger import Ledger
 from mixout.study.runner import run

@@ -44,7 +44,7 @@ from mixout.finetune.environment import quiet
 from mixout.finetune.models import load
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import few_sample, load_task
-from mixout.study.executors.local import LocalExecutor
+from mixout.study.executors import LocalExecutor
 from mixout.study.grid import Axis, Study
 from mixout.study.ledger import Ledger
 from mixout.study.runner import run

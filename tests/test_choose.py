@@ -22,7 +22,7 @@ from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task, files
 from mixout.finetune.train import finetune
-from mixout.study.executors import local
+from mixout.study import executors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 1e-4
@@ -184,7 +184,7 @@ def quick(settings, tmp_path, monkeypatch):
         return finetune(settings, folder, **options)
 
     monkeypatch.setattr(files, "read", lambda path: events.append(path.name) or read(path))
-    monkeypatch.setattr(local, "finetune", stub)
+    monkeypatch.setattr(executors, "finetune", stub)
     monkeypatch.setattr(running, "finetune", final)
     monkeypatch.setattr(verdict, "_RESAMPLES", 9)
     monkeypatch.setattr(search, "RATES", (1.0, 2.0))
@@ -232,17 +232,17 @@ def test_a_table_becomes_a_model_and_a_report(quick, settings, tmp_path):
 
 
 def test_an_interrupted_call_goes_on(quick, settings, tmp_path, monkeypatch):
-    stub = local.finetune
+    stub = executors.finetune
 
     def interrupted(*args, **options):
         if quick.count("run") == 4:
             raise KeyboardInterrupt
         stub(*args, **options)
 
-    monkeypatch.setattr(local, "finetune", interrupted)
+    monkeypatch.setattr(executors, "finetune", interrupted)
     with pytest.raises(KeyboardInterrupt):
         choose(settings(), output_dir=tmp_path / "one", budget="1h", methods=[])
-    monkeypatch.setattr(local, "finetune", stub)
+    monkeypatch.setattr(executors, "finetune", stub)
     one = choose(settings(), output_dir=tmp_path / "one", budget="1h", methods=[])
     trained = quick.count("run")
     other = choose(settings(), output_dir=tmp_path / "other", budget="1h", methods=[])
@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused_before_any_training(settings, tmp_path, monke
     lines = [{"text": f"text {number}", "label": ("rare" if number < 3 else "often")} for number in range(rows)]
     table = tmp_path / "own.jsonl"
     table.write_text("\n".join(map(json.dumps, lines)))
-    monkeypatch.setattr(local, "finetune", None)
+    monkeypatch.setattr(executors, "finetune", None)
     monkeypatch.setattr(running, "finetune", None)
     with pytest.raises(InputError, match=said):
         choose(settings(task=str(table), **changes), output_dir=tmp_path / "out", budget=budget)

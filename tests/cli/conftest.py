@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mixout.cli import main
+from mixout.study import executors
+
 _OTHERS = re.compile("torchao|register_constant|kernels-community")
 
 
@@ -26,3 +29,33 @@ def demo_file(study_file: str, tmp_path: Path) -> str:
     path = tmp_path / "tiny-demo.toml"
     path.write_text(f"{text}{methods}[factors]\nlearning_rate = [1e-2, 5e-2]\n")
     return str(path)
+
+
+@pytest.fixture
+def study(study_file: str, tmp_path: Path) -> Callable[..., int]:
+    """Call a subcommand on the tiny study and a ledger of its own; returns the exit status."""
+
+    def call(step: str, *words: str, file: str | None = study_file) -> int:
+        return main(["study", step, *([file] if file else []), "--ledger", str(tmp_path / "ledger"), *words])
+
+    return call
+
+
+@pytest.fixture
+def failing(monkeypatch) -> pytest.MonkeyPatch:
+    """mixout(0.5) raises with seed 1."""
+    original = executors.finetune
+
+    def fails(settings, *args, **options):
+        if settings.method == "mixout(0.5)" and settings.seed == 1:
+            raise RuntimeError("CUDA out of memory")
+        return original(settings, *args, **options)
+
+    monkeypatch.setattr(executors, "finetune", fails)
+    return monkeypatch
+
+
+@pytest.fixture
+def numbers() -> Callable[[str], list[str]]:
+    """The cells of a row after task and method."""
+    return lambda line: line.split()[2:]

@@ -10,7 +10,7 @@ import pytest
 
 from mixout.errors import InputError
 from mixout.study.analysis.runs import Run
-from mixout.study.best import best_rates, judged, wanted
+from mixout.study.asked import best_rates, judged, wanted
 from mixout.study.declaration import parse
 from mixout.study.entry import Entry
 from mixout.study.grid import Planned

@@ -9,8 +9,8 @@ import pytest
 from mixout.cli import main
 from mixout.study.analysis.compare import points_of
 from mixout.study.analysis.runs import Run, by_cell
+from mixout.study.analysis.words import Scores
 from mixout.study.ledger import Ledger
-from mixout.study.report.wording import Scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""kill -9 at twenty random moments of one study: nothing finished is lost, and the table is an untroubled one's."""
+"""Several processes on one ledger: kill -9 loses nothing that is finished, and a job array shares the runs out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVER = """
 import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-import mixout.cli.study.runs, mixout.study.executors.local  # all that a driver needs
+import mixout.cli.study.runs, mixout.study.executors  # all that a driver needs
 from mixout.cli import main
 
 torch.set_num_threads(1)
@@ -115,3 +115,38 @@ def test_kill_9_loses_nothing(study_file, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "damaged" not in told
     assert "cut off" not in told
+
+
+ARRAY = """
+import json, os, sys, torch
+import mixout.cli.study.runs, mixout.study.executors
+from mixout.cli import main
+
+torch.set_num_threads(1)
+children = []
+for task in range(2):
+    children.append(os.fork())
+    if not children[-1]:
+        os.environ |= {"SLURM_JOB_ID": str(7 + task), "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
+        handle = os.open(f"{sys.argv[1]}.{task}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, 1)
+        os._exit(main(sys.argv[2:]))
+print(json.dumps([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def test_the_jobs_of_an_array_make_each_run_once(study_file, tmp_path):
+    words = ["study", "run", study_file, "--restarts", str(RESTARTS), "--ledger", str(tmp_path / "ledger")]
+    ended = subprocess.run(
+        [sys.executable, "-c", ARRAY, str(tmp_path / "job"), *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert json.loads(ended.stdout) == [0, 0], ended.stderr
+    made = [int((tmp_path / f"job.{task}").read_text().split()[0]) for task in range(2)]
+    assert sum(made) == 2 * RESTARTS
+    assert min(made) > 0
+    rows = table(study_file, tmp_path / "ledger", tmp_path / "array.csv")
+    assert len({row["distance"] for row in rows}) == len(rows) == 2 * RESTARTS

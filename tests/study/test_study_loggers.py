@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mixout.study.executors import local
-from mixout.study.executors.local import LocalExecutor
+from mixout.study import executors
+from mixout.study.executors import LocalExecutor
 from mixout.study.ledger import Ledger
 from mixout.study.runner import run
 
@@ -37,7 +37,7 @@ def seen(monkeypatch) -> list[dict[str, str]]:
             wandb.run = wandb.run or object()  # as transformers: an open run is used
         raise RuntimeError("enough seen")
 
-    monkeypatch.setattr(local, "finetune", finetune)
+    monkeypatch.setattr(executors, "finetune", finetune)
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     return found

@@ -1,61 +1,25 @@
-"""Only what is missing runs; failures, interrupts and wrong input lose nothing that was finished."""
+"""Only what is missing runs; failures and wrong input lose nothing that was finished."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from mixout.errors import InputError
-from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
-from mixout.finetune.trainer import Course as Steps
 from mixout.study import progress
-from mixout.study.executors import local
-from mixout.study.executors.local import LocalExecutor
-from mixout.study.grid import Planned
 from mixout.study.ledger import Ledger
-from mixout.study.runner import Tally, run
+from mixout.study.runner import Tally
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Hook = Callable[[Settings], None]
 
 
-def execute(planned: list[Planned], ledger: Ledger, lines: list[str] | None = None, **options: object) -> Tally:
-    return run(planned, ledger, LocalExecutor(), report=(lambda _: None) if lines is None else lines.append, **options)
-
-
-def outcomes(ledger: Ledger) -> list[tuple]:
-    """Everything that came out, without what a clock or the machine has a part in."""
-    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
-
-
-@pytest.fixture
-def ran(monkeypatch) -> list[Settings]:
-    """The settings of each call of finetune."""
-    return hooked(monkeypatch, lambda _: None)
-
-
-def hooked(monkeypatch, hook: Hook) -> list[Settings]:
-    """Let ``hook`` see, and perhaps end, each run before it begins."""
-    calls: list[Settings] = []
-    original = local.finetune
-
-    def watched(settings: Settings, *args: object, **options: object) -> Record:
-        calls.append(settings)
-        hook(settings)
-        return original(settings, *args, **options)
-
-    monkeypatch.setattr(local, "finetune", watched)
-    return calls
-
-
-def test_a_study(declare, tmp_path):
+def test_a_study(declare, tmp_path, execute):
     ledger, lines = Ledger(tmp_path), []
     assert execute(declare().runs(), ledger, lines) == Tally(ran=4, failed=0)
     runs = ledger.runs()
@@ -72,7 +36,7 @@ def test_a_study(declare, tmp_path):
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"run.json", "record.json"}
 
 
-def test_more_restarts_run_only_what_is_new(declare, tmp_path, ran):
+def test_more_restarts_run_only_what_is_new(declare, tmp_path, ran, execute, outcomes):
     ledger, lines = Ledger(tmp_path), []
     execute(declare(restarts=2).runs(), ledger)
     before = outcomes(ledger)
@@ -92,7 +56,7 @@ def test_more_restarts_run_only_what_is_new(declare, tmp_path, ran):
     assert outcomes(whole) == outcomes(ledger)
 
 
-def test_a_run_that_raises_is_tried_again(declare, tmp_path, monkeypatch):
+def test_a_run_that_raises_is_tried_again(declare, tmp_path, monkeypatch, execute, outcomes, hooked):
     failed: list[int] = []
 
     def once(settings: Settings) -> None:
@@ -100,7 +64,7 @@ def test_a_run_that_raises_is_tried_again(declare, tmp_path, monkeypatch):
             failed.append(1)
             raise MemoryError("3 GB")
 
-    ran = hooked(monkeypatch, once)
+    ran = hooked(once)
     lines: list[str] = []
     assert execute(declare().runs(), Ledger(tmp_path / "a"), lines) == Tally(ran=4, failed=0)
     assert len(ran) == 5
@@ -109,14 +73,16 @@ def test_a_run_that_raises_is_tried_again(declare, tmp_path, monkeypatch):
     assert outcomes(Ledger(tmp_path / "a")) == outcomes(Ledger(tmp_path / "b"))
 
 
-def test_a_run_that_always_raises_is_recorded_and_the_study_goes_on(declare, tmp_path, monkeypatch):
+def test_a_run_that_always_raises_is_recorded_and_the_study_goes_on(
+    declare, tmp_path, monkeypatch, execute, outcomes, hooked
+):
     def always(settings: Settings) -> None:
         if settings.seed == 0 and settings.method == "dropout(0.0)":
             raise RuntimeError("CUDA out of memory")
 
     ledger, lines, planned = Ledger(tmp_path), [], declare().runs()
     with monkeypatch.context() as patch:
-        ran = hooked(patch, always)
+        ran = hooked(always, patch)
         assert execute(planned, ledger, lines) == Tally(ran=4, failed=1)
         assert len(ran) == 5
         lines.clear()
@@ -140,7 +106,7 @@ def test_a_run_that_always_raises_is_recorded_and_the_study_goes_on(declare, tmp
     assert outcomes(whole) == outcomes(ledger)
 
 
-def test_what_another_process_makes_is_left_to_it(declare, tmp_path, ran):
+def test_what_another_process_makes_is_left_to_it(declare, tmp_path, ran, execute):
     ledger, planned = Ledger(tmp_path), declare().runs()
     lock = Ledger(tmp_path).claim(planned[1].id)
     assert lock is not None
@@ -151,7 +117,7 @@ def test_what_another_process_makes_is_left_to_it(declare, tmp_path, ran):
     assert len(ran) == 4
 
 
-def test_what_another_process_has_made_meanwhile_is_not_made_again(declare, tmp_path, monkeypatch):
+def test_what_another_process_has_made_meanwhile_is_not_made_again(declare, tmp_path, monkeypatch, execute, hooked):
     ledger, planned = Ledger(tmp_path), declare(restarts=1).runs()
 
     def other(settings: Settings) -> None:
@@ -159,14 +125,14 @@ def test_what_another_process_has_made_meanwhile_is_not_made_again(declare, tmp_
         if settings.method == "dropout(0.0)" and len(calls) == 1:
             execute(planned[1:], Ledger(tmp_path))
 
-    calls = hooked(monkeypatch, other)
+    calls = hooked(other)
     assert execute(planned, ledger) == Tally(ran=1, failed=0, elsewhere=1)
     assert len(ledger.runs()) == 2
     assert not list((tmp_path / "locks").iterdir())
 
 
 @pytest.mark.parametrize(("keep", "models"), [("no", 0), ("best", 2), ("all", 6)])
-def test_trained_models_are_kept_on_request(declare, tmp_path, keep, models):
+def test_trained_models_are_kept_on_request(declare, tmp_path, keep, models, execute):
     from transformers import AutoModelForSequenceClassification
 
     ledger, planned = Ledger(tmp_path), declare(restarts=3).runs()
@@ -182,11 +148,11 @@ def test_trained_models_are_kept_on_request(declare, tmp_path, keep, models):
     assert not ledger.read().damaged
 
 
-def test_attempts_are_counted_on(declare, tmp_path, monkeypatch):
+def test_attempts_are_counted_on(declare, tmp_path, monkeypatch, execute, hooked):
     def always(settings: Settings) -> None:
         raise RuntimeError("no")
 
-    hooked(monkeypatch, always)
+    hooked(always)
     ledger, planned = Ledger(tmp_path), declare(restarts=1).runs()[:1]
     execute(planned, ledger, retries=2)
     assert ledger.read().entries[planned[0].id].attempts == 3
@@ -194,12 +160,12 @@ def test_attempts_are_counted_on(declare, tmp_path, monkeypatch):
     assert ledger.read().entries[planned[0].id].attempts == 4
 
 
-def test_wrong_input_ends_the_study(declare, tmp_path, monkeypatch):
+def test_wrong_input_ends_the_study(declare, tmp_path, monkeypatch, execute, hooked):
     def wrong(settings: Settings) -> None:
         if settings.seed == 1:
             raise InputError("expected something else")
 
-    ran = hooked(monkeypatch, wrong)
+    ran = hooked(wrong)
     ledger = Ledger(tmp_path)
     with pytest.raises(InputError, match="something else"):
         execute(declare(restarts=3).runs(), ledger)
@@ -207,83 +173,7 @@ def test_wrong_input_ends_the_study(declare, tmp_path, monkeypatch):
     assert [r.restart for r in ledger.runs()] == [0, 0]
 
 
-def test_an_interrupt_keeps_what_is_finished(declare, tmp_path, monkeypatch):
-    def interrupted(settings: Settings) -> None:
-        if settings.seed == 1:
-            raise KeyboardInterrupt
-
-    ledger, planned = Ledger(tmp_path / "a"), declare().runs()
-    with monkeypatch.context() as patch:
-        hooked(patch, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            execute(planned, ledger)
-    assert [r.restart for r in ledger.runs()] == [0, 0]
-    assert execute(planned, ledger) == Tally(ran=2, failed=0)
-    whole = Ledger(tmp_path / "b")
-    execute(planned, whole)
-    assert outcomes(whole) == outcomes(ledger)
-
-
-class Stopped(BaseException):
-    """Ends the process, as a signal would."""
-
-
-@pytest.mark.parametrize(("save", "where"), [("no", "from the start"), (2, "from step 2")])
-def test_a_run_that_was_cut_off_goes_on_only_with_checkpoints(declare, tmp_path, monkeypatch, save, where):
-    planned, ledger = declare(restarts=1, settings={"save": save}).runs(), Ledger(tmp_path / "a")
-
-    def stop(self, args, state, control, **rest):
-        on_step_end(self, args, state, control, **rest)
-        if state.global_step == 3:
-            raise Stopped
-
-    on_step_end = Steps.on_step_end
-    with monkeypatch.context() as patch:
-        patch.setattr(Steps, "on_step_end", stop)
-        with pytest.raises(Stopped):
-            execute(planned, ledger)
-    assert len(ledger.read().leftovers) == 1
-    lines: list[str] = []
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    execute(planned, ledger, lines)
-    assert next(line for line in lines if "steps" in line).endswith(where)  # after what the data are
-    whole = Ledger(tmp_path / "b")
-    execute(planned, whole)
-    assert outcomes(whole) == outcomes(ledger)
-    assert not any((tmp_path / "a").rglob("checkpoints"))
-
-
-def test_a_cut_off_run_whose_files_have_moved_starts_anew(declare, tmp_path, monkeypatch, tiny_bert):
-    shutil.copytree(tiny_bert, tmp_path / "copy")
-    ledger = Ledger(tmp_path / "a")
-
-    def stop(self, args, state, control, **rest):
-        on_step_end(self, args, state, control, **rest)
-        if state.global_step == 3:
-            raise Stopped
-
-    on_step_end = Steps.on_step_end
-    with monkeypatch.context() as patch:
-        patch.setattr(Steps, "on_step_end", stop)
-        with pytest.raises(Stopped):
-            execute(declare(restarts=1, settings={"save": 1}).runs(), ledger)
-    moved = declare(restarts=1, settings={"save": 1, "model": str(tmp_path / "copy")}).runs()
-    assert execute(moved, ledger) == Tally(ran=2, failed=0)
-
-
-def test_killed_between_the_record_and_the_ledger(declare, tmp_path, monkeypatch, ran):
-    ledger, planned = Ledger(tmp_path), declare(restarts=1).runs()
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(Stopped()))
-        with pytest.raises(Stopped):
-            execute(planned, ledger)
-    assert len(ran) == 1
-    assert execute(planned, ledger) == Tally(ran=2, failed=0)
-    assert len(ran) == 2  # the first was taken over
-    assert {r.method for r in ledger.runs()} == {"dropout(0.0)", "mixout(0.5)"}
-
-
-def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch):
+def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch, execute):
     lines: list[str] = []
     planned = declare(restarts=1).runs()
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1e9)
@@ -297,7 +187,7 @@ def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch):
     assert any(line.startswith("  words, mixout(0.5), restart 0: step 6/6, epoch 1.00") for line in within)
 
 
-def test_what_is_watched_does_not_change_the_result(declare, tmp_path):
+def test_what_is_watched_does_not_change_the_result(declare, tmp_path, execute):
     # The reason why evaluations and checkpoints are no part of a run's identity.
     found = []
     for at, watched in enumerate([{"evaluate": "epoch", "save": 3}, {"evaluate": "end", "save": "no"}]):
@@ -309,7 +199,7 @@ def test_what_is_watched_does_not_change_the_result(declare, tmp_path):
     assert found[0] == found[1]
 
 
-def test_settings_stay_with_the_run(declare, tmp_path):
+def test_settings_stay_with_the_run(declare, tmp_path, execute):
     ledger, planned = Ledger(tmp_path), declare(restarts=1, factors={"epochs": [0.5]}).runs()
     execute(planned, ledger)
     [described] = [json.loads(p.read_text()) for p in tmp_path.rglob("run.json") if planned[1].id in str(p)]
@@ -318,7 +208,7 @@ def test_settings_stay_with_the_run(declare, tmp_path):
     assert described["wall"] > 0
 
 
-def test_half_precision_is_a_setting_that_is_kept_with_the_run(declare, tmp_path):
+def test_half_precision_is_a_setting_that_is_kept_with_the_run(declare, tmp_path, execute):
     planned, ledger = declare(restarts=1, factors={"precision": ["fp32", "bf16"]}).runs(), Ledger(tmp_path)
     assert execute(planned, ledger) == Tally(ran=4, failed=0)
     records = [ledger.read().entries[run.id].record for run in planned]
@@ -329,7 +219,7 @@ def test_half_precision_is_a_setting_that_is_kept_with_the_run(declare, tmp_path
         assert half.distance == pytest.approx(whole.distance, rel=0.05)
 
 
-def test_a_negative_number_of_retries_is_refused(declare, tmp_path):
+def test_a_negative_number_of_retries_is_refused(declare, tmp_path, execute):
     with pytest.raises(InputError, match="retries >= 0, got -1"):
         execute(declare().runs(), Ledger(tmp_path), retries=-1)
     assert not os.listdir(tmp_path)

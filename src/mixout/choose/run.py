@@ -34,7 +34,7 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
-from mixout.study.executors.local import LocalExecutor
+from mixout.study.executors import LocalExecutor
 from mixout.study.grid import Planned
 from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger

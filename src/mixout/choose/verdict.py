@@ -30,8 +30,7 @@ from mixout.finetune import metrics
 from mixout.finetune.defaults import in_short
 from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
-from mixout.study.analysis.cells import Comparison
-from mixout.study.analysis.compare import compare
+from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST, wilson
 from mixout.study.analysis.words import in_words

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from mixout.cli.study.runs import guarded
     from mixout.finetune.record import writing
     from mixout.study.declaration import read
-    from mixout.study.executors.local import LocalExecutor, PoolExecutor
+    from mixout.study.executors import LocalExecutor, PoolExecutor
     from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
     from mixout.study.runner import run as run_missing
@@ -116,7 +116,7 @@ def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[R
 
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:
     """Mean scores, and how often two restarts answer differently; the latter is empty for one restart."""
-    from mixout.study.analysis.predictions import instability
+    from mixout.study.analysis.cells import instability
 
     different: dict[str, dict[str, float]] = {}
     for one in instability(runs):

@@ -63,7 +63,7 @@ class Study:
     # one subset, and they speak of other restarts on it
     own_subsets: bool = False
     # ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
-    # :mod:`mixout.study.best`; None at each value
+    # :mod:`mixout.study.asked`; None at each value
     rate: str | None = None
     search: int = 3  # the first restarts, which choose the best rate and are not compared
 

@@ -45,10 +45,9 @@ class Inputs:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[tuple[str | None, ...], tuple[Task | Corpus, str]] = {}
+        self._tasks: dict[tuple[str | None, ...], tuple[Task | Corpus, str, float | None]] = {}
         self._weights: dict[str, str] = {}
         self._outlines: dict[tuple[str, str], Loaded] = {}
-        self._chances: dict[tuple[str, str], float] = {}
         self._subsets: set[tuple[str, int, int]] = set()
 
     def identity(self, settings: Settings) -> str:
@@ -62,7 +61,7 @@ class Inputs:
 
     def former(self, settings: Settings) -> tuple[str, ...]:
         """The identities that 0.1 gave to the same run, by the score that counted, evaluations and checkpoints."""
-        task, _ = self._data(settings)
+        task = self._data(settings)[0]
         values = self._values(settings) | {"mixout": "0.1"}
         found = []
         for metric, evaluate, save in itertools.product(
@@ -77,7 +76,7 @@ class Inputs:
 
     def _values(self, settings: Settings) -> dict[str, Any]:
         settings = self.complete(settings)
-        task, data = self._data(settings)
+        task, data, _ = self._data(settings)
         if settings.model not in self._weights:
             self._weights[settings.model] = revision(settings.model)
         resolved = settings.resolved()
@@ -119,27 +118,26 @@ class Inputs:
 
         A language model's constant answer is a distribution over tokens, which are its tokenizer's.
         """
-        task, data = self._data(settings)
-        if isinstance(task, Corpus):
-            return task.metric, None
-        key = (data, task.metric)
-        if key not in self._chances:
-            self._chances[key] = chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
-        return task.metric, self._chances[key]
+        task, _, constant = self._data(settings)
+        return task.metric, constant
 
-    def _data(self, settings: Settings) -> tuple[Task | Corpus, str]:
+    def _data(self, settings: Settings) -> tuple[Task | Corpus, str, float | None]:
+        """Task, fingerprint, and what a constant answer scores."""
         columns = (getattr(settings, name) for name in (*_COLUMNS, "multi_label"))
         key = (settings.task, settings.task_type, settings.original, settings.data_dir, settings.metric, *columns)
         if key not in self._tasks:
             task = inputs.load(settings)
-            self._tasks[key] = (task, task.fingerprint())
-        task, data = self._tasks[key]
+            constant = None
+            if isinstance(task, Task):
+                constant = chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
+            self._tasks[key] = (task, task.fingerprint(), constant)
+        task, data, _ = self._tasks[key]
         if settings.train_size is not None:
             subset = (data, settings.train_size, settings.resolved().subset_seed or 0)
             if subset not in self._subsets:
                 inputs.subset(task, settings)
                 self._subsets.add(subset)
-        return task, data
+        return self._tasks[key]
 
 
 def _hash(values: Mapping[str, Any]) -> str:

@@ -16,26 +16,14 @@ from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run, if_one
-from mixout.study.best import judged
+from mixout.study.asked import judged
 from mixout.study.entry import Entry
 from mixout.study.grid import Planned, Study
-from mixout.study.identity import Inputs
 from mixout.study.ledger import Contents
 from mixout.study.report import Data, write_report
 
 # Stated by the results themselves, or where things lie on one machine.
 _NOT_SHARED = ("task", "method", "data_dir", "original", "report_to", "seed", "init_seed", "data_seed", "mask_seed")
-
-
-def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = None) -> Study:
-    """The study with as many restarts as the ledger holds, where these are more than its file says."""
-    inputs = inputs or Inputs()
-    while any(
-        contents.entry(run) is not None
-        for run in replace(study, restarts=study.restarts + 1).runs(inputs, first=study.restarts)
-    ):
-        study = replace(study, restarts=study.restarts + 1)
-    return study
 
 
 def report_on(
@@ -176,12 +164,9 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, object]:
 def environment(records: Sequence[Record]) -> dict[str, str]:
     """On what runs ran: versions, hardware, sources; several values where runs differ."""
     found: dict[str, dict[str, None]] = {}
-
-    def note(values: Mapping[str, object]) -> None:
+    for record in records:
+        values = {**record.source, "gradient": record.gradient, **record.versions, **record.hardware}
         for name, value in values.items():
             if value is not None:
                 found.setdefault(name, {})[str(value)] = None
-
-    for record in records:
-        note({**record.source, "gradient": record.gradient, **record.versions, **record.hardware})
     return {name: "; ".join(values) for name, values in found.items()}

@@ -37,6 +37,9 @@ class Tally:
     failed: int  # those of them that failed
     elsewhere: int = 0  # runs that another process is making, or has made meanwhile
 
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:
     """The runs of a plan that a ledger lacks; ``again``: instead those that failed."""

@@ -11,8 +11,7 @@ import pytest
 from scipy import stats
 
 from mixout.errors import InputError
-from mixout.study.analysis.cells import Comparison
-from mixout.study.analysis.compare import choose_baseline, compare
+from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import holm, newcombe
 

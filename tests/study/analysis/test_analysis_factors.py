@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from mixout.study.analysis.across import Sweep, sweeps
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.curves import Sweep, sweeps
 from mixout.study.analysis.runs import Run
 
 

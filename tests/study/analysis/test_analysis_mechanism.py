@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mixout.study.analysis.across import doses, split_p
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.curves import doses, split_p
 from mixout.study.analysis.runs import Run
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mixout.study.analysis.cells import Cell, Comparison, summarise
-from mixout.study.analysis.compare import compare
+from mixout.study.analysis.cells import Cell, summarise
+from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run
 
 SCORES = Path(__file__).parents[4] / "shared" / "data" / "paper_scores.csv"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixout.errors import InputError
-from mixout.study.analysis.predictions import Instability, instability
+from mixout.study.analysis.cells import Instability, instability
 from mixout.study.analysis.runs import Run
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixout.study.analysis.restarts import Look, until_width
+from mixout.study.analysis.compare import Comparison, compare
+from mixout.study.analysis.restarts import reached
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import mean_interval
 
@@ -22,47 +23,47 @@ def runs(x, y, **more) -> list[Run]:
     ]
 
 
-def at(x, y, width: float, looks: int = 1, **more) -> Look:
-    (found,) = until_width(runs(x, y, **more), width, looks=looks)
+def at(x, y, looks: int = 1, **more) -> Comparison:
+    (found,) = compare(runs(x, y, **more), looks=looks)
     return found
 
 
-def interval(found: Look) -> tuple[float, float]:
+def interval(found: Comparison) -> tuple[float, float]:
     """In points."""
-    return 100 * found.comparison.low, 100 * found.comparison.high
+    return 100 * found.low, 100 * found.high
 
 
 @pytest.mark.parametrize("looks", [1, 5])
 def test_each_look_has_its_share_of_alpha(looks):
-    found = at(X, Y, 1.0, looks=looks)
+    found = at(X, Y, looks=looks)
     known = stats.ttest_1samp(100 * (X - Y), 0.0).confidence_interval(1 - 0.05 / looks)
     assert interval(found) == pytest.approx((known.low, known.high))
-    assert found.comparison.confidence == pytest.approx(1 - 0.05 / looks)
-    assert (found.comparison.n, found.comparison.difference) == (12, pytest.approx(np.mean(X - Y)))
+    assert found.confidence == pytest.approx(1 - 0.05 / looks)
+    assert (found.n, found.difference) == (12, pytest.approx(np.mean(X - Y)))
 
 
 def test_unpaired_restarts_have_welchs_interval():
-    found = at(X, Y[:9], 1.0, paired=False)
+    found = at(X, Y[:9], paired=False)
     known = stats.ttest_ind(100 * X, 100 * Y[:9], equal_var=False).confidence_interval(0.95)
     assert interval(found) == pytest.approx((known.low, known.high))
-    assert found.comparison.n_baseline == 9
+    assert found.n_baseline == 9
 
 
 def test_it_is_reached_when_narrow_enough():
-    low, high = interval(at(X, Y, 1.0, looks=3))
+    low, high = interval(at(X, Y, looks=3))
     width = high - low
-    assert at(X, Y, width * 1.001, looks=3).reached
-    assert not at(X, Y, width * 0.999, looks=3).reached
+    assert reached(at(X, Y, looks=3), width * 1.001)
+    assert reached(at(X, Y, looks=3), width * 0.999) is False
 
 
 def test_few_restarts_or_no_spread_never_reach_it():
-    assert not at(X[:4], Y[:4], 1e6).reached
-    assert at(X[:5], Y[:5], 1e6).reached
+    assert reached(at(X[:4], Y[:4]), 1e6) is None
+    assert reached(at(X[:5], Y[:5]), 1e6)
     # Where runs can fail, five without a failure say little about the next.
-    assert not at(X[:9], Y[:9], 1e6, chance=0.1).reached
-    assert at(X[:10], Y[:10], 1e6, chance=0.1).reached
-    assert not at(Y + 0.01, Y, 5.0).reached
-    assert at([0.6], [0.5], 5.0).comparison.low is None
+    assert reached(at(X[:9], Y[:9], chance=0.1), 1e6) is None
+    assert reached(at(X[:10], Y[:10], chance=0.1), 1e6)
+    assert reached(at(Y + 0.01, Y), 5.0) is False
+    assert at([0.6], [0.5]).low is None
 
 
 def studies(draw, law, *, batch: int, looks: int, width: float, spend: bool) -> float:

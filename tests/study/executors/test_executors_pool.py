@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mixout.errors import InputError
-from mixout.study.executors import Job
-from mixout.study.executors.local import LocalExecutor, PoolExecutor
+from mixout.study.executors import Job, LocalExecutor, PoolExecutor
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally, run
 
@@ -25,13 +24,8 @@ def one_core(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def outcomes(ledger: Ledger) -> list[tuple]:
-    """Everything that came out, without what a clock or the machine has a part in."""
-    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
-
-
 @pytest.mark.sweep
-def test_workers_make_the_table_of_one_process_and_a_killed_one_costs_an_attempt(declare, tmp_path):
+def test_workers_make_the_table_of_one_process_and_a_killed_one_costs_an_attempt(declare, tmp_path, outcomes):
     planned = declare().runs()
     local, pool = Ledger(tmp_path / "local"), Ledger(tmp_path / "pool")
     run(planned, local, LocalExecutor(), report=lambda _: None)
@@ -73,7 +67,7 @@ def test_no_workers_are_refused():
 
 PARENT = """
 import sys, time
-from mixout.study.executors.local import _Worker
+from mixout.study.executors import _Worker
 if __name__ == "__main__":
     print(_Worker(0, 1).process.pid, flush=True)
     time.sleep(60)

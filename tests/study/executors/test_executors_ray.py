@@ -15,15 +15,14 @@ import pytest
 
 from mixout.errors import InputError
 from mixout.study import runner
-from mixout.study.executors import Job
-from mixout.study.executors.local import LocalExecutor
-from mixout.study.executors.ray import RayExecutor
+from mixout.study.executors import Job, LocalExecutor
 from mixout.study.ledger import Ledger
+from mixout.study.ray import RayExecutor
 from mixout.study.runner import Tally, run
 
 if not Path("/proc").is_dir():
     pytest.skip("processes are found through /proc", allow_module_level=True)
-# Read when Ray is imported: loopback addresses only, see mixout.study.executors.ray. Workers inherit the rest.
+# Read when Ray is imported: loopback addresses only, see mixout.study.ray. Workers inherit the rest.
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 pytest.importorskip("ray")
 
@@ -51,11 +50,6 @@ def cluster() -> Iterator[Any]:
         made.machines = machines
         yield made
         made.shutdown()
-
-
-def outcomes(ledger: Ledger) -> list[tuple]:
-    """Everything that came out, without what a clock or the machine has a part in."""
-    return [(r.task, r.method, r.restart, r.score, r.distance, r.predictions, r.status) for r in ledger.runs()]
 
 
 def workers() -> list[int]:
@@ -102,7 +96,7 @@ def stopped_in_the_middle(machines: list[Any]) -> tuple[Any, int]:
     raise AssertionError("no machine is at work")
 
 
-def test_a_machine_goes_away_in_the_middle(cluster, declare, tmp_path):
+def test_a_machine_goes_away_in_the_middle(cluster, declare, tmp_path, outcomes):
     planned = declare(restarts=2, settings={"epochs": 20, "evaluate": "end"}).runs()
     lines: list[str] = []
 

@@ -12,14 +12,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mixout.study.analysis.across import doses, sweeps
 from mixout.study.analysis.cells import summarise
-from mixout.study.analysis.curves import doses, sweeps
 from mixout.study.analysis.runs import Run, by_cell
+from mixout.study.analysis.words import compact
 from mixout.study.report import write_report
 from mixout.study.report.canvas import Chart, Panel
-from mixout.study.report.sweeps import over_factors, over_p
+from mixout.study.report.charts import over_factors, over_p
 from mixout.study.report.theme import GREY, looks
-from mixout.study.report.wording import compact
 
 SIZES, METHODS, RESTARTS = (50, 100, 200, 500, 1000, 2000), ("dropout(0.1)", "mixout(0.7)", "mixout(0.9)"), 5
 SCORES = np.random.default_rng(0).uniform(0.45, 0.8, (len(METHODS), len(SIZES), RESTARTS)).round(3)
@@ -153,23 +153,6 @@ def test_chance_that_follows_from_the_factor_is_no_line():
     runs = [*of_values("1", chance=0.55), *of_values("2", chance=0.5)]
     axes = drawn(charts(runs)[0].panels[0])
     assert all(to_hex(line.get_color()) == GREY for line in axes.get_lines())
-
-
-def test_what_is_kept_of_the_original_domain_stands_beside_it():
-    kept = {"100": (0.9, 0.7), "1000": (0.6, 0.4)}
-    runs = [
-        of_values(size, restart=k, original=original)[0]
-        for size, both in kept.items()
-        for k, original in enumerate(both)
-    ]
-    scores, original = charts(runs)
-    assert (scores.title, original.title) == ("Score over x", "What is kept over x")
-    assert original.legend == scores.legend
-    axes = drawn(original.panels[0])
-    [means] = joined(axes)
-    assert means.get_ydata() == pytest.approx([0.8, 0.5])
-    [dots] = [line for line in axes.get_lines() if line.get_linestyle() == "None"]
-    assert list(dots.get_ydata()) == [0.9, 0.7, 0.6, 0.4]
 
 
 def test_nothing_but_crashes_is_no_chart():

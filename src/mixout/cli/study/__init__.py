@@ -67,8 +67,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand."""
-    module = "scores" if getattr(args, "scores", None) is not None else SUBCOMMANDS[args.step][0]
-    return int(getattr(importlib.import_module(f"mixout.cli.study.{module}"), args.step)(args))
+    return int(getattr(importlib.import_module(f"mixout.cli.study.{SUBCOMMANDS[args.step][0]}"), args.step)(args))
 
 
 def _add_executor(option: Callable[..., None]) -> None:

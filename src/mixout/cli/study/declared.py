@@ -11,8 +11,11 @@ from dataclasses import replace
 from mixout.errors import InputError
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores
+from mixout.study.asked import with_all_restarts
 from mixout.study.declaration import read
 from mixout.study.grid import Planned, Study
+from mixout.study.identity import Inputs
+from mixout.study.ledger import Contents
 
 
 def declared(args: argparse.Namespace) -> Study:
@@ -21,6 +24,21 @@ def declared(args: argparse.Namespace) -> Study:
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)
     return study.with_settings(dict(map(_setting, args.set)))
+
+
+def asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Planned]]:
+    """The study, with all restarts that the ledger holds unless told otherwise, and its runs."""
+    study, inputs = declared(args), Inputs()
+    try:
+        if args.restarts is None:
+            study = with_all_restarts(study, contents, inputs)
+        return study, study.runs(inputs)
+    except InputError as error:
+        if args.step != "retry" and contents.entries and ("no such" in str(error) or "exists" in str(error)):
+            raise InputError(
+                f"{error}. Without data and model: leave FILE out, for all that the ledger holds"
+            ) from error
+        raise
 
 
 def check_no_file(args: argparse.Namespace) -> None:
@@ -58,13 +76,16 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
     return found
 
 
+def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
+    """The options that name a study's ledger and runs."""
+    counted = [] if restarts is None else ["--restarts", str(restarts)]
+    return [*counted, "--ledger", args.ledger, *(["--set", *args.set] if args.set else [])]
+
+
 def command(step: str, args: argparse.Namespace) -> str:
     """What to call next, on the same study and ledger."""
-    settings = ["--set", *args.set] if args.set else []
-    restarts = [] if args.restarts is None else ["--restarts", str(args.restarts)]
     tables = ["--known", *args.known] if getattr(args, "known", []) and step in ("plan", "run", "export") else []
-    options = ["--ledger", args.ledger, *restarts, *settings, *tables]
-    return shlex.join(["mixout", "study", step, args.file or "FILE", *options])
+    return shlex.join(["mixout", "study", step, args.file or "FILE", *options_of(args, args.restarts), *tables])
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.study.declared import check_no_file, command, declared, known
+from mixout.cli.study.declared import asked, check_no_file, command, declared, known
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import smallest_p
-from mixout.study.analysis.words import count, in_words
-from mixout.study.best import wanted
+from mixout.study.analysis.words import in_words
+from mixout.study.asked import wanted
 from mixout.study.grid import Planned, Study, text_of
-from mixout.study.identity import PLACES, WATCHED, Inputs
+from mixout.study.identity import PLACES, WATCHED
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock
-from mixout.study.reporting import best_again, with_all_restarts
+from mixout.study.reporting import best_again
 from mixout.study.runner import missing
 
 _STATES = ("done", "failed", "missing")
@@ -64,9 +66,7 @@ def plan(args: argparse.Namespace) -> int:
 
 def _shows_nothing(study: Study) -> list[str]:
     """Whether so few restarts can show a difference at all."""
-    family = (len(study.methods) - 1) * len(study.tasks)
-    for values in study.factors.values():
-        family *= len(values)
+    family = (len(study.methods) - 1) * len(study.tasks) * math.prod(map(len, study.factors.values()))
     needed = fewest_restarts(max(1, family))
     if family < 1 or study.restarts >= needed:
         return []
@@ -101,10 +101,7 @@ def status(args: argparse.Namespace) -> int:
         runs: Sequence[Planned] | Sequence[Run] = contents.runs()
         shown = {run.id for run in runs}
     else:
-        study, inputs = declared(args), Inputs()
-        if args.restarts is None:
-            study = with_all_restarts(study, contents, inputs)
-        planned = wanted(study, study.runs(inputs), contents)
+        planned = wanted(*asked(args, contents), contents)
         runs, shown = planned, {entry.run.id for run in planned if (entry := contents.entry(run)) is not None}
     print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
     for id, entry in contents.entries.items():

@@ -1,33 +1,31 @@
-"""``mixout study report`` and ``export``: what a ledger's runs showed, as a page and as a table."""
+"""``mixout study report`` and ``export``: what a ledger's runs, or a table of scores, showed: as a page, as a table.
+
+A report on a table of scores needs no torch, which takes longer to load than that report takes: so modules are loaded
+where they are used.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from mixout._names import count
-from mixout.cli.study.declared import check_no_file, declared, known
-from mixout.cli.study.scores import command, written
+from mixout.cli.lines import Lines
 from mixout.errors import InputError, needs
+from mixout.finetune.record import WriteError, writing
 from mixout.study.analysis.runs import Run
-from mixout.study.analysis.table import to_csv_rows
-from mixout.study.best import wanted
-from mixout.study.grid import Planned, Study
-from mixout.study.identity import Inputs
-from mixout.study.ledger import Contents, Ledger
-from mixout.study.reporting import with_all_restarts
+from mixout.study.analysis.table import read_scores, to_csv_rows
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write a report on a study, or on all that a ledger holds."""
-    for name in ("direction", "unit"):
-        if getattr(args, name) is not None:
-            raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
+    """Write a report on a study, on all that a ledger holds, or on a table of scores."""
     folder = Path(args.output_dir)
-    return written(lambda: f"report {_on_ledger(args, folder)}", folder, "--output-dir")
+    make = _on_ledger if args.scores is None else _on_scores
+    return _written(lambda: f"report {make(args, folder)}", folder, "--output-dir")
 
 
 def export(args: argparse.Namespace) -> int:
@@ -54,11 +52,25 @@ def export(args: argparse.Namespace) -> int:
         whole.replace(path)
         return f"{count(len(rows), 'run')} in {path}"
 
-    return written(write, path.parent, "--output")
+    return _written(write, path.parent, "--output")
+
+
+def _written(make: Callable[[], str], folder: Path, option: str) -> int:
+    """Make files in a folder and print what was made, or what to do where they could not be written."""
+    try:
+        with writing(folder):
+            print(make())
+    except WriteError as error:
+        print(f"mixout: error: {error}; choose another {option}, or call it again", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _exported(args: argparse.Namespace) -> list[Run]:
     """The runs of the ledger and of the tables that are known; with a study those that it asks for, in its order."""
+    from mixout.cli.study.declared import asked, check_no_file, known
+    from mixout.study.ledger import Ledger
+
     contents = Ledger(args.ledger).read()
     if args.file is None:
         check_no_file(args)
@@ -66,9 +78,9 @@ def _exported(args: argparse.Namespace) -> list[Run]:
         # A run that failed here may have ended elsewhere.
         own = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
         return list((elsewhere | {run.id: run for run in own}).values())
-    asked = _asked(args, contents)[1]
-    elsewhere, found = known(args, asked), []
-    for one in asked:
+    planned = asked(args, contents)[1]
+    elsewhere, found = known(args, planned), []
+    for one in planned:
         entry = contents.entry(one)
         if entry is not None and (entry.record is not None or one.id not in elsewhere):
             found.append(entry.seen_as(one))
@@ -78,48 +90,64 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     return found
 
 
-def _asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Planned]]:
-    """The study, with all restarts that the ledger holds unless told otherwise, and its runs."""
-    study, inputs = declared(args), Inputs()
-    try:
-        if args.restarts is None:
-            study = with_all_restarts(study, contents, inputs)
-        return study, study.runs(inputs)
-    except InputError as error:
-        if contents.entries and ("no such" in str(error) or "exists" in str(error)):
-            raise InputError(
-                f"{error}. Without data and model: leave FILE out, for all that the ledger holds"
-            ) from error
-        raise
-
-
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
+    from mixout.cli.study.declared import asked, check_no_file, options_of
+    from mixout.study.asked import wanted
+    from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
 
+    for name in ("direction", "unit"):
+        if getattr(args, name) is not None:
+            raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     contents = Ledger(args.ledger).read()
     study, planned, options = None, None, ["--ledger", args.ledger]
     title, baseline, commands = Path(args.ledger).name, args.baseline, []
     if args.file is not None:
-        study, grid = _asked(args, contents)
+        study, grid = asked(args, contents)
         planned = wanted(study, grid, contents)
         missing = sum(contents.entry(run) is None for run in planned)
         if missing:
             print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
-        options = [args.file, "--restarts", str(study.restarts), *options, *(["--set", *args.set] if args.set else [])]
+        options = [args.file, *options_of(args, study.restarts)]
         commands.append(shlex.join(["mixout", "study", "run", *options]))
         title, baseline = study.name, args.baseline or study.baseline
     else:
         check_no_file(args)
     for line in contents.remarks():
         print(line, file=sys.stderr)
-    commands.append(command(args, *options))
     return report_on(
         planned,
         contents,
         folder,
         study=study,
         title=args.title or title,
-        commands=commands,
+        commands=[*commands, _command(args, *options)],
         baseline=baseline,
         margin=args.margin,
     )
+
+
+def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
+    from mixout.study.report import write_report
+
+    if args.file is not None:
+        raise InputError("expected either a study FILE or --scores CSV, got both")
+    if Path(args.scores).resolve().parent == folder.resolve():
+        raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
+    return write_report(
+        read_scores(args.scores, report=Lines(), direction=args.direction, unit=args.unit),
+        folder,
+        title=args.title or Path(args.scores).stem,
+        baseline=args.baseline,
+        margin=args.margin,
+        commands=[_command(args, "--scores", args.scores)],
+    )
+
+
+def _command(args: argparse.Namespace, *options: str) -> str:
+    """The call that makes this report, with the options that decide what it compares, is called, and where it lies."""
+    words = ["mixout", "study", "report", *options]
+    for name in ("direction", "unit", "baseline", "title", "output_dir"):
+        if getattr(args, name) is not None:
+            words += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return shlex.join([*words, *([] if args.margin == 1.0 else ["--margin", f"{args.margin:g}"])])

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import Lines
-from mixout.cli.study.declared import command, declared, known
+from mixout.cli.study.declared import asked, command, declared, known
 from mixout.errors import InputError
 from mixout.finetune.record import WriteError
-from mixout.study.analysis.restarts import Look, until_width
-from mixout.study.best import wanted
-from mixout.study.executors import Executor
+from mixout.study.analysis.compare import Comparison, compare
+from mixout.study.analysis.restarts import reached
+from mixout.study.asked import wanted
+from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
 from mixout.study.grid import Planned, Study
 from mixout.study.ledger import Ledger
 from mixout.study.progress import Report
-from mixout.study.reporting import with_all_restarts
 from mixout.study.runner import Tally, missing
 from mixout.study.runner import run as run_missing
 
@@ -48,10 +48,7 @@ def run(args: argparse.Namespace) -> int:
             asked = [run for run in runs if run.id not in done]
             if args.pilot:
                 asked = list({one.key: one for one in reversed(asked)}.values())[::-1]
-            now = run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-            tally = Tally(
-                ran=tally.ran + now.ran, failed=tally.failed + now.failed, elsewhere=tally.elsewhere + now.elsewhere
-            )
+            tally += run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
             following = wanted(study, planned, ledger.read())
             if args.pilot or len(following) == len(runs):
                 return _ended(tally, args, asked)
@@ -62,10 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
 def retry(args: argparse.Namespace) -> int:
     """Run again what failed."""
-    study, executor, ledger = declared(args), _executor(args), Ledger(args.ledger)
-    if args.restarts is None:
-        study = with_all_restarts(study, ledger.read())
-    runs = study.runs()
+    executor, ledger = _executor(args), Ledger(args.ledger)
+    runs = asked(args, ledger.read())[1]
     return guarded(
         lambda report: _ended(
             run_missing(runs, ledger, executor, report=report, retries=args.retries, keep=args.keep, again=True), args
@@ -109,43 +104,37 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
         raise InputError("expected two methods or more with --until-width, got one: there is no difference to know")
     # All at once: whatever is wrong with a later batch shows now. Each run keeps how often it was to be looked at.
     whole = [replace(run, looks=args.looks) for run in replace(study, restarts=study.restarts * args.looks).runs()]
-    ran = failed = 0
+    tally = Tally(ran=0, failed=0)
     for look in range(1, args.looks + 1):
         batch = [run for run in whole if run.restart < study.restarts * look]
-        tally = run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-        ran, failed = ran + tally.ran, failed + tally.failed
-        found = until_width(ledger.read().of(batch), args.until_width, looks=args.looks, baseline=study.baseline)
-        for one in found:
-            report(_said(one, look))
-        if all(one.reached for one in found):
+        tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
+        comparisons = compare(ledger.read().of(batch), study.baseline, looks=args.looks)
+        for c in comparisons:
+            report(_said(c, look, reached(c, args.until_width)))
+        if all(reached(c, args.until_width) for c in comparisons):
             break
-    return Tally(ran=ran, failed=failed)
+    return tally
 
 
-def _said(at: Look, look: int) -> str:
-    c = at.comparison
+def _said(c: Comparison, look: int, enough: bool | None) -> str:
     restarts = count(min(c.n, c.n_baseline), "restart")
     head = f"look {look} of {c.looks}: {c.label} against {c.baseline} on {c.task}, {restarts}"
     failed = f", {c.failed} and {c.baseline_failed} failed; of the others" if c.some_failed else ""
     if c.level_difference is None or c.low is None or c.high is None:
         return f"{head}: {c.difference * c.points:+.1f} points{failed}, no interval yet"
-    head = f"{head}{failed}: {c.level_difference * c.points:+.1f} points"
-    reached = (
-        "not narrow enough" if not at.narrow else "narrow enough" if at.enough else "too few restarts to believe it"
-    )
-    interval = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
-    return f"{head}, {100 * c.confidence:.1f} % interval {interval}, {reached}"
+    ends = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
+    said = "too few restarts to believe it" if enough is None else "narrow enough" if enough else "not narrow enough"
+    points = f"{c.level_difference * c.points:+.1f} points"
+    return f"{head}{failed}: {points}, {100 * c.confidence:.1f} % interval {ends}, {said}"
 
 
 def _executor(args: argparse.Namespace) -> Executor:
-    # Not before: executors load torch and transformers, and who works here does not need Ray.
+    # Not before: who works on this machine alone need not have Ray.
     if args.ray_address is not None:
-        from mixout.study.executors.ray import RayExecutor
+        from mixout.study.ray import RayExecutor
 
         return RayExecutor(args.ray_address, workers=args.workers, cpus=args.cpus_per_run, gpus=args.gpus_per_run)
     for name in ("cpus_per_run", "gpus_per_run"):
         if getattr(args, name) is not None:
             raise InputError(f"expected --{name.replace('_', '-')} only with --ray-address; add it")
-    from mixout.study.executors.local import LocalExecutor, PoolExecutor
-
     return LocalExecutor() if args.workers in (None, 1) else PoolExecutor(args.workers)

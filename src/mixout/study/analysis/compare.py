@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.study.analysis.cells import Comparison as Comparison
-from mixout.study.analysis.runs import CellKey, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
 from mixout.study.analysis.stats import (
     ALPHA,
     Array,
+    Interval,
     equivalence_p,
     exchanged_labels,
     holm,
@@ -32,6 +32,66 @@ from mixout.study.analysis.stats import (
 
 MARGIN = 1.0  # points within which a method counts as good as the baseline
 _USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Placed):
+    """A method against the baseline, on one task with one set of factors."""
+
+    baseline: str
+    metric: str  # name of the score
+    paired: bool  # whether restarts with the same number were compared; otherwise the samples are taken as independent
+    n: int  # restarts of the method that enter; the number of pairs where ``paired``
+    n_baseline: int  # restarts of the baseline that enter
+    left_out: int  # runs of either that have no counterpart, or no score where chance is unknown
+    mean: float
+    baseline_mean: float  # of the baseline
+    sd: float | None  # of the method; None for fewer than two restarts
+    baseline_sd: float | None  # of the baseline
+    differences: tuple[float, ...]  # method minus baseline for each pair; empty where not paired
+    difference: float  # of the means
+    # of the means over the runs that did not fail; in pairs, over those of which neither failed. None where there
+    # are none
+    level_difference: float | None
+    confidence: float  # level of its interval: 0.95, or higher where the data were looked at repeatedly
+    # lower end of its t interval, Welch's where not paired: it speaks of runs that do not fail, and what a failure
+    # would change it cannot know. None for fewer than three such pairs, or runs on a side, and without any spread
+    low: float | None
+    high: float | None  # its upper end
+    p_permutation: float  # two-sided permutation p of the difference
+    p_smallest: float  # the smallest p that this number of restarts can reach
+    p_holm: float  # p after Holm's correction over the family, times the number of looks
+    family: int  # number of comparisons in the family
+    looks: int  # how often the data were to be looked at before more restarts were added
+    margin: float  # in points, within which the methods count as equally good
+    # p of a difference within the margin (TOST), after Holm; None without an interval, and where a run failed
+    p_equivalent: float | None
+    improvement: float  # share of pairs of a run of each in which the method's scores higher; ties count half
+    chance_known: bool  # whether runs at chance count as failed; else only those that did not finish
+    failed: int  # failed runs of the method among those compared
+    baseline_failed: int  # those of the baseline
+    failure_runs: int  # runs of the method among which they were counted
+    failure_runs_baseline: int  # those of the baseline
+    failure_difference: float  # failure rate of the method minus that of the baseline
+    failure_low: float  # lower end of its Newcombe interval
+    failure_high: float  # its upper end
+    failure_p: float  # exact p of equal rates (McNemar's in pairs, else Fisher's), not corrected
+    points: float  # factor from the score's own unit to points: 100 where the task's scores are fractions, else 1
+
+    @property
+    def some_failed(self) -> bool:
+        """Whether a run of either failed."""
+        return self.failed + self.baseline_failed > 0
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the difference of the means; None where a run failed, since then it is of the runs that did not."""
+        return None if self.some_failed or self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the test shows a difference of the means, after correction."""
+        return self.p_holm <= ALPHA
 
 
 def compare(

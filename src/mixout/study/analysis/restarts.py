@@ -25,9 +25,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import gammaincinv, ndtr, stdtrit
 
-from mixout.study.analysis.cells import Comparison
-from mixout.study.analysis.compare import compare
-from mixout.study.analysis.runs import Placed, Run
+from mixout.study.analysis.compare import Comparison
+from mixout.study.analysis.runs import Placed
 from mixout.study.analysis.stats import ALPHA, Array, smallest_p
 
 DETECTED = (1.0, 2.0, 5.0)  # points
@@ -200,29 +199,12 @@ def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
     return high if high <= _MOST else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """A comparison at one look."""
+def reached(c: Comparison, width: float) -> bool | None:
+    """Whether the interval of a comparison, of runs that did not fail, is at most so many points wide.
 
-    comparison: Comparison  # made for as many looks as are planned
-    narrow: bool  # whether the interval of the difference, of runs that did not fail, is as narrow as is wanted
-    enough: bool  # whether restarts are enough to believe that
-
-    @property
-    def reached(self) -> bool:
-        """Narrow enough, of enough restarts."""
-        return self.narrow and self.enough
-
-
-def until_width(runs: Iterable[Run], width: float, *, looks: int, baseline: str | None = None) -> list[Look]:
-    """Where each comparison stands; call it once after each batch of restarts and stop when all are reached.
-
-    ``width`` is wanted, in points, of the interval of the difference of means, of the runs that did not fail. The most
-    looks are fixed before the first: the batches that the budget allows.
+    Asked once after each batch, of comparisons that are made for the most looks. None where it is narrow by too few
+    restarts to believe it.
     """
-    found = []
-    for c in compare(runs, baseline, looks=looks):
-        wide = None if c.low is None or c.high is None else (c.high - c.low) * c.points
-        enough = min(c.n, c.n_baseline) >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM)
-        found.append(Look(comparison=c, narrow=wide is not None and wide <= width, enough=enough))
-    return found
+    if c.low is None or c.high is None or (c.high - c.low) * c.points > width:
+        return False
+    return min(c.n, c.n_baseline) >= (STOP_FROM_WITH_CHANCE if c.chance_known else STOP_FROM) or None

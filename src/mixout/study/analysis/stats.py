@@ -170,11 +170,9 @@ def sign_flips(differences: Array, *, seed: int = 0) -> float:
     if 1 << len(moving) <= EXACT_UP_TO:
         bits = (np.arange(1 << len(moving))[:, None] >> np.arange(len(moving))) & 1
         return _share(np.abs((1 - 2 * bits) @ moving), observed, exact=True)
-    draw, sums = np.random.default_rng(seed), []
-    for rows in _batches(len(moving)):
-        flipped = draw.integers(0, 2, size=(rows, len(moving)), dtype=np.int8) @ moving
-        sums.append(np.abs(moving.sum() - 2 * flipped))
-    return _share(np.concatenate(sums), observed, exact=False)
+    draw, n = np.random.default_rng(seed), len(moving)
+    flipped = [draw.integers(0, 2, size=(rows, n), dtype=np.int8) @ moving for rows in _batches(n)]
+    return _share(np.abs(moving.sum() - 2 * np.concatenate(flipped)), observed, exact=False)
 
 
 def exchanged_labels(one: Array, other: Array, *, seed: int = 0) -> float:
@@ -191,10 +189,9 @@ def exchanged_labels(one: Array, other: Array, *, seed: int = 0) -> float:
     if math.comb(m + n, m) <= EXACT_UP_TO:
         groups = np.array(list(combinations(range(m + n), m)))
         return _share(np.abs(pooled[groups].sum(axis=1)), observed, exact=True)
-    draw, sums = np.random.default_rng(seed), []
-    for rows in _batches(m + n):
-        sums.append(np.abs(draw.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, :m].sum(axis=1)))
-    return _share(np.concatenate(sums), observed, exact=False)
+    draw = np.random.default_rng(seed)
+    sums = [draw.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, :m].sum(axis=1) for rows in _batches(m + n)]
+    return _share(np.abs(np.concatenate(sums)), observed, exact=False)
 
 
 def smallest_p(n: int, m: int | None = None) -> float:

@@ -1,23 +1,56 @@
-"""Everything that a study's runs show, as one value: numbers with intervals, the answer, and what could not be said."""
+"""Everything that a study's runs show, as one value: numbers with intervals, the answer, and what could not be said.
+
+The answer: on each task, with each set of factors, every other method is compared with the one of the highest mean. It
+was chosen by the same runs, so a method that is shown to be lower is lower by the luck of the best as well; "can't be
+told apart" errs on the safe side.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from mixout.study.analysis.across import Aggregate, aggregate
-from mixout.study.analysis.cells import Cell, Comparison, summarise
-from mixout.study.analysis.compare import MARGIN, choose_baseline, compare
-from mixout.study.analysis.curves import Sweep, doses, front, sweeps
-from mixout.study.analysis.leaders import Leader, answer, leaders
-from mixout.study.analysis.predictions import Instability, instability
-from mixout.study.analysis.restarts import Power, plan
-from mixout.study.analysis.runs import Placed, Run
+from mixout._names import count
+from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, front, sweeps
+from mixout.study.analysis.cells import Cell, Instability, instability, summarise
+from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
+from mixout.study.analysis.restarts import PILOT, Power, detectable, fewest_restarts, plan, restarts_needed, spread_of
+from mixout.study.analysis.runs import Placed, Run, by_cell, place
 from mixout.study.analysis.stats import SMALLEST
-from mixout.study.analysis.words import count
+from mixout.study.analysis.words import percent_of, rounded
 
 _FORMAT = 5
+_CHEAPER = 0.9  # of the training time: less than that is worth a word
+_NAMED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leader:
+    """The best method on one task with one set of factors."""
+
+    best: Cell  # the cell with the highest mean
+    alike: tuple[Cell, ...]  # the other cells that are not shown to be lower, the highest first
+    lower: tuple[Comparison, ...]  # comparisons with the best of those that are, the nearest first
+    points: float  # factor from the score to points
+    smallest: int  # the fewest restarts with which any difference among them can be shown
+    # differences in points that these restarts show with a power of 0.8, for each of the others, the smallest first;
+    # empty where they can show none or are fewer than five
+    detectable: tuple[float, ...]
+    # restarts of each method that would show 1 point between the best and the next; None where that can't be told
+    needed: int | None
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are enough restarts to show any difference."""
+        return self.restarts >= self.smallest
+
+    @property
+    def restarts(self) -> int:
+        """Of the method that has the fewest."""
+        counts = [c.n for c in self.lower] + [c.n_baseline for c in self.lower]
+        return min([self.best.n, *(cell.n for cell in self.alike), *counts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +138,153 @@ def _notes(cells: list[Cell], comparisons: list[Comparison], baseline: str) -> l
             missing = "a counterpart or a score" if one.paired else "a score"
             notes.append(f"{one.key} against {baseline}: {count(one.left_out, 'run')} without {missing} left out.")
     return notes
+
+
+def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> list[Leader]:
+    """The best method on each task with each set of factors, where there are two or more with scores."""
+    of_cell = by_cell(runs)
+    points = points_of(of_cell)
+    places: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}
+    for cell in cells:
+        if cell.mean is not None:
+            places.setdefault((cell.task, cell.key.factors), []).append(cell)
+    found = []
+    for (task, _), several in places.items():
+        if len(several) < 2:
+            continue
+        several = sorted(several, key=lambda cell: -(cell.mean or 0.0))
+        here = [run for cell in several for run in of_cell[cell.key]]
+        compared = compare(here, several[0].method, looks=looks)
+        lower = {one.method: one for one in compared if one.shown and one.difference < 0}
+        shown = [difference for one in compared if (difference := detectable(one)) is not None]
+        runner_up = next((one for one in compared if one.method == several[1].method), None)
+        found.append(
+            Leader(
+                best=several[0],
+                alike=tuple(cell for cell in several[1:] if cell.method not in lower),
+                lower=tuple(sorted(lower.values(), key=lambda one: -one.difference)),
+                points=points[task],
+                smallest=fewest_restarts(len(several[1:]) * looks, independent=not all(one.paired for one in compared)),
+                detectable=tuple(sorted(difference * points[task] for difference in shown)),
+                needed=None if runner_up is None else _needed(runner_up),
+            )
+        )
+    return found
+
+
+def _needed(c: Comparison) -> int | None:
+    """Restarts of each method for 1 point."""
+    if min(c.n, c.n_baseline) < PILOT or spread_of(c) == 0.0:
+        return None
+    return restarts_needed(1.0 / c.points, spread_of(c), family=c.family * c.looks, independent=not c.paired)
+
+
+def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
+    """The answer in a few sentences: the best, what can't be told apart from it, what would have shown, what to do.
+
+    Example:
+        >>> answer([])
+        ('Nothing was compared: a comparison needs two methods with scores on the same task.',)
+    """
+    if not found:
+        return ("Nothing was compared: a comparison needs two methods with scores on the same task.",)
+    best: dict[str, Leader] = {}
+    for one in found:
+        task = one.best.task
+        if task not in best or (one.best.mean or 0.0) > (best[task].best.mean or 0.0):
+            best[task] = one
+    chosen = list(best.values())
+    if len(chosen) == 1:
+        sentences = [*_winner(chosen[0]), *_steadiest(sweeps, chosen[0])]
+    else:
+        won = sum(bool(one.lower) for one in chosen)
+        first = (
+            f"Methods differ on {won} of {len(chosen)} tasks." if won else f"No winner on any of {len(chosen)} tasks."
+        )
+        sentences = [first, *(" ".join(_winner(one)) for one in chosen)]
+    return (*sentences, *_resolution(chosen), _next(chosen))
+
+
+def _winner(one: Leader) -> list[str]:
+    where = place(one.best.task, one.best.key.factors)
+    mean = f"{one.best.metric} {_score(one.best.mean or 0.0, one.points)}"
+    runs = f"mean of {one.best.n} runs" if one.best.n > 1 else "one run"
+    failed = f", {one.best.failed} of {one.best.runs} failed" if one.best.failed else ""
+    best = f"{one.best.method} ({mean}, {runs}{failed})"
+    if not one.lower:
+        lowest = min(cell.mean or 0.0 for cell in one.alike)
+        width = rounded(((one.best.mean or 0.0) - lowest) * one.points)
+        return [
+            f"No winner on {where}: the {len(one.alike) + 1} methods lie within {width} points.",
+            f"Highest: {best}.",
+        ]
+    said = f"Best on {where}: {best}."
+    if one.alike:
+        names = [cell.method + (f" ({cell.failed} of {cell.runs} failed)" if cell.failed else "") for cell in one.alike]
+        return [said, f"Not told apart from it: {_list(names)}."]
+    nearest = one.lower[0]
+    ends = [rounded(-end * one.points) for end in nearest.interval or ()]
+    interval = f" ({percent_of(nearest.confidence)} interval {ends[1]} to {ends[0]})" if ends else ""
+    return [said, f"The next, {nearest.method}, is {rounded(-nearest.difference * one.points)} points lower{interval}."]
+
+
+def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
+    """What a wrong value of the first factor costs each method: a range that was seen, not a test."""
+    ranges = []
+    for sweep in sweeps:
+        means = [cell.mean for cell in sweep.cells if cell.mean is not None]
+        if sweep.factor == sweeps[0].factor and not sweep.factors and len(means) > 1:
+            ranges.append(((max(means) - min(means)) * leader.points, sweep.method))
+    if len(ranges) < 2:
+        return []
+    (least, steady), *_, (most, other) = sorted(ranges)
+    return [
+        f"Over {sweeps[0].factor} the mean of {steady} changes least, by {rounded(least)} points, "
+        f"that of {other} most, by {rounded(most)}."
+    ]
+
+
+def _resolution(chosen: Sequence[Leader]) -> list[str]:
+    n, smallest = min(one.restarts for one in chosen), max(one.smallest for one in chosen)
+    restarts = count(n, "restart")
+    if n < smallest:
+        return [f"{restarts} of each method can't show a difference by the test used here; {smallest} can."]
+    known = sorted(points for one in chosen for points in one.detectable)
+    if not known:
+        return []
+    if known[-1] < 1.5 * known[0]:
+        return [f"With {restarts} a difference of about {known[-1]:.2g} points would have shown."]
+    return [f"With {restarts} a difference of {known[0]:.2g} to {known[-1]:.2g} points would have shown, by method."]
+
+
+def _next(chosen: Sequence[Leader]) -> str:
+    n, smallest = min(one.restarts for one in chosen), max(one.smallest for one in chosen)
+    if n < smallest:
+        return f"Next: run {smallest - n} more restarts, or take the cheapest method{_cheapest(chosen)}."
+    open_ = [one for one in chosen if one.alike]
+    if not open_:
+        return f"Next: use {_list(list(dict.fromkeys(one.best.method for one in chosen)))}."
+    take = f"take the cheapest of those that can't be told apart{_cheapest(open_)}"
+    needed = [one.needed - one.restarts for one in open_ if one.needed is not None]
+    if needed and 0 < max(needed) <= 1000:
+        return f"Next: {take}; {max(needed):,} more restarts would show 1 point between the two best."
+    return f"Next: {take}."
+
+
+def _cheapest(chosen: Sequence[Leader]) -> str:
+    if len(chosen) != 1:
+        return ""
+    cells = [cell for cell in (chosen[0].best, *chosen[0].alike) if not cell.failed]
+    times = [cell.seconds for cell in cells if cell.seconds is not None and math.isfinite(cell.seconds)]
+    if not cells or len(times) < len(cells) or min(times) >= _CHEAPER * max(times):
+        return ""
+    return f" ({cells[times.index(min(times))].method}, by training time)"
+
+
+def _list(names: Sequence[str]) -> str:
+    named = ", ".join(names[:_NAMED])
+    return named if len(names) <= _NAMED else f"{named} and {len(names) - _NAMED} more"
+
+
+def _score(score: float, points: float) -> str:
+    return f"{score:.3f}" if points > 1 else f"{score:.1f}"

@@ -1,4 +1,4 @@
 """A study's report: page, figures, tables. It draws and words what the analysis found, and computes no statistics."""
 
-from mixout.study.report.data import Data as Data
+from mixout.study.report.sections import Data as Data
 from mixout.study.report.write import write_report as write_report

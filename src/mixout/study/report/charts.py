@@ -6,23 +6,29 @@ It computes no statistics: what is drawn stands in the summary. A chart without 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from mixout.study.analysis.cells import Cell, Comparison
-from mixout.study.analysis.runs import CellKey, Placed, Run
+from mixout.study.analysis.across import Sweep, front
+from mixout.study.analysis.cells import Cell
+from mixout.study.analysis.compare import Comparison
+from mixout.study.analysis.runs import CellKey, Placed, Run, if_one
+from mixout.study.analysis.words import Scores, compact, number
 from mixout.study.report.canvas import Chart, Dot, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
-from mixout.study.report.theme import Look
-from mixout.study.report.wording import Labels, Scores, number
+from mixout.study.report.theme import Labels, Look
 
 T = TypeVar("T", bound=Placed)
 Runs = Mapping[CellKey, Sequence[Run]]
 Looks = dict[str, Look]
-Course = Callable[[Run], Sequence[tuple[int, float]]]
 
-_FEWEST_BEST, _MOST_PANELS = 5, 8
-DOTS = "Each dot is a run, each cross a failed one"
+_FEWEST_BEST, _FEWEST_P, _MOST_PANELS = 5, 3, 8
+# Shares of an axis: between lines at one value at most, a letter of a value's name, and between two names.
+_SHIFT, _LETTER, _SPACE = 0.014, 0.022, 0.02
+# Values that are farther apart than this would crowd at the left end of a linear axis.
+_WIDE = 8.0
+_DOTS = "Each dot is a run, each cross a failed one"
 
 
 def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
@@ -35,7 +41,7 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
                 label=name(cell),
                 note=f"{text.value(cell.mean)}{f', {cell.failed} of {cell.runs} failed' if cell.failed else ''}",
                 look=labels.looks[cell.method],
-                dots=tuple(dot(run, run.counted, 0.0, text) for run in of_cell[cell.key]),
+                dots=tuple(_dot(run, run.counted, 0.0, text) for run in of_cell[cell.key]),
                 value=cell.mean,
                 low=cell.mean_low,
                 high=cell.mean_high,
@@ -47,7 +53,7 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
     return Chart(
         name="scores",
         title="Every restart",
-        caption=f"{DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
+        caption=f"{_DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
         "Chance is the score of a constant answer; it is left out where it lies far below.",
         panels=tuple(panels),
         legend={},
@@ -62,7 +68,7 @@ def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | No
         lines = [
             Row(
                 label=label(one),
-                note=f"{text.difference(one.difference)}"
+                note=text.difference(one.difference)
                 + (f" ({text.interval(*one.interval, sign=True)})" if one.interval else ""),
                 look=labels.looks[one.method],
                 value=one.difference,
@@ -76,13 +82,12 @@ def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | No
         axis = f"{here[0].metric}, difference from {here[0].baseline}"
         panels.append(rows(task, lines, axis=axis, description=said, line=(0.0, here[0].baseline), far=math.inf))
     paired = "paired by restart" if all(one.paired for one in comparisons) else "not paired where seeds are not shared"
-    return chart(
-        "differences",
-        f"Differences from {comparisons[0].baseline}",
+    baseline = comparisons[0].baseline if comparisons else ""
+    caption = (
         f"Differences of the means, {paired}, with their intervals where no run failed. A mark is filled where the "
-        "permutation test shows a difference after correction, hollow where it does not.",
-        panels,
+        "permutation test shows a difference after correction, hollow where it does not."
     )
+    return _chart("differences", f"Differences from {baseline}", caption, panels)
 
 
 def best_of(cells: Sequence[Cell], labels: Labels) -> Chart | None:
@@ -90,51 +95,166 @@ def best_of(cells: Sequence[Cell], labels: Labels) -> Chart | None:
     panels = []
     for task, here, name in _panels([cell for cell in cells if len(cell.best_of) >= _FEWEST_BEST], labels):
         text = Scores(score for cell in here for score in cell.best_of)
-        lines = [
-            Curve(
-                look=labels.looks[cell.method], x=tuple(float(k + 1) for k in range(len(cell.best_of))), y=cell.best_of
-            )
-            for cell in here
-        ]
+        lines = [Curve(look=labels.looks[cell.method], x=tuple(range(1, cell.n + 1)), y=cell.best_of) for cell in here]
         said = "; ".join(
             f"{name(cell)}: {text.value(cell.best_of[0])} of one, {text.value(cell.best_of[-1])} of {cell.n}"
             for cell in here
         )
         panels.append(curves(task, lines, axis="restarts k", value=here[0].metric, description=said))
-    return chart(
-        "best-of",
-        "Best of k restarts",
+    caption = (
         "What the best of k restarts scores on average, estimated from all of them. A maximum over more "
-        "restarts is higher by itself: compare methods at equal k.",
-        panels,
-        _legend(cells, labels),
+        "restarts is higher by itself: compare methods at equal k."
     )
+    return _chart("best-of", "Best of k restarts", caption, panels, _legend(cells, labels))
 
 
 def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: bool) -> Chart | None:
     """Every restart in the course of training: its training loss, or its score."""
-    course: Course = (lambda run: run.losses) if losses else (lambda run: run.evaluations)
     panels = []
     for task, here, label in _panels(cells, labels):
         lines, said = [], []
         for cell in here:
-            threads = [
-                tuple((float(step), value) for step, value in course(run) if math.isfinite(value))
-                for run in of_cell[cell.key]
-                if len(course(run)) > 1
-            ]
+            seen = (run.losses if losses else run.evaluations for run in of_cell[cell.key])
+            threads = [[(step, y) for step, y in thread if math.isfinite(y)] for thread in seen if len(thread) > 1]
             threads = [thread for thread in threads if thread]
             if threads:
                 ends = [thread[-1][1] for thread in threads]
                 said.append(f"{label(cell)}: at the end {number(min(ends), 3)} to {number(max(ends), 3)}")
-                lines.append(Curve(look=labels.looks[cell.method], x=(), y=(), threads=tuple(threads)))
+                lines.append(Curve(look=labels.looks[cell.method], x=(), y=(), threads=threads))
         if lines:
             value, chance = ("training loss", None) if losses else (here[0].metric, here[0].chance)
             panels.append(curves(task, lines, axis="optimizer steps", value=value, chance=chance,
                                  description="; ".join(said)))  # fmt: skip
     name, title = ("losses", "Training loss") if losses else ("over-steps", "Score over steps")
     caption = "Each line is a run." + (" A run whose loss does not fall has not learned." if losses else "")
-    return chart(name, f"{title} of every restart", caption, panels, _legend(cells, labels))
+    return _chart(name, f"{title} of every restart", caption, panels, _legend(cells, labels))
+
+
+def over_p(doses: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
+    """Scores against p, as in the paper's figure 4; two values are no curve."""
+    # A family looks like the last of its members.
+    known = looks | {dose.method: looks[dose.cells[-1].method] for dose in doses}
+    return _over("over-p", [dose for dose in doses if len(dose.values) >= _FEWEST_P], of_cell, known)
+
+
+def over_factors(sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> list[Chart]:
+    """For each factor the scores over its values."""
+    charts = []
+    for at, factor in enumerate(dict.fromkeys(sweep.factor for sweep in sweeps), start=1):
+        # A factor of a table made elsewhere may have a name that no file can have.
+        name = f"factor-{at}-{re.sub('[^A-Za-z0-9_]+', '-', factor)}"
+        charts.append(_over(name, [sweep for sweep in sweeps if sweep.factor == factor], of_cell, looks))
+    return [chart for chart in charts if chart is not None]
+
+
+def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
+    if not sweeps:
+        return None
+    factor, labels = sweeps[0].factor, Labels(sweeps, looks)
+    axis = _Axis([value for sweep in sweeps for value in sweep.values])
+    panels = []
+    for task, every in by_task(sweeps):
+        here = [one for one in every if any(cell.mean is not None for cell in one.cells)]
+        text = Scores(cell.mean or 0.0 for one in here for cell in one.cells)
+        lines, said = [], []
+        for at, one in enumerate(here):
+            known = [(v, cell) for v, cell in zip(one.values, one.cells, strict=True) if cell.mean is not None]
+            places = [axis.beside(value, at, len(here)) for value, _ in known]
+            dots = [_dot(run, x, run.counted, text) for x, (_, c) in zip(places, known, strict=True)
+                    for run in of_cell[c.key]]  # fmt: skip
+            lines.append(_means(labels.look(one), places, [cell for _, cell in known], dots))
+            means = ", ".join(f"{axis.names[value]} {text.value(cell.mean)}" for value, cell in known)
+            said.append(f"{labels.of(one)}, mean at each {factor}: {means}")
+        if lines:
+            panels.append(curves(task, lines, axis=factor, value=here[0].cells[0].metric, description="; ".join(said),
+                                 ticks=axis.ticks(), log=axis.log,
+                                 chance=if_one(cell.chance for one in here for cell in one.cells)))  # fmt: skip
+    caption = (
+        f"{_DOTS}. Lines join the means, bars are their 95 % intervals where no run failed. "
+        "What is compared at one value stands side by side."
+    )
+    return _chart(name, f"Score over {factor}", caption, panels, labels.all())
+
+
+def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
+    """Score over what is kept, with the front; along the values of the first numeric factor where there is one."""
+    along = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
+    labels, kept = Labels(along or cells, looks), [cell.original for cell in cells if cell.original is not None]
+    groups: list[tuple[Sweep | Cell, Sequence[Cell]]] = [(one, one.cells) for one in along] or [
+        (cell, (cell,)) for cell in cells
+    ]
+    panels, ahead = [], []
+    for task in dict.fromkeys(cell.task for cell in cells):
+        best = front(cell for cell in cells if cell.task == task)
+        ahead += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
+        lines, said, chances = [], [], set()
+        text = Scores(score for cell in cells if cell.task == task for score in cell.scores)
+        for item, every in groups:
+            known = [(cell.original, cell) for cell in every if cell.original is not None and cell.mean is not None]
+            if item.task != task or not known:
+                continue
+            dots = [_dot(run, run.original, run.counted, text) for _, cell in known for run in of_cell[cell.key]
+                    if run.original is not None]  # fmt: skip
+            lines.append(_means(labels.look(item), [x for x, _ in known], [cell for _, cell in known], dots))
+            means = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in known)
+            said.append(f"{labels.of(item)}, mean score at what is kept: {means}")
+            chances |= {cell.chance for _, cell in known}
+        if lines:
+            # A cosine, or a mean log-likelihood, which is below 0.
+            axis = "similarity to before, 1: nothing forgotten" if min(kept) > 0 else "log-likelihood of earlier text"
+            metric = next(cell.metric for cell in cells if cell.task == task)
+            panels.append(curves(task, lines, axis=axis, value=metric, description="; ".join(said),
+                                 chance=if_one(chances),
+                                 behind=[(cell.original or 0.0, cell.mean or 0.0) for cell in best]))  # fmt: skip
+    joined = f"Lines join the means along {along[0].factor}" if along else "Larger marks are the means"
+    caption = (
+        "Up and to the right is better. On the horizontal axis: what the model still knows: its score on text of the "
+        "domain that it knew before training. Of an encoder that is the cosine of its mean hidden states before and "
+        f"after, of a language model the log-likelihood. {_DOTS}. {joined}. The broad grey line is the front: no "
+        f"other mean is higher and keeps more. On it, from the highest score: {'; '.join(ahead)}. With few runs, what "
+        "lies near the front may belong to it as well."
+    )
+    return _chart("tradeoff", "Score against what is kept", caption, panels, labels.all())
+
+
+def _means(look: Look, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]) -> Curve:
+    return Curve(
+        look=look,
+        x=x,
+        y=[cell.mean or 0.0 for cell in cells],
+        low=[cell.mean_low for cell in cells],
+        high=[cell.mean_high for cell in cells],
+        dots=dots,
+    )
+
+
+class _Axis:
+    """Where the values of a factor stand, side by side for several lines, and what they are called there."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = sorted(set(values))
+        self.names = dict(zip(self.values, compact(self.values), strict=True))
+        self.log = self.values[0] > 0 and self.values[-1] >= _WIDE * self.values[0]
+        self._places = [math.log10(value) if self.log else value for value in self.values]
+        self._length = self._places[-1] - self._places[0]
+
+    def beside(self, value: float, line: int, lines: int) -> float:
+        """Where the line draws this value: no closer to another value than to its own."""
+        gap = min(b - a for a, b in zip(self._places, self._places[1:], strict=False))
+        step = min(_SHIFT * self._length, gap / 2 / lines)
+        place = self._places[self.values.index(value)] + step * (line - (lines - 1) / 2)
+        return float(10**place) if self.log else place
+
+    def ticks(self) -> dict[float, str]:
+        """The values with a name; without those whose name would run into the one before."""
+        kept: dict[float, str] = {}
+        end = -math.inf
+        for value, place in zip(self.values, self._places, strict=True):
+            half = self._length * _LETTER * len(self.names[value]) / 2
+            if place - half >= end:
+                kept[value] = self.names[value]
+                end = place + half + self._length * _SPACE
+        return kept
 
 
 def by_task(items: Iterable[T]) -> list[tuple[str, list[T]]]:
@@ -159,12 +279,11 @@ def _legend(items: Iterable[Placed], labels: Labels) -> Looks:
     return {item.method: labels.looks[item.method] for item in items}
 
 
-def chart(name: str, title: str, caption: str, panels: Sequence[Panel], legend: Looks | None = None) -> Chart | None:
-    """The chart; None without panels."""
+def _chart(name: str, title: str, caption: str, panels: Sequence[Panel], legend: Looks | None = None) -> Chart | None:
     return Chart(name=name, title=title, caption=caption, panels=tuple(panels), legend=legend or {}) if panels else None
 
 
-def dot(run: Run, x: float, y: float, text: Scores) -> Dot:
+def _dot(run: Run, x: float, y: float, text: Scores) -> Dot:
     """A run, with what is said of it when it is pointed at."""
     ended = f", {run.status}" if run.status != "finished" else ", failed" if run.failed else ""
     return Dot(x, y, run.failed, f"{run.label}, restart {run.restart}: {text.value(run.counted)}{ended}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mixout.study.analysis.across import Aggregate
-from mixout.study.analysis.cells import Comparison
+from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.stats import ALPHA, wilson
-from mixout.study.analysis.words import in_points, p_value, percent_of
+from mixout.study.analysis.words import MISSING, Scores, in_points, interval, number, p_value, percent, percent_of
 from mixout.study.report.tables import Columns, Table, Value, method_columns, plain, table
-from mixout.study.report.wording import MISSING, Labels, Scores, interval, number, percent
+from mixout.study.report.theme import Labels
 
 
 def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:

@@ -39,12 +39,12 @@ class Curve:
     """One method's line."""
 
     look: Look
-    x: tuple[float, ...]  # where the marks stand, in the order in which the line joins them
-    y: tuple[float, ...]  # as many
-    low: tuple[float | None, ...] = ()  # of the interval at each x, None where there is none; empty without intervals
-    high: tuple[float | None, ...] = ()  # of the interval at each x
-    threads: tuple[tuple[tuple[float, float], ...], ...] = ()  # further lines behind it, one a run
-    dots: tuple[Dot, ...] = ()  # single runs
+    x: Sequence[float]  # where the marks stand, in the order in which the line joins them
+    y: Sequence[float]  # as many
+    low: Sequence[float | None] = ()  # of the interval at each x, None where there is none; empty without intervals
+    high: Sequence[float | None] = ()  # of the interval at each x
+    threads: Sequence[Sequence[tuple[float, float]]] = ()  # further lines behind it, one a run
+    dots: Sequence[Dot] = ()  # single runs
 
 
 def rows(

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mixout.study.analysis.cells import Cell
-from mixout.study.analysis.leaders import Leader
-from mixout.study.analysis.predictions import Instability
+from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.runs import Placed
-from mixout.study.analysis.words import in_words
-from mixout.study.report.wording import MISSING, Labels, Scores, memory, number, percent
+from mixout.study.analysis.summary import Leader
+from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
+from mixout.study.report.theme import Labels
 
 T = TypeVar("T")
 MEANINGS = {

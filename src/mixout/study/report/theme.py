@@ -1,4 +1,4 @@
-"""How things look: one colour a method in every figure and table, grey for the baseline.
+"""How methods look and are called: one colour a method in every figure and table, grey for the baseline.
 
 The colours are those of Okabe and Ito (2008), which the colour-blind tell apart; yellow is left out, since it can't be
 seen on white. Methods that differ in p alone are shades of one colour. A method also has a mark of its own.
@@ -6,12 +6,13 @@ seen on white. Methods that differ in p alone are shades of one colour. A method
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mixout.errors import needs
-from mixout.study.analysis.curves import split_p
+from mixout.study.analysis.across import split_p
+from mixout.study.analysis.runs import Placed
 
 with needs("demo", "figures"):
     import matplotlib
@@ -96,3 +97,52 @@ def style() -> Iterator[None]:
             }
         )
         yield
+
+
+class Labels:
+    """What the methods of a study are called, with the factors that differ, and what they look like.
+
+    Example:
+        >>> from mixout.study.analysis.runs import Run
+        >>> runs = [Run(task="RTE", method="plain", restart=0, score=0.5, factors={"epochs": n}) for n in ("3", "9")]
+        >>> labels = Labels(runs, looks(["plain"], "plain"))
+        >>> labels.of(runs[1]), list(labels.all())
+        ('plain, epochs 9', ['plain, epochs 3', 'plain, epochs 9'])
+    """
+
+    def __init__(self, items: Iterable[Placed], looks: dict[str, Look]) -> None:
+        items = list(items)
+        values: dict[str, set[str | None]] = {}
+        for name in {name for item in items for name in item.factors}:
+            values[name] = {item.factors.get(name) for item in items}
+        self.varying = sorted(name for name, seen in values.items() if len(seen) > 1)
+        self.looks = looks
+        self.tasks = list(dict.fromkeys(item.task for item in items))
+        self._looks: dict[str, Look] = {}
+        seen_of: dict[str, int] = {}
+        for item in items:
+            if (text := self.of(item)) not in self._looks:
+                base, at = looks[item.method], seen_of.get(item.method, 0)
+                # Lines of one method, with other factors, differ in their dashes.
+                self._looks[text] = Look(color=base.color, mark=base.mark, line=LINES[at % len(LINES)])
+                seen_of[item.method] = at + 1
+
+    def of(self, item: Placed) -> str:
+        """The label of what was among the items."""
+        return ", ".join([item.method, *self._named(item)])
+
+    def place(self, item: Placed) -> str:
+        """Where it was made: its task, and the factors that differ."""
+        named = self._named(item)
+        return ", ".join([item.task, *named] if len(self.tasks) > 1 or not named else named)
+
+    def _named(self, item: Placed) -> list[str]:
+        return [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
+
+    def look(self, item: Placed) -> Look:
+        """Its look."""
+        return self._looks[self.of(item)]
+
+    def all(self) -> dict[str, Look]:
+        """Every label, in order, with its look."""
+        return dict(self._looks)

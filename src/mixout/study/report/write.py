@@ -28,9 +28,9 @@ from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import Summary, analyse
 from mixout.study.analysis.table import to_csv_rows
 from mixout.study.report import sections
-from mixout.study.report.canvas import Chart, write_files
-from mixout.study.report.data import Data
-from mixout.study.report.page import Block, Fold, Links, Section, Switch, render
+from mixout.study.report.canvas import write_files
+from mixout.study.report.page import Section, block, render
+from mixout.study.report.sections import Data
 
 _MARK = '<meta name="generator" content="mixout">'
 _FILES = (
@@ -73,25 +73,15 @@ def write_report(
     summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
     summary = replace(summary, notes=(*notes, *summary.notes))
     origins = sections.origins(summary, runs, commands=commands, environment=environment or {}, settings=settings or {})
-    results = sections.results(summary, runs, data or {})
+    results, charts = sections.results(summary, runs, data or {})
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for block in (block for section in results for block in _within(section.blocks)):
-        if isinstance(block, Chart):
-            write_files(block, folder / "figures")
+    for chart in charts:
+        write_files(chart, folder / "figures")
     _write_numbers(summary, runs, folder)
     page = folder / "index.html"
-    files = Section("files", "Files", (Links(_FILES),))
+    files = Section("files", "Files", [block("links", _FILES)])
     write_atomically(page, render(title, sections.facts(summary.cells), [*results, *origins, files]))
     return page
-
-
-def _within(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks, also those that are folded; of alternatives the first."""
-    found: list[Block] = []
-    for block in blocks:
-        inner = block.blocks if isinstance(block, Fold) else block.options[0][1] if isinstance(block, Switch) else None
-        found += [block] if inner is None else _within(inner)
-    return found
 
 
 def check_folder(folder: Path) -> None:

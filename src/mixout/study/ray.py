@@ -18,8 +18,7 @@ from mixout.errors import InputError, MixoutError, needs
 from mixout.finetune.cache import Cache
 from mixout.finetune.environment import NOTE
 from mixout.finetune.record import RECORD_NAME, WriteError, write_atomically, writing
-from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome, Tell
-from mixout.study.executors.local import attempt
+from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome, Tell, attempt
 from mixout.study.identity import Inputs
 
 _QUIET: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}

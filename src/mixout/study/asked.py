@@ -1,6 +1,7 @@
-"""``rate = "best"``: each method at its own best learning rate, chosen on other restarts than it is judged on.
+"""Which runs a study asks for, by what its ledger holds.
 
-The first ``search`` restarts run at every rate of the factor ``learning_rate``. Of each method on each task the rate
+With ``rate = "best"`` each method runs at its own best learning rate, chosen on other restarts than it is judged on:
+the first ``search`` restarts run at every rate of the factor ``learning_rate``. Of each method on each task the rate
 with the highest mean is its best, and only that one is run with the other restarts. Judging on the restarts that chose
 the rate would favour whoever has more luck among more rates.
 """
@@ -14,9 +15,21 @@ import numpy as np
 
 from mixout.study.analysis.runs import Run
 from mixout.study.grid import RATE, Planned, Study
+from mixout.study.identity import Inputs
 from mixout.study.ledger import Contents
 
 _Group = tuple[str, str, tuple[tuple[str, str], ...]]
+
+
+def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = None) -> Study:
+    """The study with as many restarts as the ledger holds, where these are more than its file says."""
+    inputs = inputs or Inputs()
+    while any(
+        contents.entry(run) is not None
+        for run in replace(study, restarts=study.restarts + 1).runs(inputs, first=study.restarts)
+    ):
+        study = replace(study, restarts=study.restarts + 1)
+    return study
 
 
 def wanted(study: Study, planned: Sequence[Planned], contents: Contents) -> list[Planned]:

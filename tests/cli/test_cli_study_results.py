@@ -1,0 +1,195 @@
+"""mixout study report and export: all that a ledger holds, and tables that are known."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from mixout.cli import main
+from mixout.study.analysis.table import read_scores
+from mixout.study.ledger import Ledger
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Study = Callable[..., int]
+
+
+def test_export_reads_back(study, tmp_path, failing):
+    assert study("run") == 1
+    assert study("export", "--output", str(tmp_path / "runs.csv")) == 0
+    assert study("export", "--output", str(tmp_path / "runs.parquet"), file=None) == 0
+    read = read_scores(tmp_path / "runs.csv")
+    kept = Ledger(tmp_path / "ledger").runs()
+    assert sorted((r.method, r.restart, r.status, r.id, r.distance) for r in read) == sorted(
+        (r.method, r.restart, r.status, r.id, r.distance) for r in kept
+    )
+    with (tmp_path / "runs.csv").open(newline="") as handle:
+        names = csv.DictReader(handle).fieldnames
+    table = pyarrow.parquet.read_table(tmp_path / "runs.parquet", use_threads=False)
+    assert table.column_names == names
+    assert table.column("id").to_pylist() == [run.id for run in kept]
+    # The exported table is as good as the study.
+    words = ["study", "report", "--scores", str(tmp_path / "runs.csv"), "--output-dir", str(tmp_path / "report")]
+    assert main(words) == 0
+    assert "dropout(0.0)" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_a_study_goes_on_from_a_table(study, tmp_path, capsys, numbers):
+    assert study("run") == 0
+    table = str(tmp_path / "runs.csv")
+    assert study("export", "--output", table) == 0
+    # Another machine, which has the table and no ledger.
+    shutil.rmtree(tmp_path / "ledger")
+    capsys.readouterr()
+    assert study("plan", "--restarts", "3", "--known", table) == 0
+    printed = capsys.readouterr().out
+    assert [numbers(line) for line in printed.splitlines()[3:5]] == [["3", "2", "0", "1", "?"]] * 2
+    # What the plan says to call makes a run of each cell, though restart 0 is known.
+    said = re.search(r"'mixout (study run [^']* --pilot)'", printed)
+    assert said is not None
+    assert main(shlex.split(said[1])) == 0
+    assert capsys.readouterr().out.startswith("2 runs in this call")
+    assert study("run", "--restarts", "3", "--known", table) == 0
+    assert capsys.readouterr().out.startswith("0 runs in this call")
+    assert sorted((run.method, run.restart) for run in Ledger(tmp_path / "ledger").runs()) == [
+        ("dropout(0.0)", 2), ("mixout(0.5)", 2),
+    ]  # fmt: skip
+    both = str(tmp_path / "both.csv")
+    everything = [(method, restart) for method in ("dropout(0.0)", "mixout(0.5)") for restart in range(3)]
+    assert study("export", "--known", table, "--output", both, file=None) == 0
+    assert sorted((run.method, run.restart) for run in read_scores(both)) == everything
+    assert study("export", "--restarts", "3", "--known", table, "--output", both) == 0
+    assert sorted((run.method, run.restart) for run in read_scores(both)) == everything
+    assert [run for run in read_scores(both) if run.restart < 2] == read_scores(table)
+    # A name is the study's own, also where another one stands in the table.
+    Path(table).write_text(Path(table).read_text().replace("mixout(0.5)", "ours"))
+    assert study("export", "--known", table, "--output", both) == 0
+    assert {run.method for run in read_scores(both)} == {"dropout(0.0)", "mixout(0.5)"}
+
+
+def test_what_failed_elsewhere_is_run_again_and_the_other_way_round(study, tmp_path, failing, capsys, numbers):
+    here, there, both = (str(tmp_path / name) for name in ("here.csv", "there.csv", "both.csv"))
+    assert study("run") == 1
+    assert study("export", "--output", there) == 0
+    first = tmp_path / "ledger"
+    first.rename(tmp_path / "first")
+    failing.undo()
+    capsys.readouterr()
+    assert study("plan", "--known", there) == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[4:5]] == [["2", "1", "0", "1"]]
+    assert study("run", "--known", there) == 0
+    assert capsys.readouterr().out.startswith("1 run in this call")
+    assert study("export", "--known", there, "--output", here) == 0
+    assert [run.status for run in read_scores(here)] == ["finished"] * 4
+    # The ledger in which it failed, and a table in which it ended.
+    shutil.rmtree(first)
+    (tmp_path / "first").rename(first)
+    for file in ({}, {"file": None}):
+        assert study("export", "--known", here, "--output", both, **file) == 0
+        assert sorted(read_scores(both), key=str) == sorted(read_scores(here), key=str)
+    capsys.readouterr()
+    assert study("plan", "--known", here) == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[3:5]] == [["2", "2", "0", "0"]] * 2
+
+
+def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys):
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("task,method,restart,score,id\nwords,plain,0,0.5,a\nwords,plain,1,,b\n")
+    second.write_text("task,method,restart,score,id\nwords,plain,0,0.25,a\n")
+    assert study("run", "--known", str(first), str(first), str(second)) == 2
+    assert "one score of each run, got 0.5 and" in capsys.readouterr().err
+    second.write_text("task,method,restart,score\nwords,plain,0,0.25\n")
+    assert study("plan", "--known", str(second)) == 2
+    assert "words, plain, restart 0 without an id" in capsys.readouterr().err
+    assert study("run", "--known", str(first), "--until-width", "1") == 2
+    assert "either --known or --until-width" in capsys.readouterr().err
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_a_report_covers_all_restarts_that_are_there(study, tmp_path, capsys, numbers):
+    assert study("run", "--restarts", "4") == 0
+    for words, count in (([], 8), (["--restarts", "2"], 4)):
+        assert study("export", "--output", str(tmp_path / "runs.csv"), *words) == 0
+        assert len(read_scores(tmp_path / "runs.csv")) == count
+    assert study("report", "--output-dir", str(tmp_path / "report")) == 0
+    assert "8 runs" in (tmp_path / "report" / "index.html").read_text()
+    capsys.readouterr()
+    assert study("status") == 0
+    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[1:3]] == [["4", "4", "0", "0"]] * 2
+
+
+def test_after_repeated_looks_the_report_stays_corrected(study, tmp_path):
+    assert study("run", "--set", "epochs=5", "--until-width", "1", "--looks", "2") == 0
+    assert study("report", "--set", "epochs=5", "--output-dir", str(tmp_path / "report")) == 0
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["looks"] == 2
+    assert [one["n"] for one in summary["comparisons"]] == [4]
+    assert {one["confidence"] for one in summary["comparisons"]} == {0.975}
+
+
+def test_a_ledger_is_reported_where_neither_model_nor_data_are(study, tmp_path, capsys):
+    assert study("run") == 0
+    words = ["--set", "model=./nowhere", "--output-dir", str(tmp_path / "report")]
+    assert study("report", *words) == 2
+    assert "leave FILE out" in capsys.readouterr().err
+    assert study("report", "--output-dir", str(tmp_path / "report"), file=None) == 0
+    text = html.unescape((tmp_path / "report" / "index.html").read_text())
+    assert "mixout(0.5)" in text
+    assert "torch" in text
+    assert "Chance, the score of a constant answer" in text
+    assert "20 rows tested on (dev set)" in text
+    assert "<q>" not in text  # the texts are not at hand
+    # The command that makes the best run again is complete.
+    [again] = [line for line in text.splitlines() if line.startswith("mixout finetune ")]
+    words = shlex.split(again.partition("</code>")[0])
+    words[words.index("--output-dir") + 1] = str(tmp_path / "again")
+    assert main(words[1:]) == 0
+    best = max(run.score for run in Ledger(tmp_path / "ledger").runs())
+    assert json.loads((tmp_path / "again" / "record.json").read_text())["score"] == best
+
+
+def test_two_studies_of_one_ledger_export_and_read_back(study, tmp_path, capsys):
+    assert study("run") == 0
+    assert study("run", "--set", "learning_rate=0.02") == 0
+    assert study("export", "--output", str(tmp_path / "runs.csv"), file=None) == 0
+    words = ["study", "report", "--scores", str(tmp_path / "runs.csv"), "--output-dir", str(tmp_path / "report")]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert study("status", file=None) == 0
+    assert "mixout(0.5), learning_rate 0.02" in capsys.readouterr().out
+
+
+def test_a_report_replaces_nothing_but_a_report(study, tmp_path, capsys):
+    assert study("run") == 0
+    table = tmp_path / "mine" / "runs.csv"
+    table.parent.mkdir()
+    assert study("export", "--output", str(table)) == 0
+    before = table.read_text()
+    words = ["study", "report", "--scores", str(table), "--output-dir"]
+    assert main([*words, str(table.parent)]) == 2
+    assert "which holds it" in capsys.readouterr().err
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("my page")
+    assert main([*words, str(tmp_path / "site")]) == 2
+    assert "which holds 'index.html'" in capsys.readouterr().err
+    for _ in range(2):  # its own it replaces
+        assert main([*words, str(tmp_path / "report")]) == 0
+    assert (table.read_text(), (tmp_path / "site" / "index.html").read_text()) == (before, "my page")
+
+
+def test_a_report_says_which_column_of_the_table_it_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mixout.study.report.write_report", lambda runs, *args, **options: runs[0].factors)
+    (tmp_path / "scores.csv").write_text(",task,method,restart,score\n0,R,plain,0,.5\n1,R,plain,1,.6\n")
+    assert main(["study", "report", "--scores", str(tmp_path / "scores.csv"), "--output-dir", str(tmp_path / "r")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "report {}\n"
+    assert "the column '' has no name of its own and is left out" in printed.err
