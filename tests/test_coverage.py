@@ -76,6 +76,9 @@ def test_the_table_names_methods_layers_and_dropouts():
     assert "out of reach" in text
     assert coverage.methods == "mixout(0.9)"
     assert [str(site) for site in coverage.dropouts] == ["1.p = 0.1"]
+    several = nn.Sequential(nn.Linear(4, 30), nn.Dropout(0.1), nn.Dropout(0.2), nn.Dropout(0.3))
+    text = str(mixout.coverage(mixout.apply_(several, Mixout(0.9), where="0", keep_dropout=True)))
+    assert text.splitlines()[-1] == "  3 dropouts still on: 1.p = 0.1 ... 3.p = 0.3"
 
 
 def test_methods_that_mix_nothing_report_so_without_an_error():

@@ -140,8 +140,14 @@ class Coverage:
             lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{count:>13,}  {_names(members)}")
             if reason:
                 lines.append(f"{'':>21}{reason}")
-        lines += [f"  dropout still on: {site}" for site in self.dropouts]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {line}" for line in self._still_on())])
+
+    def _still_on(self) -> list[str]:
+        """One line on the model's own dropouts, where any is on."""
+        sites = [str(site) for site in self.dropouts]
+        if len(sites) < 2:
+            return [f"dropout still on: {site}" for site in sites]
+        return [f"{len(sites)} dropouts still on: {sites[0]} ... {sites[-1]}"]
 
     def _repr_html_(self) -> str:
         """The same table for a notebook."""
@@ -151,7 +157,7 @@ class Coverage:
         ]
         head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
-        still_on = "".join(f"<p>dropout still on: {html.escape(str(site))}</p>" for site in self.dropouts)
+        still_on = "".join(f"<p>{html.escape(line)}</p>" for line in self._still_on())
         above = "".join(f"<p>{html.escape(line)}</p>" for line in (self._head(), *self._more()))
         return f"{above}<table><tr>{head}</tr>{body}</table>{still_on}"
 
