@@ -24,12 +24,13 @@ def checkpoint(tiny_bert, tmp_path) -> Path:
     return tmp_path / "checkpoint-7"
 
 
+@pytest.mark.parametrize("anchor", [None, mixout.Anchor(device="cpu")], ids=["", "kept elsewhere"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_checkpoint_of_a_run_does_not_silently_become_the_anchor(checkpoint, nested):
+def test_a_checkpoint_of_a_run_does_not_silently_become_the_anchor(checkpoint, nested, anchor):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint)
     model = torch.nn.Sequential(model) if nested else model
     with pytest.warns(mixout.FineTunedAnchorWarning, match=r"step 7 .*checkpoint-7.*pass anchor=") as caught:
-        mixout.apply_(model, mixout.Mixout(0.5))
+        mixout.apply_(model, mixout.Mixout(0.5), anchor=anchor)
     assert caught[0].filename == __file__
     assert mixout.coverage(model).mixed
 

@@ -4,8 +4,6 @@ from mixout import functional as functional
 from mixout import methods as methods
 from mixout import optim as optim
 from mixout import schedule as schedule
-from mixout.apply import Anchor as Anchor
-from mixout.apply import Seed as Seed
 from mixout.apply import apply_ as apply_
 from mixout.apply import by_depth as by_depth
 from mixout.apply import remove_ as remove_
@@ -39,6 +37,7 @@ from mixout.methods import Mixout as Mixout
 from mixout.methods import OutputAnchor as OutputAnchor
 from mixout.methods.likelihood import fisher as fisher
 from mixout.methods.output import output_penalty as output_penalty
+from mixout.ranks import Seed as Seed
 from mixout.record import set_p_ as set_p_
 from mixout.saving import State as State
 from mixout.saving import fingerprint as fingerprint
@@ -50,3 +49,4 @@ from mixout.selection import ALL as ALL
 from mixout.selection import BODY as BODY
 from mixout.selection import PAPER as PAPER
 from mixout.selection import Where as Where
+from mixout.sources import Anchor as Anchor

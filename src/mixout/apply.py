@@ -6,8 +6,8 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, Never, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Never, TypeAlias
 
 import torch
 from torch import nn
@@ -24,11 +24,11 @@ from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
 from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
-from mixout.ranks import SCOPES, Scope, SharedSeed
+from mixout.ranks import Seed, SharedSeed
 from mixout.reach import check_reach
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import Selection, WhereLike, resolve
-from mixout.sources import AnchorSource, is_zero, uncompiled
+from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
@@ -37,69 +37,6 @@ _FORMER = {
     "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
     "scope": 'write seed=mixout.Seed(scope="rank")',
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Anchor:
-    """What is mixed in, and how it is kept: for ``anchor`` of :func:`apply_`.
-
-    Args:
-        source: as ``anchor`` itself: None for a copy of the current weights, a state dict, a file, a model, or 0.
-        dtype: to keep it in, which must hold it exactly, as bfloat16 holds the weights of a checkpoint in bfloat16; it
-            is cast in each pass. None for the weights' own.
-        device: ``"cpu"`` keeps it in the host's memory, pinned where there is a GPU, and copies each weight's in the
-            pass that reads it, for models whose anchors do not fit beside them. None: it follows the weights.
-
-    Raises:
-        ValueError: if ``dtype`` or ``device`` is out of its range.
-
-    Example:
-        >>> from mixout import Mixout
-        >>> model = nn.Sequential(nn.Linear(4, 3)).bfloat16().float()
-        >>> _ = apply_(model, Mixout(0.9), anchor=Anchor(dtype=torch.bfloat16))
-    """
-
-    source: AnchorSource = None
-    _: KW_ONLY
-    dtype: torch.dtype | None = None
-    device: Literal["cpu"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.device not in (None, "cpu"):
-            raise ValueError(
-                f"expected device 'cpu' or None, got {self.device!r}; by default anchors follow the weights"
-            )
-        if self.dtype is not None and not self.dtype.is_floating_point:
-            raise ValueError(f"expected dtype as a floating point dtype, got {self.dtype}")
-
-
-@dataclass(frozen=True)
-class Seed:
-    """Where masks come from, and which ranks share them: for ``seed`` of :func:`apply_`.
-
-    Args:
-        value: as ``seed`` itself: an integer from which masks follow, or None for torch's default generators.
-        scope: in a distributed run, whether ``"all"`` ranks draw the same masks, as one device would (without a value
-            they take rank 0's in their first training pass), or each ``"rank"`` its own. See docs/integrations/ddp.md.
-
-    Raises:
-        TypeError: if ``value`` is no integer.
-        ValueError: if ``scope`` is neither.
-
-    Example:
-        >>> Seed(3, scope="rank")
-        Seed(value=3, scope='rank')
-    """
-
-    value: int | None = None
-    _: KW_ONLY
-    scope: Scope = "all"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, type(None))):
-            raise TypeError(f"expected seed to be an integer or None, got {self.value!r}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"expected scope in {SCOPES}, got {self.scope!r}")
 
 
 def apply_(
@@ -197,7 +134,9 @@ def apply_(
             stacklevel=2,
         )
     reads = any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
-    if anchor is None and ((layers and reads) or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)):
+    if kept.source is None and (
+        (layers and reads) or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)
+    ):
         warn_if_fine_tuned(model)
     return whole
 
@@ -282,7 +221,7 @@ def spread_(
     rules: Sequence[Rule],
     selection: Selection,
     anchors: Anchors,
-    seed: Seed | None = None,
+    seed: Seed = Seed(),  # noqa: B008  a frozen value
     form: Form = "auto",
     *,
     keep_dropout: bool = False,
@@ -290,9 +229,8 @@ def spread_(
     """Install each rule's methods where it is the first that fits; return the mixed layers by name."""
     set_dropouts_(model, [method for rule in rules for method in rule.methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
-    given = seed or Seed()
     for rule in rules:
-        applied = Applied(methods=rule.methods, seed=SharedSeed(given.value, given.scope), where=selection.text)
+        applied = Applied(methods=rule.methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
         layers |= install_(model, applied, rule.within(selection, rules), anchors, form, alone=len(rules) == 1)
     return layers
 

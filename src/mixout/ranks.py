@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -35,6 +36,35 @@ PATIENCE = timedelta(minutes=5)
 # Keys in the store of the process group.
 _RUN = "mixout/run"
 _APPLIED = "mixout/applied"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where masks come from, and which ranks share them: for ``seed`` of :func:`mixout.apply_`.
+
+    Args:
+        value: as ``seed`` itself: an integer from which masks follow, or None for torch's default generators.
+        scope: in a distributed run, whether ``"all"`` ranks draw the same masks, as one device would (without a value
+            they take rank 0's in their first training pass), or each ``"rank"`` its own. See docs/integrations/ddp.md.
+
+    Raises:
+        TypeError: if ``value`` is no integer.
+        ValueError: if ``scope`` is neither.
+
+    Example:
+        >>> Seed(3, scope="rank")
+        Seed(value=3, scope='rank')
+    """
+
+    value: int | None = None
+    _: KW_ONLY
+    scope: Scope = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, type(None))):
+            raise TypeError(f"expected seed to be an integer or None, got {self.value!r}")
+        if self.scope not in SCOPES:
+            raise ValueError(f"expected scope in {SCOPES}, got {self.scope!r}")
 
 
 def ranks() -> int:

@@ -10,9 +10,11 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from mixout.errors import AnchorMismatchError, InputError, MissingExtraError
@@ -21,6 +23,40 @@ AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | 
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """What is mixed in, and how it is kept: for ``anchor`` of :func:`mixout.apply_`.
+
+    Args:
+        source: as ``anchor`` itself: None for a copy of the current weights, a state dict, a file, a model, or 0.
+        dtype: to keep it in, which must hold it exactly, as bfloat16 holds the weights of a checkpoint in bfloat16; it
+            is cast in each pass. None for the weights' own.
+        device: ``"cpu"`` keeps it in the host's memory, pinned where there is a GPU, and copies each weight's in the
+            pass that reads it, for models whose anchors do not fit beside them. None: it follows the weights.
+
+    Raises:
+        ValueError: if ``dtype`` or ``device`` is out of its range.
+
+    Example:
+        >>> import mixout
+        >>> model = nn.Sequential(nn.Linear(4, 3)).bfloat16().float()
+        >>> _ = mixout.apply_(model, "mixout(0.9)", anchor=mixout.Anchor(dtype=torch.bfloat16))
+    """
+
+    source: AnchorSource = None
+    _: KW_ONLY
+    dtype: torch.dtype | None = None
+    device: Literal["cpu"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu"):
+            raise ValueError(
+                f"expected device 'cpu' or None, got {self.device!r}; by default anchors follow the weights"
+            )
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise ValueError(f"expected dtype as a floating point dtype, got {self.dtype}")
 
 
 class WeightMissingError(AnchorMismatchError):
