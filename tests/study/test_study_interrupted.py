@@ -40,22 +40,32 @@ class Stopped(BaseException):
     """Ends the process, as a signal would."""
 
 
-@pytest.mark.parametrize(("save", "where"), [("no", "from the start"), (2, "from step 2")])
-def test_a_run_that_was_cut_off_goes_on_only_with_checkpoints(
-    declare, tmp_path, monkeypatch, save, where, execute, outcomes
-):
-    planned, ledger = declare(restarts=1, settings={"save": save}).runs(), Ledger(tmp_path / "a")
+@pytest.fixture
+def cut_off(monkeypatch, execute):
+    """Make runs until the first one has taken its third step."""
 
     def stop(self, args, state, control, **rest):
         on_step_end(self, args, state, control, **rest)
         if state.global_step == 3:
             raise Stopped
 
+    def make(planned, ledger):
+        with monkeypatch.context() as patch:
+            patch.setattr(Steps, "on_step_end", stop)
+            with pytest.raises(Stopped):
+                execute(planned, ledger)
+
     on_step_end = Steps.on_step_end
-    with monkeypatch.context() as patch:
-        patch.setattr(Steps, "on_step_end", stop)
-        with pytest.raises(Stopped):
-            execute(planned, ledger)
+    return make
+
+
+@pytest.mark.parametrize(("save", "where"), [("no", "from the start"), (2, "from step 2")])
+def test_a_run_that_was_cut_off_goes_on_only_with_checkpoints(
+    declare, tmp_path, monkeypatch, save, where, cut_off, execute, outcomes
+):
+    planned, ledger = declare(restarts=1, settings={"save": save}).runs(), Ledger(tmp_path / "a")
+
+    cut_off(planned, ledger)
     assert len(ledger.read().leftovers) == 1
     lines: list[str] = []
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
@@ -67,20 +77,11 @@ def test_a_run_that_was_cut_off_goes_on_only_with_checkpoints(
     assert not any((tmp_path / "a").rglob("checkpoints"))
 
 
-def test_a_cut_off_run_whose_files_have_moved_starts_anew(declare, tmp_path, monkeypatch, tiny_bert, execute):
+def test_a_cut_off_run_whose_files_have_moved_starts_anew(declare, tmp_path, tiny_bert, cut_off, execute):
     shutil.copytree(tiny_bert, tmp_path / "copy")
     ledger = Ledger(tmp_path / "a")
 
-    def stop(self, args, state, control, **rest):
-        on_step_end(self, args, state, control, **rest)
-        if state.global_step == 3:
-            raise Stopped
-
-    on_step_end = Steps.on_step_end
-    with monkeypatch.context() as patch:
-        patch.setattr(Steps, "on_step_end", stop)
-        with pytest.raises(Stopped):
-            execute(declare(restarts=1, settings={"save": 1}).runs(), ledger)
+    cut_off(declare(restarts=1, settings={"save": 1}).runs(), ledger)
     moved = declare(restarts=1, settings={"save": 1, "model": str(tmp_path / "copy")}).runs()
     assert execute(moved, ledger) == Tally(ran=2, failed=0)
 
