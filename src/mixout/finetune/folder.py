@@ -48,7 +48,7 @@ def begun(folder: Path) -> Settings:
     """The settings of the unfinished run in ``folder``; InputError where there is none."""
     if not unfinished(folder):
         raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
-    return Settings.from_json(json.dumps(json.loads((folder / CHECKPOINTS / _RUN).read_text("utf-8"))["settings"]))
+    return Settings.from_json(json.dumps(_plan(folder)["settings"]))
 
 
 def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
@@ -125,7 +125,7 @@ def begin(
     """
     plan = folder / CHECKPOINTS / _RUN
     if plan.is_file():
-        earlier: dict[str, Any] = json.loads(plan.read_text("utf-8"))
+        earlier = _plan(folder)
         before = earlier["fingerprints"]
         changed = [name for name in fingerprints if fingerprints[name] != before.get(name)]
         if changed:
@@ -139,6 +139,11 @@ def begin(
         values = {"settings": asdict(settings), "chosen": chosen, "fingerprints": dict(fingerprints)}
         write_atomically(plan, json.dumps(values, indent=1))
     return None, chosen
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / CHECKPOINTS / _RUN).read_text("utf-8"))
+    return values
 
 
 @contextmanager

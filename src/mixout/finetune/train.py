@@ -11,7 +11,6 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -135,9 +134,10 @@ def finetune(
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
             )
-            known: dict[str, Any] = {"chosen": chosen, "interpolated": between, "coverage": covered}
-            known |= {"fingerprints": fingerprints, "closeness": close.scores(), "start": start}
-            record = outcome.record(settings, task, loaded, dev, state, diverged=run.course.diverged, **known)
+            record = outcome.record(
+                settings, task, loaded, dev, state, diverged=run.course.diverged, closeness=close.scores(), start=start,
+                chosen=chosen, interpolated=between, coverage=covered, fingerprints=fingerprints,
+            )  # fmt: skip
             if leads:
                 _write(place, loaded, record, keep_model=keep_model)
             run.accelerator.wait_for_everyone()
