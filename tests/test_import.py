@@ -68,7 +68,7 @@ for name in ("huggingface", "lightning"):
     try:
         __import__(f"mixout.integrations.{name}")
     except mixout.MissingExtraError as error:
-        assert "to be installed, got no" in str(error), error
+        assert "to be installed" in str(error), error
     else:
         raise SystemExit("expected MissingExtraError")
 """
@@ -194,28 +194,16 @@ def test_errors_derive_from_the_builtin_that_fits():
         assert issubclass(error, mixout.MixoutError)
 
 
-@pytest.mark.parametrize(
-    ("place", "old", "new"),
-    [
-        ("mixout", "Dropout", "mixout.methods.Dropout"),
-        ("mixout", "Dropconnect", "mixout.methods.Dropconnect"),
-        ("mixout", "Plain", "mixout.methods.Plain"),
-        ("mixout", "state_dict", "mixout.save_state"),
-        ("mixout", "load_state_dict_", "mixout.load_state_"),
-        ("mixout.schedule", "Linear", "LinearRamp"),
-        ("mixout.schedule", "Cosine", "CosineRamp"),
-        ("mixout.integrations.huggingface", "AnchorCallback", "MixoutCallback"),
-        ("mixout.integrations.lightning", "AnchorCallback", "MixoutCallback"),
-    ],
-)
-def test_an_old_name_leads_to_the_new_one(place, old, new):
-    module = importlib.import_module(place)
+@pytest.mark.parametrize(("old", "new"), mixout._FORMER.items())
+def test_an_old_name_leads_to_the_new_one(old, new):
+    place, _, name = new.rpartition(".")
+    assert hasattr(importlib.import_module(place), name)
     with pytest.raises(ImportError, match=rf"no attribute '{old}'; it is called {re.escape(new)} now$"):
-        getattr(module, old)
+        getattr(mixout, old)
     with pytest.raises(ImportError, match=rf"it is called {re.escape(new)} now$"):
-        exec(f"from {place} import {old}")
+        exec(f"from mixout import {old}")
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
-        _ = module.nothing
+        _ = mixout.nothing
 
 
 def test_each_error_and_warning_is_on_the_page_and_says_what_to_do():

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import AnchorMismatchError, InputError, MissingExtraError
+from mixout.errors import AnchorMismatchError, InputError, needs
 
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
@@ -135,12 +135,8 @@ def _reader(source: object) -> Callable[[str], Tensor | None]:
 
 
 def _safetensors_reader(source: str | Path) -> Callable[[str], Tensor | None]:
-    try:
+    with needs("hf", "an anchor from a safetensors file"):
         from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingExtraError(
-            'an anchor from safetensors needs the package safetensors: pip install "mixout[hf]"'
-        ) from error
     file_of: dict[str, Path] = {}
     for file in _safetensors_files(source):
         try:
