@@ -12,15 +12,13 @@ import torch.distributed as dist
 from torch import nn
 
 from mixout.errors import RankMismatchError
-from mixout.layers import Mixed
-from mixout.record import applied_here, applied_to
+from mixout.saving import save_state
 
 
 def check_ranks(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Compare method, layers, anchors, p, seed and the number of masks drawn on all ranks; every rank must call it.
+    """Compare what :func:`mixout.save_state` gives on all ranks: methods, anchors, p, seed, number of masks drawn.
 
-    Of each anchor a few numbers are compared, not all. With ``Seed(scope="rank")`` seed and numbers of masks may
-    differ.
+    Every rank must call it. With ``Seed(scope="rank")`` seed and numbers of masks may differ.
 
     Args:
         model: a model that carries a method, in DDP or not.
@@ -51,17 +49,12 @@ _REMEDIES = {
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
-    found = applied_to(model)
-    facts: dict[str, list[Any]] = {
-        "method": [applied.seed.subject for applied in found],
-        "scope": [applied.seed.scope for applied in found],
-        "p": [None if applied.mixing is None else float(applied.mixing.p) for applied in found],
+    first = save_state(model, tensors=False)
+    parts = [first, *first["also"]]
+    own_masks = any(part["scope"] == "rank" for part in parts)
+    apart = {"also", *(("seed", "agreed_seed", "draws") if own_masks else ())}
+    return {
+        what: value if len(parts) == 1 else [part.get(what) for part in parts]
+        for what, value in first.items()
+        if what not in apart
     }
-    if all(applied.seed.scope == "all" for applied in found):
-        mixed = [module for module in model.modules() if isinstance(module, Mixed)]
-        facts["seed"] = [applied.seed.value for applied in found]
-        facts["draws"] = [
-            {m._mixed.stream.key: m._mixed.stream.count for m in mixed if applied_here(m) is applied}
-            for applied in found
-        ]
-    return {what: values[0] if len(values) == 1 else values for what, values in facts.items()}
