@@ -118,12 +118,10 @@ def mixed_linear(
     _check(weight, anchor, unit, gradient, noise, 1)
     if form not in FORMS:
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
-    if not torch.compiler.is_compiling() or not isinstance(p, Tensor):
-        p = check_p(float(p) if isinstance(p, Tensor) else p, noise)
     if x.dtype != weight.dtype and autocast_dtype(x) is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     anchor = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
-    return linear_pass(x, weight, anchor, bias, MixOptions(p, unit, gradient, noise, stream, form))
+    return linear_pass(x, weight, anchor, bias, MixOptions(_checked(p, noise), unit, gradient, noise, stream, form))
 
 
 def mixed_embedding(
@@ -172,14 +170,14 @@ def mixed_embedding(
 
 
 def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
-    """P as it is, if it is a probability; a compiled graph cannot look into a tensor."""
-    if not isinstance(p, Tensor):
-        return check_p(p, noise)
-    if p.numel() != 1:
-        raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
-    if not torch.compiler.is_compiling():
-        check_p(float(p), noise)
-    return p
+    """P as a number, if it is a probability; a compiled graph cannot look into a tensor."""
+    if isinstance(p, Tensor):
+        if p.numel() != 1:
+            raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
+        if torch.compiler.is_compiling():
+            return p
+        p = float(p)
+    return check_p(p, noise)
 
 
 def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:

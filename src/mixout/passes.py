@@ -102,7 +102,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     check_dense(x)
     dtype = autocast_dtype(x) or weight.dtype
     if x.numel() < native_up_to(weight, options, autocast=dtype.itemsize == 2):
-        shape = native_mask_shape(weight, unit)
+        shape = mask_shape(tuple(weight.shape), unit)
         if noise == "bernoulli":
             make = draw_element_coefficients if unit == "element" else draw_coefficients
             coefficient = make(shape, p, weight.dtype, weight.device, stream=stream)
@@ -197,12 +197,6 @@ def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False)
         most = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
     thin = keeps_columns(options) and weight.requires_grad
     return most / (float(options.p) * weight.shape[0]) if thin or most == 0.0 else math.inf
-
-
-def native_mask_shape(weight: Tensor, unit: Unit) -> tuple[int, ...]:
-    """Shape of a mask as :func:`mixout.ops.linear.native` takes it."""
-    rows, columns = weight.shape
-    return {"input": (columns,), "output": (rows, 1), "element": (rows, columns), "layer": (1,)}[unit]
 
 
 def _has_thin_gradient(options: MixOptions) -> bool:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mixout.anchor import OwnWeight
 from mixout.layers.mixed import Mixed, Share, mixes
-from mixout.masks import coefficients, constants, draw_coefficients
+from mixout.masks import coefficients, constants, draw_coefficients, mask_shape
 from mixout.ops.mix import autocast_dtype
 from mixout.parts import check_whole
-from mixout.passes import MixOptions, embedding_pass, linear_pass, native_mask_shape, native_up_to
+from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -52,7 +52,7 @@ class Short:
         most = native_up_to(weight, options, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
-        size = native_mask_shape(weight, mixing.unit)
+        size = mask_shape(tuple(weight.shape), mixing.unit)
         on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
         return cls(
             size=size,

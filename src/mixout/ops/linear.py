@@ -39,7 +39,7 @@ _ALIGNED = 8
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
     """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
 
-    ``coefficient`` is s M, (in,), (out, 1), (out, in) or (1,), in the dtype of ``weight``.
+    ``coefficient`` is s M, broadcastable to ``weight``, in its dtype.
     """
     phi = weight * coefficient if anchor is None else torch.lerp(like(anchor, weight), weight, coefficient)
     return F.linear(x, phi, bias)
