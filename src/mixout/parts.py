@@ -52,7 +52,10 @@ def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
     """``tensor``, or a copy of this rank's part of it, as a DTensor, where ``weight`` is one; nothing is sent."""
     if not hasattr(weight, "placements") or hasattr(tensor, "placements"):  # also asked in compiled graphs
         return tensor
-    return of_part(own_part(tensor, weight).clone(), weight)  # type: ignore[arg-type]
+    from torch.distributed.tensor import distribute_tensor
+
+    # A copy: a view of the part would keep the whole.
+    return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None).clone()
 
 
 def of_part(part: Tensor, weight: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""Short trainings of a tiny model, in one process or sharded over several: what test_layers_sharded.py compares.
+"""What test_layers_sharded.py compares: the trainings of sharded_cases.py, and others, in two and in four processes.
 
-As a script: ``python sharded_runs.py WORLD FOLDER`` runs all of them in WORLD processes, which leave what they found in
-FOLDER/RANK.pt. It is imported where the same runs are made in one process.
+``python sharded_runs.py FOLDER [NAME...]`` runs them; each process leaves what it found in FOLDER/WORLD/RANK.pt.
 """
 
-import contextlib
 import os
 import sys
 import traceback
@@ -13,178 +11,31 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from sharded_cases import (
+    AVERAGES,
+    CASES,
+    EVERYWHERE,
+    Net,
+    batch,
+    elsewhere,
+    found,
+    momentum,
+    net,
+    own_rows,
+    scores,
+    shard,
+    train,
+    train_anchored,
+)
+from sharded_refused import message, refused, tensor_parallel
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, OutputAnchor
-from mixout.methods import Dropconnect
-
-ROWS = 8
-# On CPUs torch 2.7 sums the float32 gradients of plain models under FSDP2, and cannot train with HSDP.
-AVERAGES = not torch.__version__.startswith("2.7.")
-
-
-class Block(nn.Module):
-    """Two linears; with ``recompute`` under activation checkpointing; their results may be changed in place."""
-
-    def __init__(self, width, inner):
-        super().__init__()
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.recompute = self.in_place = False
-
-    def inside(self, x):
-        if not self.in_place:
-            return x + self.down(self.up(x).tanh())
-        y = self.down(self.up(x).tanh_())
-        y += x
-        return y
-
-    def forward(self, x):
-        return checkpoint(self.inside, x, use_reentrant=False) if self.recompute else self.inside(x)
-
-
-class Net(nn.Module):
-    """16 rows are shared evenly by two or four ranks; 7 and 5 are not, and of 5 the last of four ranks has none."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = Block(7, 16), Block(7, 5), nn.Linear(7, 3)
-        self.recompute = False
-
-    def forward(self, x):
-        first = checkpoint(self.first, x, use_reentrant=False) if self.recompute else self.first(x)
-        return self.head(self.second(first))
-
-
-def net(*, recompute=False, frozen=False, in_place=False, dtype=torch.float64):
-    """In float64, so that an error of 1e-9 shows."""
-    torch.manual_seed(0)
-    model = Net().bfloat16().to(dtype)
-    model.first.recompute = model.second.recompute = recompute
-    model.first.in_place = model.second.in_place = in_place
-    model.first.up.requires_grad_(not frozen)
-    return model
-
-
-def shard(model, mesh, *, over="blocks", **options):
-    """fully_shard on the parts named by ``over``, then on the root."""
-    parts = {
-        "blocks": [model.first, model.second],
-        "layers": [model.first.up, model.first.down, model.second.up, model.second.down],
-        "group": [[model.first, model.second]],
-        "root": [],
-    }[over]
-    for part in parts:
-        fully_shard(part, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
-
-
-def batch(step, micro):
-    return torch.randn(ROWS, 7, generator=torch.Generator().manual_seed(10 * step + micro), dtype=torch.float64)
-
-
-def own_rows(x, rank, world):
-    return x.chunk(world)[rank]
-
-
-def momentum(model):
-    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-
-
-def train(model, rank=0, world=1, steps=range(3), *, optimizer=None, evaluate=False, dtype=torch.float64):
-    """Two micro-batches a step; no Adam, so that a wrong factor in the gradient shows."""
-    optimizer = optimizer or momentum(model)
-    sync = getattr(model, "set_requires_gradient_sync", lambda _: None)
-    for step in steps:
-        model.train()
-        for micro in range(2):
-            sync(micro == 1)
-            out = model(own_rows(batch(step, micro), rank, world).to(dtype))
-            (out.double().square().sum(1).mean() / 2).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if evaluate:
-            scores(model, dtype)
-    return model
-
-
-@torch.no_grad()
-def scores(model, dtype=torch.float64):
-    model.eval()
-    return model(batch(99, 0).to(dtype)).double()
-
-
-def weights(model):
-    return {key: whole(value).detach().clone() for key, value in model.state_dict().items()}
-
-
-def whole(value):
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-FLOAT = {"dtype": torch.float32}
-WIDE = MixedPrecisionPolicy(param_dtype=torch.float64)
-NARROW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-# name: method; arguments of net, of fully_shard, of apply_, of train
-CASES = {
-    "mixout": (Mixout(0.5), {}, {}, {}, {}),
-    "few": (Mixout(0.2), {}, {}, {}, {}),
-    "nothing": (Mixout(0.0), {}, {}, {}, {}),
-    "anchor": (Mixout(1.0), {}, {}, {}, {}),
-    "paper": (Mixout(0.5, gradient="paper"), {}, {}, {}, {}),
-    "dense": (Mixout(0.5, gradient="dense"), {}, {}, {}, {}),
-    "output": (Mixout(0.3, unit="output"), {}, {}, {}, {}),
-    "element": (Mixconnect(0.3), {}, {}, {}, {}),
-    "gaussian": (Mixconnect(0.3, noise="gaussian"), {}, {}, {}, {}),
-    "zero": (Dropconnect(0.3), {}, {}, {}, {}),
-    "gradient": (GradientMask(0.5), {}, {}, {}, {}),
-    "decay": ([Mixout(0.5), AnchorDecay(0.1)], {}, {}, {}, {}),
-    "selective": (AnchorDecay(0.5, selective=True), {}, {}, {}, {}),
-    "relative": (AnchorDecay(radius=0.5, relative=True), {}, {}, {}, {}),
-    "moving": (Mixout(0.5, every=2, anchor_ema=0.5), {}, {}, {}, {}),
-    "layer": (GradientMask(0.5, unit="layer", every=2), {}, {}, {}, {}),
-    "coupled": ([Mixout(0.5), AnchorDecay(0.1, decoupled=False)], {}, {}, {"anchor": 0}, {}),
-    "other anchor": (Mixout(0.5), {}, {}, {"anchor": {k: v + 0.1 for k, v in net().state_dict().items()}}, {}),
-    "small anchor": (Mixout(0.5), {}, {}, {"anchor": mixout.Anchor(dtype=torch.bfloat16)}, {}),
-    "kept": (Mixout(0.5), {}, {"reshard_after_forward": False}, {}, {}),
-    "layers": (Mixout(0.5), {}, {"over": "layers"}, {}, {}),
-    "group": (Mixout(0.5), {}, {"over": "group"}, {}, {}),
-    "root": (Mixout(0.5), {}, {"over": "root"}, {}, {}),
-    "recomputed": (Mixout(0.5), {"recompute": True}, {}, {}, {}),
-    "frozen": (Mixout(0.5), {"frozen": True}, {}, {}, {}),
-    "evaluated": (Mixout(0.5), {}, {}, {}, {"evaluate": True}),
-    "evaluated and kept": (Mixout(0.5), {}, {"reshard_after_forward": False}, {}, {"evaluate": True}),
-    "float": (Mixout(0.5), FLOAT, {}, {}, FLOAT),
-    "wide": (Mixout(0.5), FLOAT, {"mp_policy": WIDE}, {}, FLOAT),
-    "bfloat16": (Mixout(0.5), FLOAT, {"mp_policy": NARROW}, {}, FLOAT),
-}
-EVERYWHERE = ("mixout", "output", "element", "decay", "selective", "relative", "moving", "kept", "small anchor")
-
-
-def found(model, dtype):
-    """Weights, what is measured on them, and the outputs in eval mode, mixed, then a quarter of the way and removed."""
-    root = {"weights": weights(model), "scores": scores(model, dtype)}
-    with contextlib.suppress(mixout.NotAppliedError):
-        root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
-        root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
-        mixout.interpolate_(model, 0.25)
-    state = mixout.save_state(model)
-    root |= {"drawn": state["draws"]} | {f"anchor of {key}": value for key, value in state.get("anchors", {}).items()}
-    mixout.remove_(model)
-    return root | {"plain scores": scores(model, dtype)}
-
-
-def one_process(name, seed=3):
-    method, made, _, applied, trained = CASES[name]
-    model = mixout.apply_(net(**made), method, seed=seed, **applied)
-    return found(train(model, **trained), trained.get("dtype", torch.float64))
+from mixout import AnchorDecay, Mixout, OutputAnchor
 
 
 def sharded(name, mesh, rank, world, *, before=False):
@@ -235,22 +86,6 @@ def layers_before(mesh):
     return [isinstance(layer, FSDPModule) for layer in (model.first.up, model.second.down, model)]
 
 
-def train_anchored(model, rank=0, world=1):
-    """With OutputAnchor: the pass of the anchors comes between a forward and its backward."""
-    optimizer = momentum(model)
-    sync = getattr(model, "set_requires_gradient_sync", lambda _: None)
-    for step in range(3):
-        for micro in range(2):
-            sync(micro == 1)
-            x = own_rows(batch(step, micro), rank, world)
-            out = model(x)
-            loss = out.square().sum(1).mean() + mixout.output_penalty(model, x, out)
-            (loss / 2).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return found(model, torch.float64)
-
-
 def outputs(mesh, rank, world, **laid):
     return train_anchored(mixout.apply_(shard(net(), mesh, **laid), OutputAnchor(2.0)), rank, world)
 
@@ -280,11 +115,13 @@ def sharded_in_place(mesh, rank, world, **made):
     return found(train(model, rank, world), torch.float64)
 
 
-def tensor_parallel(method, mesh):
-    """All ranks see all rows; one weight is split over output neurons, one over input neurons (torch: evenly)."""
-    model = net()
-    parallelize_module(model.first, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    return found(train(mixout.apply_(model, method, seed=3)), torch.float64)
+def two_dimensions():
+    """||w - u|| of a model in parts of FSDP2's and of tensor parallelism at once, u from a whole state dict."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "parallel"))
+    start, model = elsewhere(), net()
+    plan = {"first.up": ColwiseParallel(), "first.down": RowwiseParallel()}
+    fully_shard(parallelize_module(model, mesh["parallel"], plan), mesh=mesh["shard"])
+    return mixout.distance(model, start, where=mixout.ALL).total
 
 
 def encoder_alone(mesh, rank, world):
@@ -372,77 +209,6 @@ def compiled(mesh, rank, world):
     return found(train(model, rank, world), torch.float64)
 
 
-def message(call):
-    try:
-        call()
-    except mixout.MixoutError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
-
-
-def refused(mesh, rank, world):
-    """What is asked for, and the error."""
-
-    def two_passes():
-        model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
-        (model(batch(0, 0)) + model(batch(0, 1))).sum().backward()
-
-    def evaluated_between():
-        model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
-        loss = model(batch(0, 0)).sum()
-        scores(model)
-        loss.backward()
-
-    def twice_in_one_pass(**laid):
-        model = mixout.apply_(shard(net(), mesh, **laid), Mixout(0.5), seed=3)
-        model.forward = lambda x: model.first(model.first(x))
-        model(batch(0, 0)).sum().backward()
-
-    def layer_alone():
-        model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
-        scores(model)
-        model.train().head(batch(0, 0))
-
-    def tied():
-        model = net()
-        model.second.up = model.first.up
-        mixout.apply_(shard(model, mesh, over="root"), Mixout(0.5), seed=3)
-
-    def changed_anchor():
-        model = mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3)
-        other = mixout.apply_(shard(train(net()), mesh), Mixout(0.5), seed=3)
-        mixout.load_state_(other, mixout.save_state(model))
-
-    def embedding():
-        model = fully_shard(nn.Sequential(nn.Embedding(8, 4), nn.Flatten()), mesh=mesh)
-        mixout.apply_(model, Mixout(0.5), seed=3, where=mixout.Where(types=torch.nn.Module))
-
-    def columns():
-        model = fully_shard(
-            nn.Linear(8, 4, bias=False), mesh=mesh, shard_placement_fn=lambda _: torch.distributed.tensor.Shard(1)
-        )
-        mixout.apply_(nn.Sequential(model), Mixout(0.5), seed=3)
-
-    return {
-        "scope": message(lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=mixout.Seed(scope="rank"))),
-        "two passes": message(two_passes),
-        "evaluated between": message(evaluated_between),
-        "twice in one pass": message(twice_in_one_pass),
-        "twice in one gathering": message(lambda: twice_in_one_pass(over="root")),
-        "layer alone": message(layer_alone),
-        "tied": message(tied),
-        "part": message(lambda: mixout.apply_(shard(net(), mesh, over="root").first, Mixout(0.5), seed=3)),
-        "host": message(
-            lambda: mixout.apply_(shard(net(), mesh), Mixout(0.5), seed=3, anchor=mixout.Anchor(device="cpu"))
-        ),
-        "anchor": message(changed_anchor),
-        "embedding": message(embedding),
-        "columns": message(columns),
-        "mixed outputs": message(lambda: mixout.apply_(shard(net(), mesh), [Mixout(0.5), OutputAnchor(0.1)])),
-        "parallel outputs": message(lambda: tensor_parallel(OutputAnchor(0.1), mesh)),
-    }
-
-
 def two_ranks(mesh, rank, folder):
     runs = {name: (lambda name=name: sharded(name, mesh, rank, 2)) for name in CASES}
     return runs | {
@@ -479,6 +245,7 @@ def four_ranks(mesh, rank, folder):
     return runs | {
         "resumed": lambda: resumed(mesh, rank, 4, folder),
         "replicated": lambda: sharded("mixout", replicated, rank, 4) if AVERAGES else None,
+        "two dimensions": two_dimensions,
         "few ranks": lambda: message(
             lambda: mixout.apply_(shard(net(), mesh, reshard_after_forward=2), Mixout(0.5), seed=3)(batch(0, 0))
         ),
@@ -517,6 +284,5 @@ def main(folder):
 
 
 ONLY = sys.argv[2:]
-
 if __name__ == "__main__":
     main(Path(sys.argv[1]))

@@ -1,12 +1,12 @@
 """FSDP2 and tensor parallelism against one process, in real processes over gloo: two ranks, then four."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sharded_cases as runs
 import torch
 from torch import nn
 
@@ -15,17 +15,7 @@ from mixout import Mixout
 
 pytestmark = pytest.mark.sweep
 
-SCRIPT = Path(__file__).with_name("sharded_runs.py")
-
-
-def _load():
-    spec = importlib.util.spec_from_file_location("sharded_runs", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-runs = _load()
+SCRIPT = Path(runs.__file__).with_name("sharded_runs.py")
 # float64, three steps; other runs are as exact as what they keep weights in, or compute in. Weights move by 0.3.
 TOLERANCE = {"float": 1e-6, "wide": 1e-6, "bfloat16": 0.02}
 
@@ -195,3 +185,9 @@ def test_zero_3_is_refused_by_name():
     model.head.weight.ds_id = 0
     with pytest.raises(mixout.MixoutError, match=r"ZeRO-3.*FSDP2"):
         mixout.apply_(model, Mixout(0.5))
+
+
+def test_an_anchor_from_elsewhere_is_laid_out_where_two_kinds_of_parts_meet(results):
+    """FSDP2 around tensor parallelism cuts rows of rows: torch says so by a placement that is no Shard."""
+    expected = mixout.distance(runs.net(), runs.elsewhere(), where=mixout.ALL).total
+    assert all(results[4, rank]["two dimensions"] == pytest.approx(expected, abs=1e-9) for rank in range(4))
