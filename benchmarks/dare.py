@@ -16,20 +16,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import mixout
 from mixout.anchor import old_fingerprint
-from mixout.delta import Delta
+from mixout.delta import drop_
 from mixout.errors import InputError, MixoutError
 from mixout.finetune import models
 from mixout.finetune.batches import DevSet, encode
 from mixout.finetune.environment import quiet
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.tasks import Columns, load_task
+from mixout.integrations.huggingface import pretrained_only
 from table import Table
 
 CURVES = {
@@ -43,10 +46,24 @@ CURVES = {
 class Subject:
     """What is scored: the model between w and u, its dev set, and columns that tell it from another subject."""
 
-    delta: Delta
+    trained: dict[str, Tensor]
+    anchors: dict[str, Tensor]
     dev: DevSet
     loaded: models.Loaded
     columns: dict[str, str]
+
+    @torch.no_grad()
+    def remove_(self, curve: str, removed: float, seed: int) -> None:
+        """Take a share of w - u from the weights as they were trained; what has no anchor stays."""
+        model = self.loaded.model
+        for name, weight in model.named_parameters():
+            weight.copy_(self.trained[name])
+        where = pretrained_only(model, self.trained.keys() - self.anchors.keys(), mixout.ALL)
+        if curve == "interpolation":
+            mixout.interpolate_(model, 1 - removed, anchor=self.anchors, where=where)
+        else:
+            unit: Literal["element", "input"] = "input" if curve == "input" else "element"
+            drop_(model, removed, self.anchors, unit=unit, seed=seed, where=where)
 
     @torch.no_grad()
     def score(self) -> float:
@@ -97,7 +114,8 @@ def load(folder: Path, *, anchor: str | None, task: str | None, data_dir: str | 
         loaded.model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     loaded.model.train(False)
     return Subject(
-        delta=Delta.of(loaded.model, anchors),
+        trained={name: weight.detach().clone() for name, weight in loaded.model.named_parameters()},
+        anchors=anchors,
         dev=DevSet(chosen, examples),
         loaded=loaded,
         columns={
@@ -183,10 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for curve, removed, seed in wanted:
         if (curve, removed, seed) in done:
             continue
-        if curve == "interpolation":
-            subject.delta.interpolate_(1 - removed)
-        else:
-            subject.delta.drop_(removed, unit="input" if curve == "input" else "element", seed=seed)
+        subject.remove_(curve, removed, seed)
         table.add({"curve": curve, "removed": removed, "seed": seed, "score": subject.score(), **subject.columns})
         print(*list(table.rows[-1].values())[:4], file=sys.stderr, flush=True)
     scores = pd.DataFrame(table.rows).astype({"removed": float, "score": float})

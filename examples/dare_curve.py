@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import mixout
-from mixout.delta import Delta
+from mixout.delta import drop_
 
 DATA = load_digits()
 UPRIGHT, LABELS = torch.tensor(DATA.images / 16).float(), torch.tensor(DATA.target)
@@ -36,15 +36,17 @@ def accuracy(model: nn.Module) -> float:
 
 def curve(base: nn.Module, tuned: nn.Module) -> dict[tuple[str, float], list[float]]:
     """Accuracies of ``tuned``, which ends as it began, by what is removed and how much."""
-    delta, found = Delta.of(tuned, dict(base.named_parameters())), {}
+    trained, found = copy.deepcopy(tuned.state_dict()), {}
     for rate in (0.5, 0.9, 0.99):
         for unit in ("element", "input"):
             for seed in range(3):
-                delta.drop_(rate, unit=unit, seed=seed)
+                drop_(tuned, rate, base, unit=unit, seed=seed)
                 found.setdefault((unit, rate), []).append(accuracy(tuned))
+                tuned.load_state_dict(trained)
     for kept in (0.0, 0.5, 1.0):
-        delta.interpolate_(kept)
+        mixout.interpolate_(tuned, kept, anchor=base)
         found["interpolation", 1 - kept] = [accuracy(tuned)]
+        tuned.load_state_dict(trained)
     return found
 
 

@@ -1,116 +1,72 @@
-r"""A fine-tuned model w, its anchor u, and weights between and around them.
+r"""Drop a share of what training has changed, after it: :math:`w \leftarrow u + \frac{M}{1-p} (w - u)`, one draw.
 
-- :meth:`Delta.drop_`: ``u + (M / (1-p)) (w - u)``, one draw. With a random number for each element this is DARE (Yu et
-  al. 2023, arXiv 2311.03099), and one training pass of mixconnect; with one for each input neuron, one of mixout.
-- :meth:`Delta.interpolate_`: ``u + t (w - u)``, WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903).
-
-Parameters that the anchor lacks, usually the output head, keep their fine-tuned values throughout. It scores nothing.
+With a random number for each element this is DARE (Yu et al. 2023, arXiv 2311.03099), and one training pass of
+mixconnect; with one for each input neuron, one of mixout. It scores nothing. In between: :func:`mixout.interpolate_`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mixout.errors import InputError
 from mixout.functional import mix
 from mixout.layers import Layout, entry_of
 from mixout.layers.lending import phi_of
+from mixout.measure import covered
 from mixout.passes import MixOptions
+from mixout.selection import WhereLike
+from mixout.sources import AnchorSource, uncompiled
 from mixout.streams import Stream
 
-Unit = Literal["element", "input"]
 
+@torch.no_grad()
+def drop_(
+    model: nn.Module,
+    p: float,
+    anchor: AnchorSource,
+    *,
+    unit: Literal["element", "input"] = "element",
+    seed: int = 0,
+    where: WhereLike = None,
+) -> nn.Module:
+    """Drop a share ``p`` of w - u and divide the rest by 1 - ``p``; in place.
 
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """A model whose weights are set anew, in place, from two that stay as they are.
+    Each call starts from the weights as they are, so load the trained ones again before you try another p.
 
     Args:
-        model: holds the result.
-        weights: w by parameter name; those that ``anchors`` lacks are never changed.
-        anchors: u by parameter name, of the same shapes.
+        model: the fine-tuned model, or any part of one.
+        p: the share, in [0, 1]; 0 leaves w, 1 puts u in its place.
+        anchor: u, any source that :func:`mixout.apply_` takes, such as the base model or its state dict.
+        unit: ``element``, every number of every parameter is kept or dropped by itself; ``input``, an input neuron is,
+            as in mixout, and parameters of one dimension (biases, norms) stay at w.
+        seed: of the draw; the parameters' names enter too.
+        where: which modules, as in :func:`mixout.apply_`; by default the pretrained body.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        AnchorMismatchError: if ``anchor`` lacks a parameter, or has another shape.
+        TypeError, ValueError: if ``p`` is not a number in [0, 1], or ``unit`` is another.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> drop_(model, 1.0, {"weight": torch.zeros(1, 2)}).weight.tolist()
+        [[0.0, 0.0]]
     """
-
-    model: nn.Module
-    weights: Mapping[str, Tensor]
-    anchors: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module, anchors: Mapping[str, Tensor]) -> Delta:
-        """The delta of ``model``, whose weights are copied, from ``anchors``.
-
-        Args:
-            model: the fine-tuned model.
-            anchors: u by name, such as the base model's state dict; what is no parameter (buffers) is left alone, and a
-                tied parameter counts once.
-
-        Raises:
-            InputError: if ``anchors`` holds no parameter of ``model``.
-
-        Example:
-            >>> model = nn.Linear(2, 1)
-            >>> delta = Delta.of(model, {"weight": torch.zeros(1, 2)})
-            >>> delta.interpolate_(0.0)
-            >>> model.weight.tolist()
-            [[0.0, 0.0]]
-        """
-        names: dict[nn.Parameter, str] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if name in anchors:
-                names.setdefault(parameter, name)
-        if not names:
-            raise InputError(
-                f"the anchors hold no parameter of this model: it has {next(iter(model.named_parameters()))[0]!r} and "
-                f"others, they have {next(iter(anchors), None)!r} and others; pass the base model's state dict"
-            )
-        return cls(
-            model=model,
-            weights={name: weight.detach().clone() for weight, name in names.items()},
-            anchors={name: anchors[name].detach().to(weight.device) for weight, name in names.items()},
-        )
-
-    @torch.no_grad()
-    def drop_(self, rate: float, *, unit: Unit, seed: int) -> None:
-        """Drop a share ``rate`` of w - u and divide the rest by 1 - ``rate``.
-
-        Args:
-            rate: p in [0, 1]; 0 is w, 1 is u.
-            unit: ``element``, every number of every parameter is kept or dropped by itself; ``input``, an input neuron
-                is, as in mixout, and parameters of one dimension (biases, norms) stay at w.
-            seed: of the draw; the parameters' names enter too.
-        """
-        if unit not in ("element", "input"):
-            raise ValueError(f"expected unit 'element' or 'input', got {unit!r}")
-        for name, weight in self.weights.items():
-            stream = Stream(seed, name)
-            if unit == "element":
-                # As one row, whatever the number of dimensions.
-                rows = weight.reshape(1, -1), self.anchors[name].reshape(1, -1)
-                self._set_(name, mix(*rows, rate, unit="element", stream=stream))
-            elif weight.dim() >= 2:
-                options = MixOptions(rate, unit, stream=stream)
-                self._set_(name, phi_of(weight, self.anchors[name], self._layout(name), options))
-            else:
-                self._set_(name, weight)
-
-    @torch.no_grad()
-    def interpolate_(self, t: float) -> None:
-        """Go from u (t = 0) to w (t = 1)."""
-        for name, weight in self.weights.items():
-            self._set_(name, torch.lerp(self.anchors[name], weight, t))
-
-    def _set_(self, name: str, value: Tensor) -> None:
-        parameter = self.model.get_parameter(name)
-        parameter.copy_(value.reshape(parameter.shape))
-
-    def _layout(self, name: str) -> Layout:
-        """How the layer that holds the weight stores it."""
-        place, _, field = name.rpartition(".")
-        layer = self.model.get_submodule(place)
-        entry = entry_of(layer)
-        return Layout() if entry is None else entry.weights(layer).get(field, Layout())
+    if unit not in ("element", "input"):
+        raise ValueError(f"expected unit 'element' or 'input', got {unit!r}")
+    # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
+    for name, module, weight, start in covered(uncompiled(model), anchor, where):
+        zero = torch.zeros_like(weight) if start is None else start
+        if unit == "element":  # as one row, whatever the number of dimensions
+            rows = weight.reshape(1, -1), zero.reshape(1, -1)
+            weight.copy_(mix(*rows, p, unit="element", stream=Stream(seed, name)).view_as(weight))
+        elif weight.dim() >= 2:
+            entry = entry_of(module)
+            layout = {} if entry is None else entry.weights(module)
+            options = MixOptions(p, unit, stream=Stream(seed, name))
+            weight.copy_(phi_of(weight, zero, layout.get(name.rpartition(".")[2], Layout()), options))
+    return model

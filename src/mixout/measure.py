@@ -152,19 +152,27 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
         pairs = [weight_and_start(key, *one) for key, one in anchored_weights(inner).items()]
         deltas = [weight for layer in adapted_layers(inner).values() for weight in lora.delta_weights(layer)]
     else:
-        selection, store = resolve(where, inner), AnchorStore(inner, anchor)
-        pairs = [
-            (weight, store.tensor(key, weight))
-            for name, module in inner.named_modules()
-            if selection.covers(name, module)
-            for key, weight in module.named_parameters(prefix=name, recurse=False)
-        ]
+        pairs = [(weight, start) for _, _, weight, start in covered(inner, anchor, where)]
     # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
     for weight, start in {id(weight): (weight, start) for weight, start in pairs}.values():
         _move_(weight, start, t)
     for weight in deltas:
         _move_(weight, None, t)
     return model
+
+
+def covered(
+    model: nn.Module, anchor: AnchorSource, where: WhereLike
+) -> list[tuple[str, nn.Module, nn.Parameter, Tensor | None]]:
+    """Name, module, parameter and anchor of all that ``where`` covers; a tied parameter once."""
+    selection, store = resolve(where, model), AnchorStore(model, anchor)
+    found: dict[int, tuple[str, nn.Module, nn.Parameter, Tensor | None]] = {}
+    for name, module in model.named_modules():
+        if selection.covers(name, module):
+            for key, weight in module.named_parameters(prefix=name, recurse=False):
+                if id(weight) not in found:
+                    found[id(weight)] = key, module, weight, store.tensor(key, weight)
+    return list(found.values())
 
 
 def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:

@@ -7,7 +7,7 @@ from mixout import cli
 
 @pytest.mark.parametrize(
     ("command", "instead"),
-    [("bench", "make bench"), ("verify", "make verify"), ("dare", "mixout.delta.Delta")],
+    [("bench", "make bench"), ("verify", "make verify"), ("dare", "mixout.delta.drop_")],
 )
 def test_a_command_that_moved_says_where_to(command, instead, capsys):
     assert cli.main([command, "--output-dir", "out"]) == 2

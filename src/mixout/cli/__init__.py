@@ -26,7 +26,7 @@ COMMANDS = ("choose", "demo", "finetune", "predict", "study")
 # Commands of version 0.1, and what takes their place.
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
-    "dare": "use mixout.delta.Delta in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
+    "dare": "use mixout.delta.drop_ in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
     "verify": "in a clone of the repository call: make verify",
 }
 # Seconds for which a process leaves it to the first one of its machine to tell an error.
