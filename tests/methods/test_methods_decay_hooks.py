@@ -1,0 +1,190 @@
+"""The hooks of anchor_decay: which optimizers they meet, and what they leave behind."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.optim.optimizer as torch_optimizer
+from decaying import ETA, LEFT, RATE, adamw, batches, loss_of, net, sgd, step_of_nothing, train
+from torch import nn
+
+import mixout
+from mixout import AnchorDecay
+from mixout.methods import optimizer_hooks
+from mixout.methods import targets as held
+from mixout.methods.optimizer_hooks import attach_, detach_
+from mixout.methods.targets import targets
+
+
+class WithoutRate(torch.optim.Optimizer):
+    def __init__(self, params, **options):
+        super().__init__(params, options)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad)
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0, 2.0])
+def test_a_fused_step_that_was_skipped_decays_nothing(found):
+    """GradScaler tells a fused optimizer by an attribute; with two devices it is 2."""
+    model = mixout.apply_(nn.Linear(3, 3, bias=False).double(), AnchorDecay(RATE), anchor=0)
+    start = model.weight.detach().clone()
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer = WithoutRate(model.parameters(), lr=ETA)
+    optimizer.found_inf = torch.tensor(found)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), start * (1.0 if found else LEFT), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_fused_optimizers_under_a_scaler(decoupled):
+    """As without a scaler, and a step with an infinite gradient changes nothing."""
+    models = [mixout.apply_(net().float(), AnchorDecay(RATE, decoupled=decoupled)) for _ in range(2)]
+    plain, fused = adamw(models[0], fused=True), adamw(models[1], fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for x in batches(4):
+        plain.zero_grad()
+        loss_of(models[0], x.float()).backward()
+        plain.step()
+        fused.zero_grad()
+        scaler.scale(loss_of(models[1], x.float())).backward()
+        scaler.step(fused)
+        scaler.update()
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    before = [p.detach().clone() for p in models[1].parameters()]
+    fused.zero_grad()
+    scaler.scale(models[1](torch.full((2, 4), float("inf"))).sum()).backward()
+    scaler.step(fused)
+    assert all(p.equal(b) for p, b in zip(models[1].parameters(), before, strict=True))
+
+
+# Optimizers of other models, and what they pay.
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_optimizers_of_other_models_are_left_alone(decoupled):
+    """An optimizer without "lr" steps: another model, or parameters of this one that do not decay."""
+    model, other = mixout.apply_(net(), AnchorDecay(RATE, decoupled=decoupled)), net(1)
+    for parameters in (list(other.parameters()), [model[0].bias, model[1].weight]):
+        before = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        WithoutRate(parameters).step()
+        for p, b in zip(parameters, before, strict=True):
+            torch.testing.assert_close(p.detach(), b - 1.0)
+    loss_of(model, batches(1)[0]).backward()
+    if decoupled:
+        with pytest.raises(mixout.MixoutError, match="expected a learning rate"):
+            WithoutRate(model.parameters()).step()
+    model.requires_grad_(False)
+    model.zero_grad()
+    WithoutRate(model.parameters()).step()  # frozen weights do not decay, so nothing is missing
+
+
+def test_an_unrelated_step_looks_at_no_target(monkeypatch):
+    model, other = mixout.apply_(net(), AnchorDecay(RATE)), net(1)
+    optimizer = sgd(other)
+    train(other, optimizer, batches(1))
+
+    def looked(self):
+        raise AssertionError(self)
+
+    monkeypatch.setattr(held.Target, "parameter", looked)
+    train(other, optimizer, batches(2))
+    monkeypatch.undo()
+    train(model, sgd(model), batches(1))
+
+
+def test_hooks_go_with_the_last_decay(monkeypatch):
+    fresh = weakref.WeakValueDictionary()
+    for module in (held, optimizer_hooks):
+        monkeypatch.setattr(module, "TARGETS", fresh)
+    monkeypatch.setattr(optimizer_hooks, "_HANDLES", [])
+    before = hooks()
+    models = [mixout.apply_(net(), AnchorDecay(RATE)) for _ in range(2)]
+    twin = copy.deepcopy(models[0])
+    assert hooks() == (before[0] + 1, before[1] + 1)
+    for model in (*models, twin):
+        assert hooks() == (before[0] + 1, before[1] + 1)
+        mixout.remove_(model)
+    assert hooks() == before
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    assert hooks() == (before[0] + 1, before[1] + 1)
+    mixout.remove_(model)
+
+
+def hooks():
+    return len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
+
+
+def test_a_deleted_model_is_freed_at_once():
+    gc.collect()
+    gc.disable()
+    try:
+        model = mixout.apply_(net(), AnchorDecay(RATE))
+        optimizer = sgd(model)
+        train(model, optimizer, batches(1))
+        known = len(held.TARGETS)
+        del model, optimizer
+        assert len(held.TARGETS) == known - 2
+    finally:
+        gc.enable()
+
+
+def test_one_optimizer_for_each_parameter_in_the_backward_pass():
+    model, oracle = mixout.apply_(net(), AnchorDecay(RATE)), net()
+    start = [p.detach().clone() for p in oracle.parameters()]
+    for p in model.parameters():
+
+        def step(p, optimizer=torch.optim.SGD([p], lr=ETA)):  # noqa: B008  one for each parameter
+            optimizer.step()
+            optimizer.zero_grad()
+
+        p.register_post_accumulate_grad_hook(step)
+    for x in batches(3):
+        loss_of(model, x).backward()
+        oracle.zero_grad()
+        loss_of(oracle, x).backward()
+        with torch.no_grad():
+            for p, u in zip(oracle.parameters(), start, strict=True):
+                p.sub_(ETA * p.grad)
+                if p.dim() == 2:
+                    p.copy_(u + LEFT * (p - u))
+    for a, b in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_weight_decay_towards_zero_is_told_once_for_each_optimizer():
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    optimizers = [adamw(model, weight_decay=0.02), adamw(model, weight_decay=0.01)]
+    for optimizer, strength in zip(optimizers, ("0.02", "0.01"), strict=True):
+        with pytest.warns(mixout.ZeroDecayWarning, match=rf"weight_decay={strength}.*rate=0\.5.*set it to 0") as told:
+            step_of_nothing(optimizer, model)
+        assert told[0].filename == step_of_nothing.__code__.co_filename  # who called step
+    optimizers[0].add_param_group({"params": [nn.Parameter(torch.zeros(1, dtype=torch.float64))]})
+    for optimizer in optimizers:
+        step_of_nothing(optimizer, model)  # nothing is told again
+    # Not where it acts on other weights only.
+    groups = [{"params": [model[0].weight, model[2].weight]}, {"params": [model[0].bias], "weight_decay": 0.1}]
+    step_of_nothing(torch.optim.AdamW(groups, lr=ETA, weight_decay=0.0), model)
+
+
+def test_attach_and_detach_of_one_module():
+    layer = nn.Linear(3, 2).double()
+    start = layer.weight.detach().clone()
+    target = attach_(layer, "weight", mixout.anchor.AnchorTensor(start.clone()), AnchorDecay(RATE))
+    assert targets(nn.Sequential(layer)) == {"0.weight": target}
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    step_of_nothing(sgd(layer), layer)
+    torch.testing.assert_close(layer.weight - start, torch.full_like(start, LEFT))
+    detach_(layer)
+    assert "_mixout_decay" not in vars(layer)
+    detach_(layer)  # nothing is left to undo
