@@ -56,10 +56,12 @@ def test_the_unit_is_defined_by_meaning_not_by_dimension_zero(out, inputs, kerne
 
 
 @pytest.mark.parametrize(("rows", "per_group", "groups"), [(8, 2, 4), (6, 1, 6), (12, 1, 6), (6, 3, 2), (4, 5, 1)])
-def test_grouped_convolution_has_one_coin_per_input_channel(rows, per_group, groups):
+@pytest.mark.parametrize(("unit", "input_dim"), [("input", 1), ("output", 0)], ids=["convolution", "transposed"])
+def test_channels_of_a_grouped_convolution_have_one_mask_entry_each(rows, per_group, groups, unit, input_dim):
+    """Input channels, or of a transposed convolution output channels: those that lie in the second dimension."""
     shape = (rows, per_group, 3)
-    drawn = mask_shape(shape, "input", groups=groups)
-    assert math.prod(drawn) == per_group * groups  # as many draws as input channels
+    drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
+    assert math.prod(drawn) == per_group * groups
     mask = torch.arange(per_group * groups).reshape(drawn)
     full = spread(mask, shape).expand(shape)
     for row in range(rows):
@@ -217,7 +219,13 @@ def test_masks_drawn_on_the_host_for_a_gpu_follow_the_gpus_generator(monkeypatch
 @pytest.mark.parametrize("seed", [None, 1])
 @pytest.mark.parametrize(
     "method",
-    [mixout.Mixout(0.5), mixout.Mixout(0.2), mixout.Mixconnect(0.5), mixout.Mixconnect(0.5, noise="gaussian")],
+    [
+        mixout.Mixout(0.5),
+        mixout.Mixout(0.2),
+        mixout.Mixout(0.5, every=2),
+        mixout.Mixconnect(0.5),
+        mixout.Mixconnect(0.5, noise="gaussian"),
+    ],
     ids=str,
 )
 def test_the_default_device_makes_no_difference(method, seed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def checkpoint(tiny_bert, tmp_path) -> Path:
     with torch.no_grad():
         model.pooler.dense.weight.add_(1.0)
     model.save_pretrained(tmp_path / "checkpoint-7")
-    (tmp_path / "checkpoint-7" / "trainer_state.json").write_text(json.dumps({"global_step": 7}))
+    (tmp_path / "checkpoint-7" / "trainer_state.json").write_text("{}")
     return tmp_path / "checkpoint-7"
 
 
@@ -29,7 +28,7 @@ def checkpoint(tiny_bert, tmp_path) -> Path:
 def test_a_checkpoint_of_a_run_does_not_silently_become_the_anchor(checkpoint, nested, anchor):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint)
     model = torch.nn.Sequential(model) if nested else model
-    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"step 7 .*checkpoint-7.*pass anchor=") as caught:
+    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"of a run, .*checkpoint-7.*pass anchor=") as caught:
         mixout.apply_(model, mixout.Mixout(0.5), anchor=anchor)
     assert caught[0].filename == __file__
     assert mixout.coverage(model).mixed
@@ -52,17 +51,10 @@ def test_what_a_trainer_saved_at_its_end_does_not_silently_become_the_anchor(tin
     trainer = transformers.Trainer(transformers.AutoModel.from_pretrained(tiny_bert), arguments)
     trainer.save_model(str(tmp_path / "final"))
     model = transformers.AutoModel.from_pretrained(tmp_path / "final")
-    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"the end of a run.*training_args\.bin") as caught:
+    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"of a run, .*training_args\.bin") as caught:
         mixout.apply_(model, mixout.Mixout(0.5))
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = transformers.AutoModel.from_pretrained(tmp_path / "final")
         mixout.apply_(again, mixout.Mixout(0.5), anchor=tmp_path / "final")
-
-
-def test_a_state_that_cannot_be_read_tells_as_much(checkpoint):
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 7, "log')
-    model = transformers.AutoModel.from_pretrained(checkpoint)
-    with pytest.warns(mixout.FineTunedAnchorWarning, match="some step of a run"):
-        mixout.apply_(model, mixout.Mixout(0.5))

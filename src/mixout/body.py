@@ -6,7 +6,6 @@ lies around is then no body. A model that holds none of these is body all over.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from torch import nn
 from mixout.errors import FineTunedAnchorWarning
 
 # What the Trainer of transformers leaves in a checkpoint's folder, and what trainer.save_model leaves.
-_STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"
+_MARKS = ("trainer_state.json", "training_args.bin")
 
 _Parts: TypeAlias = tuple[list[nn.Module], list[nn.Module]]
 
@@ -103,20 +102,12 @@ def warn_if_fine_tuned(model: nn.Module) -> None:
     """
     folders = {getattr(module, "name_or_path", None) for module in model.modules()}
     for folder in sorted(folder for folder in folders if isinstance(folder, str) and folder):
-        mark = next((name for name in (_STATE, _ARGUMENTS) if (Path(folder) / name).is_file()), None)
+        mark = next((name for name in _MARKS if (Path(folder) / name).is_file()), None)
         if mark is not None:
-            when = _step(Path(folder) / _STATE) if mark == _STATE else "the end"
             warnings.warn(
-                f"expected pretrained weights as the anchor, got those of {when} of a run, loaded from {folder!r}, "
-                f"which holds {mark}; load the pretrained model, call apply_, then load the fine-tuned weights or "
+                f"expected pretrained weights as the anchor, got those of a run, loaded from {folder!r}, which holds "
+                f"{mark}; load the pretrained model, call apply_, then load the fine-tuned weights or "
                 f"resume; or pass anchor={folder!r} if these weights are meant",
                 FineTunedAnchorWarning,
                 stacklevel=3,  # who called apply_
             )
-
-
-def _step(file: Path) -> str:
-    try:
-        return f"step {json.loads(file.read_text(encoding='utf-8'))['global_step']}"
-    except (ValueError, LookupError, TypeError):  # cut off, or not as the Trainer writes it
-        return "some step"

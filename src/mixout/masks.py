@@ -169,7 +169,7 @@ def mask_shape(weight_shape: tuple[int, ...], unit: Unit, *, input_dim: int = 1,
         return weight_shape if unit == "element" else (1,) * len(weight_shape)
     kernel = (1,) * (len(weight_shape) - 2)
     dim = input_dim if unit == "input" else 1 - input_dim
-    if unit == "input" and groups > 1:
+    if dim == 1 and groups > 1:
         return (groups, weight_shape[1], *kernel)
     return tuple(size if i == dim else 1 for i, size in enumerate(weight_shape[:2])) + kernel
 

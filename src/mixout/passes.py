@@ -211,5 +211,6 @@ def keeps_columns(options: MixOptions) -> bool:
 
 def check_dense(x: Tensor) -> None:
     """Refuse an input that the forms cannot flatten; asked in each pass, since a layer sees it there alone."""
-    if x.layout != torch.strided:
-        raise TypeError(f"expected x as a dense tensor, got one of layout {x.layout}; pad it, or call x.to_dense()")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "a nested one" if x.is_nested else f"one of layout {x.layout}"
+        raise TypeError(f"expected x as a dense tensor, got {kind}; pad it, or call x.to_dense()")

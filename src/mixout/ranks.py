@@ -147,4 +147,4 @@ def _proposal() -> int:
     """A number from the default generator, whose state stays as it is: a recomputation must find it so."""
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
-    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))

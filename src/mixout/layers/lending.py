@@ -15,18 +15,14 @@ from torch import Tensor
 
 from mixout.layers.mixed import Mixed, check_weights, mixes, stays
 from mixout.layers.registry import Entry, Layout, find, holder_of
-from mixout.masks import Unit
 from mixout.passes import MixOptions, phi_pass
-
-_OTHER: dict[Unit, Unit] = {"input": "output", "output": "input", "element": "element", "layer": "layer"}
 
 
 def phi_of(weight: Tensor, anchor: Tensor | None, layout: Layout, options: MixOptions) -> Tensor:
     """Phi of a weight that is stored as ``layout`` says."""
     rows, blocks = layout.view(weight)
-    if layout.transposed:  # a row is what an input reaches
-        options = options._replace(unit=_OTHER[options.unit])
-    phi = phi_pass(rows, None if anchor is None else layout.view(anchor)[0], options, groups=blocks)
+    near = None if anchor is None else layout.view(anchor)[0]
+    phi = phi_pass(rows, near, options, input_dim=0 if layout.transposed else 1, groups=blocks)
     return phi.view_as(weight)
 
 

@@ -76,6 +76,7 @@ class Short:
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
+            and not x.is_nested
             and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
         )
 
