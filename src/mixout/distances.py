@@ -33,8 +33,8 @@ class Distance:
 def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
     """||w - u|| of named (w, u) pairs; u None is 0; a tied w counts once in the total.
 
-    Differences are taken in float32 (exact where w is near u) or wider. Their squares are added in the same dtype within
-    small blocks, and in float64 over blocks: the relative error is below 1e-5.
+    Differences are taken in float32 (exact where w is near u) or wider. Their squares are added in the same dtype
+    within small blocks, and in float64 over blocks: the relative error is below 1e-5.
     """
     by_layer = {name: norm(weight, anchor) for name, (weight, anchor) in pairs.items()}
     counted = {id(weight): name for name, (weight, _) in pairs.items()}
