@@ -49,7 +49,7 @@ def test_the_verdict_on_curves_of_known_shape(shift, width, words, tmp_path, mon
 
 
 def test_the_best_rate_is_chosen_on_the_other_restarts():
-    """By hand. Restart 0's own best is 4, but the others' mean is highest at 1; above the grid its highest rate counts."""
+    """By hand. Restart 0's own best is 4, the others' mean is highest at 1; above the grid its highest rate counts."""
     scores = pd.DataFrame([[50.0, 60.0, 95.0], [80.0, 50.0, 40.0], [60.0, 85.0, 30.0]], columns=[1.0, 2.0, 4.0])
     found = room.losses(scores)
     assert found.best == [1.0, 2.0, 4.0]
