@@ -70,15 +70,12 @@ class AnchorTensor:
         return laid_out(moved, weight)
 
     def beside(self, weight: Tensor) -> Tensor | None:
-        """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is.
-
-        One that was moved without its module's knowledge, or only lent (``functional_call``), gets a copy, made once.
-        """
+        """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
         if self.tensor is None:
             return None
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
-        moved = self._elsewhere
+        moved = self._elsewhere  # a weight was moved behind its module's back, or is only lent (functional_call)
         if moved is None or not _alike(moved, weight):
             moved = self._elsewhere = self.tensor.to(weight.device, weight.dtype)
         return laid_out(moved, weight)
@@ -97,11 +94,7 @@ def _alike(tensor: Tensor, weight: Tensor) -> bool:
 
 
 class AnchorStore:
-    """Makes one anchor per parameter of ``model``, from a source, at the moment it is asked.
-
-    Where weights lie in parts on several ranks, every rank must ask: a digest is that of the whole. Anchors are kept in
-    ``dtype``, None for the weights' own, and with ``host`` in the host's memory, pinned where there is a GPU.
-    """
+    """Makes one anchor per parameter of ``model`` when asked; of weights in parts every rank must ask."""
 
     def __init__(
         self, model: nn.Module, source: AnchorSource, *, dtype: torch.dtype | None = None, host: bool = False
@@ -161,10 +154,7 @@ class ImportanceStore(AnchorStore):
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes.
-
-    A tensor in parts counts as the whole, on any number of ranks. On the meta device only dtype and shape count.
-    """
+    """SHA-256 of dtype, shape and bytes; of the whole of a tensor in parts, and without bytes on the meta device."""
     found = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
     _hash_bytes(found, tensor)
     return found.hexdigest()

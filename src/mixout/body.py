@@ -96,10 +96,7 @@ def _has_head(module: nn.Module) -> bool:
 
 
 def warn_if_fine_tuned(model: nn.Module) -> None:
-    """Warn if ``model``, or a part of it, was loaded from a folder that a Trainer wrote, and has become the anchor.
-
-    Weights from elsewhere (``load_state_dict``, Lightning) leave no trace; there the fingerprint tells, on resume.
-    """
+    """Warn if a part of ``model`` was loaded from a folder that a Trainer wrote; other weights leave no trace."""
     folders = {getattr(module, "name_or_path", None) for module in model.modules()}
     for folder in sorted(folder for folder in folders if isinstance(folder, str) and folder):
         mark = next((name for name in _MARKS if (Path(folder) / name).is_file()), None)

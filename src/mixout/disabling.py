@@ -68,10 +68,7 @@ def _mixing(applied: Iterable[Applied]) -> list[Mixing]:
 
 
 class PlainGenerate:
-    """``model.generate`` in training mode, without mixing: sampled text is that of the model, not of a random draw.
-
-    An attribute of the instance, in place of the method of its class.
-    """
+    """``model.generate`` of the instance, in place of its class's: unmixed in training mode too."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401  a module with a method generate
         self.model = model

@@ -53,10 +53,7 @@ Anchors: TypeAlias = AnchorStore | Unread  # where the anchors of a model come f
 def install_(
     model: nn.Module, applied: Applied, selection: Selection, anchors: Anchors, form: Form, *, alone: bool
 ) -> dict[str, nn.Module]:
-    """Let methods act on what ``selection`` takes of ``model``; return the layers that are mixed, by name.
-
-    :func:`undo_` undoes it, also half done. ``alone``: these are all methods of ``model``, and dropouts belong to them.
-    """
+    """Let methods act, ``alone`` if ``model`` has no others; return the mixed layers. :func:`undo_` undoes it."""
     layers: dict[str, nn.Module] = {}
     for method in applied.methods:
         if isinstance(method, MixingMethod):

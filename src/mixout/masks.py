@@ -100,10 +100,7 @@ def draw(
 
 @once_a_period
 def draw_elements(shape: tuple[int, ...], p: float, *, device: torch.device, stream: Stream | None = None) -> Tensor:
-    """A Bernoulli mask with a random number for each element, faster than :func:`draw` on the host.
-
-    There a random integer of 64 bits serves two elements, and p is rounded to a multiple of 2^-32.
-    """
+    """A Bernoulli mask, faster than :func:`draw` on the host, where p is rounded to a multiple of 2^-32."""
     if device.type != "cpu" and (stream is None or not stream.in_force):
         return torch.rand(shape, device=device, dtype=torch.float32) >= p
     integers, bound = _integers(shape, stream, device), _bound(p)

@@ -26,10 +26,7 @@ def in_parts(weight: object) -> bool:
 
 
 def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
-    """The part of ``tensor`` that belongs to this rank's part of ``weight``, as a view; nothing is sent.
-
-    It is of the whole weight, or broadcastable to it, as a mask is. The last ranks may have none.
-    """
+    """This rank's part, as a view, of a mask that is broadcastable to the weight; the last ranks may have none."""
     mesh = weight.device_mesh
     for mesh_dim, placement in enumerate(weight.placements):
         if not placement.is_shard():
@@ -56,14 +53,6 @@ def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
 
     # A copy: a view of the part would keep the whole.
     return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None).clone()
-
-
-def of_part(part: Tensor, weight: Tensor) -> Tensor:
-    """The DTensor of which this rank holds ``part``, laid out as ``weight`` is; nothing is sent."""
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
 
 
 def whole(tensor: Tensor) -> Tensor:

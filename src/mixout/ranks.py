@@ -73,10 +73,7 @@ def ranks() -> int:
 
 
 class SharedSeed:
-    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from; ``agreed``: on all ranks.
-
-    Two models with the same method and anchors, such as a retriever's towers, have the same masks on several ranks.
-    """
+    """The seed that the masks of all layers of one :func:`mixout.apply_` follow from; ``agreed``: on all ranks."""
 
     def __init__(self, given: int | None, scope: Scope = "all", *, agreed: bool = False) -> None:
         self.given = given

@@ -92,10 +92,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
 
 
 def check_reach(model: nn.Module, selection: Selection) -> None:
-    """Warn where less than half of the FLOPs of trained weights is mixed: of the body for a preset, else of the choice.
-
-    It is an error if the only layer that is mixed by default is the last one of a model of which it is little.
-    """
+    """Warn where less than half of the FLOPs of trained weights is mixed; refuse where by default the last alone is."""
     inside = selection.covers if selection.preset else selection.mixes
     modules, sites = dict(model.named_modules()), lora.sites(model)
     counted = [

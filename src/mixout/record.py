@@ -75,10 +75,7 @@ def set_p_(model: nn.Module, p: float) -> None:
 
 
 def follow_(model: nn.Module, p: float) -> None:
-    """Change p as a schedule says.
-
-    Where layers have ps of their own, the largest becomes ``p``, and the others keep the methods' proportion to it.
-    """
+    """Change p as a schedule says: the largest becomes ``p``, others keep the methods' proportion to it."""
     found = [applied for applied in applications(model) if applied.mixing is not None]
     stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]
     most = max(stated, default=0.0)

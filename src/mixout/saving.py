@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mixout.anchor import OwnWeight
 from mixout.anchor import fingerprint as fingerprint_of
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed, MovingAnchor, Share, lora, parameter
@@ -62,14 +62,13 @@ class State:
             KeyError: if nothing of that name is anchored.
         """
         adapted, held = adapted_layers(self._model), anchored_weights(self._model, own=True)
-        found = {key: lora.base_weight(layer) for key, layer in adapted.items()}
-        for key, (module, path, one) in held.items():
-            if (weight := parameter(module, path)) is not None:
-                zero = one.tensor is None and not isinstance(one, OwnWeight)
-                found[key] = weight.detach() * 0 if zero else one.beside(weight)  # type: ignore[assignment]
         for key in (name, f"{name}.weight".lstrip(".")):
-            if key in found:
-                return found[key]
+            if key in adapted:
+                return lora.base_weight(adapted[key])
+            module, path, anchor = held.get(key, (self._model, "", None))
+            if anchor is not None and (weight := parameter(module, path)) is not None:
+                start = anchor.beside(weight)
+                return torch.zeros_like(weight) if start is None else start
         known = ", ".join([*held, *adapted][:5])
         raise KeyError(f"expected the name of an anchored layer or parameter ({known}, ...), got {name!r}")
 

@@ -103,10 +103,7 @@ WhereLike: TypeAlias = str | Where | Selector | Selection | None
 
 
 def resolve(where: WhereLike, model: nn.Module) -> Selection:
-    """Turn what a caller may write as ``where`` (see :func:`mixout.apply_`) into a selection for ``model``.
-
-    A decay takes all weights whose module's name an expression fits. A :class:`Selection` is returned as it is.
-    """
+    """What a caller may write as ``where``, see :func:`mixout.apply_`, as a selection for ``model``."""
     if isinstance(where, Selection):
         return where
     if where is None or where in (BODY, PAPER, ALL):
@@ -126,7 +123,7 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
         return Selection(mixes=mixes, covers=inside, text=f"where={preset!r}", preset=True, may_lack=may_lack)
     chosen = Where(include=where) if isinstance(where, str) else where
     if isinstance(chosen, Where):
-        covers = chosen if chosen.types else lambda name, _: chosen.names(name)
+        covers = chosen if chosen.types else lambda name, _: chosen.names(name)  # a decay takes all types
         return Selection(mixes=chosen, covers=covers, text=f"where={where!r}")
     if not callable(chosen):
         raise TypeError(

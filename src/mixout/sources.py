@@ -64,11 +64,7 @@ class WeightMissingError(AnchorMismatchError):
 
 
 def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Tensor | None]:
-    """A function (name, parameter) -> the starting weight of that parameter of ``model``; None stands for 0.
-
-    A name is also looked for with and without the model's ``base_model_prefix``, and under the other names of a tied
-    parameter, of which a checkpoint holds one. What is found may share memory with the source.
-    """
+    """A function (name, parameter) -> the starting weight of a parameter of ``model``, maybe not a copy; None is 0."""
     if is_zero(source):
         return lambda name, parameter: None  # noqa: ARG005
     if source is None:
@@ -80,6 +76,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
     prefix = f"{body}." if isinstance(body, str) and body else ""
 
     def find(name: str, parameter: Tensor) -> Tensor:
+        # A checkpoint holds one name of a tied parameter, and may be that of the body or of the whole.
         aliases = [name, *names.get(id(parameter), [])]
         spellings = dict.fromkeys(
             one for alias in aliases for one in (alias, alias.removeprefix(prefix), prefix + alias)

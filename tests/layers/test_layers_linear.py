@@ -149,9 +149,7 @@ def test_inputs_that_are_not_dense_are_refused_in_our_words(layout):
         else:
             x = torch.eye(8).to_sparse()
         for _ in range(2):
-            with pytest.raises(
-                TypeError, match=r"expected x as a dense tensor, got .*(nested|sparse)"
-            ):
+            with pytest.raises(TypeError, match=r"expected x as a dense tensor, got .*(nested|sparse)"):
                 layer(x)
             layer(torch.randn(2, 8))
         layer.eval()(x)

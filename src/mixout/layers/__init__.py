@@ -44,10 +44,7 @@ _CELLS = nn.RNNCellBase
 
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
-    """The mixed layer that stands for ``module``, or None.
-
-    A subclass that leaves the forward as it is counts as its base, with a mixed class of its own.
-    """
+    """The mixed class for ``module``, one of its own for a subclass that leaves the forward as it is; or None."""
     if in_parts(module._parameters.get("weight")):
         return _of_parts().mixed_class(module) if plain_type(module) is nn.Linear else None
     kind, found = type(module), find(module)

@@ -256,10 +256,7 @@ def base_name(name: str, layer: Any) -> str:
 
 
 def delta_norm(layer: Any) -> float:
-    """||W - u|| of a LoRA layer with its active adapters, in float64, without making W - u.
-
-    With B = Q R, Q orthonormal, ||B A|| = ||R A||. Of experts each has its A and its B.
-    """
+    """||W - u|| of a layer with its active adapters, in float64: ||B A|| = ||R A|| where B = Q R, Q orthonormal."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active or layer.disable_adapters:
         return 0.0

@@ -38,7 +38,7 @@ from mixout.errors import MixoutError
 from mixout.layers.mixed import Mixed, mixes
 from mixout.ops.gathered import Draw, gathered_linear
 from mixout.ops.mix import autocast_dtype, interpolate, mix
-from mixout.parts import of_part, own_part
+from mixout.parts import own_part
 from mixout.passes import new_draw
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
@@ -127,7 +127,10 @@ class TensorParallelLinear(Mixed, nn.Linear):
         if draw is None:
             return nn.Linear.forward(self, input)
         weight, anchor, mask = _own(self, self.weight, draw)
-        phi = of_part(mix(weight, anchor, mask, draw.scale, gradient=options.gradient), self.weight)
+        own, whole = mix(weight, anchor, mask, draw.scale, gradient=options.gradient), self.weight
+        phi = DTensor.from_local(
+            own, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+        )
         return nn.functional.linear(input, phi, self.bias)
 
 
