@@ -167,10 +167,13 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
 def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, Any]:
     moving = _moving(model, applied) if tensors else {}
     anchors = {name: whole(anchor.tensor).detach().to("cpu", copy=True) for name, anchor in moving.items()}
+    digests = _digests(model, applied)
+    decayed = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
+    importances = [target.importance.digest for target in decayed if target.importance is not None]
     return ({"anchors": anchors} if anchors else {}) | {
         "methods": str(applied),
-        "fingerprint": _fingerprint(model, applied),
-        "importance": _importance(model, applied),
+        "fingerprint": fingerprint_of(digests) if digests else None,
+        "importance": fingerprint_of(importances) if importances else None,  # of the weights of AnchorDecay
         "p": None if applied.mixing is None else float(applied.mixing.p),
         "seed": applied.seed.given,
         "scope": applied.seed.scope,
@@ -188,29 +191,17 @@ def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     return digests + [one._mixed.anchor.digest for one, *_ in factors]
 
 
-def _fingerprint(model: nn.Module, applied: Applied) -> str | None:
-    found = _digests(model, applied)
-    return fingerprint_of(found) if found else None
-
-
-def _importance(model: nn.Module, applied: Applied) -> str | None:
-    """The fingerprint of the weights that AnchorDecay was given."""
-    held = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
-    found = [target.importance.digest for target in held if target.importance is not None]
-    return fingerprint_of(found) if found else None
-
-
 def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
-    if (state["methods"], state["seed"], state["scope"]) != (str(applied), applied.seed.given, applied.seed.scope):
+    own = _state(model, applied, tensors=False)
+    if any(state[key] != own[key] for key in ("methods", "seed", "scope")):
         raise MixoutError(
-            f"expected state of {applied} with seed={applied.seed.given} and scope={applied.seed.scope!r}, got "
+            f"expected state of {applied} with seed={own['seed']} and scope={own['scope']!r}, got "
             f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
             "the same seed and scope"
         )
-    own = _fingerprint(model, applied)
-    if state["fingerprint"] != own:
+    if state["fingerprint"] != own["fingerprint"]:
         raise AnchorMismatchError(
-            f"expected the anchor with fingerprint {state['fingerprint']}, got {own}; "
+            f"expected the anchor with fingerprint {state['fingerprint']}, got {own['fingerprint']}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
     shapes = {name: tuple(anchor.tensor.shape) for name, anchor in _moving(model, applied).items()}
@@ -220,11 +211,10 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
             f"expected the {len(shapes)} anchors that anchor_ema has moved in the state's 'anchors', got {len(saved)} "
             "or others; save them with mixout.save_state, and with torch.save"
         )
-    importance = _importance(model, applied)
-    if state.get("importance") != importance:
+    if state.get("importance") != own["importance"]:
         raise AnchorMismatchError(
-            f"expected the weights of anchor_decay with fingerprint {state.get('importance')}, got {importance}; apply "
-            "it with the same file of weights"
+            f"expected the weights of anchor_decay with fingerprint {state.get('importance')}, got "
+            f"{own['importance']}; apply it with the same file of weights"
         )
     if applied.mixing is not None:
         check_p(state["p"], applied.mixing.noise)

@@ -173,10 +173,11 @@ def chosen(
         base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some kinds of adapters wrap none
         if not selection.mixes(name, base):
             continue
-        if found := [one for one, problem in lora.problems(site, unit).items() if problem is None]:
+        problems = lora.problems(site, unit)
+        if found := [one for one, problem in problems.items() if problem is None]:
             adapted[name] = site, found
         else:
-            reasons.append(f"{name}: {lora.why_not(site)}")
+            reasons.append(f"{name}: {next(iter(problems.values()))}")
     for name, module in model.named_modules():
         if name in sites or lora.within(sites, name) is not None:
             continue

@@ -90,14 +90,10 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
 
 
 def problems(layer: Any, unit: Unit) -> dict[str, str | None]:
-    """Why each adapter of ``layer`` cannot be mixed; None for those that can."""
+    """Why each adapter of ``layer`` cannot be mixed, None for those that can; why none can under the name ""."""
     masked = _factors(layer, unit)[0]
-    return {one: _adapter_obstacle(layer, one) or obstacle(factor, None) for one, factor in masked.items()}
-
-
-def why_not(layer: Any) -> str:
-    """Why no adapter of ``layer`` can be mixed."""
-    return next(filter(None, [_layer_obstacle(layer), *problems(layer, "input").values()]), "it holds no adapter")
+    found = {one: _adapter_obstacle(layer, one) or obstacle(factor, None) for one, factor in masked.items()}
+    return found or {"": _layer_obstacle(layer) or "it holds no adapter"}
 
 
 def check_fits(

@@ -62,8 +62,12 @@ class HeadFirst(TrainerCallback):
         self._thaw.close()
 
     def _freeze(self, model: nn.Module) -> None:
-        new = _outside_body(model) if self.new is None else set(self.new)
-        parameters = dict(model.named_parameters())
+        inside, parameters = body(model), dict(model.named_parameters())
+        new = set(self.new or ())
+        if self.new is None:
+            for name, module in model.named_modules():
+                if not inside(name, module):
+                    new |= {key for key, _ in module.named_parameters(prefix=name, recurse=False)}
         if not any(parameters[name].requires_grad for name in new & parameters.keys()):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
         if applications(model):
@@ -72,13 +76,3 @@ class HeadFirst(TrainerCallback):
             if name not in new and one.requires_grad:
                 self._thaw.callback(one.requires_grad_, True)
                 one.requires_grad_(False)
-
-
-def _outside_body(model: nn.Module) -> set[str]:
-    inside = body(model)
-    return {
-        f"{name}.{field}".lstrip(".")
-        for name, module in model.named_modules()
-        if not inside(name, module)
-        for field, _ in module.named_parameters(recurse=False)
-    }
