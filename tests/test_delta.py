@@ -73,7 +73,7 @@ def test_what_is_wrong_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="expected unit"):
         drop_(model, 0.5, anchors, unit="outptu", where=BODY)
     with pytest.raises(ValueError, match="expected p in"):
-        drop_(model, 1.5, anchors, where=BODY)
+        drop_(model, 1.5, anchors, unit="input", where=BODY)
     with pytest.raises(mixout.AnchorMismatchError, match=r"'2\.weight'"):
         drop_(model, 0.5, anchors)
     assert all(weight.equal(weights[name]) for name, weight in model.state_dict().items())

@@ -14,6 +14,7 @@ from torch import nn
 from mixout.functional import mix
 from mixout.layers import Layout, entry_of
 from mixout.layers.lending import phi_of
+from mixout.masks import check_p
 from mixout.measure import covered
 from mixout.passes import MixOptions
 from mixout.selection import WhereLike
@@ -58,6 +59,7 @@ def drop_(
     """
     if unit not in ("element", "input"):
         raise ValueError(f"expected unit 'element' or 'input', got {unit!r}")
+    p = check_p(p)
     # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
     for name, module, weight, start in covered(uncompiled(model), anchor, where):
         zero = torch.zeros_like(weight) if start is None else start

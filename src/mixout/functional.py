@@ -170,7 +170,7 @@ def mixed_embedding(
 
 
 def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
-    """P as a number, if it is a probability; a compiled graph cannot look into a tensor."""
+    """The number ``p``, if it is a probability; a compiled graph cannot look into a tensor."""
     if isinstance(p, Tensor):
         if p.numel() != 1:
             raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")

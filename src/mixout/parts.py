@@ -51,8 +51,9 @@ def laid_out(tensor: Tensor, weight: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
     # A copy: a view of the part would keep the whole.
-    return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None).clone()
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).clone()
 
 
 def whole(tensor: Tensor) -> Tensor:
