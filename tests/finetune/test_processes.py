@@ -38,7 +38,8 @@ def launch(command: list[str]) -> subprocess.CompletedProcess:
 
 def check(settings: Settings, tmp_path: Path, printed: str) -> None:
     one, two = finetune(settings, tmp_path / "one"), Record.read(tmp_path / "two")
-    assert (two.digest, two.steps, two.predictions) == (one.digest, one.steps, pytest.approx(one.predictions, rel=1e-5))
+    assert (two.digest, two.steps) == (one.digest, one.steps)
+    assert two.predictions == (one.predictions if one.nested else pytest.approx(one.predictions, rel=1e-5))
     assert two.scores == pytest.approx(one.scores, rel=1e-5)
     assert two.distance == pytest.approx(one.distance, rel=1e-5)
     for entries in ("training", "evaluations"):
@@ -63,6 +64,16 @@ def test_classes(settings, tmp_path):
 
 def test_a_language_model(causal, tmp_path):
     chosen = causal(epochs=1.0)
+    ended = launch(words(chosen, tmp_path / "two"))
+    assert ended.returncode == 0, ended.stderr
+    check(chosen, tmp_path, ended.stdout)
+
+
+@pytest.mark.parametrize("kind", ["labels", "tags"])
+def test_several_labels_and_tags(settings, moods, names, kind, tmp_path):
+    # 80 rows in batches of 24: the last has 8. Of tags the loss is the mean over words, of which rows have 2 to 6.
+    task = {"task": str(moods)} if kind == "labels" else {"task": str(names), "task_type": "token-classification"}
+    chosen = settings(**task, batch_size=24, epochs=1.0)
     ended = launch(words(chosen, tmp_path / "two"))
     assert ended.returncode == 0, ended.stderr
     check(chosen, tmp_path, ended.stdout)

@@ -64,11 +64,8 @@ def load(settings: Settings) -> Task | Corpus:
 
 def columns_of(settings: Settings) -> Columns:
     """The columns of labelled text, and what they hold."""
-    holds: Literal["label", "labels", "tags"] = "labels" if settings.multi_label else "label"
-    if settings.task_type == TAGS:
-        if settings.multi_label or settings.pair_column is not None:
-            raise InputError(f"expected neither multi_label nor pair_column with task_type={TAGS!r}; leave them out")
-        holds = "tags"
+    labels: Literal["label", "labels"] = "labels" if settings.multi_label else "label"
+    holds: Literal["label", "labels", "tags"] = "tags" if settings.task_type == TAGS else labels
     return Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column, holds=holds)
 
 
