@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +129,17 @@ def test_the_data_may_come_without_an_options_name(options, tiny_task, tmp_path,
 def test_a_method_by_its_name_alone(seen, words, method):
     main(["finetune", *words])
     assert seen[0][0].method == method
+
+
+def test_a_shell_is_told_how_words_may_go_on(monkeypatch: pytest.MonkeyPatch):
+    # argcomplete is not installed here; it is handed a parser that knows every option.
+    asked = []
+    monkeypatch.setitem(sys.modules, "argcomplete", SimpleNamespace(autocomplete=asked.append))
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    [commands] = [one for one in asked[0]._actions if one.choices]
+    assert "--batching" in commands.choices["finetune"]._option_string_actions
 
 
 @pytest.mark.parametrize(
