@@ -190,13 +190,8 @@ def revision(model: str) -> str:
         files = sorted(path for path in Path(place).iterdir() if _DECIDING.fullmatch(path.name))
         lines = [f"{path.name} {_sha256(path)}" for path in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    try:
+    with _reading(model, "fine-tuning"):
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"expected a model ({EMBEDDED!r}, a folder, or a name on the hub), got {model!r}: {_first_line(error)}"
-            f"{nearest(model, [EMBEDDED])}"
-        ) from error
     return str(getattr(config, "_commit_hash", None) or model)
 
 
@@ -220,7 +215,7 @@ def _reading(model: str, purpose: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
             f"expected a pretrained model for {purpose} ({EMBEDDED!r}, a folder with config.json and "
-            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
+            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}{nearest(model, [EMBEDDED])}"
         ) from error
     except ImportError as error:
         raise MissingExtraError(
