@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -108,6 +109,16 @@ def names(tmp_path) -> Path:
     return tmp_path / "names"
 
 
+def options(settings: Settings) -> list[str]:
+    """The command line of ``settings``."""
+    found = []
+    for item in dataclasses.fields(Settings):
+        value = getattr(settings, item.name)
+        if value != item.default:
+            found += [f"--{item.name.replace('_', '-')}", str(value)]
+    return found
+
+
 def weights(place: Path) -> dict[str, torch.Tensor]:
     return load_file(place / "model.safetensors")
 
@@ -121,20 +132,20 @@ class Stopped(Exception):  # noqa: N818  it is no error
     """Ends a run from within."""
 
 
-def stop(monkeypatch: pytest.MonkeyPatch, step: int, kind: type = Course, name: str = "on_step_end") -> None:
-    """Let ``kind.name`` end the run at ``step``, after it has done its work."""
-    method = getattr(kind, name)
+def stop(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the end of ``step`` end the run, after all that happens there."""
+    method = Course.on_step_end
 
     def stopping(self, args, state, control, **kwargs):
         method(self, args, state, control, **kwargs)
         if state.global_step == step:
             raise Stopped
 
-    monkeypatch.setattr(kind, name, stopping)
+    monkeypatch.setattr(Course, "on_step_end", stopping)
 
 
-def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Course, name: str = "on_step_end") -> None:
+def interrupted(settings: Settings, place: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stop(patch, step, kind, name)
+        stop(patch, step)
         with pytest.raises(Stopped):
             finetune(settings, place)

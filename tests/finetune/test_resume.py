@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.finetune.conftest import Stopped, interrupted, stop
+from tests.finetune.conftest import Stopped, interrupted, options, stop
 
 from mixout.cli import main
 from mixout.errors import InputError
@@ -63,16 +63,6 @@ def settings(tiny_bert, tiny_task) -> Callable[..., Settings]:
         return Settings(**(values | {"batch_size": 8, "method": "mixout(0.5)+anchor_decay(0.1)"} | changes))
 
     return build
-
-
-def options(settings: Settings) -> list[str]:
-    """The command line of ``settings``."""
-    found = []
-    for item in dataclasses.fields(Settings):
-        value = getattr(settings, item.name)
-        if value != item.default:
-            found += [f"--{item.name.replace('_', '-')}", str(value)]
-    return found
 
 
 def die(

@@ -159,7 +159,7 @@ def _scores(table: Table, settings: Settings, answers: list[Any], names: list[st
     holds: Any = kind if kind in ("labels", "tags") else "label"
     columns = Columns(text=settings.text_column, label=settings.label_column, holds=holds)
     # What stands between several labels is not recorded: it is what leaves only known ones.
-    for separator in (*SEPARATORS, " "):
+    for separator in (*SEPARATORS, " ") if kind == "labels" else ("",):
         try:
             labels = checked(table, columns, None, separator)
             truth: Any = split_of(labels, None if kind == "values" else tuple(names), 0).label
