@@ -26,8 +26,10 @@ from mixout.finetune.tasks.documents import Corpus
 from mixout.finetune.tasks.tables import number
 
 # The settings by which data are found and read.
-READ = ("task", "task_type", "original", "data_dir", "metric", "multi_label")
-READ += ("text_column", "pair_column", "label_column")
+READ = (
+    *("task", "task_type", "original", "data_dir", "metric", "multi_label"),
+    *("text_column", "pair_column", "label_column"),
+)
 # What only labelled text has, and its value where there is none.
 _OF_LABELS = {
     "data_dir": None,
