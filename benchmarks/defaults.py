@@ -23,12 +23,10 @@ import argparse
 import csv
 import itertools
 import tempfile
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
+import pandas as pd
 import torch
 from filelock import FileLock
 
@@ -36,6 +34,7 @@ from mixout.errors import InputError
 from mixout.finetune.cache import Cache
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
+from table import Table, read
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
 ROWS = (100, 400)
@@ -43,37 +42,6 @@ METHODS = ("anchor_decay(radius=0.005)", "plain", "mixout(0.7)")
 RATES = tuple(2.5e-5 * 2**power for power in range(7))
 RULE = "rule"
 NAMES = ("model", "task", "rows", "method", "rate", "restart", "set")
-MEASURED = (
-    "metric",
-    "score",
-    "chance",
-    "learning_rate",
-    "batch_size",
-    "epochs",
-    "steps",
-    "loss",
-    "dev_loss",
-    "status",
-    "seconds",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One run: a row of the file once it has ended."""
-
-    model: str
-    task: str
-    rows: int
-    method: str
-    rate: str
-    restart: int
-    set: str
-
-    @property
-    def name(self) -> tuple[str, ...]:
-        """What tells it apart, as the file spells it."""
-        return tuple(str(getattr(self, name)) for name in NAMES)
 
 
 def main() -> None:
@@ -97,47 +65,49 @@ def main() -> None:
     torch.set_num_threads(1)
     share, shares = map(int, args.share.split("/"))
     wanted = runs(args)[share - 1 :: shares]
+    lock, cache = FileLock(f"{args.output}.lock"), Cache()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    cache = Cache()
+    with lock:
+        table = Table(args.output, keep=True)
     for number, run in enumerate(wanted, 1):
-        if run.name in {tuple(row[name] for name in NAMES) for row in read(args.output)}:
+        with lock:
+            table.reread()
+        if any(run.items() <= row.items() for row in table.rows):
             continue
-        row = measure(run, args.data_dir, args.output.parent, cache)
-        write(args.output, {**dict(zip(NAMES, run.name, strict=True)), **row})
-        print(
-            f"[{number}/{len(wanted)}] {' '.join(run.name)}: {row['metric']} {row['score']:.4f}, "
-            f"{row['seconds']:.0f} s",
-            flush=True,
-        )
+        measured = measure(run, args.data_dir, args.output.parent, cache)
+        with lock:
+            table.reread()
+            table.add({**run, **measured})
+        score = f"{measured['metric']} {measured['score']:.4f}, {measured['seconds']:.0f} s"
+        print(f"[{number}/{len(wanted)}] {' '.join(run.values())}: {score}", flush=True)
 
 
-def runs(args: argparse.Namespace) -> list[Run]:
-    """All runs, restart by restart; runs of one task follow each other, so that its tokens are read once."""
+def runs(args: argparse.Namespace) -> list[dict[str, str]]:
+    """The names of all runs, restart by restart; runs of one task follow each other, so its tokens are read once."""
     rates = [RULE, *(f"{rate:g}" for rate in args.rates)]
     return [
-        Run(model=args.model, task=task, rows=rows, method=method, rate=rate, restart=restart, set=" ".join(args.set))
+        dict(zip(NAMES, map(str, (args.model, task, rows, method, rate, restart, " ".join(args.set))), strict=True))
         for restart, task, rows, method, rate in itertools.product(
             range(args.restarts), args.tasks, args.rows, args.methods, rates
         )
     ]
 
 
-def measure(run: Run, data_dir: str | None, folder: Path, cache: Cache) -> dict[str, Any]:
+def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cache) -> dict[str, Any]:
     """Train once."""
-    values: dict[str, Any] = {"task": run.task, "data_dir": None if run.task == "docstrings" else data_dir}
-    if run.task == "genre":
+    values: dict[str, Any] = {"task": run["task"], "data_dir": None if run["task"] == "docstrings" else data_dir}
+    if run["task"] == "genre":
         if data_dir is None:
             raise InputError("expected --data-dir for the task 'genre', got none; leave it out of --tasks")
         values = {"task": str(genres(Path(data_dir), folder))}
-    for assignment in run.set.split():
+    for assignment in run["set"].split():
         name, _, value = assignment.partition("=")
         values[name] = type_of(value)
-    if run.rate != RULE:
-        values["learning_rate"] = float(run.rate)
-    settings = Settings(
-        model=run.model, method=run.method, train_size=run.rows, seed=run.restart, subset_seed=run.restart,
-        evaluate="end", save="no", **values,
-    )  # fmt: skip
+    if run["rate"] != RULE:
+        values["learning_rate"] = float(run["rate"])
+    seeds = dict.fromkeys(("seed", "subset_seed"), int(run["restart"]))
+    values |= {"model": run["model"], "method": run["method"], "train_size": int(run["rows"]), **seeds}
+    settings = Settings(evaluate="end", save="no", **values)
     with tempfile.TemporaryDirectory() as place:
         record = finetune(settings, Path(place) / "run", keep_model=False, cache=cache)
     last = record.training[-1].loss
@@ -169,54 +139,20 @@ def type_of(value: str) -> str | int | float:
     return value
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of the file; none where there is none yet."""
-    if not path.exists():
-        return []
-    with FileLock(f"{path}.lock"), path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, row: dict[str, Any]) -> None:
-    """Add one row."""
-    with FileLock(f"{path}.lock"), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*NAMES, *MEASURED), lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def report(rows: list[dict[str, str]]) -> str:
-    """The table, one line a cell, and the mean over the cells."""
-    scores: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for row in rows:
-        scores[row["model"], row["task"], row["rows"], row["set"], row["method"], row["rate"]].append(
-            100 * float(row["score"])
-        )
-    if not scores:
+def report(rows: pd.DataFrame) -> str:
+    """Mean scores of each cell by the rule, the best of the search, and how far the rule is behind it, in points."""
+    if rows.empty:
         return "no runs yet"
-    means = {key: fmean(found) for key, found in scores.items()}
-    methods = sorted({key[4] for key in scores})
-    lines = [f"{'cell':34}" + "".join(f"{method:>28}" for method in methods) + f"{'best of the search':>44}"]
-    behind: dict[str, list[float]] = defaultdict(list)
-    for cell in sorted({key[:4] for key in scores}):
-        searched = {key: mean for key, mean in means.items() if key[:4] == cell and key[5] != RULE}
-        best = max(searched, key=searched.__getitem__, default=None)
-        line = f"{' '.join(filter(None, cell)):34}"
-        for method in methods:
-            found = scores.get((*cell, method, RULE), [])
-            spread = f" ±{stdev(found):.1f}" if len(found) > 1 else ""
-            line += f"{f'{fmean(found):.1f}{spread} ({len(found)})' if found else '-':>28}"
-            if found and best is not None:
-                behind[method].append(searched[best] - fmean(found))
-        if best is not None:
-            line += f"{f'{searched[best]:.1f} ({len(scores[best])}) {best[4]} at {best[5]}':>44}"
-        lines.append(line)
-    for name, summary in (("behind the best, mean", fmean), ("behind the best, most", max)):
-        if behind:
-            cells = [f"{summary(behind[method]):.1f}" if behind[method] else "-" for method in methods]
-            lines.append(f"{name:34}" + "".join(f"{cell:>28}" for cell in cells))
-    return "\n".join(lines)
+    cell = ["model", "task", "rows", "set"]
+    means = (100 * rows["score"].astype(float)).groupby([rows[name] for name in (*cell, "rate", "method")]).mean()
+    searched = means[means.index.get_level_values("rate") != RULE]
+    table = means.xs(RULE, level="rate").unstack("method")
+    found = searched.groupby(level=cell)
+    behind = table.rsub(found.max(), axis="index").agg(["mean", "max"])
+    table["best of the search"] = found.max()
+    table["at"] = found.idxmax().map(lambda key: f"{key[-1]}, {key[-2]}")
+    parts = (table, behind.rename(index={"mean": "behind the best, mean", "max": "behind the best, most"}))
+    return "\n\n".join(part.to_string(float_format=lambda value: f"{value:.1f}") for part in parts)
 
 
 if __name__ == "__main__":

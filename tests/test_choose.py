@@ -1,10 +1,9 @@
-"""Choosing: the order of runs against schedules by hand, its scores by simulation, its files against a real run."""
+"""Choosing: its files against a real run, and what it refuses."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +14,6 @@ import pytest
 
 import mixout.choose.run as running
 from mixout.choose import choose, parts, search, verdict
-from mixout.choose.search import Candidate, Search, Trained
 from mixout.cli import main
 from mixout.errors import InputError
 from mixout.finetune.record import Record
@@ -25,132 +23,6 @@ from mixout.finetune.train import finetune
 from mixout.study import executors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RATE = 1e-4
-DEFAULT = Candidate("anchor_decay(radius=0.005)", RATE)
-
-
-def quality(candidate: Candidate) -> float:
-    """Higher for mixout, and at twice the rate."""
-    return 0.8 + 0.05 * ("mixout(0.7)" in candidate.method) - 0.02 * abs(math.log2(candidate.rate / (2 * RATE)))
-
-
-def trainer(score=quality, seconds=10.0):
-    """Runs without noise; each may be made once only."""
-    made = Counter()
-
-    def train(candidate, part, repeat):
-        made[candidate, part, repeat] += 1
-        assert made[candidate, part, repeat] == 1
-        return Trained(score=score(candidate), predictions=(), seconds=seconds)
-
-    return train
-
-
-def through(budget=1e9, methods=search.METHODS, **options):
-    found = Search(trainer(**options), budget, DEFAULT)
-    return found, found.through(methods, lambda _: RATE)
-
-
-def test_each_round_doubles_the_runs_of_the_better_half():
-    found, ranked = through()
-    assert ranked[0] == Candidate("mixout(0.7)", 2 * RATE)
-    assert DEFAULT in ranked
-    searched = {one: {split for split in runs if split[0] in search.SEARCHED} for one, runs in found.runs.items()}
-    of_plain = {one.rate / RATE: len(splits) for one, splits in searched.items() if one.method == "plain"}
-    # Five rates in one run each, three in two, two in four; of the best plain one more are judged.
-    assert of_plain[0.25] == of_plain[0.5] == 1
-    assert of_plain[4.0] >= 2
-    assert of_plain[1.0] == 4
-    assert of_plain[2.0] >= 4
-    # Rates of the other methods lie around the best one of plain fine-tuning.
-    assert {one.rate / RATE for one in found.runs if one.method == "dropout(0.1)"} == {1.0, 2.0, 4.0}
-    judged = {one for one, runs in found.runs.items() if any(part in search.JUDGED for part, _ in runs)}
-    assert judged == set(ranked)
-    assert all(len(found.runs[one]) >= search.REPEATS * len(search.JUDGED) for one in ranked)
-
-
-@pytest.mark.parametrize("runs", [3, 8, 20, 40, 70])
-def test_the_budget_is_kept_with_the_final_training(runs):
-    found, ranked = through(budget=10.0 * runs)
-    final = 10.0 * parts.PARTS / (parts.PARTS - 1)
-    assert found.spent + final <= found.budget
-    assert found.spent == 10.0 * found.made
-    # It is used, unless everything was tried.
-    assert found.spent + final + 10.0 * (len(ranked) + 1) > found.budget or runs == 70
-    assert ranked
-
-
-def test_an_interrupted_search_takes_the_same_way_again():
-    noise = np.random.default_rng(0).normal(0, 0.05, 10_000)
-    known: dict = {}
-
-    def train(candidate, part, repeat):
-        key = candidate, part, repeat
-        if key not in known:
-            if len(known) == stop:
-                raise KeyboardInterrupt
-            known[key] = Trained(score=noise[hash(key) % 10_000], predictions=(), seconds=7.0 + part)
-        return known[key]
-
-    stop = None
-    whole = Search(train, 400.0, DEFAULT).through(search.METHODS, lambda _: RATE)
-    ways, known = dict(known), {}
-    for stop in (0, 5, 17, 18, 30):  # noqa: B007  train() reads it
-        with pytest.raises(KeyboardInterrupt):
-            Search(train, 400.0, DEFAULT).through(search.METHODS, lambda _: RATE)
-    stop = None
-    assert Search(train, 400.0, DEFAULT).through(search.METHODS, lambda _: RATE) == whole
-    assert [*known] == [*ways]
-
-
-def test_the_nested_score_is_not_the_luck_of_the_best(monkeypatch):
-    # All candidates answer 70 % of all rows right, but each its own rows in every run: 1.0 or 0.4 of the time.
-    monkeypatch.setattr(verdict, "_RESAMPLES", 2)
-    own, nested, covered = [], [], 0
-    for seed in range(80):
-        draw = np.random.default_rng(seed)
-        labels = tuple(draw.integers(0, 2, 100).tolist())
-        rows = Split(text=tuple(map(str, range(100))), label=labels)
-        task = Task(name="t", train=rows, dev=rows, labels=("a", "b"), metrics=("accuracy",), metric="accuracy",
-                    source="")  # fmt: skip
-        split = [list(range(part, 100, 5)) for part in range(5)]
-        right: dict = {}
-
-        def train(candidate, part, repeat, draw=draw, labels=labels, split=split, right=right):
-            odds = right.setdefault(candidate, draw.choice([0.4, 1.0], 100))[split[part]]
-            good = draw.random(20) < odds
-            answers = np.where(good, np.array(labels)[split[part]], 1 - np.array(labels)[split[part]])
-            return Trained(score=good.mean(), predictions=tuple(answers.tolist()), seconds=1.0)
-
-        found = Search(train, 1e9, DEFAULT)
-        ranked = found.through(search.METHODS, lambda _: RATE)
-        value, _, _, judged = verdict.expected(found, ranked, task, split)
-        assert judged == 60
-        own.append(found.mean(ranked[0], [*found.runs[ranked[0]]]))
-        nested.append(value.value)
-        covered += value.low <= 0.7 <= value.high
-    error = np.std(nested) / math.sqrt(80)
-    assert np.mean(own) > 0.73
-    assert np.mean(own) - 0.7 > 4 * np.std(own) / math.sqrt(80)
-    assert abs(np.mean(nested) - 0.7) < 3 * error < 0.03
-    assert covered >= 72
-
-
-def test_what_cannot_be_told_apart():
-    found = Search(trainer(lambda _: 0.5), 1e9, DEFAULT)
-    worse, other = Candidate("worse", RATE), Candidate("other", RATE)
-    jitter = (0.0, 0.01, -0.01, 0.02, -0.02)
-    for one, gap in ((worse, -0.2), (other, 0.0)):
-        found.runs[one] = {
-            (part, 0): Trained(score=0.8 + gap + jitter[part - (one == other)], predictions=(), seconds=1.0)
-            for part in range(5)
-        }
-    found.runs[DEFAULT] = {(part, 0): Trained(score=0.8, predictions=(), seconds=1.0) for part in range(5)}
-    rows = {row.candidate: row for row in verdict.table(found, DEFAULT)}
-    assert [rows[one].verdict for one in (DEFAULT, other, worse)] == ["chosen", "cannot be told apart", "lower"]
-    # Student's t interval by hand, widened by sqrt(1 + 5/4): t(0.975, 4) = 2.776.
-    half = 2.776445 * np.std(jitter, ddof=1) / math.sqrt(5) * 1.5
-    assert rows[worse].difference.high == pytest.approx(-0.2 + half, abs=1e-6)
 
 
 @pytest.fixture

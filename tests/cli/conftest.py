@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mixout.cli import main
+from mixout.finetune import train
+from mixout.finetune.settings import Settings
 from mixout.study import executors
 
 _OTHERS = re.compile("torchao|register_constant|kernels-community")
@@ -59,3 +61,24 @@ def failing(monkeypatch) -> pytest.MonkeyPatch:
 def numbers() -> Callable[[str], list[str]]:
     """The cells of a row after task and method."""
     return lambda line: line.split()[2:]
+
+
+@pytest.fixture
+def options(tiny_bert, tiny_task, tmp_path) -> list[str]:
+    return [
+        "finetune", "--model", tiny_bert, "--task", tiny_task, "--output-dir", str(tmp_path / "out"),
+        "--max-length", "32", "--epochs", "0.5", "--batch-size", "8", "--save", "no",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path, dict]]:
+    """What the command passes on; nothing is trained."""
+    calls: list[tuple[Settings, Path, dict]] = []
+
+    def spy(settings, place, **rest):
+        calls.append((settings, place, rest))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "finetune", spy)
+    return calls

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixout.finetune.batches import Buckets
-from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from mixout.finetune.trainer import TextTrainer
 
@@ -109,7 +108,3 @@ def test_a_run_trains_on_them(settings, tmp_path, batches):
     # The data seed decides, and neither method nor other seeds.
     assert run(batching="bucketed", method="dropout(0.1)", mask_seed=5, init_seed=5) == bucketed
     assert run(batching="bucketed", data_seed=1) != bucketed
-
-
-def test_the_setting_is_part_of_the_identity():
-    assert Settings(batching="bucketed").digest() != Settings().digest()

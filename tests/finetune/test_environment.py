@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.finetune.conftest import same, weights
 
 from mixout.finetune import environment
 from mixout.finetune.train import finetune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_peak_of_the_host_is_the_runs_own():
@@ -54,3 +59,44 @@ def test_a_run_that_emulates_bfloat16_says_so_first(precision, emulates, told, s
     lines: list[str] = []
     finetune(settings(precision=precision, epochs=1.0), tmp_path / "out", report=lines.append)
     assert ["bfloat16" in line for line in lines] == [True] * told + [False] * (len(lines) - told)
+
+
+def test_precision_is_what_the_settings_say(settings, tmp_path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate):
+    # As accelerate launch --mixed_precision bf16, or a saved accelerate config, hands it over.
+    plain = finetune(settings(), tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    launched = finetune(settings(), tmp_path / "launched")
+    assert launched.training == plain.training
+    assert same(tmp_path / "plain", tmp_path / "launched")
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_an_empty_world_size_is_one_process(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert finetune(settings(epochs=0.5), tmp_path / "out").steps == 3
+
+
+def test_bfloat16_then_float32_in_one_process(settings, tmp_path):
+    low = finetune(settings(precision="bf16"), tmp_path / "low")
+    high = finetune(settings(), tmp_path / "high")
+    assert low.distance == pytest.approx(high.distance, rel=0.3)
+    assert low.distance != high.distance
+    assert {value.dtype for value in weights(tmp_path / "low").values()} == {torch.float32}
+
+
+def test_the_callers_random_streams_go_on(settings, tmp_path):
+    def draw() -> list[float]:
+        drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        return drawn + ([float(torch.rand((), device="cuda"))] if torch.cuda.is_available() else [])
+
+    def seed() -> None:
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    seed()
+    expected = draw()
+    seed()
+    finetune(settings(epochs=0.1), tmp_path / "out")
+    assert draw() == expected

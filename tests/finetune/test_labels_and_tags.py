@@ -7,13 +7,13 @@ import json
 import math
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
 from tests.conftest import WORDS
+from tests.finetune.conftest import write
 from torch import nn
 
 from mixout.errors import InputError
@@ -23,49 +23,10 @@ from mixout.finetune.data import describe
 from mixout.finetune.outcome import constant_losses
 from mixout.finetune.predict import predict
 from mixout.finetune.record import Record
-from mixout.finetune.tasks import Columns, load_task
+from mixout.finetune.tasks import Columns, Split, load_task
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MEANT = {WORDS[0]: "joy", WORDS[1]: "fear", WORDS[2]: "very good"}
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    return path
-
-
-def sentences(count: int) -> list[list[str]]:
-    draw = random.Random(count)
-    return [draw.choices(WORDS[:6], k=draw.randint(2, 6)) for _ in range(count)]
-
-
-@pytest.fixture
-def moods(tmp_path) -> Path:
-    """A folder of texts with a label for each of three words that occurs in them."""
-    for name, count in (("train", 80), ("dev", 30)):
-        rows = [
-            {"text": " ".join(words), "label": [label for word, label in MEANT.items() if word in words]}
-            for words in sentences(count)
-        ]
-        write(tmp_path / f"moods/{name}.jsonl", rows)
-    return tmp_path / "moods"
-
-
-@pytest.fixture
-def names(tmp_path) -> Path:
-    """A folder of words with tags: an entity is one word and all of another that follow it."""
-    for name, count in (("train", 80), ("dev", 30)):
-        rows = []
-        for words in sentences(count):
-            tags: list[str] = []
-            for word in words:
-                inside = bool(tags) and tags[-1] != "O" and word == WORDS[1]
-                tags.append("B-X" if word == WORDS[0] else "I-X" if inside else "O")
-            rows.append({"text": words, "label": tags})
-        write(tmp_path / f"names/{name}.jsonl", rows)
-    return tmp_path / "names"
 
 
 def spans(tags: list[str]) -> set[tuple[str, int, int]]:
@@ -254,6 +215,41 @@ def test_a_tag_lies_on_the_first_token_of_its_word_and_the_loss_is_the_mean_over
     best = outputs.argmax(-1)
     assert dev.predictions == (tuple(best[1, [0, 3, 4]].tolist()), (int(best[0, 0]),))
     assert math.isfinite(scores["accuracy"])
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Roberta", "Qwen2", "plain"])
+def test_words_of_byte_level_tokenizers_are_those_of_a_sentence(kind):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    sentence = "the newest of the lower houses in the newest of worlds"
+    trained = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=["<s>", "<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([sentence] * 9, trained)
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "</s>"}
+    if kind == "plain":
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    else:
+        words = json.loads(core.to_str())["model"]
+        tokenizer = getattr(transformers, f"{kind}TokenizerFast")(
+            vocab=words["vocab"], merges=[tuple(one) for one in words["merges"]], **special
+        )
+    words = sentence.split()
+    split = Split(text=(tuple(words),), label=(tuple(range(len(words))),))
+    [example] = encode(split, tokenizer, 64)
+    # The tokens of the sentence itself, with a label where the letter of a blank begins a word.
+    tokens = tokenizer.tokenize(f" {sentence}")
+    found = tokenizer.convert_ids_to_tokens(example["input_ids"])
+    start = found.index(tokens[0])
+    assert found[start : start + len(tokens)] == tokens
+    assert [at for at, label in enumerate(example["labels"]) if label != -100] == [
+        start + at for at, token in enumerate(tokens) if token[0] == "\u0120"
+    ]
+    assert [label for label in example["labels"] if label != -100] == list(range(len(words)))
 
 
 def test_choose_and_a_study_take_both_kinds(names, moods, settings, tmp_path):

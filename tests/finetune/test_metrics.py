@@ -133,7 +133,7 @@ def test_a_metric_for_the_other_kind_of_labels():
     with pytest.raises(InputError, match=r"numbers \(regression\), got 'f1'; use one of pearson, spearman"):
         metrics.check("f1", metrics.REGRESSION)
     with pytest.raises(InputError, match=r"labels that are tags of words, got 'f1'; use one of accuracy"):
-        metrics.check("f1", metrics.of_tags(["NOUN", "O"]))
+        metrics.check("f1", metrics.of_kind("tags", ["NOUN", "O"]))
 
 
 @pytest.mark.parametrize(("got", "truth"), [([0, 1], [0]), ([], []), ([[[0]]], [[[0]]])])

@@ -44,7 +44,8 @@ def test_rows_are_asked_as_in_training(pairs, tmp_path):
         predict(pairs, alone, tmp_path / "p.csv")
     other = write(tmp_path / "other.jsonl", text=["bata", "dota"], text_pair=["a", "b"], label=["1", "maybe"])
     assert predict(pairs, other, tmp_path / "p.csv").endswith(
-        "; not scored: in 1 of 2 rows 'label' holds none that the model knows"
+        "; not scored: other.jsonl, line 2: expected a label that also occurs in the training rows (0, 1), got "
+        "'maybe'; correct it, or give training rows with it"
     )
     assert predict(pairs, other, tmp_path / "p.csv", max_length=4).endswith("; 2 texts were cut after 4 tokens")
     with pytest.raises(InputError, match="max_length <= 64"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.finetune.conftest import Stopped, interrupted, options, stop
 
 from mixout.cli import main
-from mixout.errors import AnchorMismatchError, InputError
-from mixout.finetune.course import Course
+from mixout.errors import InputError
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
@@ -64,16 +63,6 @@ def settings(tiny_bert, tiny_task) -> Callable[..., Settings]:
         return Settings(**(values | {"batch_size": 8, "method": "mixout(0.5)+anchor_decay(0.1)"} | changes))
 
     return build
-
-
-def options(settings: Settings) -> list[str]:
-    """The command line of ``settings``."""
-    found = []
-    for item in dataclasses.fields(Settings):
-        value = getattr(settings, item.name)
-        if value != item.default:
-            found += [f"--{item.name.replace('_', '-')}", str(value)]
-    return found
 
 
 def die(
@@ -147,29 +136,6 @@ def test_an_interrupt_leaves_the_last_checkpoint_and_says_how_to_go_on(settings,
     check_equal(tmp_path / "whole", tmp_path / "stopped")
 
 
-class Stopped(Exception):  # noqa: N818  it is no error
-    """Ends a run from within."""
-
-
-def stop(monkeypatch: pytest.MonkeyPatch, step: int, kind: type = Course, name: str = "on_step_end") -> None:
-    """Let ``kind.name`` end the run at ``step``, after it has done its work."""
-    method = getattr(kind, name)
-
-    def stopping(self, args, state, control, **kwargs):
-        method(self, args, state, control, **kwargs)
-        if state.global_step == step:
-            raise Stopped
-
-    monkeypatch.setattr(kind, name, stopping)
-
-
-def interrupted(settings: Settings, place: Path, step: int, *, kind: type = Course, name: str = "on_step_end") -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        stop(patch, step, kind, name)
-        with pytest.raises(Stopped):
-            finetune(settings, place)
-
-
 @pytest.mark.sweep
 def test_a_killed_language_model(causal, tmp_path):
     # Killed in its second epoch: what it knew before training comes from the checkpoint, and is not looked up again.
@@ -183,16 +149,6 @@ def test_a_killed_language_model(causal, tmp_path):
     finetune(chosen, tmp_path / "whole")
     check_equal(tmp_path / "whole", tmp_path / "killed")
     assert [entry.step for entry in Record.read(tmp_path / "killed").evaluations] == [0, 4, 8]
-
-
-def test_other_text_of_the_original_domain_is_refused(causal, tiny_text, tmp_path):
-    other = tmp_path / "other.txt"
-    shutil.copy(f"{tiny_text}/other.txt", other)
-    chosen = causal(save=4, original=other)
-    interrupted(chosen, tmp_path / "out", 6)
-    other.write_text("bata bavi")
-    with pytest.raises(InputError, match="other content for: original"):
-        finetune(chosen, tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +170,16 @@ def test_other_text_of_the_original_domain_is_refused(causal, tiny_text, tmp_pat
 def test_going_on_equals_going_through(settings, tmp_path, changes, step):
     chosen = settings(**changes)
     interrupted(chosen, tmp_path / "stopped", step)
+    finetune(chosen, tmp_path / "stopped", resume=True)
+    finetune(chosen, tmp_path / "whole")
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("kind", ["labels", "tags"])
+def test_going_on_with_several_labels_or_tags(settings, moods, names, kind, tmp_path):
+    task = {"task": moods} if kind == "labels" else {"task": names, "task_type": "token-classification"}
+    chosen = settings(**task, batch_size=24, save=3, epochs=2.0)
+    interrupted(chosen, tmp_path / "stopped", 6)
     finetune(chosen, tmp_path / "stopped", resume=True)
     finetune(chosen, tmp_path / "whole")
     check_equal(tmp_path / "whole", tmp_path / "stopped")
@@ -269,57 +235,3 @@ def test_seconds_go_on_counting(settings, tmp_path):
     ]
     state.write_text(json.dumps(values))
     assert 1000 < finetune(chosen, tmp_path / "out", resume=True).seconds < 1100
-
-
-def test_other_settings_are_refused_by_name(settings, tmp_path):
-    interrupted(settings(save=4), tmp_path / "out", 9)
-    with pytest.raises(InputError) as caught:
-        finetune(settings(save=4, seed=1, learning_rate=0.5), tmp_path / "out", resume=True)
-    for name in ("learning_rate (was 0.01, got 0.5)", "seed", "mask_seed"):
-        assert name in str(caught.value)
-    assert "batch_size" not in str(caught.value)
-    # Another spelling of the same run, and other loggers, are no other settings.
-    finetune(settings(save=4, init_seed=0, method="mixout(.50) + anchor_decay(0.1)"), tmp_path / "out", resume=True)
-
-
-def test_a_run_begun_before_a_setting_existed_goes_on(settings, tmp_path):
-    interrupted(settings(save=4), tmp_path / "out", 9)
-    plan = tmp_path / "out" / "checkpoints" / "run.json"
-    values = json.loads(plan.read_text())
-    for name in ("batching", "reinit_layers", "head"):
-        del values["settings"][name]
-    plan.write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"batching \(was 'random', got 'bucketed'\)"):
-        finetune(settings(save=4, batching="bucketed"), tmp_path / "out", resume=True)
-    finetune(settings(save=4), tmp_path / "out", resume=True)
-
-
-def test_other_data_are_refused(settings, tiny_task, tmp_path):
-    task = tmp_path / "task"
-    shutil.copytree(tiny_task, task)
-    interrupted(settings(save=4, task=task), tmp_path / "out", 9)
-    file = task / "train.csv"
-    file.write_text(file.read_text().replace("first", "third"))
-    with pytest.raises(InputError, match="train"):
-        finetune(settings(save=4, task=task), tmp_path / "out", resume=True)
-    assert (tmp_path / "out" / "checkpoints" / "checkpoint-8").is_dir()
-
-
-def test_other_pretrained_weights_are_refused(settings, tiny_bert, tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(tiny_bert, model)
-    interrupted(settings(save=4, model=model), tmp_path / "out", 9)
-    # The trap: the fine-tuned checkpoint in the place of the pretrained model would become the anchor.
-    shutil.copy(tmp_path / "out" / "checkpoints" / "checkpoint-8" / "model.safetensors", model)
-    with pytest.raises(InputError, match="anchor"):
-        finetune(settings(save=4, model=model), tmp_path / "out", resume=True)
-
-
-def test_the_checkpoints_anchor_is_compared(settings, tmp_path):
-    interrupted(settings(save=4), tmp_path / "out", 9)
-    state = tmp_path / "out" / "checkpoints" / "checkpoint-8" / "trainer_state.json"
-    values = json.loads(state.read_text())
-    values["stateful_callbacks"]["MixoutCallback"]["attributes"]["mixout"]["fingerprint"] = "0" * 64
-    state.write_text(json.dumps(values))
-    with pytest.raises(AnchorMismatchError, match="0000"):
-        finetune(settings(save=4), tmp_path / "out", resume=True)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -56,65 +55,22 @@ def test_streams_of_small_seeds_do_not_meet():
     assert Settings(seed=1, data_seed=5).stream_seed("data") == Settings(seed=2, data_seed=5).stream_seed("data")
 
 
-def test_digest_tells_runs_apart_and_spellings_of_a_path_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "data").mkdir()
-    monkeypatch.chdir(tmp_path)
-    spellings = ["data", "./data", "data/", str(tmp_path / "data"), os.path.join("data", "..", "data")]
-    assert len({Settings(task=spelling).digest() for spelling in spellings}) == 1
-    assert Settings(task=tmp_path / "data").digest() == Settings(task="data").digest()
+def test_digest_tells_runs_apart(tmp_path: Path):
+    assert Settings(task=tmp_path).digest() == Settings(task=str(tmp_path)).digest()
     assert Settings(report_to=("wandb",), logging_steps=3).digest() == Settings().digest()
     changed = [
         Settings(seed=1), Settings(method="plain"), Settings(learning_rate=1e-5), Settings(train_size=9),
         Settings(subset_seed=1), Settings(task="rte"), Settings(where="paper"), Settings(),
+        Settings(batching="bucketed"), Settings(original="a.txt"), Settings(task_type="causal-lm"),
     ]  # fmt: skip
     assert len({settings.digest() for settings in changed}) == len(changed)
 
 
-# What was the default of every setting, before three of them followed from model and data.
-BEFORE = {"method": "mixout(0.9)", "learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
-
-
-@pytest.mark.parametrize(
-    ("values", "digest"),
-    [
-        (BEFORE, "859e6e3fe17ca92082f48b66c784760839d10f3de5d60aafd063d2fc276816eb"),
-        (
-            BEFORE | {"method": "mixout(0.7)+anchor_decay(0.01)", "seed": 3, "optimizer": "bertadam"},
-            "c6605a09679527de279657361bbac1e0b1905e5433b0d73d910faab312077329",
-        ),
-    ],
-)
-def test_settings_that_came_later_leave_earlier_digests_alone(values, digest):
-    # As they were before reinit_layers, batching, head, task_type and original.
-    assert Settings(**values).digest() == digest
-    assert Settings(**values, reinit_layers=1).digest() != digest
-    assert Settings(**values, batching="bucketed").digest() != digest
-    assert len({digest, *(Settings(**values, head=head).digest() for head in ("mixout", "dropout"))}) == 3
-    assert Settings(**values, task_type="causal-lm").digest() != digest
-    assert Settings(**values, original="a.txt").digest() != digest
-    earlier = json.loads(Settings(**values).to_json())
+def test_settings_of_before_a_setting_existed():
+    earlier = json.loads(Settings(seed=3).to_json())
     for name in ("reinit_layers", "batching", "head", "task_type", "original"):
         del earlier[name]
-    assert Settings.from_json(json.dumps(earlier)) == Settings(**values)
-
-
-def test_a_name_is_no_path_whatever_lies_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    chosen = [{"task": "RTE"}, {"task": "sts-b"}, {"task": "docstrings"}, {"model": "minilm"}]
-    before = [Settings(**values).digest() for values in chosen]
-    for name in ("RTE", "sts-b", "docstrings", "minilm"):
-        (tmp_path / name).mkdir()
-    assert [Settings(**values).digest() for values in chosen] == before
-    assert Settings(task="./RTE").digest() != Settings(task="RTE").digest()
-    assert Settings(task="./RTE").digest() == Settings(task=tmp_path / "RTE").digest()
-
-
-def test_two_spellings_of_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "model").mkdir()
-    spellings = ["model", "./model", "~/model", str(tmp_path / "model")]
-    assert len({Settings(model=spelling).digest() for spelling in spellings}) == 1
+    assert Settings.from_json(json.dumps(earlier)) == Settings(seed=3)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +78,8 @@ def test_two_spellings_of_a_models_folder(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ({"method": "mixout(1.2)"}, "1.2"),
         ({"method": "mixuot(0.9)"}, "'mixout'"),
-        ({"method": "mixout"}, "mixout(0.1)"),
+        ({"method": "mixout+plain"}, "mixout(0.1)"),
+        ({"task_type": "token-classification", "multi_label": True}, "neither multi_label nor pair_column"),
         ({"method": ""}, "method"),
         ({"model": " "}, "model"),
         ({"task": None}, "task"),

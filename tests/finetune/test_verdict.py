@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mixout.finetune.outcome import constant_losses
+from mixout.finetune.outcome import constant_losses, judge
 from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks.documents import Corpus, Documents
 
@@ -44,3 +45,27 @@ def test_a_language_model_has_none():
     texts = Documents(text=("a b c",))
     corpus = Corpus(name="t", train=texts, dev=texts, original=None, metric="log_likelihood", source="")
     assert constant_losses(corpus) is None
+
+
+@pytest.mark.parametrize(
+    ("training", "dev", "score", "said"),
+    [
+        (2.084, 1.5, 0.25, "it has hardly learned: training loss 2.084"),  # a poor constant answer: nothing is learned
+        (0.7, 1.5, 0.25, "what it has learned does not carry over"),
+        (1.08, 1.2, 0.25, "it has hardly learned"),
+        (1.08, 0.4, 0.75, ""),  # the last epoch's mean lags behind
+        (0.7, 0.8, 0.75, ""),
+    ],
+)
+def test_what_is_said(training, dev, score, said):
+    rows = task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d"))
+    settings = SimpleNamespace(
+        class_weights="none", learning_rate=1e-4, optimizer="sgd", epochs=2.0, methods=(), seed=0, precision="fp32"
+    )
+    record = SimpleNamespace(
+        settings=settings, status="finished", steps=4, metric="accuracy", score=score, chance=0.5,
+        training=[SimpleNamespace(loss=training)], evaluations=[SimpleNamespace(loss=dev)],
+    )  # fmt: skip
+    found = judge(record, None, rows)
+    assert found[: len(said)] == said
+    assert bool(found) == bool(said)

@@ -97,3 +97,10 @@ PLAIN = {"method": "plain"}
 def test_what_cannot_be_is_refused(declare, changes, said):
     with pytest.raises(InputError, match=said):
         declare(**changes).runs()
+
+
+def test_a_loss_that_the_labels_do_not_have_is_refused_before_any_run(declare, tmp_path):
+    (tmp_path / "values.csv").write_text("text,label\n" + "".join(f"bata {row},{row}.5\n" for row in range(40)))
+    task = Axis(label="t", settings={"task": str(tmp_path / "values.csv")})
+    with pytest.raises(InputError, match=r"expected label_smoothing=0.0 for labels that are values, got 0.1"):
+        declare(tasks=[task], settings={"label_smoothing": 0.1}).runs()

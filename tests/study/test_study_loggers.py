@@ -18,12 +18,20 @@ NAMES = ("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_PROJECT", "ML
 
 
 class Wandb(SimpleNamespace):
-    """A stand-in for wandb, which is not installed."""
+    """A stand-in for wandb, which is not installed. Like 0.31 it reads names once, until it is torn down."""
 
     finished = 0
+    name = None
+
+    def open(self) -> None:
+        self.name = self.name or os.environ.get("WANDB_NAME")
+        self.run = self.run or SimpleNamespace(name=self.name)
 
     def finish(self) -> None:
         self.run, self.finished = None, self.finished + 1
+
+    def teardown(self) -> None:
+        self.name = None
 
 
 @pytest.fixture
@@ -34,7 +42,8 @@ def seen(monkeypatch) -> list[dict[str, str]]:
     def finetune(*_args, **_options):
         found.append({name: os.environ[name] for name in NAMES if name in os.environ})
         if (wandb := sys.modules.get("wandb")) is not None:
-            wandb.run = wandb.run or object()  # as transformers: an open run is used
+            wandb.open()  # as transformers: an open run is used
+            found[-1]["run"] = wandb.run.name
         raise RuntimeError("enough seen")
 
     monkeypatch.setattr(executors, "finetune", finetune)
@@ -49,6 +58,7 @@ def test_loggers_know_task_method_and_restart(seen, declare, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     planned = declare(restarts=1, settings={"report_to": ["wandb"]}, factors={"epochs": [1, 2]}).runs()
     run(planned, Ledger(tmp_path), LocalExecutor(), report=lambda _: None, retries=0)
+    assert [each.pop("run") for each in seen] == [each["WANDB_NAME"] for each in seen]
     one = seen[0]
     assert one.pop("MLFLOW_TAGS") == json.dumps(
         {
@@ -70,7 +80,7 @@ def test_loggers_know_task_method_and_restart(seen, declare, tmp_path, monkeypat
 
 
 def test_a_run_of_the_callers_own_stays_open(seen, declare, tmp_path, monkeypatch):
-    wandb = Wandb(run=object())
+    wandb = Wandb(run=SimpleNamespace(name="own"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     run(declare(restarts=1).runs(), Ledger(tmp_path), LocalExecutor(), report=lambda _: None, retries=0)
     assert seen

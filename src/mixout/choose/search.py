@@ -36,7 +36,7 @@ RATES, RATES_OF_METHOD = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 2.0, 0.5)
 SEARCHED, JUDGED = (0, 1), (2, 3, 4)
 FINALISTS, REPEATS = 2, 3
 # About so many runs are all that is tried: five rates of plain fine-tuning, three of each method, and the judging.
-USEFUL = 75
+USEFUL = 70
 # Shares of the time by whose end the rate, each method's own rate, and the finalists are known.
 UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.25, 0.6, 0.7
 _SPLITS = [(part, repeat) for repeat in range(64) for part in SEARCHED]
@@ -91,9 +91,7 @@ class Search:
         groups = [best, *self._halve(others, 1, UNTIL_METHODS)]
         [finalists] = self._halve([[one for group in groups for one in group]], FINALISTS, UNTIL_FINALISTS, level=2)
         finalists = list(dict.fromkeys([self.default, *finalists]))
-        # The judged parts first: they are what the expected score is made of.
-        splits = [(part, repeat) for repeat in range(REPEATS) for part in (*JUDGED, *SEARCHED)]
-        all(self._run(one, split, 1.0) for split in splits for one in finalists)
+        all(self._run(one, (part, repeat), 1.0) for repeat in range(REPEATS) for part in JUDGED for one in finalists)
         return self.ranked(finalists)
 
     def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:

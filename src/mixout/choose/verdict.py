@@ -10,8 +10,6 @@ The report is ``report.md``; every run, ``choose.csv``; a figure of score over l
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
@@ -232,13 +231,13 @@ def text(choice: Choice) -> str:
 def write(choice: Choice, search: Search, place: Path) -> None:
     """Write the report, the table of runs, and the figure."""
     write_atomically(place / "report.md", text(choice) + "\n")
-    table = io.StringIO()
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["method", "learning_rate", "part", "repeat", choice.metric, "seconds"])
-    for one, splits in search.runs.items():
-        for (part, repeat), trained in splits.items():
-            rows.writerow([one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2)])
-    write_atomically(place / "choose.csv", table.getvalue())
+    rows = [
+        (one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2))
+        for one, splits in search.runs.items()
+        for (part, repeat), trained in splits.items()
+    ]
+    table = pandas.DataFrame(rows, columns=["method", "learning_rate", "part", "repeat", choice.metric, "seconds"])
+    write_atomically(place / "choose.csv", table.to_csv(index=False, lineterminator="\n"))
     _figure(choice, place / "choose.png")
 
 

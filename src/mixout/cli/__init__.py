@@ -88,6 +88,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"mixout.cli.{name}").add(commands)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word may go on; docs/finetune.md
+        import argcomplete  # type: ignore[import-not-found]
+
+        argcomplete.autocomplete(parser)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         # A command with subcommands says which of them it was.

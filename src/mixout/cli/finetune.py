@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixout.cli.lines import aligned
 from mixout.cli.options import add_settings, from_file, settings_in
 from mixout.errors import InputError
-from mixout.finetune.settings import CAUSAL, RECIPES, P, Settings
+from mixout.finetune.settings import CAUSAL, RECIPES, Settings
 
 if TYPE_CHECKING:
     from mixout.finetune.record import Record
@@ -83,12 +83,6 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         help="settings where no option says otherwise: chosen by model, data and method (auto), or those of the mixout "
         "paper (default: auto)",
     )
-    parser.add_argument(
-        "--p",
-        type=float,
-        metavar="P",
-        help="probability that an input column is replaced by the pretrained weights: --method mixout --p 0.9",
-    )
     add_settings(parser)
 
 
@@ -100,9 +94,8 @@ def run(args: argparse.Namespace) -> int:
         given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
-    settings = (
-        _begun(given, folder) if resume else Settings(**{**RECIPES[given.get("recipe", "auto")], **_given(given)})
-    )
+    chosen = settings_in(given)
+    settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[given.get("recipe", "auto")], **chosen})
     if "print_config" in given:
         print(_config(settings), end="")
         return 0
@@ -143,21 +136,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _given(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings among what was given, with ``--p`` in the method."""
-    values = settings_in(given)
-    if "p" in given or "method" in values:
-        values["method"] = _method(values.get("method"), given.get("p"))
-    return values
-
-
-def _begun(given: dict[str, Any], folder: str | None) -> Settings:
+def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:
     """The settings of the run that goes on; what is given beside must agree, except for loggers."""
     from mixout.finetune.folder import begun
 
     if folder is None:
         raise InputError("expected the folder of the run to go on with, got none; write --resume DIR")
-    return replace(begun(Path(folder)), **_given(given))
+    return replace(begun(Path(folder)), **chosen)
 
 
 def _config(settings: Settings) -> str:
@@ -172,29 +157,6 @@ def _config(settings: Settings) -> str:
         for name, value in values.items()
     ]
     return "\n".join(lines) + "\n"
-
-
-def _method(method: str | None, p: float | None) -> str:
-    """The method's text from ``--method`` and ``--p``."""
-    from mixout.finetune.run_methods import METHODS
-
-    name = "mixout" if method is None else method.strip()
-    if p is None:
-        # A name alone: with the value that is right for most.
-        usual = {"anchor_decay": Settings().method} | {known: f"{known}({value!r})" for known, value in P.items()}
-        return usual.get(name, name)
-    if "(" in name or "+" in name:
-        raise InputError(
-            f"expected --p only with the bare name of a method, got --method {method!r}; write p inside it"
-        )
-    with_p = [known for known, kind in METHODS.items() if "p" in {item.name for item in fields(kind)}]  # type: ignore[arg-type]
-    # An unknown name goes on, to be refused as every unknown name is.
-    if name in METHODS and name not in with_p:
-        raise InputError(
-            f"expected --p only with a method that has a p ({', '.join(with_p)}), got --method {method!r}; "
-            "leave out --p"
-        )
-    return f"{name}({p!r})"
 
 
 def _report(line: str) -> None:

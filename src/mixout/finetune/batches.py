@@ -73,7 +73,9 @@ def _tokens(split: Split, tokenizer: Tokenizer, **options: Any) -> Any:  # noqa:
             raise InputError(
                 f"expected a fast tokenizer to tag words with, got {type(tokenizer).__name__}; choose another model"
             )
-        return tokenizer(list(map(list, texts)), is_split_into_words=True, **options)
+        # Byte-level tokenizers know a word within a sentence by the blank before it.
+        blank = " " if "\u0120" in "".join(tokenizer.tokenize("a a")) else ""
+        return tokenizer([[blank + word for word in row] for row in texts], is_split_into_words=True, **options)
     if split.pair is None or _marks_pairs(tokenizer):
         return tokenizer(texts, None if split.pair is None else list(split.pair), **options)
     mark = tokenizer.sep_token or tokenizer.eos_token

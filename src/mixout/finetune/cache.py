@@ -26,8 +26,6 @@ from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
 from mixout.finetune.tasks.documents import Corpus, Documents
 
-_OF_TASK = ("task", "task_type", "original", "metric", "text_column", "pair_column", "label_column", "multi_label")
-
 
 class Cache:
     """Hands out what a run needs, and keeps what the next one may share."""
@@ -41,7 +39,7 @@ class Cache:
         """The task of ``settings``, its training data cut to ``train_size``; files are read anew."""
         if settings.data_dir is not None or is_path(settings.task):
             return data.subset(data.load(settings), settings)
-        key = tuple(getattr(settings, name) for name in _OF_TASK)
+        key = tuple(getattr(settings, name) for name in data.READ)
         if key not in self._tasks:
             self._tasks[key] = data.load(settings)
         return data.subset(self._tasks[key], settings)

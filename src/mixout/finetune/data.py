@@ -1,7 +1,6 @@
 """Settings -> the labelled task or the corpus that they name, the part of it that is used, and what is said of it.
 
-What one type of task cannot use is refused here, where a run and the plan of a study both pass, and not by the
-settings: a study's file says the type for all its tasks in one place, and the rest in others.
+What one type of task cannot use is refused here, where a run and the plan of a study both pass.
 
 The description comes before a run trains: how many rows and classes, and what often goes wrong with them. A line that
 begins with "note: " asks for a second look at the data. Nothing is refused by it: all of it can be meant.
@@ -26,6 +25,11 @@ from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.documents import Corpus
 from mixout.finetune.tasks.tables import number
 
+# The settings by which data are found and read.
+READ = (
+    *("task", "task_type", "original", "data_dir", "metric", "multi_label"),
+    *("text_column", "pair_column", "label_column"),
+)
 # What only labelled text has, and its value where there is none.
 _OF_LABELS = {
     "data_dir": None,
@@ -64,12 +68,21 @@ def load(settings: Settings) -> Task | Corpus:
 
 def columns_of(settings: Settings) -> Columns:
     """The columns of labelled text, and what they hold."""
-    holds: Literal["label", "labels", "tags"] = "labels" if settings.multi_label else "label"
-    if settings.task_type == TAGS:
-        if settings.multi_label or settings.pair_column is not None:
-            raise InputError(f"expected neither multi_label nor pair_column with task_type={TAGS!r}; leave them out")
-        holds = "tags"
+    labels: Literal["label", "labels"] = "labels" if settings.multi_label else "label"
+    holds: Literal["label", "labels", "tags"] = "tags" if settings.task_type == TAGS else labels
     return Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column, holds=holds)
+
+
+def check_kind(settings: Settings, task: Task | Corpus) -> None:
+    """Refuse, by an InputError, a loss that this kind of labels does not have."""
+    meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
+    for name, off, kinds in (
+        ("label_smoothing", 0.0, ("values", "labels")),
+        ("class_weights", "none", ("values", "labels", "tags")),
+    ):
+        got = getattr(settings, name)
+        if got != off and task.kind in kinds:
+            raise InputError(f"expected {name}={off} for {meant[task.kind]}, got {got}; leave it out")
 
 
 def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:

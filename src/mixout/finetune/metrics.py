@@ -37,10 +37,12 @@ _ENTITIES = "entity_f1"
 _KNOWN = (*CLASSIFICATION, *REGRESSION, "micro_f1", _ENTITIES)
 
 
-def of_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """The metrics of words with these tags."""
-    named = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in tags)
-    return (_ENTITIES, "accuracy") if named else ("accuracy",)
+def of_kind(kind: str, names: Iterable[str] = ()) -> tuple[str, ...]:
+    """The metrics of a kind of task, see :attr:`mixout.finetune.tasks.Task.kind`, with classes of these names."""
+    if kind == "tags":
+        named = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in names)
+        return (_ENTITIES, "accuracy") if named else ("accuracy",)
+    return {"values": REGRESSION, "classes": CLASSIFICATION, "labels": MULTI_LABEL}[kind]
 
 
 def compute(

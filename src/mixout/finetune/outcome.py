@@ -1,10 +1,10 @@
 """What came out of a run becomes its record: history, scores, distance, coverage; and has it learned anything?
 
 A run is measured against the best constant answer, which needs no text: the classes at their shares of the training
-rows (cross-entropy), or the mean of the training values (squared error). It has hardly learned where neither its
-training loss nor its dev loss came below ``LEARNED`` times that. It diverges where the training loss is not finite, or
-in the mean of at least ten steps more than ``FAR`` times as large as at the start and as a constant answer's: it is
-stopped.
+rows (cross-entropy), or the mean of the training values (squared error). It has hardly learned where its training loss
+did not come below ``LEARNED`` times that, and its dev loss neither, or its score is that of chance. It diverges where
+the training loss is not finite, or in the mean of at least ten steps more than ``FAR`` times as large as at the start
+and as a constant answer's: it is stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from mixout.finetune.causal import DevTexts
 from mixout.finetune.defaults import in_short
 from mixout.finetune.models import Loaded
 from mixout.finetune.record import Evaluation, Progress, Record
-from mixout.finetune.settings import P, Settings
+from mixout.finetune.run_methods import P
+from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
@@ -179,12 +180,14 @@ def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
         return f"{lost}. Try, in this order: {'; '.join(_shorter(record.settings, model))}"
     if constant is None or constant[0] == 0:
         return ""
-    if min(training / constant[0], dev / constant[1]) > LEARNED:
+    learned, at_chance = training <= LEARNED * constant[0], record.score <= record.chance
+    # A constant answer may be so poor on the dev rows that even an untrained model has a lower loss there.
+    if not learned and (dev > LEARNED * constant[1] or at_chance):
         return (
             f"it has hardly learned: training loss {training:.3f} and dev loss {dev:.3f} after {rate}, a constant "
             f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {'; '.join(_more(record, model))}"
         )
-    if record.score <= record.chance:
+    if at_chance:
         return (
             f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
             f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
@@ -207,8 +210,8 @@ def _more(record: Record, model: nn.Module) -> list[str]:
         advice.append(f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
     else:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
-    if any(isinstance(method, MixingMethod) and method.p > P["mixout"] for method in settings.methods):
-        advice.append(f"a smaller p: --method mixout --p {P['mixout']}")
+    if any(isinstance(method, MixingMethod) and method.p > P for method in settings.methods):
+        advice.append(f"a smaller p: --method 'mixout({P})'")
     return [*advice, f"another seed: --seed {settings.seed + 1}", "see whether the texts tell the labels"]
 
 

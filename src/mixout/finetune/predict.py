@@ -25,8 +25,8 @@ from mixout.finetune.levels import check_limits
 from mixout.finetune.record import RECORD_NAME, Record, writing
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Split
-from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, several, spelled, texts_in, words_in
-from mixout.finetune.tasks.tables import Table, number, read
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, Columns, checked, split_of, texts_in, words_in
+from mixout.finetune.tasks.tables import Table, read
 
 with needs("hf", "predictions"):
     from transformers import DataCollatorWithPadding
@@ -102,7 +102,7 @@ def predict(
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
     were = "was" if cut == 1 else "were"
     told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""
-    scores = _scores(table, settings.label_column, answers, names, kind)
+    scores = _scores(table, settings, answers, names, kind)
     return f"{count(len(answers), 'prediction')}: {place}{scores}{told}"
 
 
@@ -152,36 +152,31 @@ def _tags(output: torch.Tensor, example: Example, words: Sequence[str], names: S
     return [names[found[at]] if at in found else None for at in range(len(words))]
 
 
-def _scores(table: Table, column: str, answers: list[Any], names: list[str], kind: str) -> str:
+def _scores(table: Table, settings: Settings, answers: list[Any], names: list[str], kind: str) -> str:
     """Scores of the answers in words, or why there are none; nothing without a column of labels."""
-    if column not in table.columns:
+    if settings.label_column not in table.columns:
         return ""
-    cells: Sequence[Any] = table.columns[column]
-    numbers = {name: at for at, name in enumerate(names)}
-    truth: list[Any]
-    known: Sequence[str] = metrics.CLASSIFICATION
-    got, classes = answers, None if kind == "values" else len(names)
-    if kind == "values":
-        truth, known = [number(spelled(cell)) for cell in cells], metrics.REGRESSION
-    elif kind == "classes":
-        truth, got = [numbers.get(spelled(cell)) for cell in cells], [numbers[one] for one in answers]
-    elif kind == "labels":
-        # What stands between them is not recorded: it is what leaves the fewest cells unknown.
-        read = ([several(cell, one) for cell in cells] for one in (*SEPARATORS, " "))
-        tried = [[None if row is None or set(row) - {*names} else row for row in rows] for rows in read]
-        truth, known = min(tried, key=lambda rows: rows.count(None)), metrics.MULTI_LABEL
+    holds: Any = kind if kind in ("labels", "tags") else "label"
+    columns = Columns(text=settings.text_column, label=settings.label_column, holds=holds)
+    # What stands between several labels is not recorded: it is what leaves only known ones.
+    for separator in (*SEPARATORS, " ") if kind == "labels" else ("",):
+        try:
+            labels = checked(table, columns, None, separator)
+            truth: Any = split_of(labels, None if kind == "values" else tuple(names), 0).label
+            break
+        except InputError as error:
+            reason = error
     else:
-        tags = [tuple(map(spelled, cell)) if isinstance(cell, list) else () for cell in cells]
-        fit = [len(row) == len(got) and not {*row} - {*names} for row, got in zip(tags, answers, strict=True)]
-        truth, known = [row if fits else None for row, fits in zip(tags, fit, strict=True)], metrics.of_tags(names)
-    unknown = truth.count(None)
-    if unknown:
-        kind = "no number" if kind == "values" else "none that the model knows"
-        return f"; not scored: in {unknown} of {len(truth)} rows {column!r} holds {kind}"
-    if kind == "labels":
-        got, truth = ([[int(name in row) for name in names] for row in rows] for rows in (answers, truth))
-    if kind == "tags":
-        pairs = [[one for one in zip(*rows, strict=True) if one[0]] for rows in zip(answers, truth, strict=True)]
-        got, truth = ([[numbers[pair[side]] for pair in row] for row in pairs] for side in (0, 1))
-    scores = metrics.compute(known, got, truth, classes=classes, tags=names if kind == "tags" else None)
+        return f"; not scored: {reason}"
+    numbers = {name: at for at, name in enumerate(names)}
+    got: Any = answers
+    if kind == "classes":
+        got = [numbers[answer] for answer in answers]
+    elif kind == "labels":
+        got = [[int(name in answer) for name in names] for answer in answers]
+    elif kind == "tags":  # a word that was cut has none
+        pairs = [[one for one in zip(*row, strict=True) if one[0]] for row in zip(answers, truth, strict=True)]
+        got, truth = [[numbers[tag] for tag, _ in row] for row in pairs], [[tag for _, tag in row] for row in pairs]
+    classes, tags = None if kind == "values" else len(names), names if kind == "tags" else None
+    scores = metrics.compute(metrics.of_kind(kind, names), got, truth, classes=classes, tags=tags)
     return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"

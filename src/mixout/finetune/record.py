@@ -50,7 +50,7 @@ class Record:
 
     status: str  # "finished", or "diverged" where a loss was not finite or got out of hand
     settings: Settings  # resolved, with every seed
-    digest: str  # of the settings: the run's identity
+    digest: str  # of the settings, see :meth:`Settings.digest`
     metric: str  # name of the score that counts
     score: float  # its value at the end, on the dev set
     scores: dict[str, float]  # all of the task's, at the end

@@ -80,12 +80,21 @@ class MeasuredDecay(AnchorDecay):
         return AnchorDecay(**values if weights is None else values | {"weights": weights})
 
 
+P = 0.7  # of mixout, where nothing else is known
+# What a name alone means.
+USUAL = {name: f"{name}({P})" for name in ("mixout", "mixconnect", "gradient_mask")}
+USUAL |= {"dropconnect": "dropconnect(0.1)", "dropout": "dropout(0.1)", "anchor_decay": "anchor_decay(radius=0.005)"}
 METHODS: Mapping[str, type[Method]] = {**LIBRARY, "anchor_decay": MeasuredDecay, "lora": Lora}
 
 
 def parse(text: str) -> tuple[Method, ...]:
-    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for LoRA twice."""
-    found = parse_with(text, METHODS)
+    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for LoRA twice.
+
+    Example:
+        >>> parse("mixout")
+        (Mixout(p=0.7, unit='input', gradient='exact', every=1),)
+    """
+    found = parse_with(USUAL.get(text.strip(), text), METHODS)
     if sum(isinstance(one, Lora) for one in found) > 1:
         raise ValueError(f"expected lora once, got {text!r}")
     return found

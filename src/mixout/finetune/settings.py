@@ -1,7 +1,7 @@
 """One fine-tuning run as a value: which model, task, method and optimizer, and every seed.
 
-Frozen, checked when built, JSON both ways, and with a digest that is the run's identity. The command line takes its
-options, defaults and help texts from the fields below, so that each is written once.
+Frozen, checked when built, JSON both ways. The command line takes its options, defaults and help texts from the fields
+below, so that each is written once.
 
 It opens no file and reads no data: whether a model or a task exists is found out by who loads it.
 """
@@ -32,10 +32,6 @@ TASK_TYPES = ("classification", TAGS, CAUSAL)
 _PATHS = ("model", "task", "data_dir", "original")
 # Without influence on the result.
 UNSEEN = ("report_to", "logging_steps", "interpolate")
-# Settings that came later. At their default they are no part of the digest, so runs of before keep theirs.
-_LATER = {"head", "reinit_layers", "batching", "task_type", "original", "max_steps", "schedule", "label_smoothing"}
-_LATER |= {"assistant_only_loss", "gradient_checkpointing", "patience", "keep_best", "head_first", "class_weights"}
-_LATER |= {"multi_label"}
 # What Lee, Cho and Kang 2020 (https://arxiv.org/abs/1909.11299) trained BERT-large with.
 PAPER: Mapping[str, Any] = {
     "method": "mixout(0.9, gradient=paper)",
@@ -47,8 +43,6 @@ PAPER: Mapping[str, Any] = {
     "batch_size": 32,
     "max_length": 128,
 }
-# Of a method that is named without its p.
-P = {"mixout": 0.7, "mixconnect": 0.7, "gradient_mask": 0.7, "dropconnect": 0.1, "dropout": 0.1}
 RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 # What a setting was before it followed from model and data: at this value a study's runs of before keep their identity.
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
@@ -144,14 +138,7 @@ class Settings:
     layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down")
     reinit_layers: int = _option(0, "give so many blocks at the top new weights, and what lies above them")
     warmup: float = _option(0.1, "share of the steps in which the learning rate rises")
-    schedule: str = _option(
-        "linear",
-        "of the learning rate after the warm-up; linear and cosine end at 0",
-        "linear",
-        "cosine",
-        "constant_with_warmup",
-        "inverse_sqrt",
-    )
+    schedule: str = _option("linear", "of the learning rate after the warm-up; linear and cosine end at 0", *SCHEDULES)
     epochs: float = _option(None, "passes over the training data")
     max_steps: int | None = _option(None, "stop after so many steps, whatever --epochs says")
     patience: int | None = _option(None, "stop after so many evaluations in a row without a better dev score")
@@ -199,6 +186,11 @@ class Settings:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         check(self)
+        if self.task_type == TAGS and (self.multi_label or self.pair_column is not None):
+            got = "multi_label" if self.multi_label else "pair_column"
+            raise InputError(
+                f"expected neither multi_label nor pair_column with task_type={TAGS!r}, got {got}; leave it out"
+            )
         # Late: the help of the command line need not wait for torch.
         from mixout.methods import MixingMethod, spell
 
@@ -258,24 +250,9 @@ class Settings:
         return cls(**values)
 
     def digest(self) -> str:
-        """The run's identity: sha256 of the resolved settings.
+        """A name for the run by which its default folder is called: sha256 of what decides the result.
 
-        Equal for two spellings of one path; a name that is no path stays itself, whatever lies in the working
-        directory. What changes only what is watched, not the result, is left out. A setting that came later is
-        left out at its default, so that it leaves the identity of earlier runs alone.
+        A study knows runs by more, the content of data and model: see :mod:`mixout.study.identity`.
         """
-        values = asdict(self.resolved())
-        for name in UNSEEN:
-            del values[name]
-        for item in fields(self):
-            if item.name in _LATER and values[item.name] == item.default:
-                del values[item.name]
-        from mixout.finetune.tasks import is_path
-
-        # What is read as a path: what whoever loads it does not take for a name.
-        used = {name: getattr(self, name) for name in ("data_dir", "original") if getattr(self, name) is not None}
-        model = os.path.expanduser(self.model)
-        used |= {"model": model} if self.model != EMBEDDED and os.path.isdir(model) else {}
-        used |= {"task": self.task} if is_path(self.task) else {}
-        values |= {name: os.path.realpath(path) for name, path in used.items() if os.path.exists(path)}
+        values = {name: value for name, value in asdict(self.resolved()).items() if name not in UNSEEN}
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -23,7 +23,7 @@ from mixout.finetune.batches import DevSet, Example, collate, cut_texts
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
-from mixout.finetune.data import describe
+from mixout.finetune.data import check_kind, describe
 from mixout.finetune.drift import Divergence, Drift, interpolated
 from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
@@ -207,15 +207,7 @@ def _cut(task: Task | Corpus, loaded: models.Loaded, shared: Cache, settings: Se
 
 
 def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
-    meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
-    for name, off, kinds in (
-        ("label_smoothing", 0.0, ("values", "labels")),
-        ("class_weights", "none", ("values", "labels", "tags")),
-    ):
-        if getattr(settings, name) != off and task.kind in kinds:
-            raise InputError(
-                f"expected {name}={off} for {meant[task.kind]}, got {getattr(settings, name)}; leave it out"
-            )
+    check_kind(settings, task)
     if settings.head_first >= settings.epochs:
         raise InputError(
             f"expected head_first below the {settings.epochs:g} epochs of the run, got {settings.head_first:g}; "

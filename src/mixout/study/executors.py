@@ -236,6 +236,7 @@ def _named(job: Job) -> Iterator[None]:
         # before is the caller's.
         if (opened := _open_wandb_run()) is not None and opened is not before:
             sys.modules["wandb"].finish()
+            sys.modules["wandb"].teardown()  # else it keeps the names that it has read, for the next run too
 
 
 def _open_wandb_run() -> object:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -45,7 +45,7 @@ class Inputs:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[tuple[str | None, ...], tuple[Task | Corpus, str, float | None]] = {}
+        self._tasks: dict[Hashable, tuple[Task | Corpus, str, float | None]] = {}
         self._weights: dict[str, str] = {}
         self._outlines: dict[tuple[str, str], Loaded] = {}
         self._subsets: set[tuple[str, int, int]] = set()
@@ -65,9 +65,7 @@ class Inputs:
         values = self._values(settings) | {"mixout": "0.1"}
         found = []
         for metric, evaluate, save in itertools.product(
-            dict.fromkeys([task.metric, *task.metrics]),
-            ("epoch", "end"),
-            dict.fromkeys(["epoch", "no", settings.save]),
+            dict.fromkeys([task.metric, *task.metrics]), ("epoch", "end"), dict.fromkeys(["epoch", "no", settings.save])
         ):
             watched = {"evaluate": evaluate, "save": save}
             kept = {name: value for name, value in watched.items() if value != _WATCHED[name]}
@@ -104,7 +102,8 @@ class Inputs:
         return complete(settings, self._outline(settings).model, task)[0]
 
     def check(self, settings: Settings) -> None:
-        """Hold the settings against the model's shape, of which no weight is read; raises as :meth:`identity`."""
+        """Hold the settings against labels and the model's shape, without its weights; raises as :meth:`identity`."""
+        inputs.check_kind(settings, self._data(settings)[0])
         check_limits(settings, self._outline(settings))
 
     def _outline(self, settings: Settings) -> Loaded:
@@ -123,8 +122,7 @@ class Inputs:
 
     def _data(self, settings: Settings) -> tuple[Task | Corpus, str, float | None]:
         """Task, fingerprint, and what a constant answer scores."""
-        columns = (getattr(settings, name) for name in (*_COLUMNS, "multi_label"))
-        key = (settings.task, settings.task_type, settings.original, settings.data_dir, settings.metric, *columns)
+        key = tuple(getattr(settings, name) for name in inputs.READ)
         if key not in self._tasks:
             task = inputs.load(settings)
             constant = None

@@ -73,12 +73,7 @@ class Course:
     """The lines of a study that runs: ``clock`` knows what earlier runs took, and learns from the present ones."""
 
     def __init__(
-        self,
-        planned: Sequence[Planned],
-        missing: Sequence[Planned],
-        contents: Contents,
-        clock: Clock,
-        report: Report,
+        self, planned: Sequence[Planned], missing: Sequence[Planned], contents: Contents, clock: Clock, report: Report
     ) -> None:
         self.ended = 0
         self.failed = 0

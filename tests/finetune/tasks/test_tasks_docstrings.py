@@ -15,7 +15,7 @@ import pytest
 from mixout.errors import InputError
 from mixout.finetune import tasks
 from mixout.finetune.metrics import chance
-from mixout.finetune.tasks import VERSIONS, load_task
+from mixout.finetune.tasks import load_task
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "docstring_corpus.py"
 
@@ -127,7 +127,7 @@ def test_the_real_task_is_large_balanced_and_clean(real):
     names = re.compile(r"torch|numpy|scipy|scikit|sklearn|sympy|networkx|matplotlib|\btransformers\b|\bnp\.")
     assert [text for text in everything if names.search(text)] == []
     assert (real.metric, real.metrics, real.labels[6]) == ("accuracy", ("accuracy", "f1"), "torch")
-    assert re.search(r"torch \d.*, transformers \d", real.source)
+    assert "docstrings.LICENSES.txt" in real.source
 
 
 def test_another_process_reads_the_same_and_imports_none_of_it(real):
@@ -147,9 +147,9 @@ def test_the_data_are_those_of_the_published_runs(real):
 
 def test_every_library_is_named_with_its_licence(script):
     text = Path(tasks.__file__).with_name("docstrings.LICENSES.txt").read_text(encoding="utf-8")
-    assert tuple(script.LIBRARIES) == tuple(VERSIONS)
-    for name, distribution in script.LIBRARIES.items():
-        assert re.search(rf"^={{100}}\n{distribution} {re.escape(VERSIONS[name])}\b.*\n={{100}}$", text, re.MULTILINE)
+    assert tuple(script.LIBRARIES) == load_task("docstrings").labels
+    for distribution in script.LIBRARIES.values():
+        assert re.search(rf"^={{100}}\n{distribution} \d+\.\S+.*\n={{100}}$", text, re.MULTILINE)
     parts = re.split(r"^={100}\n.*\n={100}$", text, flags=re.MULTILINE)[1:]
     assert len(parts) == 8
     assert all(re.search("Redistribution and use|LICENSE AGREEMENT|Apache License", part) for part in parts)

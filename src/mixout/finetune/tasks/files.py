@@ -53,16 +53,13 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     if len(tables) == 1:
         tables = [tables[0].take(rows) for rows in halves(tables[0].name, tables[0].columns["text"], "texts")]
     train, dev = tables
-    known: Sequence[str]
     rows: Sequence[Any] = train.columns["label"]
     labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
     asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
     regression = columns.holds == "label" and (asked or are_values(labels))
     names = None if regression else in_order(labels)
-    if columns.holds == "label":
-        known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
-    else:
-        known = metrics.MULTI_LABEL if columns.holds == "labels" else metrics.of_tags(names or ())
+    kind = columns.holds if columns.holds != "label" else "values" if regression else "classes"
+    known = metrics.of_kind(kind, names or ())
     chosen = metric or ("spearman" if regression else known[0])
     metrics.check(chosen, known)
     train.check_varied(labels if columns.holds == "tags" else rows)

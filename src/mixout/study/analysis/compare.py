@@ -6,8 +6,9 @@ at a time. Scores of runs that crashed enter as chance (see ``Run.counted``).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -184,31 +185,24 @@ def _counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Ru
     return [run for run in cell if run.restart in common], [run for run in other if run.restart in common], True
 
 
-def _with_scores(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
-    """Their scores; where paired, a pair with a missing score is left out."""
-    x, y = (np.array([run.counted for run in runs], dtype=np.float64) for runs in (cell, other))
+def _scores(cell: list[Run], other: list[Run], paired: bool, holds: Callable[[Run], bool]) -> list[Array]:
+    """The scores of the runs of which it holds; of pairs, of those in which it holds of both."""
     if paired:
-        both = np.isfinite(x) & np.isfinite(y)
-        return x[both], y[both]
-    return x[np.isfinite(x)], y[np.isfinite(y)]
+        both = [pair for pair in zip(cell, other, strict=True) if all(map(holds, pair))]
+        cell, other = [one for one, _ in both], [one for _, one in both]
+    return [np.array([run.counted for run in runs if holds(run)], dtype=np.float64) for runs in (cell, other)]
 
 
 def _compare(
-    key: CellKey,
-    baseline: str,
-    cell: list[Run],
-    other: list[Run],
-    points: float,
-    looks: int,
-    margin: float,
+    key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, looks: int, margin: float
 ) -> Comparison | None:
     every = len(cell) + len(other)
     cell, other, paired = _counterparts(cell, other)
-    x, y = _with_scores(cell, other, paired)
+    x, y = _scores(cell, other, paired, lambda run: math.isfinite(run.counted))
     if not len(x) or not len(y):
         return None
     confidence = 1 - ALPHA / looks
-    level_x, level_y = _levels(cell, other, paired)
+    level_x, level_y = _scores(cell, other, paired, lambda run: not run.failed)
     sample, second = (level_x - level_y, None) if paired else (level_x, level_y)
     low, high = mean_interval(sample, second, level=confidence) or (None, None)
     failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
@@ -252,12 +246,3 @@ def _compare(
         failure_p=rates_p(failed, baseline_failed, paired=paired),
         points=points,
     )
-
-
-def _levels(cell: list[Run], other: list[Run], paired: bool) -> tuple[Array, Array]:
-    """The scores of what did not fail; of pairs, of those of which neither run did."""
-    if paired:
-        whole = [(a, b) for a, b in zip(cell, other, strict=True) if not a.failed and not b.failed]
-        cell, other = [a for a, _ in whole], [b for _, b in whole]
-    x, y = (np.array([run.score for run in runs if not run.failed], dtype=np.float64) for runs in (cell, other))
-    return x, y

@@ -139,10 +139,7 @@ def _with_direction(path: Path, runs: Sequence[Run], direction: str | None) -> l
         return list(runs)
     return [
         replace(
-            run,
-            score=-run.score,
-            chance=None if run.chance is None else -run.chance,
-            metric=f"negative {run.metric}",
+            run, score=-run.score, chance=None if run.chance is None else -run.chance, metric=f"negative {run.metric}"
         )
         for run in runs
     ]
