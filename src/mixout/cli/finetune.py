@@ -174,14 +174,14 @@ def _config(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _method(method: str | None, p: float | None) -> str:
-    """The method's text from ``--method`` and ``--p``."""
+def _method(method: str | None, p: float | None) -> str | None:
+    """The method's text from ``--method`` and ``--p``; None for the usual one of the type of task."""
     from mixout.finetune.run_methods import METHODS
 
     name = "mixout" if method is None else method.strip()
     if p is None:
         # A name alone: with the value that is right for most.
-        usual = {"anchor_decay": Settings().method} | {known: f"{known}({value!r})" for known, value in P.items()}
+        usual = {"anchor_decay": None} | {known: f"{known}({value!r})" for known, value in P.items()}
         return usual.get(name, name)
     if "(" in name or "+" in name:
         raise InputError(
