@@ -51,7 +51,7 @@ On = Literal["logits", "hidden"]
 FIELD = "_mixout_output"  # the attribute of a module that holds its anchors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OutputAnchor(Method):
     """A penalty on the distance of the model's answers from those of its starting weights.
 
@@ -66,7 +66,7 @@ class OutputAnchor(Method):
 
     Example:
         >>> OutputAnchor(0.1)
-        OutputAnchor(beta=0.1, direction='forward', on='logits')
+        OutputAnchor(beta=0.1)
     """
 
     beta: float
