@@ -168,6 +168,15 @@ def test_accumulated_batches_are_one_batch():
     assert_same((total, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}), whole)
 
 
+def test_outputs_without_a_gradient_are_refused_in_training():
+    model = moved(mixout.apply_(llama().train(), OutputAnchor(0.3)))
+    with torch.no_grad():
+        outputs = model(**BATCHES[llama])
+        assert mixout.output_penalty(model, BATCHES[llama], outputs) > 0  # an evaluation in this mode
+    with pytest.raises(mixout.MixoutError, match="outputs with a gradient in training"):
+        mixout.output_penalty(model, BATCHES[llama], outputs)
+
+
 def test_a_batch_without_a_prediction_costs_nothing():
     model = moved(mixout.apply_(llama().eval(), OutputAnchor(0.3)))
     batch = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}

@@ -49,8 +49,7 @@ PAPER: Mapping[str, Any] = {
 }
 # Of a method that is named without its p.
 P = {"mixout": 0.7, "mixconnect": 0.7, "gradient_mask": 0.7, "dropconnect": 0.1, "dropout": 0.1}
-# The method of a run that names none. A language model learned little within 0.005: see results/stay_close_causal.csv of
-# the benchmarks.
+# The method of a run that names none. A language model learned little within 0.005 (docs/causal-lm.md).
 USUAL = {kind: f"anchor_decay(radius={0.025 if kind == CAUSAL else 0.005})" for kind in TASK_TYPES}
 RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 # What a setting was before it followed from model and data: at this value a study's runs of before keep their identity.
