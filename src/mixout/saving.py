@@ -86,7 +86,7 @@ def state(model: nn.Module) -> State:
         >>> import mixout
         >>> found = state(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))
         >>> found.p, found.methods, found.seed, found.anchor("0").shape
-        (0.9, (Mixout(p=0.9, unit='input', gradient='exact', every=1),), None, torch.Size([3, 4]))
+        (0.9, (Mixout(p=0.9),), None, torch.Size([3, 4]))
     """
     return State(model)
 

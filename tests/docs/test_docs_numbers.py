@@ -58,6 +58,14 @@ def language_model():
     yield from stay_close("stay_close_causal", "new text, best of five", 4e-3, -1)
 
 
+def default_of_language_models():
+    runs = read("stay_close_causal").query("learning_rate == 6e-4").groupby("method")[["score", "original"]].mean()
+    labels = {"output_anchor(1.0)": "anchor on outputs", "anchor_decay(radius=0.025)": "anchor_decay(40.0)"}
+    labels["anchor_decay(radius=0.005)"] = "decay, radius 0.005"
+    for method, found in rows("causal-lm.md", "method, at 6e-4"):
+        yield found, [*-runs.loc[labels.get(method, method)]]
+
+
 def demo():
     runs = read("demo").pivot(index="method", columns="learning_rate", values="score")
     for name, found in rows("demo.md", "points lost"):
@@ -79,7 +87,7 @@ def dare():
         yield found[1:], [getattr(of, what)()[key] for of in (plain, mixed) for what in ("mean", *spread)]
 
 
-TABLES = [quickstart, classification, regression, language_model, demo, demo_tie, dare]
+TABLES = [quickstart, classification, regression, language_model, default_of_language_models, demo, demo_tie, dare]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)

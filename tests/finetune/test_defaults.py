@@ -87,10 +87,14 @@ def test_what_is_named_stays(settings, tmp_path):
     assert (record.settings.epochs, record.settings.batch_size) == (0.5, 8)
 
 
-def test_a_language_model_counts_pieces_of_text(causal, tmp_path):
-    chosen = causal(batch_size=None, epochs=None, evaluate="end")
-    record = finetune(chosen, tmp_path / "out")
+def test_a_language_model_counts_pieces_of_text_and_may_move_farther(causal, tmp_path):
+    lines: list[str] = []
+    chosen = causal(batch_size=None, epochs=None, method=None, evaluate="end")
+    record = finetune(chosen, tmp_path / "out", report=lines.append)
     assert "pieces of text" in record.chosen["batch_size"]
+    assert record.settings.method == "anchor_decay(radius=0.025)"
+    assert record.chosen["method"].startswith("method anchor_decay(radius=0.025): the default for language models")
+    assert record.chosen["method"] in lines
 
 
 def test_sgd_has_no_rule(settings, tmp_path):

@@ -171,3 +171,28 @@ def test_policy_gradients_take_a_decay(folder, kind):
     after = model.state_dict()
     torch.testing.assert_close(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
     assert not after["model.norm.weight"].equal(before["model.norm.weight"])
+
+
+def test_an_output_anchor_in_the_loss_of_sft(folder, monkeypatch):
+    """As the page of the method says, against a second model, after two steps. TRL's own loss builds no logits."""
+    own = trl.SFTTrainer.compute_loss
+
+    class Anchored(trl.SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = transformers.Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
+            loss = loss + mixout.output_penalty(model, inputs, outputs, count=num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+
+    monkeypatch.setattr(trl, "SFTTrainer", Anchored)
+    model, base = mixout.apply_(policy(folder, "SFT"), mixout.OutputAnchor(0.5)), policy(folder, "SFT").eval()
+    trainer = trainer_for("SFT", model, folder)
+    trainer.train()
+    model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        paid = trainer.compute_loss(model, dict(batch)) - own(trainer, model, dict(batch))
+        asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        now, then = (one(**asked).logits[:, :-1].log_softmax(-1) for one in (model, base))
+    terms = (then.exp() * (then - now)).sum(-1)[batch["labels"][:, 1:] != -100]
+    assert paid.item() == pytest.approx(0.5 * terms.mean().item(), rel=1e-3)
+    assert paid > 0

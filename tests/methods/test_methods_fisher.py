@@ -253,17 +253,6 @@ def test_coupled_it_is_ewc(kind):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_importance_of_one_is_the_plain_decay():
-    model, plain = net(), mixout.apply_(net(), AnchorDecay(radius=0.1))
-    ones = {name: torch.ones_like(f) for name, f in importance(model).items()}
-    mixout.apply_(model, AnchorDecay(radius=0.1, weights=ones))
-    for one in (model, plain):
-        train(one, build(torch.optim.AdamW, one))
-    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
-    assert mixout.radius_used(model) == pytest.approx(mixout.radius_used(plain), rel=1e-6)
-
-
 def test_an_unimportant_weight_is_free_and_an_important_one_is_held():
     model = mixout.apply_(
         nn.Linear(2, 1, bias=False), AnchorDecay(radius=0.1, weights={"weight": torch.tensor([[0.0, 4.0]])}), anchor=0

@@ -1,7 +1,6 @@
 """OutputAnchor against two separate models and the divergence written out; values and gradients."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -169,6 +168,15 @@ def test_accumulated_batches_are_one_batch():
     assert_same((total, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}), whole)
 
 
+def test_outputs_without_a_gradient_are_refused_in_training():
+    model = moved(mixout.apply_(llama().train(), OutputAnchor(0.3)))
+    with torch.no_grad():
+        outputs = model(**BATCHES[llama])
+        assert mixout.output_penalty(model, BATCHES[llama], outputs) > 0  # an evaluation in this mode
+    with pytest.raises(mixout.MixoutError, match="outputs with a gradient in training"):
+        mixout.output_penalty(model, BATCHES[llama], outputs)
+
+
 def test_a_batch_without_a_prediction_costs_nothing():
     model = moved(mixout.apply_(llama().eval(), OutputAnchor(0.3)))
     batch = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
@@ -224,6 +232,22 @@ def test_plain_modules_and_pairs():
     torch.testing.assert_close(mixout.output_penalty(compiled, x, model(x)).double(), expected.double())
 
 
+def test_under_ddp_it_is_that_of_the_model_within(tmp_path):
+    batch, plain = BATCHES[llama], moved(mixout.apply_(llama().eval(), OutputAnchor(0.3)))
+    expected = penalty_and_gradients(plain, batch, lambda out: out.loss + mixout.output_penalty(plain, batch, out))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        model = moved(mixout.apply_(llama().eval(), OutputAnchor(0.3)))
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):  # the anchors' pass must not upset DDP's reducer
+            found = penalty_and_gradients(
+                wrapped, batch, lambda out: out.loss + mixout.output_penalty(wrapped, batch, out)
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_same((found[0], {n.removeprefix("module."): g for n, g in found[1].items()}), expected)
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_regression_is_a_normal_law(direction):
     """KL of N(m, 1) and N(m', 1) is (m - m')^2 / 2; a softmax over one class would always be 0."""
@@ -233,24 +257,6 @@ def test_a_regression_is_a_normal_law(direction):
     moved(mixout.apply_(model, OutputAnchor(2.0, direction=direction)))
     expected = (model(x) - start).square().mean()
     torch.testing.assert_close(mixout.output_penalty(model, x, model(x)), expected)
-
-
-def test_it_keeps_the_answers():
-    """Forty steps on other labels, with and without: closer to the start, and still learning."""
-    batch, results = BATCHES[encoder], {}
-    for beta in (0.0, 10.0):
-        model = mixout.apply_(encoder().eval(), OutputAnchor(beta))
-        start = model(**batch).logits.detach()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-        for _ in range(40):
-            outputs = model(**batch)
-            (outputs.loss + mixout.output_penalty(model, batch, outputs)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        outputs = model(**batch)
-        results[beta] = divergence(encoder, "forward", outputs.logits, start).item(), outputs.loss.item()
-    assert results[10.0][0] < 0.3 * results[0.0][0]
-    assert results[0.0][1] < results[10.0][1] < math.log(3) + 0.1
 
 
 def test_anchors_are_shared_saved_and_taken_away():

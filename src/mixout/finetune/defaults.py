@@ -1,5 +1,7 @@
 r"""Learning rate, epochs and batch size that nobody has named: one rule, from model, data and method.
 
+The method that nobody has named is :data:`mixout.finetune.settings.DECAY`, by the type of task.
+
 .. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6}, \qquad
           5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
 
@@ -22,7 +24,7 @@ from torch import nn
 from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import CAUSAL, DECAY, Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
@@ -54,6 +56,11 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
         learning rate 1e-4: for a model of width 384
     """
     why: dict[str, str] = {}
+    if isinstance(task, Corpus) and settings.method == DECAY[CAUSAL]:
+        why["method"] = (
+            f"method {settings.method}: the default for language models, which learn too little within 0.005; "
+            "output_anchor(1.0) forgets less, for one forward pass more in each step"
+        )
     if settings.learning_rate is None:
         value, reason = learning_rate(settings, model)
         settings = replace(settings, learning_rate=value)

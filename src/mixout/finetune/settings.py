@@ -43,6 +43,9 @@ PAPER: Mapping[str, Any] = {
     "batch_size": 32,
     "max_length": 128,
 }
+# The method of a run that names none, or its name alone. A language model learned little within 0.005
+# (docs/causal-lm.md).
+DECAY = {kind: f"anchor_decay(radius={0.025 if kind == CAUSAL else 0.005})" for kind in TASK_TYPES}
 RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 # What a setting was before it followed from model and data: at this value a study's runs of before keep their identity.
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
@@ -99,9 +102,9 @@ class Settings:
     )
     metric: str | None = _option(None, "the score by which runs are compared; accuracy, or what the task names")
     method: str = _option(
-        "anchor_decay(radius=0.005)",
+        None,
         "what keeps the model near its pretrained weights, e.g. 'mixout(0.7)', 'lora(8)', 'dropout(0.1)' or 'plain'; "
-        "several are joined by a plus",
+        "several are joined by a plus (default: anchor_decay(radius=0.005), for causal-lm anchor_decay(radius=0.025))",
     )
     where: str = _option(
         "body", "layers the method acts on: 'body', 'paper', 'all', or a regular expression on their names"
@@ -191,6 +194,8 @@ class Settings:
             raise InputError(
                 f"expected neither multi_label nor pair_column with task_type={TAGS!r}, got {got}; leave it out"
             )
+        if self.method is None or self.method.strip() == "anchor_decay":
+            object.__setattr__(self, "method", DECAY[self.task_type])
         # Late: the help of the command line need not wait for torch.
         from mixout.methods import MixingMethod, spell
 

@@ -58,7 +58,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
 from typing import ClassVar
@@ -143,10 +143,6 @@ class AnchorDecay(Method):
         if self.selective and (not self.decoupled or self.weights is not None):
             option = "no weights" if self.decoupled else "decoupled=True"
             raise ValueError(f"expected {option} with selective=True, which treats each weight as a whole")
-
-    def __repr__(self) -> str:
-        given = (f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name)) != f.default)
-        return f"AnchorDecay({', '.join(given)})"
 
     @property
     def strength(self) -> float:

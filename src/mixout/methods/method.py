@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar
 
 from mixout.masks import check_p
 
@@ -16,8 +16,20 @@ class Method:
 
     name: ClassVar[str]
 
+    @classmethod
+    def arguments(cls) -> list[Field[Any]]:
+        """What the method is made with."""
+        return [f for f in fields(cls) if f.init]  # type: ignore[arg-type]  # every method is a dataclass
 
-@dataclass(frozen=True)
+    def given(self) -> list[tuple[Field[Any], Any]]:
+        """The arguments that have not their default, and their values."""
+        return [(f, value) for f in self.arguments() if (value := getattr(self, f.name)) != f.default]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{f.name}={value!r}' for f, value in self.given())})"
+
+
+@dataclass(frozen=True, repr=False)
 class Dropout(Method):
     """All of the model's own dropouts at ``p``.
 
@@ -44,12 +56,10 @@ class Dropout(Method):
     p: float
 
     def __post_init__(self) -> None:
-        p = check_p(self.p)
-        if type(self.p) not in (int, float):  # numpy's
-            object.__setattr__(self, "p", p)
+        object.__setattr__(self, "p", check_p(self.p))  # numpy's become Python's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plain(Method):
     """Change nothing: the null method, so that it can be compared. Without any dropout use ``Dropout(0)``.
 

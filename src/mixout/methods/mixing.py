@@ -15,7 +15,7 @@ method                  unit                          noise       anchor     gra
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field
 from numbers import Real
 from typing import Literal, TypeAlias
 
@@ -46,11 +46,11 @@ class MixingMethod(Method):
     p: float
     _: KW_ONLY
     unit: Unit = "input"
-    noise: Noise = field(default="bernoulli", init=False, repr=False)
+    noise: Noise = field(default="bernoulli", init=False)
     gradient: Gradient = "exact"
     every: Every = 1
-    anchor_ema: float | None = field(default=None, init=False, repr=False)
-    anchor: AnchorKind = field(default="given", init=False, repr=False)
+    anchor_ema: float | None = field(default=None, init=False)
+    anchor: AnchorKind = field(default="given", init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "every", check_every(self.every))
@@ -62,13 +62,7 @@ class MixingMethod(Method):
             raise ValueError(f"expected gradient 'exact' or 'paper' for {self.name}, got 'dense': that masks nothing")
         if self.unit == "layer" and self.every == 1:
             raise ValueError("expected every= with unit='layer', for example every=20: how many steps a draw is kept")
-        p = check_p(self.p, self.noise)
-        if type(self.p) not in (int, float):  # numpy's
-            object.__setattr__(self, "p", p)
-
-    def __repr__(self) -> str:
-        shown = (f for f in fields(self) if f.repr or (f.init and getattr(self, f.name) != f.default))
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+        object.__setattr__(self, "p", check_p(self.p, self.noise))  # numpy's become Python's
 
     def _checked_ema(self) -> float | None:
         b = self.anchor_ema
@@ -115,13 +109,13 @@ class Mixout(MixingMethod):
 
     Example:
         >>> Mixout(0.9)
-        Mixout(p=0.9, unit='input', gradient='exact', every=1)
+        Mixout(p=0.9)
         >>> Mixout(0.7, every=16, anchor_ema=0.99)
-        Mixout(p=0.7, unit='input', gradient='exact', every=16, anchor_ema=0.99)
+        Mixout(p=0.7, every=16, anchor_ema=0.99)
     """
 
     name = "mixout"
-    anchor_ema: float | None = field(default=None, kw_only=True, repr=False)
+    anchor_ema: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,13 +142,13 @@ class Mixconnect(MixingMethod):
 
     Example:
         >>> Mixconnect(0.5, noise="gaussian")
-        Mixconnect(p=0.5, noise='gaussian', gradient='exact', every=1)
+        Mixconnect(p=0.5, noise='gaussian')
     """
 
     name = "mixconnect"
-    unit: Unit = field(default="element", init=False, repr=False)
+    unit: Unit = field(default="element", init=False)
     noise: Noise = "bernoulli"
-    anchor_ema: float | None = field(default=None, kw_only=True, repr=False)
+    anchor_ema: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,12 +169,12 @@ class Dropconnect(MixingMethod):
 
     Example:
         >>> Dropconnect(0.1)
-        Dropconnect(p=0.1, gradient='exact', every=1)
+        Dropconnect(p=0.1)
     """
 
     name = "dropconnect"
-    unit: Unit = field(default="element", init=False, repr=False)
-    anchor: AnchorKind = field(default="zero", init=False, repr=False)
+    unit: Unit = field(default="element", init=False)
+    anchor: AnchorKind = field(default="zero", init=False)
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,8 +202,8 @@ class GradientMask(MixingMethod):
 
     Example:
         >>> GradientMask(0.9)
-        GradientMask(p=0.9, unit='input', gradient='exact', every=1)
+        GradientMask(p=0.9)
     """
 
     name = "gradient_mask"
-    anchor: AnchorKind = field(default="own", init=False, repr=False)
+    anchor: AnchorKind = field(default="own", init=False)

@@ -8,6 +8,7 @@ steps none pays for a comparison of its parameters' ids.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import warnings
 import weakref
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mixout.anchor import AnchorTensor
+from mixout.anchor import AnchorTensor, OwnWeight
+from mixout.distances import norm
 from mixout.errors import MixoutError, ZeroDecayWarning
 from mixout.methods.decay import AnchorDecay, before, shrink_, shrink_selectively_, shrink_weighted_
-from mixout.methods.targets import FIELD, ON_CHANGE, TARGETS, Target, changed, unit_of
+from mixout.methods.targets import FIELD, ON_CHANGE, TARGETS, Target, changed
 from mixout.periods import ZERO_MARKS, come_last_
 
 
@@ -44,13 +46,16 @@ def attach_(
     module: nn.Module, field: str, anchor: AnchorTensor, method: AnchorDecay, importance: AnchorTensor | None = None
 ) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
-    unit = unit_of(anchor) if method.relative else 1.0
+    unit = 1.0
+    if method.relative and not isinstance(anchor, OwnWeight):  # a dry run's, which reads nothing
+        start = anchor.tensor
+        unit = 0.0 if start is None else norm(start, None) / math.sqrt(max(1, start.numel()))
     if unit == 0:
         raise ValueError(
             f"expected a start that is not 0 with relative=True, got a {field} of {type(module).__name__} that is; "
             "leave it out with where=, or give a radius in the weights' own units"
         )
-    target = Target(module, field, anchor, method, importance, unit)
+    target = Target(module, field, anchor, method, method.strength / unit, importance)
     vars(module).setdefault(FIELD, {})[field] = target
     return target
 

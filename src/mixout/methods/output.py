@@ -51,7 +51,7 @@ On = Literal["logits", "hidden"]
 FIELD = "_mixout_output"  # the attribute of a module that holds its anchors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OutputAnchor(Method):
     """A penalty on the distance of the model's answers from those of its starting weights.
 
@@ -66,7 +66,7 @@ class OutputAnchor(Method):
 
     Example:
         >>> OutputAnchor(0.1)
-        OutputAnchor(beta=0.1, direction='forward', on='logits')
+        OutputAnchor(beta=0.1)
     """
 
     beta: float
@@ -126,6 +126,7 @@ def output_penalty(
         A number with a gradient.
 
     Raises:
+        MixoutError: if the model is in training mode and the outputs have no gradient.
         NotAppliedError: if the model carries no OutputAnchor.
         TypeError: if the outputs lack what is compared.
 
@@ -147,6 +148,11 @@ def output_penalty(
     else:
         now, then = (predictions(inner, batch, one).logits.float() for one in (outputs, base))
         terms = _divergence(now, then) if method.direction == "forward" else _divergence(then, now)
+    if inner.training and torch.is_grad_enabled() and not terms.requires_grad:
+        raise MixoutError(
+            "expected outputs with a gradient in training, got some without, on which the penalty has no effect: "
+            "they were detached, or computed under no_grad (as TRL's SFTTrainer does where it is asked for outputs)"
+        )
     return method.beta * terms.sum() / (max(terms.numel(), 1) if count is None else count)
 
 

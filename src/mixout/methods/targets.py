@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from mixout.anchor import AnchorTensor, OwnWeight
-from mixout.distances import norm
+from mixout.anchor import AnchorTensor
 from mixout.methods.decay import AnchorDecay, Before
 from mixout.parts import laid_out
 
@@ -28,15 +26,15 @@ class Target:
         field: str,
         anchor: AnchorTensor,
         method: AnchorDecay,
+        strength: float,
         importance: AnchorTensor | None = None,
-        unit: float = 1.0,
     ) -> None:
         self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
         self.field = field
         self.anchor = anchor
         self.method = method
+        self.strength = strength  # times the learning rate, or if coupled w - u, or if selective nothing
         self.importance = importance
-        self.unit = unit  # of the method's radius
         self.decayed_at = 0  # on the clock of steps
         self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
         self.before: Before | None = None  # of the step under way, if selective
@@ -44,7 +42,7 @@ class Target:
         changed()
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self.module, self.field, self.anchor, self.method, self.importance, self.unit
+        return self.module, self.field, self.anchor, self.method, self.strength, self.importance
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         Target.__init__(self, *state)
@@ -54,11 +52,6 @@ class Target:
         """The module that holds the weight; None once that is deleted."""
         return self._module()
 
-    @property
-    def strength(self) -> float:
-        """Multiplied with the learning rate, or if coupled with w - u, or if selective with nothing."""
-        return self.method.strength / self.unit
-
     def parameter(self) -> nn.Parameter | None:
         """The current parameter; None if the field holds none: parametrized or pruned since, or deleted."""
         module = self._module()
@@ -66,10 +59,9 @@ class Target:
 
     def importance_beside(self, weight: Tensor) -> Tensor | None:
         """How much each entry counts, on the device of ``weight``, where it stays; None where all count alike."""
-        held = None if self.importance is None else self.importance.tensor
-        if held is None or self.importance is None:
+        if self.importance is None or self.importance.tensor is None:
             return None
-        self.importance.tensor = held.to(weight.device)
+        self.importance.tensor = self.importance.tensor.to(weight.device)
         return laid_out(self.importance.tensor, weight)
 
 
@@ -77,13 +69,6 @@ def changed() -> None:
     """Tell who watches that a target has come or gone."""
     for tell in ON_CHANGE:
         tell()
-
-
-def unit_of(anchor: AnchorTensor) -> float:
-    """The root mean square of an anchor; 1 in a dry run, where there is none."""
-    if anchor.tensor is None:
-        return float(isinstance(anchor, OwnWeight))
-    return norm(anchor.tensor, None) / math.sqrt(max(1, anchor.tensor.numel()))
 
 
 def targets(model: nn.Module) -> dict[str, Target]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING
 from numbers import Real
 from typing import Any
 
@@ -37,7 +37,7 @@ def parse(text: str, known: Mapping[str, type[Method]] = METHODS) -> tuple[Metho
 
     Example:
         >>> parse("mixout(0.7)+anchor_decay(radius=0.005)")
-        (Mixout(p=0.7, unit='input', gradient='exact', every=1), AnchorDecay(radius=0.005))
+        (Mixout(p=0.7), AnchorDecay(radius=0.005))
     """
     return tuple(_parse_one(part, known) for part in re.split(r"\+(?![^()]*\))", text))
 
@@ -85,7 +85,7 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
     if name not in methods:
         raise ValueError(f"expected a method among {', '.join(methods)}, got {name!r}{nearest(name, [*methods])}")
     kind = methods[name]
-    settable = _settable(kind)
+    settable = kind.arguments()
     known = [f.name for f in settable]
     values: dict[str, Any] = {}
     for position, argument in enumerate(filter(None, map(str.strip, (match["arguments"] or "").split(",")))):
@@ -107,10 +107,6 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _settable(kind: type[Method]) -> list[Field[Any]]:
-    return [f for f in fields(kind) if f.init]  # type: ignore[arg-type]  # every method is a dataclass
-
-
 def _value(text: str) -> float | bool | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -122,12 +118,10 @@ def _value(text: str) -> float | bool | str:
 
 def _spell_one(method: Method) -> str:
     arguments = []
-    for position, f in enumerate(_settable(type(method))):
-        value = getattr(method, f.name)
-        if f.default is MISSING or value != f.default:
-            if isinstance(value, bool):
-                text = str(value).lower()
-            else:  # a number as its field has it: 1 given for a float is 1.0, and a count stays one
-                text = repr(float(value)) if isinstance(value, Real) and "float" in str(f.type) else str(value)
-            arguments.append(text if position == 0 else f"{f.name}={text}")
+    for f, value in method.given():
+        if isinstance(value, bool):
+            text = str(value).lower()
+        else:  # a number as its field has it: 1 given for a float is 1.0, and a count stays one
+            text = repr(float(value)) if isinstance(value, Real) and "float" in str(f.type) else str(value)
+        arguments.append(text if f is method.arguments()[0] else f"{f.name}={text}")
     return f"{method.name}({', '.join(arguments)})" if arguments else method.name
