@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MEAN, MOST = 18.0, 35
 # Long forms and developers' pages, which are read by few and slowly.
-EXEMPT = {"design.md", "evidence-details.md"}
+EXEMPT = {"design.md"}
 
 
 def pages() -> list[Path]:
