@@ -74,7 +74,7 @@ def ticks(runs: list[Run]) -> dict[float, str]:
 def test_lines_dots_crosses_and_bars_are_the_runs():
     runs = few_samples()
     [chart] = charts(runs)
-    assert (chart.title, list(chart.legend)) == ("Score over train_size", list(METHODS))
+    assert (chart.title, list(chart.legend)) == ("Score over train size", list(METHODS))
     [panel] = chart.panels
     axes = drawn(panel)
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "train_size", "accuracy")

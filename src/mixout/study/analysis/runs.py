@@ -58,7 +58,7 @@ class Placed:
     @property
     def label(self) -> str:
         """The method with its factors."""
-        return ", ".join([self.method, *(f"{name} {value}" for name, value in sorted(self.factors.items()))])
+        return ", ".join([self.method, *(f"{spoken(name)} {value}" for name, value in sorted(self.factors.items()))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +167,15 @@ def place(task: str, factors: Sequence[tuple[str, str]]) -> str:
     """Task and factors in words.
 
     Example:
-        >>> place("RTE", [("epochs", "3")])
-        'RTE (epochs 3)'
+        >>> place("RTE", [("learning_rate", "1e-4")])
+        'RTE (learning rate 1e-4)'
     """
-    return task + (f" ({', '.join(f'{name} {value}' for name, value in factors)})" if factors else "")
+    return task + (f" ({', '.join(f'{spoken(name)} {value}' for name, value in factors)})" if factors else "")
+
+
+def spoken(factor: str) -> str:
+    """The name of a factor in words: learning rate for ``learning_rate``."""
+    return factor.replace("_", " ")
 
 
 def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
