@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixout
 from mixout import _torch
@@ -47,6 +48,16 @@ def sharded(one_rank):
 
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+def test_is_watched():
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    assert not _torch.is_watched()
+    with Watch():
+        assert _torch.is_watched()
 
 
 def test_in_backward():

@@ -21,9 +21,9 @@ METHODS = [
 ]
 
 
-def net(method=METHODS[0], seed=None):
+def net(method=METHODS[0], seed=None, dtype=torch.float64):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
     mixout.apply_(model, method, seed=seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -247,23 +247,24 @@ def test_a_recomputation_that_does_not_find_its_masks_raises():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("save", ["mm", "nothing", "everything"])
 @pytest.mark.parametrize("rows", [1, 3, 400])
 @pytest.mark.parametrize("method", METHODS, ids=mixout.methods.spell)
-def test_selective_checkpointing_changes_nothing(method, rows, save, seed):
-    """It keeps some results and refuses those that a layer changes in place."""
+def test_selective_checkpointing_changes_nothing(method, rows, save, seed, dtype):
+    """It keeps some results and refuses those that a layer changes in place, as small float32 layers change masks."""
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
     def policy(_context, op, *_args, **_options):
         keep = save == "everything" or (save == "mm" and "mm" in str(op))
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
-    xs = [torch.randn(rows, 6, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (1, 2)]
-    plain = run(net(method, seed), xs, lambda model, x: model(x))
+    xs = [torch.randn(rows, 6, generator=torch.Generator().manual_seed(k), dtype=dtype) for k in (1, 2)]
+    plain = run(net(method, seed, dtype), xs, lambda model, x: model(x))
     contexts = lambda: create_selective_checkpoint_contexts(policy)  # noqa: E731
     wrapped = run(
-        net(method, seed),
+        net(method, seed, dtype),
         xs,
         lambda model, x: checkpoint(model, x.requires_grad_(), use_reentrant=False, context_fn=contexts),
     )

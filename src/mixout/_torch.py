@@ -37,6 +37,14 @@ def is_batched(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
+def is_watched() -> bool:
+    """Whether a mode sees every operation: selective checkpointing does, and refuses a result that is changed in place.
+
+    Public: nothing.
+    """
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
 def key_value_store() -> Any:  # noqa: ANN401  torch.distributed.Store, which is absent from builds without distributed
     """The store through which the ranks of the default process group have met. Public: only the one a user made."""
     return torch.distributed.distributed_c10d._get_default_store()

@@ -22,6 +22,7 @@ from typing import Any, Literal, ParamSpec, overload
 import torch
 from torch import Tensor
 
+from mixout._torch import in_functional_transform, is_watched
 from mixout.streams import NO_STREAM, Stream
 
 Unit = Literal["input", "output", "element", "layer"]
@@ -114,8 +115,8 @@ def draw_element_coefficients(
     shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
 ) -> Tensor:
     """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers."""
-    held = stream is not None and stream.period is not None
-    if held or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
+    kept = (stream is not None and stream.period is not None) or not _may_change()
+    if kept or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
         return draw_elements(shape, p, device=device, stream=stream).to(dtype) * scale_of(p)
     scale = torch.tensor(scale_of(p), dtype=dtype, device="cpu").view(torch.int32)
     # 1 or 0, times the bits of the scale: three passes that allocate nothing.
@@ -149,10 +150,17 @@ def draw_coefficients(
     return coefficients(drawn, constants(p, dtype)).to(device, non_blocking=True)
 
 
+def _may_change() -> bool:
+    """Whether new numbers may be changed in place: selective checkpointing forbids it, ``torch.vmap`` warns."""
+    return not (is_watched() or in_functional_transform())
+
+
 def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """M / (1-p) from uniform numbers and :func:`constants`."""
     bound, scale, zero = of_p
-    return torch.where(drawn.ge(bound), scale, zero)
+    if scale.dtype != drawn.dtype or not _may_change():
+        return torch.where(drawn.ge(bound), scale, zero)
+    return drawn.ge_(bound).mul_(scale)  # nobody else has the numbers
 
 
 @functools.lru_cache(maxsize=64)

@@ -117,8 +117,8 @@ def thin_gradient(
     if math.prod(shape) < kernels.LARGEST and kernels.available(rows):
         return kernels.place(rows, kept, shape, dtype, slope)
     columns = rows.t().to(dtype).mul_(slope)
-    place = torch.Tensor.index_copy if torch.is_grad_enabled() else torch.Tensor.index_copy_  # vmap knows the former
-    placed: Tensor = place(columns.new_zeros(shape), 1, kept, columns)
+    place = torch.Tensor.scatter if torch.is_grad_enabled() else torch.Tensor.scatter_  # vmap knows the former
+    placed: Tensor = place(columns.new_zeros(shape), 1, kept.expand(columns.shape), columns)
     return placed
 
 
@@ -152,6 +152,11 @@ def sparse(
     return dense(x, weight, anchor, bias, mask, scale, gradient=gradient, kept=kept)
 
 
+def _columns(matrix: Tensor, kept: Tensor) -> Tensor:
+    # On a CPU faster than index_select, and its derivative twice as fast; but it keeps all of ``matrix`` for backward.
+    return matrix.gather(1, kept.expand(matrix.shape[0], -1))
+
+
 def split(
     x: Tensor,
     weight: Tensor,
@@ -167,9 +172,9 @@ def split(
     Where w equals u the second product is 0 and y is the anchor's output to the bit.
     """
     kept = kept.to(weight.device, non_blocking=True)
-    thin = weight.index_select(1, kept)
+    thin = _columns(weight, kept)
     near = None if anchor is None else like(anchor, weight)
-    delta = (thin if near is None else thin - near.index_select(1, kept)) * scale
+    delta = (thin if near is None else thin - _columns(near, kept)) * scale
     if gradient == "paper":
         delta = delta.detach() + (thin - thin.detach())
     delta = delta.to(x.dtype)
