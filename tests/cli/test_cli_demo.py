@@ -13,7 +13,7 @@ from mixout.study.analysis.runs import Run
 from mixout.study.declaration import read
 from mixout.study.ledger import Ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 def words_of(folder, *options):

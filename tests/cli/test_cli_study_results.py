@@ -18,7 +18,7 @@ from mixout.cli import main
 from mixout.study.analysis.table import read_scores
 from mixout.study.ledger import Ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 Study = Callable[..., int]
 
