@@ -239,8 +239,8 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
         return []
     (least, steady), *_, (most, other) = sorted(ranges)
     return [
-        f"Over {spoken(sweeps[0].factor)} the mean of {steady} changes least, by {rounded(least)} points, "
-        f"that of {other} most, by {rounded(most)}."
+        f"Over the values of {spoken(sweeps[0].factor)} the mean of {steady} changes least, by {rounded(least)} "
+        f"points, that of {other} most, by {rounded(most)}."
     ]
 
 

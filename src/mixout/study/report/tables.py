@@ -192,7 +192,7 @@ def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Cal
     """The method, and what differs beside it, in columns of their own."""
 
     def factor(name: str) -> Callable[[Placed], Value]:
-        return lambda item: Value(item.factors.get(name, MISSING))
+        return lambda item: Value(spoken(item.factors.get(name, MISSING)))
 
     several = task and len(labels.tasks) > 1
     return [
