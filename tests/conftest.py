@@ -15,6 +15,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports whose figures are made and not drawn, which takes most of their time. Tests of the report draw them."""
+    from matplotlib.figure import Figure
+
+    def save(figure: Figure, target: Any, **options: Any) -> None:
+        if isinstance(target, Path):
+            target.touch()
+        else:
+            target.write("<svg/>")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(params=["deepcopy", "pickle", "file"])

@@ -1,6 +1,6 @@
-"""How long are the sentences of the guides? At most 18 words in the mean of a page, and none over 35.
+"""How long are the sentences of the pages? At most 18 words in the mean of a page, and none over 35.
 
-    python tools/sentences.py            # every page that is held to it; exit status 1 if one is not
+    python tools/sentences.py            # every page; exit status 1 if one has too long ones
     python tools/sentences.py PAGE ...   # these pages
 
 Counted are paragraphs and list items; code, tables, headings, links' targets and front matter are not.
@@ -16,14 +16,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MEAN, MOST = 18.0, 35
-# Long forms and developers' pages, which are read by few and slowly.
-EXEMPT = {"design.md", "evidence-details.md", "studies.md"}
 
 
 def pages() -> list[Path]:
-    """The README and every guide."""
-    guides = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in EXEMPT)
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *guides]
+    """The README and every page."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def sentences(text: str) -> Iterator[str]:

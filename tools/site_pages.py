@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 # Pages of the site that lie elsewhere in the repository.
 ELSEWHERE = {"index.md": "README.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 # Words of the glossary that guides also use with their everyday meaning: no tooltip.
-EVERYDAY = {"p", "kept", "points", "unit", "head", "body", "chance", "pull"}
+EVERYDAY = {"p", "cell", "kept", "points", "unit", "head", "body", "chance", "pull"}
 # What the pages import by module.
 MODULES = (
     "mixout.methods", "mixout.optim", "mixout.schedule", "mixout.functional", "mixout.delta", "mixout.choose",

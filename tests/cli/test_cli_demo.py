@@ -13,7 +13,7 @@ from mixout.study.analysis.runs import Run
 from mixout.study.declaration import read
 from mixout.study.ledger import Ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 def words_of(folder, *options):
@@ -34,7 +34,7 @@ def test_the_demo_ends_with_what_was_seen_and_a_report(demo_file, tmp_path, monk
     ]
     assert (report / "figures" / "factor-1-learning_rate.png").exists()
     assert "mixout finetune your.csv" in printed.out
-    assert "[6/6] words, gradient_mask(0.7), learning_rate 0.05, restart 0: accuracy " in printed.err
+    assert "[6/6] words, gradient_mask(0.7), learning rate 0.05, restart 0: accuracy " in printed.err
     page = (report / "index.html").read_text()
     assert "mixout(0.7)" in page
     assert f"mixout study run {demo_file} --restarts 1 --ledger {folder / 'ledger'}" in page

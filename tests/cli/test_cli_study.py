@@ -17,7 +17,7 @@ from mixout.errors import InputError
 from mixout.study import executors
 from mixout.study.ledger import Ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 Study = Callable[..., int]
 

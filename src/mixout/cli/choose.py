@@ -21,22 +21,29 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser = commands.add_parser(
         "choose",
         help="choose method and learning rate on a small table, and train the model",
+        usage="mixout choose DATA [--budget TIME] [--model NAME] [OPTION ...]",
         description="Search over learning rates, then over methods, within a budget of training time. The score to "
-        "expect on new data is measured on rows that the choice has not seen, beside that of the default. Call it "
-        "again to continue after an interruption, or with a larger budget.",
+        "expect\non new data is measured on rows that the choice has not seen, beside that of the default. Call it "
+        "again to\ncontinue after an interruption, or with a larger budget.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(parser=parser)
     parser.add_argument(
-        "--budget", default="30m", metavar="TIME", help="of training, such as 90s, 30m or 2h (default: %(default)s)"
+        "--budget", default="30m", metavar="TIME", help="training time, such as 90s, 30m or 2h (default: %(default)s)"
     )
     parser.add_argument(
-        "--output-dir", default="chosen", metavar="DIR", help="for model, report and all runs (default: %(default)s)"
+        "--output-dir",
+        default="chosen",
+        metavar="DIR",
+        help="folder for model, report and all runs (default: %(default)s)",
     )
     parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="what is tried beside plain fine-tuning; see docs/choose.md"
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="methods to try beside plain fine-tuning; default: dropout, mixout, a decay and LoRA",
     )
     add_settings(parser)
 

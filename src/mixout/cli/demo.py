@@ -43,7 +43,9 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
             "kept: call it again to continue, or with more restarts."
         ),
     )
-    parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--output-dir", default="demo-output", metavar="DIR", help="folder for runs and report (default: %(default)s)"
+    )
     parser.add_argument(
         "--restarts", type=int, metavar="N", help="runs of each method at each learning rate (default: 1)"
     )

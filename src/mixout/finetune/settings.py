@@ -79,28 +79,30 @@ class Settings:
     )
     task_type: str = _option(
         "classification",
-        "classification (of values, where the labels are such), token-classification (a tag for each word), or "
+        "classification (regression if the labels are numbers), token-classification (a tag for each word), or "
         "causal-lm (a language model learns the text)",
         *TASK_TYPES,
     )
     original: str | None = _option(
         None,
-        "file with text that the model knew before, to measure what it forgets: a language model's loss, or how far an "
-        "encoder's hidden states turn",
+        "file with text that the model knew before, to measure what it forgets: a language model's loss on it, or the "
+        "similarity of an encoder's hidden states before and after",
     )
     data_dir: str | None = _option(None, "folder with the TSV files of GLUE; without it they come from the hub")
     text_column: str = _option(
-        "text", "column with the text; for causal-lm also one with conversations, such as messages"
+        "text", "column with the text; for causal-lm it may hold conversations, such as messages"
     )
-    pair_column: str | None = _option(None, "column with the second text of a pair; text_pair where there is one")
+    pair_column: str | None = _option(
+        None, "column with the second text of a pair; default: text_pair, if there is one"
+    )
     label_column: str = _option("label", "column with the label")
     multi_label: bool = _option(
-        False, "a cell of the label column holds several labels, such as 'joy, fear'; known of lists"
+        False, "a cell of the label column may hold several labels, such as 'joy, fear'; lists need no option"
     )
     assistant_only_loss: bool = _option(
-        False, "of conversations, learn only what the assistant says, not the whole text"
+        False, "learn only what the assistant says in conversations, not the whole text"
     )
-    metric: str | None = _option(None, "the score by which runs are compared; accuracy, or what the task names")
+    metric: str | None = _option(None, "score by which runs are compared; default: accuracy, or that of the task")
     method: str = _option(
         None,
         "what keeps the model near its pretrained weights, e.g. 'mixout(0.7)', 'lora(8)', 'dropout(0.1)' or 'plain'; "
@@ -111,21 +113,19 @@ class Settings:
     )
     head: str = _option(
         "plain",
-        "beside a method that mixes, with its p, on the new output head: nothing, mixout towards its first weights, or "
-        "dropout",
+        "what a method that mixes does to the new output head, with the same p: nothing, mixout towards its first "
+        "weights, or dropout",
         "plain",
         "mixout",
         "dropout",
     )
     train_size: int | None = _option(None, "train on a random subset of this size")
     max_length: int = _option(128, "longest input in tokens; longer texts are cut, those of causal-lm into pieces")
-    seed: int = _option(0, "of everything that is random, unless a seed below is given")
+    seed: int = _option(0, "seed of everything that is random and has no seed of its own below")
     init_seed: int | None = _option(None, "seed of the new output head")
     data_seed: int | None = _option(None, "seed of the order of the training examples")
     mask_seed: int | None = _option(None, "seed of the masks and of dropout")
-    subset_seed: int | None = _option(
-        None, "seed of --train-size; 0 whatever --seed is, so that restarts share the subset"
-    )
+    subset_seed: int | None = _option(None, "seed of --train-size; default: 0, so that restarts share the subset")
     optimizer: str = _option(
         "adamw",
         "bertadam is Adam without bias correction, as in the paper; mofo moves a tenth of each matrix; sgd has no "
@@ -137,16 +137,18 @@ class Settings:
     )
     # Learning rate, epochs and batch size follow from model, data and method where nobody names them: see defaults.py.
     learning_rate: float = _option(None, "highest learning rate, reached after the warm-up")
-    weight_decay: float = _option(0.0, "decay of the weights towards 0; not of biases and norms")
-    layer_decay: float = _option(1.0, "factor on the learning rate per layer, from the top down")
-    reinit_layers: int = _option(0, "give so many blocks at the top new weights, and what lies above them")
+    weight_decay: float = _option(0.0, "decay of the weights towards 0, without biases and norms")
+    layer_decay: float = _option(1.0, "factor between the learning rate of a layer and that of the layer above it")
+    reinit_layers: int = _option(0, "give the top N blocks, and what lies above them, new random weights")
     warmup: float = _option(0.1, "share of the steps in which the learning rate rises")
-    schedule: str = _option("linear", "of the learning rate after the warm-up; linear and cosine end at 0", *SCHEDULES)
+    schedule: str = _option(
+        "linear", "how the learning rate changes after the warm-up; linear and cosine end at 0", *SCHEDULES
+    )
     epochs: float = _option(None, "passes over the training data")
-    max_steps: int | None = _option(None, "stop after so many steps, whatever --epochs says")
-    patience: int | None = _option(None, "stop after so many evaluations in a row without a better dev score")
+    max_steps: int | None = _option(None, "stop after N steps, whatever --epochs says")
+    patience: int | None = _option(None, "stop after N evaluations in a row without a better dev score")
     keep_best: bool = _option(False, "keep the model with the highest dev score, not the last one")
-    head_first: float = _option(0.0, "train the new head alone for so many of the epochs, then everything (LP-FT)")
+    head_first: float = _option(0.0, "train the new head alone for the first epochs, then everything (LP-FT)")
     batch_size: int = _option(None, "examples per batch")
     batching: str = _option(
         "random",
@@ -175,7 +177,7 @@ class Settings:
     )
     save: str | int = _option("epoch", "checkpoints for --resume: each epoch, none, or every N steps")
     logging_steps: int | None = _option(
-        None, "show the training loss every N steps, to loggers and on the console; 50 times a run"
+        None, "show the training loss every N steps, to loggers and on the console; default: 50 times a run"
     )
     report_to: tuple[str, ...] = _option((), "loggers by their names in transformers, such as tensorboard wandb")
 

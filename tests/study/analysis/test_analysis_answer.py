@@ -117,6 +117,6 @@ def test_what_a_factor_costs_each_method_is_said():
         for k in range(2)
     ]
     assert (
-        "Over learning_rate the mean of mixout(0.7) changes least, by 2.0 points, that of plain most, by 20.0."
-        in analyse(runs).verdict
+        "Over the values of learning rate the mean of mixout(0.7) changes least, by 2.0 points, "
+        "that of plain most, by 20.0." in analyse(runs).verdict
     )

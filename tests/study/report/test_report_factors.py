@@ -74,10 +74,10 @@ def ticks(runs: list[Run]) -> dict[float, str]:
 def test_lines_dots_crosses_and_bars_are_the_runs():
     runs = few_samples()
     [chart] = charts(runs)
-    assert (chart.title, list(chart.legend)) == ("Score over train_size", list(METHODS))
+    assert (chart.title, list(chart.legend)) == ("Score over train size", list(METHODS))
     [panel] = chart.panels
     axes = drawn(panel)
-    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "train_size", "accuracy")
+    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "train size", "accuracy")
     colors = [look.color for look in looks(METHODS, METHODS[0]).values()]
     for m, color in enumerate(colors):
         own = [line for line in axes.get_lines() if to_hex(line.get_color()) == color]
@@ -99,7 +99,7 @@ def test_lines_dots_crosses_and_bars_are_the_runs():
     assert [line.get_ydata()[0] for line in axes.get_lines() if to_hex(line.get_color()) not in colors] == [CHANCE]
     for m, method in enumerate(METHODS):
         means = ", ".join(f"{n} {mean:.3f}" for n, mean in zip(SIZES, SCORES[m].mean(-1), strict=True))
-        assert f"{method}, mean at each train_size: {means}" in panel.description
+        assert f"{method}, mean at each train size: {means}" in panel.description
 
 
 def test_a_run_that_did_not_finish_is_a_cross_also_above_chance():
@@ -194,9 +194,10 @@ def test_the_page_of_a_study_with_factors(parse, tmp_path):
     ids = [one.attributes["id"] for one in page.all() if one.attributes.get("id")]
     assert len(ids) == len(set(ids))
     facts = next(one for one in page.all("p") if one.attributes.get("class") == "facts").words()
-    assert "3 methods · 2 values of a/b <i> · 2 values of train_size · 5 restarts each" in facts
+    assert "3 methods · 2 values of a/b <i> · 2 values of train size · 5 restarts each" in facts
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_highest_mean_is_that_of_the_same_factors(parse, tmp_path):
     page = parse(write_report(few_samples(), tmp_path, title="T").read_text())
     [table] = [one for one in page.all("table") if one.attributes["id"] == "table-scores-0"]

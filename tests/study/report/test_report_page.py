@@ -127,6 +127,7 @@ def test_the_answer_is_that_of_the_analysis(study, page):
     assert answer == [" ".join(one.split()) for one in summary.verdict]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_cannot_be_told_apart_from_the_best_is_shaded(parse, tmp_path):
     # By construction: a is as b in every restart but one, c is 10 points lower in each.
     gains = {"a": 0.0, "b": 0.001, "c": -0.1}
@@ -143,6 +144,7 @@ def test_what_cannot_be_told_apart_from_the_best_is_shaded(parse, tmp_path):
     assert not [row for row in few.all("tr") if row.attributes.get("class") == "shaded"]  # nobody can tell
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_both_uncertainties_stand_side_by_side(parse, tmp_path):
     scores = [0.70, 0.72, 0.74, 0.75]
     runs = [Run(task="RTE", method="plain", restart=k, score=score, metric="accuracy", dev_size=277)
@@ -166,6 +168,7 @@ def test_a_method_has_one_color_and_the_baseline_is_grey(page):
     assert colors["dropout(0.1)"] == {f"background:{GREY}"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_asked_and_the_examples_that_flip(parse, tmp_path):
     answers = {"plain": [(0, 1, 0), (0, 0, 1), (0, 1, 1)], "mixout(0.7)": [(0, 1, 1)] * 3}
     runs = [
@@ -196,6 +199,7 @@ def test_settings_are_read_without_knowing_python(page):
     assert values == ["3", "a, b", "none"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_has_no_data_is_left_out(study, parse, tmp_path):
     page = parse(write_report(study(plain=True), tmp_path, title="T").read_text())
     names = [one.attributes["id"] for one in page.all("section")]

@@ -50,7 +50,7 @@ def test_a_line_along_the_factor_joins_the_means():
     every = runs("1e-4", "3e-4")
     chart = chart_of(every)
     assert list(chart.legend) == list(KEPT)
-    assert "along learning_rate" in chart.caption
+    assert "along learning rate" in chart.caption
     means, dots = lines(chart)
     for line, method in zip(means, KEPT, strict=True):
         here = {rate: [run for run in every if (run.method, run.factors["learning_rate"]) == (method, rate)]
@@ -104,5 +104,5 @@ def test_the_front_is_drawn_said_and_kept_in_the_summary():
     broad = max(axes.get_lines(), key=lambda line: line.get_linewidth())
     best = front(summarise(every))
     assert broad.get_ydata().tolist() == [cell.mean for cell in best]
-    assert "On it, from the highest score: SST-2: mixout(0.9), learning_rate 1e-4." in chart.caption
+    assert "On it, from the highest score: SST-2: mixout(0.9), learning rate 1e-4." in chart.caption
     assert [(one.method, one.factors) for one in analyse(every).front] == [("mixout(0.9)", {"learning_rate": "1e-4"})]

@@ -56,12 +56,14 @@ def test_cells_and_comparisons_are_exact(study, report):
         assert float(row["difference"]) == pytest.approx(np.mean(gaps), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_are_read_back(study, tmp_path):
     runs = study(plain=True)
     write_report(runs, tmp_path, title="T")
     assert read_scores(tmp_path / "runs.csv") == runs
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_factors_are_columns_and_part_of_the_label(study, parse, tmp_path):
     runs = [replace(run, factors={"epochs": n, "size": "1"}) for n in ("3", "9") for run in study(plain=True)]
     page = write_report(runs, tmp_path, title="T")

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     for name, (_, text) in SUBCOMMANDS.items():
         step = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         step.set_defaults(parser=step)
-        step.add_argument("--ledger", default=LEDGER, metavar="DIR", help="where runs are (default: %(default)s)")
+        step.add_argument("--ledger", default=LEDGER, metavar="DIR", help="folder of the runs (default: %(default)s)")
 
     def option(names: str, *flags: str, **options: Any) -> None:  # noqa: ANN401  as argparse takes them
         for name in names.split():
@@ -46,22 +46,22 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option("status export report", "file", metavar="FILE", help=study, nargs="?")
     help = "also every run that this study does not ask for"
     option("prune", "--not-in", dest="file", metavar="FILE", help=help)
-    help = "runs of each cell; default: as the study says, and of what is shown all that are there"
+    help = "runs of each method on each task; default: those of the study file, for results all that exist"
     option(" ".join(SUBCOMMANDS), "--restarts", type=int, metavar="N", help=help)
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-    help = "shared settings other than the study's, e.g. model=minilm train_size=500 data_dir=glue"
+    help = "settings for all runs, in place of those in the file, e.g. model=minilm train_size=500"
     option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, **several)
     help = "tables of earlier exports: runs that ended there count as done, and are exported again"
     option("plan run export", "--known", metavar="CSV", help=help, **several)
-    help = "only the first restart of each cell, to see how long it takes"
+    help = "run only the first restart of each method on each task, to see how long it takes"
     option("run", "--pilot", action="store_true", help=help)
-    help = "add batches of restarts until every difference from the baseline is known to an interval of W points"
+    help = "add batches of restarts until the interval of every difference from the baseline is at most W points wide"
     option("run", "--until-width", type=float, metavar="W", help=help)
-    help = "most batches, with --until-width (default: %(default)s)"
+    help = "add at most N batches, with --until-width (default: %(default)s)"
     option("run", "--looks", type=int, default=5, metavar="N", help=help)
     _add_executor(option)
     option("export", "--output", default="runs.csv", metavar="FILE", help="ends in .csv or .parquet")
-    option("prune", "--yes", action="store_true", help="do it; without it only list")
+    option("prune", "--yes", action="store_true", help="move them; without --yes they are only listed")
     _add_report(option)
 
 
@@ -73,21 +73,33 @@ def run(args: argparse.Namespace) -> int:
 def _add_executor(option: Callable[..., None]) -> None:
     both = "run retry"
     option(both, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
-    option(both, "--ray-address", metavar="ADDRESS", help="run on this Ray cluster; 'auto': the one that runs here")
+    option(
+        both, "--ray-address", metavar="ADDRESS", help="run on this Ray cluster; 'auto' finds the one of this machine"
+    )
     option(both, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
-    option(both, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; also fractions")
-    help = "trained models in the ledger: none, of each cell the best one, or all (default: %(default)s)"
+    option(both, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; may be a fraction")
+    help = "keep no trained model, the best of each method and task, or all (default: %(default)s)"
     option(both, "--keep", choices=("no", "best", "all"), default="no", help=help)
     help = "new attempts of a run that raises (default: %(default)s)"
     option(both, "--retries", type=int, default=1, metavar="N", help=help)
 
 
 def _add_report(option: Callable[..., None]) -> None:
-    option("report", "--scores", metavar="CSV", help="a table of scores instead: task, method, restart, score")
-    help = "which scores of the table are better (default: higher)"
+    option(
+        "report",
+        "--scores",
+        metavar="CSV",
+        help="report on a table of scores, with the columns task, method, restart, score",
+    )
+    help = "whether higher or lower scores of the table are better (default: higher)"
     option("report", "--direction", choices=("higher", "lower"), help=help)
-    option("report", "--unit", choices=("percent", "fraction"), help="of the table's scores; default: as they look")
-    help = "within which methods are as good (default: 1)"
+    option(
+        "report",
+        "--unit",
+        choices=("percent", "fraction"),
+        help="unit of the table's scores; default: guessed from them",
+    )
+    help = "methods within this difference count as equally good (default: 1)"
     option("report", "--margin", type=float, default=1.0, metavar="POINTS", help=help)
     option("report", "--output-dir", default="report", metavar="DIR", help="default: %(default)s")
     option("report", "--baseline", metavar="LABEL", help="method that the others are compared with")

@@ -72,7 +72,7 @@ def _shows_nothing(study: Study) -> list[str]:
         return []
     return [
         f"with {count(study.restarts, 'restart')} the test of {count(family, 'comparison')} cannot show a "
-        f"difference, however large (p is at least {smallest_p(study.restarts):.2g} before correction); with "
+        f"difference, however large (the p-value is at least {smallest_p(study.restarts):.2g} before correction); with "
         f"{needed} it can"
     ]
 

@@ -8,6 +8,7 @@ ledgers by :mod:`mixout.study.ledger`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -58,7 +59,7 @@ class Placed:
     @property
     def label(self) -> str:
         """The method with its factors."""
-        return ", ".join([self.method, *(f"{name} {value}" for name, value in sorted(self.factors.items()))])
+        return ", ".join([self.method, *named(sorted(self.factors.items()))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +168,20 @@ def place(task: str, factors: Sequence[tuple[str, str]]) -> str:
     """Task and factors in words.
 
     Example:
-        >>> place("RTE", [("epochs", "3")])
-        'RTE (epochs 3)'
+        >>> place("RTE", [("learning_rate", "1e-04")])
+        'RTE (learning rate 1e-4)'
     """
-    return task + (f" ({', '.join(f'{name} {value}' for name, value in factors)})" if factors else "")
+    return task + (f" ({', '.join(named(factors))})" if factors else "")
+
+
+def named(factors: Iterable[tuple[str, str]]) -> list[str]:
+    """Factors in words, with their values."""
+    return [f"{spoken(name)} {spoken(value)}" for name, value in factors]
+
+
+def spoken(text: str) -> str:
+    """A factor's name or value as it is read: learning rate for ``learning_rate``, 1e-4 for ``1e-04``."""
+    return re.sub(r"(?<=\de)-0(?=\d)", "-", text.replace("_", " "))
 
 
 def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:

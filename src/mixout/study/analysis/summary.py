@@ -17,7 +17,7 @@ from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, fro
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import PILOT, Power, detectable, fewest_restarts, plan, restarts_needed, spread_of
-from mixout.study.analysis.runs import Placed, Run, by_cell, place
+from mixout.study.analysis.runs import Placed, Run, by_cell, place, spoken
 from mixout.study.analysis.stats import SMALLEST
 from mixout.study.analysis.words import percent_of, rounded
 
@@ -239,8 +239,8 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
         return []
     (least, steady), *_, (most, other) = sorted(ranges)
     return [
-        f"Over {sweeps[0].factor} the mean of {steady} changes least, by {rounded(least)} points, "
-        f"that of {other} most, by {rounded(most)}."
+        f"Over the values of {spoken(sweeps[0].factor)} the mean of {steady} changes least, by {rounded(least)} "
+        f"points, that of {other} most, by {rounded(most)}."
     ]
 
 

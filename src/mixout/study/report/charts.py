@@ -13,7 +13,7 @@ from typing import TypeVar
 from mixout.study.analysis.across import Sweep, front
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.compare import Comparison
-from mixout.study.analysis.runs import CellKey, Placed, Run, if_one
+from mixout.study.analysis.runs import CellKey, Placed, Run, if_one, spoken
 from mixout.study.analysis.words import Scores, compact, number
 from mixout.study.report.canvas import Chart, Dot, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
@@ -150,7 +150,7 @@ def over_factors(sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> list[C
 def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
     if not sweeps:
         return None
-    factor, labels = sweeps[0].factor, Labels(sweeps, looks)
+    factor, labels = spoken(sweeps[0].factor), Labels(sweeps, looks)
     axis = _Axis([value for sweep in sweeps for value in sweep.values])
     panels = []
     for task, every in by_task(sweeps):
@@ -171,7 +171,7 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
                                  chance=if_one(cell.chance for one in here for cell in one.cells)))  # fmt: skip
     caption = (
         f"{_DOTS}. Lines join the means, bars are their 95 % intervals where no run failed. "
-        "What is compared at one value stands side by side."
+        "Runs of one value are drawn side by side."
     )
     return _chart(name, f"Score over {factor}", caption, panels, labels.all())
 
@@ -206,11 +206,11 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             panels.append(curves(task, lines, axis=axis, value=metric, description="; ".join(said),
                                  chance=if_one(chances),
                                  behind=[(cell.original or 0.0, cell.mean or 0.0) for cell in best]))  # fmt: skip
-    joined = f"Lines join the means along {along[0].factor}" if along else "Larger marks are the means"
+    joined = f"Lines join the means along {spoken(along[0].factor)}" if along else "Larger marks are the means"
     caption = (
-        "Up and to the right is better. On the horizontal axis: what the model still knows: its score on text of the "
-        "domain that it knew before training. Of an encoder that is the cosine of its mean hidden states before and "
-        f"after, of a language model the log-likelihood. {_DOTS}. {joined}. The broad grey line is the front: no "
+        "Up and to the right is better. The horizontal axis shows what the model still knows: its score on text of the "
+        "domain that it knew before training. For an encoder this is the cosine of its mean hidden states before and "
+        f"after, for a language model the log-likelihood. {_DOTS}. {joined}. The broad grey line is the front: no "
         f"other mean is higher and keeps more. On it, from the highest score: {'; '.join(ahead)}. With few runs, what "
         "lies near the front may belong to it as well."
     )

@@ -28,10 +28,12 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
     first = comparisons[0]
     notes = [f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.']
     if first.looks > 1:
-        notes.append(f"The data were looked at up to {first.looks} times: intervals and p are corrected for that.")
+        notes.append(f"The data were looked at up to {first.looks} times: intervals and p-values allow for it.")
     least = min(c.p_smallest * c.family * c.looks for c in comparisons)
     if least > ALPHA:
-        notes.append(f"So few restarts can show no difference by this test: p is at least {p_value(min(1.0, least))}.")
+        notes.append(
+            f"So few restarts can show no difference by this test: the p-value is at least {p_value(min(1.0, least))}."
+        )
     if all(c.chance_known and not c.some_failed for c in comparisons):
         fewest = min(min(c.failure_runs, c.failure_runs_baseline) for c in comparisons)
         notes.append(f"No run failed; a failure rate of up to {percent(wilson(0, fewest)[1])} may go unseen.")
@@ -75,7 +77,7 @@ def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
         ("mean", lambda one: plain(one.mean, 1)),
         ("difference", lambda one: Value(number(one.difference, 1, sign=True), one.difference)),
         ("interval", lambda one: Value(interval(one.low, one.high, 1, sign=True), one.low)),
-        ("p over all pairs", lambda one: Value(_p(one.p), one.p)),
+        ("p-value over all pairs", lambda one: Value(_p(one.p), one.p)),
     ]
     if not aggregates:
         return None

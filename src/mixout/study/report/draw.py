@@ -119,7 +119,10 @@ def curves(
         axes.set_ylabel(value, labelpad=4)
         if near and chance is not None:
             axes.axhline(chance, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.2)
-            axes.annotate("chance", (1, chance), xytext=(-2, 3), xycoords=("axes fraction", "data"), ha="right",
+            # At the end that is farther from the lines.
+            first, last = (min(abs(line.y[at] - chance) for line in lines) for at in (0, -1))
+            at, shift, side = (0, 2, "left") if first > last else (1, -2, "right")
+            axes.annotate("chance", (at, chance), xytext=(shift, 3), xycoords=("axes fraction", "data"), ha=side,
                           textcoords="offset points", size=SMALL, color=MUTED, zorder=1.1)  # fmt: skip
         if log:
             axes.set_xscale("log")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mixout._names import count
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
-from mixout.study.analysis.runs import Run, by_cell, if_one
+from mixout.study.analysis.runs import Run, by_cell, if_one, spoken
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, compared, tables
@@ -70,7 +70,7 @@ def facts(cells: Sequence[Cell]) -> str:
         count(runs, "run"),
         count(len({cell.task for cell in cells}), "task"),
         count(len({cell.method for cell in cells}), "method"),
-        *(f"{len(seen)} values of {name}" for name, seen in sorted(values.items()) if len(seen) > 1),
+        *(f"{len(seen)} values of {spoken(name)}" for name, seen in sorted(values.items()) if len(seen) > 1),
         f"{restarts} each",
         f"{failed:,} failed",
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mixout.study.analysis.cells import Cell, Instability
-from mixout.study.analysis.runs import Placed
+from mixout.study.analysis.runs import Placed, spoken
 from mixout.study.analysis.summary import Leader
 from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
 from mixout.study.report.theme import Labels
@@ -31,7 +31,7 @@ MEANINGS = {
     "paired; none where a run failed",
     "p-value": "two-sided permutation test, after Holm's correction over all comparisons with this baseline. It asks "
     "whether the methods differ in any respect: rare failures of one of them count as well",
-    "p over all pairs": "signs of all pairs of all tasks are flipped; not corrected",
+    "p-value over all pairs": "signs of all pairs of all tasks are flipped; not corrected",
     "result": "higher, lower: shown by the test; as good: within the margin by an equivalence test",
     "P(better)": "share of pairs of a run of each in which the method's scores higher; ties count half",
     "baseline's": "failed runs of the baseline among those compared",
@@ -192,13 +192,13 @@ def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Cal
     """The method, and what differs beside it, in columns of their own."""
 
     def factor(name: str) -> Callable[[Placed], Value]:
-        return lambda item: Value(item.factors.get(name, MISSING))
+        return lambda item: Value(spoken(item.factors.get(name, MISSING)))
 
     several = task and len(labels.tasks) > 1
     return [
         ("method", lambda item: Value(item.method, color=labels.looks[item.method].color)),
         ("task", lambda item: Value(item.task if several else MISSING)),
-        *((name, factor(name)) for name in labels.varying),
+        *((spoken(name), factor(name)) for name in labels.varying),
     ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mixout.errors import needs
 from mixout.study.analysis.across import split_p
-from mixout.study.analysis.runs import Placed
+from mixout.study.analysis.runs import Placed, named
 
 with needs("demo", "figures"):
     import matplotlib
@@ -137,7 +137,7 @@ class Labels:
         return ", ".join([item.task, *named] if len(self.tasks) > 1 or not named else named)
 
     def _named(self, item: Placed) -> list[str]:
-        return [f"{name} {item.factors[name]}" for name in self.varying if name in item.factors]
+        return named((name, item.factors[name]) for name in self.varying if name in item.factors)
 
     def look(self, item: Placed) -> Look:
         """Its look."""
