@@ -26,6 +26,7 @@ from scipy import stats
 
 from mixout.errors import InputError
 from mixout.study.analysis.stats import holm, mean_interval
+from table import Row
 
 MIXOUT, PLAIN, MASK = "mixout(0.7)", "dropout(0.0)", "gradient_mask(0.7)"
 DECAYS = ["wdecay(w_pre, 40)", "wdecay(w_pre, 160)", "wdecay(w_pre, 1000)"]
@@ -66,7 +67,7 @@ def losses(scores: pd.DataFrame) -> Losses:
     return Losses(best, np.array(at), np.array(lost), beyond)
 
 
-def family(pairs: list[tuple[str, str]], of: dict[str, Losses]) -> list[dict[str, object]]:
+def family(pairs: list[tuple[str, str]], of: dict[str, Losses]) -> list[Row]:
     """One row a pair: how much more the first loses than the second, corrected over ``pairs``."""
     differences = [of[one].loss - of[other].loss for one, other in pairs]
     corrected = holm([_p(one) for one in differences])
@@ -80,12 +81,12 @@ def _p(differences: np.ndarray) -> float:
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def _row(what: str, differences: np.ndarray, p: float) -> dict[str, object]:
+def _row(what: str, differences: np.ndarray, p: float) -> Row:
     low, high = mean_interval(differences) or (np.nan, np.nan)
     return {"what": what, "points": differences.mean(), "low": low, "high": high, "p-value": p}
 
 
-def verdict(first: dict[str, object], second: list[dict[str, object]]) -> str:
+def verdict(first: Row, second: list[Row]) -> str:
     """In the words of the study file."""
     if all(row["p-value"] < ALPHA and row["points"] < 0 for row in second):
         return "robust: mixout loses less at four times its best rate than every other method"

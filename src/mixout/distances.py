@@ -58,12 +58,13 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
 
 
 def _of_blocks(each: Iterator[Tensor], order: float) -> Tensor:
-    norms = []
+    norms: list[Tensor] = []
     for one in each:
         small = one.numel() <= _SERIAL and one.is_contiguous()  # float32 adds 8 sums of 4,000 numbers
         given = one if one.numel() else one.new_zeros(1)  # of no numbers there is no largest one
         norms.append(torch.linalg.vector_norm(given, order, dtype=None if small else torch.float64))
-    return torch.linalg.vector_norm(torch.stack(norms), order, dtype=torch.float64)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order, dtype=torch.float64)
+    return total
 
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
