@@ -63,6 +63,16 @@ def test_a_line_along_the_factor_joins_the_means():
     assert crosses == sum(run.failed for run in every) > 0
 
 
+def test_the_axis_is_named_after_the_metric_whatever_the_sign():
+    """Where all is forgotten a cosine can be below 0, as a log-likelihood is."""
+    every = [dataclasses.replace(run, original=run.original - 0.5) for run in runs("1e-4")]
+    lines(chart_of(every))
+    [panel] = chart_of([dataclasses.replace(run, metric="log_likelihood") for run in every]).panels
+    axes = Figure().add_subplot()
+    panel.draw(axes)
+    assert axes.get_xlabel() == "log-likelihood of earlier text"
+
+
 def test_without_a_factor_each_method_is_a_point_and_unknown_values_are_left_out(tmp_path):
     every = runs("1e-4")
     every.append(dataclasses.replace(every[0], method="unknown", original=None))

@@ -179,7 +179,7 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
 def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
     """Score over what is kept, with the front; along the values of the first numeric factor where there is one."""
     along = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
-    labels, kept = Labels(along or cells, looks), [cell.original for cell in cells if cell.original is not None]
+    labels = Labels(along or cells, looks)
     groups: list[tuple[Sweep | Cell, Sequence[Cell]]] = [(one, one.cells) for one in along] or [
         (cell, (cell,)) for cell in cells
     ]
@@ -200,9 +200,10 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             said.append(f"{labels.of(item)}, mean score at what is kept: {means}")
             chances |= {cell.chance for _, cell in known}
         if lines:
-            # A cosine, or a mean log-likelihood, which is below 0.
-            axis = "similarity to before, 1: nothing forgotten" if min(kept) > 0 else "log-likelihood of earlier text"
             metric = next(cell.metric for cell in cells if cell.task == task)
+            # A mean log-likelihood, or a cosine, which can be a little below 0 too.
+            of_text = metric in ("log_likelihood", "perplexity") or min(x for line in lines for x in line.x) < -1
+            axis = "log-likelihood of earlier text" if of_text else "similarity to before, 1: nothing forgotten"
             panels.append(curves(task, lines, axis=axis, value=metric, description="; ".join(said),
                                  chance=if_one(chances),
                                  behind=[(cell.original or 0.0, cell.mean or 0.0) for cell in best]))  # fmt: skip
