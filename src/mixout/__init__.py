@@ -9,16 +9,20 @@ import importlib as _importlib
 import typing as _typing
 from importlib.util import find_spec as _find_spec
 
+from mixout._names import renamed as _renamed
+
 __version__ = "0.2.0"
 
-# Names of an earlier version.
-_FORMER = {
-    "Dropout": "mixout.methods.Dropout",
-    "Dropconnect": "mixout.methods.Dropconnect",
-    "Plain": "mixout.methods.Plain",
-    "state_dict": "mixout.save_state",
-    "load_state_dict_": "mixout.load_state_",
-}
+_missing = _renamed(
+    __name__,
+    {
+        "Dropout": "mixout.methods.Dropout",
+        "Dropconnect": "mixout.methods.Dropconnect",
+        "Plain": "mixout.methods.Plain",
+        "state_dict": "mixout.save_state",
+        "load_state_dict_": "mixout.load_state_",
+    },
+)
 
 if _typing.TYPE_CHECKING:
     from mixout._public import *  # noqa: F403
@@ -26,16 +30,13 @@ else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
         """Torch and the public names are loaded at the first use of one: the command line's help waits for neither."""
-        missing = f"module {__name__!r} has no attribute {name!r}"
-        if name in _FORMER:  # `from mixout import` replaces an AttributeError by one of its own words
-            raise ImportError(f"{missing}; it is called {_FORMER[name]} now")
         if name.startswith("_"):
-            raise AttributeError(missing)
+            return _missing(name)
         if _find_spec(f"mixout.{name}"):  # asked for by a module of the package, maybe while the names are loaded
             return _importlib.import_module(f"mixout.{name}")
         public = vars(_importlib.import_module("mixout._public"))
         if name not in public:
-            raise AttributeError(missing)
+            return _missing(name)
         globals()[name] = public[name]
         return public[name]
 

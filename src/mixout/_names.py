@@ -1,9 +1,25 @@
-"""Words for messages: the name that was meant, and counts."""
+"""Names that are not there: an error that tells the new one, or the one that was meant. And counts in words."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
+    """A ``__getattr__`` for ``module``, whose ``names`` of an earlier version lead to the present ones.
+
+    An old name raises an ImportError: ``from module import name`` replaces an AttributeError by one of its own words.
+    """
+
+    def look_up(name: str) -> NoReturn:
+        missing = f"module {module!r} has no attribute {name!r}"
+        if name in names:
+            raise ImportError(f"{missing}; it is called {names[name]} now")
+        raise AttributeError(missing)
+
+    return look_up
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Never, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from mixout._names import nearest
 from mixout.anchor import AnchorStore
 from mixout.body import blocks, warn_if_fine_tuned
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
@@ -30,6 +32,12 @@ from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
+_FORMER = {
+    "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
+    "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
+    "scope": 'write seed=mixout.Seed(scope="rank")',
+}
+
 
 def apply_(
     model: nn.Module,
@@ -40,6 +48,7 @@ def apply_(
     seed: int | Seed | None = None,
     keep_dropout: bool = False,
     form: Form = "auto",
+    **former: Never,
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
@@ -66,6 +75,7 @@ def apply_(
         keep_dropout: leave the model's own dropouts on beside a mixing method.
         form: how linear layers are computed: ``"auto"``, by device and size; ``"fast"``; or ``"lean"``, with the least
             memory. See :func:`mixout.functional.mixed_linear`.
+        former: keywords of version 0.1, which are refused with the names of today.
 
     Returns:
         ``model``.
@@ -92,6 +102,11 @@ def apply_(
     """
     kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
     seeded = seed if isinstance(seed, Seed) else Seed(seed)
+    for name in former:
+        raise TypeError(
+            f"apply_ takes no keyword {name!r}; {_FORMER[name]}" if name in _FORMER
+            else f"apply_ got an unexpected keyword {name!r}{nearest(name, inspect.signature(apply_).parameters)}"
+        )  # fmt: skip
     if form not in FORMS:
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)

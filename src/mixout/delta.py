@@ -6,11 +6,12 @@ mixconnect; with one for each input neuron, one of mixout. It scores nothing. In
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
+from mixout._names import renamed
 from mixout.functional import mix
 from mixout.layers import Layout, entry_of
 from mixout.layers.lending import phi_of
@@ -72,3 +73,7 @@ def drop_(
             options = MixOptions(p, unit, stream=Stream(seed, name))
             weight.copy_(phi_of(weight, zero, layout.get(name.rpartition(".")[2], Layout()), options))
     return model
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"Delta": "mixout.delta.drop_ (and mixout.interpolate_)"})

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from mixout._names import renamed
 from mixout.masks import check_p
 from mixout.record import applied_to, follow_
 
@@ -133,3 +134,7 @@ class PScheduler:
         """Continue from ``state``."""
         self.steps = int(state["steps"])
         follow_(self.model, self.p)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"Linear": "LinearRamp", "Cosine": "CosineRamp"})

@@ -9,11 +9,12 @@ restored in all; pass ``seed=`` to ``apply_`` there.
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of Lightning
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import mixout
+from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations import measures
 from mixout.record import applied_to, follow_
@@ -117,3 +118,7 @@ def _restore(streams: dict[str, Any]) -> None:
     torch.set_rng_state(streams["cpu"].cpu())
     if streams["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([state.cpu() for state in streams["cuda"]])
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"AnchorCallback": "MixoutCallback"})
