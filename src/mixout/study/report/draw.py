@@ -120,7 +120,8 @@ def curves(
         if near and chance is not None:
             axes.axhline(chance, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1.2)
             # At the end that is farther from the lines.
-            first, last = (min(abs(line.y[at] - chance) for line in lines) for at in (0, -1))
+            ends = [line.y[:1] for line in lines], [line.y[-1:] for line in lines]
+            first, last = (min((abs(y - chance) for end in one for y in end if _known(y)), default=0.0) for one in ends)
             at, shift, side = (0, 2, "left") if first > last else (1, -2, "right")
             axes.annotate("chance", (at, chance), xytext=(shift, 3), xycoords=("axes fraction", "data"), ha=side,
                           textcoords="offset points", size=SMALL, color=MUTED, zorder=1.1)  # fmt: skip
