@@ -37,7 +37,7 @@ def blocks():
     }
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("llama", marks=pytest.mark.sweep)])
 def test_a_transformer_block_compiles_once_with_fresh_masks(name):
     """fullgraph, fifty steps without compiling again, a fresh mask in each, which the seed decides."""
     torch.manual_seed(0)

@@ -149,6 +149,7 @@ def test_no_module_has_the_name_of_a_public_function():
     assert {name for name in PUBLIC & modules if not isinstance(getattr(mixout, name), types.ModuleType)} == set()
 
 
+@pytest.mark.sweep
 def test_each_module_can_be_the_first_that_is_imported():
     """Those of the library, each in a fork of a process that has loaded torch, but nothing of mixout."""
     package = Path(mixout.__file__).parent

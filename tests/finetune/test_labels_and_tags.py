@@ -252,6 +252,7 @@ def test_words_of_byte_level_tokenizers_are_those_of_a_sentence(kind):
     assert [label for label in example["labels"] if label != -100] == list(range(len(words)))
 
 
+@pytest.mark.sweep
 def test_choose_and_a_study_take_both_kinds(names, moods, settings, tmp_path):
     from mixout.choose import parts, verdict
     from mixout.choose.search import Candidate, Search, Trained
