@@ -277,7 +277,11 @@ def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
     text = Path(study_file).read_text().replace("restarts = 2", 'restarts = 3\nrate = "best"\nsearch = 1')
     file.write_text(text + "\n[factors]\nlearning_rate = [0.01, 0.02]\n")
     assert main(["study", "plan", str(file), "--ledger", ledger]) == 0
-    assert "at the best rate of each method" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "at the best rate of each method" in said
+    # Two of the three restarts are compared, at one rate.
+    assert "with 2 restarts the test of 1 comparison cannot show" in said
+    assert said.count("so set restarts to 7") == 1
     assert main(["study", "run", str(file), "--ledger", ledger]) == 0
     assert capsys.readouterr().out.startswith("8 runs in this call")  # 2 x 2 to search, 2 x 2 to judge
     assert main(["study", "run", str(file), "--ledger", ledger]) == 0

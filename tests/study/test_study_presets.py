@@ -19,6 +19,7 @@ RESTARTS = 20
 CELLS = {"rte": 1 * 6, "table1": 4 * 11, "table2": 1 * 2, "table3": 4 * 3, "figure4": 1 * 19, "figure6": 4 * 6}
 FORMS = ("", "-adamw", "-longer")
 ELSEWHERE = {"controls": 8 * 20, "baselines": 9 * 20, "glue-small": 4 * 3 * 3, "demo": 4 * 3, "demo-tie": 3 * 4}
+ELSEWHERE["rate-first"] = 4 * 5 * 10  # of which a search and its best rates run
 
 PAPER = {
     "optimizer": "bertadam", "learning_rate": 2e-5, "warmup": 0.1, "epochs": 3.0, "batch_size": 32, "max_length": 128,

@@ -19,7 +19,7 @@ from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
 from mixout.study.asked import wanted
-from mixout.study.grid import Planned, Study, text_of
+from mixout.study.grid import RATE, Planned, Study, text_of
 from mixout.study.identity import PLACES, WATCHED
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock
@@ -66,14 +66,16 @@ def plan(args: argparse.Namespace) -> int:
 
 def _shows_nothing(study: Study) -> list[str]:
     """Whether so few restarts can show a difference at all."""
-    family = (len(study.methods) - 1) * len(study.tasks) * math.prod(map(len, study.factors.values()))
-    needed = fewest_restarts(max(1, family))
-    if family < 1 or study.restarts >= needed:
+    searched = study.search if study.rate is not None else 0  # restarts and rates that are not compared
+    factors = [values for name, values in study.factors.items() if not searched or name != RATE]
+    family = (len(study.methods) - 1) * len(study.tasks) * math.prod(map(len, factors))
+    judged, needed = study.restarts - searched, fewest_restarts(max(1, family))
+    if family < 1 or judged >= needed:
         return []
     return [
-        f"with {count(study.restarts, 'restart')} the test of {count(family, 'comparison')} cannot show a "
-        f"difference, however large (the p-value is at least {smallest_p(study.restarts):.2g} before correction); with "
-        f"{needed} it can"
+        f"with {count(judged, 'restart')} the test of {count(family, 'comparison')} cannot show a "
+        f"difference, however large (the p-value is at least {smallest_p(judged):.2g} before correction); with "
+        f"{needed} it can" + f", so set restarts to {needed + searched}" * bool(searched)
     ]
 
 
