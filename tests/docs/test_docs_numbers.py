@@ -87,7 +87,46 @@ def dare():
         yield found[1:], [getattr(of, what)()[key] for of in (plain, mixed) for what in ("mean", *spread)]
 
 
-TABLES = [quickstart, classification, regression, language_model, default_of_language_models, demo, demo_tie, dare]
+COSTS = {
+    "AnchorDecay(radius=0.005)": "decay, radius 0.005",
+    "AnchorDecay(radius=0.005, weights=F)": "EWC, radius 0.005",
+    "AnchorDecay(1.0, selective=True)": "selective decay",
+    "OutputAnchor": "anchor on hidden states",
+    "Mixout(0.7)": "mixout(0.7)",
+    "Mixout(0.7, every=16, anchor_ema=0.99)": "moving anchor",
+    "GradientMask(0.7)": "gradient_mask(0.7)",
+    'GradientMask(0.75, unit="layer", every=20)': "layer sampling",
+    "optim.MoFO": "MoFO",
+    "LoRA": "LoRA, rank 8",
+    "methods.Dropout(0.1)": "dropout(0.1)",
+    "dropout(0.1)": "dropout(0.1)",
+}
+
+
+def costs():
+    """The last column of the two overviews of the methods."""
+    ratio = read("cost").query("task == 'docstrings'").set_index("method").ratio
+    for page, header in (("methods.md", "extra memory"), ("../README.md", "step, times plain")):
+        known = [name for name, _ in rows(page, header)]
+        for name, found in rows(page, header):
+            plain = re.sub(r"\]\(.*|[\[`]", "", name)
+            label = COSTS.get(plain, COSTS.get(plain.partition("(")[0]))
+            if label is not None:
+                yield found[-1:], [ratio[label]]
+        assert len(known) >= 8
+
+
+TABLES = [
+    costs,
+    quickstart,
+    classification,
+    regression,
+    language_model,
+    default_of_language_models,
+    demo,
+    demo_tie,
+    dare,
+]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
