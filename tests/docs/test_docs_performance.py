@@ -108,3 +108,13 @@ def test_a_table_says_what_was_measured(table):
     ]
     assert wrong == []
     assert len(tables()) == 4
+
+
+def test_compilation_is_what_was_measured():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    ratio, aim, step = map(
+        float, re.findall(r"a ratio of (\S+) \(aim: (\S+)\)\. A compiled step takes (\S+) of", text)[0]
+    )
+    measured = {row["what"]: float(row["ratio"]) for row in read("compile-cpu")}
+    assert (ratio, step) == (round(measured["time to compile"], 2), round(measured["compiled step"], 2))
+    assert ratio <= aim
