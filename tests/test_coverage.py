@@ -105,6 +105,7 @@ def test_what_mixes_nothing_is_told_too():
         "2 weights decay (18 numbers); the farthest is at 0.50 of its radius: 2.weight",
     )
     assert mixout.coverage(model).held[0] in str(mixout.coverage(model))
+    assert mixout.coverage(model).held[0] in mixout.coverage(model)._repr_html_()
     model[0].weight = nn.Parameter(torch.zeros(5, 4))  # resized
     assert mixout.coverage(model).held == ("2 weights decay (26 numbers)",)
     mixout.apply_(mixout.remove_(model), mixout.AnchorDecay(1.0, selective=True))

@@ -107,13 +107,23 @@ def test_a_frozen_layer_in_a_dry_run():
     assert mixout.coverage(model, Mixout(0.5)).mixed == ("1",)
 
 
-def test_a_report_as_rows_which_json_takes():
-    report = mixout.coverage(nn.Sequential(nn.Linear(4, 3), nn.Linear(30, 30)), mixout.AnchorDecay(1.0))
-    rows = json.loads(json.dumps(report.rows()))
-    assert [(row["name"], row["kind"], row["parameters"]) for row in rows] == [
-        ("0", "decayed", 15),
-        ("1", "decayed", 930),
-    ]
+def test_a_report_as_rows_as_json_and_in_a_notebook():
+    report = mixout.coverage(
+        nn.Sequential(nn.Linear(4, 3), nn.Linear(30, 30), nn.Dropout(0.1)), mixout.AnchorDecay(1.0)
+    )
+    assert [row["name"] for row in report.rows()] == ["0", "1"]
+    assert [row["name"] for row in report.sorted("flops").rows()] == ["1", "0"]
+    assert [row["name"] for row in report.sorted("name").rows()] == ["0", "1"]
+    with pytest.raises(ValueError, match="expected a column among"):
+        report.sorted("size")
+    told = json.loads(json.dumps(report.to_dict()))
+    assert told["layers"] == report.rows()
+    assert told["methods"] == "anchor_decay(1.0)"
+    assert told["dropouts"][0]["p"] == 0.1
+    text = mixout.coverage(nn.Sequential(nn.Linear(4, 3)), Mixout(0.5))._repr_html_()
+    assert text.startswith("<p>mixout(0.5): 1 layer mixed")
+    assert "<td>1 x Linear</td><td>15</td>" in text
+    assert "&#x27;" in mixout.coverage(nn.Sequential(nn.Linear(4, 3)), Mixout(0.5), where="x")._repr_html_()
 
 
 def test_a_layer_that_the_anchor_lacks_is_new_and_left_out_by_default():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from torch import nn
 
 from mixout import dropouts
-from mixout._names import count
 from mixout.anchor import OwnWeight
 from mixout.apply import ByLayer, check_applicable, rules_of, spread_
 from mixout.dropouts import DropoutSite
@@ -29,11 +29,12 @@ from mixout.sources import uncompiled
 
 # In the order of the table.
 _TOLD = {"mixed": "mixed", "decayed": "decays", "bypassed": "out of reach", "plain": "not mixed"}
+SortBy = Literal["kind", "name", "type", "parameters", "flops"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Coverage:
-    """What a method reaches in a model; prints itself as a table.
+    """What a method reaches in a model; prints itself as a table, in a notebook as HTML.
 
     Args:
         methods: the methods, spelled.
@@ -82,17 +83,43 @@ class Coverage:
         total = sum(layer.flops for layer in self.layers)
         return sum(layer.flops for layer in self.layers if layer.kind == "mixed") / total if total else 0.0
 
+    def sorted(self, by: SortBy = "flops") -> Coverage:
+        """The same report in another order: numbers from the largest down.
+
+        Raises:
+            ValueError: if ``by`` is no column.
+        """
+        if by not in ("kind", "name", "type", "parameters", "flops"):
+            raise ValueError(f"expected a column among kind, name, type, parameters, flops, got {by!r}")
+        numbers = by in ("parameters", "flops")
+        return replace(self, layers=tuple(sorted(self.layers, key=lambda row: getattr(row, by), reverse=numbers)))
+
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each layer, as ``pandas.DataFrame`` takes them."""
         return [asdict(layer) for layer in self.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {
+            "methods": self.methods,
+            "parameters_mixed": self.parameters_mixed,
+            "flops_mixed": self.flops_mixed,
+            "layers": self.rows(),
+            "dropouts": [asdict(site) for site in self.dropouts],
+            "held": list(self.held),
+        }
 
     def _head(self) -> str:
         if not self.mixed and self.held:
             return f"{self.methods}: {self.held[0]}"
         return (
-            f"{self.methods}: {count(len(self.mixed), 'layer')} mixed, "
+            f"{self.methods}: {_count(len(self.mixed), 'layer')} mixed, "
             f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
         )
+
+    def _more(self) -> tuple[str, ...]:
+        """What the first line does not tell."""
+        return self.held if self.mixed else self.held[1:]
 
     def _groups(self) -> list[tuple[str, str, str, list[LayerCoverage]]]:
         """Layers that are alike: what they are, their type, why, and which; the mixed ones first."""
@@ -106,12 +133,11 @@ class Coverage:
         return str(self)
 
     def __str__(self) -> str:
-        more = self.held if self.mixed else self.held[1:]  # what the first line does not tell
-        lines, groups = [self._head(), *(f"  {line}" for line in more)], self._groups()
+        lines, groups = [self._head(), *(f"  {line}" for line in self._more())], self._groups()
         width = max((len(type_name) for _, type_name, *_ in groups), default=0)
         for told, type_name, reason, members in groups:
-            numbers = sum(member.parameters for member in members)
-            lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{numbers:>13,}  {_names(members)}")
+            count = sum(member.parameters for member in members)
+            lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{count:>13,}  {_names(members)}")
             if reason:
                 lines.append(f"{'':>21}{reason}")
         return "\n".join([*lines, *(f"  {line}" for line in self._still_on())])
@@ -122,6 +148,18 @@ class Coverage:
         if len(sites) < 2:
             return [f"dropout still on: {site}" for site in sites]
         return [f"{len(sites)} dropouts still on: {sites[0]} ... {sites[-1]}"]
+
+    def _repr_html_(self) -> str:
+        """The same table for a notebook."""
+        cells = [
+            (told, f"{len(members)} x {type_name}", f"{sum(m.parameters for m in members):,}", _names(members), reason)
+            for told, type_name, reason, members in self._groups()
+        ]
+        head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
+        still_on = "".join(f"<p>{html.escape(line)}</p>" for line in self._still_on())
+        above = "".join(f"<p>{html.escape(line)}</p>" for line in (self._head(), *self._more()))
+        return f"{above}<table><tr>{head}</tr>{body}</table>{still_on}"
 
 
 def coverage(
@@ -178,7 +216,7 @@ def _held(model: nn.Module) -> Iterator[str]:
     decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
         decay = "decays" if len(decaying) == 1 else "decay"
-        line = f"{count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        line = f"{_count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
         dry = any(isinstance(target.anchor, OwnWeight) for target in found)
         # Of weights in parts every rank would have to ask.
         if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
@@ -189,7 +227,11 @@ def _held(model: nn.Module) -> Iterator[str]:
         yield line
     if answering := output.held(model):
         anchored = sum(len(one.anchors) for _, one in answering.values())
-        yield f"answers are held by {count(anchored, 'anchored parameter')}"
+        yield f"answers are held by {_count(anchored, 'anchored parameter')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _names(members: list[LayerCoverage]) -> str:
