@@ -14,3 +14,9 @@ def test_a_command_that_moved_says_where_to(command, instead, capsys):
     message = capsys.readouterr().err
     assert f"mixout {command} is no command any more" in message
     assert instead in message
+
+
+@pytest.mark.parametrize("words", [["--p", "0.9"], ["--method", "mixout", "--p=0.9"]])
+def test_an_option_that_is_gone_says_what_to_write(words, capsys):
+    assert cli.main(["finetune", "reviews.csv", *words]) == 2
+    assert "write p into the method, such as --method 'mixout(0.9)'" in capsys.readouterr().err

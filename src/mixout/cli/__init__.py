@@ -24,6 +24,7 @@ from mixout.finetune.record import WriteError
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")
 # Commands of version 0.1, and what takes their place.
+_FORMER = {"--p": "; write p into the method, such as --method 'mixout(0.9)'"}
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
     "dare": "use mixout.delta.drop_ in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
@@ -102,6 +103,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def unknown_option(command: argparse.ArgumentParser, word: str) -> InputError:
     """The error of a word that is no option of a command."""
     options = sorted({option for action in command._actions for option in action.option_strings})
+    name = word.partition("=")[0]
     # Without the dashes, which the nearest option has in any case.
-    hint = nearest(word.partition("=")[0].lstrip("-"), options) or f"; see {command.prog} --help"
+    hint = _FORMER.get(name) or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
     return InputError(f"expected an option of {command.prog}, got {word!r}{hint}")
