@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertForSequenceClassification
 
 import mixout
 from mixout.errors import AnchorMismatchError, NotAppliedError
@@ -233,3 +235,47 @@ def test_what_cannot_be_checked_is_refused(tmp_path):
     with pytest.raises(NotAppliedError):
         fit(plain)
     assert plain.global_step == 0
+
+
+class Anchored(lightning.LightningModule):
+    """A classifier whose answers are held, as docs/integrations/lightning.md has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
+            num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = BertForSequenceClassification(config)
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        batch = dict(zip(("input_ids", "labels"), batch, strict=True))
+        outputs = self.model(**batch)
+        return outputs.loss + mixout.output_penalty(self.model, batch, outputs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_answers_are_held_as_in_a_loop_with_a_second_model(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    data = TensorDataset(torch.randint(20, (8, 5), generator=generator), torch.randint(3, (8,), generator=generator))
+    module, by_hand = Anchored(), Anchored().model
+    mixout.apply_(module.model, mixout.OutputAnchor(0.7), where=mixout.ALL)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    lightning.Trainer(max_epochs=3, accumulate_grad_batches=2, default_root_dir=tmp_path, **options).fit(
+        module, DataLoader(data, batch_size=2)
+    )
+    base, optimizer = copy.deepcopy(by_hand).eval(), torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for number, (x, y) in enumerate(3 * [*DataLoader(data, batch_size=2)]):
+        outputs, start = by_hand(input_ids=x, labels=y), base(input_ids=x).logits.detach()
+        logs = [logits.log_softmax(-1) for logits in (outputs.logits, start)]
+        penalty = 0.7 * nn.functional.kl_div(*logs, log_target=True, reduction="batchmean")
+        ((outputs.loss + penalty) / 2).backward()
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(module.model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
