@@ -35,7 +35,7 @@ def _fresh_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.sweep), "aot_eager"])
 def test_a_schedule_of_p_compiles_once_and_masks_are_fresh(backend):
     """Traps: a schedule of p that recompiles at each value; a Python-integer seed recompiles every step."""
     model = net(Mixout(0.5))
@@ -131,7 +131,7 @@ def test_layers_of_a_compiled_model_have_masks_of_their_own(method, backend, see
 @pytest.mark.parametrize(
     ("backend", "seed"),
     [
-        ("inductor", None),
+        pytest.param("inductor", None, marks=pytest.mark.sweep),
         ("aot_eager", 3),
         pytest.param("inductor", 3, marks=pytest.mark.sweep),
         pytest.param("aot_eager", None, marks=pytest.mark.sweep),
@@ -192,7 +192,7 @@ def test_one_graph_serves_every_batch_and_its_gradients_are_the_definitions(back
     assert counter["unique_graphs"] <= 2  # an empty batch may have a graph of its own
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.sweep)])
 def test_the_graph_that_a_gpu_gets_holds_no_op_of_ours(backend, monkeypatch):
     """There the compiler fuses plain torch: asked for here by taking the device's branch."""
     monkeypatch.setattr(passes, "_is_fused", lambda _: True)

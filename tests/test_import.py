@@ -231,6 +231,7 @@ def test_each_error_and_warning_is_on_the_page_and_says_what_to_do():
             assert kind.__name__ in PUBLIC
 
 
+@pytest.mark.sweep
 def test_a_model_that_was_pickled_whole_is_mixed_and_decays_in_a_process_that_has_applied_nothing(tmp_path):
     peft = pytest.importorskip("peft")
     decayed = mixout.apply_(nn.Linear(3, 3, bias=False), mixout.AnchorDecay(radius=0.01))

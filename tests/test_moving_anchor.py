@@ -176,6 +176,7 @@ def test_it_follows_a_decay_of_the_same_step_whichever_was_applied_first():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.sweep
 def test_compiled_without_recompilation():
     torch._dynamo.reset()
     method = Mixout(0.5, every=2, anchor_ema=B)

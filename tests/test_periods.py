@@ -226,7 +226,7 @@ def test_p_changes_within_a_period():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.sweep), "aot_eager"])
 def test_compiled_without_recompilation(backend):
     torch._dynamo.reset()
     model = net(Mixout(0.5, every=2))

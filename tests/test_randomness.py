@@ -156,6 +156,7 @@ def in_a_process(mode, seed):
     return done.stdout.splitlines()
 
 
+@pytest.mark.sweep
 def test_an_explicit_seed_agrees_across_processes_whatever_else_is_drawn():
     """Trap: ranks that disagree (or agree) by accident."""
     first = in_a_process("plain", 1)

@@ -190,6 +190,7 @@ def test_images_of_a_file_sorted_by_class_are_mixed_and_other_files_refused(tmp_
         adaptivity.digits(tmp_path / "none.npz")
 
 
+@pytest.mark.sweep
 def test_the_short_form_holds_from_the_command_line(tmp_path, capsys):
     place = tmp_path / "deep" / "out"
     assert verify.main(["--short", "--output", str(place)]) == 0

@@ -130,7 +130,7 @@ def test_an_interrupt_names_the_way_on(seen, tmp_path, capsys):
     assert f"mixout finetune --resume {place}\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["transformers", "accelerate"])
+@pytest.mark.parametrize("missing", ["transformers", pytest.param("accelerate", marks=pytest.mark.sweep)])
 def test_a_missing_extra_names_the_pip_command(missing, tmp_path, own_lines):
     script = f"import sys; sys.modules[{missing!r}] = None; from mixout.cli import main; sys.exit(main(['finetune']))"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
@@ -189,6 +189,7 @@ finally:
     assert done.stdout.startswith("usage: mixout")
 
 
+@pytest.mark.sweep
 def test_a_reader_who_has_read_enough_ends_a_command_without_a_traceback(own_lines):
     with subprocess.Popen(
         [sys.executable, "-m", "mixout", "finetune", "--print-config"],

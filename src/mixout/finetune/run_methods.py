@@ -92,7 +92,7 @@ def parse(text: str) -> tuple[Method, ...]:
 
     Example:
         >>> parse("mixout")
-        (Mixout(p=0.7, unit='input', gradient='exact', every=1),)
+        (Mixout(p=0.7),)
     """
     found = parse_with(USUAL.get(text.strip(), text), METHODS)
     if sum(isinstance(one, Lora) for one in found) > 1:
