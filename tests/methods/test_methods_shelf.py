@@ -62,7 +62,7 @@ def train(model, method, batch):
         assert loss.isfinite()
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.sweep)], ids=["whole", "lora"])
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_shelf(name, kind, lora):

@@ -171,6 +171,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.sweep
 def test_each_run_is_made_by_one_process_and_a_killed_one_does_not_count(runs, tmp_path):
     words = [sys.executable, "-c", HOLDER, str(tmp_path), runs[0].id]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:

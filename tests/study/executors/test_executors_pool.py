@@ -47,6 +47,7 @@ def test_workers_make_the_table_of_one_process_and_a_killed_one_costs_an_attempt
     assert not list((tmp_path / "pool" / "work").iterdir())
 
 
+@pytest.mark.sweep
 def test_wrong_input_ends_the_study_and_its_workers(declare, tmp_path, tiny_task):
     [first, *_] = declare(restarts=1).runs()
     with PoolExecutor(1) as executor:
