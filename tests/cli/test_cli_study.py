@@ -199,6 +199,7 @@ def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.startswith("2 runs in this call")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("words", "looks", "last"),
     [

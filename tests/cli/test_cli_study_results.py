@@ -127,6 +127,7 @@ def test_a_report_covers_all_restarts_that_are_there(study, tmp_path, capsys, nu
     assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[1:3]] == [["4", "4", "0", "0"]] * 2
 
 
+@pytest.mark.sweep
 def test_after_repeated_looks_the_report_stays_corrected(study, tmp_path):
     assert study("run", "--set", "epochs=5", "--until-width", "1", "--looks", "2") == 0
     assert study("report", "--set", "epochs=5", "--output-dir", str(tmp_path / "report")) == 0

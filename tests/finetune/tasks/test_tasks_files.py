@@ -118,6 +118,7 @@ def test_what_spreadsheets_add_is_left_out(tmp_path):
         load_task(str(tmp_path))
 
 
+@pytest.mark.sweep
 def test_parquet_leaves_no_thread_behind_that_could_abort_the_process(tmp_path, monkeypatch):
     frame = pd.DataFrame({"text": ["a", "b"], "label": [1, 0]})
     for stem in ("train", "dev"):

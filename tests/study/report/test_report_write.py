@@ -80,6 +80,7 @@ def test_factors_are_columns_and_part_of_the_label(study, parse, tmp_path):
     assert "size" not in heads[0]  # the same everywhere
 
 
+@pytest.mark.sweep
 def test_the_same_runs_give_the_same_bytes(study, tmp_path):
     for name in ("one", "two"):
         write_report([run for run in study() if run.task == "RTE"], tmp_path / name, title="T")
