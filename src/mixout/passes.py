@@ -44,7 +44,7 @@ SPLIT_BELOW = 16
 # Weights of a layer up to which torch's own operations, which keep Phi for backward, may be used on a CPU.
 NATIVE_ON_CPU_BELOW = 2**20
 # Multiply-adds that a thin gradient must spare a CPU to pay for an autograd function and a second Phi.
-SPARSE_ON_CPU_FROM = 2e7
+SPARSE_ON_CPU_FROM = 6e7
 # Multiply-adds that a thin gradient must spare a GPU under autocast: what an H200 does in the time that its host takes
 # longer to launch one (benchmarks/results/busy-cuda.csv).
 SPARSE_ON_GPU_FROM = 2e11
