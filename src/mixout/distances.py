@@ -49,7 +49,7 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     weight = weight.detach()
     near = None if anchor is None else laid_out(anchor, weight)
     found = _of_blocks(_differences(weight, near), order)
-    if not _SQUARES_FIT[0] < float(found) < _SQUARES_FIT[1]:  # rare: once more, in float64
+    if order != math.inf and not _SQUARES_FIT[0] < float(found) < _SQUARES_FIT[1]:  # rare: once more, in float64
         found = _of_blocks((one.double() for one in _differences(weight, near)), order)
     if hasattr(weight, "placements"):
         largest = order == math.inf

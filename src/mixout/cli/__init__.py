@@ -23,7 +23,7 @@ from mixout.finetune.record import WriteError
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")
-# Commands of version 0.1, and what takes their place.
+# Options and commands of version 0.1, and what takes their place.
 _FORMER = {"--p": "; write p into the method, such as --method 'mixout(0.9)'"}
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",

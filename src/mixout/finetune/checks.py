@@ -65,6 +65,11 @@ def check(settings: Settings) -> None:
             "expected evaluate='epoch' with patience or keep_best, which compare evaluations, got 'end'; use "
             "evaluate='epoch', or leave them out"
         )
+    if settings.task_type == "token-classification" and (settings.multi_label or settings.pair_column is not None):
+        raise InputError(
+            f"expected neither multi_label nor pair_column with task_type={settings.task_type!r}, got "
+            f"{'multi_label' if settings.multi_label else 'pair_column'}; leave it out"
+        )
 
 
 def _check_value(settings: Settings, name: str, value: Any, kind: type, choices: tuple[str, ...]) -> None:  # noqa: ANN401

@@ -16,6 +16,7 @@ import torch
 
 from mixout.errors import InputError, needs
 from mixout.finetune.environment import processes
+from mixout.finetune.settings import DECAY
 from mixout.layers import is_linear, lora
 from mixout.methods import METHODS as LIBRARY
 from mixout.methods import AnchorDecay, Method
@@ -83,7 +84,7 @@ class MeasuredDecay(AnchorDecay):
 P = 0.7  # of mixout, where nothing else is known
 # What a name alone means.
 USUAL = {name: f"{name}({P})" for name in ("mixout", "mixconnect", "gradient_mask")}
-USUAL |= {"dropconnect": "dropconnect(0.1)", "dropout": "dropout(0.1)", "anchor_decay": "anchor_decay(radius=0.005)"}
+USUAL |= {"dropconnect": "dropconnect(0.1)", "dropout": "dropout(0.1)", "anchor_decay": DECAY["classification"]}
 METHODS: Mapping[str, type[Method]] = {**LIBRARY, "anchor_decay": MeasuredDecay, "lora": Lora}
 
 

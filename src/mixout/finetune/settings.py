@@ -191,11 +191,6 @@ class Settings:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         check(self)
-        if self.task_type == TAGS and (self.multi_label or self.pair_column is not None):
-            got = "multi_label" if self.multi_label else "pair_column"
-            raise InputError(
-                f"expected neither multi_label nor pair_column with task_type={TAGS!r}, got {got}; leave it out"
-            )
         if self.method is None or self.method.strip() == "anchor_decay":
             object.__setattr__(self, "method", DECAY[self.task_type])
         # Late: the help of the command line need not wait for torch.

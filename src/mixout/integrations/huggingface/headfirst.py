@@ -62,12 +62,13 @@ class HeadFirst(TrainerCallback):
         self._thaw.close()
 
     def _freeze(self, model: nn.Module) -> None:
-        inside, parameters = body(model), dict(model.named_parameters())
-        new = set(self.new or ())
+        parameters = dict(model.named_parameters())
         if self.new is None:
-            for name, module in model.named_modules():
-                if not inside(name, module):
-                    new |= {key for key, _ in module.named_parameters(prefix=name, recurse=False)}
+            inside = body(model)
+            outside = [(name, module) for name, module in model.named_modules() if not inside(name, module)]
+            new = {key for name, module in outside for key, _ in module.named_parameters(prefix=name, recurse=False)}
+        else:
+            new = set(self.new)
         if not any(parameters[name].requires_grad for name in new & parameters.keys()):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
         if applications(model):

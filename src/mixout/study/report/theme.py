@@ -133,8 +133,8 @@ class Labels:
 
     def place(self, item: Placed) -> str:
         """Where it was made: its task, and the factors that differ."""
-        named = self._named(item)
-        return ", ".join([item.task, *named] if len(self.tasks) > 1 or not named else named)
+        words = self._named(item)
+        return ", ".join([item.task, *words] if len(self.tasks) > 1 or not words else words)
 
     def _named(self, item: Placed) -> list[str]:
         return named((name, item.factors[name]) for name in self.varying if name in item.factors)
