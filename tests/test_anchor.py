@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from anchored import Body, anchors, fresh
 from torch import nn
 
 import mixout
+from body_and_head import Body, anchors, fresh
 from mixout import AnchorDecay, Mixout
 
 

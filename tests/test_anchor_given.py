@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from anchored import Body, WithHead, anchors, fresh
 
 import mixout
+from body_and_head import Body, WithHead, anchors, fresh
 from mixout import AnchorDecay, Mixout
 
 safetensors_torch = pytest.importorskip("safetensors.torch")

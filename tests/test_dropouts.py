@@ -6,6 +6,9 @@ import re
 
 import pytest
 import torch
+from torch import nn
+
+import mixout
 from dropout_models import (
     MODELS,
     TINY,
@@ -16,9 +19,6 @@ from dropout_models import (
     llama,
     torch_transformer,
 )
-from torch import nn
-
-import mixout
 from mixout import Mixout, dropouts
 from mixout.methods import Dropout
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from adapters import IDS, QUERY, bert, logits, lora, train
+from lora_model import IDS, QUERY, bert, logits, lora, train
 
 import mixout
 from mixout import AnchorDecay, Mixout

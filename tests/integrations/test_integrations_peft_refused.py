@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapters import QUERY, bert, lora, train
+from lora_model import QUERY, bert, lora, train
 
 import mixout
 from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from decaying import ETA, LEFT, RATE, adamw, batches, loss_of, net, sgd, step_of_nothing, train
+from decay_steps import ETA, LEFT, RATE, adamw, batches, loss_of, net, sgd, step_of_nothing, train
 from torch import nn
 
 import mixout

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from decaying import ETA, LEFT, RATE, adamw, batches, net, sgd, step_of_nothing, train
+from decay_steps import ETA, LEFT, RATE, adamw, batches, net, sgd, step_of_nothing, train
 from torch import nn
 
 import mixout

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from decaying import ETA, LEFT, RATE, batches, net, sgd, step_of_nothing, train
+from decay_steps import ETA, LEFT, RATE, batches, net, sgd, step_of_nothing, train
 from torch import nn
 
 import mixout

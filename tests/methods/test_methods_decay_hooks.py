@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 import torch.optim.optimizer as torch_optimizer
-from decaying import ETA, LEFT, RATE, adamw, batches, loss_of, net, sgd, step_of_nothing, train
+from decay_steps import ETA, LEFT, RATE, adamw, batches, loss_of, net, sgd, step_of_nothing, train
 from torch import nn
 
 import mixout

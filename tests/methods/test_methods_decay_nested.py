@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import transformers
-from decaying import ETA, LEFT, RATE, batches, loss_of, net
+from decay_steps import ETA, LEFT, RATE, batches, loss_of, net
 from torch import nn
 
 import mixout
