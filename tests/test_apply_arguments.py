@@ -14,17 +14,6 @@ from mixout import Mixout
 pytestmark = pytest.mark.filterwarnings("ignore::mixout.LowCoverageWarning")
 
 
-def reasons(model):
-    return {layer.name: layer.reason for layer in mixout.coverage(model).layers if layer.kind == "bypassed"}
-
-
-def hooked(model):
-    """As accelerate dispatches a large model: the forward is replaced on the instance."""
-    hooks = pytest.importorskip("accelerate.hooks")
-    hooks.add_hook_to_module(model[0], hooks.ModelHook())
-    return model
-
-
 def test_an_anchor_that_nothing_would_use_is_an_error():
     model = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(ValueError, match="which takes none"):

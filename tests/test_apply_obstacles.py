@@ -8,21 +8,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import mixout
+from dispatched import hooked, reasons
 from mixout import Mixout
 
 # Models of few layers, of which most cannot be mixed.
 pytestmark = pytest.mark.filterwarnings("ignore::mixout.LowCoverageWarning")
-
-
-def reasons(model):
-    return {layer.name: layer.reason for layer in mixout.coverage(model).layers if layer.kind == "bypassed"}
-
-
-def hooked(model):
-    """As accelerate dispatches a large model: the forward is replaced on the instance."""
-    hooks = pytest.importorskip("accelerate.hooks")
-    hooks.add_hook_to_module(model[0], hooks.ModelHook())
-    return model
 
 
 def test_a_forward_patched_on_the_instance_is_reported():

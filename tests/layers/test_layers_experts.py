@@ -8,16 +8,10 @@ import types
 
 import pytest
 import torch
+from trained import moved
 
 import mixout
 from mixout import Mixconnect, Mixout
-
-
-def moved(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    return model
 
 
 def moe(kind, **options):

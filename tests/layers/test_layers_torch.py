@@ -8,18 +8,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from trained import moved
 
 import mixout
 from mixout import Mixout
 from mixout.functional import mix
-
-
-def moved(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    return model
-
 
 RECURRENT = {
     "lstm": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "batch_first": True}),

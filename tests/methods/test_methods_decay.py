@@ -8,6 +8,7 @@ from decay_steps import ETA, LEFT, RATE, adamw, batches, loss_of, net, sgd, step
 from torch import nn
 
 import mixout
+from body_and_head import WithHead
 from mixout import AnchorDecay, Mixout
 from mixout.methods.targets import targets
 
@@ -69,24 +70,10 @@ def test_a_parameter_without_gradient_does_not_move():
     assert not model[2].weight.equal(before[1])
 
 
-class Pretrained(nn.Module):
-    """A body and a new head, marked as transformers marks them."""
-
-    base_model_prefix = "body"
-
+class Pretrained(WithHead):
     def __init__(self):
         super().__init__()
         self.body, self.head = net(), nn.Linear(2, 2).double()
-
-    @property
-    def base_model(self):
-        return self.body
-
-    def get_output_embeddings(self):
-        return None
-
-    def forward(self, x):
-        return self.head(self.body(x))
 
 
 def test_head_and_biases_are_not_decayed():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_case import case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixout import functional, passes
@@ -11,18 +12,7 @@ from mixout.functional import mixed_linear
 from mixout.ops import linear as forms
 from mixout.ops import reference
 
-
-@pytest.fixture(autouse=True)
-def _sizes_are_small_here(monkeypatch):
-    """Small layers take torch's own operations; the other forms are what is looked at."""
-    monkeypatch.setattr(passes, "NATIVE_ON_CPU_BELOW", 0)
-
-
-def case(batch, out, inputs, keep, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((*batch, inputs), (out, inputs), (out, inputs), (out,), (*batch, out))
-    tensors = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
-    return tensors, torch.rand(inputs, generator=generator) < keep
+pytestmark = pytest.mark.usefixtures("every_form")
 
 
 def compare(batch, out, inputs, keep, gradient, *, bias, seed=0, scale=3.7):
