@@ -70,6 +70,16 @@ def test_every_python_that_is_promised_is_tested():
     assert PROJECT["requires-python"] == f">={min(promised, key=lambda text: int(text[2:]))}"
 
 
+def test_the_badges_say_what_the_package_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    (torch,) = re.findall(r"torch>=(\S+)", project["dependencies"][0])
+    said = f"python {pythons[0]} to {pythons[-1]}, pytorch {torch} or newer, license {project['license']}"
+    badges = (ROOT / "docs" / "badges.svg").read_text(encoding="utf-8")
+    assert f'aria-label="{said}"' in badges
+    assert " ".join(re.findall(r">([^<>\n]+)</text>", badges)) == said.replace(",", "")
+
+
 def test_the_map_of_files_names_each_file_of_the_library_and_none_that_is_gone():
     """The package's own folder and ``ops``; the other folders are described as wholes."""
     package = ROOT / "src" / "mixout"

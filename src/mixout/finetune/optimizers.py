@@ -41,7 +41,7 @@ class BERTAdam(AdamW):
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> weight.grad = torch.ones(1)
         >>> BERTAdam([weight], lr=0.1, eps=0.0, weight_decay=0.0).step()
-        >>> round(1 - weight.item(), 4)  # lr * (1 - .9) / sqrt(1 - .999)
+        >>> round(1 - weight.item(), 4)  # lr * (1 - 0.9) / sqrt(1 - 0.999)
         0.3162
     """
 

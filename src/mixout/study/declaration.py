@@ -87,7 +87,7 @@ def parse(text: str) -> Study:
         ... [[task]]
         ... name = "docstrings"
         ... [[method]]
-        ... name = "mixout(.5)"
+        ... name = "mixout(0.5)"
         ... ''')
         >>> [str(run) for run in study.runs()]
         ['docstrings, mixout(0.5), restart 0', 'docstrings, mixout(0.5), restart 1']

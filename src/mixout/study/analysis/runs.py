@@ -141,7 +141,7 @@ def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float |
     """Whether a run gives nearly the same answer to all, and its loss is that of a constant answer.
 
     Of a classifier: the share of examples that do not get the most frequent answer is below a fifth of its errors,
-    and its loss (cross entropy) at least .95 of the entropy of a constant answer with as many errors. Of a regression,
+    and its loss (cross entropy) at least 0.95 of the entropy of a constant answer with as many errors. Of a regression,
     which has neither accuracy nor classes: the variance of the predictions is below 5 % of the mean squared error.
 
     Example:

@@ -158,7 +158,7 @@ def sign_flips(differences: Array, *, seed: int = 0) -> float:
 
     Exact for up to 15 differences. The premise is that each difference is as likely to have the other sign, as where
     the two methods do not differ in any respect. Equal means alone are not enough: with a baseline that fails in one
-    run of ten, .05 is reached in up to 15 % of studies.
+    run of ten, 0.05 is reached in up to 15 % of studies.
 
     Example:
         >>> sign_flips(np.array([1.0, 2.0, 3.0]))
