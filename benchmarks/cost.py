@@ -27,7 +27,6 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.environment import quiet
 from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Task
 from mixout.study.declaration import read
 from pairs import Run, clock_of, interleave, release
 from table import Row, Table
@@ -72,7 +71,7 @@ def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
     """A training step as a run of ``settings`` takes it, each on its next batch; and the mean tokens of a batch."""
     settings = settings.resolved()
     task = cache.task(settings)
-    if not isinstance(task, Task):
+    if task.kind == "text":
         raise InputError(f"expected a study of classifiers, got the text of {settings.task!r}; name another study")
     seed = settings.stream_seed("init")
     with quiet(), tempfile.TemporaryDirectory() as place:

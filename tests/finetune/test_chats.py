@@ -13,7 +13,7 @@ import trl
 
 from mixout.errors import InputError
 from mixout.finetune.causal import collate, encode
-from mixout.finetune.tasks.documents import Documents
+from mixout.finetune.tasks import Split as Documents
 from mixout.finetune.train import finetune
 
 # TRL's use of transformers' old names.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mixout.errors import InputError, needs
 from mixout.finetune import data
@@ -41,8 +41,8 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
         if own_dev:
             files.members(path, files.DEV)  # two of them, or none that can be read, would be found at the very end
     else:
-        task = cast("Task", data.load(settings))
-    train = cast("Task", data.subset(task, settings)).train
+        task = data.load(settings)
+    train = data.subset(task, settings).train
     task = replace(task, train=train, dev=train)
     _check(task)
     return task, own_dev

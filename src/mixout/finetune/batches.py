@@ -45,7 +45,7 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
         return []
     tokens = _tokens(split, tokenizer, truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
-    labels: Any = split.label
+    labels: Any = split.label or (0,) * len(split)
     if isinstance(split.text[0], tuple):
         words = map(tokens.word_ids, range(len(split)))
         labels = [

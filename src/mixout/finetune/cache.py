@@ -13,6 +13,7 @@ import copy
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
 from mixout.finetune.tasks import Split, Task, is_path
-from mixout.finetune.tasks.documents import Corpus, Documents
 
 
 class Cache:
@@ -32,10 +32,10 @@ class Cache:
 
     def __init__(self) -> None:
         self._model: tuple[Hashable, Loaded] | None = None
-        self._tasks: dict[Hashable, Task | Corpus] = {}
+        self._tasks: dict[Hashable, Task] = {}
         self._tokens: dict[Hashable, list[Example]] = {}
 
-    def task(self, settings: Settings) -> Task | Corpus:
+    def task(self, settings: Settings) -> Task:
         """The task of ``settings``, its training data cut to ``train_size``; files are read anew."""
         if settings.data_dir is not None or is_path(settings.task):
             return data.subset(data.load(settings), settings)
@@ -74,7 +74,7 @@ class Cache:
         kept = self._model[1]
         return loaded, {name: p.detach() for name, p in kept.model.named_parameters() if name not in kept.new}
 
-    def tokens(self, split: Split | Documents, settings: Settings) -> list[Example]:
+    def tokens(self, split: Split, settings: Settings) -> list[Example]:
         """A split in the tokens of the last model; shared, to be read."""
         if self._model is None:
             raise RuntimeError("expected a model before its tokens, got none; call model() first")
@@ -82,11 +82,9 @@ class Cache:
         if key not in self._tokens:
             # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
             tokenizer = copy.deepcopy(self._model[1].tokenizer)
-            if isinstance(split, Documents):
-                only = settings.assistant_only_loss
-                self._tokens[key] = causal.encode(split, tokenizer, settings.max_length, assistant_only=only)
-            else:
-                self._tokens[key] = encode(split, tokenizer, settings.max_length)
+            of_text = partial(causal.encode, assistant_only=settings.assistant_only_loss)
+            encoded = of_text if settings.task_type == CAUSAL else encode
+            self._tokens[key] = encoded(split, tokenizer, settings.max_length)
         return self._tokens[key]
 
 

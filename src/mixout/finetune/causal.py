@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from mixout.errors import InputError
 from mixout.finetune.batches import IGNORED, Dev, Example, collate
-from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.tasks import Split, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mixout.finetune.batches import Array
 
 
-def encode(part: Documents, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
+def encode(part: Split, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
     """Windows of at most ``max_length`` tokens, in the order of the documents.
 
     Prompt and text are turned into tokens apart, as they are when the model is used: no token holds parts of both.
@@ -65,7 +65,7 @@ def encode(part: Documents, tokenizer: Tokenizer, max_length: int, *, assistant_
     return found
 
 
-def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
+def _completions(part: Split, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
     """The tokens of each prompt and text, and which of them are predicted: those of the text and its end."""
     end = tokenizer.eos_token_id
     texts = tokenizer(list(part.text), add_special_tokens=part.prompt is None)["input_ids"]
@@ -77,9 +77,7 @@ def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[i
         yield before + after, [False] * len(before) + [True] * len(after)
 
 
-def _conversations(
-    part: Documents, tokenizer: Tokenizer, assistant_only: bool
-) -> Iterator[tuple[list[int], list[bool]]]:
+def _conversations(part: Split, tokenizer: Tokenizer, assistant_only: bool) -> Iterator[tuple[list[int], list[bool]]]:
     if tokenizer.chat_template is None:
         raise InputError(
             "expected a tokenizer with a chat template for a column of conversations, got one without; choose a chat "
@@ -136,7 +134,7 @@ def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[
 class DevTexts(Dev):
     """Held-out text, and text of the original domain where there is some: the loss, and what evaluations keep of it."""
 
-    corpus: Corpus
+    task: Task
     dev: list[Example]
     original: list[Example]
     smoothing: float = 0.0
@@ -169,7 +167,7 @@ class DevTexts(Dev):
         """
         found = self.restored(outputs.astype("float64"))
         dev, original = found[: len(self.dev)], found[len(self.dev) :]
-        sums = np.zeros((len(self.corpus.dev), 2))
+        sums = np.zeros((len(self.task.dev), 2))
         np.add.at(sums, [window["document"] for window in self.dev], dev)
         self.predictions = tuple((-sums[:, 0] / sums[:, 1]).tolist())
         scores: dict[str, float] = {}
@@ -182,7 +180,7 @@ class DevTexts(Dev):
 
     def chance(self) -> float:
         """The log-likelihood of the best constant answer: each token at its share of the text that is judged."""
-        windows = self.original if self.corpus.metric.startswith("original_") else self.dev
+        windows = self.original if self.task.metric.startswith("original_") else self.dev
         labels = np.array([label for window in windows for label in window["labels"] if label != IGNORED])
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         # Rounded: logarithms of several machines may differ in the last bits, and chance belongs to the data.

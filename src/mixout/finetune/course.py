@@ -24,7 +24,6 @@ from mixout.finetune import folder, outcome
 from mixout.finetune.environment import processes
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 
 with needs("hf", "fine-tuning"):
     from accelerate import PartialState
@@ -51,7 +50,7 @@ class Course(TrainerCallback):
     the record, so a run is the same however often one looks.
     """
 
-    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task | Corpus, report: Report) -> None:
+    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task, report: Report) -> None:
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         self.task = task

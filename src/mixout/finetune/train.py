@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,9 +30,7 @@ from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically, writing
 from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Split, Task
-from mixout.finetune.tasks.base import digest_of
-from mixout.finetune.tasks.documents import Corpus
+from mixout.finetune.tasks import Task
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
 
@@ -106,7 +104,7 @@ def finetune(
             _fisher_rows(settings, task, loaded, shared, examples),
             str(measured) if measured.is_file() else None,
         )
-        fingerprints = _fingerprints(task, loaded, start)
+        fingerprints = {"anchor": old_fingerprint(start), **task.fingerprints(), "weights": loaded.sha256}
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         if report is not None and leads:
@@ -120,7 +118,7 @@ def finetune(
         close = (
             Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
             if isinstance(dev, DevTexts)
-            else Drift(loaded, dev.task.original, settings.max_length)
+            else Drift(loaded, task.original.text if task.original else (), settings.max_length)
         )
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with run.accelerator.main_process_first():
@@ -152,52 +150,38 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."
 
 
-def _fingerprints(
-    task: Task | Corpus, loaded: models.Loaded, start: Mapping[str, torch.Tensor]
-) -> dict[str, str | None]:
-    found = {
-        "anchor": old_fingerprint(start),
-        "train": task.train.fingerprint(),
-        "dev": task.dev.fingerprint(),
-        "weights": loaded.sha256,
-    }
-    if text := task.original:
-        found["original"] = digest_of(text) if isinstance(text, tuple) else text.fingerprint()
-    return found
-
-
 def _fisher_rows(
-    settings: Settings, task: Task | Corpus, loaded: models.Loaded, shared: Cache, examples: list[Example]
+    settings: Settings, task: Task, loaded: models.Loaded, shared: Cache, examples: list[Example]
 ) -> list[Batch]:
     """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
     if task.kind == "labels":
         raise InputError(f"expected rows with one label for {settings.method!r}, got several a row; leave out fisher")
-    if isinstance(task, Corpus):
+    if task.kind == "text":
         if task.original is None:
             raise InputError(
                 f"expected text of the domain not to be forgotten with {settings.method!r}, got none; give --original"
             )
         return [collate([window]) for window in shared.tokens(task.original, settings)]
-    if task.original:
-        examples = shared.tokens(Split(text=task.original, label=(0,) * len(task.original)), settings)
+    if task.original is not None:
+        examples = shared.tokens(task.original, settings)
     names = loaded.tokenizer.model_input_names
     return [{name: torch.tensor([one[name]]) for name in names if name in one} for one in examples]
 
 
-def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | DevTexts:
+def _dev(task: Task, shared: Cache, settings: Settings) -> DevSet | DevTexts:
     """What is minimised and scored: the dev set in tokens, with the text of the original domain where there is some."""
     examples, smoothing = shared.tokens(task.dev, settings), settings.label_smoothing
-    if isinstance(task, Task):
+    if task.kind != "text":
         return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
     original = [] if task.original is None else shared.tokens(task.original, settings)
     return DevTexts(task, examples, original, smoothing)
 
 
-def _cut(task: Task | Corpus, loaded: models.Loaded, shared: Cache, settings: Settings) -> tuple[int, int]:
+def _cut(task: Task, loaded: models.Loaded, shared: Cache, settings: Settings) -> tuple[int, int]:
     """How many training and dev texts lose their end; those of a language model are windows."""
-    if not isinstance(task, Task):
+    if task.kind == "text":
         return 0, 0
     # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
     tokenizer, length = copy.deepcopy(loaded.tokenizer), settings.max_length
@@ -206,7 +190,7 @@ def _cut(task: Task | Corpus, loaded: models.Loaded, shared: Cache, settings: Se
     return first, second
 
 
-def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
+def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
     check_kind(settings, task)
     if settings.head_first >= settings.epochs:
         raise InputError(

@@ -26,7 +26,6 @@ from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 from mixout.integrations.huggingface import HeadFirst, MixoutCallback
 from mixout.methods import OutputAnchor
 from mixout.methods.output import output_penalty
@@ -161,7 +160,7 @@ def build(
     settings: Settings,
     place: Path,
     loaded: Loaded,
-    task: Task | Corpus,
+    task: Task,
     examples: list[Example],
     dev: DevSet | DevTexts,
     *,
