@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mixout.errors import InputError
-from mixout.finetune.batches import IGNORED, Dev, Example, collate
+from mixout.finetune.batches import IGNORED, Dev, Example
 from mixout.finetune.tasks import Split, Task
 
 if TYPE_CHECKING:
@@ -130,26 +129,15 @@ def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[
             yield {"input_ids": tokens[start : start + max_length], "labels": predicted}
 
 
-@dataclass
 class DevTexts(Dev):
-    """Held-out text, and text of the original domain where there is some: the loss, and what evaluations keep of it."""
-
-    task: Task
-    dev: list[Example]
-    original: list[Example]
-    smoothing: float = 0.0
+    """Of text: windows of what is held out, and of the original domain where there is some."""
 
     # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
     mean_of_batches = False
-    # The label of a token that counts for nothing.
-    unlabelled = IGNORED
 
-    def __post_init__(self) -> None:
-        self.arrange([*self.dev, *self.original])
-
-    def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        """What makes a batch of windows."""
-        return collate
+    def __init__(self, task: Task, dev: list[Example], original: list[Example], smoothing: float = 0.0) -> None:
+        super().__init__(task, [*dev, *original], smoothing)
+        self.dev, self.original = dev, original
 
     def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum of the losses of all predicted tokens, ``()``, from logits ``(batch, tokens, vocabulary)``."""
