@@ -18,7 +18,7 @@ import mixout
 from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
-from mixout.finetune import card, defaults, environment, folder, models, outcome, trainer
+from mixout.finetune import card, defaults, environment, folder, models, outcome
 from mixout.finetune.batches import DevSet, Example, collate, cut_texts
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
@@ -31,6 +31,7 @@ from mixout.finetune.record import Record, write_atomically, writing
 from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.trainer import TextTrainer
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
 
@@ -113,7 +114,7 @@ def finetune(
             for line in (*said, *reaches(settings.methods)):
                 tell(line)
         with folder.making(place):
-            run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
+            run = TextTrainer(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
         close = (
             Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
@@ -126,11 +127,11 @@ def finetune(
         with writing(place):
             if importance is not None and leads:
                 save_file(importance, measured)
-            state = trainer.train(run, checkpoint)
+            state = run.run(checkpoint)
             covered = outcome.coverage(loaded.model)
             merge_lora_(loaded.model)
             between = interpolated(
-                loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
+                loaded.model, start, loaded.new, settings.interpolate, lambda: run.scores() | close.scores()
             )
             record = outcome.record(
                 settings, task, loaded, dev, state, diverged=run.course.diverged, closeness=close.scores(), start=start,
