@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     def work(report: Any) -> int:  # noqa: ANN401
         choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report=report)
-        print(f"{text(choice)}\n\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
+        print(f"{text(choice)}\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
         return 0
 
     return guarded(work, args.output_dir)

@@ -6,8 +6,8 @@ import argparse
 import sys
 import textwrap
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from mixout.cli.lines import LiveTable, aligned
 
 if TYPE_CHECKING:
     from mixout.study.analysis.runs import Run
-    from mixout.study.grid import Study
     from mixout.study.progress import Report
 
 # The study; what it runs and how its settings were found: docs/demo.md.
@@ -78,7 +77,11 @@ def run(args: argparse.Namespace) -> int:
     ledger = Ledger(folder / "ledger")
 
     def work(report: Report) -> int:
-        with _live(study, lambda: _means(ledger.read().of(planned))) or nullcontext(report) as shown:
+        methods, rates = [one.label for one in study.methods], list(map(str, study.factors[RATE]))
+        live = sys.stderr.isatty() and LiveTable(
+            "learning rate", methods, rates, lambda: _means(ledger.read().of(planned))
+        )
+        with live or nullcontext(report) as shown:
             tally = run_missing(planned, ledger, executor, report=shown)
         if tally.elsewhere:
             print(f"{count(tally.elsewhere, 'run')} left to another process; call it again when that has ended")
@@ -107,13 +110,6 @@ def run(args: argparse.Namespace) -> int:
         return 1 if tally.failed else 0
 
     return guarded(work, folder)
-
-
-def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[Report] | None:
-    """A table that fills; None where there is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    return LiveTable("learning rate", [one.label for one in study.methods], list(map(str, study.factors[RATE])), scores)
 
 
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:

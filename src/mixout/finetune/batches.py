@@ -193,8 +193,9 @@ class DevSet(Dev):
         labels: Sequence[Any] = [example["labels"] for example in self.examples]
         rows = self.restored(answers(outputs, self.task.kind)).tolist()
         if self.task.kind == "tags":
-            # Words that were cut count for nothing.
-            rows, labels = zip(*(at_words(*row) for row in zip(rows, labels, strict=True)), strict=True)
+            # Tokens without a label, and words that were cut, count for nothing.
+            words = [[at for at, label in enumerate(row) if label != IGNORED] for row in labels]
+            rows, labels = ([[row[at] for at in words[n]] for n, row in enumerate(side)] for side in (rows, labels))
         self.predictions = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
         scores = metrics.compute(
             self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
@@ -219,12 +220,6 @@ def answers(outputs: Array, kind: str) -> Array:
     if kind == "values":
         return outputs.reshape(-1)
     return (outputs > 0).astype(int) if kind == "labels" else outputs.argmax(axis=-1)
-
-
-def at_words(row: Sequence[int], labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The answers and the labels at the tokens that have a label: at words."""
-    places = [at for at, label in enumerate(labels) if label != IGNORED]
-    return tuple(row[at] for at in places), tuple(labels[at] for at in places)
 
 
 _POOL = 8

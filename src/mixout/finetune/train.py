@@ -7,7 +7,6 @@ resumed run ends as an uninterrupted one: bit for bit on the CPU, on a GPU up to
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune import card, defaults, environment, folder, models, outcome
-from mixout.finetune.batches import DevSet, Example, collate, cut_texts
+from mixout.finetune.batches import Example, collate
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
@@ -97,7 +96,7 @@ def finetune(
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         examples = shared.tokens(task.train, settings)
-        dev = _dev(task, shared, settings)
+        dev = shared.dev(task, settings)
         measured = place / folder.CHECKPOINTS / folder.FISHER
         importance = apply_methods(
             loaded,
@@ -109,8 +108,8 @@ def finetune(
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         if report is not None and leads:
-            cut = _cut(task, loaded, shared, settings)
-            said = (*describe(task, cut=cut, max_length=settings.max_length), *chosen.values())
+            cut, length = shared.cut(task, settings), settings.max_length
+            said = (*describe(task, cut=cut, max_length=length), *chosen.values())
             for line in (*said, *reaches(settings.methods)):
                 tell(line)
         with folder.making(place):
@@ -169,26 +168,6 @@ def _fisher_rows(
         examples = shared.tokens(task.original, settings)
     names = loaded.tokenizer.model_input_names
     return [{name: torch.tensor([one[name]]) for name in names if name in one} for one in examples]
-
-
-def _dev(task: Task, shared: Cache, settings: Settings) -> DevSet | DevTexts:
-    """What is minimised and scored: the dev set in tokens, with the text of the original domain where there is some."""
-    examples, smoothing = shared.tokens(task.dev, settings), settings.label_smoothing
-    if task.kind != "text":
-        return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
-    original = [] if task.original is None else shared.tokens(task.original, settings)
-    return DevTexts(task, examples, original, smoothing)
-
-
-def _cut(task: Task, loaded: models.Loaded, shared: Cache, settings: Settings) -> tuple[int, int]:
-    """How many training and dev texts lose their end; those of a language model are windows."""
-    if task.kind == "text":
-        return 0, 0
-    # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-    tokenizer, length = copy.deepcopy(loaded.tokenizer), settings.max_length
-    parts = [(part, shared.tokens(part, settings)) for part in (task.train, task.dev)]
-    first, second = (cut_texts(part, examples, tokenizer, length) for part, examples in parts)
-    return first, second
 
 
 def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
