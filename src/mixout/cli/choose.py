@@ -30,21 +30,12 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(parser=parser)
-    parser.add_argument(
-        "--budget", default="30m", metavar="TIME", help="training time, such as 90s, 30m or 2h (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--output-dir",
-        default="chosen",
-        metavar="DIR",
-        help="folder for model, report and all runs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        metavar="METHOD",
-        help="methods to try beside plain fine-tuning; default: dropout, mixout, a decay and LoRA",
-    )
+    text = "training time, such as 90s, 30m or 2h (default: %(default)s)"
+    parser.add_argument("--budget", default="30m", metavar="TIME", help=text)
+    text = "folder for model, report and all runs (default: %(default)s)"
+    parser.add_argument("--output-dir", default="chosen", metavar="DIR", help=text)
+    text = "methods to try beside plain fine-tuning; default: dropout, mixout, a decay and LoRA"
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=text)
     add_settings(parser)
 
 
