@@ -42,12 +42,10 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
             "kept: call it again to continue, or with more restarts."
         ),
     )
-    parser.add_argument(
-        "--output-dir", default="demo-output", metavar="DIR", help="folder for runs and report (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--restarts", type=int, metavar="N", help="runs of each method at each learning rate (default: 1)"
-    )
+    text = "folder for runs and report (default: %(default)s)"
+    parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help=text)
+    text = "runs of each method at each learning rate (default: 1)"
+    parser.add_argument("--restarts", type=int, metavar="N", help=text)
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="runs at a time (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
 

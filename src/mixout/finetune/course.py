@@ -157,7 +157,7 @@ class Course(TrainerCallback):
         self.diverged = not math.isfinite(loss) or (enough and outcome.diverges(loss, max(first, self._constant)))
 
     def _take(self, losses: list[Tensor]) -> float:
-        """The mean over the steps, which begin anew."""
+        """The mean over these steps, which are forgotten."""
         found = float(self.mean(torch.stack(losses).mean()))
         losses.clear()
         return found

@@ -155,10 +155,12 @@ def writing(folder: Path) -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        # What loggers raise without a network is an OSError too, but not the system's.
-        system = isinstance(error, OSError) and error.errno is not None
-        others = _TORCH if isinstance(error, RuntimeError) else _RUST
-        if not system and (isinstance(error, OSError) or not others.search(str(error))):
+        if isinstance(error, OSError):
+            # What loggers raise without a network is an OSError too, but not the system's.
+            of_writing = error.errno is not None
+        else:
+            of_writing = bool((_TORCH if isinstance(error, RuntimeError) else _RUST).search(str(error)))
+        if not of_writing:
             raise
         raise WriteError(f"could not write to {folder}: {' '.join(str(error).split())}") from error
 
