@@ -135,7 +135,8 @@ def _outputs(loaded: models.Loaded, examples: list[Example], pad: Any) -> list[t
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network: Any = loaded.model
     network.eval().to(device)
-    order, found = by_length(examples), {}
+    order = by_length(examples)
+    found: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
         batch = {name: value.to(device) for name, value in pad([examples[row] for row in rows]).items()}

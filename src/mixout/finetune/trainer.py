@@ -91,7 +91,7 @@ class TextTrainer(Trainer):
                 eval_dataset=dev.sorted(),
                 data_collator=dev.collator(loaded.tokenizer),
                 processing_class=loaded.tokenizer,
-                compute_metrics=lambda outputs: dev.score(outputs.predictions),
+                compute_metrics=lambda outputs: dev.score(outputs.predictions),  # type: ignore[arg-type]
                 preprocess_logits_for_metrics=dev.keep,
                 # The record holds the distance from the anchor at the end.
                 callbacks=[self.course, MixoutCallback(log=False), *first],

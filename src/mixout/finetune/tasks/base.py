@@ -44,8 +44,12 @@ class Split:
     def select(self, indices: Iterable[int]) -> Split:
         """The rows at these positions, in the order given."""
         rows = tuple(indices)
-        columns = {name: cells for name, cells in vars(self).items() if isinstance(cells, tuple) and cells}
-        return replace(self, **{name: tuple(cells[i] for i in rows) for name, cells in columns.items()})
+        columns: dict[str, Any] = {
+            name: tuple(cells[row] for row in rows)
+            for name, cells in vars(self).items()
+            if cells and isinstance(cells, tuple)
+        }
+        return replace(self, **columns)
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of the content and its order."""
