@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixout.cli.lines import aligned
-from mixout.cli.options import add_settings, from_file, settings_in
+from mixout.cli.options import add_device, add_settings, from_file, settings_in, use_device
 from mixout.errors import InputError
 from mixout.finetune.settings import CAUSAL, RECIPES, Settings
 
@@ -83,6 +83,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         help="settings where no option says otherwise: chosen by model, data and method (auto), or those of the mixout "
         "paper (default: auto)",
     )
+    add_device(parser)
     add_settings(parser)
 
 
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if "config" in given:
         written = from_file(Path(args.config), args.parser)
         given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
+    use_device(given.get("device"))
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
     chosen = settings_in(given)
