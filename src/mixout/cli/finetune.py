@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -154,10 +155,10 @@ def _config(settings: Settings) -> str:
     task = data.subset(data.load(settings), settings)
     chosen, why = defaults.complete(settings, models.outline(settings.model, settings.task_type).model, task)
     values = {name: value for name, value in asdict(chosen).items() if value is not None and value != ()}
-    lines = [
-        f"{name}: {json.dumps(value)}{f'  # {why[name].partition(chr(58))[2].strip()}' if name in why else ''}"
-        for name, value in values.items()
-    ]
+    # 2.0e-05: many readers of YAML take 2e-05 for a text.
+    texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value)) for name, value in values.items()}
+    reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
+    lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
     return "\n".join(lines) + "\n"
 
 
