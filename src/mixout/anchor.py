@@ -35,11 +35,6 @@ class AnchorTensor:
         self.fixed = fixed  # keeps its dtype and device, whatever happens to the weight: cast and moved in each pass
         self._elsewhere: Tensor | None = None
 
-    @property
-    def start(self) -> AnchorTensor:
-        """The anchor of the starting weight: this one, unless it moves."""
-        return self
-
     def __deepcopy__(self, memo: dict[int, Any]) -> AnchorTensor:
         return copy.copy(self)  # shares the tensor, which is constant
 
@@ -87,6 +82,61 @@ class OwnWeight(AnchorTensor):
     def beside(self, weight: Tensor) -> Tensor:
         """The weight, as a constant."""
         return weight.detach()
+
+
+class MovingAnchor(AnchorTensor):
+    r"""The anchor of GMixout: a moving average of the weight that it is mixed with.
+
+    .. math:: A_0 = u, \qquad A \leftarrow b A + (1 - b) w \ \text{ after the last optimizer step of each period}
+
+    Kept in float32 or wider, whatever the weight's dtype: in 16 bits steps of 1 - b, where b is ``rate``, would be
+    rounded away. A copy of the model has its own; ``start``, the anchor of the pretrained weight u, is shared.
+
+    Source: arXiv 2510.06982 (GMixout). The order of the update is ours, since the paper's text was not to be had.
+    """
+
+    tensor: Tensor
+    start: AnchorTensor
+
+    def __init__(self, start: AnchorTensor, weight: Tensor, rate: float) -> None:
+        near = start.beside(weight)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        began = torch.zeros_like(weight) if near is None else near
+        super().__init__(began.detach().to(wide, copy=True), start.digest)
+        self.start = start
+        self.rate = rate
+        self.moved_in = 0  # the period that it is the anchor of
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MovingAnchor:
+        twin = copy.copy(self)
+        twin.start, twin.tensor = copy.copy(self.start), self.tensor.clone()
+        return twin
+
+    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the weight to another device, and to a wider dtype."""
+        self.start.apply_(fn)
+        example = fn(torch.empty((), dtype=self.tensor.dtype, device=self.tensor.device))
+        if not example.is_meta:
+            self.tensor = self.tensor.to(example.device, torch.promote_types(self.tensor.dtype, example.dtype))
+
+    def beside(self, weight: Tensor) -> Tensor:
+        """The tensor, which a pass casts."""
+        if weight.device != self.tensor.device and not weight.is_meta:
+            self.tensor = self.tensor.to(weight.device)
+        return self.tensor
+
+    @torch.no_grad()
+    def move_(self, weight: Tensor, period: int) -> None:
+        """A <- b A + (1-b) w, in place, so that compiled graphs see it."""
+        self.moved_in = period
+        held = self.beside(weight)
+        held.lerp_(weight.detach().to(held.dtype), 1 - self.rate)
+
+    @torch.no_grad()
+    def restore_(self, saved: Tensor, period: int) -> None:
+        """Be ``saved``, whole, the anchor of that period."""
+        self.moved_in = period
+        self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
 
 
 def _alike(tensor: Tensor, weight: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixout import disabling, dropouts
 from mixout._torch import managed_by_fsdp
-from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, OwnWeight, digest
+from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, MovingAnchor, OwnWeight, digest
 from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.layers import (
@@ -20,7 +20,6 @@ from mixout.layers import (
     attach_,
     lora,
     mixed_class,
-    move_anchors_,
     parameter,
     restore_,
     swap_,
@@ -102,6 +101,10 @@ def _mix_(
     # All anchors first: one that is missing must leave the model as it was.
     wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
     found = _anchored(source, wanted, may_lack=selection.may_lack)
+    if method.anchor_ema is not None and not dry:
+        for name, held in found.items():
+            for path, start in held.items():
+                held[path] = MovingAnchor(start, parameter(layers[name], path), method.anchor_ema)  # type: ignore[arg-type]
     applied.seed.subject = subject(str(applied), found)
     swapped: list[tuple[str, nn.Module, Any, dict[str, AnchorTensor]]]
     swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
@@ -116,9 +119,6 @@ def _mix_(
         swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in found}
     if not dry:
-        if method.anchor_ema is not None:
-            for layer in mixed.values():
-                move_anchors_(layer, method.anchor_ema)
         attach_(model, mixed)
         disabling.guard_(model)
     return mixed

@@ -203,7 +203,7 @@ def anchored_weights(
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():
-                found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
+                found[f"{name}.{path}".lstrip(".")] = (module, path, getattr(one, "start", one))
     return {
         key: (module, field, one)
         for key, (module, field, one) in found.items()

@@ -4,8 +4,8 @@ With a period of k steps the masks of step n are those of period n // k. A step 
 a weight that was mixed in a training pass since the last count: so the micro-batches of one step share a mask, several
 optimizers of one model count once, and one of another model does not count.
 
-Anchors that move (:mod:`mixout.layers.moving`) do so when a period ends, each right after the step of the optimizer
-that steps its weight, and after the decay of that step.
+Anchors that move (:class:`mixout.anchor.MovingAnchor`) do so when a period ends, each right after the step of the
+optimizer that steps its weight, and after the decay of that step.
 """
 
 from __future__ import annotations
@@ -60,25 +60,25 @@ class Period:
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if it is one of these weights."""
-        if not self._mixed and all(one.moved_in == self.index for one in self.followers):
+        moving = [pair for layer in list(self.followers) for pair in layer.moving_anchors()]
+        if not self._mixed and all(anchor.moved_in == self.index for anchor, _ in moving):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(w is None or id(w) in stepped or _stepped_by_zero(w) for w in self._mixed.values()):
             self.steps += 1
             self._mixed.clear()
-        for one in list(self.followers):
-            weight = one.weight()
+        for anchor, weight in moving:
             if weight is not None and _stepped_by_zero(weight):
                 raise MixoutError(
                     "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat "
                     "copies; anchor_ema needs DDP, FSDP2 or stage 0"
                 )
-            if one.moved_in != self.index and id(weight) in stepped:
-                one.move_(self.index)
+            if anchor.moved_in != self.index and id(weight) in stepped:
+                anchor.move_(weight, self.index)
 
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
-        self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the anchors that move, see layers/moving.py
+        self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the layers whose anchors move
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
         _PERIODS.add(self)

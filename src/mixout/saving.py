@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixout.anchor import MovingAnchor
 from mixout.anchor import fingerprint as fingerprint_of
 from mixout.errors import AnchorMismatchError, MixoutError
-from mixout.layers import Mixed, MovingAnchor, Share, lora, parameter
+from mixout.layers import Mixed, Share, lora, parameter
 from mixout.masks import check_p
 from mixout.measure import adapted_layers, anchored_weights, check_anchored
 from mixout.methods import Method

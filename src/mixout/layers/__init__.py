@@ -23,8 +23,6 @@ from mixout.layers.mixed import Share as Share
 from mixout.layers.mixed import mixed_subclass
 from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
-from mixout.layers.moving import MovingAnchor as MovingAnchor
-from mixout.layers.moving import move_anchors_ as move_anchors_
 from mixout.layers.registry import CONV1D, dotted, find, holder_of, keeps_forward
 from mixout.layers.registry import Layout as Layout
 from mixout.layers.registry import entry_of as entry_of

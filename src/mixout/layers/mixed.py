@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from mixout.anchor import AnchorTensor, OwnWeight
+from mixout.anchor import AnchorTensor, MovingAnchor, OwnWeight
 from mixout.errors import MixoutError
 from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
@@ -117,6 +117,16 @@ class Mixed(nn.Module):
         """The parameter of that name that an optimizer steps."""
         return parameter(self, path)
 
+    def moving_anchors(self) -> list[tuple[MovingAnchor, Tensor | None]]:
+        """The anchors that move, each with the parameter that it follows."""
+        share = self.__dict__.get("_mixed")
+        held = {} if share is None else share.anchors
+        return [(one, self.stepped(path)) for path, one in held.items() if isinstance(one, MovingAnchor)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        follow_steps_(self)
+
     def leave_(self) -> None:
         """Undo what a mixed layer has changed outside of itself: nothing, unless a subclass does."""
 
@@ -203,6 +213,13 @@ def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
     """Make ``module`` a ``mixed`` layer that holds ``share``."""
     module._mixed = share  # type: ignore[assignment]
     module.__class__ = mixed
+    follow_steps_(module)  # type: ignore[arg-type]
+
+
+def follow_steps_(layer: Mixed) -> None:
+    """Let the anchors of ``layer`` that move do so after optimizer steps."""
+    if layer.moving_anchors():
+        layer._mixed.mixing.period.followers.add(layer)  # type: ignore[union-attr]  # they come with a period
 
 
 def restore_(module: Mixed) -> None:
