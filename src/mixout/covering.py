@@ -18,7 +18,7 @@ from mixout.errors import MixoutError, NothingMixedError
 from mixout.install import Unread, undo_
 from mixout.measure import radius_used
 from mixout.methods import Method, output, spell
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import in_parts
 from mixout.reach import Kind
 from mixout.reach import LayerCoverage as LayerCoverage

@@ -25,7 +25,7 @@ from mixout.layers import (
     swap_,
     weights,
 )
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output, targets
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
 from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
 from mixout.passes import Form
@@ -65,7 +65,7 @@ def install_(
                 raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
             _anchor_outputs_(model, method, anchors)
     # What decayed weights, anchored outputs and changed dropouts leave on their module.
-    traces = {targets.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
+    traces = {optimizer_hooks.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
     changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
     for module in [m for m in changed if applied_here(m) is None] or [model]:
         vars(module)[FIELD] = applied

@@ -16,7 +16,7 @@ from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
 from mixout.record import Applied, applied_here, applied_to
 from mixout.selection import WhereLike, resolve

@@ -17,12 +17,9 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from mixout.errors import MixoutError
+from mixout.parts import check_stepped, stepped_by_zero
 
 Every: TypeAlias = int | Literal["run"]
-
-# DeepSpeed's marks, of stages 1 and 2 and of stage 3, on weights of which its optimizer steps flat copies.
-ZERO_MARKS = ("_hp_mapping", "ds_id")
 
 
 def check_every(every: object) -> Every:
@@ -64,15 +61,11 @@ class Period:
         if not self._mixed and all(anchor.moved_in == self.index for anchor, _ in moving):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if any(w is None or id(w) in stepped or _stepped_by_zero(w) for w in self._mixed.values()):
+        if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in self._mixed.values()):
             self.steps += 1
             self._mixed.clear()
         for anchor, weight in moving:
-            if weight is not None and _stepped_by_zero(weight):
-                raise MixoutError(
-                    "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat "
-                    "copies; anchor_ema needs DDP, FSDP2 or stage 0"
-                )
+            check_stepped(weight, "anchor_ema")
             if anchor.moved_in != self.index and id(weight) in stepped:
                 anchor.move_(weight, self.index)
 
@@ -89,10 +82,6 @@ def come_last_() -> None:
     if _HANDLES:
         _HANDLES.pop().remove()
         _HANDLES.append(register_optimizer_step_post_hook(_after_step))
-
-
-def _stepped_by_zero(weight: Tensor) -> bool:
-    return any(hasattr(weight, mark) for mark in ZERO_MARKS)
 
 
 _PERIODS: weakref.WeakSet[Period] = weakref.WeakSet()

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
-from mixout.methods.targets import FIELD as DECAYED
+from mixout.methods.optimizer_hooks import FIELD as DECAYED
 from mixout.record import NEW
 from mixout.selection import BODY, Selection, is_trained, parent
 

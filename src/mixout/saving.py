@@ -19,7 +19,7 @@ from mixout.layers import Mixed, Share, lora, parameter
 from mixout.masks import check_p
 from mixout.measure import adapted_layers, anchored_weights, check_anchored
 from mixout.methods import Method
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
