@@ -194,7 +194,7 @@ def coverage(
         found = applications(model)
         return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
     rules, selection = rules_of(method), resolve(where, model)
-    spelled = ", ".join(spell(rule.methods) for rule in rules)
+    spelled = ", ".join(map(spell, rules.values()))
     check_applicable(model)
     try:
         spread_(model, rules, selection, Unread())
