@@ -15,7 +15,6 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mixout._names import nearest
 from mixout.anchor import AnchorStore
-from mixout.body import blocks, warn_if_fine_tuned
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
 from mixout.install import Anchors, install_, set_dropouts_, undo_
 from mixout.layers import Mixed, is_linear
@@ -26,8 +25,8 @@ from mixout.passes import FORMS, Form
 from mixout.ranks import Seed, SharedSeed
 from mixout.reach import check_reach
 from mixout.record import Applied, applied_here, applied_to
-from mixout.selection import Selection, WhereLike, resolve
-from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled
+from mixout.selection import Selection, WhereLike, blocks, resolve
+from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fine_tuned
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 # By regular expressions on the layers' names, of which the first that fits counts; "" fits all.

@@ -8,10 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mixout import disabling, dropouts
+from mixout import dropouts
 from mixout._torch import managed_by_fsdp
 from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, MovingAnchor, OwnWeight, digest
-from mixout.body import blocks
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.layers import (
     Mixed,
@@ -30,8 +29,8 @@ from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
 from mixout.passes import Form
 from mixout.periods import Period
-from mixout.record import FIELD, NEW, Applied, applied_here, subject
-from mixout.selection import Selection, body, chosen
+from mixout.record import FIELD, NEW, Applied, applied_here, guard_, subject, unguard_
+from mixout.selection import Selection, blocks, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
@@ -120,7 +119,7 @@ def _mix_(
     mixed = {name: layers[name] for name in found}
     if not dry:
         attach_(model, mixed)
-        disabling.guard_(model)
+        guard_(model)
     return mixed
 
 
@@ -232,7 +231,7 @@ def undo_(model: nn.Module) -> None:
         if isinstance(module, Mixed):
             restore_(module)
         optimizer_hooks.detach_(module)
-        disabling.unguard_(module)
+        unguard_(module)
         for field in (output.FIELD, FIELD, NEW):
             vars(module).pop(field, None)
     dropouts.restore_(model)

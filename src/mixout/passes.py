@@ -26,7 +26,6 @@ from mixout.masks import (
     spread,
 )
 from mixout.ops import linear as forms
-from mixout.ops.compiled import compiled
 from mixout.ops.mix import autocast_dtype, like
 from mixout.ops.mix import mix as mix_op
 from mixout.ops.reference import Gradient
@@ -156,7 +155,7 @@ def _linear_in_graph(
     slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
     cast = None if bias is None else bias.to(dtype)
     near = None if anchor is None else like(anchor, weight)
-    result: Tensor = compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
+    result: Tensor = forms.compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
     return result
 
 

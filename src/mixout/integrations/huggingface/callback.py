@@ -3,11 +3,16 @@
 The anchor's fingerprint goes into each checkpoint and is checked on resume. Without this, a model that is loaded from
 its own checkpoint before ``apply_`` would be anchored at its fine-tuned weights, and nobody would notice. Trainers that
 are built on it (TRL, sentence-transformers) take the same callback. It does not train, and it changes no setting.
+
+And LP-FT: the new head is trained alone first, then everything; mixing starts with the body. A head that is drawn at
+random sends random gradients into the pretrained body. Kumar et al., ICLR 2022, arXiv 2202.10054.
 """
 
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +23,12 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import mixout
-from mixout.disabling import check_policy
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.integrations import measures
-from mixout.record import applied_to, follow_
+from mixout.record import applications, applied_to, check_policy, disabled, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
+from mixout.selection import body
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -175,3 +180,62 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
     callback = MixoutCallback(schedule=schedule, log=log)
     callbacks.insert(0, callback)
     return callback
+
+
+class HeadFirst(TrainerCallback):
+    """Freezes all but the new parameters for the first epochs.
+
+    The optimizer holds all parameters from the start, so a resumed run goes on as an uninterrupted one. There is one
+    schedule of the learning rate over both phases. With DDP set ``ddp_find_unused_parameters=True``.
+
+    >>> from transformers import Trainer  # Trainer(model, ..., callbacks=[HeadFirst(1)])
+
+    Args:
+        epochs: how many, of those of the run; parts of one are fine.
+        new: names of the parameters to train first; None for those outside the pretrained body.
+
+    Raises:
+        MixoutError: when training begins, if the model has no such parameter.
+    """
+
+    def __init__(self, epochs: float, *, new: Collection[str] | None = None) -> None:
+        self.epochs = epochs
+        self.new = new
+        self._thaw = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
+        if (state.epoch or 0.0) < self.epochs:
+            self._freeze(kwargs["model"])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Thaw when it is time."""
+        if (state.epoch or 0.0) >= self.epochs:
+            self._thaw.close()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave nothing frozen behind."""
+        self._thaw.close()
+
+    def _freeze(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        if self.new is None:
+            inside = body(model)
+            outside = [(name, module) for name, module in model.named_modules() if not inside(name, module)]
+            new = {key for name, module in outside for key, _ in module.named_parameters(prefix=name, recurse=False)}
+        else:
+            new = set(self.new)
+        if not any(parameters[name].requires_grad for name in new & parameters.keys()):
+            raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
+        if applications(model):
+            self._thaw.enter_context(disabled(model))
+        for name, one in parameters.items():
+            if name not in new and one.requires_grad:
+                self._thaw.callback(one.requires_grad_, True)
+                one.requires_grad_(False)
