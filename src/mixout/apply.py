@@ -22,9 +22,9 @@ from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
 from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
-from mixout.ranks import Seed, SharedSeed
 from mixout.reach import check_reach
 from mixout.record import Applied, applied_here, applied_to
+from mixout.seeds import Seed, SharedSeed
 from mixout.selection import Selection, WhereLike, blocks, resolve
 from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fine_tuned
 

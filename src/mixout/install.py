@@ -28,8 +28,8 @@ from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnc
 from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
 from mixout.passes import Form
-from mixout.periods import Period
 from mixout.record import FIELD, NEW, Applied, applied_here, guard_, subject, unguard_
+from mixout.seeds import Period
 from mixout.selection import Selection, blocks, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream

@@ -17,7 +17,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, overload
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -44,11 +44,7 @@ def check_p(p: float, noise: Noise = "bernoulli") -> float:
     return float(p)
 
 
-@overload
-def scale_of(p: float) -> float: ...
-@overload
-def scale_of(p: float | Tensor) -> float | Tensor: ...
-def scale_of(p: float | Tensor) -> float | Tensor:
+def scale_of(p: float | Tensor) -> Any:  # noqa: ANN401  a tensor of a tensor, else a number
     """1 / mu; at p = 1 every unit is replaced and the scale multiplies nothing."""
     if isinstance(p, Tensor):
         return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p))

@@ -213,11 +213,10 @@ def anchored_weights(
 
 def adapted_layers(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
     """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
-    found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
     return {
         lora.base_name(name, layer): layer
-        for name, (layer, mixed) in found.items()
-        if mixed and (applied is None or applied_here(mixed[0]) is applied)
+        for name, layer in lora.sites(model).items()
+        if (mixed := [*lora.mixed_factors(layer).values()]) and (applied is None or applied_here(mixed[0]) is applied)
     }
 
 

@@ -24,7 +24,7 @@ from mixout.errors import GenerationWarning, MixoutError, NotAppliedError
 from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
 from mixout.methods import Method, MixingMethod, spell
-from mixout.ranks import SharedSeed
+from mixout.seeds import SharedSeed
 
 # Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
 FIELD, NEW = "_mixout", "_mixout_new"

@@ -189,7 +189,7 @@ def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     digests = [one.digest for _, _, one in anchored_weights(model, applied).values()]
     # Every mixed factor holds the digest of its base.
     factors = map(lora.mixed_factors, adapted_layers(model, applied).values())
-    return digests + [one._mixed.anchor.digest for one, *_ in factors]
+    return digests + [next(iter(held.values()))._mixed.anchor.digest for held in factors]
 
 
 def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:

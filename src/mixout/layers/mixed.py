@@ -20,7 +20,7 @@ from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, in_parts, still_sharded
 from mixout.passes import Form, MixOptions
-from mixout.periods import Period
+from mixout.seeds import Period
 from mixout.streams import Stream
 
 REPLACED = (
@@ -75,7 +75,7 @@ class Share:
     plain: type[nn.Module]  # its class without mixing
     stream: Stream  # the random numbers of its masks
     passes: int = 0  # in how many it was mixed
-    short: Any = None  # see layers/linear.py
+    short: Any = None  # see layers/forwards.py
     anchor: AnchorTensor = field(init=False)  # the first
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Share:
     @property
     def called(self) -> bool:
         """Whether the layer has been called in training, eagerly or in a compiled graph."""
-        return self.passes > 0 or self.stream.compiled_draws > 0
+        return self.passes > 0 or int(self.stream.handle[1]) > 0
 
 
 class Mixed(nn.Module):

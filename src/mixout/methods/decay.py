@@ -67,7 +67,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.distances import blocks, norm, of_all_ranks
-from mixout.methods.method import Method
+from mixout.methods.mixing import Method
 
 
 @dataclass(frozen=True, repr=False)

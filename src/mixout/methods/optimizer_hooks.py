@@ -24,7 +24,7 @@ from mixout.anchor import AnchorTensor, OwnWeight
 from mixout.errors import MixoutError, ZeroDecayWarning
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import check_stepped, laid_out
-from mixout.periods import come_last_
+from mixout.seeds import come_last_
 
 FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
 TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()  # in the order of creation

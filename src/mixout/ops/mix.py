@@ -103,26 +103,12 @@ def mix(
     return result
 
 
-class _FunctionOfWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(phi: Tensor, mask: Tensor, slope: float) -> Tensor:
-        return phi.view_as(phi)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, mask, ctx.slope = inputs
-        ctx.save_for_backward(mask)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return scaled(grads[0], mask, ctx.slope), None, None
-
-
 def as_function_of_weight(phi: Tensor, mask: Tensor, slope: float) -> Tensor:
     """Phi, made elsewhere, which autograd sees in the place of w: what it gets is dL/dw."""
-    result: Tensor = _FunctionOfWeight.apply(phi, mask, slope)  # type: ignore[no-untyped-call]
-    return result
+    seen = phi.view_as(phi)
+    if seen.requires_grad:
+        seen.register_hook(lambda grad: scaled(grad, mask, slope))
+    return seen
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

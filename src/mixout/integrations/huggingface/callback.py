@@ -90,9 +90,8 @@ class MixoutCallback(TrainerCallback, ExportableState):
         """The Trainer has written its own files, and asks every process."""
         if self._model is not None and moves_anchors(self._model):
             saved = mixout.save_state(self._model)
-            found = [one.get("anchors", {}) for one in (saved, *saved["also"])]
             if state.is_world_process_zero:
-                torch.save({"step": state.global_step, "anchors": found}, _folder(args, state) / _FILE)
+                torch.save({"step": state.global_step, _KEY: saved}, _folder(args, state) / _FILE)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -137,7 +136,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         found = saved[_KEY]
         if moves_anchors(self._model):  # type: ignore[arg-type]
             given = args.resume_from_checkpoint
-            found = _with_anchors(found, state, Path(given) if isinstance(given, str) else _folder(args, state))
+            found = _with_anchors(state, Path(given) if isinstance(given, str) else _folder(args, state))
         mixout.load_state_(self._model, found)  # type: ignore[arg-type]
 
 
@@ -146,18 +145,16 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def _with_anchors(saved: dict[str, Any], state: TrainerState, folder: Path) -> dict[str, Any]:
+def _with_anchors(state: TrainerState, folder: Path) -> Any:
     file = folder / _FILE
-    held = torch.load(file, map_location="cpu") if file.is_file() else {}
+    held: dict[str, Any] = torch.load(file, map_location="cpu") if file.is_file() else {}
     if held.get("step") != state.global_step:
         raise MixoutError(
             f"expected the anchors of step {state.global_step}, which anchor_ema has moved, in {str(file)!r}, got "
             f"{'none' if not held else 'those of step ' + str(held['step'])}; name the folder of the checkpoint in "
             "TrainingArguments(resume_from_checkpoint=...)"
         )
-    first, *others = held["anchors"]
-    also = [{**one, "anchors": anchors} for one, anchors in zip(saved["also"], others, strict=True)]
-    return {**saved, "anchors": first, "also": also}
+    return held[_KEY]
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
