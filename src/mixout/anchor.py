@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mixout.errors import MixoutError
 from mixout.parts import laid_out, whole
-from mixout.sources import AnchorSource, lookup
+from mixout.sources import Anchor, AnchorSource, lookup
 
 ZERO = "0"  # the digest of u = 0
 
@@ -146,17 +146,17 @@ def _alike(tensor: Tensor, weight: Tensor) -> bool:
 class AnchorStore:
     """Makes one anchor per parameter of ``model`` when asked; of weights in parts every rank must ask."""
 
-    def __init__(
-        self, model: nn.Module, source: AnchorSource, *, dtype: torch.dtype | None = None, host: bool = False
-    ) -> None:
-        self._dtype = dtype
-        self._host = host
+    def __init__(self, model: nn.Module, anchor: Anchor | AnchorSource = None, *, own: bool = False) -> None:
+        self.own = own  # the weights themselves: nothing is read or copied
+        self._kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
         self._made: dict[int, AnchorTensor] = {}
-        self._find = lookup(model, source)
-        self.of_this_moment = source is None
+        self._find = lookup(model, self._kept.source)
+        self.of_this_moment = self._kept.source is None
 
     def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:
         """The anchor of ``parameter``, whose dotted name is ``name``; the same object for a tied parameter."""
+        if self.own:
+            return OwnWeight()
         if id(parameter) not in self._made:
             tensor = self._read(name, parameter)
             self._made[id(parameter)] = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
@@ -175,22 +175,23 @@ class AnchorStore:
         """Identified by its values in the weight's dtype, then in the dtype and the memory in which it is kept."""
         identity = digest(tensor)
         tensor = laid_out(tensor, parameter)
-        if self._dtype is not None:
-            narrow = tensor.to(self._dtype)
+        dtype, host = self._kept.dtype, self._kept.device is not None
+        if dtype is not None:
+            narrow = tensor.to(dtype)
             if not narrow.to(tensor.dtype).equal(tensor):
                 raise ValueError(
-                    f"expected an anchor that {self._dtype} holds exactly, got {name!r}, which it would round; "
+                    f"expected an anchor that {dtype} holds exactly, got {name!r}, which it would round; "
                     "leave dtype out of mixout.Anchor, or start from a checkpoint in that dtype"
                 )
             tensor = narrow
-        if self._host:
+        if host:
             if hasattr(tensor, "placements"):
                 raise MixoutError(
                     f"expected the anchor of {name!r} beside its weight, which lies in parts on several ranks, got "
                     'mixout.Anchor(device="cpu"); leave it out: the anchor lies in parts too'
                 )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
-        return AnchorTensor(tensor, identity, fixed=self._host or self._dtype is not None)
+        return AnchorTensor(tensor, identity, fixed=host or dtype is not None)
 
 
 class ImportanceStore(AnchorStore):

@@ -16,21 +16,19 @@ from torch.nn.utils.parametrize import is_parametrized
 from mixout._names import nearest
 from mixout.anchor import AnchorStore
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
-from mixout.install import Anchors, install_, set_dropouts_, undo_
+from mixout.install import Rules, install_, rule_of, undo_
 from mixout.layers import Mixed, is_linear
 from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
 from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
 from mixout.reach import check_reach
-from mixout.record import Applied, applied_here, applied_to
-from mixout.seeds import Seed, SharedSeed
-from mixout.selection import Selection, WhereLike, blocks, resolve
+from mixout.record import applied_here, applied_to
+from mixout.seeds import Seed
+from mixout.selection import WhereLike, blocks, resolve
 from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fine_tuned
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
-# By regular expressions on the layers' names, of which the first that fits counts; "" fits all.
-Rules: TypeAlias = Mapping[str, tuple[Method, ...]]
 
 _FORMER = {
     "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
@@ -117,11 +115,11 @@ def apply_(
     selection = resolve(where, model)
     check_applicable(model)
     reshard_(model)
-    anchors = AnchorStore(model, kept.source, dtype=kept.dtype, host=kept.device is not None)
+    anchors = AnchorStore(model, kept)
     try:
-        layers = spread_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
+        layers = install_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
         if layers:
-            check_reach(model, selection.but(lambda name, _: _rule(rules, name) is None))
+            check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
     except BaseException:
         undo_(model)
         raise
@@ -194,32 +192,6 @@ def rules_of(method: Any) -> Rules:  # noqa: ANN401  whatever a caller may write
     if not rules:
         raise ValueError("expected methods by layer, such as {'encoder': mixout.Mixout(0.5)}, got an empty dict")
     return rules
-
-
-def _rule(rules: Rules, name: str) -> str | None:
-    """Which of ``rules`` counts for the layer called ``name``."""
-    return next((pattern for pattern in rules if re.search(pattern, name)), None)
-
-
-def spread_(
-    model: nn.Module,
-    rules: Rules,
-    selection: Selection,
-    anchors: Anchors,
-    seed: Seed = Seed(),  # noqa: B008  a frozen value
-    form: Form = "auto",
-    *,
-    keep_dropout: bool = False,
-) -> dict[str, nn.Module]:
-    """Install the methods of each rule on its layers; return the mixed layers by name."""
-    set_dropouts_(model, [method for methods in rules.values() for method in methods], keep=keep_dropout)
-    layers: dict[str, nn.Module] = {}
-    for pattern, methods in rules.items():
-        applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
-        text = f", in the part {pattern!r}" if pattern else ""
-        own = selection.but(lambda name, _, pattern=pattern: _rule(rules, name) != pattern, text)
-        layers |= install_(model, applied, own, anchors, form, alone=len(rules) == 1)
-    return layers
 
 
 def remove_(model: nn.Module) -> nn.Module:

@@ -12,11 +12,11 @@ from torch import nn
 
 from mixout import dropouts
 from mixout._names import count
-from mixout.anchor import OwnWeight
-from mixout.apply import ByLayer, check_applicable, rules_of, spread_
+from mixout.anchor import AnchorStore, OwnWeight
+from mixout.apply import ByLayer, check_applicable, rules_of
 from mixout.dropouts import DropoutSite
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.install import Unread, undo_
+from mixout.install import install_, undo_
 from mixout.measure import radius_used
 from mixout.methods import Method, output, spell
 from mixout.methods.optimizer_hooks import targets
@@ -198,7 +198,7 @@ def coverage(
     spelled = ", ".join(map(spell, rules.values()))
     check_applicable(model)
     try:
-        spread_(model, rules, selection, Unread())
+        install_(model, rules, selection, AnchorStore(model, own=True))
         return _report(model, spelled, selection.text)
     except NothingMixedError:
         undo_(model)

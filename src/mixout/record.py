@@ -23,7 +23,7 @@ from mixout.anchor import AnchorTensor
 from mixout.errors import GenerationWarning, MixoutError, NotAppliedError
 from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
-from mixout.methods import Method, MixingMethod, spell
+from mixout.methods import Method, spell
 from mixout.seeds import SharedSeed
 
 # Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
@@ -86,13 +86,12 @@ def set_p_(model: nn.Module, p: float) -> None:
 
 def follow_(model: nn.Module, p: float) -> None:
     """Change p as a schedule says: the largest becomes ``p``, others keep the methods' proportion to it."""
-    found = [applied for applied in applications(model) if applied.mixing is not None]
-    stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]
-    most = max(stated, default=0.0)
     set_p_(model, p)
-    for applied, own in zip(found, stated, strict=True):
-        if applied.mixing is not None and own < most:
-            applied.mixing.set_p(p * own / most)
+    mixings = [applied.mixing for applied in applications(model) if applied.mixing is not None]
+    most = max(mixing.stated for mixing in mixings)
+    for mixing in mixings:
+        if mixing.stated < most:
+            mixing.set_p(p * mixing.stated / most)
 
 
 def subject(methods: str, anchors: Mapping[str, Mapping[str, AnchorTensor]]) -> str:

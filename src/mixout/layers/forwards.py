@@ -42,8 +42,8 @@ class Short:
     version: int  # or p
     most: float  # numbers of an input from which on another form is faster
     p: float
-    ones: Tensor | None  # on a GPU, where dropout of ones is M / (1-p) in one kernel
-    like: Tensor | None  # of the size of the mask, on a CPU
+    on_host: bool
+    like: Tensor  # of the size of the mask: ones on a GPU, where their dropout is M / (1-p) in one kernel
     of_p: tuple[Tensor, Tensor, Tensor]  # see mixout.masks.constants
 
     @classmethod
@@ -63,7 +63,7 @@ class Short:
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
         size = mask_shape(tuple(weight.shape), mixing.unit)
-        on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
+        dtype = torch.float32 if weight.is_cpu else weight.dtype
         return cls(
             size=size,
             weight=weight,
@@ -71,8 +71,8 @@ class Short:
             version=mixing.version,
             most=most,
             p=p,
-            ones=None if weight.is_cpu else torch.ones(size, dtype=weight.dtype, device=weight.device),
-            like=on_host,
+            on_host=weight.is_cpu,
+            like=torch.ones(size, dtype=dtype, device=weight.device),
             of_p=constants(p, weight.dtype),
         )
 
@@ -87,7 +87,7 @@ class Short:
             and x.numel() < self.most
             and x.layout is torch.strided
             and not x.is_nested
-            and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
+            and (self.on_host or (autocast_dtype(x) or weight.dtype).itemsize == 2)
         )
 
 
@@ -110,10 +110,10 @@ class MixedLinear(Mixed, nn.Linear):
                         period.note(share.stream.key, weight)
                     at = weight.dtype, weight.device
                     coefficient = draw_coefficients(short.size, short.p, *at, stream=share.stream)
-                elif short.like is not None:
+                elif short.on_host:
                     coefficient = coefficients(torch.rand_like(short.like), short.of_p)
                 else:
-                    coefficient = torch.dropout(short.ones, short.p, True)
+                    coefficient = torch.dropout(short.like, short.p, True)
                 phi = torch.lerp(short.anchor, short.weight, coefficient)
                 return nn.functional.linear(input, phi, parameters["bias"])
         if not mixes(self):

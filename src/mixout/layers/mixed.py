@@ -42,10 +42,12 @@ class Mixing:
     period: Period | None = None  # for masks that are kept for several optimizer steps
     off: bool = field(init=False, default=False)
     version: int = field(init=False, default=0)
+    stated: float = field(init=False)  # the method's p, before any schedule
     _number: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.set_p(float(self.p))
+        self.stated = float(self.p)
+        self.set_p(self.stated)
 
     def set_p(self, p: float) -> None:
         """Change p, in place, so that a compiled graph sees it too."""
