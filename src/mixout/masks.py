@@ -110,7 +110,7 @@ def draw_element_coefficients(
     """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers."""
     kept = (stream is not None and stream.period is not None) or not _may_change()
     if kept or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
-        return draw_elements(shape, p, device=device, stream=stream).to(dtype) * scale_of(p)
+        return draw_elements(shape, p, device=device, stream=stream).to(dtype).mul(scale_of(p))
     scale = torch.tensor(scale_of(p), dtype=dtype, device="cpu").view(torch.int32)
     # 1 or 0, times the bits of the scale: three passes that allocate nothing.
     return _integers(shape, stream, device).ge_(_bound(p)).mul_(scale).view(dtype)

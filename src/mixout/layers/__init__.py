@@ -6,6 +6,7 @@ Whatever would silently not be mixed is named with its reason by :func:`obstacle
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -78,7 +79,7 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     kind = type(module).__name__
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight without calling the layer: choose the attention module"
-    weight = module._parameters.get("weight")
+    weight: Any = module._parameters.get("weight")
     if in_parts(weight) and "forward" not in vars(module):
         if plain_type(module) is nn.Linear:
             from mixout.layers import sharded

@@ -121,8 +121,7 @@ class Mixed(nn.Module):
 
     def moving_anchors(self) -> list[tuple[MovingAnchor, Tensor | None]]:
         """The anchors that move, each with the parameter that it follows."""
-        share = self.__dict__.get("_mixed")
-        held = {} if share is None else share.anchors
+        held = self._mixed.anchors if "_mixed" in self.__dict__ else {}  # none after restore_
         return [(one, self.stepped(path)) for path, one in held.items() if isinstance(one, MovingAnchor)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -219,9 +218,10 @@ def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
 
 
 def follow_steps_(layer: Mixed) -> None:
-    """Let the anchors of ``layer`` that move do so after optimizer steps."""
-    if layer.moving_anchors():
-        layer._mixed.mixing.period.followers.add(layer)  # type: ignore[union-attr]  # they come with a period
+    """Let the anchors of ``layer`` that move do so after optimizer steps; they come with a period."""
+    period = layer._mixed.mixing.period
+    if period is not None and any(isinstance(one, MovingAnchor) for one in layer._mixed.anchors.values()):
+        period.followers.add(layer)
 
 
 def restore_(module: Mixed) -> None:

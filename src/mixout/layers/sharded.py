@@ -104,7 +104,7 @@ class ShardedLinear(Mixed, nn.Linear):
             weight = as_function_of_weight(weight, draw.mask, draw.slope)
         y = nn.functional.linear(input, weight, self.bias)
         if y.requires_grad:
-            y.register_hook(lambda _: gathering.check(draw))
+            y.register_hook(lambda _: gathering.check(draw))  # type: ignore[no-untyped-call]
         return y
 
     def stepped(self, path: str) -> Tensor | None:  # noqa: ARG002  it has one

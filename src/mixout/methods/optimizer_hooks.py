@@ -1,9 +1,8 @@
 """The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
 
-Each weight is a :class:`Target`, which lies on the module that holds it. Two hooks see every step of every
-``torch.optim.Optimizer`` of the process, as long as there is a target. Which targets an optimizer steps is found out at
-its first step and again when parameters or targets were exchanged; an optimizer that steps none pays for a comparison
-of its parameters' ids.
+Each weight is a :class:`Target` on the module that holds it. Two hooks see every step of every optimizer of the
+process, as long as there is a target. Which targets an optimizer steps is found out at its first step, and again when
+parameters or targets were exchanged; one that steps none pays for a comparison of its parameters' ids.
 """
 
 from __future__ import annotations
@@ -181,12 +180,8 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
 def _lets_another_step(optimizer: Optimizer) -> bool:
     """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeroRedundancyOptimizer), whose own steps then decay."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return any(
-        isinstance(inner, Optimizer)
-        and inner is not optimizer
-        and all(id(parameter) in own for group in inner.param_groups for parameter in group["params"])
-        for inner in vars(optimizer).values()
-    )
+    inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer) and one is not optimizer]
+    return any(own.issuperset(id(p) for group in one.param_groups for p in group["params"]) for one in inner)
 
 
 def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:

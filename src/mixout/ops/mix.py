@@ -107,7 +107,7 @@ def as_function_of_weight(phi: Tensor, mask: Tensor, slope: float) -> Tensor:
     """Phi, made elsewhere, which autograd sees in the place of w: what it gets is dL/dw."""
     seen = phi.view_as(phi)
     if seen.requires_grad:
-        seen.register_hook(lambda grad: scaled(grad, mask, slope))
+        seen.register_hook(lambda grad: scaled(grad, mask, slope))  # type: ignore[no-untyped-call]
     return seen
 
 
