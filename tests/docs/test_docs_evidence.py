@@ -7,7 +7,6 @@ the report does not show.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import pandas
 import pytest
 
-import room
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.stats import mean_interval
 from mixout.study.analysis.table import read_scores
@@ -280,23 +278,6 @@ def test_a_table_says_what_the_runs_say(place):
 def test_the_table_of_the_short_page_says_what_the_runs_say():
     pairs, rates = tables("evidence.md")
     assert wrong_cells([*of_pairs(pairs), *of_rates(rates)]) == []
-
-
-def test_what_is_said_of_eight_rates(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "room.csv")])
-    room.main()
-    printed = " ".join(capsys.readouterr().out.split())
-    said = " ".join((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").split())
-    assert "mixout(0.7): neither shown" in printed
-    assert "neither shown to be tolerant nor shifted" in said
-    for method, loss in (("wdecay(w_pre, 1000)", "1.0"), ("wdecay(w_pre, 160)", "2.4"), ("dropout(0.0)", "10.4")):
-        assert re.search(rf"{re.escape(method)}: best rates \[[^]]*\], [\d.]+ %, loss {loss}\b", printed), method
-    assert "mean over rates, mixout(0.7) - dropout(0.0) -1.2137 -8.6753 6.2479" in printed
-    assert "differs from dropout(0.0) by -1.2 points (-8.7 to 6.2)" in said
-    held, mixed = (chosen("room", method=name, learning_rate=3.2e-3) for name in ("wdecay(w_pre, 160)", "mixout(0.7)"))
-    assert percent(held.score.min(), held.score.max()) == pytest.approx([73.6, 76.1], abs=0.05)
-    assert "its runs have 73.6 to 76.1 %, where mixout's answer with one class" in said
-    assert failed(mixed) == len(mixed) == 3
 
 
 def test_four_of_five_decays_pull_nowhere():
