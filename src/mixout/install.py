@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -44,6 +45,10 @@ def rule_of(rules: Rules, name: str) -> str | None:
     return next((pattern for pattern in rules if re.search(pattern, name)), None)
 
 
+def _is_others(rules: Rules, pattern: str, name: str, _module: nn.Module) -> bool:
+    return rule_of(rules, name) != pattern
+
+
 def install_(
     model: nn.Module,
     rules: Rules,
@@ -61,7 +66,7 @@ def install_(
     for pattern, methods in rules.items():
         applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
         text = f", in the part {pattern!r}" if pattern else ""
-        own = selection.but(lambda name, _, pattern=pattern: rule_of(rules, name) != pattern, text)
+        own = selection.but(functools.partial(_is_others, rules, pattern), text)
         # Mixing first: what is mixed has its anchor then.
         for method in sorted(methods, key=lambda one: not isinstance(one, MixingMethod)):
             if isinstance(method, MixingMethod):
