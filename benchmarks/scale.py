@@ -99,7 +99,7 @@ def compute_seconds(model: Model, *, lora: bool, sparse: bool) -> float:
     """FLOPs of a step with every block recomputed in backward, over what a GPU achieves.
 
     A linear costs 2 FLOPs a weight and token in forward, recomputation, the input's gradient and the weight's gradient;
-    LoRA leaves the last one out, and mixout computes 1-p of it.
+    LoRA leaves the last one out, and mixout computes 1-p of it; under FSDP2 all of it, and masks it.
     """
     weight_gradient = 0.0 if lora else (1 - P) if sparse else 1.0
     linears = (3 + weight_gradient) * 2 * model.mixed
@@ -112,14 +112,16 @@ def compute_seconds(model: Model, *, lora: bool, sparse: bool) -> float:
 def mixing_seconds(model: Model, layout: str, gpus: int) -> float:
     """Element-wise passes: w and u read and Phi written in forward, recomputation and backward; grad_w made of columns.
 
-    FSDP2 mixes its shard before each of its two all-gathers. LoRA masks the input of A, which is thin.
+    FSDP2 mixes its shard before each of its two all-gathers, and masks the whole gradient. LoRA masks the input of A,
+    which is thin.
     """
     bandwidth = MEMORY_BANDWIDTH * LINK_ACHIEVED
     if layout.startswith("lora"):
         return 0.0
     columns = 2 * model.mixed * (1 + 2 * (1 - P))  # zeros, then the columns read and written, bfloat16
+    whole = 2 * model.mixed * 2  # read and written
     phi = 3 * 2 * model.mixed
-    return (2 * phi / gpus + columns if layout == "fsdp2" else 3 * phi + columns) / bandwidth
+    return (2 * phi / gpus + whole if layout == "fsdp2" else 3 * phi + columns) / bandwidth
 
 
 def all_gather_seconds(size: float, gpus: int) -> float:
@@ -144,7 +146,7 @@ def row(model: Model, gpus: int, layout: str, method: str) -> Row:
     blocks = 2 * TOKENS * model.width * (model.layers + 17)  # inputs of all blocks, about 34 bytes a number of one
     activations = blocks + 6 * TOKENS * model.vocabulary
     total = weights + gradients + optimizer + anchor + activations
-    compute = compute_seconds(model, lora=lora, sparse=mixed)
+    compute = compute_seconds(model, lora=lora, sparse=mixed and not sharded)
     mixing = mixing_seconds(model, layout, gpus) if mixed else 0.0
     gathered = 2 * model.total if sharded else 0.0
     gradients_sent, rounds = 2 * trained, 1 if sharded else 2  # reduce-scatter, or all-reduce

@@ -8,7 +8,7 @@ from torch import nn
 
 import mixout
 from mixout import GradientMask, Mixout, functional, passes
-from mixout.layers.linear import Short
+from mixout.layers.forwards import Short
 from mixout.ops import linear as forms
 from mixout.streams import Stream
 

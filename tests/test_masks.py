@@ -11,7 +11,7 @@ from torch import nn
 import mixout
 from mixout import masks
 from mixout.masks import NOISES, UNITS, check_p, draw, mask_shape, spread
-from mixout.ranks import SharedSeed
+from mixout.seeds import SharedSeed
 from mixout.streams import Stream
 
 P = st.floats(0.0, 1.0)

@@ -9,7 +9,6 @@ from mixout.apply import by_depth as by_depth
 from mixout.apply import remove_ as remove_
 from mixout.covering import Coverage as Coverage
 from mixout.covering import coverage as coverage
-from mixout.disabling import disabled as disabled
 from mixout.distances import Distance as Distance
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
@@ -37,7 +36,7 @@ from mixout.methods import Mixout as Mixout
 from mixout.methods import OutputAnchor as OutputAnchor
 from mixout.methods.likelihood import fisher as fisher
 from mixout.methods.output import output_penalty as output_penalty
-from mixout.ranks import Seed as Seed
+from mixout.record import disabled as disabled
 from mixout.record import set_p_ as set_p_
 from mixout.saving import State as State
 from mixout.saving import fingerprint as fingerprint
@@ -45,6 +44,7 @@ from mixout.saving import load_state_ as load_state_
 from mixout.saving import save_state as save_state
 from mixout.saving import state as state
 from mixout.schedule import PScheduler as PScheduler
+from mixout.seeds import Seed as Seed
 from mixout.selection import ALL as ALL
 from mixout.selection import BODY as BODY
 from mixout.selection import PAPER as PAPER

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mixout.errors import MixoutError
 from mixout.parts import laid_out, whole
-from mixout.sources import AnchorSource, lookup
+from mixout.sources import Anchor, AnchorSource, lookup
 
 ZERO = "0"  # the digest of u = 0
 
@@ -34,11 +34,6 @@ class AnchorTensor:
         self.digest = digest  # of u as it was captured
         self.fixed = fixed  # keeps its dtype and device, whatever happens to the weight: cast and moved in each pass
         self._elsewhere: Tensor | None = None
-
-    @property
-    def start(self) -> AnchorTensor:
-        """The anchor of the starting weight: this one, unless it moves."""
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AnchorTensor:
         return copy.copy(self)  # shares the tensor, which is constant
@@ -89,6 +84,61 @@ class OwnWeight(AnchorTensor):
         return weight.detach()
 
 
+class MovingAnchor(AnchorTensor):
+    r"""The anchor of GMixout: a moving average of the weight that it is mixed with.
+
+    .. math:: A_0 = u, \qquad A \leftarrow b A + (1 - b) w \ \text{ after the last optimizer step of each period}
+
+    Kept in float32 or wider, whatever the weight's dtype: in 16 bits steps of 1 - b, where b is ``rate``, would be
+    rounded away. A copy of the model has its own; ``start``, the anchor of the pretrained weight u, is shared.
+
+    Source: arXiv 2510.06982 (GMixout). The order of the update is ours, since the paper's text was not to be had.
+    """
+
+    tensor: Tensor
+    start: AnchorTensor
+
+    def __init__(self, start: AnchorTensor, weight: Tensor, rate: float) -> None:
+        near = start.beside(weight)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        began = torch.zeros_like(weight) if near is None else near
+        super().__init__(began.detach().to(wide, copy=True), start.digest)
+        self.start = start
+        self.rate = rate
+        self.moved_in = 0  # the period that it is the anchor of
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MovingAnchor:
+        twin = copy.copy(self)
+        twin.start, twin.tensor = copy.copy(self.start), self.tensor.clone()
+        return twin
+
+    def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the weight to another device, and to a wider dtype."""
+        self.start.apply_(fn)
+        example = fn(torch.empty((), dtype=self.tensor.dtype, device=self.tensor.device))
+        if not example.is_meta:
+            self.tensor = self.tensor.to(example.device, torch.promote_types(self.tensor.dtype, example.dtype))
+
+    def beside(self, weight: Tensor) -> Tensor:
+        """The tensor, which a pass casts."""
+        if weight.device != self.tensor.device and not weight.is_meta:
+            self.tensor = self.tensor.to(weight.device)
+        return self.tensor
+
+    @torch.no_grad()
+    def move_(self, weight: Tensor, period: int) -> None:
+        """A <- b A + (1-b) w, in place, so that compiled graphs see it."""
+        self.moved_in = period
+        held = self.beside(weight)
+        held.lerp_(weight.detach().to(held.dtype), 1 - self.rate)
+
+    @torch.no_grad()
+    def restore_(self, saved: Tensor, period: int) -> None:
+        """Be ``saved``, whole, the anchor of that period."""
+        self.moved_in = period
+        self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
+
+
 def _alike(tensor: Tensor, weight: Tensor) -> bool:
     return tensor.device == weight.device and tensor.dtype == weight.dtype
 
@@ -96,17 +146,17 @@ def _alike(tensor: Tensor, weight: Tensor) -> bool:
 class AnchorStore:
     """Makes one anchor per parameter of ``model`` when asked; of weights in parts every rank must ask."""
 
-    def __init__(
-        self, model: nn.Module, source: AnchorSource, *, dtype: torch.dtype | None = None, host: bool = False
-    ) -> None:
-        self._dtype = dtype
-        self._host = host
+    def __init__(self, model: nn.Module, anchor: Anchor | AnchorSource = None, *, own: bool = False) -> None:
+        self.own = own  # the weights themselves: nothing is read or copied
+        self._kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
         self._made: dict[int, AnchorTensor] = {}
-        self._find = lookup(model, source)
-        self.of_this_moment = source is None
+        self._find = lookup(model, self._kept.source)
+        self.of_this_moment = self._kept.source is None
 
     def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:
         """The anchor of ``parameter``, whose dotted name is ``name``; the same object for a tied parameter."""
+        if self.own:
+            return OwnWeight()
         if id(parameter) not in self._made:
             tensor = self._read(name, parameter)
             self._made[id(parameter)] = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
@@ -125,22 +175,23 @@ class AnchorStore:
         """Identified by its values in the weight's dtype, then in the dtype and the memory in which it is kept."""
         identity = digest(tensor)
         tensor = laid_out(tensor, parameter)
-        if self._dtype is not None:
-            narrow = tensor.to(self._dtype)
+        dtype, host = self._kept.dtype, self._kept.device is not None
+        if dtype is not None:
+            narrow = tensor.to(dtype)
             if not narrow.to(tensor.dtype).equal(tensor):
                 raise ValueError(
-                    f"expected an anchor that {self._dtype} holds exactly, got {name!r}, which it would round; "
+                    f"expected an anchor that {dtype} holds exactly, got {name!r}, which it would round; "
                     "leave dtype out of mixout.Anchor, or start from a checkpoint in that dtype"
                 )
             tensor = narrow
-        if self._host:
+        if host:
             if hasattr(tensor, "placements"):
                 raise MixoutError(
                     f"expected the anchor of {name!r} beside its weight, which lies in parts on several ranks, got "
                     'mixout.Anchor(device="cpu"); leave it out: the anchor lies in parts too'
                 )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
-        return AnchorTensor(tensor, identity, fixed=self._host or self._dtype is not None)
+        return AnchorTensor(tensor, identity, fixed=host or dtype is not None)
 
 
 class ImportanceStore(AnchorStore):

@@ -6,7 +6,6 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Never, TypeAlias
 
 import torch
@@ -16,19 +15,18 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mixout._names import nearest
 from mixout.anchor import AnchorStore
-from mixout.body import blocks, warn_if_fine_tuned
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
-from mixout.install import Anchors, install_, set_dropouts_, undo_
+from mixout.install import Rules, install_, rule_of, undo_
 from mixout.layers import Mixed, is_linear
 from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
 from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
-from mixout.ranks import Seed, SharedSeed
 from mixout.reach import check_reach
-from mixout.record import Applied, applied_here, applied_to
-from mixout.selection import Selection, WhereLike, resolve
-from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled
+from mixout.record import applied_here, applied_to
+from mixout.seeds import Seed
+from mixout.selection import WhereLike, blocks, resolve
+from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fine_tuned
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
@@ -110,19 +108,18 @@ def apply_(
     if form not in FORMS:
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)
-    methods = tuple(dict.fromkeys(one for rule in rules for one in rule.methods))
+    methods = tuple(dict.fromkeys(one for several in rules.values() for one in several))
     whole, model = model, uncompiled(model)
-    for rule in rules:
-        _check_methods(rule.methods, kept.source)
+    for several in rules.values():
+        _check_methods(several, kept.source)
     selection = resolve(where, model)
     check_applicable(model)
     reshard_(model)
-    anchors = AnchorStore(model, kept.source, dtype=kept.dtype, host=kept.device is not None)
+    anchors = AnchorStore(model, kept)
     try:
-        layers = spread_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
+        layers = install_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
         if layers:
-            left_out = selection.but(lambda name, _: not any(rule.fits(name) for rule in rules))
-            check_reach(model, left_out)
+            check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
     except BaseException:
         undo_(model)
         raise
@@ -174,30 +171,11 @@ def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, M
     return {**found, "": method(1.0)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """Methods, and the regular expression on the names of the layers on which they act; None for all."""
-
-    pattern: str | None
-    methods: tuple[Method, ...]
-
-    def fits(self, name: str) -> bool:
-        """Whether the methods act on a layer called ``name``, if no rule before does."""
-        return self.pattern is None or re.search(self.pattern, name) is not None
-
-    def within(self, selection: Selection, rules: Sequence[Rule]) -> Selection:
-        """What of ``selection`` is this rule's, which is the first of ``rules`` that fits."""
-        if self.pattern is None:
-            return selection
-        text = f", in the part {self.pattern!r}"
-        return selection.but(lambda name, _: next((one for one in rules if one.fits(name)), None) is not self, text)
-
-
-def rules_of(method: Any) -> list[Rule]:  # noqa: ANN401  whatever a caller may write
+def rules_of(method: Any) -> Rules:  # noqa: ANN401  whatever a caller may write
     """What a caller may write as ``method=``, as rules."""
     if not isinstance(method, Mapping):
-        return [Rule(pattern=None, methods=as_methods(method))]
-    rules = []
+        return {"": as_methods(method)}
+    rules = {}
     for pattern, given in method.items():
         try:
             re.compile(pattern)
@@ -205,8 +183,8 @@ def rules_of(method: Any) -> list[Rule]:  # noqa: ANN401  whatever a caller may 
             raise ValueError(
                 f"expected regular expressions as keys of the methods, got {pattern!r}: {error}"
             ) from error
-        rules.append(Rule(pattern=pattern, methods=as_methods(given)))
-        if any(isinstance(one, Dropout) for one in rules[-1].methods):
+        rules[pattern] = as_methods(given)
+        if any(isinstance(one, Dropout) for one in rules[pattern]):
             raise ValueError(
                 f"expected methods that act on layers, got Dropout for {pattern!r}, which sets all of the model's "
                 "dropouts; leave it out, or pass keep_dropout=True to keep them as they are"
@@ -214,25 +192,6 @@ def rules_of(method: Any) -> list[Rule]:  # noqa: ANN401  whatever a caller may 
     if not rules:
         raise ValueError("expected methods by layer, such as {'encoder': mixout.Mixout(0.5)}, got an empty dict")
     return rules
-
-
-def spread_(
-    model: nn.Module,
-    rules: Sequence[Rule],
-    selection: Selection,
-    anchors: Anchors,
-    seed: Seed = Seed(),  # noqa: B008  a frozen value
-    form: Form = "auto",
-    *,
-    keep_dropout: bool = False,
-) -> dict[str, nn.Module]:
-    """Install each rule's methods where it is the first that fits; return the mixed layers by name."""
-    set_dropouts_(model, [method for rule in rules for method in rule.methods], keep=keep_dropout)
-    layers: dict[str, nn.Module] = {}
-    for rule in rules:
-        applied = Applied(methods=rule.methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
-        layers |= install_(model, applied, rule.within(selection, rules), anchors, form, alone=len(rules) == 1)
-    return layers
 
 
 def remove_(model: nn.Module) -> nn.Module:

@@ -11,14 +11,15 @@ from typing import Any, Literal
 from torch import nn
 
 from mixout import dropouts
-from mixout.anchor import OwnWeight
-from mixout.apply import ByLayer, check_applicable, rules_of, spread_
+from mixout._names import count
+from mixout.anchor import AnchorStore, OwnWeight
+from mixout.apply import ByLayer, check_applicable, rules_of
 from mixout.dropouts import DropoutSite
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.install import Unread, undo_
+from mixout.install import install_, undo_
 from mixout.measure import radius_used
 from mixout.methods import Method, output, spell
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import in_parts
 from mixout.reach import Kind
 from mixout.reach import LayerCoverage as LayerCoverage
@@ -113,7 +114,7 @@ class Coverage:
         if not self.mixed and self.held:
             return f"{self.methods}: {self.held[0]}"
         return (
-            f"{self.methods}: {_count(len(self.mixed), 'layer')} mixed, "
+            f"{self.methods}: {count(len(self.mixed), 'layer')} mixed, "
             f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
         )
 
@@ -136,8 +137,8 @@ class Coverage:
         lines, groups = [self._head(), *(f"  {line}" for line in self._more())], self._groups()
         width = max((len(type_name) for _, type_name, *_ in groups), default=0)
         for told, type_name, reason, members in groups:
-            count = sum(member.parameters for member in members)
-            lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{count:>13,}  {_names(members)}")
+            numbers = sum(member.parameters for member in members)
+            lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{numbers:>13,}  {_names(members)}")
             if reason:
                 lines.append(f"{'':>21}{reason}")
         return "\n".join([*lines, *(f"  {line}" for line in self._still_on())])
@@ -194,10 +195,10 @@ def coverage(
         found = applications(model)
         return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
     rules, selection = rules_of(method), resolve(where, model)
-    spelled = ", ".join(spell(rule.methods) for rule in rules)
+    spelled = ", ".join(map(spell, rules.values()))
     check_applicable(model)
     try:
-        spread_(model, rules, selection, Unread())
+        install_(model, rules, selection, AnchorStore(model, own=True))
         return _report(model, spelled, selection.text)
     except NothingMixedError:
         undo_(model)
@@ -216,7 +217,7 @@ def _held(model: nn.Module) -> Iterator[str]:
     decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
     if decaying:
         decay = "decays" if len(decaying) == 1 else "decay"
-        line = f"{_count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
+        line = f"{count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
         dry = any(isinstance(target.anchor, OwnWeight) for target in found)
         # Of weights in parts every rank would have to ask.
         if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
@@ -227,11 +228,7 @@ def _held(model: nn.Module) -> Iterator[str]:
         yield line
     if answering := output.held(model):
         anchored = sum(len(one.anchors) for _, one in answering.values())
-        yield f"answers are held by {_count(anchored, 'anchored parameter')}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        yield f"answers are held by {count(anchored, 'anchored parameter')}"
 
 
 def _names(members: list[LayerCoverage]) -> str:

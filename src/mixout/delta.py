@@ -14,7 +14,7 @@ from torch import nn
 from mixout._names import renamed
 from mixout.functional import mix
 from mixout.layers import Layout, entry_of
-from mixout.layers.lending import phi_of
+from mixout.layers.forwards import phi_of
 from mixout.masks import check_p
 from mixout.measure import covered
 from mixout.passes import MixOptions

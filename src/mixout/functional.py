@@ -60,8 +60,7 @@ def mix(
 
     Source: Lee et al. 2020, equation 4 and section 3.
     """
-    _check(weight, anchor, unit, gradient, noise, input_dim)
-    options = MixOptions(_checked(p, noise), unit, gradient, noise, stream)
+    options = _checked(weight, anchor, MixOptions(p, unit, gradient, noise, stream), input_dim)
     return phi_pass(weight, anchor, options, input_dim=input_dim, groups=groups)
 
 
@@ -115,13 +114,11 @@ def mixed_linear(
     check_dense(x)
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"expected x of shape (..., {weight.shape[-1]}), got {tuple(x.shape)}")
-    _check(weight, anchor, unit, gradient, noise, 1)
-    if form not in FORMS:
-        raise ValueError(f"expected form in {FORMS}, got {form!r}")
+    options = _checked(weight, anchor, MixOptions(p, unit, gradient, noise, stream, form), 1)
     if x.dtype != weight.dtype and autocast_dtype(x) is None:
         raise ValueError(f"expected x in {weight.dtype}, the weight's dtype, got {x.dtype}; cast it, or use autocast")
     anchor = anchor.detach() if anchor is not None and anchor.requires_grad else anchor
-    return linear_pass(x, weight, anchor, bias, MixOptions(_checked(p, noise), unit, gradient, noise, stream, form))
+    return linear_pass(x, weight, anchor, bias, options)
 
 
 def mixed_embedding(
@@ -164,25 +161,14 @@ def mixed_embedding(
         >>> mixed_embedding(torch.tensor([3]), w, u, p=1.0)
         tensor([[0., 0.]])
     """
-    _check(weight, anchor, unit, gradient, noise, 0)
-    given = MixOptions(_checked(p, noise), unit, gradient, noise, stream)
+    given = _checked(weight, anchor, MixOptions(p, unit, gradient, noise, stream), 0)
     return embedding_pass(index, weight, anchor, given, **options)
 
 
-def _checked(p: float | Tensor, noise: Noise) -> float | Tensor:
-    """The number ``p``, if it is a probability; a compiled graph cannot look into a tensor."""
-    if isinstance(p, Tensor):
-        if p.numel() != 1:
-            raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
-        if torch.compiler.is_compiling():
-            return p
-        p = float(p)
-    return check_p(p, noise)
-
-
-def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, noise: str, input_dim: int) -> None:
-    for name, value, known in (("unit", unit, UNITS), ("gradient", gradient, GRADIENTS), ("noise", noise, NOISES)):
-        if value not in known:
+def _checked(weight: Tensor, anchor: Tensor | None, options: MixOptions, input_dim: int) -> MixOptions:
+    """``options`` with p as a number, except in a compiled graph, which cannot look into a tensor."""
+    for name, known in (("unit", UNITS), ("gradient", GRADIENTS), ("noise", NOISES), ("form", FORMS)):
+        if (value := getattr(options, name)) not in known:
             raise ValueError(f"expected {name} in {known}, got {value!r}")
     if input_dim not in (0, 1):
         raise ValueError(f"expected input_dim 0 or 1, got {input_dim}")
@@ -190,11 +176,15 @@ def _check(weight: Tensor, anchor: Tensor | None, unit: str, gradient: str, nois
         raise ValueError(f"expected a weight of at least two dimensions, got shape {tuple(weight.shape)}")
     if not weight.is_floating_point():
         raise ValueError(f"expected a floating point weight, got {weight.dtype}")
-    if anchor is None:
-        return
-    if anchor.shape != weight.shape:
+    if anchor is not None and anchor.shape != weight.shape:
         raise ValueError(f"expected an anchor of shape {tuple(weight.shape)}, the weight's, got {tuple(anchor.shape)}")
-    if anchor.device != weight.device and not anchor.is_pinned():
+    if anchor is not None and anchor.device != weight.device and not anchor.is_pinned():
         raise ValueError(
             f"expected the anchor on {weight.device}, where the weight is, got {anchor.device}; move it once"
         )
+    p = options.p
+    if isinstance(p, Tensor) and p.numel() != 1:
+        raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
+    if isinstance(p, Tensor) and torch.compiler.is_compiling():
+        return options
+    return options._replace(p=check_p(float(p) if isinstance(p, Tensor) else p, options.noise))

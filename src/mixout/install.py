@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mixout import disabling, dropouts
+from mixout import dropouts
 from mixout._torch import managed_by_fsdp
-from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, OwnWeight, digest
-from mixout.body import blocks
+from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, MovingAnchor, digest
 from mixout.errors import MixoutError, NothingMixedError
 from mixout.layers import (
     Mixed,
@@ -20,65 +21,76 @@ from mixout.layers import (
     attach_,
     lora,
     mixed_class,
-    move_anchors_,
     parameter,
     restore_,
     swap_,
     weights,
 )
-from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output, targets
+from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
 from mixout.methods.decay import decayed_fields
 from mixout.parts import in_parts
 from mixout.passes import Form
-from mixout.periods import Period
-from mixout.record import FIELD, NEW, Applied, applied_here, subject
-from mixout.selection import Selection, body, chosen
+from mixout.record import FIELD, NEW, Applied, applied_here, guard_, subject, unguard_
+from mixout.seeds import Period, Seed, SharedSeed
+from mixout.selection import Selection, blocks, body, chosen
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
-
-class Unread:
-    """Anchors for a dry run: nothing is read or copied."""
-
-    of_this_moment = True
-
-    def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:  # noqa: ARG002
-        """The weight itself."""
-        return OwnWeight()
+# By regular expressions on the layers' names, of which the first that fits counts; "" fits all.
+Rules: TypeAlias = Mapping[str, tuple[Method, ...]]
 
 
-Anchors: TypeAlias = AnchorStore | Unread  # where the anchors of a model come from
+def rule_of(rules: Rules, name: str) -> str | None:
+    """Which of ``rules`` counts for the layer called ``name``."""
+    return next((pattern for pattern in rules if re.search(pattern, name)), None)
+
+
+def _is_others(rules: Rules, pattern: str, name: str, _module: nn.Module) -> bool:
+    return rule_of(rules, name) != pattern
 
 
 def install_(
-    model: nn.Module, applied: Applied, selection: Selection, anchors: Anchors, form: Form, *, alone: bool
+    model: nn.Module,
+    rules: Rules,
+    selection: Selection,
+    anchors: AnchorStore,
+    seed: Seed = Seed(),  # noqa: B008  a frozen value
+    form: Form = "auto",
+    *,
+    keep_dropout: bool = False,
 ) -> dict[str, nn.Module]:
-    """Let methods act, ``alone`` if ``model`` has no others; return the mixed layers. :func:`undo_` undoes it."""
+    """Let the methods of each rule act on its layers; return the mixed ones by name. :func:`undo_` undoes it."""
+    _set_dropouts_(model, [method for methods in rules.values() for method in methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
-    for method in applied.methods:
-        if isinstance(method, MixingMethod):
-            layers = _mix_(model, method, selection, anchors, applied, form)
-    for method in applied.methods:
-        if isinstance(method, AnchorDecay):
-            _decay_(model, method, selection, anchors)
-        if isinstance(method, OutputAnchor):
-            if not alone:
-                raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
-            _anchor_outputs_(model, method, anchors)
-    # What decayed weights, anchored outputs and changed dropouts leave on their module.
-    traces = {targets.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
-    changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
-    for module in [m for m in changed if applied_here(m) is None] or [model]:
-        vars(module)[FIELD] = applied
+    alone = len(rules) == 1
+    for pattern, methods in rules.items():
+        applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
+        text = f", in the part {pattern!r}" if pattern else ""
+        own = selection.but(functools.partial(_is_others, rules, pattern), text)
+        # Mixing first: what is mixed has its anchor then.
+        for method in sorted(methods, key=lambda one: not isinstance(one, MixingMethod)):
+            if isinstance(method, MixingMethod):
+                layers |= _mix_(model, method, own, anchors, applied, form)
+            if isinstance(method, AnchorDecay):
+                _decay_(model, method, own, anchors)
+            if isinstance(method, OutputAnchor):
+                if not alone:
+                    raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
+                _anchor_outputs_(model, method, anchors)
+        # What decayed weights, anchored outputs and changed dropouts leave on their module.
+        traces = {optimizer_hooks.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
+        changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
+        for module in [m for m in changed if applied_here(m) is None] or [model]:
+            vars(module)[FIELD] = applied
     return layers
 
 
 def _mix_(
-    model: nn.Module, method: MixingMethod, selection: Selection, anchors: Anchors, applied: Applied, form: Form
+    model: nn.Module, method: MixingMethod, selection: Selection, anchors: AnchorStore, applied: Applied, form: Form
 ) -> dict[str, nn.Module]:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
-    dry, period = isinstance(anchors, Unread), None if method.every == 1 else Period(method.every)
+    dry, period = anchors.own, None if method.every == 1 else Period(method.every)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
     applied.mixing = mixing = Mixing(
         p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
@@ -98,10 +110,15 @@ def _mix_(
         sites = [site for site, _ in adapted.values()]
         given = method.anchor == "given"
         lora.check_fits(model, sites, mixing, takes_anchor=given, of_this_moment=anchors.of_this_moment)
-    source = {"given": anchors.anchor, "own": Unread().anchor, "zero": AnchorStore(model, 0).anchor}[method.anchor]
+    others = {"zero": AnchorStore(model, 0), "own": AnchorStore(model, own=True)}
+    source = others.get(method.anchor, anchors).anchor
     # All anchors first: one that is missing must leave the model as it was.
     wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
     found = _anchored(source, wanted, may_lack=selection.may_lack)
+    if method.anchor_ema is not None and not dry:
+        for name, held in found.items():
+            for path, start in held.items():
+                held[path] = MovingAnchor(start, parameter(layers[name], path), method.anchor_ema)  # type: ignore[arg-type]
     applied.seed.subject = subject(str(applied), found)
     swapped: list[tuple[str, nn.Module, Any, dict[str, AnchorTensor]]]
     swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
@@ -116,11 +133,8 @@ def _mix_(
         swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in found}
     if not dry:
-        if method.anchor_ema is not None:
-            for layer in mixed.values():
-                move_anchors_(layer, method.anchor_ema)
         attach_(model, mixed)
-        disabling.guard_(model)
+        guard_(model)
     return mixed
 
 
@@ -146,7 +160,7 @@ def _anchored(
     return found
 
 
-def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: Anchors) -> None:
+def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: AnchorStore) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
     wanted: dict[str, tuple[nn.Module, list[str]]] = {}
     factors: list[nn.Module] = []
@@ -172,7 +186,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
     # All anchors first: one that is missing must leave the model as it was.
     found = _anchored(anchors.anchor, wanted, may_lack=selection.may_lack)
     importance = {}
-    if method.weights is not None and not isinstance(anchors, Unread):
+    if method.weights is not None and not anchors.own:
         store = ImportanceStore(model, method.weights)
         importance = _anchored(store.anchor, {name: wanted[name] for name in found}, may_lack=False)
     for name, held in found.items():
@@ -182,7 +196,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         optimizer_hooks.attach_(factor, "weight", AnchorTensor(), method)
 
 
-def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -> None:
+def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
     """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
     chosen, sites = [], lora.sites(model)
     covers = body(model) if method.on == "hidden" else lambda *_: True
@@ -200,7 +214,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: Anchors) -
     if not any(found for _, found in chosen):
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
     for module, found in chosen:
-        if found and not isinstance(anchors, Unread):
+        if found and not anchors.own:
             vars(module)[output.FIELD] = output.Held(method, found)
 
 
@@ -217,7 +231,7 @@ def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
         )
 
 
-def set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
+def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
     """Mixing switches the model's own dropouts off; a Dropout beside it, or alone, sets them."""
     p = next((one.p for one in methods if isinstance(one, Dropout)), None)
     if p is None and (keep or not any(isinstance(one, MixingMethod) for one in methods)):
@@ -232,7 +246,7 @@ def undo_(model: nn.Module) -> None:
         if isinstance(module, Mixed):
             restore_(module)
         optimizer_hooks.detach_(module)
-        disabling.unguard_(module)
+        unguard_(module)
         for field in (output.FIELD, FIELD, NEW):
             vars(module).pop(field, None)
     dropouts.restore_(model)

@@ -17,7 +17,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, overload
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -44,11 +44,7 @@ def check_p(p: float, noise: Noise = "bernoulli") -> float:
     return float(p)
 
 
-@overload
-def scale_of(p: float) -> float: ...
-@overload
-def scale_of(p: float | Tensor) -> float | Tensor: ...
-def scale_of(p: float | Tensor) -> float | Tensor:
+def scale_of(p: float | Tensor) -> Any:  # noqa: ANN401  a tensor of a tensor, else a number
     """1 / mu; at p = 1 every unit is replaced and the scale multiplies nothing."""
     if isinstance(p, Tensor):
         return torch.where(p < 1, 1 / (1 - p), torch.zeros_like(p))
@@ -114,7 +110,7 @@ def draw_element_coefficients(
     """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers."""
     kept = (stream is not None and stream.period is not None) or not _may_change()
     if kept or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
-        return draw_elements(shape, p, device=device, stream=stream).to(dtype) * scale_of(p)
+        return draw_elements(shape, p, device=device, stream=stream).to(dtype).mul(scale_of(p))
     scale = torch.tensor(scale_of(p), dtype=dtype, device="cpu").view(torch.int32)
     # 1 or 0, times the bits of the scale: three passes that allocate nothing.
     return _integers(shape, stream, device).ge_(_bound(p)).mul_(scale).view(dtype)

@@ -16,9 +16,9 @@ from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
-from mixout.record import Applied, applied_here, applied_to
+from mixout.record import applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
@@ -187,9 +187,7 @@ def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
         weight.lerp_(anchor.to(weight.device, weight.dtype), 1 - t)
 
 
-def anchored_weights(
-    model: nn.Module, applied: Applied | None = None, *, own: bool = False
-) -> dict[str, tuple[nn.Module, str, AnchorTensor]]:
+def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[nn.Module, str, AnchorTensor]]:
     """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
     sites = lora.sites(model)
     found = {
@@ -203,22 +201,14 @@ def anchored_weights(
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():
-                found[f"{name}.{path}".lstrip(".")] = (module, path, one.start)
-    return {
-        key: (module, field, one)
-        for key, (module, field, one) in found.items()
-        if (own or not isinstance(one, OwnWeight)) and (applied is None or applied_here(module) is applied)
-    }
+                found[f"{name}.{path}".lstrip(".")] = (module, path, getattr(one, "start", one))
+    return {key: one for key, one in found.items() if own or not isinstance(one[2], OwnWeight)}
 
 
-def adapted_layers(model: nn.Module, applied: Applied | None = None) -> dict[str, nn.Module]:
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
-    found = {name: (layer, lora.mixed_factors(layer)) for name, layer in lora.sites(model).items()}
-    return {
-        lora.base_name(name, layer): layer
-        for name, (layer, mixed) in found.items()
-        if mixed and (applied is None or applied_here(mixed[0]) is applied)
-    }
+    sites = lora.sites(model).items()
+    return {lora.base_name(name, layer): layer for name, layer in sites if lora.mixed_factors(layer)}
 
 
 def has_anchors(model: nn.Module) -> bool:

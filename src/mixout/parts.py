@@ -93,6 +93,20 @@ def check_whole(weight: Tensor) -> None:
         )
 
 
+def stepped_by_zero(weight: object) -> bool:
+    """Whether DeepSpeed's optimizer steps flat copies of ``weight``, by the marks of stages 1 and 2, or of stage 3."""
+    return hasattr(weight, "_hp_mapping") or hasattr(weight, "ds_id")
+
+
+def check_stepped(weight: object, method: str) -> None:
+    """Refuse such a weight, which ``method`` would not reach."""
+    if stepped_by_zero(weight):
+        raise MixoutError(
+            "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies that "
+            f"{method} does not reach; {method} needs DDP, FSDP2 or stage 0"
+        )
+
+
 def check_sharding(model: nn.Module) -> None:
     """Refuse a model that FSDP1 or DeepSpeed's ZeRO-3 shards: that leaves no weight to mix."""
     fsdp1 = fsdp("FullyShardedDataParallel")

@@ -26,11 +26,9 @@ from mixout.masks import (
     spread,
 )
 from mixout.ops import linear as forms
-from mixout.ops.compiled import compiled
-from mixout.ops.gathered import Draw
 from mixout.ops.mix import autocast_dtype, like
 from mixout.ops.mix import mix as mix_op
-from mixout.ops.reference import Gradient, slope_of
+from mixout.ops.reference import Gradient
 from mixout.streams import Stream
 
 Form = Literal["auto", "fast", "lean"]
@@ -68,7 +66,7 @@ def phi_pass(
     if not isinstance(options.p, Tensor) and options.p == 0.0:
         return weight
     shape = tuple(weight.shape)
-    mask = spread(_draw_mask(shape, weight.device, options, input_dim=input_dim, groups=groups), shape)
+    mask = spread(draw_mask(shape, weight.device, options, input_dim=input_dim, groups=groups), shape)
     constant = None if anchor is None else anchor.detach()
     return mix_op(weight, constant, mask, scale_of(options.p), gradient=options.gradient)
 
@@ -116,40 +114,24 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
         kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
         return (forms.split if few else forms.sparse)(*read, kept, scale_of(p), gradient=gradient)
-    mask = _draw_mask(tuple(weight.shape), weight.device, options)
+    mask = draw_mask(tuple(weight.shape), weight.device, options)
     return forms.dense(*read, mask, scale_of(p), gradient=gradient)
 
 
-def new_draw(shape: tuple[int, ...], device: torch.device, options: MixOptions) -> Draw | None:
-    """The mask of one linear of a weight of ``shape``, for a Phi that is made elsewhere; None at p = 0."""
-    p = float(options.p)
-    if p == 0.0:
-        return None
-    thin = keeps_columns(options)
-    drawn = _draw_mask(shape, device, options, on_host=thin)
-    return Draw(
-        mask=drawn.to(device, non_blocking=True),
-        kept=drawn[0].nonzero().squeeze(1).to(device, non_blocking=True) if thin else None,
-        scale=scale_of(p),
-        slope=slope_of(options.gradient, scale_of(p)),
-    )
-
-
-def _draw_mask(
+def draw_mask(
     shape: tuple[int, ...],
     device: torch.device,
     options: MixOptions,
     *,
     input_dim: int = 1,
     groups: int = 1,
-    on_host: bool = False,
 ) -> Tensor:
     """A mask for a weight of ``shape``, before it is spread over a grouped convolution's output channels."""
     p, unit, _, noise, stream, _ = options
     if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
         return draw_elements(shape, p, device=device, stream=stream)
     drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-    return draw(drawn, p, noise=noise, device=device, stream=stream, on_host=on_host)
+    return draw(drawn, p, noise=noise, device=device, stream=stream)
 
 
 @once_a_period
@@ -173,7 +155,7 @@ def _linear_in_graph(
     slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
     cast = None if bias is None else bias.to(dtype)
     near = None if anchor is None else like(anchor, weight)
-    result: Tensor = compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
+    result: Tensor = forms.compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
     return result
 
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
-from mixout.methods.targets import FIELD as DECAYED
+from mixout.methods.optimizer_hooks import FIELD as DECAYED
 from mixout.record import NEW
 from mixout.selection import BODY, Selection, is_trained, parent
 
@@ -54,7 +54,7 @@ class LayerCoverage:
 def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
     """Every module of ``model`` that holds parameters of its own; ``text``: which were chosen, "" if nothing was."""
     seen: set[int] = set()
-    mixed: dict[int, int] = {}
+    seen_mixed: set[int] = set()
     sites = lora.sites(model)
     around = {
         f"{name}.{path}".lstrip("."): module
@@ -68,25 +68,23 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         own = {field: p for field, p in module._parameters.items() if p is not None}
         if not own:
             continue
-        fresh = [p for p in own.values() if id(p) not in seen]
-        seen.update(map(id, own.values()))
-        holders = {field: around.get(f"{name}.{field}".lstrip(".")) for field in own}
-        by = next((holder for holder in holders.values() if holder is not None), None)
+        holders = {field: around[key] for field in own if (key := f"{name}.{field}".lstrip(".")) in around}
+        by = next(iter(holders.values()), None)
         kind, reason = _kind(name, module, by, parent(model, name), sites, text)
         if kind == "mixed" and by is not None and _group(sites, name) in called and not _called(by):
             kind, reason = "bypassed", "never called in training, while other layers were"
-        here = {id(own[field]): own[field].numel() for field, holder in holders.items() if holder is not None}
-        here = here if kind == "mixed" else {}
+        here = [own[field] for field in holders] if kind == "mixed" else []
         row = LayerCoverage(
             name=name,
             type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
             kind=kind,
             reason=reason,
-            parameters=sum(map(_size, fresh)),
-            mixed_parameters=sum(number for key, number in here.items() if key not in mixed),
+            parameters=sum(_size(p) for p in own.values() if id(p) not in seen),
+            mixed_parameters=sum(_size(p) for p in here if id(p) not in seen_mixed),
             flops=_flops(name, module),
         )
-        mixed |= here
+        seen.update(map(id, own.values()))
+        seen_mixed.update(map(id, here))
         found.append(row)
     return tuple(found)
 

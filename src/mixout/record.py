@@ -3,25 +3,35 @@
 A changed module holds, in its ``__dict__``, what undoes the change and a reference to the :class:`Applied` that all
 modules of one call share. No module is named and none is special: any part of a model, a copy of it or the whole can be
 asked, saved and undone. A model whose parts were given methods of their own holds several of them.
+
+And what is done with it: another p, and plain passes, asked for or while a model generates text.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from mixout.anchor import AnchorTensor
-from mixout.errors import NotAppliedError
+from mixout.errors import GenerationWarning, MixoutError, NotAppliedError
 from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
-from mixout.methods import Method, MixingMethod, spell
-from mixout.ranks import SharedSeed
+from mixout.methods import Method, spell
+from mixout.seeds import SharedSeed
 
 # Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
 FIELD, NEW = "_mixout", "_mixout_new"
+
+_GENERATE = "generate"
+# The tags that TRL's trainers of policy gradients give their model, from which they sample and which they then train.
+_POLICY_GRADIENT = frozenset({"grpo", "rloo", "a2po", "async-grpo", "gmpo", "sdpo"})
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,13 +86,12 @@ def set_p_(model: nn.Module, p: float) -> None:
 
 def follow_(model: nn.Module, p: float) -> None:
     """Change p as a schedule says: the largest becomes ``p``, others keep the methods' proportion to it."""
-    found = [applied for applied in applications(model) if applied.mixing is not None]
-    stated = [next((m.p for m in one.methods if isinstance(m, MixingMethod)), 0.0) for one in found]
-    most = max(stated, default=0.0)
     set_p_(model, p)
-    for applied, own in zip(found, stated, strict=True):
-        if applied.mixing is not None and own < most:
-            applied.mixing.set_p(p * own / most)
+    mixings = [applied.mixing for applied in applications(model) if applied.mixing is not None]
+    most = max(mixing.stated for mixing in mixings)
+    for mixing in mixings:
+        if mixing.stated < most:
+            mixing.set_p(p * mixing.stated / most)
 
 
 def subject(methods: str, anchors: Mapping[str, Mapping[str, AnchorTensor]]) -> str:
@@ -92,3 +101,89 @@ def subject(methods: str, anchors: Mapping[str, Mapping[str, AnchorTensor]]) -> 
         for path, anchor in held.items():
             found.update(f"{name}:{path}:{anchor.digest}".encode())
     return f"{methods} on {len(anchors)} layers, digest of layers and anchors {found.hexdigest()}"
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Let training passes of ``model`` read the fine-tuned weights, unmixed, within a ``with`` block.
+
+    Dropouts stay as :func:`mixout.apply_` has set them, and :class:`mixout.AnchorDecay` decays as before. A compiled
+    model is compiled once more, for plain passes.
+
+    Args:
+        model: a model that carries a method, or a part of one; all layers of one :func:`mixout.apply_` are switched.
+
+    Raises:
+        NotAppliedError: if the model carries no method.
+
+    Example:
+        >>> import torch, mixout
+        >>> model = mixout.apply_(nn.Linear(2, 1, bias=False), mixout.Mixout(1.0), anchor=0)
+        >>> x = torch.ones(1, 2)
+        >>> with disabled(model):
+        ...     plain = model(x)
+        >>> bool((plain == x @ model.weight.T).all()), model(x).item()
+        (True, 0.0)
+    """
+    switched = _mixing(applied_to(model))
+    for mixing in switched:
+        mixing.switch(off=True)
+    try:
+        yield model
+    finally:
+        for mixing in switched:
+            mixing.switch(off=False)
+
+
+def check_policy(model: Any) -> None:  # noqa: ANN401  any module
+    """Refuse to mix the policy of a policy-gradient trainer of TRL, if ``model`` is one."""
+    tags = _POLICY_GRADIENT.intersection(getattr(model, "model_tags", None) or ())
+    if tags and _mixing(applications(model)):
+        raise MixoutError(
+            f"expected a method that does not mix for TRL's {min(tags)!r} trainer, got {applications(model)[0]}: it "
+            "samples from the unmixed model and would train the mixed one, another policy, so that its gradient would "
+            "be no policy gradient; use mixout.AnchorDecay there, and mixing with SFTTrainer or DPOTrainer"
+        )
+
+
+def _mixing(applied: list[Applied]) -> list[Mixing]:
+    """Of those that mix and are not switched off."""
+    return [one.mixing for one in applied if one.mixing is not None and not one.mixing.off]
+
+
+class PlainGenerate:
+    """``model.generate`` of the instance, in place of its class's: unmixed in training mode too."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401  a module with a method generate
+        self.model = model
+        self.warned = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As the method of the class."""
+        generate = functools.partial(type(self.model).generate, self.model)
+        if not self.model.training or not _mixing(applications(self.model)):
+            return generate(*args, **kwargs)
+        check_policy(self.model)
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                "generate was called in training mode: it reads the fine-tuned weights, unmixed. To do so "
+                "without this warning call it in `with mixout.disabled(model):`, or call model.eval() first",
+                GenerationWarning,
+                stacklevel=2,
+            )
+        with disabled(self.model):
+            return generate(*args, **kwargs)
+
+
+def guard_(model: nn.Module) -> None:
+    """Let every part of ``model`` that generates do so unmixed, unless another tool has changed how it does."""
+    for module in model.modules():
+        if callable(getattr(type(module), _GENERATE, None)) and _GENERATE not in vars(module):
+            vars(module)[_GENERATE] = PlainGenerate(module)
+
+
+def unguard_(module: nn.Module) -> None:
+    """Undo :func:`guard_` on ``module`` itself."""
+    if isinstance(vars(module).get(_GENERATE), PlainGenerate):
+        del vars(module)[_GENERATE]

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixout.anchor import MovingAnchor
 from mixout.anchor import fingerprint as fingerprint_of
 from mixout.errors import AnchorMismatchError, MixoutError
-from mixout.layers import Mixed, MovingAnchor, Share, lora, parameter
+from mixout.layers import Mixed, Share, lora, parameter
 from mixout.masks import check_p
 from mixout.measure import adapted_layers, anchored_weights, check_anchored
 from mixout.methods import Method
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
@@ -185,10 +186,11 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
 
 def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     """Of the anchors of ``model``, or of the layers that one application has changed."""
-    digests = [one.digest for _, _, one in anchored_weights(model, applied).values()]
-    # Every mixed factor holds the digest of its base.
-    factors = map(lora.mixed_factors, adapted_layers(model, applied).values())
-    return digests + [one._mixed.anchor.digest for one, *_ in factors]
+    found = [(module, one.digest) for module, _, one in anchored_weights(model).values()]
+    for layer in adapted_layers(model).values():
+        factor = next(iter(lora.mixed_factors(layer).values()))  # every one holds the digest of its base
+        found.append((factor, factor._mixed.anchor.digest))
+    return [digest for module, digest in found if applied is None or applied_here(module) is applied]
 
 
 def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import AnchorMismatchError, InputError, needs
+from mixout.errors import AnchorMismatchError, FineTunedAnchorWarning, InputError, needs
 
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What the Trainer of transformers leaves in a checkpoint's folder, and what trainer.save_model leaves.
+_MARKS = ("trainer_state.json", "training_args.bin")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -187,3 +190,18 @@ def _cached(source: str | Path) -> str:
     found = (hub.try_to_load_from_cache(str(source), file) for file in (_SINGLE, _INDEX))
     folder = next((str(Path(file).parent) for file in found if isinstance(file, str)), None)
     return f", which is here: anchor={folder!r}" if folder else ""
+
+
+def warn_if_fine_tuned(model: nn.Module) -> None:
+    """Warn if a part of ``model`` was loaded from a folder that a Trainer wrote; other weights leave no trace."""
+    folders = {getattr(module, "name_or_path", None) for module in model.modules()}
+    for folder in sorted(folder for folder in folders if isinstance(folder, str) and folder):
+        mark = next((name for name in _MARKS if (Path(folder) / name).is_file()), None)
+        if mark is not None:
+            warnings.warn(
+                f"expected pretrained weights as the anchor, got those of a run, loaded from {folder!r}, which holds "
+                f"{mark}; load the pretrained model, call apply_, then load the fine-tuned weights or "
+                f"resume; or pass anchor={folder!r} if these weights are meant",
+                FineTunedAnchorWarning,
+                stacklevel=3,  # who called apply_
+            )

@@ -3,7 +3,7 @@
 - No seed, one process: torch's default generator of the layer's device, as dropout.
 - A seed, or several ranks: numbers follow from (seed, layer, count of draws) alone.
 - A mask that is kept for several optimizer steps: from (seed, layer, number of its period) alone, see
-  :mod:`mixout.periods`. There is nothing to find again: every pass of a period, a recomputation too, asks for the same.
+  :mod:`mixout.seeds`. There is nothing to find again: every pass of a period, a recomputation too, asks for the same.
 
 A recomputation must see the masks of its own forward pass: under activation checkpointing, and in gradient caching,
 where a pass without gradients is repeated with them. Where numbers follow from a count, each draw also takes one number
@@ -23,8 +23,7 @@ from torch import Tensor
 
 from mixout._torch import in_backward, is_batched
 from mixout.errors import MixoutError
-from mixout.periods import Period
-from mixout.ranks import SharedSeed, digest_bits
+from mixout.seeds import Period, SharedSeed, digest_bits
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
 REMEMBERED_DRAWS = 131_072
@@ -63,11 +62,6 @@ class Stream:
         """Whether numbers follow from a seed; if not, from torch's default generator."""
         return self.period is not None or self.seed.in_force
 
-    @property
-    def compiled_draws(self) -> int:
-        """How many draws compiled graphs have made."""
-        return int(self.handle[1])
-
     def draw(self, shape: tuple[int, ...], *, normal: bool = False, device: torch.device = _HOST) -> Tensor:
         """Uniform numbers in [0, 1), or standard normal ones, float32, on the host; ``device`` is the layer's."""
         if torch.compiler.is_compiling():
@@ -97,7 +91,7 @@ class Stream:
         """
         if not self.in_force:
             return _generator(str(_nonce(device))) if device.type == "cuda" else None
-        if self.period is None and self.seed.by_pass:
+        if self.period is None and self.seed.value is None and self.seed.scope == "rank":
             return _generator(f"{_nonce(device)}/{self.seed.own}/{self.key}")
         seed = self.seed.settled()
         if self.period is not None:

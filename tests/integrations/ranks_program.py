@@ -147,7 +147,7 @@ def resumed(rank):
 
 def disagreements(rank):
     """What is raised where ranks differ."""
-    mixout.ranks.PATIENCE = timedelta(seconds=3)
+    mixout.seeds.PATIENCE = timedelta(seconds=3)
     found = {}
     x = batch(0, 0, rank)
     found["seed"] = error(net(seed=10 + rank), x)

@@ -41,7 +41,7 @@ def alone(model, where, world=2):
     mixout.apply_(model, mixout.Mixout(0.9), where=where)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Mixed)}
     anchors = {name: layer._mixed.anchors for name, layer in layers.items()}
-    seed = mixout.ranks.digest_bits(f"{run}/{subject('mixout(0.9)', anchors)}") >> 1
+    seed = mixout.seeds.digest_bits(f"{run}/{subject('mixout(0.9)', anchors)}") >> 1
     mixout.apply_(mixout.remove_(model), mixout.Mixout(0.9), where=where, seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     ranks = [torch.Generator().manual_seed(rank) for rank in range(world)]

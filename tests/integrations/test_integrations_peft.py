@@ -176,7 +176,7 @@ def test_the_selective_decay_pulls_the_factors_towards_0():
     """As in its authors' code for adapters: each factor is a weight whose anchor is 0. Oracle: the rule by hand."""
     model = mixout.apply_(lora(), AnchorDecay(1.0, selective=True))
     factors = {n: p for n, p in model.named_parameters() if ".lora_" in n}
-    decayed = mixout.methods.targets.targets(model)
+    decayed = mixout.methods.optimizer_hooks.targets(model)
     assert set(factors) == set(decayed)
     assert all(target.anchor.tensor is None for target in decayed.values())
     with torch.no_grad():

@@ -182,7 +182,7 @@ def rank_main(folder, run, rank):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         signal.alarm(120)
         torch.set_num_threads(1)
-        mixout.ranks.PATIENCE = PATIENCE
+        mixout.seeds.PATIENCE = PATIENCE
         torch.manual_seed(100 + rank)
         meet(rank, "meet")
         result = run(rank)

@@ -10,7 +10,7 @@ from torch import nn
 import mixout
 from body_and_head import WithHead
 from mixout import AnchorDecay, Mixout
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import targets
 
 
 @pytest.mark.parametrize("build", [sgd, adamw, lambda m: sgd(m, momentum=0.9), lambda m: adamw(m, foreach=True)])

@@ -12,8 +12,7 @@ from torch import nn
 
 import mixout
 from mixout import AnchorDecay
-from mixout.methods.optimizer_hooks import detach_
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import detach_, targets
 
 
 def test_exchanged_parameters_decay():

@@ -13,9 +13,7 @@ from torch import nn
 import mixout
 from mixout import AnchorDecay
 from mixout.methods import optimizer_hooks
-from mixout.methods import targets as held
-from mixout.methods.optimizer_hooks import attach_, detach_
-from mixout.methods.targets import targets
+from mixout.methods.optimizer_hooks import attach_, detach_, targets
 
 
 class WithoutRate(torch.optim.Optimizer):
@@ -96,16 +94,14 @@ def test_an_unrelated_step_looks_at_no_target(monkeypatch):
     def looked(self):
         raise AssertionError(self)
 
-    monkeypatch.setattr(held.Target, "parameter", looked)
+    monkeypatch.setattr(optimizer_hooks.Target, "parameter", looked)
     train(other, optimizer, batches(2))
     monkeypatch.undo()
     train(model, sgd(model), batches(1))
 
 
 def test_hooks_go_with_the_last_decay(monkeypatch):
-    fresh = weakref.WeakValueDictionary()
-    for module in (held, optimizer_hooks):
-        monkeypatch.setattr(module, "TARGETS", fresh)
+    monkeypatch.setattr(optimizer_hooks, "TARGETS", weakref.WeakValueDictionary())
     monkeypatch.setattr(optimizer_hooks, "_HANDLES", [])
     before = hooks()
     models = [mixout.apply_(net(), AnchorDecay(RATE)) for _ in range(2)]
@@ -131,9 +127,9 @@ def test_a_deleted_model_is_freed_at_once():
         model = mixout.apply_(net(), AnchorDecay(RATE))
         optimizer = sgd(model)
         train(model, optimizer, batches(1))
-        known = len(held.TARGETS)
+        known = len(optimizer_hooks.TARGETS)
         del model, optimizer
-        assert len(held.TARGETS) == known - 2
+        assert len(optimizer_hooks.TARGETS) == known - 2
     finally:
         gc.enable()
 

@@ -304,14 +304,14 @@ def test_weights_are_held_once_in_bfloat16_and_follow_the_model():
     assert method != AnchorDecay(RATE, weights=weights)
     assert isinstance(hash(method), int)
     mixout.apply_(model, method)
-    target = mixout.methods.targets.targets(model)["0.weight"]
+    target = mixout.methods.optimizer_hooks.targets(model)["0.weight"]
     assert target.importance.tensor.dtype is torch.bfloat16
     train(model.float().double(), build(torch.optim.SGD, model))
     assert target.importance.tensor.dtype is torch.bfloat16
     import copy
 
     twin = copy.deepcopy(model)
-    shared = mixout.methods.targets.targets(twin)["0.weight"].importance
+    shared = mixout.methods.optimizer_hooks.targets(twin)["0.weight"].importance
     assert shared.tensor is target.importance.tensor
 
 

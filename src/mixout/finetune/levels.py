@@ -25,7 +25,6 @@ from torch import Tensor, nn
 import mixout
 from mixout import dropouts
 from mixout._names import nearest
-from mixout.body import blocks as body_blocks
 from mixout.errors import InputError
 from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded, longest_input
@@ -36,6 +35,7 @@ from mixout.layers import is_linear
 from mixout.methods import AnchorDecay, Method, MixingMethod, OutputAnchor, Plain
 from mixout.methods.likelihood import Batch
 from mixout.selection import Selection, body, resolve
+from mixout.selection import blocks as body_blocks
 
 
 def layer_levels(model: nn.Module) -> dict[str, int]:

@@ -5,7 +5,6 @@ Whatever would silently not be mixed is named with its reason by :func:`obstacle
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +13,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from mixout._torch import managed_by_fsdp
-from mixout.layers.lending import Lending, Recurrent
-from mixout.layers.linear import MixedEmbedding, MixedLinear, Transposed
+from mixout.layers.forwards import Lending, MixedEmbedding, MixedLinear, Recurrent, Transposed
 from mixout.layers.mixed import Mixed as Mixed
 from mixout.layers.mixed import Mixing as Mixing
 from mixout.layers.mixed import Share as Share
 from mixout.layers.mixed import mixed_subclass
 from mixout.layers.mixed import restore_ as restore_
 from mixout.layers.mixed import swap_ as swap_
-from mixout.layers.moving import MovingAnchor as MovingAnchor
-from mixout.layers.moving import move_anchors_ as move_anchors_
 from mixout.layers.registry import CONV1D, dotted, find, holder_of, keeps_forward
 from mixout.layers.registry import Layout as Layout
 from mixout.layers.registry import entry_of as entry_of
@@ -46,7 +41,9 @@ _CELLS = nn.RNNCellBase
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
     """The mixed class for ``module``, one of its own for a subclass that leaves the forward as it is; or None."""
     if in_parts(module._parameters.get("weight")):
-        return _of_parts().mixed_class(module) if plain_type(module) is nn.Linear else None
+        from mixout.layers import sharded  # where a model needs it
+
+        return sharded.mixed_class(module) if plain_type(module) is nn.Linear else None
     kind, found = type(module), find(module)
     if found is None or not keeps_forward(kind, found[0]) or kind is NonDynamicallyQuantizableLinear:
         return None
@@ -55,15 +52,12 @@ def mixed_class(module: nn.Module) -> type[Mixed] | None:
     return mixed if issubclass(mixed, kind) else mixed_subclass(mixed, kind)
 
 
-def _of_parts() -> Any:  # noqa: ANN401  a file of this folder
-    """What is known of linear layers whose weight lies in parts, imported where a model needs it."""
-    return importlib.import_module(f"{__name__}.sharded")
-
-
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     """Hook those of ``layers``, by their names in ``model``, whose weights FSDP2 gathers into its all-gathers."""
-    if any(managed_by_fsdp(layer) and in_parts(layer._parameters.get("weight")) for layer in layers.values()):
-        _of_parts().attach_(model, layers)
+    if any(in_parts(layer._parameters.get("weight")) for layer in layers.values()):
+        from mixout.layers import sharded
+
+        sharded.attach_(model, layers)
 
 
 def weights(module: nn.Module) -> list[str]:
@@ -85,10 +79,12 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     kind = type(module).__name__
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight without calling the layer: choose the attention module"
-    weight = module._parameters.get("weight")
+    weight: Any = module._parameters.get("weight")
     if in_parts(weight) and "forward" not in vars(module):
         if plain_type(module) is nn.Linear:
-            return _of_parts().obstacle(module, weight)  # type: ignore[no-any-return]
+            from mixout.layers import sharded
+
+            return sharded.obstacle(module, weight)
         kind = plain_type(module).__name__
         return f"its weight lies in parts on several ranks; there nn.Linear alone can be mixed, not {kind}"
     if isinstance(module, _CELLS):

@@ -134,11 +134,12 @@ def swaps(layer: Any, chosen: Sequence[str], mixing: Mixing) -> Iterator[tuple[s
             yield f".{names[1]}.{adapter}", other[adapter], ["weight"], MixedFactor
 
 
-def mixed_factors(layer: Any) -> list[Mixed]:
-    """What is mixed of ``layer``: factors, or itself."""
+def mixed_factors(layer: Any) -> dict[str, Mixed]:
+    """A factor of each adapter of ``layer`` that is mixed, or ``layer`` itself."""
     if isinstance(layer, Mixed):
-        return [layer]
-    return [one for factors in _factors(layer, "input") for one in factors.values() if isinstance(one, Mixed)]
+        return {path.split(".")[1]: layer for path in layer._mixed.anchors}
+    factors = [pair for held in _factors(layer, "input") for pair in held.items()]
+    return {name: one for name, one in factors if isinstance(one, Mixed)}
 
 
 def coverage_row(
@@ -157,7 +158,7 @@ def coverage_row(
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
     if (problem := _adapter_obstacle(layer, adapter)) is not None:
         return "bypassed", problem
-    here, anywhere = mixed_adapters(layer), {one for site in sites.values() for one in mixed_adapters(site)}
+    here, anywhere = mixed_factors(layer), {one for site in sites.values() for one in mixed_factors(site)}
     lent = is_of_a_parameter(layer) and part == "lora_A" and adapter in here
     if lent or (isinstance(module, Mixed) and not isinstance(module, MixedFactor)):
         return ("mixed", "") if adapter in layer.active_adapters else ("plain", "its adapter is not active")
@@ -176,13 +177,6 @@ def _factors(layer: Any, unit: Unit) -> tuple[Mapping[str, nn.Module], Mapping[s
         return {}, {}
     pair = (dict(a.items()), dict(b.items()))
     return pair if unit == "input" else pair[::-1]
-
-
-def mixed_adapters(layer: Any) -> set[str]:
-    """The adapters of ``layer`` that are mixed."""
-    if isinstance(layer, Mixed):
-        return {path.split(".")[1] for path in layer._mixed.anchors}
-    return {name for factors in _factors(layer, "input") for name, one in factors.items() if isinstance(one, Mixed)}
 
 
 def _layer_obstacle(layer: Any) -> str | None:
@@ -268,4 +262,4 @@ def delta_norm(layer: Any) -> float:
 
 def delta_weights(layer: Any) -> list[nn.Parameter]:
     """Parameters of which W - u is a multiple: those of B, its bias included, of every adapter that is mixed."""
-    return [weight for name in mixed_adapters(layer) for weight in layer.lora_B[name].parameters()]
+    return [weight for name in mixed_factors(layer) for weight in layer.lora_B[name].parameters()]

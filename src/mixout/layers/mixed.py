@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mixout._torch import exporting
-from mixout.anchor import AnchorTensor, OwnWeight
+from mixout.anchor import AnchorTensor, MovingAnchor, OwnWeight
 from mixout.errors import MixoutError
 from mixout.layers.registry import parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, in_parts, still_sharded
 from mixout.passes import Form, MixOptions
-from mixout.periods import Period
+from mixout.seeds import Period
 from mixout.streams import Stream
 
 REPLACED = (
@@ -43,10 +43,12 @@ class Mixing:
     period: Period | None = None  # for masks that are kept for several optimizer steps
     off: bool = field(init=False, default=False)
     version: int = field(init=False, default=0)
+    stated: float = field(init=False)  # the method's p, before any schedule
     _number: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.set_p(float(self.p))
+        self.stated = float(self.p)
+        self.set_p(self.stated)
 
     def set_p(self, p: float) -> None:
         """Change p, in place, so that a compiled graph sees it too."""
@@ -76,7 +78,7 @@ class Share:
     plain: type[nn.Module]  # its class without mixing
     stream: Stream  # the random numbers of its masks
     passes: int = 0  # in how many it was mixed
-    short: Any = None  # see layers/linear.py
+    short: Any = None  # see layers/forwards.py
     anchor: AnchorTensor = field(init=False)  # the first
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class Share:
     @property
     def called(self) -> bool:
         """Whether the layer has been called in training, eagerly or in a compiled graph."""
-        return self.passes > 0 or self.stream.compiled_draws > 0
+        return self.passes > 0 or int(self.stream.handle[1]) > 0
 
 
 class Mixed(nn.Module):
@@ -117,6 +119,15 @@ class Mixed(nn.Module):
     def stepped(self, path: str) -> Tensor | None:
         """The parameter of that name that an optimizer steps."""
         return parameter(self, path)
+
+    def moving_anchors(self) -> list[tuple[MovingAnchor, Tensor | None]]:
+        """The anchors that move, each with the parameter that it follows."""
+        held = self._mixed.anchors if "_mixed" in self.__dict__ else {}  # none after restore_
+        return [(one, self.stepped(path)) for path, one in held.items() if isinstance(one, MovingAnchor)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        follow_steps_(self)
 
     def leave_(self) -> None:
         """Undo what a mixed layer has changed outside of itself: nothing, unless a subclass does."""
@@ -204,6 +215,14 @@ def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
     """Make ``module`` a ``mixed`` layer that holds ``share``."""
     module._mixed = share  # type: ignore[assignment]
     module.__class__ = mixed
+    follow_steps_(module)  # type: ignore[arg-type]
+
+
+def follow_steps_(layer: Mixed) -> None:
+    """Let the anchors of ``layer`` that move do so after optimizer steps; they come with a period."""
+    period = layer._mixed.mixing.period
+    if period is not None and any(isinstance(one, MovingAnchor) for one in layer._mixed.anchors.values()):
+        period.followers.add(layer)
 
 
 def restore_(module: Mixed) -> None:

@@ -24,7 +24,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,21 @@ from torch.utils.hooks import RemovableHandle
 from mixout._torch import in_backward, local_tensor, look_for_hooks, managed_by_fsdp
 from mixout.errors import MixoutError
 from mixout.layers.mixed import Mixed, mixes
-from mixout.ops.gathered import Draw, gathered_linear
-from mixout.ops.mix import autocast_dtype, interpolate, mix
+from mixout.masks import scale_of
+from mixout.ops.mix import as_function_of_weight, interpolate, mix
+from mixout.ops.reference import slope_of
 from mixout.parts import own_part
-from mixout.passes import new_draw
+from mixout.passes import draw_mask
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
+
+
+class Draw(NamedTuple):
+    """How Phi is made, or was."""
+
+    mask: Tensor  # M, broadcastable to the whole weight
+    scale: float  # 1 / mu, or 0 where mu is 0
+    slope: float | None  # what M is multiplied by in the gradient; None where the gradient is not masked
 
 
 @dataclass(kw_only=True)
@@ -90,9 +99,13 @@ class ShardedLinear(Mixed, nn.Linear):
             gathering.used = True
         if gathering.shown is not None:
             self.count_pass()
-        dtype = autocast_dtype(input) or self.weight.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return gathered_linear(input.to(dtype), self.weight, bias, gathering.shown, gathering.check)
+        draw, weight = gathering.shown, self.weight
+        if draw is not None and draw.slope is not None:
+            weight = as_function_of_weight(weight, draw.mask, draw.slope)
+        y = nn.functional.linear(input, weight, self.bias)
+        if y.requires_grad:
+            y.register_hook(lambda _: gathering.check(draw))  # type: ignore[no-untyped-call]
+        return y
 
     def stepped(self, path: str) -> Tensor | None:  # noqa: ARG002  it has one
         """The parameter that an optimizer steps."""
@@ -122,12 +135,11 @@ class TensorParallelLinear(Mixed, nn.Linear):
         if not mixes(self):
             return nn.Linear.forward(self, input)
         self.count_pass()
-        options = self.mix_options()
-        draw = new_draw(tuple(self.weight.shape), self.weight.device, options)
+        draw = _draw(self, self.weight.shape)
         if draw is None:
             return nn.Linear.forward(self, input)
         weight, anchor, mask = _own(self, self.weight, draw)
-        own, whole = mix(weight, anchor, mask, draw.scale, gradient=options.gradient), self.weight
+        own, whole = mix(weight, anchor, mask, draw.scale, gradient=self._mixed.mixing.gradient), self.weight
         phi = DTensor.from_local(
             own, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
         )
@@ -242,7 +254,10 @@ def _before_gathering(
     layer: ShardedLinear = module  # type: ignore[assignment]
     gathering = layer._gathering
     if not in_backward():
-        gathering.shown = _draw(layer, outer_size) if _wants_phi(layer) else None
+        # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
+        device = layer.weight.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            gathering.shown = _draw(layer, outer_size) if _wants_phi(layer) else None
         gathering.used = False
     weight: DTensor = layer._parameters["weight"]  # type: ignore[assignment]
     gathering.rows = weight
@@ -264,11 +279,13 @@ def _after_gathering(
     return None if out is not None else (gathered[0], gathered)
 
 
-def _draw(layer: ShardedLinear, shape: torch.Size) -> Draw | None:
-    # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
-    device = layer.weight.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return new_draw(tuple(shape), device, layer.mix_options())
+def _draw(layer: Mixed, shape: torch.Size) -> Draw | None:
+    """A new draw for the whole weight, of that shape; None at p = 0."""
+    options = layer.mix_options()
+    if options.p == 0:
+        return None
+    scale = scale_of(float(options.p))
+    return Draw(draw_mask(tuple(shape), layer.weight.device, options), scale, slope_of(options.gradient, scale))
 
 
 def _wants_phi(layer: ShardedLinear) -> bool:

@@ -66,8 +66,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mixout.distances import blocks, of_all_ranks
-from mixout.methods.method import Method
+from mixout.distances import blocks, norm, of_all_ranks
+from mixout.methods.mixing import Method
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,6 +148,13 @@ class AnchorDecay(Method):
     def strength(self) -> float:
         """The rate, or 1 / radius."""
         return self.rate if self.rate is not None else 1 / self.radius  # type: ignore[operator]  # one is given
+
+    def strength_on(self, start: Tensor | None) -> float:
+        """The strength on a weight that starts at ``start``, None for 0: infinite where that is 0, if relative."""
+        if not self.relative:
+            return self.strength
+        unit = 0.0 if start is None else norm(start, None) / math.sqrt(max(1, start.numel()))
+        return self.strength / unit if unit else math.inf
 
     @property
     def weighted(self) -> bool:

@@ -210,7 +210,11 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
     if not isinstance(logits, Tensor):
         raise TypeError(f"expected outputs with logits, or a tensor of them, got {type(outputs).__name__}")
-    labels, present = _labels(batch), batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    labels: Tensor | None
+    if isinstance(batch, Mapping):
+        labels, present = batch.get("labels"), batch.get("attention_mask")
+    else:
+        labels, present = None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1], None
     if labels is not None and labels.is_floating_point() and logits.shape[-1] > 1:
         raise ValueError("expected labels that are classes, got numbers for several classes (multi-label)")
     if logits.dim() == 2:
@@ -236,9 +240,3 @@ def predicts_next(model: nn.Module) -> bool:
             config = getattr(module, "config", None)
             return _PREDICTS_NEXT.search(kind.__name__) is not None and not getattr(config, "is_encoder_decoder", False)
     return False
-
-
-def _labels(batch: Batch) -> Tensor | None:
-    if isinstance(batch, Mapping):
-        return batch.get("labels")
-    return None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1]

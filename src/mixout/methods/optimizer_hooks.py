@@ -1,8 +1,8 @@
 """The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
 
-Two hooks see every step of every ``torch.optim.Optimizer`` of the process, as long as there is a target. Which targets
-an optimizer steps is found out at its first step and again when parameters or targets were exchanged; an optimizer that
-steps none pays for a comparison of its parameters' ids.
+Each weight is a :class:`Target` on the module that holds it. Two hooks see every step of every optimizer of the
+process, as long as there is a target. Which targets an optimizer steps is found out at its first step, and again when
+parameters or targets were exchanged; one that steps none pays for a comparison of its parameters' ids.
 """
 
 from __future__ import annotations
@@ -20,11 +20,70 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mixout.anchor import AnchorTensor, OwnWeight
-from mixout.distances import norm
 from mixout.errors import MixoutError, ZeroDecayWarning
-from mixout.methods.decay import AnchorDecay, before, shrink_, shrink_selectively_, shrink_weighted_
-from mixout.methods.targets import FIELD, ON_CHANGE, TARGETS, Target, changed
-from mixout.periods import ZERO_MARKS, come_last_
+from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
+from mixout.parts import check_stepped, laid_out
+from mixout.seeds import come_last_
+
+FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
+TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()  # in the order of creation
+
+
+class Target:
+    """A weight that decays, by its module and field, since tools exchange Parameter objects; a copy decays its own."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        field: str,
+        anchor: AnchorTensor,
+        method: AnchorDecay,
+        strength: float,
+        importance: AnchorTensor | None = None,
+    ) -> None:
+        self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
+        self.field = field
+        self.anchor = anchor
+        self.method = method
+        self.strength = strength  # times the learning rate, or if coupled w - u, or if selective nothing
+        self.importance = importance
+        self.decayed_at = 0  # on the clock of steps
+        self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
+        self.before: Before | None = None  # of the step under way, if selective
+        TARGETS[id(self)] = self
+        _changed()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.module, self.field, self.anchor, self.method, self.strength, self.importance
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        Target.__init__(self, *state)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that holds the weight; None once that is deleted."""
+        return self._module()
+
+    def parameter(self) -> nn.Parameter | None:
+        """The current parameter; None if the field holds none: parametrized or pruned since, or deleted."""
+        module = self._module()
+        return None if module is None else module._parameters.get(self.field)
+
+    def importance_beside(self, weight: Tensor) -> Tensor | None:
+        """How much each entry counts, on the device of ``weight``, where it stays; None where all count alike."""
+        if (held := self.importance) is None or held.tensor is None:
+            return None
+        held.tensor = held.tensor.to(weight.device)
+        return laid_out(held.tensor, weight)
+
+
+def targets(model: nn.Module) -> dict[str, Target]:
+    """What decays in ``model``, which may be a part of another, by parameter name."""
+    return {
+        f"{name}.{field}" if name else field: target
+        for name, module in model.named_modules()
+        for field, target in vars(module).get(FIELD, {}).items()
+    }
 
 
 @dataclass
@@ -46,16 +105,14 @@ def attach_(
     module: nn.Module, field: str, anchor: AnchorTensor, method: AnchorDecay, importance: AnchorTensor | None = None
 ) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
-    unit = 1.0
-    if method.relative and not isinstance(anchor, OwnWeight):  # a dry run's, which reads nothing
-        start = anchor.tensor
-        unit = 0.0 if start is None else norm(start, None) / math.sqrt(max(1, start.numel()))
-    if unit == 0:
+    dry = isinstance(anchor, OwnWeight)  # reads nothing
+    strength = method.strength if dry else method.strength_on(anchor.tensor)
+    if strength == math.inf:
         raise ValueError(
             f"expected a start that is not 0 with relative=True, got a {field} of {type(module).__name__} that is; "
             "leave it out with where=, or give a radius in the weights' own units"
         )
-    target = Target(module, field, anchor, method, method.strength / unit, importance)
+    target = Target(module, field, anchor, method, strength, importance)
     vars(module).setdefault(FIELD, {})[field] = target
     return target
 
@@ -64,23 +121,19 @@ def detach_(module: nn.Module) -> None:
     """Undo every :func:`attach_` on ``module`` itself; its submodules are left alone."""
     for target in vars(module).pop(FIELD, {}).values():
         TARGETS.pop(id(target), None)
-    changed()
+    _changed()
 
 
-def _on_change() -> None:
-    """Forget what was matched, and hook into optimizers as long as there is a target."""
+def _changed() -> None:
+    """A target has come or gone: match anew, and hook into optimizers as long as there is one."""
     _forget_matches()
     if TARGETS and not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
         _HANDLES.append(register_optimizer_step_post_hook(_after_step))
         come_last_()
     if not TARGETS:
-        for handle in _HANDLES:
-            handle.remove()
-        _HANDLES.clear()
-
-
-ON_CHANGE.append(_on_change)
+        while _HANDLES:
+            _HANDLES.pop().remove()
 
 
 def _forget_matches() -> None:
@@ -89,9 +142,7 @@ def _forget_matches() -> None:
 
 
 def _match(optimizer: Optimizer) -> _Match:
-    match = _MATCHES.get(optimizer)
-    if match is None:
-        match = _MATCHES[optimizer] = _Match()
+    match = _MATCHES.setdefault(optimizer, _Match())
     if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
         _forget_matches()  # of all optimizers: another may hold the parameter that came instead
     groups = [group["params"] for group in optimizer.param_groups]
@@ -110,19 +161,14 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     out_of_reach: dict[int, Target] = {}
     for target in list(TARGETS.values()):
         parameter = target.parameter()
-        if any(hasattr(parameter, mark) for mark in ZERO_MARKS):
-            raise MixoutError(
-                "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies "
-                "that anchor_decay does not reach; use DDP, FSDP2 or stage 0, or leave anchor_decay out"
-            )
+        check_stepped(parameter, "anchor_decay")
         if parameter is not None:
             decaying.setdefault(id(parameter), target)
         elif target.module is not None:
             out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
     stepped = [(p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
     for parameter, _ in stepped:
-        lost = out_of_reach.get(id(parameter))
-        if lost is not None and id(parameter) not in decaying:
+        if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
                 f"the {lost.field} of {type(lost.module).__name__} was parametrized or pruned after apply_, so "
                 "AnchorDecay does not reach it; undo that (torch.nn.utils.parametrize.remove_parametrizations, "
@@ -134,12 +180,8 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
 def _lets_another_step(optimizer: Optimizer) -> bool:
     """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeroRedundancyOptimizer), whose own steps then decay."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return any(
-        isinstance(inner, Optimizer)
-        and inner is not optimizer
-        and all(id(parameter) in own for group in inner.param_groups for parameter in group["params"])
-        for inner in vars(optimizer).values()
-    )
+    inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer) and one is not optimizer]
+    return any(own.issuperset(id(p) for group in one.param_groups for p in group["params"]) for one in inner)
 
 
 def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
@@ -175,9 +217,7 @@ def _check(optimizer: Optimizer, match: _Match) -> None:
             )
 
 
-def _before_step(
-    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     match = _match(optimizer)
     if not match.entries:
         return None
@@ -225,14 +265,13 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
     match = _MATCHES.get(optimizer)
     if match is None or not match.entries:
         return
-    now = next(_CLOCK)
-    alike: dict[tuple[Any, ...], tuple[list[Tensor], list[Any]]] = {}
+    alike: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
     for target, weight, number in match.entries:
         target.penalised = None
         # What was decayed since this step began was decayed by an optimizer within it.
         if weight.grad is None or not target.method.decoupled or target.decayed_at > match.began:
             continue
-        target.decayed_at = now
+        target.decayed_at = next(_CLOCK)
         anchor = target.anchor.follow(weight)
         if target.method.selective:
             if target.before is not None:
@@ -244,16 +283,14 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
             continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
         key = number, target.strength, anchor is None, weight.dtype, weight.device, mesh
-        weights, anchors = alike.setdefault(key, ([], []))
-        weights.append(weight)
-        anchors.append(anchor)
-    for (number, strength, zero, *_), (weights, anchors) in alike.items():
+        alike.setdefault(key, []).append((weight, anchor))
+    for (number, strength, zero, *_), pairs in alike.items():
+        weights, anchors = map(list, zip(*pairs, strict=True))
         shrink_(weights, None if zero else anchors, _exponent(optimizer, number, strength))
 
 
 def _exponent(optimizer: Optimizer, number: int, strength: float) -> float | Tensor:
     exponent: float | Tensor = optimizer.param_groups[number]["lr"] * -strength
-    if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
-        # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
-        return (found_inf == 0) * exponent  # type: ignore[no-any-return]
-    return exponent
+    # A fused optimizer under GradScaler skips a step with infinite gradients without telling the host.
+    found_inf = getattr(optimizer, "found_inf", None)
+    return exponent if found_inf is None else (found_inf == 0) * exponent

@@ -40,8 +40,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import AnchorTensor
 from mixout.errors import MixoutError, NotAppliedError
+from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
-from mixout.methods.method import Method
+from mixout.methods.mixing import Method
 from mixout.parts import reshard_
 from mixout.sources import uncompiled
 
@@ -172,10 +173,7 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
         for field, anchor in one.anchors.items():
             path, weight = f"{name}.{field}".lstrip("."), module._parameters.get(field)
             if weight is None:
-                raise MixoutError(
-                    f"{path!r} was pruned or parametrized since apply_, so OutputAnchor cannot give it its start; call "
-                    "remove_ first, then prune, then apply_"
-                )
+                raise MixoutError(f"{path!r} {REPLACED}")
             start = anchor.follow(weight)
             tensors[path] = torch.zeros_like(weight) if start is None else start
     return next(iter(found.values()))[1].method, tensors

@@ -13,8 +13,7 @@ from typing import Any
 
 from mixout._names import nearest
 from mixout.methods.decay import AnchorDecay
-from mixout.methods.method import Dropout, Method, Plain
-from mixout.methods.mixing import Dropconnect, GradientMask, Mixconnect, Mixout
+from mixout.methods.mixing import Dropconnect, Dropout, GradientMask, Method, Mixconnect, Mixout, Plain
 from mixout.methods.output import OutputAnchor
 
 METHODS: dict[str, type[Method]] = {

@@ -14,9 +14,14 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
   y = x u^T + x[:, K] (s (w-u)[:, K])^T.
 - :func:`dense`: for a mask of any shape; the whole gradient is computed and masked, as ``s (g^T x) * M``.
 
-All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. In graphs of
-``torch.compile`` :mod:`mixout.ops.compiled` takes their place on a CPU. All take x (..., in) in the dtype to compute
-in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give (..., out).
+All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. All take x
+(..., in) in the dtype to compute in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give
+(..., out).
+
+In graphs of ``torch.compile`` on a CPU :func:`compiled` takes their place: ops of their own, opaque to the compiler,
+for which the number of kept columns would be a new shape in each pass, and which takes minutes to fuse the Phi of many
+layers into one kernel. One graph serves every mask and every p. All of x is kept for backward. Differentiable once, as
+torch's compiled graphs are.
 """
 
 from __future__ import annotations
@@ -205,3 +210,69 @@ def dense(
     slope = slope_of(gradient, scale)
     y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+@torch.library.custom_op("mixout::linear", mutates_args=())
+def compiled(
+    x: Tensor,
+    weight: Tensor,
+    anchor: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor,
+    scale: Tensor,
+    slope: Tensor | None,
+) -> Tensor:
+    """As :func:`mixout.ops.linear.sparse` or ``dense``.
+
+    ``mask`` is M, (in,) of bools for a thin gradient, or of two dimensions, broadcastable to ``weight``. ``scale``,
+    1 / (1 - p) or 0 at p = 1, and ``slope``, see :func:`mixout.ops.reference.slope_of`, are tensors without dimensions.
+    """
+    with without_autocast(x.device):
+        rows = x.reshape(-1, x.shape[-1])
+        y = F.linear(rows, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@compiled.register_fake
+def _(x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("mixout::linear_grad_x", mutates_args=())
+def _grad_x(grad: Tensor, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: Tensor) -> Tensor:
+    return grad @ interpolate_to(grad.dtype, weight, anchor, mask, float(scale))
+
+
+@_grad_x.register_fake
+def _(grad: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("mixout::linear_grad_weight", mutates_args=())
+def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, slope: Tensor | None) -> Tensor:
+    if slope is None or mask.dim() != 1:
+        return masked(grad.t() @ x, weight.dtype, mask, None if slope is None else float(slope))
+    kept = mask.nonzero().squeeze(1)
+    return thin_gradient(grad, x.index_select(1, kept), kept, tuple(weight.shape), weight.dtype, float(slope))
+
+
+@_grad_weight.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, anchor, bias, mask, scale, slope = inputs
+    ctx.save_for_backward(x, weight, anchor, mask, scale, slope)
+    ctx.biased = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, anchor, mask, scale, slope = ctx.saved_tensors
+    grad, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad_x = _grad_x(grad, weight, anchor, mask, scale).view_as(x) if ctx.needs_input_grad[0] else None
+    grad_weight = _grad_weight(grad, rows, weight, mask, slope) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None
+
+
+compiled.register_autograd(_backward, setup_context=_setup_context)

@@ -103,6 +103,14 @@ def mix(
     return result
 
 
+def as_function_of_weight(phi: Tensor, mask: Tensor, slope: float) -> Tensor:
+    """Phi, made elsewhere, which autograd sees in the place of w: what it gets is dL/dw."""
+    seen = phi.view_as(phi)
+    if seen.requires_grad:
+        seen.register_hook(lambda grad: scaled(grad, mask, slope))  # type: ignore[no-untyped-call]
+    return seen
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast computes a linear of ``x`` in, or None; it leaves float64 alone, and does not know every device."""
     kind = x.device.type

@@ -3,11 +3,16 @@
 The anchor's fingerprint goes into each checkpoint and is checked on resume. Without this, a model that is loaded from
 its own checkpoint before ``apply_`` would be anchored at its fine-tuned weights, and nobody would notice. Trainers that
 are built on it (TRL, sentence-transformers) take the same callback. It does not train, and it changes no setting.
+
+And LP-FT: the new head is trained alone first, then everything; mixing starts with the body. A head that is drawn at
+random sends random gradients into the pretrained body. Kumar et al., ICLR 2022, arXiv 2202.10054.
 """
 
 # ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +23,12 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import mixout
-from mixout.disabling import check_policy
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.integrations import measures
-from mixout.record import applied_to, follow_
+from mixout.record import applications, applied_to, check_policy, disabled, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
+from mixout.selection import body
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -85,9 +90,8 @@ class MixoutCallback(TrainerCallback, ExportableState):
         """The Trainer has written its own files, and asks every process."""
         if self._model is not None and moves_anchors(self._model):
             saved = mixout.save_state(self._model)
-            found = [one.get("anchors", {}) for one in (saved, *saved["also"])]
             if state.is_world_process_zero:
-                torch.save({"step": state.global_step, "anchors": found}, _folder(args, state) / _FILE)
+                torch.save({"step": state.global_step, _KEY: saved}, _folder(args, state) / _FILE)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -132,7 +136,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         found = saved[_KEY]
         if moves_anchors(self._model):  # type: ignore[arg-type]
             given = args.resume_from_checkpoint
-            found = _with_anchors(found, state, Path(given) if isinstance(given, str) else _folder(args, state))
+            found = _with_anchors(state, Path(given) if isinstance(given, str) else _folder(args, state))
         mixout.load_state_(self._model, found)  # type: ignore[arg-type]
 
 
@@ -141,18 +145,16 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def _with_anchors(saved: dict[str, Any], state: TrainerState, folder: Path) -> dict[str, Any]:
+def _with_anchors(state: TrainerState, folder: Path) -> Any:
     file = folder / _FILE
-    held = torch.load(file, map_location="cpu") if file.is_file() else {}
+    held: dict[str, Any] = torch.load(file, map_location="cpu") if file.is_file() else {}
     if held.get("step") != state.global_step:
         raise MixoutError(
             f"expected the anchors of step {state.global_step}, which anchor_ema has moved, in {str(file)!r}, got "
             f"{'none' if not held else 'those of step ' + str(held['step'])}; name the folder of the checkpoint in "
             "TrainingArguments(resume_from_checkpoint=...)"
         )
-    first, *others = held["anchors"]
-    also = [{**one, "anchors": anchors} for one, anchors in zip(saved["also"], others, strict=True)]
-    return {**saved, "anchors": first, "also": also}
+    return held[_KEY]
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
@@ -175,3 +177,62 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
     callback = MixoutCallback(schedule=schedule, log=log)
     callbacks.insert(0, callback)
     return callback
+
+
+class HeadFirst(TrainerCallback):
+    """Freezes all but the new parameters for the first epochs.
+
+    The optimizer holds all parameters from the start, so a resumed run goes on as an uninterrupted one. There is one
+    schedule of the learning rate over both phases. With DDP set ``ddp_find_unused_parameters=True``.
+
+    >>> from transformers import Trainer  # Trainer(model, ..., callbacks=[HeadFirst(1)])
+
+    Args:
+        epochs: how many, of those of the run; parts of one are fine.
+        new: names of the parameters to train first; None for those outside the pretrained body.
+
+    Raises:
+        MixoutError: when training begins, if the model has no such parameter.
+    """
+
+    def __init__(self, epochs: float, *, new: Collection[str] | None = None) -> None:
+        self.epochs = epochs
+        self.new = new
+        self._thaw = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
+        if (state.epoch or 0.0) < self.epochs:
+            self._freeze(kwargs["model"])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Thaw when it is time."""
+        if (state.epoch or 0.0) >= self.epochs:
+            self._thaw.close()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave nothing frozen behind."""
+        self._thaw.close()
+
+    def _freeze(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        if self.new is None:
+            inside = body(model)
+            outside = [(name, module) for name, module in model.named_modules() if not inside(name, module)]
+            new = {key for name, module in outside for key, _ in module.named_parameters(prefix=name, recurse=False)}
+        else:
+            new = set(self.new)
+        if not any(parameters[name].requires_grad for name in new & parameters.keys()):
+            raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
+        if applications(model):
+            self._thaw.enter_context(disabled(model))
+        for name, one in parameters.items():
+            if name not in new and one.requires_grad:
+                self._thaw.callback(one.requires_grad_, True)
+                one.requires_grad_(False)

@@ -1,7 +1,16 @@
-"""Layers with a forward of ours, which spares arithmetic: a linear, one whose weight is (in, out), an embedding."""
+"""The forwards of mixed layers.
+
+A linear, one whose weight is (in, out), and an embedding have a forward of ours, which spares arithmetic. All others
+compute with Phi by their own: while it runs, Phi lies where the weight is read. Any forward that reads its weights as
+attributes is mixed exactly, with one draw of each weight for one call: all experts of a stack, whichever kernel
+computes them; all time steps of a recurrent layer; a packed projection. The parameters stay where they are, so another
+layer that shares one is not touched.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from mixout.anchor import OwnWeight
-from mixout.layers.mixed import Mixed, Share, mixes
+from mixout.layers.mixed import Mixed, Share, check_weights, mixes, stays
+from mixout.layers.registry import Entry, Layout, find, holder_of
 from mixout.masks import coefficients, constants, draw_coefficients, mask_shape
 from mixout.ops.mix import autocast_dtype
 from mixout.parts import check_whole
-from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to
+from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to, phi_pass
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -32,8 +42,8 @@ class Short:
     version: int  # or p
     most: float  # numbers of an input from which on another form is faster
     p: float
-    ones: Tensor | None  # on a GPU, where dropout of ones is M / (1-p) in one kernel
-    like: Tensor | None  # of the size of the mask, on a CPU
+    on_host: bool
+    like: Tensor  # of the size of the mask: ones on a GPU, where their dropout is M / (1-p) in one kernel
     of_p: tuple[Tensor, Tensor, Tensor]  # see mixout.masks.constants
 
     @classmethod
@@ -53,7 +63,7 @@ class Short:
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
         size = mask_shape(tuple(weight.shape), mixing.unit)
-        on_host = torch.empty(size, dtype=torch.float32, device="cpu") if weight.is_cpu else None
+        dtype = torch.float32 if weight.is_cpu else weight.dtype
         return cls(
             size=size,
             weight=weight,
@@ -61,8 +71,8 @@ class Short:
             version=mixing.version,
             most=most,
             p=p,
-            ones=None if weight.is_cpu else torch.ones(size, dtype=weight.dtype, device=weight.device),
-            like=on_host,
+            on_host=weight.is_cpu,
+            like=torch.ones(size, dtype=dtype, device=weight.device),
             of_p=constants(p, weight.dtype),
         )
 
@@ -77,7 +87,7 @@ class Short:
             and x.numel() < self.most
             and x.layout is torch.strided
             and not x.is_nested
-            and (self.ones is None or (autocast_dtype(x) or weight.dtype).itemsize == 2)
+            and (self.on_host or (autocast_dtype(x) or weight.dtype).itemsize == 2)
         )
 
 
@@ -100,10 +110,10 @@ class MixedLinear(Mixed, nn.Linear):
                         period.note(share.stream.key, weight)
                     at = weight.dtype, weight.device
                     coefficient = draw_coefficients(short.size, short.p, *at, stream=share.stream)
-                elif short.like is not None:
+                elif short.on_host:
                     coefficient = coefficients(torch.rand_like(short.like), short.of_p)
                 else:
-                    coefficient = torch.dropout(short.ones, short.p, True)
+                    coefficient = torch.dropout(short.like, short.p, True)
                 phi = torch.lerp(short.anchor, short.weight, coefficient)
                 return nn.functional.linear(input, phi, parameters["bias"])
         if not mixes(self):
@@ -151,3 +161,73 @@ class MixedEmbedding(Mixed, nn.Embedding):
             scale_grad_by_freq=self.scale_grad_by_freq,
             sparse=self.sparse,
         )
+
+
+def phi_of(weight: Tensor, anchor: Tensor | None, layout: Layout, options: MixOptions) -> Tensor:
+    """Phi of a weight that is stored as ``layout`` says."""
+    rows, blocks = layout.view(weight)
+    near = None if anchor is None else layout.view(anchor)[0]
+    phi = phi_pass(rows, near, options, input_dim=0 if layout.transposed else 1, groups=blocks)
+    return phi.view_as(weight)
+
+
+class Lending(Mixed):
+    """A layer of a registered class: its forward reads Phi while training and its weights in eval mode."""
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:  # noqa: ANN401  the layer's own
+        """As the plain layer."""
+        if not mixes(self):
+            return super().forward(*inputs, **options)
+        self.count_pass()
+        check_weights(self)
+        entry: Entry = find(self, self._mixed.plain)[1]  # type: ignore[index]  # registered, or it were not mixed
+        layouts = entry.weights(self)
+        phis = {path: self._phi(path, layouts[path]) for path in self._mixed.anchors}
+        if entry.forward is not None:
+            return entry.forward(self, *phis.values(), *inputs, **options)
+        with self.lent(phis):
+            return super().forward(*inputs, **options)
+
+    def _phi(self, path: str, layout: Layout) -> Tensor:
+        holder, field = holder_of(self, path)
+        weight: Tensor = getattr(holder, field)
+        held = self._mixed.anchors[path]
+        if stays(weight, held):
+            return weight
+        options = self.mix_options()._replace(stream=self._mixed.stream.of(path))
+        return phi_of(weight, held.beside(weight), layout, options)
+
+    @contextmanager
+    def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
+        """Let the attributes of these names be ``phis``; the parameters stay where they are."""
+        places = [holder_of(self, path) for path in phis]
+        before = [vars(holder).get(field) for holder, field in places]  # replicas of DataParallel hold theirs so
+        for (holder, field), phi in zip(places, phis.values(), strict=True):
+            vars(holder)[field] = phi
+        try:
+            yield
+        finally:
+            for (holder, field), own in zip(places, before, strict=True):
+                if own is None:
+                    del vars(holder)[field]
+                else:
+                    vars(holder)[field] = own
+
+
+class Recurrent(Lending):
+    """nn.RNN, nn.LSTM and nn.GRU, which read a list of their weights: one mask for all time steps of a call."""
+
+    _flat_weights: list[Any]
+    _flat_weights_names: list[str]
+
+    @contextmanager
+    def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
+        """As :meth:`Lending.lent`, in that list."""
+        own = self._flat_weights
+        self._flat_weights = [
+            phis.get(name, weight) for name, weight in zip(self._flat_weights_names, own, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            self._flat_weights = own

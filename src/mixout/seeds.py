@@ -1,4 +1,4 @@
-"""The seed of one model's masks, and which ranks of a distributed run share it.
+"""What the masks of all layers of one model follow from: a seed, shared by ranks, and the period that a mask is kept.
 
 ``scope="all"``: every rank draws the same masks, as one device would for all the examples. Without a seed, rank 0 draws
 one number for the whole run (the process group) when it first needs it and publishes it in the key-value store of the
@@ -6,12 +6,20 @@ process group; the seed of a model follows from that number and from what was ap
 does not depend on how often, or in which order, a rank has called :func:`mixout.apply_`. Later passes send nothing.
 ``scope="rank"``: each rank draws its own masks. No collective is called here, so a pass that one rank makes alone
 cannot block the others.
+
+With a period of k steps the masks of step n are those of period n // k. A step is counted when an optimizer has stepped
+a weight that was mixed in a training pass since the last count: so the micro-batches of one step share a mask, several
+optimizers of one model count once, and one of another model does not count. Anchors that move
+(:class:`mixout.anchor.MovingAnchor`) do so when a period ends, each right after the step of the optimizer that steps
+its weight, and after the decay of that step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import weakref
 from collections import OrderedDict
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
@@ -19,11 +27,15 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from mixout._torch import key_value_store
 from mixout.errors import RankMismatchError
+from mixout.parts import check_stepped, stepped_by_zero
 
 Scope = Literal["all", "rank"]
+Every: TypeAlias = int | Literal["run"]
 
 SCOPES: tuple[Scope, ...] = ("all", "rank")
 
@@ -92,11 +104,6 @@ class SharedSeed:
         return self.value is not None or ranks() > 1
 
     @property
-    def by_pass(self) -> bool:
-        """Whether each rank's masks follow from its default generator and its rank: own masks, no seed."""
-        return self.scope == "rank" and self.value is None
-
-    @property
     def own(self) -> str:
         """The seed and this rank."""
         return f"{self.value}/rank {dist.get_rank()}" if ranks() > 1 else str(self.value)
@@ -145,3 +152,75 @@ def _proposal() -> int:
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
+
+
+def check_every(every: object) -> Every:
+    """Return ``every``, whole floats as integers, or say what is wrong with it."""
+    if every == "run":
+        return "run"
+    if isinstance(every, (int, float)) and not isinstance(every, bool) and 1 <= every < math.inf and every % 1 == 0:
+        return int(every)
+    raise ValueError(f"expected every as a number of optimizer steps, at least 1, or 'run', got {every!r}")
+
+
+class Period:
+    """How many optimizer steps a mask is kept, and which step this is; shared by the layers of one ``apply_``."""
+
+    def __init__(self, every: Every) -> None:
+        self.every = every
+        self.steps = 0
+        self._enlist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"every": self.every, "steps": self.steps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._enlist()
+
+    @property
+    def index(self) -> int:
+        """The number of this period."""
+        return 0 if self.every == "run" else self.steps // self.every
+
+    def note(self, layer: str, weight: Tensor | None) -> None:
+        """A training pass has mixed ``weight`` of ``layer``; None in a compiled graph, where any optimizer counts."""
+        self._mixed[layer] = weight
+
+    def count(self, optimizer: Optimizer) -> None:
+        """Count a step of ``optimizer``, if it is one of these weights."""
+        moving = [pair for layer in list(self.followers) for pair in layer.moving_anchors()]
+        if not self._mixed and all(anchor.moved_in == self.index for anchor, _ in moving):
+            return
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in self._mixed.values()):
+            self.steps += 1
+            self._mixed.clear()
+        for anchor, weight in moving:
+            check_stepped(weight, "anchor_ema")
+            if anchor.moved_in != self.index and id(weight) in stepped:
+                anchor.move_(weight, self.index)
+
+    def _enlist(self) -> None:
+        self._mixed: dict[str, Tensor | None] = {}
+        self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the layers whose anchors move
+        if not _HANDLES:
+            _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+        _PERIODS.add(self)
+
+
+def come_last_() -> None:
+    """Count steps after what other hooks of this library do with the weights."""
+    if _HANDLES:
+        _HANDLES.pop().remove()
+        _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+
+
+_PERIODS: weakref.WeakSet[Period] = weakref.WeakSet()
+# Once there, the hook stays: torch does not allow a hook to remove itself. Without periods it does nothing.
+_HANDLES: list[Any] = []
+
+
+def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
+    for period in list(_PERIODS):
+        period.count(optimizer)
