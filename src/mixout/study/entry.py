@@ -18,7 +18,7 @@ from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.study.analysis.runs import Run, is_collapsed
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 
 RUN_NAME = "run.json"
 FAILURE_NAME = "failure.json"

@@ -35,10 +35,9 @@ from filelock import FileLock, Timeout
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, text_of
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_ended, read_failed, result_of
-from mixout.study.grid import Planned, text_of
-from mixout.study.identity import PLACES, WATCHED
+from mixout.study.identity import PLACES, WATCHED, Planned
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from mixout.finetune.environment import NOTE
 from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 
 Report = Callable[[str], None]

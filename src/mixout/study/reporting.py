@@ -16,9 +16,9 @@ from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run, if_one
-from mixout.study.asked import judged
 from mixout.study.entry import Entry
-from mixout.study.grid import Planned, Study
+from mixout.study.grid import Study, judged
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 from mixout.study.report import Data, write_report
 

@@ -19,7 +19,7 @@ from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME
 from mixout.study.entry import Entry
 from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock, Course, Report
 

@@ -15,12 +15,11 @@ from mixout.cli.study.declared import asked, check_no_file, command, declared, k
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, text_of
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
-from mixout.study.asked import wanted
-from mixout.study.grid import RATE, Planned, Study, text_of
-from mixout.study.identity import PLACES, WATCHED
+from mixout.study.grid import RATE, Study, wanted
+from mixout.study.identity import PLACES, WATCHED, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock
 from mixout.study.reporting import best_again
