@@ -33,7 +33,7 @@ from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST, wilson
 from mixout.study.analysis.words import in_words
-from mixout.study.report.theme import looks, style
+from mixout.study.report.canvas import looks, style
 
 with needs("demo", "figures"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg

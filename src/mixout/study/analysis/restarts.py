@@ -17,12 +17,14 @@ restarts where chance is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 from mixout.study.analysis.compare import Comparison
@@ -104,11 +106,11 @@ def restarts_needed(
     """
     if difference == 0.0:
         return None
-    share = alpha / family
-    return _smallest(
-        lambda n: power_at(n, difference, spread, independent=independent, alpha=share) >= power,
-        start=fewest_restarts(family, independent=independent, alpha=alpha),
+    numbers = range(fewest_restarts(family, independent=independent, alpha=alpha), _MOST + 1)
+    at = bisect_left(
+        numbers, power, key=lambda n: power_at(n, difference, spread, independent=independent, alpha=alpha / family)
     )
+    return numbers[at] if at < len(numbers) else None
 
 
 def power_at(n: int, difference: float, spread: float, *, independent: bool = False, alpha: float = ALPHA) -> float:
@@ -172,31 +174,19 @@ def _plan(c: Comparison) -> Power:
 def detectable(c: Comparison) -> float | None:
     """The difference, in the score's unit, that the comparison's restarts show with a power of 0.8.
 
-    Found by halving, to a thousandth. None where they can show none, are fewer than five, or have no spread.
+    To a thousandth of the spread. None where they can show none, are fewer than five, or have no spread.
     """
     n, independent, family = min(c.n, c.n_baseline), not c.paired, c.family * c.looks
     if n < max(PILOT, fewest_restarts(family, independent=independent)) or not _has_spread(c):
         return None
     spread = spread_of(c)
-    low, high = 0.0, 100.0 * spread
-    while high - low > 1e-3 * spread:
-        middle = (low + high) / 2
-        enough = power_at(n, middle, spread, independent=independent, alpha=ALPHA / family) >= POWER
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
-def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
-    """The smallest n >= start for which it holds, if once it holds it does so for all larger ones."""
-    low, high = start - 1, start
-    while not holds(high):
-        low, high = high, 2 * high
-        if high > 2 * _MOST:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high if high <= _MOST else None
+    return float(
+        brentq(
+            lambda d: power_at(n, d, spread, independent=independent, alpha=ALPHA / family) - POWER,
+            *(0.0, 100 * spread),
+            xtol=1e-3 * spread,
+        )
+    )
 
 
 def reached(c: Comparison, width: float) -> bool | None:

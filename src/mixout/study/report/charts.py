@@ -15,9 +15,8 @@ from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.runs import CellKey, Placed, Run, if_one, spoken
 from mixout.study.analysis.words import Scores, compact, number
-from mixout.study.report.canvas import Chart, Dot, Panel
+from mixout.study.report.canvas import Chart, Dot, Labels, Look, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
-from mixout.study.report.theme import Labels, Look
 
 T = TypeVar("T", bound=Placed)
 Runs = Mapping[CellKey, Sequence[Run]]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from mixout.errors import needs
-from mixout.study.report.canvas import MANY, Dot, Panel
-from mixout.study.report.theme import INK, MUTED, PAPER, RULE, SMALL, TEXT, Look
+from mixout.study.report.canvas import INK, MANY, MUTED, PAPER, RULE, SMALL, TEXT, Dot, Look, Panel
 
 with needs("demo", "figures"):
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.runs import Placed, spoken
 from mixout.study.analysis.summary import Leader
 from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
-from mixout.study.report.theme import Labels
+from mixout.study.report.canvas import Labels
 
 T = TypeVar("T")
 MEANINGS = {
