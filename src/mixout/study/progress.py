@@ -75,20 +75,19 @@ class Course:
     def __init__(
         self, planned: Sequence[Planned], missing: Sequence[Planned], contents: Contents, clock: Clock, report: Report
     ) -> None:
-        self.ended = 0
-        self.failed = 0
-        self._total = len(planned)
+        self.ended = self.failed = 0
         self.left = {run.id: run for run in missing}
-        self._notes: set[str] = set()
-        self._clock = clock
         self.report = report
+        self._total = len(planned)
+        self._clock = clock
+        self._notes: set[str] = set()
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
-        entries = [entry for run in planned if (entry := contents.entry(run)) is not None]
-        failed = sum(entry.record is None for entry in entries)
+        entries = {run.id: entry for run in planned if (entry := contents.entry(run)) is not None}
+        failed = sum(entry.record is None for entry in entries.values())
         if len(entries) > failed:
             report(f"{len(entries) - failed} of {self._total} runs are there already")
-        if failed > sum(run.id in self.left for run in planned if contents.entry(run) is not None):
+        if failed > len(entries.keys() & self.left):
             report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
         for line in contents.remarks():
             report(line)

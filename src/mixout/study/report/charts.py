@@ -166,8 +166,10 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
             said = f"{labels.of(one)}, mean at each {factor}: {means}"
             lines.append(_means(labels.look(one), said, places, [cell for _, cell in known], dots))
         if lines:
-            panels.append(curves(task, lines, axis=factor, value=here[0].cells[0].metric, ticks=axis.ticks(), log=axis.log,
-                                 chance=if_one(cell.chance for one in here for cell in one.cells)))  # fmt: skip
+            metric, chance = here[0].cells[0].metric, if_one(cell.chance for one in here for cell in one.cells)
+            panels.append(
+                curves(task, lines, axis=factor, value=metric, chance=chance, ticks=axis.ticks(), log=axis.log)
+            )
     caption = (
         f"{_DOTS}. Lines join the means, bars are their 95 % intervals where no run failed. "
         "Runs of one value are drawn side by side."
