@@ -36,7 +36,7 @@ from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
 from mixout.study.analysis.runs import Run, text_of
-from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_ended, read_failed, result_of
+from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
@@ -120,38 +120,31 @@ class Ledger:
 
     def read(self) -> Contents:
         """Everything that is there. What cannot be read is listed, never skipped in silence."""
-        ended: dict[str, list[Entry]] = {}
-        failed: dict[str, Entry] = {}
+        found: dict[str, list[Entry]] = {}
         contents = Contents(leftovers=_folders(self.folder / "work"))
         for folder in _folders(self.folder / "runs"):
             id, dot, _ = folder.name.partition(".")
             if not _RUN.fullmatch(folder.name):
                 contents.foreign.append(folder)
-                continue
-            if not dot and not (folder / FAILURE_NAME).exists():
+            elif not dot and not (folder / FAILURE_NAME).exists():
                 contents.leftovers.append(folder)
-                continue
-            try:
-                entry = read_ended(folder) if dot else read_failed(folder)
-            except NewerError as error:
-                contents.newer[folder] = str(error)
-                continue
-            except _UNREADABLE as error:
-                contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                continue
-            if dot:
-                ended.setdefault(id, []).append(entry)
             else:
-                failed[id] = entry
-        for id, entries in ended.items():
-            entries.sort(key=lambda entry: (entry.record.finished_at if entry.record else "", entry.folder.name))
-            contents.entries[id] = entries[0]
-            if len(entries) > 1:
-                contents.conflicts[id] = entries
-        for id, entry in failed.items():
-            if id in ended:
-                contents.leftovers.append(entry.folder)
-            contents.entries.setdefault(id, entry)
+                try:
+                    entry = read_entry(folder)
+                except NewerError as error:
+                    contents.newer[folder] = str(error)
+                except _UNREADABLE as error:
+                    contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                else:
+                    found.setdefault(id, []).append(entry)
+        for id, entries in found.items():
+            ended = [entry for entry in entries if entry.record is not None]
+            failed = [entry for entry in entries if entry.record is None]
+            ended.sort(key=lambda entry: (entry.record.finished_at if entry.record else "", entry.folder.name))
+            contents.entries[id] = (ended or failed)[0]
+            if len(ended) > 1:
+                contents.conflicts[id] = ended
+            contents.leftovers.extend(entry.folder for entry in failed if ended)
         return contents
 
     def find(self, run: Planned) -> Entry | None:
@@ -159,7 +152,7 @@ class Ledger:
         for id in (run.id, *run.former):
             for folder in (self.folder / "runs").glob(f"{id}.*"):
                 with suppress(*_UNREADABLE):  # what is damaged is made again
-                    return read_ended(folder)
+                    return read_entry(folder)
         return None
 
     def work(self, run: Planned) -> Path:
@@ -206,7 +199,7 @@ class Ledger:
             place.rename(target)
             sync_folder(target.parent)
             self.discard(self.folder / "runs" / run.id)
-        return read_ended(target)
+        return read_entry(target)
 
     def fail(self, run: Planned, attempts: int, traceback: str) -> None:
         """Record that a run failed for good; a later success replaces it. WriteError where the disk is full."""

@@ -154,9 +154,6 @@ def _plan(c: Comparison) -> Power:
     # An interval (90 %) of the spread: (n - 1) s^2 / sigma^2 is a chi square.
     low, high = (spread * math.sqrt(freedom / float(stats.chi2.isf(tail, freedom))) for tail in (0.05, 0.95))
 
-    def needed(points: float, spread: float) -> int | None:
-        return restarts_needed(points / c.points, spread, family=family, independent=independent)
-
     return Power(
         **c.key.named,
         baseline=c.baseline,
@@ -166,9 +163,17 @@ def _plan(c: Comparison) -> Power:
         smallest=fewest_restarts(family, independent=independent),
         detectable=detectable(c),
         needed=tuple(
-            Needed(points=p, restarts=needed(p, spread), low=needed(p, low), high=needed(p, high)) for p in DETECTED
+            Needed(points=p, restarts=needed(c, p), low=needed(c, p, low), high=needed(c, p, high)) for p in DETECTED
         ),
     )
+
+
+def needed(c: Comparison, points: float, spread: float | None = None) -> int | None:
+    """Restarts of each method for a difference of so many points; None above 100,000, and without pilot or spread."""
+    if min(c.n, c.n_baseline) < PILOT or not _has_spread(c):
+        return None
+    spread = spread_of(c) if spread is None else spread
+    return restarts_needed(points / c.points, spread, family=c.family * c.looks, independent=not c.paired)
 
 
 def detectable(c: Comparison) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -131,15 +132,13 @@ def _facts(cells: Sequence[Cell]) -> str:
     runs, failed = sum(cell.runs for cell in cells), sum(cell.failed for cell in cells)
     sizes = sorted({cell.runs for cell in cells})
     restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for name, value in cell.factors.items():
-            values.setdefault(name, set()).add(value)
+    names = sorted({name for cell in cells for name in cell.factors})
+    values = {name: {cell.factors[name] for cell in cells if name in cell.factors} for name in names}
     parts = [
         count(runs, "run"),
         count(len({cell.task for cell in cells}), "task"),
         count(len({cell.method for cell in cells}), "method"),
-        *(f"{len(seen)} values of {spoken(name)}" for name, seen in sorted(values.items()) if len(seen) > 1),
+        *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
         f"{restarts} each",
         f"{failed:,} failed",
     ]
@@ -200,7 +199,7 @@ def _origins(
         })),
         Section("reproduce", "Reproduce", [
             *([block("code", "\n".join(commands))] if commands else []),
-            *_folds({name: [_pairs({key: _plain(value) for key, value in values.items()})] if values else []
+            *_folds({name: [block("pairs", {key: _plain(value) for key, value in values.items()})] if values else []
                      for name, values in tables.items()}),
         ]),
     ]  # fmt: skip
@@ -212,16 +211,14 @@ def _asked(summary: Summary, of_task: Mapping[str, Data]) -> list[Markup]:
     for task, data in of_task.items():
         said = _what(data, [cell for cell in summary.cells if cell.task == task])
         if said:
-            blocks.append(_pairs({"Task": task} | said))
-        chosen: dict[str, int] = {}
-        for at, answer in enumerate(data.answers):
-            chosen.setdefault(answer, at)
+            blocks.append(block("pairs", {"Task": task} | said))
+        chosen = {answer: at for at, answer in reversed([*enumerate(data.answers)])}
         places = sorted(chosen.values()) if len(chosen) >= _EXAMPLES else range(len(data.texts))
         items = [(_short(data.texts[at]), [f"answer: {data.answers[at]}"]) for at in places[:_EXAMPLES]]
         blocks += [block("examples", items)] if items else []
     words = {word for cell in summary.cells for word in re.findall(r"\w+", cell.method)}
     kinds = {kind: text for kind, text in KINDS.items() if kind in words}
-    return [*blocks, *([_pairs(kinds)] if kinds else [])]
+    return [*blocks, *([block("pairs", kinds)] if kinds else [])]
 
 
 def _what(data: Data, cells: Sequence[Cell]) -> dict[str, str]:
@@ -248,8 +245,7 @@ def _flips(task: str, summary: Summary, of_cell: Runs, data: Data, labels: Label
     ][:_FLIPPING]  # fmt: skip
     spread: dict[int, float] = {}
     for one in here:
-        for at in one.flipping:
-            spread[at] = spread.get(at, 0.0) + one.spread[at]
+        spread |= {at: spread.get(at, 0.0) + one.spread[at] for at in one.flipping}
 
     def counted(one: Instability, at: int) -> str:
         known = (run.predictions for run in of_cell[one.key] if len(run.predictions) > at)
@@ -281,23 +277,19 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels, chart: C
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Markup]:
-    made: list[Table | None] = []
-    for at, (_, here) in enumerate(charts.by_task(comparisons)):
-        made.append(compared.differences(f"{name}-{at}", here, labels))
-        made.append(compared.failures(f"{name}-{at}-failed", here, labels))
-    return _tables(*made)
+    made = (
+        (compared.differences(f"{name}-{at}", here, labels), compared.failures(f"{name}-{at}-failed", here, labels))
+        for at, (_, here) in enumerate(charts.by_task(comparisons))
+    )
+    return _tables(*itertools.chain(*made))
 
 
 def _tables(*made: Table | None) -> list[Markup]:
-    return [block("table", one) for one in made if one is not None]
+    return [block("table", one) for one in made if one]
 
 
 def _folds(parts: Mapping[str, Sequence[Markup]]) -> list[Markup]:
-    return [block("fold", title, blocks) for title, blocks in parts.items() if blocks]
-
-
-def _pairs(values: Mapping[str, str]) -> Markup:
-    return block("pairs", values.items())
+    return [block("fold", *part) for part in parts.items() if part[1]]
 
 
 def _short(text: str) -> str:
