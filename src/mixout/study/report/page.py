@@ -21,13 +21,11 @@ from mixout._names import count
 from mixout.errors import needs
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
-from mixout.study.analysis.runs import Run, by_cell, if_one, spoken
+from mixout.study.analysis.runs import Run, by_cell, if_one
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, compared, tables
 from mixout.study.report.canvas import Chart, Labels, looks, pictures, swatch
-from mixout.study.report.charts import Runs
-from mixout.study.report.tables import Table
 
 with needs("demo", "the report"):
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -84,7 +82,7 @@ def compose(
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
         title=title,
-        facts=_facts(summary.cells),
+        facts=tables.facts(summary.cells),
         sections=[section for section in sections if section.blocks],
         # Ours, not the user's: not escaped.
         css=Markup(_read("page.css")),
@@ -125,24 +123,6 @@ class Data:
         if self.labels is not None and answer.is_integer() and 0 <= answer < len(self.labels):
             return self.labels[int(answer)]
         return f"{answer:g}" if answer.is_integer() else number(answer, 2)
-
-
-def _facts(cells: Sequence[Cell]) -> str:
-    """How large the study is, in a line."""
-    runs, failed = sum(cell.runs for cell in cells), sum(cell.failed for cell in cells)
-    sizes = sorted({cell.runs for cell in cells})
-    restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
-    names = sorted({name for cell in cells for name in cell.factors})
-    values = {name: {cell.factors[name] for cell in cells if name in cell.factors} for name in names}
-    parts = [
-        count(runs, "run"),
-        count(len({cell.task for cell in cells}), "task"),
-        count(len({cell.method for cell in cells}), "method"),
-        *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
-        f"{restarts} each",
-        f"{failed:,} failed",
-    ]
-    return " \u00b7 ".join(parts)
 
 
 def _results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -> tuple[list[Section], list[Chart]]:
@@ -188,9 +168,9 @@ def _results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -
 
 
 def _origins(
-    summary: Summary, runs: Sequence[Run], commands: Sequence[str], tables: Mapping[str, Mapping[str, object]]
+    summary: Summary, runs: Sequence[Run], commands: Sequence[str], known: Mapping[str, Mapping[str, object]]
 ) -> list[Section]:
-    """How the numbers came about: what was left out, what failed, how to do it again, and tables of settings."""
+    """How the numbers came about: what was left out, what failed, how to do it again, and what is known of settings."""
     failed = [run for run in runs if run.status != "finished" or run.error]
     return [
         Section("notes", "What was left out", [block("lines", summary.notes)] if summary.notes else []),
@@ -200,7 +180,7 @@ def _origins(
         Section("reproduce", "Reproduce", [
             *([block("code", "\n".join(commands))] if commands else []),
             *_folds({name: [block("pairs", {key: _plain(value) for key, value in values.items()})] if values else []
-                     for name, values in tables.items()}),
+                     for name, values in known.items()}),
         ]),
     ]  # fmt: skip
 
@@ -236,7 +216,9 @@ def _what(data: Data, cells: Sequence[Cell]) -> dict[str, str]:
     return {name: value for name, value in said.items() if value}
 
 
-def _flips(task: str, summary: Summary, of_cell: Runs, data: Data, labels: Labels) -> list[tuple[str, list[str]]]:
+def _flips(
+    task: str, summary: Summary, of_cell: charts.Runs, data: Data, labels: Labels
+) -> list[tuple[str, list[str]]]:
     """The examples that restarts answer most differently, with the factors of the best, and who answered what."""
     best = max((one.best for one in summary.leaders if one.best.task == task), key=lambda c: c.mean or 0, default=None)
     here = [
@@ -284,7 +266,7 @@ def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> li
     return _tables(*itertools.chain(*made))
 
 
-def _tables(*made: Table | None) -> list[Markup]:
+def _tables(*made: tables.Table | None) -> list[Markup]:
     return [block("table", one) for one in made if one]
 
 
