@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
-from mixout.study.analysis.runs import Run, text_of
+from mixout.study.analysis.runs import CellKey, Run, text_of
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
@@ -65,13 +65,16 @@ class Contents:
         found = (self.entries.get(id) for id in (planned.id, *planned.former))
         return next((entry for entry in found if entry is not None), None)
 
+    def pairs(self, planned: Sequence[Planned]) -> list[tuple[Planned, Entry]]:
+        """The runs that are there, each with what is there of it."""
+        return [(run, entry) for run in planned if (entry := self.entry(run)) is not None]
+
     def of(self, planned: Sequence[Planned]) -> list[Run]:
         """The runs that a study asks for, as far as they are there, under the names that the study gives them.
 
         After each the models between start and end that it asks for.
         """
-        found = [(one, entry) for one in planned if (entry := self.entry(one)) is not None]
-        return [run for one, entry in found for run in (entry.seen_as(one), *entry.between(one))]
+        return [run for one, entry in self.pairs(planned) for run in (entry.seen_as(one), *entry.between(one))]
 
     def runs(self) -> list[Run]:
         """Every run, also the failed ones, sorted by task, method, factors and restart.
@@ -79,20 +82,21 @@ class Contents:
         Where runs have the same place, as those of two studies with other settings, the settings that differ become
         factors.
         """
-        places: dict[tuple[object, ...], list[Entry]] = {}
-        for entry in self.entries.values():
-            run = entry.run
-            places.setdefault((run.task, run.method, *sorted(run.factors.items()), run.restart), []).append(entry)
-        names: dict[str, None] = {}
-        for entries in places.values():
-            told = [_told(entry) for entry in entries]
-            names |= dict.fromkeys(name for name in told[0] if any(one.get(name) != told[0][name] for one in told))
+        told = {id: _told(entry) for id, entry in self.entries.items()}
+        places: dict[tuple[CellKey, int], list[Mapping[str, str]]] = {}
+        for id, entry in self.entries.items():
+            places.setdefault((entry.run.key, entry.run.restart), []).append(told[id])
+        names = dict.fromkeys(
+            name
+            for first, *others in places.values()
+            for name in first
+            if any(one.get(name) != first[name] for one in others)
+        )
         runs = []
-        for entry in self.entries.values():
-            own = _told(entry)
-            more = {name: own[name] for name in names if name in own and name not in entry.run.factors}
+        for id, entry in self.entries.items():
+            more = {name: told[id][name] for name in names if name in told[id] and name not in entry.run.factors}
             runs.append(replace(entry.run, factors=entry.run.factors | more))
-        return sorted(runs, key=lambda run: (run.task, run.method, sorted(run.factors.items()), run.restart))
+        return sorted(runs, key=lambda run: (run.task, run.method, run.key.factors, run.restart))
 
     def remarks(self) -> list[str]:
         """What a reader of results has to know of the ledger, in words."""

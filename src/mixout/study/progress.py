@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from mixout.finetune.environment import NOTE
 from mixout.study.analysis.words import in_words
@@ -32,12 +32,11 @@ class Clock:
         self._work: dict[object, float] = {}
 
     @classmethod
-    def of(cls, planned: Iterable[Planned], contents: Contents) -> Clock:
+    def of(cls, planned: Sequence[Planned], contents: Contents) -> Clock:
         """With what a ledger knows about these runs."""
         clock = cls()
-        for run in planned:
-            entry = contents.entry(run)
-            if entry is not None and entry.wall is not None:
+        for run, entry in contents.pairs(planned):
+            if entry.wall is not None:
                 clock.add(run, entry.wall)
         return clock
 
@@ -83,11 +82,11 @@ class Course:
         self._notes: set[str] = set()
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
-        entries = {run.id: entry for run in planned if (entry := contents.entry(run)) is not None}
-        failed = sum(entry.record is None for entry in entries.values())
-        if len(entries) > failed:
-            report(f"{len(entries) - failed} of {self._total} runs are there already")
-        if failed > len(entries.keys() & self.left):
+        there = contents.pairs(planned)
+        failed = sum(entry.record is None for _, entry in there)
+        if len(there) > failed:
+            report(f"{len(there) - failed} of {self._total} runs are there already")
+        if failed > sum(run.id in self.left for run, _ in there):
             report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
         for line in contents.remarks():
             report(line)

@@ -48,7 +48,7 @@ def report_on(
         runs, entries = contents.runs(), list(contents.entries.values())
     else:
         runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
-        entries = [entry for one in planned if (entry := contents.entry(one)) is not None]
+        entries = [entry for _, entry in contents.pairs(planned)]
     records = [entry.record for entry in entries if entry.record is not None]
     return write_report(
         runs,
@@ -67,11 +67,11 @@ def report_on(
 
 def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]:
     """A note on runs that were made before the study asked for models between start and end."""
-    lacking = 0
-    for one in planned:
-        entry = contents.entry(one)
-        if entry is not None and entry.record is not None:
-            lacking += not set(one.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
+    lacking = sum(
+        not set(one.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
+        for one, entry in contents.pairs(planned)
+        if entry.record is not None
+    )
     if not lacking:
         return []
     return [f"{lacking} runs hold no scores for some t of interpolate, which was set after they were made."]

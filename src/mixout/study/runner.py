@@ -44,10 +44,9 @@ class Tally:
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:
     """The runs of a plan that a ledger lacks; ``again``: instead those that failed."""
-    entries = [(run, contents.entry(run)) for run in planned]
     if again:
-        return [run for run, entry in entries if entry is not None and entry.record is None]
-    return [run for run, entry in entries if entry is None]
+        return [run for run, entry in contents.pairs(planned) if entry.record is None]
+    return [run for run in planned if contents.entry(run) is None]
 
 
 def run(
@@ -82,12 +81,13 @@ def run(
         raise InputError(f"expected keep among {', '.join(KEEP)}, got {keep!r}")
     contents = ledger.read()
     _check_newer(planned, contents)
-    entries = {run.id: entry for run in planned if (entry := contents.entry(run)) is not None}
     queue = missing(planned, contents, again=again)
     course = Course(planned, queue, contents, Clock.of(planned, contents), report)
-    loop = _Loop(ledger, course, retries, keep, before={run.id: entries[run.id].attempts for run in queue if again})
+    there = contents.pairs(planned)
+    before = {run.id: entry.attempts for run, entry in there if again and entry.record is None}
+    loop = _Loop(ledger, course, retries, keep, before)
     if keep == "best":
-        loop.kept = {run.key: entries[run.id] for run in planned if run.id in entries and entries[run.id].has_model}
+        loop.kept = {run.key: entry for run, entry in there if entry.has_model}
     left = loop.recovered(queue)
     if left:
         with executor:
