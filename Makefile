@@ -51,7 +51,7 @@ test-oldest:  ## the library's tests on the oldest torch that pyproject.toml all
 		torch==$(OLDEST) numpy safetensors accelerate transformers pytest hypothesis
 	.venv/oldest/bin/python -m pip install --quiet --no-deps --editable .
 	.venv/oldest/bin/python -m pytest --ignore=tests/layers/test_layers_sharded.py tests/ops tests/layers tests/methods \
-		$(filter-out %_architectures.py %_examples.py,$(wildcard tests/test_*.py))
+		$(filter-out %_architectures.py %_examples.py tests/test_choose%,$(wildcard tests/test_*.py))
 
 check: $(READY)  ## style, types, import directions, length of sentences
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """The pre-registered verdict of benchmarks/evidence/room.toml: is mixout tolerant of the rate, or only shifted?
 
     mixout study run benchmarks/evidence/room.toml --set data_dir=glue --ledger out/room
-    mixout study export --ledger out/room --output benchmarks/results/room.csv
-    python benchmarks/room.py benchmarks/results/room.csv
+    mixout study export --ledger out/room --output results/room.csv
+    python benchmarks/room.py results/room.csv
 
 What is compared, and what counts for and against, was written into the study file before any run: see its first lines.
 Only restarts of which every run is there are read.

@@ -151,7 +151,7 @@ for step in range(4):
 
 def in_a_process(mode, seed):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mode, str(seed)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", PROGRAM, mode, str(seed)], capture_output=True, text=True, check=True, timeout=900
     )
     return done.stdout.splitlines()
 

@@ -5,6 +5,7 @@
 - A notebook of docs/notebooks/ becomes a page with its outputs.
 - A link from a page to a file outside docs/ becomes a page (Python, text) or a file (figures, tables) of the site.
 - Terms of the glossary get its words as tooltips, on every page.
+- ``schemas/`` has the JSON schemas of run and study files, for editors.
 - ``llms.txt`` lists the pages with their first sentences, for programs that read them.
 """
 
@@ -25,6 +26,8 @@ from urllib.parse import urldefrag
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+
+import schemas
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -103,7 +106,8 @@ def tooltips() -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write llms.txt."""
+    """Write llms.txt, and schemas for editors."""
+    schemas.main(Path(config.site_dir) / "schemas")
     lines = ["# mixout", "", f"> {config.site_description}", ""]
     for title, page in _pages(config.nav or []):
         source = _source(page)

@@ -1,6 +1,8 @@
-"""The pre-registered verdict on scores whose truth is known."""
+"""The pre-registered verdict on scores whose truth is known, and what docs/evidence.md says of the study."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 
 import room
 
+ROOT = Path(__file__).parents[2]
 RATES = [2.5e-5 * 2**k for k in range(8)]
 METHODS = [room.PLAIN, room.MIXOUT, room.MASK, *room.DECAYS]
 
@@ -67,3 +70,21 @@ def test_too_few_restarts_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["room.py", str(tmp_path / "runs.csv")])
     with pytest.raises(room.InputError, match="three complete restarts, got 2"):
         room.main()
+
+
+def test_what_is_said_of_eight_rates(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "room.csv")])
+    room.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    said = " ".join((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").split())
+    assert "mixout(0.7): neither shown" in printed
+    assert "neither shown to be tolerant nor shifted" in said
+    for method, loss in (("wdecay(w_pre, 1000)", "1.0"), ("wdecay(w_pre, 160)", "2.4"), ("dropout(0.0)", "10.4")):
+        assert re.search(rf"{re.escape(method)}: best rates \[[^]]*\], [\d.]+ %, loss {loss}\b", printed), method
+    assert "mean over rates, mixout(0.7) - dropout(0.0) -1.2137 -8.6753 6.2479" in printed
+    assert "differs from dropout(0.0) by -1.2 points (-8.7 to 6.2)" in said
+    runs = pd.read_csv(ROOT / "results" / "room.csv")
+    highest = runs[runs.learning_rate == 3.2e-3].groupby("method").score
+    assert list(highest.get_group(room.DECAYS[1]).sort_values().round(3)) == [0.736, 0.75, 0.761]
+    assert "its runs have 73.6 to 76.1 %, where mixout's answer with one class" in said
+    assert (highest.get_group(room.MIXOUT) == runs.chance[0]).all()

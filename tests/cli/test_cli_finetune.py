@@ -133,7 +133,7 @@ def test_an_interrupt_names_the_way_on(seen, tmp_path, capsys):
 @pytest.mark.parametrize("missing", ["transformers", pytest.param("accelerate", marks=pytest.mark.sweep)])
 def test_a_missing_extra_names_the_pip_command(missing, tmp_path, own_lines):
     script = f"import sys; sys.modules[{missing!r}] = None; from mixout.cli import main; sys.exit(main(['finetune']))"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert ended.returncode == 2
     (said,) = own_lines(ended.stderr)
     assert repr(missing) in said
@@ -184,7 +184,7 @@ finally:
     heavy = {{"torch", "transformers", "pandas", "numpy"}} & set(sys.modules)
     print(*heavy, file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900)
     assert (done.returncode, done.stderr.strip()) == (0, "")
     assert done.stdout.startswith("usage: mixout")
 

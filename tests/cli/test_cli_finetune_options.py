@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -172,3 +173,37 @@ def test_wrong_input_is_one_line_and_status_2(words, said, tmp_path, monkeypatch
     assert said in printed.err
     assert re.fullmatch(r"mixout: error: [^\n]+\n", printed.err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [("", "cpu", ""), ("4,6", "cpu", ""), ("", "1", "1"), ("4,6", "1", "6"), ("4,6", None, "4,6")],
+)
+@pytest.mark.parametrize("command", [["finetune", "RTE"], ["choose", "RTE"], ["predict", "none", "none.csv"]])
+def test_a_device_hides_the_other_gpus(seen, monkeypatch: pytest.MonkeyPatch, command, visible, device, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("mixout.choose.choose", lambda *_args, **_options: (_ for _ in ()).throw(KeyboardInterrupt))
+    main([*command, *(["--device", device] if device else [])])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "message"),
+    [
+        ("gpu", {}, "--device cpu or the number of a GPU"),
+        ("2", {"CUDA_VISIBLE_DEVICES": "4,6"}, "number of a GPU of .*4.*6"),
+        ("1", {"WORLD_SIZE": "2"}, "no --device under torchrun"),
+        ("0", {}, "a GPU that torch sees"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    seen, monkeypatch: pytest.MonkeyPatch, capsys, device, environment, message
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what the command sets is put back
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["finetune", "RTE", "--device", device]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not seen

@@ -47,7 +47,7 @@ def limited(size: int, *words: str) -> subprocess.CompletedProcess:
         [sys.executable, "-c", LIMITED, str(size), *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
@@ -97,7 +97,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on(
 
 def test_the_exception_of_tokenizers(tiny_bert, tmp_path):
     words = [str(Path(tiny_bert) / "tokenizer.json"), str(tmp_path / "tokenizer.json")]
-    ended = subprocess.run([sys.executable, "-c", TOKENIZER, *words], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", TOKENIZER, *words], capture_output=True, text=True, timeout=900)
     assert ended.stderr.startswith("could not write to out: ")
 
 

@@ -38,7 +38,7 @@ finetune(Settings.from_json(sys.argv[1]), Path(sys.argv[2]))
 
 def fresh_process(settings: Settings, place: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, settings.to_json(), str(place)]
-    subprocess.run(command, check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def check_equal(one: Path, other: Path) -> None:

@@ -24,7 +24,7 @@ def launch(settings: Settings, place: Path) -> subprocess.CompletedProcess:
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "mixout"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = ["finetune", "--output-dir", str(place), *options(settings)]
-    return subprocess.run([*program, *command], capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run([*program, *command], capture_output=True, text=True, timeout=900, env=environment)
 
 
 def check(settings: Settings, tmp_path: Path, printed: str) -> None:

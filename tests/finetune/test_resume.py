@@ -73,7 +73,7 @@ def die(
         [*script, *options(settings), "--output-dir", str(place)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

@@ -47,7 +47,9 @@ def interrupted(chosen: Settings, place: Path, step: int) -> None:
             finetune(chosen, place)
 
 
-@pytest.mark.parametrize("text", ["lora(8)", "lora(8)+mixout(0.7)", "anchor_decay(40.0, fisher=200)"])
+@pytest.mark.parametrize(
+    "text", ["lora(8)", "lora(8)+mixout(0.7)", "anchor_decay(40.0, fisher=200)", "interpolate(0.5)"]
+)
 def test_text_goes_there_and_back(text):
     assert spell(parse(text)) == text
 
@@ -64,6 +66,8 @@ def test_a_decay_keeps_every_option_that_the_library_knows(options):
         ("lora(0)", "r as a whole number"),
         ("lora(1.5)", "r as a whole number"),
         ("lora(4)+lora(8)", "lora once"),
+        ("interpolate(1.5)", "t as a number in"),
+        ("interpolate(0.5)+interpolate(0.5)", "interpolate once"),
         ("anchor_decay(1, fisher=0)", "fisher as a whole number"),
         ("anchor_decay(1, fisher=9, selective=true)", "fisher without"),
     ],
@@ -244,3 +248,17 @@ def test_a_language_model_is_scored_in_between_on_new_and_on_old_text(causal, tm
         assert start[name] == pytest.approx(first.scores[name], rel=1e-5)
     assert start["kl_to_base"] == pytest.approx(0, abs=1e-6)
     assert 0 < half["kl_to_base"] < record.scores["kl_to_base"]
+
+
+@pytest.mark.parametrize("method", ["dropout(0)", "lora(2)", "mixout(0.5)"])
+def test_a_run_that_interpolates_keeps_and_scores_the_model_in_between(settings, tiny_bert, tmp_path, method):
+    plain = finetune(settings(method=method, interpolate=(0.25,)), tmp_path / "plain")
+    record = finetune(settings(method=f"{method}+interpolate(0.25)"), tmp_path / "between")
+    start, trained, kept = weights(tiny_bert), weights(tmp_path / "plain"), weights(tmp_path / "between")
+    for name, value in kept.items():
+        w = trained[name]
+        torch.testing.assert_close(value, start[name] + 0.25 * (w - start[name]) if name in start else w)
+    [between] = plain.interpolated
+    assert {name: between[name] for name in record.scores} == record.scores
+    assert record.distance == pytest.approx(plain.distance / 4, rel=1e-4)
+    assert [one.loss for one in record.training] == [one.loss for one in plain.training]

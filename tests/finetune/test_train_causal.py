@@ -51,7 +51,7 @@ print(json.dumps(found))
 def evaluated_elsewhere(*models_and_files: str | Path) -> list[float]:
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", EVALUATE, *map(str, models_and_files)],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=900,
     )  # fmt: skip
     found: list[float] = json.loads(ended.stdout.splitlines()[-1])
     return found

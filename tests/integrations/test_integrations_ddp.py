@@ -37,7 +37,7 @@ class Results(dict):
             [sys.executable, PROGRAM, folder, str(world)],
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=900,
             check=False,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )

@@ -120,7 +120,7 @@ def test_two_processes_write_one_checkpoint(tmp_path):
     for words in ([tmp_path / "a"], [tmp_path / "b", checkpoint]):
         ended = subprocess.run(
             [*launch, *map(str, words)],
-            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
     assert '"fingerprint"' in (tmp_path / "b" / "checkpoint-4" / "trainer_state.json").read_text()

@@ -28,7 +28,7 @@ def ranks(folder, which):
         [sys.executable, str(PROGRAM), str(folder), which],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
         env=environment,
     )

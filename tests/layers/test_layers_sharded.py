@@ -26,7 +26,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     sources = str(Path(mixout.__file__).parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": sources}
-    subprocess.run([sys.executable, str(SCRIPT), str(folder)], env=environment, timeout=300, check=True)
+    subprocess.run([sys.executable, str(SCRIPT), str(folder)], env=environment, timeout=900, check=True)
     found = {
         (world, rank): torch.load(folder / str(world) / f"{rank}.pt", weights_only=False)
         for world in (2, 4)

@@ -85,7 +85,7 @@ def test_kill_9_loses_nothing(study_file, tmp_path, capsys):
         [sys.executable, "-c", SERVER, study_file, str(tmp_path), str(RESTARTS), str(KILLS), str(seed)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
     assert ended.returncode == 0, ended.stderr
@@ -141,7 +141,7 @@ def test_the_jobs_of_an_array_make_each_run_once(study_file, tmp_path):
         [sys.executable, "-c", ARRAY, str(tmp_path / "job"), *words],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
     assert json.loads(ended.stdout) == [0, 0], ended.stderr

@@ -29,6 +29,7 @@ METHODS = (
     "mixout(0.5)",
     "mixout(0.7)",
     "anchor_decay(radius=0.005)",
+    "interpolate(0.5)",
     *(("lora(8)",) if find_spec("peft") else ()),
 )
 # Multiples of the rule's rate for plain fine-tuning, and of the best one for the other methods, the likeliest first.
@@ -36,7 +37,7 @@ RATES, RATES_OF_METHOD = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 2.0, 0.5)
 SEARCHED, JUDGED = (0, 1), (2, 3, 4)
 FINALISTS, REPEATS = 2, 3
 # About so many runs are all that is tried: five rates of plain fine-tuning, three of each method, and the judging.
-USEFUL = 70
+USEFUL = 75
 # Shares of the time by whose end the rate, each method's own rate, and the finalists are known.
 UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.25, 0.6, 0.7
 _SPLITS = [(part, repeat) for repeat in range(64) for part in SEARCHED]

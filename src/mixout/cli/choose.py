@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mixout.cli.options import add_settings, settings_in
+from mixout.cli.options import add_device, add_settings, settings_in, use_device
 from mixout.finetune.settings import Settings
 
 _EXAMPLES = """examples:
@@ -43,13 +43,15 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="methods to try beside plain fine-tuning; default: dropout, mixout, a decay and LoRA",
+        help="methods to try beside plain fine-tuning; default: dropout, mixout, a decay, interpolation and LoRA",
     )
+    add_device(parser)
     add_settings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Choose, with lines of progress on stderr, and print what was found."""
+    use_device(vars(args).get("device"))
     from mixout.choose import METHODS, choose
     from mixout.choose.verdict import text
     from mixout.cli.study.runs import guarded

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixout.cli.lines import aligned
-from mixout.cli.options import add_settings, from_file, settings_in
+from mixout.cli.options import add_device, add_settings, from_file, settings_in, use_device
 from mixout.errors import InputError
 from mixout.finetune.settings import CAUSAL, RECIPES, Settings
 
@@ -83,6 +84,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         help="settings where no option says otherwise: chosen by model, data and method (auto), or those of the mixout "
         "paper (default: auto)",
     )
+    add_device(parser)
     add_settings(parser)
 
 
@@ -92,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if "config" in given:
         written = from_file(Path(args.config), args.parser)
         given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
+    use_device(given.get("device"))
     resume = "resume" in given
     folder = given.get("resume") or given.get("output_dir")
     chosen = settings_in(given)
@@ -152,10 +155,10 @@ def _config(settings: Settings) -> str:
     task = data.subset(data.load(settings), settings)
     chosen, why = defaults.complete(settings, models.outline(settings.model, settings.task_type).model, task)
     values = {name: value for name, value in asdict(chosen).items() if value is not None and value != ()}
-    lines = [
-        f"{name}: {json.dumps(value)}{f'  # {why[name].partition(chr(58))[2].strip()}' if name in why else ''}"
-        for name, value in values.items()
-    ]
+    # 2.0e-05: many readers of YAML take 2e-05 for a text.
+    texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value)) for name, value in values.items()}
+    reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
+    lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ another name in transformers' Trainer, that name is taken too.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from dataclasses import Field, fields
 from pathlib import Path
@@ -59,6 +60,39 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for item in fields(Settings):
         title = next((title for title, names in _GROUPS.items() if item.name in names.split()), "training")
         _add_option(groups[title], item)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, of which :func:`use_device` makes use."""
+    parser.add_argument(
+        "--device", metavar="cpu|N", help="the CPU, or the GPU with this number; default: the first GPU, or the CPU"
+    )
+
+
+def use_device(device: str | None) -> None:
+    """Hide all other GPUs from torch, which must not have looked for them yet; None leaves everything as it is.
+
+    Raises:
+        InputError: there is no such device, or a launcher gives each process its own.
+    """
+    if device is None:
+        return
+    if os.environ.get("WORLD_SIZE"):
+        raise InputError(f"expected no --device under torchrun, which gives each process its own, got {device!r}")
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    if device != "cpu" and not (device.isdigit() and (not visible or int(device) < len(visible))):
+        raise InputError(
+            f"expected --device cpu or the number of a GPU{f' of {visible}' * bool(visible)}, got {device!r}"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else visible[int(device)] if visible else device
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"expected the number of a GPU that torch sees, got --device {device}; leave it out, or use cpu"
+        )
 
 
 def settings_in(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mixout.cli.options import add_device, use_device
+
 
 def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     """Add the command to the parser's ``commands``."""
@@ -22,6 +24,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser.add_argument("--output", default="predictions.csv", metavar="FILE", help="default: %(default)s")
     for name, text in (("text", "the text"), ("pair", "the second text"), ("label", "the label, to be scored")):
         parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column with {text}; default: as in training")
+    add_device(parser)
     parser.add_argument("--max-length", type=int, metavar="N", help="longest input, in tokens; default: as in training")
 
 
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, and print where the answers are."""
     from mixout.finetune.predict import predict
 
+    use_device(args.device)
     names = ("text_column", "pair_column", "label_column", "max_length")
     chosen = {name: getattr(args, name) for name in names}
     print(predict(args.model, args.file, args.output, **chosen))

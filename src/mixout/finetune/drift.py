@@ -28,7 +28,9 @@ import mixout
 from mixout.errors import InputError
 from mixout.finetune.batches import Example, collate
 from mixout.finetune.models import Loaded
+from mixout.finetune.run_methods import Interpolate
 from mixout.integrations.huggingface import pretrained_only
+from mixout.methods import Method
 from mixout.methods.likelihood import predictions
 
 _BATCH = 32
@@ -98,6 +100,17 @@ class Divergence:
             count += len(now)
         model.train(training)
         return {"kl_to_base": max(0.0, total / count) if total == total else total}
+
+
+def interpolate_(
+    model: nn.Module, start: Mapping[str, Tensor], new: Collection[str], methods: Sequence[Method]
+) -> bool:
+    """Move all but the ``new`` parameters as a method that interpolates says; whether there is one."""
+    for method in methods:
+        if isinstance(method, Interpolate):
+            mixout.interpolate_(model, method.t, anchor=start, where=pretrained_only(model, new, "all"))
+            return True
+    return False
 
 
 def interpolated(

@@ -29,7 +29,7 @@ from mixout.body import blocks as body_blocks
 from mixout.errors import InputError
 from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded, longest_input
-from mixout.finetune.run_methods import Lora, add_lora_, measured
+from mixout.finetune.run_methods import Interpolate, Lora, add_lora_, measured
 from mixout.finetune.settings import PRESETS, Settings
 from mixout.integrations.huggingface import pretrained_only
 from mixout.layers import is_linear
@@ -168,7 +168,9 @@ def apply_methods(
         )
     try:
         where = _pretrained_only(loaded, methods, settings.where)
-        methods, measured_ = measured([m for m in methods if m is not low_rank], loaded.model, where, rows, saved)
+        methods, measured_ = measured(
+            [m for m in methods if not isinstance(m, (Lora, Interpolate))], loaded.model, where, rows, saved
+        )
         if low_rank is not None:
             with own_streams():
                 torch.manual_seed(settings.stream_seed("init"))

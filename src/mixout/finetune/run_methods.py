@@ -1,15 +1,18 @@
-r"""Methods as the text of a run: those of :mod:`mixout.methods`, and two that need data or another library.
+r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that need data, another library or the end.
 
 - ``lora(8)``: low-rank adapters of peft beside frozen weights, W = u + s B A with rank r and s = 2 (alpha = 2 r); the
   new head is trained whole. They lie on the linear layers that ``where`` selects, and are merged at the end, so the
   checkpoint is a plain one. Hu et al., ICLR 2022, arXiv 2106.09685.
 - ``anchor_decay(40, fisher=200)``: the decay weighted by the Fisher information (EWC), which the run measures itself
   before it trains. See :mod:`mixout.methods.decay`.
+- ``interpolate(0.5)``: after training the pretrained weights go half way back, u + t (w - u) (WiSE-FT). That is the
+  model that is scored and kept. See :func:`mixout.interpolate_`.
 """
 
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -81,23 +84,47 @@ class MeasuredDecay(AnchorDecay):
         return AnchorDecay(**values if weights is None else values | {"weights": weights})
 
 
+@dataclass(frozen=True, repr=False)
+class Interpolate(Method):
+    """Train as the other methods say, then move all pretrained weights to u + t (w - u), t in [0, 1].
+
+    Example:
+        >>> parse("mixout(0.7)+interpolate(0.5)")[1]
+        Interpolate(t=0.5)
+    """
+
+    t: float
+    name: ClassVar[str] = "interpolate"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.t, bool) or not isinstance(self.t, Real) or not 0 <= self.t <= 1:
+            raise ValueError(f"expected t as a number in [0, 1], from the start to the trained weights, got {self.t!r}")
+        object.__setattr__(self, "t", float(self.t))
+
+
 P = 0.7  # of mixout, where nothing else is known
 # What a name alone means.
 USUAL = {name: f"{name}({P})" for name in ("mixout", "mixconnect", "gradient_mask")}
 USUAL |= {"dropconnect": "dropconnect(0.1)", "dropout": "dropout(0.1)", "anchor_decay": DECAY["classification"]}
-METHODS: Mapping[str, type[Method]] = {**LIBRARY, "anchor_decay": MeasuredDecay, "lora": Lora}
+METHODS: Mapping[str, type[Method]] = {
+    **LIBRARY,
+    "anchor_decay": MeasuredDecay,
+    "lora": Lora,
+    "interpolate": Interpolate,
+}
 
 
 def parse(text: str) -> tuple[Method, ...]:
-    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for LoRA twice.
+    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for one of ours twice.
 
     Example:
         >>> parse("mixout")
         (Mixout(p=0.7),)
     """
     found = parse_with(USUAL.get(text.strip(), text), METHODS)
-    if sum(isinstance(one, Lora) for one in found) > 1:
-        raise ValueError(f"expected lora once, got {text!r}")
+    for kind in (Lora, Interpolate):
+        if sum(isinstance(one, kind) for one in found) > 1:
+            raise ValueError(f"expected {kind.name} once, got {text!r}")
     return found
 
 

@@ -24,7 +24,7 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
 from mixout.finetune.data import check_kind, describe
-from mixout.finetune.drift import Divergence, Drift, interpolated
+from mixout.finetune.drift import Divergence, Drift, interpolate_, interpolated
 from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically, writing
@@ -134,6 +134,8 @@ def finetune(
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
             )
+            if interpolate_(loaded.model, start, loaded.new, settings.methods):
+                run.evaluate()
             record = outcome.record(
                 settings, task, loaded, dev, state, diverged=run.course.diverged, closeness=close.scores(), start=start,
                 chosen=chosen, interpolated=between, coverage=covered, fingerprints=fingerprints,

@@ -135,6 +135,9 @@ def test_wide_positive_values_stand_on_a_logarithmic_axis(values, scale):
 def test_names_of_values_do_not_run_into_each_other():
     # On 282 points of a linear axis 1000 and 1100 are 5 points apart.
     assert ticks(of_values("1000", "1100", "1200", "7000")) == {1000: "1000", 7000: "7000"}
+    # Both ends are named.
+    doubled = [2.5e-5 * 2**power for power in range(8)]
+    assert [*ticks(of_values(*map(repr, doubled))).values()][-2:] == ["8e-4", "3.2e-3"]
 
 
 def test_many_lines_do_not_reach_the_next_value():

@@ -241,11 +241,14 @@ class _Axis:
         return float(10**place) if self.log else place
 
     def ticks(self) -> dict[float, str]:
-        """The values with a name; without those whose name would run into the one before."""
+        """The values with a name; without those whose name would run into the one before, or into the last."""
         kept: dict[float, str] = {}
         end = -math.inf
         for value, place in zip(self.values, self._places, strict=True):
             half = self._length * _LETTER * len(self.names[value]) / 2
+            if place - half < end and value == self.values[-1] and len(kept) > 1:
+                kept.popitem()
+                end = place - half
             if place - half >= end:
                 kept[value] = self.names[value]
                 end = place + half + self._length * _SPACE

@@ -1,0 +1,49 @@
+"""The schemas for editors take what the commands take, and name a key that is wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+
+import jsonschema
+import pytest
+import yaml
+from tests.docs.test_docs_pages import ROOT  # puts tools/ on the path
+
+import schemas
+from mixout.cli import main
+
+STUDIES = [*(files("mixout") / "studies").iterdir(), *ROOT.glob("benchmarks/evidence/*.toml")]
+
+
+@pytest.mark.parametrize("path", [path for path in STUDIES if path.name.endswith(".toml")], ids=lambda path: path.name)
+def test_every_study_file(path):
+    jsonschema.validate(tomllib.loads(path.read_text(encoding="utf-8")), schemas.study())
+
+
+@pytest.mark.parametrize("options", [[], ["--recipe", "paper", "--interpolate", "0.5", "1", "--save", "7"]])
+def test_the_configuration_that_is_printed(tiny_bert, tiny_task, capsys, options):
+    assert main(["finetune", tiny_task, "--model", tiny_bert, *options, "--print-config"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values["model"] == tiny_bert
+    jsonschema.validate(values, schemas.run())
+
+
+@pytest.mark.parametrize(
+    ("schema", "values"),
+    [
+        (schemas.run, {"learning_rte": 1e-4}),
+        (schemas.run, {"epochs": "three"}),
+        (schemas.run, {"task_type": "translation"}),
+        (schemas.study, {"study": {"name": "a", "restarts": 2}, "method": [{"label": "no name"}]}),
+        (schemas.study, {"study": {"name": "a", "restart": 2}}),
+        (schemas.study, {"study": {"name": "a"}, "factors": {"learning_rate": 1e-4}}),
+    ],
+)
+def test_a_mistake(schema, values):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, schema())
+
+
+def test_other_names_of_options():
+    jsonschema.validate({"num-train-epochs": 3, "output_dir": "out", "learning-rate": 1e-4}, schemas.run())
