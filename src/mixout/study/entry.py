@@ -130,12 +130,12 @@ def read_entry(folder: Path) -> Entry:
     """
     values = _place(folder)
     place = {name: values[name] for name in _PLACE}
-    known = {"folder": folder, "settings": values["settings"], "looks": values.get("looks", 1)}
+    known: dict[str, Any] = {"folder": folder, "settings": values["settings"], "looks": values.get("looks", 1)}
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])
         error = traceback.strip().rpartition("\n")[2]
-        scored = {"score": math.nan, "metric": values["metric"], "chance": values["chance"]}
+        scored: dict[str, Any] = {"score": math.nan, "metric": values["metric"], "chance": values["chance"]}
         run = Run(**place, **scored, status="failed", error=error)
         return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
     record = _record(folder)

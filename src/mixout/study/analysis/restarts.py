@@ -185,13 +185,11 @@ def detectable(c: Comparison) -> float | None:
     if n < max(PILOT, fewest_restarts(family, independent=independent)) or not _has_spread(c):
         return None
     spread = spread_of(c)
-    return float(
-        brentq(
-            lambda d: power_at(n, d, spread, independent=independent, alpha=ALPHA / family) - POWER,
-            *(0.0, 100 * spread),
-            xtol=1e-3 * spread,
-        )
-    )
+
+    def lacking(difference: float) -> float:
+        return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) - POWER
+
+    return float(brentq(lacking, 0.0, 100 * spread, xtol=1e-3 * spread))
 
 
 def reached(c: Comparison, width: float) -> bool | None:
