@@ -106,11 +106,15 @@ def restarts_needed(
     """
     if difference == 0.0:
         return None
-    numbers = range(fewest_restarts(family, independent=independent, alpha=alpha), _MOST + 1)
-    at = bisect_left(
-        numbers, power, key=lambda n: power_at(n, difference, spread, independent=independent, alpha=alpha / family)
-    )
-    return numbers[at] if at < len(numbers) else None
+
+    def enough(n: int) -> bool:
+        return power_at(n, difference, spread, independent=independent, alpha=alpha / family) >= power
+
+    fewest = most = fewest_restarts(family, independent=independent, alpha=alpha)
+    while most < _MOST and not enough(most):  # few are the usual case, and quicker to compute
+        most = min(2 * most, _MOST)
+    found = bisect_left(range(most + 1), True, lo=max(fewest, most // 2), key=enough)
+    return found if found <= _MOST else None
 
 
 def power_at(n: int, difference: float, spread: float, *, independent: bool = False, alpha: float = ALPHA) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -84,6 +85,7 @@ def no_spread(samples: Sequence[Array]) -> bool:
     return all(float(np.ptp(sample)) <= 1e-12 * largest for sample in samples if len(sample))
 
 
+@lru_cache(maxsize=4096)  # scipy takes a millisecond, and a report asks for the same few rates thousands of times
 def wilson(count: int, n: int, *, level: float = 0.95) -> Interval:
     """Wilson's interval of a rate of ``count`` in ``n``.
 
