@@ -21,13 +21,12 @@ from pathlib import Path
 import torch
 
 from mixout.errors import InputError
-from mixout.finetune import trainer
 from mixout.finetune.batches import DevSet
 from mixout.finetune.cache import Cache
 from mixout.finetune.environment import quiet
 from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Task
+from mixout.finetune.trainer import TextTrainer
 from mixout.study.declaration import read
 from pairs import Run, clock_of, interleave, release
 from table import Row, Table
@@ -72,7 +71,7 @@ def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
     """A training step as a run of ``settings`` takes it, each on its next batch; and the mean tokens of a batch."""
     settings = settings.resolved()
     task = cache.task(settings)
-    if not isinstance(task, Task):
+    if task.kind == "text":
         raise InputError(f"expected a study of classifiers, got the text of {settings.task!r}; name another study")
     seed = settings.stream_seed("init")
     with quiet(), tempfile.TemporaryDirectory() as place:
@@ -81,7 +80,7 @@ def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
         train, dev = cache.tokens(task.train, settings), cache.tokens(task.dev, settings)
         # For a decay by importance, of which a few examples are as good as many here.
         apply_methods(loaded, settings, [{"input_ids": torch.tensor([one["input_ids"]])} for one in train[:4]])
-        built = trainer.build(
+        built = TextTrainer(
             settings, Path(place), loaded, task, train, DevSet(task, dev), report=lambda _line: None, bars=False
         )
         batches = list(built.get_train_dataloader())

@@ -50,6 +50,17 @@ def sharded(one_rank):
     return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
 
 
+def test_exporting():
+    class Seen(nn.Module):
+        def forward(self, x):
+            return x + (1 if _torch.exporting() else 2)
+
+    x = torch.zeros(1)
+    assert [torch.compile(Seen(), backend="eager", fullgraph=True)(x).item(), Seen()(x).item()] == [2, 2]
+    for strict in (True, False):
+        assert torch.export.export(Seen(), (x,), strict=strict).module()(x).item() == 1
+
+
 def test_is_watched():
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

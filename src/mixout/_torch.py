@@ -45,6 +45,14 @@ def is_watched() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` traces what runs.
+
+    Public: ``torch.compiler.is_exporting``, which ``torch.compile`` of torch 2.7 takes for true.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def key_value_store() -> Any:  # noqa: ANN401  torch.distributed.Store, which is absent from builds without distributed
     """The store through which the ranks of the default process group have met. Public: only the one a user made."""
     return torch.distributed.distributed_c10d._get_default_store()

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixout.errors import InputError
-from mixout.finetune.causal import DevTexts, collate, encode
-from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.batches import collate
+from mixout.finetune.causal import DevTexts, encode
+from mixout.finetune.tasks import Split as Documents
+from mixout.finetune.tasks import Task as Corpus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOS, EOS = 0, 1

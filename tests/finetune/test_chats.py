@@ -12,8 +12,9 @@ import transformers
 import trl
 
 from mixout.errors import InputError
-from mixout.finetune.causal import collate, encode
-from mixout.finetune.tasks.documents import Documents
+from mixout.finetune.batches import collate
+from mixout.finetune.causal import encode
+from mixout.finetune.tasks import Split as Documents
 from mixout.finetune.train import finetune
 
 # TRL's use of transformers' old names.

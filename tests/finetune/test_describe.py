@@ -9,7 +9,8 @@ import pytest
 from mixout.finetune.data import describe
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task, load_task
-from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.tasks import Split as Documents
+from mixout.finetune.tasks import Task as Corpus
 from mixout.finetune.train import finetune
 
 

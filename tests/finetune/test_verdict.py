@@ -10,7 +10,8 @@ import pytest
 
 from mixout.finetune.outcome import constant_losses, judge
 from mixout.finetune.tasks import Split, Task
-from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.tasks import Split as Documents
+from mixout.finetune.tasks import Task as Corpus
 
 
 def task(train, dev, labels):

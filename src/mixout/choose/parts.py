@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mixout.errors import InputError, needs
 from mixout.finetune import data
 from mixout.finetune.record import write_atomically
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Split, Task, files, is_path
+from mixout.finetune.tasks import Task, files, is_path
 from mixout.finetune.tasks.cells import OPTIONAL_PAIR
 
 with needs("hf", "choosing"):
@@ -41,8 +41,8 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
         if own_dev:
             files.members(path, files.DEV)  # two of them, or none that can be read, would be found at the very end
     else:
-        task = cast("Task", data.load(settings))
-    train = cast("Task", data.subset(task, settings)).train
+        task = data.load(settings)
+    train = data.subset(task, settings).train
     task = replace(task, train=train, dev=train)
     _check(task)
     return task, own_dev
@@ -80,33 +80,31 @@ def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Se
 
     Columns are called as in the settings, so that the final model knows those of the user's files.
     """
-    places = []
+    named, places = task.kind != "classes", []
     for number, held_out in enumerate(parts):
         others = sorted(row for part in parts if part is not held_out for row in part)
-        place = folder / f"part-{number}"
-        named = task.kind != "classes"
-        _write_rows(place / "train.jsonl", task, task.train.select(others), settings, named=named)
-        _write_rows(place / "dev.jsonl", task, task.train.select(held_out), settings, named=named)
-        places.append(place)
+        places.append(_write(folder / f"part-{number}", task, others, held_out, settings, named=named))
     return places
 
 
 def write_all(task: Task, folder: Path, settings: Settings) -> Path:
     """Write a folder whose training and dev rows are all rows, with the names of the classes."""
-    place = folder / "all"
-    for name in ("train.jsonl", "dev.jsonl"):
-        _write_rows(place / name, task, task.train, settings, named=True)
-    return place
+    every = range(len(task.train))
+    return _write(folder / "all", task, every, every, settings, named=True)
 
 
-def _write_rows(path: Path, task: Task, rows: Split, settings: Settings, *, named: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    labels: Sequence[Any] = rows.label
+def _write(
+    place: Path, task: Task, train: Sequence[int], dev: Sequence[int], settings: Settings, *, named: bool
+) -> Path:
+    labels: Sequence[Any] = task.train.label
     if named and task.labels is not None:
         labels = [[task.labels[one] for one in task.of_row(row)] for row in labels]
         labels = labels if task.kind in ("labels", "tags") else [one for [one] in labels]
-    columns: dict[str, Sequence[object]] = {settings.text_column: rows.text, settings.label_column: labels}
-    if rows.pair is not None:
-        columns[settings.pair_column or OPTIONAL_PAIR] = rows.pair
-    cells = zip(*columns.values(), strict=True)
-    write_atomically(path, "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in cells))
+    columns: dict[str, Sequence[object]] = {settings.text_column: task.train.text, settings.label_column: labels}
+    if task.train.pair is not None:
+        columns[settings.pair_column or OPTIONAL_PAIR] = task.train.pair
+    lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    place.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("dev", dev)):
+        write_atomically(place / f"{name}.jsonl", "".join(f"{lines[row]}\n" for row in rows))
+    return place

@@ -14,23 +14,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pandas
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 
 from mixout._names import count
 from mixout.choose.parts import PARTS
 from mixout.choose.search import PLAIN, USEFUL, Candidate, Search
 from mixout.errors import needs
-from mixout.finetune import metrics
+from mixout.finetune import card, metrics
 from mixout.finetune.defaults import in_short
 from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
-from mixout.study.analysis.compare import Comparison, compare
-from mixout.study.analysis.runs import Run
 from mixout.study.analysis.stats import SMALLEST, wilson
 from mixout.study.analysis.words import in_words
 from mixout.study.report.canvas import looks, style
@@ -50,6 +49,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def points(self, unit: str = " points") -> str:
+        """As a difference in points."""
+        value, low, high = (f"{100 * number:+.1f}" for number in (self.value, self.low, self.high))
+        return f"{value}{unit} ({low} to {high})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,10 @@ def expected(
     truth = _array(task.train.label[row] for part in chosen for row in parts[part])
 
     def answers(who: Callable[[int], Candidate]) -> list[NDArray[np.object_]]:
-        runs = [[search.runs[who(part)][part, repeat].predictions for part in chosen] for repeat in repeats]
-        return [_array(answer for part in one for answer in part) for one in runs]
+        return [
+            _array(answer for part in chosen for answer in search.runs[who(part)][part, repeat].predictions)
+            for repeat in repeats
+        ]
 
     nested, plain = answers(chosen.__getitem__), answers(lambda _: search.default)
 
@@ -132,18 +138,9 @@ def _array(rows: Iterable[Any]) -> NDArray[np.object_]:
 
 def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
     """Everything that was tried, the chosen one first, then the rest by how much was run of it and how it scored."""
-    number = {split: at for at, split in enumerate(sorted({split for runs in search.runs.values() for split in runs}))}
-    # By number: rates that differ in their third digit are spelled alike.
-    names = {one: str(at) for at, one in enumerate(search.runs)}
-    runs = [
-        Run(task="choose", method=names[one], restart=number[split], score=trained.score)
-        for one, splits in search.runs.items()
-        for split, trained in splits.items()
-    ]
-    differences = {found.method: _widened(found) for found in compare(runs, baseline=names[chosen])}
     rows = []
     for one, splits in search.runs.items():
-        difference = differences.get(names[one])
+        difference = _difference(search, one, chosen)
         lower = "lower" if difference is not None and difference.high < 0 else "cannot be told apart"
         rows.append(
             Row(
@@ -170,24 +167,22 @@ def sentence(
     expect = f"Expect {metric} {value.value:.3f} on new data (95 % interval {value.low:.3f} to {value.high:.3f})"
     if same:
         return f"{start}. {expect}."
-    points = f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     if gain.low > 0:
-        return f"{start}. {expect}: better than the default, {default}, by {points}."
+        return f"{start}. {expect}: better than the default, {default}, by {gain.points()}."
     if gain.high < 0:
-        return f"{start}. {expect}: worse than the default, {default}, by {points}; take the default."
-    return f"{start}. {expect}: not shown to be better than the default, {default}; the difference is {points}."
+        return f"{start}. {expect}: worse than the default, {default}, by {gain.points()}; take the default."
+    return f"{start}. {expect}: not shown to be better than the default, {default}; the difference is {gain.points()}."
 
 
-def _widened(found: Comparison) -> Estimate | None:
-    if found.n < SMALLEST:
+def _difference(search: Search, one: Candidate, chosen: Candidate) -> Estimate | None:
+    splits = search.common([one, chosen])
+    if one == chosen or len(splits) < SMALLEST:
         return None
-    if found.low is None or found.high is None:  # the same difference in all
-        return Estimate(value=found.difference, low=found.difference, high=found.difference)
-    half = (found.high - found.low) / 2 * math.sqrt(1 + found.n / (PARTS - 1))
-    return Estimate(value=found.difference, low=found.difference - half, high=found.difference + half)
-
-
-_HEAD = ("method", "learning rate", "runs", "time", "mean", "points from the chosen one", "")
+    runs, n = search.runs, len(splits)
+    differences = [runs[one][split].score - runs[chosen][split].score for split in splits]
+    mean = fmean(differences)
+    half = t.ppf(0.975, n - 1) * stdev(differences) * math.sqrt(1 / n + 1 / (PARTS - 1))
+    return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
 def result(choice: Choice) -> str:
@@ -207,30 +202,13 @@ def result(choice: Choice) -> str:
 
 def text(choice: Choice) -> str:
     """The report, Markdown."""
-    few = sum(row.verdict == FEW for row in choice.table)
-    alike = ", ".join(choice.alike) or "nothing that was compared in three runs or more"
-    return "\n\n".join(
-        [
-            "# What was chosen",
-            result(choice),
-            f"Cannot be told apart from it: {alike}.",
-            "# What was tried",
-            f"{count(choice.runs, 'run')}, {in_words(choice.seconds)}; about {USEFUL} try everything. {few} of "
-            f"{len(choice.table)} candidates have too few runs in common with the chosen one: dropped early, or the "
-            "time was over.",
-            "\n".join(
-                f"| {' | '.join(cells)} |" for cells in [_HEAD, ["---"] * len(_HEAD), *map(_cells, choice.table)]
-            ),
-            "The means of the best are too good: the best of several has been lucky too. A difference is of the runs "
-            "that both have, with its 95 % interval. Every run is in `choose.csv`, in `choose.png` the means over the "
-            "learning rate.",
-        ]
-    )
+    values = {"count": count, "in_words": in_words, "in_short": in_short, "useful": USEFUL, "few": FEW}
+    return card.rendered("mixout.choose", "report.md.j2", choice=choice, result=result(choice), **values)
 
 
 def write(choice: Choice, search: Search, place: Path) -> None:
     """Write the report, the table of runs, and the figure."""
-    write_atomically(place / "report.md", text(choice) + "\n")
+    write_atomically(place / "report.md", text(choice))
     rows = [
         (one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2))
         for one, splits in search.runs.items()
@@ -239,15 +217,6 @@ def write(choice: Choice, search: Search, place: Path) -> None:
     table = pandas.DataFrame(rows, columns=["method", "learning_rate", "part", "repeat", choice.metric, "seconds"])
     write_atomically(place / "choose.csv", table.to_csv(index=False, lineterminator="\n"))
     _figure(choice, place / "choose.png")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    difference = "" if row.difference is None else f"{100 * row.difference.value:+.1f}"
-    if row.difference is not None:
-        difference += f" ({100 * row.difference.low:+.1f} to {100 * row.difference.high:+.1f})"
-    one = row.candidate
-    numbers = (in_short(one.rate), str(row.runs), in_words(row.seconds), f"{row.mean:.3f}")
-    return (f"`{one.method}`", *numbers, difference, row.verdict)
 
 
 def _figure(choice: Choice, path: Path) -> None:

@@ -30,21 +30,12 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(parser=parser)
-    parser.add_argument(
-        "--budget", default="30m", metavar="TIME", help="training time, such as 90s, 30m or 2h (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--output-dir",
-        default="chosen",
-        metavar="DIR",
-        help="folder for model, report and all runs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        metavar="METHOD",
-        help="methods to try beside plain fine-tuning; default: dropout, mixout, a decay, interpolation and LoRA",
-    )
+    text = "training time, such as 90s, 30m or 2h (default: %(default)s)"
+    parser.add_argument("--budget", default="30m", metavar="TIME", help=text)
+    text = "folder for model, report and all runs (default: %(default)s)"
+    parser.add_argument("--output-dir", default="chosen", metavar="DIR", help=text)
+    text = "methods to try beside plain fine-tuning; default: dropout, mixout, a decay, interpolation and LoRA"
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=text)
     add_device(parser)
     add_settings(parser)
 
@@ -61,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     def work(report: Any) -> int:  # noqa: ANN401
         choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report=report)
-        print(f"{text(choice)}\n\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
+        print(f"{text(choice)}\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
         return 0
 
     return guarded(work, args.output_dir)

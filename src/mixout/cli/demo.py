@@ -6,8 +6,8 @@ import argparse
 import sys
 import textwrap
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from mixout.cli.lines import LiveTable, aligned
 
 if TYPE_CHECKING:
     from mixout.study.analysis.runs import Run
-    from mixout.study.grid import Study
     from mixout.study.progress import Report
 
 # The study; what it runs and how its settings were found: docs/demo.md.
@@ -43,12 +42,10 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
             "kept: call it again to continue, or with more restarts."
         ),
     )
-    parser.add_argument(
-        "--output-dir", default="demo-output", metavar="DIR", help="folder for runs and report (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--restarts", type=int, metavar="N", help="runs of each method at each learning rate (default: 1)"
-    )
+    text = "folder for runs and report (default: %(default)s)"
+    parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help=text)
+    text = "runs of each method at each learning rate (default: 1)"
+    parser.add_argument("--restarts", type=int, metavar="N", help=text)
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="runs at a time (default: %(default)s)")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
 
@@ -78,7 +75,11 @@ def run(args: argparse.Namespace) -> int:
     ledger = Ledger(folder / "ledger")
 
     def work(report: Report) -> int:
-        with _live(study, lambda: _means(ledger.read().of(planned))) or nullcontext(report) as shown:
+        methods, rates = [one.label for one in study.methods], list(map(str, study.factors[RATE]))
+        live = sys.stderr.isatty() and LiveTable(
+            "learning rate", methods, rates, lambda: _means(ledger.read().of(planned))
+        )
+        with live or nullcontext(report) as shown:
             tally = run_missing(planned, ledger, executor, report=shown)
         if tally.elsewhere:
             print(f"{count(tally.elsewhere, 'run')} left to another process; call it again when that has ended")
@@ -107,13 +108,6 @@ def run(args: argparse.Namespace) -> int:
         return 1 if tally.failed else 0
 
     return guarded(work, folder)
-
-
-def _live(study: Study, scores: Callable[[], Means]) -> AbstractContextManager[Report] | None:
-    """A table that fills; None where there is no terminal."""
-    if not sys.stderr.isatty():
-        return None
-    return LiveTable("learning rate", [one.label for one in study.methods], list(map(str, study.factors[RATE])), scores)
 
 
 def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:

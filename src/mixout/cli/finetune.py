@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,38 +53,19 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(parser=parser)
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="where the result goes; default: out/<digest of the settings>"
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="continue the unfinished run in DIR, or in --output-dir, with its settings",
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="read options from a YAML or JSON file, such as learning_rate: 1e-4"
-    )
-    parser.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print all settings, also those that are chosen for you, as a file for --config; train nothing",
-    )
-    parser.add_argument(
-        "--test",
-        metavar="FILE",
-        help="after training, write the model's answers for the rows of FILE, with probabilities, to predictions.csv",
-    )
-    parser.add_argument(
-        "--push-to-hub", metavar="OWNER/NAME", help="after training, upload model, card and record to this repository"
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help="settings where no option says otherwise: chosen by model, data and method (auto), or those of the mixout "
-        "paper (default: auto)",
-    )
+    for name, metavar, text in (
+        ("--output-dir", "DIR", "where the result goes; default: out/<digest of the settings>"),
+        ("--config", "FILE", "read options from a YAML or JSON file, such as learning_rate: 1e-4"),
+        ("--test", "FILE", "after training, answer the rows of FILE, with probabilities, in predictions.csv"),
+        ("--push-to-hub", "OWNER/NAME", "after training, upload model, card and record to this repository"),
+    ):
+        parser.add_argument(name, metavar=metavar, help=text)
+    text = "continue the unfinished run in DIR, or in --output-dir, with its settings"
+    parser.add_argument("--resume", nargs="?", const="", metavar="DIR", help=text)
+    text = "print all settings, also those that are chosen for you, as a file for --config; train nothing"
+    parser.add_argument("--print-config", action="store_true", help=text)
+    text = "settings where no option says otherwise: by model, data and method (auto, the default), or the paper's"
+    parser.add_argument("--recipe", choices=RECIPES, help=text)
     add_device(parser)
     add_settings(parser)
 
@@ -117,15 +99,12 @@ def run(args: argparse.Namespace) -> int:
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, WriteError) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        why = "interrupted; " if stopped else f"error: {error}; make room, then "
         way_on = f"continue with: mixout finetune --resume {place}" if place.exists() else "no files yet"
-        print(f"mixout: interrupted; {way_on}", file=sys.stderr)
-        return 130
-    except WriteError as error:
-        print(
-            f"mixout: error: {error}; make room, then continue with: mixout finetune --resume {place}", file=sys.stderr
-        )
-        return 1
+        print(f"mixout: {why}{way_on}", file=sys.stderr)
+        return 130 if stopped else 1
     if leads():
         print(_summary(record, place))
         if "test" in given:
@@ -170,20 +149,22 @@ def _report(line: str) -> None:
 
 
 def _summary(record: Record, folder: Path) -> str:
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in record.scores.items())
-    before = "".join(
-        f"\nbefore training: {', '.join(f'{name} {value:.4f}' for name, value in first.scores.items())}"
-        for first in record.evaluations[:1]
-        if first.step == 0
+    def said(scores: Mapping[str, float]) -> str:
+        return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+    first, lines = record.evaluations[0], []
+    if record.verdict:
+        lines.append(record.verdict)
+    if first.step == 0:
+        lines.append(f"before training: {said(first.scores)}")
+    if record.interpolated:  # the models between the pretrained weights, t = 0, and the trained ones, t = 1
+        rows = [[f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in record.interpolated]
+        lines.append(aligned([[*record.interpolated[0]], *rows], left=0))
+    lines.append(f"model, record.json and model card: {folder}")
+    if record.settings.task_type != CAUSAL:
+        lines.append(f"answers for new rows: mixout predict {folder} FILE")
+    head = (
+        f"{record.settings.method} on {record.settings.task}: {said(record.scores)} on the dev set (a constant answer: "
+        f"{record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training"
     )
-    failed = f"\n{record.verdict}" if record.verdict else ""
-    # The models between the pretrained weights, t = 0, and the trained ones, t = 1.
-    causal = record.settings.task_type == CAUSAL
-    use = "" if causal else f"\nanswers for new rows: mixout predict {folder} FILE"
-    rows = [[f"{row['t']:g}", *(f"{value:.4f}" for value in [*row.values()][1:])] for row in record.interpolated]
-    between = f"\n{aligned([[*record.interpolated[0]], *rows], left=0)}" if rows else ""
-    return (
-        f"{record.settings.method} on {record.settings.task}: {scores} on the dev set (a constant answer: "
-        f"{record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training{failed}{before}{between}\n"
-        f"model, record.json and model card: {folder}{use}"
-    )
+    return "\n".join([head, *lines])

@@ -129,9 +129,9 @@ def _steps_or_word(text: str) -> int | str:
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
+    if text.lower() not in ("true", "false", "yes", "no"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text.lower() == "true"
+    return text.lower() in ("true", "yes")
 
 
 def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -153,19 +153,17 @@ def _words(path: Path) -> list[str]:
     from mixout.finetune.tasks.tables import read_text
 
     try:
-        values = yaml.safe_load(read_text(path))
+        # Each value as it is written: YAML reads 1e-4 as a text, and no as false.
+        values = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{path.name}: expected YAML or JSON, got what does not parse: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {type(values).__name__}")
     words: list[str] = []
     for name, value in values.items():
-        if value is not None:
-            several = value if isinstance(value, list) else [value]
-            spelled = [str(one).lower() if isinstance(one, bool) else str(one) for one in several]
-            if name == "save" and value is False:
-                spelled = ["no"]  # which is false in YAML
-            # With an equals sign, so that a value may begin with a dash.
-            option = f"--{str(name).replace('_', '-')}"
-            words += [option, *spelled] if isinstance(value, list) else [f"{option}={spelled[0]}"]
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
+            words += [option, *map(str, value)]
+        elif value not in ("", "~", "null"):
+            words.append(f"{option}={value}")  # with an equals sign, so that a value may begin with a dash
     return words

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,7 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
         return []
     tokens = _tokens(split, tokenizer, truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
-    labels: Any = split.label
+    labels: Any = split.label or (0,) * len(split)
     if isinstance(split.text[0], tuple):
         words = map(tokens.word_ids, range(len(split)))
         labels = [
@@ -116,24 +115,38 @@ def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
     }
 
 
-class Dev:
-    """What evaluations go through and keep. It is sorted by length: batches of like lengths hold little padding."""
+def by_length(examples: Sequence[Example]) -> list[int]:
+    """The rows in the order of their lengths, in which batches hold little padding."""
+    return sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
 
-    def arrange(self, examples: list[Example]) -> None:
-        """Take the examples, in the order of the files."""
-        self._examples = examples
-        self.order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
+
+class Dev:
+    """What is minimised, and what evaluations go through, in the order of lengths, and keep."""
+
+    # The Trainer's mean over batches, each weighted with its examples, is the loss; of several processes, whose last
+    # batches repeat examples, it is not: then ``score`` gives the loss.
+    mean_of_batches = True
+
+    def __init__(self, task: Task, examples: list[Example], smoothing: float) -> None:
+        self.task, self.examples, self.smoothing = task, examples, smoothing
+        self.order = by_length(examples)
+        # The label of what counts for nothing.
+        self.unlabelled = math.nan if task.kind == "values" else IGNORED
         self.predictions: tuple[Any, ...] = ()
 
     def sorted(self) -> list[Example]:
         """The examples in the order of evaluation."""
-        return [self._examples[row] for row in self.order]
+        return [self.examples[row] for row in self.order]
 
     def restored(self, outputs: Array) -> Array:
         """What was computed in the order of evaluation, in the order of the files."""
         found = np.empty_like(outputs)
         found[self.order] = outputs
         return found
+
+    def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+        """What makes a batch of examples."""
+        return collate
 
     def parts(self, labels: Tensor) -> Tensor:
         """How many labels count in the loss: examples, or tokens."""
@@ -144,30 +157,13 @@ class Dev:
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-@dataclass
 class DevSet(Dev):
-    """The dev set of classes or values: the loss, and what evaluations score.
+    """Of labelled text. ``balanced``: every class counts the same in training."""
 
-    ``balanced``: every class counts the same in training.
-    """
-
-    task: Task
-    examples: list[Example]
-    smoothing: float = 0.0
-    balanced: bool = False
-
-    # The Trainer's mean over batches, each weighted with its examples, is the loss; of several processes, whose last
-    # batches repeat examples, it is not: then ``score`` gives the loss.
-    mean_of_batches: bool = True
-
-    @property
-    def unlabelled(self) -> float:
-        """The label of an example that counts for nothing."""
-        return math.nan if self.task.labels is None else IGNORED
-
-    def __post_init__(self) -> None:
-        self.arrange(self.examples)
-        self.mean_of_batches = self.task.kind != "tags"
+    def __init__(self, task: Task, examples: list[Example], smoothing: float = 0.0, *, balanced: bool = False) -> None:
+        super().__init__(task, examples, smoothing)
+        self.balanced = balanced
+        self.mean_of_batches = task.kind != "tags"
 
     def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
@@ -175,7 +171,7 @@ class DevSet(Dev):
 
     def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum over the labels of the cross-entropy, or for a regression of the squared error."""
-        if self.task.labels is None:
+        if self.task.kind == "values":
             values = logits.float().reshape(-1)
             return mse_loss(values, torch.where(labels.isnan(), values.detach(), labels.float()), reduction="sum")
         if self.task.kind == "labels":
@@ -197,8 +193,9 @@ class DevSet(Dev):
         labels: Sequence[Any] = [example["labels"] for example in self.examples]
         rows = self.restored(answers(outputs, self.task.kind)).tolist()
         if self.task.kind == "tags":
-            # Words that were cut count for nothing.
-            rows, labels = zip(*(at_words(*row) for row in zip(rows, labels, strict=True)), strict=True)
+            # Tokens without a label, and words that were cut, count for nothing.
+            words = [[at for at, label in enumerate(row) if label != IGNORED] for row in labels]
+            rows, labels = ([[row[at] for at in words[n]] for n, row in enumerate(side)] for side in (rows, labels))
         self.predictions = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
         scores = metrics.compute(
             self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
@@ -213,8 +210,9 @@ class DevSet(Dev):
 
     def chance(self) -> float:
         """What a constant answer scores."""
-        labels = list(self.task.dev.label)
-        return metrics.chance(self.task.metric, labels, classes=self.task.classes, tags=self.task.tags)
+        return metrics.chance(
+            self.task.metric, list(self.task.dev.label), classes=self.task.classes, tags=self.task.tags
+        )
 
 
 def answers(outputs: Array, kind: str) -> Array:
@@ -222,12 +220,6 @@ def answers(outputs: Array, kind: str) -> Array:
     if kind == "values":
         return outputs.reshape(-1)
     return (outputs > 0).astype(int) if kind == "labels" else outputs.argmax(axis=-1)
-
-
-def at_words(row: Sequence[int], labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The answers and the labels at the tokens that have a label: at words."""
-    places = [at for at, label in enumerate(labels) if label != IGNORED]
-    return tuple(row[at] for at in places), tuple(labels[at] for at in places)
 
 
 _POOL = 8

@@ -13,18 +13,23 @@ import copy
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mixout.finetune import causal, data, models
-from mixout.finetune.batches import Example, encode
+from mixout.finetune.batches import DevSet, Example, cut_texts, encode
+from mixout.finetune.causal import DevTexts
 from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded
-from mixout.finetune.settings import CAUSAL, EMBEDDED, TASK_TYPES, Settings
+from mixout.finetune.settings import CAUSAL, EMBEDDED, Settings
 from mixout.finetune.tasks import Split, Task, is_path
-from mixout.finetune.tasks.documents import Corpus, Documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Cache:
@@ -32,10 +37,10 @@ class Cache:
 
     def __init__(self) -> None:
         self._model: tuple[Hashable, Loaded] | None = None
-        self._tasks: dict[Hashable, Task | Corpus] = {}
+        self._tasks: dict[Hashable, Task] = {}
         self._tokens: dict[Hashable, list[Example]] = {}
 
-    def task(self, settings: Settings) -> Task | Corpus:
+    def task(self, settings: Settings) -> Task:
         """The task of ``settings``, its training data cut to ``train_size``; files are read anew."""
         if settings.data_dir is not None or is_path(settings.task):
             return data.subset(data.load(settings), settings)
@@ -44,50 +49,52 @@ class Cache:
             self._tasks[key] = data.load(settings)
         return data.subset(self._tasks[key], settings)
 
-    def model(
-        self,
-        model: str,
-        *,
-        labels: tuple[str, ...] | None,
-        init_seed: int,
-        task_type: str = TASK_TYPES[0],
-        several: bool = False,
-    ) -> tuple[models.Loaded, Mapping[str, Tensor]]:
-        """What :mod:`mixout.finetune.models` loads for a type of task, and the pretrained values of its parameters.
-
-        ``several``: a row may have several of the labels.
+    def model(self, model: str, *, init_seed: int, **options: Any) -> tuple[Loaded, Mapping[str, Tensor]]:  # noqa: ANN401
+        """What :func:`mixout.finetune.models.load` loads, and the pretrained values of its parameters.
 
         The values are shared: they are there to be read. Parameters that are new have none.
         """
-        key = (model, task_type, labels, several, _signature(model))
+        key = (model, *options.items(), _signature(model))
         if self._model is not None and self._model[0] == key:
             loaded = again(self._model[1], init_seed=init_seed)
         else:
             # Gone before the next one is read: both need not fit into memory.
             self._model = None
             self._tokens.clear()
-            if task_type == CAUSAL:
-                loaded = models.load_causal(model)
-            else:
-                loaded = models.load(model, labels=labels, init_seed=init_seed, task_type=task_type, several=several)
+            loaded = models.load(model, init_seed=init_seed, **options)
             self._model = key, copy.deepcopy(loaded)
         kept = self._model[1]
         return loaded, {name: p.detach() for name, p in kept.model.named_parameters() if name not in kept.new}
 
-    def tokens(self, split: Split | Documents, settings: Settings) -> list[Example]:
+    def tokens(self, split: Split, settings: Settings) -> list[Example]:
         """A split in the tokens of the last model; shared, to be read."""
-        if self._model is None:
-            raise RuntimeError("expected a model before its tokens, got none; call model() first")
         key = (split.fingerprint(), settings.max_length, settings.assistant_only_loss)
         if key not in self._tokens:
-            # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-            tokenizer = copy.deepcopy(self._model[1].tokenizer)
-            if isinstance(split, Documents):
-                only = settings.assistant_only_loss
-                self._tokens[key] = causal.encode(split, tokenizer, settings.max_length, assistant_only=only)
-            else:
-                self._tokens[key] = encode(split, tokenizer, settings.max_length)
+            of_text = partial(causal.encode, assistant_only=settings.assistant_only_loss)
+            encoded = of_text if settings.task_type == CAUSAL else encode
+            self._tokens[key] = encoded(split, self._tokenizer(), settings.max_length)
         return self._tokens[key]
+
+    def dev(self, task: Task, settings: Settings) -> DevSet | DevTexts:
+        """The dev set in tokens, with the text of the original domain where a language model has some."""
+        examples, smoothing = self.tokens(task.dev, settings), settings.label_smoothing
+        if task.kind != "text":
+            return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
+        return DevTexts(task, examples, self.tokens(task.original, settings) if task.original else [], smoothing)
+
+    def cut(self, task: Task, settings: Settings) -> tuple[int, int]:
+        """How many training and dev texts lose their end; those of a language model are windows."""
+        if task.kind == "text":
+            return 0, 0
+        parts, tokenizer = (task.train, task.dev), self._tokenizer()
+        first, second = (cut_texts(one, self.tokens(one, settings), tokenizer, settings.max_length) for one in parts)
+        return first, second
+
+    def _tokenizer(self) -> Tokenizer:
+        """A copy: encoding leaves its marks on a tokenizer, which would be saved with the model."""
+        if self._model is None:
+            raise RuntimeError("expected a model before its tokens, got none; call model() first")
+        return copy.deepcopy(self._model[1].tokenizer)
 
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:

@@ -1,6 +1,7 @@
 """The model card, README.md: how a model was trained, what it scores, and what that is worth.
 
-Made from the record alone, so it says nothing that the record does not. ``push`` uploads it with the model.
+Made from the record alone by card.md.j2, so it says nothing that the record does not. ``push`` uploads it with the
+model.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from mixout._names import count
 from mixout.errors import InputError, needs
@@ -29,44 +34,30 @@ _TOLD = (
 )
 
 
-_FAILED = "- **This run is not better than a constant answer.** It failed; try another seed.\n"
-_CAVEATS = (
-    "- One run is one draw: other seeds give other scores, on small data by several points. Compare methods over many "
-    "seeds.\n- The scores are on the dev set. Where settings were chosen by it, they are too good."
-)
-
-
 def write(record: Record, *, result: str = "") -> str:
     """The card's text, Markdown with the header that model hubs read; ``result`` in place of the record's scores."""
-    settings = record.settings
-    loader = {CAUSAL: "AutoModelForCausalLM", TAGS: "AutoModelForTokenClassification"}.get(
-        settings.task_type, "AutoModelForSequenceClassification"
+    settings, first = record.settings, record.evaluations[0]
+    loaders = {CAUSAL: "AutoModelForCausalLM", TAGS: "AutoModelForTokenClassification"}
+    return rendered(
+        "mixout.finetune",
+        "card.md.j2",
+        record=record,
+        settings=settings,
+        header=_header(record),
+        loader=loaders.get(settings.task_type, "AutoModelForSequenceClassification"),
+        before=first.scores if first.step == 0 else {},
+        result=result,
+        told=_TOLD.split(),
+        short=_short,
+        count=count,
     )
-    rows = [f"| {name} | `{getattr(settings, name)}` |" for name in _TOLD.split()]
-    failed = _FAILED if record.score <= record.chance else ""
-    parts = [
-        _header(record),
-        f"# {_short(settings.model)} on {_short(settings.task)}",
-        f"Fine-tuned with [mixout](https://arxiv.org/abs/1909.11299) {record.versions['mixout']}, "
-        f"method `{settings.method}` ({_kind(record)}). It is a plain checkpoint: "
-        f"`{loader}.from_pretrained` loads it, and mixout is not needed to use it.",
-        "## Result",
-        *([result] if result else [_result(record), "## What this number is worth", failed + _CAVEATS]),
-        "## How it was trained",
-        _training(record),
-        "\n".join(["| setting | value |", "|---|---|", *rows]),
-        "Everything else, with every evaluation and every prediction, is in `record.json`.",
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
-def _kind(record: Record) -> str:
-    if record.settings.task_type == CAUSAL:
-        return "causal language model"
-    if record.labels is None:
-        return "regression"
-    many = "tags" if record.settings.task_type == TAGS else "labels, several a row"
-    return f"{len(record.labels)} {many if record.nested else 'classes'}"
+def rendered(package: str, name: str, **values: Any) -> str:  # noqa: ANN401
+    """A template of a package with these values in it."""
+    text = resources.files(package).joinpath(name).read_text("utf-8")
+    environment = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    return environment.from_string(text).render(**values)
 
 
 def _header(record: Record) -> str:
@@ -98,37 +89,7 @@ def _header(record: Record) -> str:
         model_name=name if results else None,
         eval_results=results or None,
     )
-    return f"---\n{data.to_yaml()}\n---"
-
-
-def _result(record: Record) -> str:
-    first = record.evaluations[0]
-    started = first.scores if first.step == 0 else {}
-    before = {name: f" {value:.4f} |" for name, value in started.items()}
-    rows = [
-        f"| {name} |{before.get(name, ' |' if started else '')} {value:.4f} |" for name, value in record.scores.items()
-    ]
-    head = ["| | before training | after |", "|---|---|---|"] if started else ["| dev set | score |", "|---|---|"]
-    chance = f"A constant answer scores {record.metric} {record.chance:.4f}."
-    status = "" if record.status == "finished" else " **The loss was not finite at some point: this run diverged.**"
-    return "\n".join([*head, *rows, "", chance + status])
-
-
-def _training(record: Record) -> str:
-    new = ", ".join(f"`{name}`" for name in record.new_parameters) or "none"
-    mixed, layers = record.coverage["parameters_mixed"], record.coverage["layers_mixed"]
-    share = f"{count(layers, 'layer')} mixed, {mixed:.1%} of the parameters" if mixed else "nothing mixed"
-    gradient = f"; gradient convention `{record.gradient}`" if record.gradient else ""
-    hardware = record.hardware
-    machine = hardware["gpu"] or f"{hardware['cores']} cores of {hardware['processor']}"
-    lines = [
-        f"- Model: {record.source['model']}; {record.parameters:,} parameters; new, without pretrained weights: {new}.",
-        f"- Data: {record.source['data']} {record.train_size:,} training examples, {record.dev_size:,} in the dev set.",
-        f"- Method: `{record.settings.method}` on `{record.settings.where}`: {share}{gradient}. Distance from the "
-        f"pretrained weights: {record.distance:.4g}.",
-        f"- {count(record.steps, 'step')} in {count(round(record.seconds), 'second')} on {machine}.",
-    ]
-    return "\n".join(lines)
+    return str(data.to_yaml())
 
 
 def _short(place: str) -> str:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mixout.errors import InputError
-from mixout.finetune.batches import IGNORED, Dev, Example, collate
-from mixout.finetune.tasks.documents import Corpus, Documents
+from mixout.finetune.batches import IGNORED, Dev, Example
+from mixout.finetune.tasks import Split, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from mixout.finetune.batches import Array
 
 
-def encode(part: Documents, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
+def encode(part: Split, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
     """Windows of at most ``max_length`` tokens, in the order of the documents.
 
     Prompt and text are turned into tokens apart, as they are when the model is used: no token holds parts of both.
@@ -65,7 +64,7 @@ def encode(part: Documents, tokenizer: Tokenizer, max_length: int, *, assistant_
     return found
 
 
-def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
+def _completions(part: Split, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
     """The tokens of each prompt and text, and which of them are predicted: those of the text and its end."""
     end = tokenizer.eos_token_id
     texts = tokenizer(list(part.text), add_special_tokens=part.prompt is None)["input_ids"]
@@ -77,9 +76,7 @@ def _completions(part: Documents, tokenizer: Tokenizer) -> Iterator[tuple[list[i
         yield before + after, [False] * len(before) + [True] * len(after)
 
 
-def _conversations(
-    part: Documents, tokenizer: Tokenizer, assistant_only: bool
-) -> Iterator[tuple[list[int], list[bool]]]:
+def _conversations(part: Split, tokenizer: Tokenizer, assistant_only: bool) -> Iterator[tuple[list[int], list[bool]]]:
     if tokenizer.chat_template is None:
         raise InputError(
             "expected a tokenizer with a chat template for a column of conversations, got one without; choose a chat "
@@ -132,26 +129,15 @@ def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[
             yield {"input_ids": tokens[start : start + max_length], "labels": predicted}
 
 
-@dataclass
 class DevTexts(Dev):
-    """Held-out text, and text of the original domain where there is some: the loss, and what evaluations keep of it."""
-
-    corpus: Corpus
-    dev: list[Example]
-    original: list[Example]
-    smoothing: float = 0.0
+    """Of text: windows of what is held out, and of the original domain where there is some."""
 
     # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
     mean_of_batches = False
-    # The label of a token that counts for nothing.
-    unlabelled = IGNORED
 
-    def __post_init__(self) -> None:
-        self.arrange([*self.dev, *self.original])
-
-    def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        """What makes a batch of windows."""
-        return collate
+    def __init__(self, task: Task, dev: list[Example], original: list[Example], smoothing: float = 0.0) -> None:
+        super().__init__(task, [*dev, *original], smoothing)
+        self.dev, self.original = dev, original
 
     def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum of the losses of all predicted tokens, ``()``, from logits ``(batch, tokens, vocabulary)``."""
@@ -169,7 +155,7 @@ class DevTexts(Dev):
         """
         found = self.restored(outputs.astype("float64"))
         dev, original = found[: len(self.dev)], found[len(self.dev) :]
-        sums = np.zeros((len(self.corpus.dev), 2))
+        sums = np.zeros((len(self.task.dev), 2))
         np.add.at(sums, [window["document"] for window in self.dev], dev)
         self.predictions = tuple((-sums[:, 0] / sums[:, 1]).tolist())
         scores: dict[str, float] = {}
@@ -182,7 +168,7 @@ class DevTexts(Dev):
 
     def chance(self) -> float:
         """The log-likelihood of the best constant answer: each token at its share of the text that is judged."""
-        windows = self.original if self.corpus.metric.startswith("original_") else self.dev
+        windows = self.original if self.task.metric.startswith("original_") else self.dev
         labels = np.array([label for window in windows for label in window["labels"] if label != IGNORED])
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         # Rounded: logarithms of several machines may differ in the last bits, and chance belongs to the data.

@@ -24,7 +24,6 @@ from mixout.finetune import folder, outcome
 from mixout.finetune.environment import processes
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 
 with needs("hf", "fine-tuning"):
     from accelerate import PartialState
@@ -51,7 +50,7 @@ class Course(TrainerCallback):
     the record, so a run is the same however often one looks.
     """
 
-    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task | Corpus, report: Report) -> None:
+    def __init__(self, settings: Settings, steps_per_epoch: int, task: Task, report: Report) -> None:
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         self.task = task
@@ -62,7 +61,10 @@ class Course(TrainerCallback):
         # Set by the trainer, which calls back.
         self.log: Callable[[dict[str, float]], None] = lambda _logs: None
         self.mean: Mean = lambda value: value
-        self._shown, self._watched = _Sum(), _Sum()
+        # Of each step since the last look: for the eye, and for what watches over it.
+        self._batches: list[Tensor] = []
+        self._shown: list[Tensor] = []
+        self._watched: list[Tensor] = []
         self._loss: float | None = None
         self._constant = (outcome.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
 
@@ -72,8 +74,7 @@ class Course(TrainerCallback):
 
     def add(self, loss: Tensor) -> None:
         """Take the training loss of one batch, as a share of its step's."""
-        self._shown.add(loss)
-        self._watched.add(loss)
+        self._batches.append(loss.detach().float())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -89,8 +90,9 @@ class Course(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""
         step, save = state.global_step, self.settings.save
-        self._shown.steps += 1
-        self._watched.steps += 1
+        for losses in (self._shown, self._watched):
+            losses.append(torch.stack(self._batches).sum())
+        self._batches.clear()
         epoch_ends = step % self.steps_per_epoch == 0
         saves = epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0
         self._watch(state, now=saves)
@@ -101,7 +103,7 @@ class Course(TrainerCallback):
         # Each epoch, whatever is evaluated: the last loss tells whether the run has learned.
         control.should_log = last or epoch_ends or saves
         if step % (self.settings.logging_steps or math.ceil(state.max_steps / _POINTS)) == 0:
-            self._loss = self._shown.take(self.mean)
+            self._loss = self._take(self._shown)
             if not control.should_log:
                 self.log({"loss": self._loss})
         # A bar says it already.
@@ -142,10 +144,10 @@ class Course(TrainerCallback):
 
     def _watch(self, state: TrainerState, *, now: bool) -> None:
         """Look whether the loss is out of hand: every so many steps, and before a checkpoint, where it counts anew."""
-        if self._watched.steps < max(_FEWEST, state.max_steps // _POINTS) and not now:
+        if len(self._watched) < max(_FEWEST, state.max_steps // _POINTS) and not now:
             return
-        enough = self._watched.steps >= _FEWEST
-        loss = self._watched.take(self.mean)
+        enough = len(self._watched) >= _FEWEST
+        loss = self._take(self._watched)
         first = next((entry["first_loss"] for entry in state.log_history if "first_loss" in entry), None)
         if first is None:
             # In the history, which goes into the checkpoints.
@@ -153,21 +155,10 @@ class Course(TrainerCallback):
             first = loss
         self.diverged = not math.isfinite(loss) or (enough and outcome.diverges(loss, max(first, self._constant)))
 
-
-class _Sum:
-    """A sum of losses on their device, and the steps that it is of."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.steps = 0
-
-    def add(self, loss: Tensor) -> None:
-        self.total = loss.detach().float() if self.total is None else self.total + loss.detach()
-
-    def take(self, mean: Mean) -> float:
-        """The mean over the steps, and begin anew."""
-        found = math.nan if self.total is None else float(mean(self.total)) / self.steps
-        self.total, self.steps = None, 0
+    def _take(self, losses: list[Tensor]) -> float:
+        """The mean over these steps, which are forgotten."""
+        found = float(self.mean(torch.stack(losses).mean()))
+        losses.clear()
         return found
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mixout._names import count
 from mixout.errors import InputError
@@ -22,7 +22,6 @@ from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
-from mixout.finetune.tasks.documents import Corpus
 from mixout.finetune.tasks.tables import number
 
 # The settings by which data are found and read.
@@ -44,26 +43,28 @@ _NAMED = 6  # so many classes are named one by one
 _MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
 
-def load(settings: Settings) -> Task | Corpus:
+def load(settings: Settings) -> Task:
     """Load all of the data.
 
     Raises:
         InputError: the task, the metric, the files, or a setting that the type of task does not have.
         MissingExtraError: an optional dependency of the task is not installed.
     """
-    corpus = _corpus(settings) if settings.task_type == CAUSAL else None
-    if settings.assistant_only_loss and not (corpus and corpus.train.chat):
+    original = None if settings.original is None else Path(settings.original)
+    if settings.task_type == CAUSAL:
+        _check_text(settings)
+        task = text.load(settings.task, original=original, column=settings.text_column, metric=settings.metric)
+    else:
+        columns = columns_of(settings)
+        task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
+        if original is not None:
+            task = replace(task, original=text.read_original(original, settings.text_column))
+    if settings.assistant_only_loss and not task.train.chat:
         raise InputError(
             "expected assistant_only_loss only with conversations for task_type='causal-lm', got other data; leave it "
             "out: of a prompt and its completion only the completion is learned in any case"
         )
-    if corpus is not None:
-        return corpus
-    columns = columns_of(settings)
-    task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
-    if settings.original is None:
-        return task
-    return replace(task, original=text.read_original(Path(settings.original), settings.text_column).text)
+    return task
 
 
 def columns_of(settings: Settings) -> Columns:
@@ -73,7 +74,7 @@ def columns_of(settings: Settings) -> Columns:
     return Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column, holds=holds)
 
 
-def check_kind(settings: Settings, task: Task | Corpus) -> None:
+def check_kind(settings: Settings, task: Task) -> None:
     """Refuse, by an InputError, a loss that this kind of labels does not have."""
     meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
     for name, off, kinds in (
@@ -85,16 +86,15 @@ def check_kind(settings: Settings, task: Task | Corpus) -> None:
             raise InputError(f"expected {name}={off} for {meant[task.kind]}, got {got}; leave it out")
 
 
-def subset(task: Task | Corpus, settings: Settings) -> Task | Corpus:
+def subset(task: Task, settings: Settings) -> Task:
     """The data with as much training data as ``train_size`` says; InputError where there is less."""
     if settings.train_size is None:
         return task
-    seed = settings.resolved().subset_seed or 0
-    part: Any = task.train
-    return replace(task, train=few_sample(part, settings.train_size, seed))
+    return replace(task, train=few_sample(task.train, settings.train_size, settings.subset_seed or 0))
 
 
-def _corpus(settings: Settings) -> Corpus:
+def _check_text(settings: Settings) -> None:
+    """Refuse, by an InputError, what only labelled text has, and what is no text for a language model."""
     for name, default in _OF_LABELS.items():
         if getattr(settings, name) != default:
             raise InputError(
@@ -107,11 +107,9 @@ def _corpus(settings: Settings) -> Corpus:
             f"expected a folder or file with text for task_type={CAUSAL!r} ({', '.join(text.ENDINGS)}), got "
             f"{settings.task!r}; check the path"
         )
-    original = None if settings.original is None else Path(settings.original)
-    return text.load(settings.task, original=original, column=settings.text_column, metric=settings.metric)
 
 
-def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) -> list[str]:
+def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) -> list[str]:
     """Describe the data in a few lines; ``cut`` counts the training and dev texts longer than ``max_length`` tokens.
 
     Example:
@@ -129,15 +127,15 @@ def describe(task: Task | Corpus, *, cut: tuple[int, int] = (0, 0), max_length: 
     kind = "document" if task.kind == "text" else "row"
     lines = [f"{task.name}: {count(len(task.train), f'training {kind}')}, {count(len(task.dev), f'dev {kind}')}"]
     notes = []
-    if isinstance(task, Task) and task.kind in ("labels", "tags"):
+    if task.kind in ("labels", "tags"):
         lines.append(_several(task, task.labels or ()))
-    elif isinstance(task, Task) and task.labels is not None:
+    elif task.labels is not None:
         # Of p (1 - p) / n at p = 0.5, where it is largest.
         error = 196 * math.sqrt(0.25 / len(task.dev))
         lines[0] += f" (95 % interval of an accuracy: ±{error:.1f} points)"
         lines.append(_classes(task, task.labels))
         notes += _labels(task, task.labels)
-    elif isinstance(task, Task):
+    elif task.kind == "values":
         values = task.train.label
         lines.append(f"the labels are values from {min(values):g} to {max(values):g} (regression)")
     if any(cut):

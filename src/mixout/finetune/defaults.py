@@ -26,7 +26,6 @@ from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import CAUSAL, DECAY, Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
 
 STEPS = 150
@@ -37,7 +36,7 @@ _RATES = (5e-6, 5e-4)
 _CHARACTERS = 4  # of a token, roughly
 
 
-def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple[Settings, dict[str, str]]:
+def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings, dict[str, str]]:
     """Choose what the settings leave open.
 
     Returns:
@@ -56,7 +55,7 @@ def complete(settings: Settings, model: nn.Module, task: Task | Corpus) -> tuple
         learning rate 1e-4: for a model of width 384
     """
     why: dict[str, str] = {}
-    if isinstance(task, Corpus) and settings.method == DECAY[CAUSAL]:
+    if task.kind == "text" and settings.method == DECAY[CAUSAL]:
         why["method"] = (
             f"method {settings.method}: the default for language models, which learn too little within 0.005; "
             "output_anchor(1.0) forgets less, for one forward pass more in each step"
@@ -123,9 +122,9 @@ def width_of(model: nn.Module) -> int:
     return width if isinstance(width, int) else int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[operator]
 
 
-def _rows(settings: Settings, task: Task | Corpus) -> tuple[int, str]:
+def _rows(settings: Settings, task: Task) -> tuple[int, str]:
     """What batches are made of, also in words: rows, or the windows of documents, estimated by their letters."""
-    if isinstance(task, Task):
+    if task.kind != "text":
         return len(task.train), count(len(task.train), "row")
     window = _CHARACTERS * settings.max_length
     pieces = sum(math.ceil(max(1, len(text)) / window) for text in task.train.text)

@@ -61,37 +61,35 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
         InputError: it holds a finished run, an unfinished one without ``resume`` or with other settings, other
             files, or nothing to resume; or it cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"expected output-dir as a folder, got the file {str(folder)!r}; choose another one")
-    if (folder / RECORD_NAME).exists():
+    existing, wrong, remedy = _existing(folder), "", "choose another one"
+    if folder.is_file():
+        wrong = "which is a file"
+    elif (folder / RECORD_NAME).exists():
+        wrong = "which holds a finished run"
+    elif unfinished(folder) and not resume:
+        wrong, remedy = "which holds an unfinished run", "continue it with --resume, or choose another one"
+    elif folder.exists() and not resume and not _is_empty(folder):
+        wrong = "which holds other files"
+    elif not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        wrong = f"with no permission for {existing}"
+    if wrong:
         raise InputError(
-            f"expected an output-dir without a run, got {str(folder)!r}, which holds a finished one; choose another one"
+            f"expected a new or empty output-dir that can be written to, got {str(folder)!r}, {wrong}; {remedy}"
         )
-    unended = unfinished(folder)
-    before = begun(folder) if resume else settings
-    if unended and not resume:
+    if not resume:
+        return settings
+    before = begun(folder)
+    settings = replace(settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None})
+    was, now = (json.loads(one.to_json()) for one in (before, settings))
+    changed = [
+        f"{name} (was {was[name]!r}, got {now[name]!r})"
+        for name in now
+        if name not in UNSEEN and now[name] != was[name]
+    ]
+    if changed:
         raise InputError(
-            f"expected an output-dir without a run, got {str(folder)!r}, which holds an unfinished one; "
-            f"continue it with --resume, or choose another one"
-        )
-    if unended:
-        settings = replace(
-            settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None}
-        )
-        was, now = (json.loads(one.to_json()) for one in (before, settings))
-        changed = [name for name in now if name not in UNSEEN and now[name] != was[name]]
-        if changed:
-            list_ = ", ".join(f"{name} (was {was[name]!r}, got {now[name]!r})" for name in changed)
-            raise InputError(
-                f"expected the settings of the unfinished run in {str(folder)!r}, got other values for: {list_}; "
-                f"repeat the settings that it began with, or choose another output-dir"
-            )
-    elif folder.exists() and not _is_empty(folder):
-        raise InputError(f"expected output-dir to be empty or new, got {str(folder)!r}, which holds other files")
-    existing = _existing(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(
-            f"expected an output-dir that can be written to, got {str(folder)!r}: no permission for {existing}"
+            f"expected the settings of the unfinished run in {str(folder)!r}, got other values for: "
+            f"{', '.join(changed)}; repeat the settings that it began with, or choose another output-dir"
         )
     return settings
 

@@ -20,15 +20,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixout._names import nearest
 from mixout.errors import InputError, needs
 
-if TYPE_CHECKING:
+with needs("hf", "metrics"):
     import numpy as np
-
-    Values = np.ndarray[Any, np.dtype[Any]]
 
 CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
@@ -71,7 +69,6 @@ def compute(
         {'accuracy': 0.75, 'f1': 0.6666666666666666}
     """
     with needs("hf", "metrics"):
-        import numpy as np
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import f1_score, matthews_corrcoef
     wanted = list(names)
@@ -154,8 +151,6 @@ def chance(
     if tags is not None:
         rows = ([[tag] * len(row) for row in labels] for tag in {tag for row in labels for tag in row})
         return max(_of_words(metric, constant, labels, tags) for constant in rows)
-    with needs("hf", "metrics"):
-        import numpy as np
     expected = np.asarray(labels)
     if expected.ndim == 2:
         # Of F1 the most frequent labels, as many as are best.
@@ -178,10 +173,8 @@ def check(name: str, fitting: Sequence[str] = _KNOWN) -> None:
         raise InputError(f"expected a metric for labels that are {kind}, got {name!r}; use one of {', '.join(fitting)}")
 
 
-def _says_nothing(values: Values) -> bool:
+def _says_nothing(values: np.ndarray[Any, np.dtype[Any]]) -> bool:
     """Whether the values are constant up to the rounding of float64, or not all finite."""
-    import numpy as np
-
     exact = values.astype("float64")
     if not np.isfinite(exact).all():
         return True

@@ -69,7 +69,7 @@ class Loaded:
 def load(
     model: str, *, labels: tuple[str, ...] | None, init_seed: int, task_type: str = _LABELS, several: bool = False
 ) -> Loaded:
-    """Load a pretrained model for labels of texts or words, or for values (no labels).
+    """Load a pretrained model for labels of texts or words, for values (no labels), or for text.
 
     ``model`` is ``"minilm"``, a folder, or a hub name; ``several``: a text may have several of the labels.
 
@@ -81,6 +81,8 @@ def load(
         >>> load("minilm", labels=("no", "yes"), init_seed=0).new == {"classifier.weight", "classifier.bias"}
         True
     """
+    if task_type == CAUSAL:
+        return load_causal(model)
     # A head for other labels is replaced, and counts as new.
     head = _head(labels, several) if task_type == _LABELS else _names(labels or ())
     loaded = _read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head)

@@ -32,7 +32,6 @@ from mixout.finetune.record import Evaluation, Progress, Record
 from mixout.finetune.run_methods import P
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
 
 with needs("hf", "fine-tuning"):
@@ -44,7 +43,7 @@ FAR = 4.0
 
 def record(
     settings: Settings,
-    task: Task | Corpus,
+    task: Task,
     loaded: Loaded,
     dev: DevSet | DevTexts,
     state: TrainerState,
@@ -89,7 +88,7 @@ def record(
         versions=dict(environment.versions()),
         hardware=environment.hardware(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        pairs=isinstance(task, Task) and task.train.pair is not None,
+        pairs=task.train.pair is not None,
         **known,
     )
     return replace(found, verdict=judge(found, loaded.model, task))
@@ -100,7 +99,7 @@ def _progress(entry: Mapping[str, Any]) -> Progress:
     return Progress(gradient_norm=entry.get("grad_norm"), **values)
 
 
-def _evaluation(entry: Mapping[str, Any], task: Task | Corpus) -> Evaluation:
+def _evaluation(entry: Mapping[str, Any], task: Task) -> Evaluation:
     scores = {name: entry[f"eval_{name}"] for name in task.metrics}
     return Evaluation(step=entry["step"], epoch=entry["epoch"], loss=entry["eval_loss"], scores=scores)
 
@@ -118,7 +117,7 @@ def coverage(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
-def constant_losses(task: Task | Corpus, *, balanced: bool = False) -> tuple[float, float] | None:
+def constant_losses(task: Task, *, balanced: bool = False) -> tuple[float, float] | None:
     """The loss of the best constant answer on the training rows, and of the same answer on the dev rows.
 
     None for a language model, which has learned before. Where classes are balanced by weights, the best constant answer
@@ -131,7 +130,7 @@ def constant_losses(task: Task | Corpus, *, balanced: bool = False) -> tuple[flo
         >>> constant_losses(Task(train=split, dev=split, **words)) == (math.log(2), math.log(2))
         True
     """
-    if isinstance(task, Corpus):
+    if task.kind == "text":
         return None
     train: Sequence[Any] = task.train.label
     dev: Sequence[Any] = task.dev.label
@@ -169,7 +168,7 @@ def diverges(loss: float, reference: float) -> bool:
     return not loss <= FAR * reference
 
 
-def judge(record: Record, model: nn.Module, task: Task | Corpus) -> str:
+def judge(record: Record, model: nn.Module, task: Task) -> str:
     """One sentence where a run has failed, with what to try next; nothing where it has learned."""
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
     training, dev = record.training[-1].loss, record.evaluations[-1].loss

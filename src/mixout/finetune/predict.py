@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from mixout._names import count
 from mixout.errors import InputError, needs
 from mixout.finetune import metrics, models
-from mixout.finetune.batches import Dev, Example, collate, cut_texts, encode
+from mixout.finetune.batches import Example, answers, by_length, collate, cut_texts, encode
 from mixout.finetune.environment import quiet
 from mixout.finetune.levels import check_limits
 from mixout.finetune.record import RECORD_NAME, Record, writing
@@ -60,12 +60,12 @@ def predict(
     """
     folder = Path(model)
     record = Record.read(folder) if (folder / RECORD_NAME).is_file() else None
-    named: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
-    named |= {"max_length": max_length, "model": str(folder)}
     if not (folder / "config.json").is_file():
         raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
     trained = Settings(task_type=models.task_type_of(str(folder))) if record is None else record.settings
-    settings = replace(trained, **{name: value for name, value in named.items() if value is not None})
+    chosen: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+    chosen |= {"max_length": max_length, "model": str(folder)}
+    settings = replace(trained, **{name: value for name, value in chosen.items() if value is not None})
     table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     with quiet():
         loaded = models.load_trained(str(folder), settings.task_type)
@@ -79,20 +79,21 @@ def predict(
     kind = kinds.get(config.problem_type, "values" if config.num_labels == 1 else "classes")
     kind = "tags" if settings.task_type == TAGS else kind
     outputs = _outputs(loaded, examples, collate if kind == "tags" else DataCollatorWithPadding(loaded.tokenizer))
-    answers: list[Any]
-    shares: Sequence[Any] = ()
+    got: list[Any]
     if kind == "tags":
-        answers = [_tags(*row, names) for row in zip(outputs, examples, split.text, strict=True)]
-    elif kind == "values":
-        answers = [float(row[0]) for row in outputs]
-    elif kind == "labels":
-        shares = torch.stack(outputs).sigmoid().T.tolist()
-        answers = [[name for name, logit in zip(names, row, strict=True) if logit > 0] for row in outputs]
+        got = [_tags(*row) for row in zip(outputs, examples, split.text, strict=True)]
     else:
-        shares = torch.stack(outputs).softmax(dim=1).T.tolist()
-        answers = [names[int(row.argmax())] for row in outputs]
-    columns: dict[str, Sequence[Any]] = {**table.columns, "prediction": answers}
-    columns |= {f"probability of {name}": share for name, share in zip(names, shares, strict=False)}
+        got = answers(torch.stack(outputs).numpy(), kind).tolist()
+    named: dict[str, Callable[[Any], Any]] = {
+        "classes": names.__getitem__,
+        "labels": lambda row: [name for name, has in zip(names, row, strict=True) if has],
+        "tags": lambda row: [None if tag is None else names[tag] for tag in row],
+    }
+    columns: dict[str, Sequence[Any]] = {**table.columns, "prediction": [*map(named.get(kind, float), got)]}
+    if kind in ("classes", "labels"):
+        logits = torch.stack(outputs)
+        shares = logits.sigmoid() if kind == "labels" else logits.softmax(dim=1)
+        columns |= {f"probability of {name}": share for name, share in zip(names, shares.T.tolist(), strict=True)}
     place = Path(output)
     with writing(place.parent), place.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
@@ -102,8 +103,7 @@ def predict(
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
     were = "was" if cut == 1 else "were"
     told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""
-    scores = _scores(table, settings, answers, names, kind)
-    return f"{count(len(answers), 'prediction')}: {place}{scores}{told}"
+    return f"{count(len(got), 'prediction')}: {place}{_scores(table, settings, got, names, kind)}{told}"
 
 
 def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> tuple[Table, Split]:
@@ -126,7 +126,7 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
         # As labels the words' numbers: so each token knows its word.
         return table, Split(text=words, label=tuple(tuple(range(len(one))) for one in words))
     seconds = None if pair is None else texts_in(table, pair)
-    return table, Split(text=texts_in(table, settings.text_column), pair=seconds, label=(0,) * len(table.lines))
+    return table, Split(text=texts_in(table, settings.text_column), pair=seconds)
 
 
 @torch.no_grad()
@@ -135,48 +135,41 @@ def _outputs(loaded: models.Loaded, examples: list[Example], pad: Any) -> list[t
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network: Any = loaded.model
     network.eval().to(device)
-    order = Dev()
+    order = by_length(examples)
     found: dict[int, torch.Tensor] = {}
-    order.arrange(examples)
-    ordered = order.sorted()
-    for start in range(0, len(ordered), _BATCH):
-        batch = {name: value.to(network.device) for name, value in pad(ordered[start : start + _BATCH]).items()}
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        batch = {name: value.to(device) for name, value in pad([examples[row] for row in rows]).items()}
         del batch["labels"]
-        found |= dict(zip(order.order[start : start + _BATCH], network(**batch).logits.double().cpu(), strict=True))
+        found |= dict(zip(rows, network(**batch).logits.double().cpu(), strict=True))
     return [found[row] for row in range(len(examples))]
 
 
-def _tags(output: torch.Tensor, example: Example, words: Sequence[str], names: Sequence[str]) -> list[str | None]:
+def _tags(output: torch.Tensor, example: Example, words: Sequence[str]) -> list[int | None]:
     """The tag of each word, by the words' numbers at their first tokens; None for what was cut."""
     found = dict(zip(example["labels"], output.argmax(-1).tolist(), strict=False))
-    return [names[found[at]] if at in found else None for at in range(len(words))]
+    return [found.get(at) for at in range(len(words))]
 
 
-def _scores(table: Table, settings: Settings, answers: list[Any], names: list[str], kind: str) -> str:
+def _scores(table: Table, settings: Settings, got: list[Any], names: list[str], kind: str) -> str:
     """Scores of the answers in words, or why there are none; nothing without a column of labels."""
     if settings.label_column not in table.columns:
         return ""
     holds: Any = kind if kind in ("labels", "tags") else "label"
     columns = Columns(text=settings.text_column, label=settings.label_column, holds=holds)
+    known = None if kind == "values" else tuple(names)
     # What stands between several labels is not recorded: it is what leaves only known ones.
     for separator in (*SEPARATORS, " ") if kind == "labels" else ("",):
         try:
-            labels = checked(table, columns, None, separator)
-            truth: Any = split_of(labels, None if kind == "values" else tuple(names), 0).label
+            truth: Any = split_of(checked(table, columns, None, separator), known, 0).label
             break
         except InputError as error:
             reason = error
     else:
         return f"; not scored: {reason}"
-    numbers = {name: at for at, name in enumerate(names)}
-    got: Any = answers
-    if kind == "classes":
-        got = [numbers[answer] for answer in answers]
-    elif kind == "labels":
-        got = [[int(name in answer) for name in names] for answer in answers]
-    elif kind == "tags":  # a word that was cut has none
-        pairs = [[one for one in zip(*row, strict=True) if one[0]] for row in zip(answers, truth, strict=True)]
-        got, truth = [[numbers[tag] for tag, _ in row] for row in pairs], [[tag for _, tag in row] for row in pairs]
-    classes, tags = None if kind == "values" else len(names), names if kind == "tags" else None
+    if kind == "tags":  # a word that was cut has none
+        pairs = [[one for one in zip(*row, strict=True) if one[0] is not None] for row in zip(got, truth, strict=True)]
+        got, truth = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
+    classes, tags = None if known is None else len(known), known if kind == "tags" else None
     scores = metrics.compute(metrics.of_kind(kind, names), got, truth, classes=classes, tags=tags)
     return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"

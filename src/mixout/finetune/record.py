@@ -155,17 +155,14 @@ def writing(folder: Path) -> Iterator[None]:
     except WriteError:
         raise
     except Exception as error:
-        if not _is_of_writing(error):
+        if isinstance(error, OSError):
+            # What loggers raise without a network is an OSError too, but not the system's.
+            of_writing = error.errno is not None
+        else:
+            of_writing = bool((_TORCH if isinstance(error, RuntimeError) else _RUST).search(str(error)))
+        if not of_writing:
             raise
         raise WriteError(f"could not write to {folder}: {' '.join(str(error).split())}") from error
-
-
-def _is_of_writing(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        # What loggers raise without a network is an OSError too, but not the system's.
-        return error.errno is not None
-    pattern = _TORCH if isinstance(error, RuntimeError) else _RUST
-    return pattern.search(str(error)) is not None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EMBEDDED = "minilm"
 CAUSAL = "causal-lm"
 TAGS = "token-classification"
-SCHEDULES = ("linear", "cosine", "constant_with_warmup", "inverse_sqrt")
+SCHEDULES = "linear cosine constant_with_warmup inverse_sqrt"
 TASK_TYPES = ("classification", TAGS, CAUSAL)
 _PATHS = ("model", "task", "data_dir", "original")
 # Without influence on the result.
@@ -51,9 +51,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
 
 
-def _option(default: Any, text: str, *choices: str) -> Any:  # noqa: ANN401
-    """A field with the help text and choices that the command line shows."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+def _option(default: Any, text: str, choices: str = "") -> Any:  # noqa: ANN401
+    """A field with the help text and choices, apart by blanks, that the command line shows."""
+    return field(default=default, metadata={"help": text, "choices": tuple(choices.split())})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Settings:
         "classification",
         "classification (regression if the labels are numbers), token-classification (a tag for each word), or "
         "causal-lm (a language model learns the text)",
-        *TASK_TYPES,
+        " ".join(TASK_TYPES),
     )
     original: str | None = _option(
         None,
@@ -115,9 +115,7 @@ class Settings:
         "plain",
         "what a method that mixes does to the new output head, with the same p: nothing, mixout towards its first "
         "weights, or dropout",
-        "plain",
-        "mixout",
-        "dropout",
+        "plain mixout dropout",
     )
     train_size: int | None = _option(None, "train on a random subset of this size")
     max_length: int = _option(128, "longest input in tokens; longer texts are cut, those of causal-lm into pieces")
@@ -130,10 +128,7 @@ class Settings:
         "adamw",
         "bertadam is Adam without bias correction, as in the paper; mofo moves a tenth of each matrix; sgd has no "
         "momentum",
-        "adamw",
-        "bertadam",
-        "mofo",
-        "sgd",
+        "adamw bertadam mofo sgd",
     )
     # Learning rate, epochs and batch size follow from model, data and method where nobody names them: see defaults.py.
     learning_rate: float = _option(None, "highest learning rate, reached after the warm-up")
@@ -142,7 +137,7 @@ class Settings:
     reinit_layers: int = _option(0, "give the top N blocks, and what lies above them, new random weights")
     warmup: float = _option(0.1, "share of the steps in which the learning rate rises")
     schedule: str = _option(
-        "linear", "how the learning rate changes after the warm-up; linear and cosine end at 0", *SCHEDULES
+        "linear", "how the learning rate changes after the warm-up; linear and cosine end at 0", SCHEDULES
     )
     epochs: float = _option(None, "passes over the training data")
     max_steps: int | None = _option(None, "stop after N steps, whatever --epochs says")
@@ -153,23 +148,21 @@ class Settings:
     batching: str = _option(
         "random",
         "random, as in the paper, or bucketed: examples of similar length together, which saves padding",
-        "random",
-        "bucketed",
+        "random bucketed",
     )
     accumulation: int = _option(1, "batches per optimizer step")
     label_smoothing: float = _option(0.0, "share of each label that is spread over all classes in the training loss")
     class_weights: str = _option(
         "none",
         "balanced: rows of rare classes count more in the training loss, so that all classes count the same",
-        "none",
-        "balanced",
+        "none balanced",
     )
     gradient_checkpointing: bool = _option(
         False, "compute activations again in the backward pass: less memory, about a third slower"
     )
     max_grad_norm: float = _option(1.0, "clip the gradient to this norm; 0 turns clipping off")
-    precision: str = _option("fp32", "arithmetic of the forward and backward pass", "fp32", "bf16", "fp16")
-    evaluate: str = _option("epoch", "evaluate after each epoch, or only at the end", "epoch", "end")
+    precision: str = _option("fp32", "arithmetic of the forward and backward pass", "fp32 bf16 fp16")
+    evaluate: str = _option("epoch", "evaluate after each epoch, or only at the end", "epoch end")
     interpolate: tuple[float, ...] = _option(
         (),
         "also score the models between the pretrained weights, T = 0, and the trained ones, T = 1 (WiSE-FT); the "
@@ -184,12 +177,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every field, and bring the method into its canonical spelling."""
         # JSON knows lists only, and paths may come as os.PathLike.
-        for name in ("report_to", "interpolate"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in _PATHS:
-            if isinstance(getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        for name, value in vars(self).copy().items():
+            if isinstance(value, list) or (name in _PATHS and isinstance(value, os.PathLike)):
+                object.__setattr__(self, name, tuple(value) if isinstance(value, list) else os.fspath(value))
         check(self)
         if self.method is None or self.method.strip() == "anchor_decay":
             object.__setattr__(self, "method", DECAY[self.task_type])
@@ -217,9 +207,7 @@ class Settings:
     def resolved(self) -> Settings:
         """The same run with every seed written out."""
         names = ("init_seed", "data_seed", "mask_seed")
-        seeds: dict[str, Any] = {
-            name: self.seed if getattr(self, name) is None else getattr(self, name) for name in names
-        }
+        seeds: dict[str, Any] = {name: self.seed for name in names if getattr(self, name) is None}
         return replace(self, subset_seed=self.subset_seed or 0, **seeds)
 
     def stream_seed(self, purpose: Literal["init", "data", "mask"]) -> int:

@@ -7,9 +7,8 @@ resumed run ends as an uninterrupted one: bit for bit on the CPU, on a GPU up to
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,8 +17,8 @@ import mixout
 from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
-from mixout.finetune import card, defaults, environment, folder, models, outcome, trainer
-from mixout.finetune.batches import DevSet, Example, collate, cut_texts
+from mixout.finetune import card, defaults, environment, folder, models, outcome
+from mixout.finetune.batches import Example, collate
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
@@ -30,9 +29,8 @@ from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically, writing
 from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Split, Task
-from mixout.finetune.tasks.base import digest_of
-from mixout.finetune.tasks.documents import Corpus
+from mixout.finetune.tasks import Task
+from mixout.finetune.trainer import TextTrainer
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
 
@@ -98,7 +96,7 @@ def finetune(
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         examples = shared.tokens(task.train, settings)
-        dev = _dev(task, shared, settings)
+        dev = shared.dev(task, settings)
         measured = place / folder.CHECKPOINTS / folder.FISHER
         importance = apply_methods(
             loaded,
@@ -106,21 +104,21 @@ def finetune(
             _fisher_rows(settings, task, loaded, shared, examples),
             str(measured) if measured.is_file() else None,
         )
-        fingerprints = _fingerprints(task, loaded, start)
+        fingerprints = {"anchor": old_fingerprint(start), **task.fingerprints(), "weights": loaded.sha256}
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
         if report is not None and leads:
-            cut = _cut(task, loaded, shared, settings)
-            said = (*describe(task, cut=cut, max_length=settings.max_length), *chosen.values())
+            cut, length = shared.cut(task, settings), settings.max_length
+            said = (*describe(task, cut=cut, max_length=length), *chosen.values())
             for line in (*said, *reaches(settings.methods)):
                 tell(line)
         with folder.making(place):
-            run = trainer.build(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
+            run = TextTrainer(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
         close = (
             Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
             if isinstance(dev, DevTexts)
-            else Drift(loaded, dev.task.original, settings.max_length)
+            else Drift(loaded, task.original.text if task.original else (), settings.max_length)
         )
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with run.accelerator.main_process_first():
@@ -128,11 +126,11 @@ def finetune(
         with writing(place):
             if importance is not None and leads:
                 save_file(importance, measured)
-            state = trainer.train(run, checkpoint)
+            state = run.run(checkpoint)
             covered = outcome.coverage(loaded.model)
             merge_lora_(loaded.model)
             between = interpolated(
-                loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores(run) | close.scores()
+                loaded.model, start, loaded.new, settings.interpolate, lambda: run.scores() | close.scores()
             )
             if interpolate_(loaded.model, start, loaded.new, settings.methods):
                 run.evaluate()
@@ -154,61 +152,27 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."
 
 
-def _fingerprints(
-    task: Task | Corpus, loaded: models.Loaded, start: Mapping[str, torch.Tensor]
-) -> dict[str, str | None]:
-    found = {
-        "anchor": old_fingerprint(start),
-        "train": task.train.fingerprint(),
-        "dev": task.dev.fingerprint(),
-        "weights": loaded.sha256,
-    }
-    if text := task.original:
-        found["original"] = digest_of(text) if isinstance(text, tuple) else text.fingerprint()
-    return found
-
-
 def _fisher_rows(
-    settings: Settings, task: Task | Corpus, loaded: models.Loaded, shared: Cache, examples: list[Example]
+    settings: Settings, task: Task, loaded: models.Loaded, shared: Cache, examples: list[Example]
 ) -> list[Batch]:
     """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
     if task.kind == "labels":
         raise InputError(f"expected rows with one label for {settings.method!r}, got several a row; leave out fisher")
-    if isinstance(task, Corpus):
+    if task.kind == "text":
         if task.original is None:
             raise InputError(
                 f"expected text of the domain not to be forgotten with {settings.method!r}, got none; give --original"
             )
         return [collate([window]) for window in shared.tokens(task.original, settings)]
-    if task.original:
-        examples = shared.tokens(Split(text=task.original, label=(0,) * len(task.original)), settings)
+    if task.original is not None:
+        examples = shared.tokens(task.original, settings)
     names = loaded.tokenizer.model_input_names
     return [{name: torch.tensor([one[name]]) for name in names if name in one} for one in examples]
 
 
-def _dev(task: Task | Corpus, shared: Cache, settings: Settings) -> DevSet | DevTexts:
-    """What is minimised and scored: the dev set in tokens, with the text of the original domain where there is some."""
-    examples, smoothing = shared.tokens(task.dev, settings), settings.label_smoothing
-    if isinstance(task, Task):
-        return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
-    original = [] if task.original is None else shared.tokens(task.original, settings)
-    return DevTexts(task, examples, original, smoothing)
-
-
-def _cut(task: Task | Corpus, loaded: models.Loaded, shared: Cache, settings: Settings) -> tuple[int, int]:
-    """How many training and dev texts lose their end; those of a language model are windows."""
-    if not isinstance(task, Task):
-        return 0, 0
-    # A copy: encoding leaves its marks on a tokenizer, which would be saved with the model.
-    tokenizer, length = copy.deepcopy(loaded.tokenizer), settings.max_length
-    parts = [(part, shared.tokens(part, settings)) for part in (task.train, task.dev)]
-    first, second = (cut_texts(part, examples, tokenizer, length) for part, examples in parts)
-    return first, second
-
-
-def _check_fits(settings: Settings, task: Task | Corpus, loaded: models.Loaded) -> None:
+def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
     check_kind(settings, task)
     if settings.head_first >= settings.epochs:
         raise InputError(

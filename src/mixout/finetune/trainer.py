@@ -26,7 +26,6 @@ from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 from mixout.integrations.huggingface import HeadFirst, MixoutCallback
 from mixout.methods import OutputAnchor
 from mixout.methods.output import output_penalty
@@ -54,20 +53,55 @@ class TextTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *, settings: Settings, course: Course, order: Buckets | None, dev: DevSet | DevTexts, **options: Any
+        self,
+        settings: Settings,
+        place: Path,
+        loaded: Loaded,
+        task: Task,
+        examples: list[Example],
+        dev: DevSet | DevTexts,
+        *,
+        report: Report,
+        bars: bool,
     ) -> None:
-        config = options["model"].config
-        # super() turns the cache of keys and values off, which is right for training and wrong in a checkpoint.
-        self.cache = {"use_cache": config.use_cache} if hasattr(config, "use_cache") else {}
-        super().__init__(**options)
-        self.settings = settings
-        self.course = course
-        self.order = order
-        self.dev = dev
+        """Set up all; InputError for settings that transformers, the machine or the model does not take."""
+        self.settings, self.dev = settings, dev
+        self.course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
+        self.order = None
+        if settings.batching == "bucketed":
+            lengths = [len(example["input_ids"]) for example in examples]
+            self.order = Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
         self.anchored = next((one.on for one in settings.methods if isinstance(one, OutputAnchor)), None)
-        course.log = self.log_between
+        model: Any = loaded.model
+        # Built later, on the device; what is wrong with it shows now.
+        optimizers.groups(model, settings)
+        if settings.gradient_checkpointing:
+            # Under its new name, where transformers has it.
+            new = getattr(model, "activation_checkpointing_enable", None)
+            (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        # super() turns the cache of keys and values off, which is right for training and wrong in a checkpoint.
+        self.cache = {"use_cache": model.config.use_cache} if hasattr(model.config, "use_cache") else {}
+        args = arguments(settings, place, bars=bars)
+        first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
+        with without_launcher():
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=examples,
+                eval_dataset=dev.sorted(),
+                data_collator=dev.collator(loaded.tokenizer),
+                processing_class=loaded.tokenizer,
+                compute_metrics=lambda outputs: dev.score(outputs.predictions),  # type: ignore[arg-type]
+                preprocess_logits_for_metrics=dev.keep,
+                # The record holds the distance from the anchor at the end.
+                callbacks=[self.course, MixoutCallback(log=False), *first],
+            )
+        self.remove_callback(ProgressCallback if bars else PrinterCallback)
+        if bars:
+            self.add_callback(Bars)
+        self.course.log = self.log_between
         if self.args.world_size > 1:
-            course.mean = lambda loss: self.accelerator.gather(loss).mean()
+            self.course.mean = lambda loss: self.accelerator.gather(loss).mean()
             dev.mean_of_batches = False
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -156,89 +190,37 @@ class TextTrainer(Trainer):
         logs = {**logs, "learning_rate": self._get_learning_rate(), "epoch": self.state.epoch or 0.0}
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
+    def run(self, checkpoint: Path | None) -> TrainerState:
+        """Train the model in place."""
+        # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
+        set_seed(self.args.seed)
+        # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
+        self.args.eval_on_start = isinstance(self.dev, DevTexts) and checkpoint is None
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        # Room for a copy of the weights, which tells how far the model has gone.
+        self.optimizer.state.clear()  # type: ignore[union-attr]
+        if self.settings.keep_best:
+            self._restore_best()
+        config: Any = self.model.config  # type: ignore[union-attr]
+        del config.use_cache
+        config.update(self.cache)
+        return self.state
 
-def build(
-    settings: Settings,
-    place: Path,
-    loaded: Loaded,
-    task: Task | Corpus,
-    examples: list[Example],
-    dev: DevSet | DevTexts,
-    *,
-    report: Report,
-    bars: bool,
-) -> TextTrainer:
-    """Everything up to training; InputError for settings that transformers, the machine or the model does not take."""
-    # Built later, on the device; what is wrong with it shows now.
-    optimizers.groups(loaded.model, settings)
-    if settings.gradient_checkpointing:
-        # Under its new name, where transformers has it.
-        model: Any = loaded.model
-        new = getattr(model, "activation_checkpointing_enable", None)
-        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    args = arguments(settings, place, bars=bars)
-    course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
-    first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
-    order = None
-    if settings.batching == "bucketed":
-        lengths = [len(example["input_ids"]) for example in examples]
-        order = Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
-    with without_launcher():
-        trainer = TextTrainer(
-            settings=settings,
-            course=course,
-            order=order,
-            dev=dev,
-            model=loaded.model,
-            args=args,
-            train_dataset=examples,
-            eval_dataset=dev.sorted(),
-            data_collator=dev.collator(loaded.tokenizer),
-            processing_class=loaded.tokenizer,
-            compute_metrics=lambda outputs: dev.score(outputs.predictions),
-            preprocess_logits_for_metrics=dev.keep,
-            # The record holds the distance from the anchor at the end.
-            callbacks=[course, MixoutCallback(log=False), *first],
-        )
-    trainer.remove_callback(ProgressCallback if bars else PrinterCallback)
-    if bars:
-        trainer.add_callback(Bars)
-    return trainer
+    def _restore_best(self) -> None:
+        """Give the model the weights of its best evaluation, and its predictions, where a later one was not as good."""
+        evaluations, best = self.course.evaluations(self.state)
+        if best is evaluations[-1]:
+            return
+        model: Any = self.model
+        load_model(model, str(Path(str(self.args.output_dir)) / folder.BEST))
+        # The evaluation is entered at the step that the weights are of.
+        last, self.state.global_step = self.state.global_step, int(best["step"])
+        self.evaluate()
+        self.state.global_step = last
 
-
-def train(run: TextTrainer, checkpoint: Path | None) -> TrainerState:
-    """Train the model in place."""
-    # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
-    set_seed(run.args.seed)
-    # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
-    run.args.eval_on_start = isinstance(run.dev, DevTexts) and checkpoint is None
-    run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    # Room for a copy of the weights, which tells how far the model has gone.
-    run.optimizer.state.clear()  # type: ignore[union-attr]
-    if run.settings.keep_best:
-        _restore_best(run)
-    config: Any = run.model.config  # type: ignore[union-attr]
-    del config.use_cache
-    config.update(run.cache)
-    return run.state
-
-
-def scores(run: TextTrainer) -> dict[str, float]:
-    """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""
-    kept = run.dev.predictions
-    found = run.predict(run.eval_dataset).metrics or {}  # type: ignore[arg-type]
-    run.dev.predictions = kept
-    return {name: found[f"test_{name}"] for name in ("loss", *run.course.task.metrics)}
-
-
-def _restore_best(run: TextTrainer) -> None:
-    """Give the model the weights of its best evaluation, and its predictions, where a later one was not as good."""
-    evaluations, best = run.course.evaluations(run.state)
-    if best is evaluations[-1]:
-        return
-    model: Any = run.model
-    load_model(model, str(Path(str(run.args.output_dir)) / folder.BEST))
-    # The evaluation is entered at the step that the weights are of.
-    last, run.state.global_step = run.state.global_step, int(best["step"])
-    run.evaluate()
-    run.state.global_step = last
+    def scores(self) -> dict[str, float]:
+        """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""
+        kept = self.dev.predictions
+        found = self.predict(self.eval_dataset).metrics or {}  # type: ignore[arg-type]
+        self.dev.predictions = kept
+        return {name: found[f"test_{name}"] for name in ("loss", *self.dev.task.metrics)}

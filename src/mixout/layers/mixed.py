@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from mixout._torch import exporting
 from mixout.anchor import AnchorTensor, OwnWeight
 from mixout.errors import MixoutError
 from mixout.layers.registry import parameter
@@ -165,7 +166,7 @@ def mixes(layer: Mixed) -> bool:
     if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off:
         return False
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if tracing or (torch.compiler.is_compiling() and torch.compiler.is_exporting()):
+    if tracing or (torch.compiler.is_compiling() and exporting()):
         raise MixoutError(
             "a mixed layer was traced or exported in training mode, which would keep one mask for good; call "
             "model.eval() or mixout.remove_(model) first"

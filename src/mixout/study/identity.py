@@ -25,7 +25,6 @@ from mixout.finetune.levels import check_limits
 from mixout.finetune.models import outline, revision
 from mixout.finetune.settings import FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
-from mixout.finetune.tasks.documents import Corpus
 from mixout.methods import MixingMethod
 from mixout.study.analysis.runs import Restart
 
@@ -59,7 +58,7 @@ class Inputs:
     """
 
     def __init__(self) -> None:
-        self._tasks: dict[Hashable, tuple[Task | Corpus, str, float | None]] = {}
+        self._tasks: dict[Hashable, tuple[Task, str, float | None]] = {}
         self._subsets: set[tuple[str, int, int]] = set()
         self._revision, self._outline = cache(revision), cache(outline)
 
@@ -140,13 +139,13 @@ class Inputs:
         task, _, constant = self._data(settings)
         return task.metric, constant
 
-    def _data(self, settings: Settings) -> tuple[Task | Corpus, str, float | None]:
+    def _data(self, settings: Settings) -> tuple[Task, str, float | None]:
         """Task, fingerprint, and what a constant answer scores."""
         key = tuple(getattr(settings, name) for name in inputs.READ)
         if key not in self._tasks:
             task = inputs.load(settings)
             constant = None
-            if isinstance(task, Task):
+            if task.kind != "text":
                 constant = metrics.chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
             self._tasks[key] = (task, task.fingerprint(), constant)
         task, data, _ = self._tasks[key]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from mixout.errors import InputError
+from mixout.finetune.tasks import Split as Documents
 from mixout.finetune.tasks import few_sample
-from mixout.finetune.tasks.documents import Documents, load, read_original
+from mixout.finetune.tasks.documents import load, read_original
 
 
 def write(path: Path, content: str | bytes) -> Path:

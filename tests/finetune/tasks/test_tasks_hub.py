@@ -11,7 +11,7 @@ import pytest
 from mixout.errors import InputError
 from mixout.finetune import causal
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import documents, load_task
+from mixout.finetune.tasks import Split, documents, load_task
 from mixout.finetune.tasks.files import Columns
 
 
@@ -100,7 +100,7 @@ def test_conversations_go_through_the_chat_template(tmp_path, tiny_llama):
     encoded = causal.encode(part, tokenizer, 64)
     expected = tokenizer("user question 0 assistant yes ", add_special_tokens=False)["input_ids"]
     assert encoded[0]["input_ids"][: len(expected)] == expected
-    assert part.fingerprint() != documents.Documents(text=part.text).fingerprint()
+    assert part.fingerprint() != Split(text=part.text).fingerprint()
     file.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": ["a"]}\n')
     with pytest.raises(InputError, match="line 2: expected a conversation"):
         documents.read_original(file, "messages")

@@ -8,80 +8,80 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from mixout.errors import InputError, needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Texts in a fixed order; other columns are tuples of the same length, or None."""
-
-    text: tuple[Any, ...]  # str, or where words have tags a tuple of words
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def questions(self) -> list[str]:
-        """What each row asks, without its answer."""
-        others = getattr(self, "pair", None) or getattr(self, "prompt", None) or [""] * len(self)
-        return [f"{text}\0{other}" for text, other in zip(self.text, others, strict=True)]
-
-    def select(self, indices: Iterable[int]) -> Self:
-        """The rows at these positions, in the order given."""
-        rows = tuple(indices)
-        columns = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(
-            self, **{name: tuple(cells[i] for i in rows) for name, cells in columns.items() if isinstance(cells, tuple)}
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split(Texts):
-    """Labelled texts, maybe with a second text each.
+class Split:
+    """Texts in a fixed order, labelled or for a language model; other columns are tuples of the same length, or None.
 
     Labels are numbers of classes; the values of a regression, which are floats; or tuples: for each class 1 or 0, where
     a text has several, or the number of each word's tag, where it is a tuple of words.
 
     Example:
         >>> split = Split(text=("good", "bad", "fine"), label=(1, 0, 1))
-        >>> len(split), split.select([2, 0])
-        (3, Split(text=('fine', 'good'), pair=None, label=(1, 1)))
+        >>> len(split), split.select([2, 0]).text
+        (3, ('fine', 'good'))
     """
 
+    text: tuple[Any, ...]  # str, or where words have tags a tuple of words
     pair: tuple[str, ...] | None = None
-    label: tuple[Any, ...]
+    prompt: tuple[str, ...] | None = None  # what a language model is given before the text
+    label: tuple[Any, ...] = ()  # none for a language model
+    chat: bool = False  # the texts are conversations, as JSON, for a chat template
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def questions(self) -> list[str]:
+        """What each row asks, without its answer."""
+        others = self.pair or self.prompt or [""] * len(self)
+        return [f"{text}\0{other}" for text, other in zip(self.text, others, strict=True)]
+
+    def select(self, indices: Iterable[int]) -> Split:
+        """The rows at these positions, in the order given."""
+        rows = tuple(indices)
+        columns: dict[str, Any] = {
+            name: tuple(cells[row] for row in rows)
+            for name, cells in vars(self).items()
+            if cells and isinstance(cells, tuple)
+        }
+        return replace(self, **columns)
 
     def fingerprint(self) -> str:
-        """The SHA-256 (hex) of the content: texts, pairs, labels and their order."""
+        """The SHA-256 (hex) of the content and its order."""
+        if not self.label:
+            return digest_of([self.text, self.prompt, *["chat"][: self.chat]])
         return digest_of([self.text, self.pair, self.label])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set with its metrics."""
+    """A data set with its metrics: labelled texts, or what a causal language model is trained and judged on."""
 
     name: str
     train: Split
     dev: Split
-    labels: tuple[str, ...] | None  # names of the classes by number; None for a regression
-    metrics: tuple[str, ...]  # everything that is reported
+    labels: tuple[str, ...] | None = None  # names of the classes by number; None for values and for language models
+    metrics: tuple[str, ...] = ()  # everything that is reported
     metric: str  # by which runs are compared
     source: str  # one sentence on where the data came from
     separator: str = ""  # of several labels in a cell
-    original: tuple[str, ...] = ()  # text that the model knew before, to see how far it moved there
+    original: Split | None = None  # text that the model knew before, to see how far it moved there
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, also of those that a split lacks; None for a regression."""
+        """Number of classes, also of those that a split lacks; None without any."""
         return None if self.labels is None else len(self.labels)
 
     @property
-    def kind(self) -> Literal["classes", "values", "labels", "tags"]:
-        """What is learned: one class a row, a value, several labels a row (multi-label), or a tag a word."""
+    def kind(self) -> Literal["classes", "values", "labels", "tags", "text"]:
+        """What is learned: one class a row, a value, several labels a row (multi-label), a tag a word; or the text."""
         if self.labels is None:
-            return "values"
+            return "values" if self.train.label else "text"
         if not isinstance(self.train.label[0], tuple):
             return "classes"
         return "tags" if isinstance(self.train.text[0], tuple) else "labels"
@@ -97,17 +97,25 @@ class Task:
             return tuple(number for number, has in enumerate(label) if has)
         return label if self.kind == "tags" else () if self.labels is None else (label,)
 
+    def fingerprints(self) -> dict[str, str]:
+        """The SHA-256 (hex) of each part."""
+        found = {"train": self.train.fingerprint(), "dev": self.dev.fingerprint()}
+        if self.original is not None:
+            # Beside labels its text alone, as in the records of before.
+            text = self.kind == "text"
+            found["original"] = self.original.fingerprint() if text else digest_of(self.original.text)
+        return found
+
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
+        parts = self.fingerprints()
+        if self.kind == "text":
+            return digest_of([parts["train"], parts["dev"], parts.get("original")])
         # Without original text as before there was any, so that earlier runs stay what they are.
-        original = [digest_of(self.original)] if self.original else []
-        return digest_of([self.train.fingerprint(), self.dev.fingerprint(), self.labels, *original])
+        return digest_of([parts.pop("train"), parts.pop("dev"), self.labels, *parts.values()])
 
 
-T = TypeVar("T", bound=Texts)
-
-
-def few_sample(part: T, size: int, seed: int) -> T:
+def few_sample(part: Split, size: int, seed: int) -> Split:
     """Draw a subset in which every class keeps its share, and no class is lost.
 
     Values, documents and rows with several labels are drawn uniformly. The generator is numpy's, of this call alone;
@@ -124,10 +132,10 @@ def few_sample(part: T, size: int, seed: int) -> T:
     with needs("hf", "few-sample subsets"):
         import numpy as np
     members: dict[Any, list[int]] = {}
-    for index, label in enumerate(getattr(part, "label", [0] * len(part))):
+    for index, label in enumerate(part.label or [0] * len(part)):
         members.setdefault(label if isinstance(label, int) else 0, []).append(index)
     if not len(members) <= size <= len(part):
-        kind = "examples (every class must be present)" if isinstance(part, Split) else "documents"
+        kind = "examples (every class must be present)" if part.label else "documents"
         raise InputError(
             f"expected a training subset of {len(members)} to {len(part)} {kind}, got {size}; choose a size in that "
             "range"

@@ -4,7 +4,7 @@ A ``.txt`` file holds documents apart by blank lines. A column of conversations,
 content, goes through the tokenizer's chat template. In JSONL, CSV, TSV and Parquet a row is a document in the column
 "text", or a "prompt" and its "completion", of which only the latter counts in the loss. A folder holds ``train.*`` and
 ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of the text, or of the prompt. Everything is
-checked before a corpus exists. It neither repairs nor skips rows, and it does not tokenize.
+checked before a task exists. It neither repairs nor skips rows, and it does not tokenize.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune.tasks.base import Texts, digest_of
+from mixout.finetune.tasks.base import Split, Task
 from mixout.finetune.tasks.cells import texts_in
 from mixout.finetune.tasks.files import halves, read_splits, short_name
 from mixout.finetune.tasks.tables import READERS, Table, read, read_text
@@ -29,51 +28,8 @@ METRICS = ("log_likelihood", "original_log_likelihood")
 PROMPT, COMPLETION = "prompt", "completion"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Documents(Texts):
-    """Texts to be predicted, each maybe after a prompt that is not; or conversations, as JSON, for a chat template.
-
-    Example:
-        >>> Documents(text=("4", "9"), prompt=("2 + 2 = ", "3 * 3 = ")).select([1])
-        Documents(text=('9',), prompt=('3 * 3 = ',), chat=False)
-    """
-
-    prompt: tuple[str, ...] | None = None
-    chat: bool = False
-
-    def fingerprint(self) -> str:
-        """The SHA-256 (hex) of the content and its order."""
-        return digest_of([self.text, self.prompt, *["chat"][: self.chat]])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """What a causal language model is trained and judged on: the counterpart of a ``Task``."""
-
-    name: str
-    train: Documents
-    dev: Documents
-    original: Documents | None  # text that the model knew before, to see what it forgets
-    metric: str  # by which runs are compared, one of ``METRICS``
-    source: str  # one sentence on where the text came from
-
-    # It has no classes.
-    labels, tags, kind = None, None, "text"
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Everything that is reported."""
-        new = ("log_likelihood", "perplexity")
-        return new if self.original is None else (*new, *(f"original_{name}" for name in new))
-
-    def fingerprint(self) -> str:
-        """The SHA-256 (hex) of all the text; not of the name, source or metric."""
-        parts = (self.train, self.dev, self.original)
-        return digest_of([None if part is None else part.fingerprint() for part in parts])
-
-
-def load(path: str | Path, *, original: Path | None, column: str, metric: str | None) -> Corpus:
-    """Load a corpus.
+def load(path: str | Path, *, original: Path | None, column: str, metric: str | None) -> Task:
+    """Load the task of a causal language model.
 
     Raises:
         InputError: anything about the files, the rows or the metric; nothing has been done by then.
@@ -92,17 +48,19 @@ def load(path: str | Path, *, original: Path | None, column: str, metric: str | 
         # By the prompt where there is one, so that no question stands on both sides.
         keys = every.text if every.prompt is None else every.prompt
         parts = [every.select(rows) for rows in halves(tables[0].name, keys, "documents")]
-    return Corpus(
+    new = ("log_likelihood", "perplexity")
+    return Task(
         name=short_name(path),
         train=parts[0],
         dev=parts[1],
         original=None if original is None else read_original(original, column),
+        metrics=new if original is None else (*new, *(f"original_{name}" for name in new)),
         metric=metric or METRICS[0],
         source=source + ("" if original is None else f" Original domain: {original.name}."),
     )
 
 
-def read_original(file: Path, column: str) -> Documents:
+def read_original(file: Path, column: str) -> Split:
     """Read text that a model knew before; InputError if there is no such file, or a row lacks its text."""
     if not file.is_file():
         raise InputError(f"expected original as a file with text that exists, got {os.fspath(file)!r}")
@@ -119,7 +77,7 @@ def _read(file: Path, column: str) -> Table:
     return Table(name=file.name, columns={column: pieces}, lines=range(1, len(pieces) + 1), unit="document")
 
 
-def _of_table(table: Table, column: str) -> Documents:
+def _of_table(table: Table, column: str) -> Split:
     paired = {PROMPT, COMPLETION} <= set(table.columns)
     if paired and column in table.columns:
         raise InputError(
@@ -135,7 +93,7 @@ def _of_table(table: Table, column: str) -> Documents:
         )
         expected = f'a conversation in column {column!r}, [{{"role": ..., "content": ...}}, ...]'
         table.check(good, cells, expected, "correct or remove the row")
-        return Documents(text=tuple(json.dumps(cell) for cell in cells), chat=True)
+        return Split(text=tuple(json.dumps(cell) for cell in cells), chat=True)
     if not paired:
-        return Documents(text=texts_in(table, column))
-    return Documents(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
+        return Split(text=texts_in(table, column))
+    return Split(text=texts_in(table, COMPLETION), prompt=texts_in(table, PROMPT))
