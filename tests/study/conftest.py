@@ -11,7 +11,8 @@ from mixout.finetune.record import Evaluation, Record
 from mixout.finetune.settings import Settings
 from mixout.study import executors
 from mixout.study.executors import LocalExecutor
-from mixout.study.grid import Axis, Planned, Study
+from mixout.study.grid import Axis, Study
+from mixout.study.identity import Planned
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally, run
 

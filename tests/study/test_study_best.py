@@ -10,10 +10,10 @@ import pytest
 
 from mixout.errors import InputError
 from mixout.study.analysis.runs import Run
-from mixout.study.asked import best_rates, judged, wanted
 from mixout.study.declaration import parse
 from mixout.study.entry import Entry
-from mixout.study.grid import Planned
+from mixout.study.grid import best_rates, judged, wanted
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 
 RATES = [0.01, 0.02, 0.04]

@@ -13,8 +13,7 @@ import pytest
 from mixout.errors import InputError
 from mixout.finetune.models import revision
 from mixout.study.executors import LocalExecutor
-from mixout.study.grid import Planned
-from mixout.study.identity import Inputs
+from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Ledger
 from mixout.study.runner import missing
 from mixout.study.runner import run as execute

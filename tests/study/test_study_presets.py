@@ -11,8 +11,7 @@ import pytest
 
 from mixout.finetune.settings import Settings
 from mixout.study.declaration import read, shipped
-from mixout.study.grid import Planned
-from mixout.study.identity import Inputs
+from mixout.study.identity import Inputs, Planned
 
 # Lee, Cho and Kang 2020: 20 restarts of each cell. Tasks x methods of each table or figure.
 RESTARTS = 20

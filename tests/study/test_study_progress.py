@@ -6,7 +6,7 @@ import pytest
 
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import Settings
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 from mixout.study.progress import Clock, Course
 

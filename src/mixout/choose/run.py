@@ -35,8 +35,7 @@ from mixout.finetune.train import finetune
 from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
 from mixout.study.executors import LocalExecutor
-from mixout.study.grid import Planned
-from mixout.study.identity import Inputs
+from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Ledger
 from mixout.study.progress import Report
 from mixout.study.runner import run as run_missing

@@ -32,7 +32,7 @@ from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
 from mixout.study.analysis.stats import SMALLEST, wilson
 from mixout.study.analysis.words import in_words
-from mixout.study.report.theme import looks, style
+from mixout.study.report.canvas import looks, style
 
 with needs("demo", "figures"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -41,9 +41,11 @@ from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import is_path
-from mixout.study.grid import Axis, Study, check_settings, text_of
+from mixout.study.analysis.runs import text_of
+from mixout.study.grid import Axis, Study, check_settings
 
 _SHIPPED = files("mixout") / "studies"
+_HEAD = ("name", "restarts", "baseline", "base", "own_subsets", "rate", "search")
 
 
 def read(path: str | Path) -> Study:
@@ -102,16 +104,11 @@ def parse(text: str) -> Study:
         if name not in head:
             raise InputError(f"expected {name} under [study], got none; add it")
     return Study(
-        name=head["name"],
-        restarts=head["restarts"],
-        baseline=head.get("baseline"),
+        **{name: value for name, value in head.items() if name != "base"},
+        tasks=_axes(tables, "task"),
+        methods=_axes(tables, "method"),
         settings=tables.get("settings", {}),
-        tasks=[_axis("task", number, table) for number, table in _entries(tables, "task")],
-        methods=[_axis("method", number, table) for number, table in _entries(tables, "method")],
         factors=tables.get("factors", {}),
-        own_subsets=head.get("own_subsets", False),
-        rate=head.get("rate"),
-        search=head.get("search", 3),
     )
 
 
@@ -122,7 +119,7 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(tables.get(name, {}), dict):
             raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
     head = tables.get("study", {})
-    _check_keys("[study]", head, ("name", "restarts", "baseline", "base", "own_subsets", "rate", "search"))
+    _check_keys("[study]", head, _HEAD)
     if "base" not in head:
         return tables
     # Not any path: files that name each other would have no end.
@@ -136,16 +133,20 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
     return {**base, **tables, **both}
 
 
-def _entries(tables: Mapping[str, Any], kind: str) -> list[tuple[int, dict[str, Any]]]:
+def _check_keys(where: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in table:
+        if name not in known:
+            raise InputError(f"expected {where} to hold {', '.join(known)}, got {name!r}{nearest(name, known)}")
+
+
+def _axes(tables: Mapping[str, Any], kind: str) -> list[Axis]:
     entries = tables.get(kind, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"expected [[{kind}]] with two brackets, once for each {kind}, got {entries!r}")
-    return list(enumerate(entries, start=1))
+    return [_axis(kind, f"[[{kind}]] {number}", dict(entry)) for number, entry in enumerate(entries, start=1)]
 
 
-def _axis(kind: str, number: int, table: Mapping[str, Any]) -> Axis:
-    where = f"[[{kind}]] {number}"
-    own = dict(table)
+def _axis(kind: str, where: str, own: dict[str, Any]) -> Axis:
     names = [key for key in ("name", kind) if key in own]
     if len(names) != 1:
         raise InputError(f"{where}: expected one name, got {' and '.join(names) or 'none'}; write name = ...")
@@ -158,15 +159,7 @@ def _axis(kind: str, number: int, table: Mapping[str, Any]) -> Axis:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     own[kind] = getattr(settings, kind)
-    if label is None:
-        label = _label(kind, name, own)
-    return Axis(label=label, settings=own)
-
-
-def _check_keys(where: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in table:
-        if name not in known:
-            raise InputError(f"expected {where} to hold {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    return Axis(label=_label(kind, name, own) if label is None else label, settings=own)
 
 
 def _label(kind: str, name: str, own: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.study.analysis.runs import Run, is_collapsed
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 
 RUN_NAME = "run.json"
 FAILURE_NAME = "failure.json"
@@ -121,23 +121,27 @@ def describe(run: Planned, wall: float | None) -> str:
     return json.dumps({"format": FORMAT, **values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
 
 
-def read_ended(folder: Path) -> Entry:
-    """The run in a folder that holds a record.
+def read_entry(folder: Path) -> Entry:
+    """The run in a folder: one that ended, where the folder's name has a result, else one that failed.
 
     Raises:
         NewerError: a newer mixout wrote it.
         OSError, ValueError, KeyError, TypeError, AttributeError: it does not hold what it should.
     """
-    place, text = _place(folder), (folder / RECORD_NAME).read_text(encoding="utf-8")
-    values = json.loads(text)
-    _check_age(values)
-    result = folder.name.partition(".")[2]
-    if result not in (result_of(values)[:12], result_of(values, _OUTCOME_0_1)[:12]):
-        raise InputError("expected the result that the folder is named after, got another; the record was changed")
-    record = Record.from_json(text)
+    values = _place(folder)
+    place = {name: values[name] for name in _PLACE}
+    known: dict[str, Any] = {"folder": folder, "settings": values["settings"], "looks": values.get("looks", 1)}
+    if "." not in folder.name:
+        failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
+        traceback = str(failure["traceback"])
+        error = traceback.strip().rpartition("\n")[2]
+        scored: dict[str, Any] = {"score": math.nan, "metric": values["metric"], "chance": values["chance"]}
+        run = Run(**place, **scored, status="failed", error=error)
+        return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
+    record = _record(folder)
     memory = record.peak_memory
     run = Run(
-        **{name: place[name] for name in _PLACE},
+        **place,
         score=record.score,
         metric=record.metric,
         chance=record.chance,
@@ -154,32 +158,7 @@ def read_ended(folder: Path) -> Entry:
         dev_size=record.dev_size,
         collapsed=_collapsed(record),
     )
-    settings, looks = place["settings"], place.get("looks", 1)
-    return Entry(folder=folder, run=run, record=record, settings=settings, wall=place["wall"], looks=looks)
-
-
-def read_failed(folder: Path) -> Entry:
-    """The run in a folder that holds a failure; raises as :func:`read_ended`."""
-    place = _place(folder)
-    failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
-    traceback = str(failure["traceback"])
-    run = Run(
-        **{name: place[name] for name in _PLACE},
-        score=math.nan,
-        metric=place["metric"],
-        chance=place["chance"],
-        status="failed",
-        error=traceback.strip().rpartition("\n")[2],
-    )
-    return Entry(
-        folder=folder,
-        run=run,
-        record=None,
-        settings=place["settings"],
-        looks=place.get("looks", 1),
-        attempts=failure["attempts"],
-        traceback=traceback,
-    )
+    return Entry(**known, run=run, record=record, wall=values["wall"])
 
 
 def _place(folder: Path) -> dict[str, Any]:
@@ -191,14 +170,20 @@ def _place(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _check_age(values: Mapping[str, Any]) -> None:
-    """Whatever a record says that this version has no name for, a newer one has written."""
+def _record(folder: Path) -> Record:
+    text = (folder / RECORD_NAME).read_text(encoding="utf-8")
+    values = json.loads(text)
+    # Whatever a record says that this version has no name for, a newer one has written.
     unknown = [name for name in values if name not in {"format", *(item.name for item in fields(Record))}]
     unknown += [name for name in values["settings"] if name not in {item.name for item in fields(Settings)}]
     if values["format"] > RECORD_FORMAT or unknown:
         version = values.get("versions", {}).get("mixout", "?")
         what = f"{unknown[0]!r}" if unknown else f"format {values['format']}"
         raise NewerError(f"expected a record that this version knows, got {what}, of mixout {version}")
+    result = folder.name.partition(".")[2]
+    if result not in (result_of(values)[:12], result_of(values, _OUTCOME_0_1)[:12]):
+        raise InputError("expected the result that the folder is named after, got another; the record was changed")
+    return Record.from_json(text)
 
 
 def _original(scores: Mapping[str, float]) -> float | None:

@@ -115,14 +115,13 @@ class PoolExecutor(Executor):
         if workers < 1:
             raise InputError(f"expected workers >= 1, got {workers}")
         self.slots = workers
-        self._places = deque(range(workers))
-        self._idle: dict[int, _Worker] = {}
+        self._free: deque[int | _Worker] = deque(range(workers))  # workers without a job, and the numbers of others
         self._busy: dict[Connection, tuple[_Worker, Job]] = {}
 
     def start(self, job: Job) -> None:
         """Give a job to a worker."""
-        place = self._places.popleft()
-        worker = self._idle.pop(place, None) or _Worker(place, self.slots)
+        free = self._free.popleft()
+        worker = free if isinstance(free, _Worker) else _Worker(free, self.slots)
         worker.pipe.send(job)
         self._busy[worker.pipe] = worker, job
 
@@ -135,34 +134,29 @@ class PoolExecutor(Executor):
                     said = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    self._leave(worker, alive=False)
+                    worker.pipe.close()
+                    del self._busy[worker.pipe]
+                    self._free.append(worker.place)
                     error = f"WorkerLost: the process of the run ended with status {worker.process.exitcode}"
                     return Outcome(job=job, error=error, lost=True)
                 if isinstance(said, str):
                     tell(job.id, said)
                     continue
-                self._leave(worker, alive=True)
+                del self._busy[worker.pipe]
+                self._free.append(worker)
                 if isinstance(said, BaseException):
                     raise said
                 return cast("Outcome", said)
 
     def __exit__(self, *_: object) -> None:
         """End the workers, and what they run."""
-        for worker in (*self._idle.values(), *(worker for worker, _ in self._busy.values())):
+        idle = (worker for worker in self._free if isinstance(worker, _Worker))
+        for worker in (*idle, *(worker for worker, _ in self._busy.values())):
             worker.process.terminate()
             worker.process.join()
             worker.pipe.close()
-        self._idle.clear()
         self._busy.clear()
-        self._places = deque(range(self.slots))
-
-    def _leave(self, worker: _Worker, *, alive: bool) -> None:
-        del self._busy[worker.pipe]
-        self._places.append(worker.place)
-        if alive:
-            self._idle[worker.place] = worker
-        else:
-            worker.pipe.close()
+        self._free = deque(range(self.slots))
 
 
 class _Worker:

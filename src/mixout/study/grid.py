@@ -1,7 +1,12 @@
-"""The grid of a study: tasks x methods x factors x restarts become runs, every value checked before anything runs.
+"""The grid of a study, tasks x methods x factors x restarts; and which of its runs are wanted, by what a ledger holds.
 
 The settings of a method come before those of a task, and these before the shared ones. Restart k uses seed k for every
 method, so that differences are paired. Files are read by :mod:`mixout.study.declaration`; nothing is run here.
+
+With ``rate = "best"`` each method runs at its own best learning rate, chosen on other restarts than it is judged on:
+the first ``search`` restarts run at every rate of the factor ``learning_rate``. Of each method on each task the rate
+with the highest mean is its best, and only that one is run with the other restarts. Judging on the restarts that chose
+the rate would favour whoever has more luck among more rates.
 """
 
 from __future__ import annotations
@@ -11,12 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
-from mixout.study.analysis.runs import Restart
-from mixout.study.identity import WATCHED, Inputs
+from mixout.study.analysis.runs import Restart, Run, text_of
+from mixout.study.identity import WATCHED, Inputs, Planned
+from mixout.study.ledger import Contents
 
+_Group = tuple[str, str, tuple[tuple[str, str], ...]]
 _NAMES = tuple(item.name for item in fields(Settings))
 RATE = "learning_rate"
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
@@ -30,18 +39,6 @@ class Axis:
 
     label: str
     settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned(Restart):
-    """One run of a study, not yet run."""
-
-    id: str  # identity, see :mod:`mixout.study.identity`
-    former: tuple[str, ...] = ()  # identities that 0.1 gave to the same run
-    settings: Settings  # everything that the run needs
-    metric: str  # the score that counts
-    chance: float | None  # what a constant answer scores; None where that is not known before the run
-    looks: int = 1  # how often the study is to be looked at before restarts are added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ class Study:
     # one subset, and they speak of other restarts on it
     own_subsets: bool = False
     # ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
-    # :mod:`mixout.study.asked`; None at each value
+    # :func:`best_rates`; None at each value
     rate: str | None = None
     search: int = 3  # the first restarts, which choose the best rate and are not compared
 
@@ -113,13 +110,23 @@ class Study:
             MissingExtraError: the embedded model or task is not installed.
         """
         known = inputs or Inputs()
-        combinations = list(itertools.product(*self.factors.values()))
+        combinations = [dict(zip(self.factors, one, strict=True)) for one in itertools.product(*self.factors.values())]
         runs: dict[str, Planned] = {}
-        for task, restart, values, method in itertools.product(
+        for task, restart, factors, method in itertools.product(
             self.tasks, range(first, self.restarts), combinations, self.methods
         ):
-            factors = dict(zip(self.factors, values, strict=True))
-            run = _planned(self, task, method, factors, restart, known, check=restart == first)
+            values = {**self.settings, **task.settings, **factors, **method.settings, "seed": restart}
+            texts = {name: text_of(value) for name, value in factors.items()}
+            place = Restart(task=task.label, method=method.label, factors=texts, restart=restart)
+            try:
+                if self.own_subsets:
+                    _check_own_subset(values)
+                    values["subset_seed"] = restart
+                # Those of other restarts differ in their seeds alone.
+                run = known.planned(place, Settings(**values), check=restart == first)
+            except InputError as error:
+                where = ", ".join([task.label, method.label, *(f"{name} {text}" for name, text in texts.items())])
+                raise InputError(f"{where}: {error}") from error
             if run.id in runs:
                 raise InputError(
                     f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
@@ -127,37 +134,6 @@ class Study:
                 )
             runs[run.id] = run
         return list(runs.values())
-
-
-def _planned(
-    study: Study, task: Axis, method: Axis, factors: dict[str, Any], restart: int, inputs: Inputs, *, check: bool
-) -> Planned:
-    values = {**study.settings, **task.settings, **factors, **method.settings, "seed": restart}
-    try:
-        if study.own_subsets:
-            _check_own_subset(values)
-            values["subset_seed"] = restart
-        settings = inputs.complete(Settings(**values))
-        id = inputs.identity(settings)
-        if check:  # the others differ in their seeds alone
-            inputs.check(settings)
-        former = inputs.former(settings)
-        metric, chance = inputs.goal(settings)
-    except InputError as error:
-        where = "".join(f", {name} {text_of(value)}" for name, value in factors.items())
-        raise InputError(f"{task.label}, {method.label}{where}: {error}") from error
-    texts = {name: text_of(value) for name, value in factors.items()}
-    return Planned(
-        id=id,
-        former=former,
-        task=task.label,
-        method=method.label,
-        restart=restart,
-        factors=texts,
-        settings=settings,
-        metric=metric,
-        chance=chance,
-    )
 
 
 def _check_own_subset(values: Mapping[str, Any]) -> None:
@@ -208,11 +184,61 @@ def _check_factors(factors: Mapping[str, Sequence[Any]], axes: Sequence[Axis]) -
                 )
 
 
-def text_of(value: object) -> str:
-    """A value as results show it: 3.0 and 3 are one number.
+def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = None) -> Study:
+    """The study with as many restarts as the ledger holds, where these are more than its file says."""
+    inputs = inputs or Inputs()
+    while any(
+        contents.entry(run) is not None
+        for run in replace(study, restarts=study.restarts + 1).runs(inputs, first=study.restarts)
+    ):
+        study = replace(study, restarts=study.restarts + 1)
+    return study
 
-    Example:
-        >>> text_of(3.0), text_of(2e-5), text_of("adamw")
-        ('3', '2e-05', 'adamw')
-    """
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+def wanted(study: Study, planned: Sequence[Planned], contents: Contents) -> list[Planned]:
+    """The runs that a study asks for now: of a search for the best rate the others only once it is known."""
+    if study.rate is None:
+        return list(planned)
+    best = best_rates(study, planned, contents)
+    return [run for run in planned if run.restart < study.search or best.get(_group(run)) == run.factors[RATE]]
+
+
+def best_rates(study: Study, planned: Sequence[Planned], contents: Contents) -> dict[_Group, str]:
+    """The best rate of each method on each task whose search has ended."""
+    scores: dict[_Group, dict[str, list[float]]] = {}
+    for run in planned:
+        if run.restart < study.search:
+            entry = contents.entry(run)
+            score = np.nan if entry is None else entry.seen_as(run).counted
+            # A run that failed for good ends its search: without a known chance it counts as the worst.
+            lost = entry is not None and np.isnan(score)
+            scores.setdefault(_group(run), {}).setdefault(run.factors[RATE], []).append(-np.inf if lost else score)
+    means = {group: {rate: float(np.mean(s)) for rate, s in rates.items()} for group, rates in scores.items()}
+    known = {group: rates for group, rates in means.items() if not np.isnan([*rates.values()]).any()}
+    return {group: max(rates, key=rates.__getitem__) for group, rates in known.items()}
+
+
+def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tuple[list[Run], list[str]]:
+    """The runs by which methods are compared, without the rate among their factors; and which rates those are."""
+    if study.rate is None:
+        return contents.of(planned), []
+    best = best_rates(study, planned, contents)
+    values = [str(value) for value in dict.fromkeys(run.factors[RATE] for run in planned)]
+    notes = []
+    for (task, method, factors), rate in best.items():
+        where = "".join(f", {name} {value}" for name, value in factors)
+        edge = ", at the end of the list: a better one may lie beyond" if rate in (values[0], values[-1]) else ""
+        notes.append(
+            f"{method} on {task}{where}: learning rate {rate}, the best of {len(values)} over restarts 0 to "
+            f"{study.search - 1}{edge}; it is judged on the others."
+        )
+    chosen = [run for run in planned if run.restart >= study.search and best.get(_group(run)) == run.factors[RATE]]
+    runs = [
+        replace(run, factors={name: value for name, value in run.factors.items() if name != RATE})
+        for run in contents.of(chosen)
+    ]
+    return runs, notes
+
+
+def _group(run: Planned) -> _Group:
+    return run.task, run.method, tuple(pair for pair in run.key.factors if pair[0] != RATE)

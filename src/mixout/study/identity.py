@@ -1,4 +1,4 @@
-"""What makes two runs the same run, wherever their files lie: a hash of settings, data and weights.
+"""A planned run, and what makes two runs the same, wherever their files lie: a hash of settings, data and weights.
 
 Settings that are paths stand for content: the sha256 of the data takes the place of ``task``, ``data_dir``,
 ``original`` and the columns, that of the weights the place of ``model``. So two machines with the files in different
@@ -13,24 +13,38 @@ import hashlib
 import itertools
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import mixout
 from mixout.finetune import data as inputs
+from mixout.finetune import metrics
 from mixout.finetune.defaults import complete
 from mixout.finetune.levels import check_limits
-from mixout.finetune.metrics import chance
-from mixout.finetune.models import Loaded, outline, revision
+from mixout.finetune.models import outline, revision
 from mixout.finetune.settings import FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
 from mixout.methods import MixingMethod
+from mixout.study.analysis.runs import Restart
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
 PLACES = ("model", "task", "data_dir", "original")  # where things lie: represented by their content
 _WATCHED = {"metric": None, "evaluate": "epoch", "save": "epoch"}  # with the defaults of 0.1
 WATCHED = (*UNSEEN, *_WATCHED)  # without influence on the result
 _LEFT_OUT = (*PLACES, *_COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent the one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Restart):
+    """One run of a study, not yet run."""
+
+    id: str  # its identity
+    former: tuple[str, ...] = ()  # identities that 0.1 gave to the same run
+    settings: Settings  # everything that the run needs
+    metric: str  # the score that counts
+    chance: float | None  # what a constant answer scores; None where that is not known before the run
+    looks: int = 1  # how often the study is to be looked at before restarts are added
 
 
 class Inputs:
@@ -45,9 +59,23 @@ class Inputs:
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, tuple[Task, str, float | None]] = {}
-        self._weights: dict[str, str] = {}
-        self._outlines: dict[tuple[str, str], Loaded] = {}
         self._subsets: set[tuple[str, int, int]] = set()
+        self._revision, self._outline = cache(revision), cache(outline)
+
+    def planned(self, place: Restart, settings: Settings, *, check: bool) -> Planned:
+        """The run of these settings in its place; ``check``: see :meth:`check`; raises as :meth:`identity`."""
+        settings = self.complete(settings)
+        if check:
+            self.check(settings)
+        metric, chance = self.goal(settings)
+        return Planned(
+            **vars(place),
+            id=self.identity(settings),
+            former=self.former(settings),
+            settings=settings,
+            metric=metric,
+            chance=chance,
+        )
 
     def identity(self, settings: Settings) -> str:
         """The run's identity, 64 hexadecimal digits.
@@ -62,22 +90,18 @@ class Inputs:
         """The identities that 0.1 gave to the same run, by the score that counted, evaluations and checkpoints."""
         task = self._data(settings)[0]
         values = self._values(settings) | {"mixout": "0.1"}
-        found = []
-        for metric, evaluate, save in itertools.product(
+        watched = itertools.product(
             dict.fromkeys([task.metric, *task.metrics]), ("epoch", "end"), dict.fromkeys(["epoch", "no", settings.save])
-        ):
-            watched = {"evaluate": evaluate, "save": save}
-            kept = {name: value for name, value in watched.items() if value != _WATCHED[name]}
-            found.append(_hash(values | {"metric": metric} | kept))
-        return tuple(found)
+        )
+        return tuple(
+            _hash(values | {name: value for name, value in zip(_WATCHED, one, strict=True) if value != _WATCHED[name]})
+            for one in watched
+        )
 
     def _values(self, settings: Settings) -> dict[str, Any]:
         settings = self.complete(settings)
         task, data, _ = self._data(settings)
-        if settings.model not in self._weights:
-            self._weights[settings.model] = revision(settings.model)
         resolved = settings.resolved()
-        methods = settings.methods
         chosen = {
             item.name: getattr(resolved, item.name)
             for item in fields(resolved)
@@ -87,9 +111,11 @@ class Inputs:
             chosen["metric"] = task.metric
         return chosen | {
             "method": settings.method,
-            "gradient": next((method.gradient for method in methods if isinstance(method, MixingMethod)), None),
+            "gradient": next(
+                (method.gradient for method in settings.methods if isinstance(method, MixingMethod)), None
+            ),
             "data": data,
-            "weights": self._weights[settings.model],
+            "weights": self._revision(settings.model),
             "mixout": compatible(mixout.__version__),
         }
 
@@ -98,18 +124,12 @@ class Inputs:
         if all(getattr(settings, name) is not None for name in FORMER):
             return settings
         task = inputs.subset(self._data(settings)[0], settings)
-        return complete(settings, self._outline(settings).model, task)[0]
+        return complete(settings, self._outline(settings.model, settings.task_type).model, task)[0]
 
     def check(self, settings: Settings) -> None:
         """Hold the settings against labels and the model's shape, without its weights; raises as :meth:`identity`."""
         inputs.check_kind(settings, self._data(settings)[0])
-        check_limits(settings, self._outline(settings))
-
-    def _outline(self, settings: Settings) -> Loaded:
-        key = settings.model, settings.task_type
-        if key not in self._outlines:
-            self._outlines[key] = outline(*key)
-        return self._outlines[key]
+        check_limits(settings, self._outline(settings.model, settings.task_type))
 
     def goal(self, settings: Settings) -> tuple[str, float | None]:
         """The metric that counts, and what a constant answer scores on the dev set; None where only a run finds out.
@@ -126,7 +146,7 @@ class Inputs:
             task = inputs.load(settings)
             constant = None
             if task.kind != "text":
-                constant = chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
+                constant = metrics.chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
             self._tasks[key] = (task, task.fingerprint(), constant)
         task, data, _ = self._tasks[key]
         if settings.train_size is not None:

@@ -35,10 +35,9 @@ from filelock import FileLock, Timeout
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
-from mixout.study.analysis.runs import Run
-from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_ended, read_failed, result_of
-from mixout.study.grid import Planned, text_of
-from mixout.study.identity import PLACES, WATCHED
+from mixout.study.analysis.runs import CellKey, Run, text_of
+from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of
+from mixout.study.identity import PLACES, WATCHED, Planned
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -66,13 +65,16 @@ class Contents:
         found = (self.entries.get(id) for id in (planned.id, *planned.former))
         return next((entry for entry in found if entry is not None), None)
 
+    def pairs(self, planned: Sequence[Planned]) -> list[tuple[Planned, Entry]]:
+        """The runs that are there, each with what is there of it."""
+        return [(run, entry) for run in planned if (entry := self.entry(run)) is not None]
+
     def of(self, planned: Sequence[Planned]) -> list[Run]:
         """The runs that a study asks for, as far as they are there, under the names that the study gives them.
 
         After each the models between start and end that it asks for.
         """
-        found = [(one, entry) for one in planned if (entry := self.entry(one)) is not None]
-        return [run for one, entry in found for run in (entry.seen_as(one), *entry.between(one))]
+        return [run for one, entry in self.pairs(planned) for run in (entry.seen_as(one), *entry.between(one))]
 
     def runs(self) -> list[Run]:
         """Every run, also the failed ones, sorted by task, method, factors and restart.
@@ -80,20 +82,21 @@ class Contents:
         Where runs have the same place, as those of two studies with other settings, the settings that differ become
         factors.
         """
-        places: dict[tuple[object, ...], list[Entry]] = {}
-        for entry in self.entries.values():
-            run = entry.run
-            places.setdefault((run.task, run.method, *sorted(run.factors.items()), run.restart), []).append(entry)
-        names: dict[str, None] = {}
-        for entries in places.values():
-            told = [_told(entry) for entry in entries]
-            names |= dict.fromkeys(name for name in told[0] if any(one.get(name) != told[0][name] for one in told))
+        told = {id: _told(entry) for id, entry in self.entries.items()}
+        places: dict[tuple[CellKey, int], list[Mapping[str, str]]] = {}
+        for id, entry in self.entries.items():
+            places.setdefault((entry.run.key, entry.run.restart), []).append(told[id])
+        names = dict.fromkeys(
+            name
+            for first, *others in places.values()
+            for name in first
+            if any(one.get(name) != first[name] for one in others)
+        )
         runs = []
-        for entry in self.entries.values():
-            own = _told(entry)
-            more = {name: own[name] for name in names if name in own and name not in entry.run.factors}
+        for id, entry in self.entries.items():
+            more = {name: told[id][name] for name in names if name in told[id] and name not in entry.run.factors}
             runs.append(replace(entry.run, factors=entry.run.factors | more))
-        return sorted(runs, key=lambda run: (run.task, run.method, sorted(run.factors.items()), run.restart))
+        return sorted(runs, key=lambda run: (run.task, run.method, run.key.factors, run.restart))
 
     def remarks(self) -> list[str]:
         """What a reader of results has to know of the ledger, in words."""
@@ -121,38 +124,31 @@ class Ledger:
 
     def read(self) -> Contents:
         """Everything that is there. What cannot be read is listed, never skipped in silence."""
-        ended: dict[str, list[Entry]] = {}
-        failed: dict[str, Entry] = {}
+        found: dict[str, list[Entry]] = {}
         contents = Contents(leftovers=_folders(self.folder / "work"))
         for folder in _folders(self.folder / "runs"):
             id, dot, _ = folder.name.partition(".")
             if not _RUN.fullmatch(folder.name):
                 contents.foreign.append(folder)
-                continue
-            if not dot and not (folder / FAILURE_NAME).exists():
+            elif not dot and not (folder / FAILURE_NAME).exists():
                 contents.leftovers.append(folder)
-                continue
-            try:
-                entry = read_ended(folder) if dot else read_failed(folder)
-            except NewerError as error:
-                contents.newer[folder] = str(error)
-                continue
-            except _UNREADABLE as error:
-                contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                continue
-            if dot:
-                ended.setdefault(id, []).append(entry)
             else:
-                failed[id] = entry
-        for id, entries in ended.items():
-            entries.sort(key=lambda entry: (entry.record.finished_at if entry.record else "", entry.folder.name))
-            contents.entries[id] = entries[0]
-            if len(entries) > 1:
-                contents.conflicts[id] = entries
-        for id, entry in failed.items():
-            if id in ended:
-                contents.leftovers.append(entry.folder)
-            contents.entries.setdefault(id, entry)
+                try:
+                    entry = read_entry(folder)
+                except NewerError as error:
+                    contents.newer[folder] = str(error)
+                except _UNREADABLE as error:
+                    contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                else:
+                    found.setdefault(id, []).append(entry)
+        for id, entries in found.items():
+            ended = [entry for entry in entries if entry.record is not None]
+            failed = [entry for entry in entries if entry.record is None]
+            ended.sort(key=lambda entry: (entry.record.finished_at if entry.record else "", entry.folder.name))
+            contents.entries[id] = (ended or failed)[0]
+            if len(ended) > 1:
+                contents.conflicts[id] = ended
+            contents.leftovers.extend(entry.folder for entry in failed if ended)
         return contents
 
     def find(self, run: Planned) -> Entry | None:
@@ -160,7 +156,7 @@ class Ledger:
         for id in (run.id, *run.former):
             for folder in (self.folder / "runs").glob(f"{id}.*"):
                 with suppress(*_UNREADABLE):  # what is damaged is made again
-                    return read_ended(folder)
+                    return read_entry(folder)
         return None
 
     def work(self, run: Planned) -> Path:
@@ -207,7 +203,7 @@ class Ledger:
             place.rename(target)
             sync_folder(target.parent)
             self.discard(self.folder / "runs" / run.id)
-        return read_ended(target)
+        return read_entry(target)
 
     def fail(self, run: Planned, attempts: int, traceback: str) -> None:
         """Record that a run failed for good; a later success replaces it. WriteError where the disk is full."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from mixout.finetune.environment import NOTE
 from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 
 Report = Callable[[str], None]
@@ -32,12 +32,11 @@ class Clock:
         self._work: dict[object, float] = {}
 
     @classmethod
-    def of(cls, planned: Iterable[Planned], contents: Contents) -> Clock:
+    def of(cls, planned: Sequence[Planned], contents: Contents) -> Clock:
         """With what a ledger knows about these runs."""
         clock = cls()
-        for run in planned:
-            entry = contents.entry(run)
-            if entry is not None and entry.wall is not None:
+        for run, entry in contents.pairs(planned):
+            if entry.wall is not None:
                 clock.add(run, entry.wall)
         return clock
 
@@ -75,20 +74,19 @@ class Course:
     def __init__(
         self, planned: Sequence[Planned], missing: Sequence[Planned], contents: Contents, clock: Clock, report: Report
     ) -> None:
-        self.ended = 0
-        self.failed = 0
-        self._total = len(planned)
+        self.ended = self.failed = 0
         self.left = {run.id: run for run in missing}
-        self._notes: set[str] = set()
-        self._clock = clock
         self.report = report
+        self._total = len(planned)
+        self._clock = clock
+        self._notes: set[str] = set()
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
-        entries = [entry for run in planned if (entry := contents.entry(run)) is not None]
-        failed = sum(entry.record is None for entry in entries)
-        if len(entries) > failed:
-            report(f"{len(entries) - failed} of {self._total} runs are there already")
-        if failed > sum(run.id in self.left for run in planned if contents.entry(run) is not None):
+        there = contents.pairs(planned)
+        failed = sum(entry.record is None for _, entry in there)
+        if len(there) > failed:
+            report(f"{len(there) - failed} of {self._total} runs are there already")
+        if failed > sum(run.id in self.left for run, _ in there):
             report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
         for line in contents.remarks():
             report(line)

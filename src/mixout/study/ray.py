@@ -50,7 +50,10 @@ class RayExecutor(Executor):
         self._shares = (1.0 if cpus is None else cpus, gpus)
         # More than the cluster has room for: Ray queues them, and uses nodes that come later.
         self.slots = workers or 256
-        self._ray = _import_ray()
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when it is imported
+        with needs("ray", "a Ray cluster"):
+            import ray
+        self._ray: Any = ray  # it has no types that mypy could use
         self._jobs: dict[Any, Job] = {}
         self._remote: Any  # within the context
 
@@ -63,7 +66,13 @@ class RayExecutor(Executor):
                 f"expected the address of a running Ray cluster, got {self._address!r}: {first}; start one with "
                 f"'ray start --head', or leave the address out"
             ) from error
-        self._prepare()
+        cpus, gpus = self._shares
+        gpus = float("GPU" in self._ray.cluster_resources()) if gpus is None else gpus
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            self._ray.shutdown()
+            raise InputError(f"expected a machine with {cpus:g} cores and {gpus:g} GPUs for each run, got none")
+        self._remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt)
         return self
 
     def start(self, job: Job) -> None:
@@ -77,29 +86,10 @@ class RayExecutor(Executor):
     def wait(self, tell: Tell) -> Outcome:
         """The next job that ends. What is told of it comes with it: its notes, not where it stood meanwhile."""
         [ready], _ = self._ray.wait(list(self._jobs))
-        return self._outcome(ready, tell)
-
-    def __exit__(self, *_: object) -> None:
-        """Cancel what still runs, and leave the cluster."""
-        for reference in self._jobs:
-            self._ray.cancel(reference, force=True)
-        self._jobs.clear()
-        self._ray.shutdown()
-
-    def _prepare(self) -> None:
-        cpus, gpus = self._shares
-        gpus = float("GPU" in self._ray.cluster_resources()) if gpus is None else gpus
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-            self._ray.shutdown()
-            raise InputError(f"expected a machine with {cpus:g} cores and {gpus:g} GPUs for each run, got none")
-        self._remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt)
-
-    def _outcome(self, reference: Any, tell: Tell) -> Outcome:  # noqa: ANN401  Ray's reference
-        job = self._jobs.pop(reference)
+        job = self._jobs.pop(ready)
         outcome: Outcome | MixoutError | WriteError
         try:
-            outcome, files, notes = self._ray.get(reference)
+            outcome, files, notes = self._ray.get(ready)
         except self._ray.exceptions.RayTaskError as error:
             # Raised outside of the run, such as by a worker without mixout.
             return Outcome(job=job, error=str(error))
@@ -114,6 +104,13 @@ class RayExecutor(Executor):
         if outcome.error is None:
             _write(job.folder, files)
         return replace(outcome, job=job)
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel what still runs, and leave the cluster."""
+        for reference in self._jobs:
+            self._ray.cancel(reference, force=True)
+        self._jobs.clear()
+        self._ray.shutdown()
 
 
 def _attempt(job: Job) -> tuple[Outcome | MixoutError | WriteError, dict[str, bytes], list[str]]:
@@ -151,10 +148,3 @@ def _write(place: Path, files: dict[str, bytes]) -> None:
                 (place / name).write_bytes(content)
         place.mkdir(parents=True, exist_ok=True)
         write_atomically(place / RECORD_NAME, files[RECORD_NAME].decode("utf-8"))
-
-
-def _import_ray() -> Any:  # noqa: ANN401  the module has no types that mypy could use
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when it is imported
-    with needs("ray", "a Ray cluster"):
-        import ray
-    return ray

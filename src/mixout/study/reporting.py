@@ -16,9 +16,9 @@ from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run, if_one
-from mixout.study.asked import judged
 from mixout.study.entry import Entry
-from mixout.study.grid import Planned, Study
+from mixout.study.grid import Study, judged
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 from mixout.study.report import Data, write_report
 
@@ -48,7 +48,7 @@ def report_on(
         runs, entries = contents.runs(), list(contents.entries.values())
     else:
         runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
-        entries = [entry for one in planned if (entry := contents.entry(one)) is not None]
+        entries = [entry for _, entry in contents.pairs(planned)]
     records = [entry.record for entry in entries if entry.record is not None]
     return write_report(
         runs,
@@ -67,11 +67,11 @@ def report_on(
 
 def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]:
     """A note on runs that were made before the study asked for models between start and end."""
-    lacking = 0
-    for one in planned:
-        entry = contents.entry(one)
-        if entry is not None and entry.record is not None:
-            lacking += not set(one.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
+    lacking = sum(
+        not set(one.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
+        for one, entry in contents.pairs(planned)
+        if entry.record is not None
+    )
     if not lacking:
         return []
     return [f"{lacking} runs hold no scores for some t of interpolate, which was set after they were made."]

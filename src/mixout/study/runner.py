@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from filelock import FileLock
 
 from mixout.errors import InputError
 from mixout.finetune.record import RECORD_NAME
+from mixout.study.analysis.runs import CellKey
 from mixout.study.entry import Entry
 from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome
-from mixout.study.grid import Planned
+from mixout.study.identity import Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock, Course, Report
 
@@ -43,10 +44,9 @@ class Tally:
 
 def missing(planned: Sequence[Planned], contents: Contents, *, again: bool = False) -> list[Planned]:
     """The runs of a plan that a ledger lacks; ``again``: instead those that failed."""
-    entries = [(run, contents.entry(run)) for run in planned]
     if again:
-        return [run for run, entry in entries if entry is not None and entry.record is None]
-    return [run for run, entry in entries if entry is None]
+        return [run for run, entry in contents.pairs(planned) if entry.record is None]
+    return [run for run in planned if contents.entry(run) is None]
 
 
 def run(
@@ -81,19 +81,17 @@ def run(
         raise InputError(f"expected keep among {', '.join(KEEP)}, got {keep!r}")
     contents = ledger.read()
     _check_newer(planned, contents)
-    queue = deque(missing(planned, contents, again=again))
-    course = Course(planned, list(queue), contents, Clock.of(planned, contents), report)
-    loop = _Loop(ledger, course, retries, {run.id: run for run in queue}, keep)
-    if again:
-        loop.before = {run.id: entry.attempts for run in queue if (entry := contents.entry(run)) is not None}
+    queue = missing(planned, contents, again=again)
+    course = Course(planned, queue, contents, Clock.of(planned, contents), report)
+    there = contents.pairs(planned)
+    before = {run.id: entry.attempts for run, entry in there if again and entry.record is None}
+    loop = _Loop(ledger, course, retries, keep, before)
     if keep == "best":
-        for one in planned:
-            if (entry := contents.entry(one)) is not None and entry.has_model:
-                loop.kept[one.key] = entry
-    queue = loop.recovered(queue)
-    if queue:
+        loop.kept = {run.key: entry for run, entry in there if entry.has_model}
+    left = loop.recovered(queue)
+    if left:
         with executor:
-            loop.through(queue, executor)
+            loop.through(left, executor)
     return Tally(ran=course.ended, failed=course.failed, elsewhere=loop.elsewhere)
 
 
@@ -121,31 +119,26 @@ def _check_newer(planned: Sequence[Planned], contents: Contents) -> None:
             )
 
 
+@dataclass
 class _Loop:
     """The runs that are under way, and how often each was tried."""
 
-    def __init__(self, ledger: Ledger, course: Course, retries: int, runs: dict[str, Planned], keep: str) -> None:
-        self.ledger = ledger
-        self.course = course
-        self.retries = retries
-        self.runs = runs
-        self.keep = keep
-        self.kept: dict[object, Entry] = {}
-        self.before: dict[str, int] = {}
-        self.raised: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
-        self.locks: dict[str, FileLock] = {}
-        self.elsewhere = 0
+    ledger: Ledger
+    course: Course
+    retries: int
+    keep: str
+    before: Mapping[str, int]  # id -> attempts in earlier calls
+    kept: dict[CellKey, Entry] = field(default_factory=dict)  # the best run of each cell, with its model
+    tries: Counter[tuple[str, bool]] = field(default_factory=Counter)  # attempts that raised, and that were lost
+    locks: dict[str, FileLock] = field(default_factory=dict)
+    elsewhere: int = 0
 
-    def recovered(self, queue: deque[Planned]) -> deque[Planned]:
-        """Take over runs that were finished when a process was killed, but not yet in the ledger."""
-        rest: deque[Planned] = deque()
+    def recovered(self, queue: Sequence[Planned]) -> deque[Planned]:
+        """Take over runs that were finished when a process was killed, but not yet in the ledger; the others."""
         for run in queue:
             if (self.ledger.work(run) / RECORD_NAME).exists() and self.claimed(run):
                 self.finish(run, None)
-            elif run.id in self.course.left:
-                rest.append(run)
-        return rest
+        return deque(run for run in queue if run.id in self.course.left)
 
     def through(self, queue: deque[Planned], executor: Executor) -> None:
         """Until nothing is left."""
@@ -153,25 +146,26 @@ class _Loop:
         while queue or flying:
             while queue and flying < executor.slots:
                 run = queue.popleft()
-                if not self.claimed(run):
-                    continue
-                again = run.id in self.raised or run.id in self.lost
-                executor.start(
-                    Job(
-                        id=run.id,
-                        settings=run.settings,
-                        folder=self.ledger.work(run),
-                        again=again,
-                        keep_model=self.keep != "no",
-                        environment=_for_loggers(run, self.ledger) if run.settings.report_to else {},
-                    )
-                )
-                flying += 1
+                if self.claimed(run):
+                    executor.start(self.job(run))
+                    flying += 1
             if flying:
                 outcome = executor.wait(self.course.within)
                 flying -= 1
-                if not self.settled(outcome):
-                    queue.appendleft(self.runs[outcome.job.id])
+                run = self.course.left[outcome.job.id]
+                if not self.settled(run, outcome):
+                    queue.appendleft(run)
+
+    def job(self, run: Planned) -> Job:
+        """The next attempt at a run."""
+        return Job(
+            id=run.id,
+            settings=run.settings,
+            folder=self.ledger.work(run),
+            again=(run.id, True) in self.tries or (run.id, False) in self.tries,
+            keep_model=self.keep != "no",
+            environment=_for_loggers(run, self.ledger) if run.settings.report_to else {},
+        )
 
     def claimed(self, run: Planned) -> bool:
         """Whether the run is ours to make: no other process makes it, or has made it since we looked."""
@@ -187,17 +181,15 @@ class _Loop:
         del self.course.left[run.id]
         return False
 
-    def settled(self, outcome: Outcome) -> bool:
+    def settled(self, run: Planned, outcome: Outcome) -> bool:
         """Whether the run is done with; otherwise it is to be tried again."""
-        run = self.runs[outcome.job.id]
         if outcome.error is None:
             self.finish(run, outcome.seconds)
             return True
-        tries, bound = (self.lost, LOSSES) if outcome.lost else (self.raised, self.retries)
-        tries[run.id] += 1
-        attempts = self.raised[run.id] + self.lost[run.id]
+        self.tries[run.id, outcome.lost] += 1
+        attempts = self.tries[run.id, True] + self.tries[run.id, False]
         error = outcome.error.strip().rpartition("\n")[2]
-        if tries[run.id] <= bound:
+        if self.tries[run.id, outcome.lost] <= (LOSSES if outcome.lost else self.retries):
             self.course.report(f"{run}: attempt {attempts} failed, trying again: {error}")
             return False
         attempts += self.before.get(run.id, 0)

@@ -17,9 +17,8 @@ from mixout.study.analysis.cells import summarise
 from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.analysis.words import compact
 from mixout.study.report import write_report
-from mixout.study.report.canvas import Chart, Panel
+from mixout.study.report.canvas import GREY, Chart, Panel, looks
 from mixout.study.report.charts import over_factors, over_p
-from mixout.study.report.theme import GREY, looks
 
 SIZES, METHODS, RESTARTS = (50, 100, 200, 500, 1000, 2000), ("dropout(0.1)", "mixout(0.7)", "mixout(0.9)"), 5
 SCORES = np.random.default_rng(0).uniform(0.45, 0.8, (len(METHODS), len(SIZES), RESTARTS)).round(3)

@@ -13,7 +13,7 @@ import pytest
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import analyse
 from mixout.study.report import Data, write_report
-from mixout.study.report.theme import GREY
+from mixout.study.report.canvas import GREY
 
 
 @pytest.fixture(scope="module")

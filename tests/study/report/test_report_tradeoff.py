@@ -15,9 +15,8 @@ from mixout.study.analysis.cells import summarise
 from mixout.study.analysis.runs import Run, by_cell
 from mixout.study.analysis.summary import analyse
 from mixout.study.report import write_report
-from mixout.study.report.canvas import Chart
+from mixout.study.report.canvas import Chart, looks
 from mixout.study.report.charts import tradeoff
-from mixout.study.report.theme import looks
 
 KEPT = {"mixout(0.9)": {"1e-4": (0.9, 0.8), "3e-4": (0.5, 0.3)}, "plain": {"1e-4": (0.6, 0.4), "3e-4": (0.2, 0.1)}}
 

@@ -11,10 +11,9 @@ from dataclasses import replace
 from mixout.errors import InputError
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores
-from mixout.study.asked import with_all_restarts
 from mixout.study.declaration import read
-from mixout.study.grid import Planned, Study
-from mixout.study.identity import Inputs
+from mixout.study.grid import Study, with_all_restarts
+from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Contents
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,11 @@ from mixout.cli.study.declared import asked, check_no_file, command, declared, k
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, text_of
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
-from mixout.study.asked import wanted
-from mixout.study.grid import RATE, Planned, Study, text_of
-from mixout.study.identity import PLACES, WATCHED
+from mixout.study.grid import RATE, Study, wanted
+from mixout.study.identity import PLACES, WATCHED, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock
 from mixout.study.reporting import best_again
@@ -81,17 +81,15 @@ def _shows_nothing(study: Study) -> list[str]:
 
 def _why_missing(left: Sequence[Planned], contents: Contents) -> list[str]:
     """For runs that are there under the same names, but made from something else: from what."""
-    places = {(entry.run.task, entry.run.method, entry.run.restart): entry for entry in contents.entries.values()}
-    reasons: dict[str, int] = {}
+    places = {(entry.run.key, entry.run.restart): entry.settings for entry in contents.entries.values()}
+    reasons: Counter[str] = Counter()
     for run in left:
-        entry = places.get((run.task, run.method, run.restart))
-        if entry is None or entry.run.factors != run.factors:
+        there = places.get((run.key, run.restart))
+        if there is None:
             continue
         here = {name: text_of(value) for name, value in asdict(run.settings).items() if name not in (*WATCHED, *PLACES)}
-        there = entry.settings
         changed = [name for name, value in here.items() if name in there and text_of(there[name]) != value]
-        reason = f"other {', '.join(changed)}" if changed else "other data, weights or version of mixout"
-        reasons[reason] = reasons.get(reason, 0) + 1
+        reasons[f"other {', '.join(changed)}" if changed else "other data, weights or version of mixout"] += 1
     return [f"{number} of these are in the ledger with {reason}" for reason, number in reasons.items()]
 
 
@@ -104,7 +102,7 @@ def status(args: argparse.Namespace) -> int:
         shown = {run.id for run in runs}
     else:
         planned = wanted(*asked(args, contents), contents)
-        runs, shown = planned, {entry.run.id for run in planned if (entry := contents.entry(run)) is not None}
+        runs, shown = planned, {entry.run.id for _, entry in contents.pairs(planned)}
     print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:

@@ -92,7 +92,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
     from mixout.cli.study.declared import asked, check_no_file, options_of
-    from mixout.study.asked import wanted
+    from mixout.study.grid import wanted
     from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
 

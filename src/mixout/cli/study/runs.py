@@ -15,9 +15,9 @@ from mixout.errors import InputError
 from mixout.finetune.record import WriteError
 from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.restarts import reached
-from mixout.study.asked import wanted
 from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
-from mixout.study.grid import Planned, Study
+from mixout.study.grid import Study, wanted
+from mixout.study.identity import Planned
 from mixout.study.ledger import Ledger
 from mixout.study.progress import Report
 from mixout.study.runner import Tally, missing

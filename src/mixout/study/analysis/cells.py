@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import pdist
+from scipy.stats import mode
 
 from mixout.errors import InputError
 from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, if_one
@@ -191,29 +193,22 @@ def _classes(cells: dict[CellKey, list[Run]]) -> dict[str, bool]:
 
 def _instability(key: CellKey, cell: list[Run], classes: bool) -> Instability:
     predictions = np.array([run.predictions for run in cell], dtype=np.float64)
-    # (runs, runs), symmetric, 0 on the diagonal
-    pairs = np.stack([(predictions != p if classes else np.abs(predictions - p)).mean(axis=1) for p in predictions])
+    n, examples = predictions.shape
     works = np.array([not run.failed for run in cell])
-    spread = _off_mode(predictions) if classes else predictions.std(axis=0, ddof=1)
+
+    def disagreement(some: Array) -> float:
+        """Over the pairs of different runs."""
+        return float((pdist(some, "hamming") if classes else pdist(some, "cityblock") / examples).mean())
+
+    spread = 1.0 - mode(predictions).count / n if classes else predictions.std(axis=0, ddof=1)
     order = np.argsort(-spread, kind="stable")
     return Instability(
         **key.named,
         kind="classes" if classes else "values",
-        n=len(cell),
-        examples=predictions.shape[1],
-        disagreement=_over_pairs(pairs),
-        working=_over_pairs(pairs[np.ix_(works, works)]) if works.sum() > 1 else None,
+        n=n,
+        examples=examples,
+        disagreement=disagreement(predictions),
+        working=disagreement(predictions[works]) if works.sum() > 1 else None,
         spread=tuple(spread.tolist()),
         flipping=tuple(int(i) for i in order if np.ptp(predictions[:, i]) > 0.0),
     )
-
-
-def _over_pairs(pairs: Array) -> float:
-    """Over the pairs of different runs."""
-    n = len(pairs)
-    return float(pairs.sum() / (n * (n - 1)))
-
-
-def _off_mode(predictions: Array) -> Array:
-    counts = np.stack([(predictions == value).sum(axis=0) for value in np.unique(predictions)])
-    return np.asarray(1.0 - counts.max(axis=0) / len(predictions), dtype=np.float64)

@@ -115,7 +115,7 @@ def compare(
     cells = by_cell(runs)
     baseline = choose_baseline([key.method for key in cells], baseline)
     points = points_of(cells)
-    found = []
+    found: list[Comparison] = []
     for key, cell in cells.items():
         other = cells.get(CellKey(key.task, baseline, key.factors))
         if key.method == baseline or other is None:
@@ -124,17 +124,16 @@ def compare(
             raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
         comparison = _compare(key, baseline, cell, other, points[key.task], looks, margin)
         found += [comparison] if comparison is not None else []
-    corrected = [min(1.0, looks * p) for p in holm([one.p_permutation for one in found])]
-    tested = [at for at, one in enumerate(found) if one.p_equivalent is not None]
-    equivalent = dict(zip(tested, holm([found[at].p_equivalent or 0.0 for at in tested]), strict=True))
+    known = [c.p_equivalent for c in found if c.p_equivalent is not None]
+    different, equivalent = holm([c.p_permutation for c in found]), iter(holm(known))
     return [
         replace(
-            one,
-            p_holm=p,
+            c,
+            p_holm=min(1.0, looks * p),
             family=len(found),
-            p_equivalent=min(1.0, looks * equivalent[at]) if at in equivalent else None,
+            p_equivalent=None if c.p_equivalent is None else min(1.0, looks * next(equivalent)),
         )
-        for at, (one, p) in enumerate(zip(found, corrected, strict=True))
+        for c, p in zip(found, different, strict=True)
     ]
 
 

@@ -17,12 +17,14 @@ restarts where chance is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 from mixout.study.analysis.compare import Comparison
@@ -104,11 +106,15 @@ def restarts_needed(
     """
     if difference == 0.0:
         return None
-    share = alpha / family
-    return _smallest(
-        lambda n: power_at(n, difference, spread, independent=independent, alpha=share) >= power,
-        start=fewest_restarts(family, independent=independent, alpha=alpha),
-    )
+
+    def enough(n: int) -> bool:
+        return power_at(n, difference, spread, independent=independent, alpha=alpha / family) >= power
+
+    fewest = most = fewest_restarts(family, independent=independent, alpha=alpha)
+    while most < _MOST and not enough(most):  # few are the usual case, and quicker to compute
+        most = min(2 * most, _MOST)
+    found = bisect_left(range(most + 1), True, lo=max(fewest, most // 2), key=enough)
+    return found if found <= _MOST else None
 
 
 def power_at(n: int, difference: float, spread: float, *, independent: bool = False, alpha: float = ALPHA) -> float:
@@ -152,9 +158,6 @@ def _plan(c: Comparison) -> Power:
     # An interval (90 %) of the spread: (n - 1) s^2 / sigma^2 is a chi square.
     low, high = (spread * math.sqrt(freedom / float(stats.chi2.isf(tail, freedom))) for tail in (0.05, 0.95))
 
-    def needed(points: float, spread: float) -> int | None:
-        return restarts_needed(points / c.points, spread, family=family, independent=independent)
-
     return Power(
         **c.key.named,
         baseline=c.baseline,
@@ -164,39 +167,33 @@ def _plan(c: Comparison) -> Power:
         smallest=fewest_restarts(family, independent=independent),
         detectable=detectable(c),
         needed=tuple(
-            Needed(points=p, restarts=needed(p, spread), low=needed(p, low), high=needed(p, high)) for p in DETECTED
+            Needed(points=p, restarts=needed(c, p), low=needed(c, p, low), high=needed(c, p, high)) for p in DETECTED
         ),
     )
+
+
+def needed(c: Comparison, points: float, spread: float | None = None) -> int | None:
+    """Restarts of each method for a difference of so many points; None above 100,000, and without pilot or spread."""
+    if min(c.n, c.n_baseline) < PILOT or not _has_spread(c):
+        return None
+    spread = spread_of(c) if spread is None else spread
+    return restarts_needed(points / c.points, spread, family=c.family * c.looks, independent=not c.paired)
 
 
 def detectable(c: Comparison) -> float | None:
     """The difference, in the score's unit, that the comparison's restarts show with a power of 0.8.
 
-    Found by halving, to a thousandth. None where they can show none, are fewer than five, or have no spread.
+    To a thousandth of the spread. None where they can show none, are fewer than five, or have no spread.
     """
     n, independent, family = min(c.n, c.n_baseline), not c.paired, c.family * c.looks
     if n < max(PILOT, fewest_restarts(family, independent=independent)) or not _has_spread(c):
         return None
     spread = spread_of(c)
-    low, high = 0.0, 100.0 * spread
-    while high - low > 1e-3 * spread:
-        middle = (low + high) / 2
-        enough = power_at(n, middle, spread, independent=independent, alpha=ALPHA / family) >= POWER
-        low, high = (low, middle) if enough else (middle, high)
-    return high
 
+    def lacking(difference: float) -> float:
+        return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) - POWER
 
-def _smallest(holds: Callable[[int], bool], *, start: int) -> int | None:
-    """The smallest n >= start for which it holds, if once it holds it does so for all larger ones."""
-    low, high = start - 1, start
-    while not holds(high):
-        low, high = high, 2 * high
-        if high > 2 * _MOST:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high if high <= _MOST else None
+    return float(brentq(lacking, 0.0, 100 * spread, xtol=1e-3 * spread))
 
 
 def reached(c: Comparison, width: float) -> bool | None:

@@ -184,6 +184,16 @@ def spoken(text: str) -> str:
     return re.sub(r"(?<=\de)-0(?=\d)", "-", text.replace("_", " "))
 
 
+def text_of(value: object) -> str:
+    """A value as results show it: 3.0 and 3 are one number.
+
+    Example:
+        >>> text_of(3.0), text_of(2e-5), text_of("adamw")
+        ('3', '2e-05', 'adamw')
+    """
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
 def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
     """The runs of each cell, cells in the order of their first run, runs in the order of their restarts.
 

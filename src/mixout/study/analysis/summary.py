@@ -16,7 +16,7 @@ from mixout._names import count
 from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, front, sweeps
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
-from mixout.study.analysis.restarts import PILOT, Power, detectable, fewest_restarts, plan, restarts_needed, spread_of
+from mixout.study.analysis.restarts import Power, detectable, fewest_restarts, needed, plan
 from mixout.study.analysis.runs import Placed, Run, by_cell, place, spoken
 from mixout.study.analysis.stats import SMALLEST
 from mixout.study.analysis.words import percent_of, rounded
@@ -166,17 +166,10 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
                 points=points[task],
                 smallest=fewest_restarts(len(several[1:]) * looks, independent=not all(one.paired for one in compared)),
                 detectable=tuple(sorted(difference * points[task] for difference in shown)),
-                needed=None if runner_up is None else _needed(runner_up),
+                needed=None if runner_up is None else needed(runner_up, 1.0),
             )
         )
     return found
-
-
-def _needed(c: Comparison) -> int | None:
-    """Restarts of each method for 1 point."""
-    if min(c.n, c.n_baseline) < PILOT or spread_of(c) == 0.0:
-        return None
-    return restarts_needed(1.0 / c.points, spread_of(c), family=c.family * c.looks, independent=not c.paired)
 
 
 def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
@@ -265,9 +258,9 @@ def _next(chosen: Sequence[Leader]) -> str:
     if not open_:
         return f"Next: use {_list(list(dict.fromkeys(one.best.method for one in chosen)))}."
     take = f"take the cheapest of those that can't be told apart{_cheapest(open_)}"
-    needed = [one.needed - one.restarts for one in open_ if one.needed is not None]
-    if needed and 0 < max(needed) <= 1000:
-        return f"Next: {take}; {max(needed):,} more restarts would show 1 point between the two best."
+    more = max((one.needed - one.restarts for one in open_ if one.needed is not None), default=0)
+    if 0 < more <= 1000:
+        return f"Next: {take}; {more:,} more restarts would show 1 point between the two best."
     return f"Next: {take}."
 
 

@@ -9,15 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.study.analysis.runs import COLUMNS, Run
 
 _REQUIRED = ("task", "method", "restart", "score")
-_NUMBERS = ("chance", "seconds", "distance", "original", "kl_to_base")
-_COUNTS = ("peak_memory", "dev_size")
-_ANSWERS = ("paired", "collapsed")
 # What pandas writes, or reads, as the name of an index and of columns without one.
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?(\.\d+)?")
 _YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -162,31 +160,6 @@ def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
     return runs
 
 
-def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:
-    if None in row or None in row.values():
-        raise InputError(f"expected as many values as columns in {path}, line {line}")
-    texts = {name: (text or "").strip() for name, text in row.items() if name not in unnamed}
-    try:
-        values: dict[str, object] = {name: _finite(name, texts[name]) for name in _NUMBERS if texts.get(name)}
-        values |= {name: texts[name] for name in ("metric", "status", "error", "id") if texts.get(name)}
-        values |= {name: int(_finite(name, texts[name])) for name in _COUNTS if texts.get(name)}
-        values |= {name: _yes_no(name, texts[name]) for name in _ANSWERS if texts.get(name)}
-        # What failed before its end has no score, whatever was written down.
-        scored = texts["score"] and texts.get("status") != "failed"
-        score = _number("score", texts["score"]) if scored else math.nan
-        factors = {name: text for name, text in texts.items() if name not in COLUMNS and text}
-        return Run(
-            task=texts["task"],
-            method=texts["method"],
-            restart=_restart(texts["restart"]),
-            score=score,
-            factors=factors,
-            **values,  # type: ignore[arg-type]
-        )
-    except InputError as error:
-        raise InputError(f"{path}, line {line}: {error}") from error
-
-
 def _number(name: str, text: str) -> float:
     try:
         return float(text)
@@ -201,11 +174,15 @@ def _finite(name: str, text: str) -> float:
     return value
 
 
-def _restart(text: str) -> int:
+def _count(name: str, text: str) -> int:
+    return int(_finite(name, text))
+
+
+def _restart(name: str, text: str) -> int:
     # 3.0 is how pandas writes the 3 of a column in which a value is missing.
-    value = _number("restart", text) if text else math.nan
+    value = _number(name, text) if text else math.nan
     if not value.is_integer():
-        raise InputError(f"expected restart to be a whole number, got {text!r}")
+        raise InputError(f"expected {name} to be a whole number, got {text!r}")
     return int(value)
 
 
@@ -213,3 +190,32 @@ def _yes_no(name: str, text: str) -> bool:
     if text.lower() not in _YES_NO:
         raise InputError(f"expected {name} to be yes or no, got {text!r}")
     return _YES_NO[text.lower()]
+
+
+def _text(_: str, text: str) -> str:
+    return text
+
+
+# How the text of each column becomes a value of a run.
+_READ: dict[str, Callable[[str, str], Any]] = {
+    **dict.fromkeys(("task", "method", "metric", "status", "error", "id"), _text),
+    **dict.fromkeys(("chance", "seconds", "distance", "original", "kl_to_base"), _finite),
+    **dict.fromkeys(("peak_memory", "dev_size"), _count),
+    **dict.fromkeys(("paired", "collapsed"), _yes_no),
+    "restart": _restart,
+    "score": _number,
+}
+
+
+def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:
+    if None in row or None in row.values():
+        raise InputError(f"expected as many values as columns in {path}, line {line}")
+    texts = {name: (text or "").strip() for name, text in row.items() if name not in unnamed}
+    # What failed before its end has no score, whatever was written down.
+    if not texts["score"] or texts.get("status") == "failed":
+        texts["score"] = "nan"
+    try:
+        known = {name: _READ[name](name, texts[name]) for name in COLUMNS if texts.get(name) or name in _REQUIRED}
+        return Run(**known, factors={name: text for name, text in texts.items() if name not in COLUMNS and text})
+    except InputError as error:
+        raise InputError(f"{path}, line {line}: {error}") from error

@@ -1,4 +1,119 @@
-"""A study's report: page, figures, tables. It draws and words what the analysis found, and computes no statistics."""
+"""A study's report as a folder: the page, its figures and tables as files, and every number in full precision.
 
-from mixout.study.report.sections import Data as Data
-from mixout.study.report.write import write_report as write_report
+::
+
+    FOLDER/
+      index.html          written last: one self-contained page
+      figures/*.svg, *.png
+      cells.csv           one row for each method on each task
+      comparisons.csv     one row for each comparison with the baseline
+      runs.csv            one row a run; read again by ``read_scores``
+      summary.json        everything, with intervals and curves
+
+The same runs give the same bytes. It draws and words what the analysis found, and computes no statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas
+
+from mixout.errors import InputError
+from mixout.finetune.record import write_atomically
+from mixout.study.analysis.compare import MARGIN
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.summary import Summary, analyse
+from mixout.study.analysis.table import to_csv_rows
+from mixout.study.report.canvas import write_files
+from mixout.study.report.page import Data as Data
+from mixout.study.report.page import compose
+
+_MARK = '<meta name="generator" content="mixout">'
+_FILES = (
+    ("runs.csv", "every run, one a row"),
+    ("cells.csv", "every method on every task, in full precision"),
+    ("comparisons.csv", "every comparison, in full precision"),
+    ("summary.json", "all numbers, with curves"),
+)
+
+
+def write_report(
+    runs: Sequence[Run],
+    folder: str | Path,
+    *,
+    title: str,
+    baseline: str | None = None,
+    looks: int = 1,
+    margin: float = MARGIN,
+    notes: Sequence[str] = (),
+    commands: Sequence[str] = (),
+    environment: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
+    data: Mapping[str, Data] | None = None,
+) -> Path:
+    """Analyse runs, failed ones too, and write the report into a folder; files of an earlier one are replaced.
+
+    ``baseline``, ``looks`` and ``margin`` are those of :func:`mixout.study.analysis.summary.analyse`. The others are
+    shown: lines on what was left out, commands that make the runs again, versions and hardware, settings that all runs
+    share, and what each task was trained and tested on.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: no run, runs that contradict each other, an unknown baseline, or a folder with other files.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
+    summary = replace(summary, notes=(*notes, *summary.notes))
+    page, charts = compose(
+        title,
+        summary,
+        runs,
+        data=data or {},
+        commands=commands,
+        environment=environment or {},
+        settings=settings or {},
+        files=_FILES,
+    )
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for chart in charts:
+        write_files(chart, folder / "figures")
+    _write_numbers(summary, runs, folder)
+    write_atomically(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse, by an InputError, a folder in which files that are no report's would be replaced."""
+    page = folder / "index.html"
+    theirs = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
+    if theirs and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
+        raise InputError(
+            f"expected a new folder for the report, or that of an earlier one, got {str(folder)!r}, which holds "
+            f"{theirs[0]!r}; choose another --output-dir"
+        )
+
+
+def _write_numbers(summary: Summary, runs: Sequence[Run], folder: Path) -> None:
+    for name, rows in (
+        ("runs", to_csv_rows(runs)),
+        ("cells", [_flat(asdict(cell)) for cell in summary.cells]),
+        ("comparisons", [_flat(asdict(comparison)) for comparison in summary.comparisons]),
+    ):
+        # As objects whole numbers stay whole beside unknown ones.
+        table = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+        write_atomically(folder / f"{name}.csv", str(table))
+    write_atomically(folder / "summary.json", summary.to_json())
+
+
+def _flat(values: dict[str, object]) -> dict[str, object]:
+    """Scalars and factors, one column each. Curves and lists, which no table can hold, stand in the JSON file."""
+    factors = values.pop("factors")
+    scalars = {name: value for name, value in values.items() if not isinstance(value, tuple)}
+    return scalars | (factors if isinstance(factors, dict) else {})

@@ -15,9 +15,8 @@ from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.runs import CellKey, Placed, Run, if_one, spoken
 from mixout.study.analysis.words import Scores, compact, number
-from mixout.study.report.canvas import Chart, Dot, Panel
+from mixout.study.report.canvas import Chart, Dot, Labels, Look, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
-from mixout.study.report.theme import Labels, Look
 
 T = TypeVar("T", bound=Placed)
 Runs = Mapping[CellKey, Sequence[Run]]
@@ -36,51 +35,53 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
     panels = []
     for task, here, name in _panels(cells, labels):
         text = Scores(score for cell in here for score in cell.scores)
-        lines = [
-            Row(
-                label=name(cell),
-                note=f"{text.value(cell.mean)}{f', {cell.failed} of {cell.runs} failed' if cell.failed else ''}",
-                look=labels.looks[cell.method],
-                dots=tuple(_dot(run, run.counted, 0.0, text) for run in of_cell[cell.key]),
-                value=cell.mean,
-                low=cell.mean_low,
-                high=cell.mean_high,
+        lines = []
+        for cell in sorted(here, key=lambda cell: math.inf if cell.mean is None else -cell.mean):
+            note = text.value(cell.mean) + (f", {cell.failed} of {cell.runs} failed" if cell.failed else "")
+            lines.append(
+                Row(
+                    label=name(cell),
+                    note=note,
+                    look=labels.looks[cell.method],
+                    said=f"{name(cell)}: mean {note}, interval {text.interval(cell.mean_low, cell.mean_high)}",
+                    dots=tuple(_dot(run, run.counted, 0.0, text) for run in of_cell[cell.key]),
+                    value=cell.mean,
+                    low=cell.mean_low,
+                    high=cell.mean_high,
+                )
             )
-            for cell in sorted(here, key=lambda cell: math.inf if cell.mean is None else -cell.mean)
-        ]
-        said = "; ".join(f"{row.label}: mean {row.note}, interval {text.interval(row.low, row.high)}" for row in lines)
-        panels.append(rows(task, lines, axis=here[0].metric, line=(here[0].chance, "chance"), description=said))
-    return Chart(
-        name="scores",
-        title="Every restart",
-        caption=f"{_DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
-        "Chance is the score of a constant answer; it is left out where it lies far below.",
-        panels=tuple(panels),
-        legend={},
+        panels.append(rows(task, lines, axis=here[0].metric, line=(here[0].chance, "chance")))
+    caption = (
+        f"{_DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
+        "Chance is the score of a constant answer; it is left out where it lies far below."
     )
+    return Chart(name="scores", title="Every restart", caption=caption, panels=tuple(panels), legend={})
 
 
 def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | None:
     """Each method against the baseline, the largest difference first."""
     panels = []
-    for task, here, label in _panels(comparisons, labels):
+    for task, here, name in _panels(comparisons, labels):
         text = Scores(score for one in here for score in (one.mean, one.baseline_mean))
-        lines = [
-            Row(
-                label=label(one),
-                note=text.difference(one.difference)
-                + (f" ({text.interval(*one.interval, sign=True)})" if one.interval else ""),
-                look=labels.looks[one.method],
-                value=one.difference,
-                low=one.interval and one.interval[0],
-                high=one.interval and one.interval[1],
-                sure=one.shown,
+        lines = []
+        for one in sorted(here, key=lambda one: -one.difference):
+            low, high = one.interval or (None, None)
+            ends = f" ({text.interval(low, high, sign=True)})" if one.interval else ""
+            note = text.difference(one.difference) + ends
+            lines.append(
+                Row(
+                    label=name(one),
+                    note=note,
+                    look=labels.looks[one.method],
+                    said=f"{name(one)}: {note}{'' if one.shown else ', not shown'}",
+                    value=one.difference,
+                    low=low,
+                    high=high,
+                    sure=one.shown,
+                )
             )
-            for one in sorted(here, key=lambda one: -one.difference)
-        ]
-        said = "; ".join(f"{row.label}: {row.note}{'' if row.sure else ', not shown'}" for row in lines)
         axis = f"{here[0].metric}, difference from {here[0].baseline}"
-        panels.append(rows(task, lines, axis=axis, description=said, line=(0.0, here[0].baseline), far=math.inf))
+        panels.append(rows(task, lines, axis=axis, line=(0.0, here[0].baseline), far=math.inf))
     paired = "paired by restart" if all(one.paired for one in comparisons) else "not paired where seeds are not shared"
     baseline = comparisons[0].baseline if comparisons else ""
     caption = (
@@ -95,12 +96,12 @@ def best_of(cells: Sequence[Cell], labels: Labels) -> Chart | None:
     panels = []
     for task, here, name in _panels([cell for cell in cells if len(cell.best_of) >= _FEWEST_BEST], labels):
         text = Scores(score for cell in here for score in cell.best_of)
-        lines = [Curve(look=labels.looks[cell.method], x=tuple(range(1, cell.n + 1)), y=cell.best_of) for cell in here]
-        said = "; ".join(
-            f"{name(cell)}: {text.value(cell.best_of[0])} of one, {text.value(cell.best_of[-1])} of {cell.n}"
-            for cell in here
-        )
-        panels.append(curves(task, lines, axis="restarts k", value=here[0].metric, description=said))
+        lines = []
+        for cell in here:
+            said = f"{name(cell)}: {text.value(cell.best_of[0])} of one, {text.value(cell.best_of[-1])} of {cell.n}"
+            look, x = labels.looks[cell.method], tuple(range(1, cell.n + 1))
+            lines.append(Curve(look=look, said=said, x=x, y=cell.best_of))
+        panels.append(curves(task, lines, axis="restarts k", value=here[0].metric))
     caption = (
         "What the best of k restarts scores on average, estimated from all of them. A maximum over more "
         "restarts is higher by itself: compare methods at equal k."
@@ -111,23 +112,22 @@ def best_of(cells: Sequence[Cell], labels: Labels) -> Chart | None:
 def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: bool) -> Chart | None:
     """Every restart in the course of training: its training loss, or its score."""
     panels = []
-    for task, here, label in _panels(cells, labels):
-        lines, said = [], []
+    for task, here, name in _panels(cells, labels):
+        lines = []
         for cell in here:
             seen = (run.losses if losses else run.evaluations for run in of_cell[cell.key])
             threads = [[(step, y) for step, y in thread if math.isfinite(y)] for thread in seen if len(thread) > 1]
             threads = [thread for thread in threads if thread]
             if threads:
                 ends = [thread[-1][1] for thread in threads]
-                said.append(f"{label(cell)}: at the end {number(min(ends), 3)} to {number(max(ends), 3)}")
-                lines.append(Curve(look=labels.looks[cell.method], x=(), y=(), threads=threads))
+                said = f"{name(cell)}: at the end {number(min(ends), 3)} to {number(max(ends), 3)}"
+                lines.append(Curve(look=labels.looks[cell.method], said=said, x=(), y=(), threads=threads))
         if lines:
             value, chance = ("training loss", None) if losses else (here[0].metric, here[0].chance)
-            panels.append(curves(task, lines, axis="optimizer steps", value=value, chance=chance,
-                                 description="; ".join(said)))  # fmt: skip
-    name, title = ("losses", "Training loss") if losses else ("over-steps", "Score over steps")
+            panels.append(curves(task, lines, axis="optimizer steps", value=value, chance=chance))
+    file, title = ("losses", "Training loss") if losses else ("over-steps", "Score over steps")
     caption = "Each line is a run." + (" A run whose loss does not fall has not learned." if losses else "")
-    return _chart(name, f"{title} of every restart", caption, panels, _legend(cells, labels))
+    return _chart(file, f"{title} of every restart", caption, panels, _legend(cells, labels))
 
 
 def over_p(doses: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
@@ -156,19 +156,20 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
     for task, every in by_task(sweeps):
         here = [one for one in every if any(cell.mean is not None for cell in one.cells)]
         text = Scores(cell.mean or 0.0 for one in here for cell in one.cells)
-        lines, said = [], []
+        lines = []
         for at, one in enumerate(here):
             known = [(v, cell) for v, cell in zip(one.values, one.cells, strict=True) if cell.mean is not None]
             places = [axis.beside(value, at, len(here)) for value, _ in known]
             dots = [_dot(run, x, run.counted, text) for x, (_, c) in zip(places, known, strict=True)
                     for run in of_cell[c.key]]  # fmt: skip
-            lines.append(_means(labels.look(one), places, [cell for _, cell in known], dots))
             means = ", ".join(f"{axis.names[value]} {text.value(cell.mean)}" for value, cell in known)
-            said.append(f"{labels.of(one)}, mean at each {factor}: {means}")
+            said = f"{labels.of(one)}, mean at each {factor}: {means}"
+            lines.append(_means(labels.look(one), said, places, [cell for _, cell in known], dots))
         if lines:
-            panels.append(curves(task, lines, axis=factor, value=here[0].cells[0].metric, description="; ".join(said),
-                                 ticks=axis.ticks(), log=axis.log,
-                                 chance=if_one(cell.chance for one in here for cell in one.cells)))  # fmt: skip
+            metric, chance = here[0].cells[0].metric, if_one(cell.chance for one in here for cell in one.cells)
+            panels.append(
+                curves(task, lines, axis=factor, value=metric, chance=chance, ticks=axis.ticks(), log=axis.log)
+            )
     caption = (
         f"{_DOTS}. Lines join the means, bars are their 95 % intervals where no run failed. "
         "Runs of one value are drawn side by side."
@@ -184,29 +185,28 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
         (cell, (cell,)) for cell in cells
     ]
     panels, ahead = [], []
-    for task in dict.fromkeys(cell.task for cell in cells):
-        best = front(cell for cell in cells if cell.task == task)
+    for task, on_task in by_task(cells):
+        best = front(on_task)
         ahead += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
-        lines, said, chances = [], [], set()
-        text = Scores(score for cell in cells if cell.task == task for score in cell.scores)
+        lines, chances = [], set()
+        text = Scores(score for cell in on_task for score in cell.scores)
         for item, every in groups:
             known = [(cell.original, cell) for cell in every if cell.original is not None and cell.mean is not None]
             if item.task != task or not known:
                 continue
             dots = [_dot(run, run.original, run.counted, text) for _, cell in known for run in of_cell[cell.key]
                     if run.original is not None]  # fmt: skip
-            lines.append(_means(labels.look(item), [x for x, _ in known], [cell for _, cell in known], dots))
             means = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in known)
-            said.append(f"{labels.of(item)}, mean score at what is kept: {means}")
+            said = f"{labels.of(item)}, mean score at what is kept: {means}"
+            lines.append(_means(labels.look(item), said, [x for x, _ in known], [cell for _, cell in known], dots))
             chances |= {cell.chance for _, cell in known}
         if lines:
-            metric = next(cell.metric for cell in cells if cell.task == task)
+            metric = on_task[0].metric
             # A mean log-likelihood, or a cosine, which can be a little below 0 too.
             of_text = metric in ("log_likelihood", "perplexity") or min(x for line in lines for x in line.x) < -1
             axis = "log-likelihood of earlier text" if of_text else "similarity to before, 1: nothing forgotten"
-            panels.append(curves(task, lines, axis=axis, value=metric, description="; ".join(said),
-                                 chance=if_one(chances),
-                                 behind=[(cell.original or 0.0, cell.mean or 0.0) for cell in best]))  # fmt: skip
+            behind = [(cell.original or 0.0, cell.mean or 0.0) for cell in best]
+            panels.append(curves(task, lines, axis=axis, value=metric, chance=if_one(chances), behind=behind))
     joined = f"Lines join the means along {spoken(along[0].factor)}" if along else "Larger marks are the means"
     caption = (
         "Up and to the right is better. The horizontal axis shows what the model still knows: its score on text of the "
@@ -218,15 +218,9 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
     return _chart("tradeoff", "Score against what is kept", caption, panels, labels.all())
 
 
-def _means(look: Look, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]) -> Curve:
-    return Curve(
-        look=look,
-        x=x,
-        y=[cell.mean or 0.0 for cell in cells],
-        low=[cell.mean_low for cell in cells],
-        high=[cell.mean_high for cell in cells],
-        dots=dots,
-    )
+def _means(look: Look, said: str, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]) -> Curve:
+    low, high = [cell.mean_low for cell in cells], [cell.mean_high for cell in cells]
+    return Curve(look=look, said=said, x=x, y=[cell.mean or 0.0 for cell in cells], low=low, high=high, dots=dots)
 
 
 class _Axis:

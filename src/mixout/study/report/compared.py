@@ -9,8 +9,8 @@ from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.stats import ALPHA, wilson
 from mixout.study.analysis.words import MISSING, Scores, in_points, interval, number, p_value, percent, percent_of
+from mixout.study.report.canvas import Labels
 from mixout.study.report.tables import Columns, Table, Value, method_columns, plain, table
-from mixout.study.report.theme import Labels
 
 
 def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from mixout.errors import needs
-from mixout.study.report.canvas import MANY, Dot, Panel
-from mixout.study.report.theme import INK, MUTED, PAPER, RULE, SMALL, TEXT, Look
+from mixout.study.report.canvas import INK, MANY, MUTED, PAPER, RULE, SMALL, TEXT, Dot, Look, Panel
 
 with needs("demo", "figures"):
     from matplotlib.axes import Axes
@@ -27,6 +26,7 @@ class Row:
     label: str  # the method
     note: str  # short text at the right of the label
     look: Look
+    said: str  # label and values in words
     dots: tuple[Dot, ...] = ()  # runs, by their x alone
     value: float | None = None  # None where there is none
     low: float | None = None  # of the interval; None where there is none
@@ -39,6 +39,7 @@ class Curve:
     """One method's line."""
 
     look: Look
+    said: str  # what it shows, in words and numbers
     x: Sequence[float]  # where the marks stand, in the order in which the line joins them
     y: Sequence[float]  # as many
     low: Sequence[float | None] = ()  # of the interval at each x, None where there is none; empty without intervals
@@ -47,9 +48,7 @@ class Curve:
     dots: Sequence[Dot] = ()  # single runs
 
 
-def rows(
-    title: str, rows: Sequence[Row], *, axis: str, description: str, line: tuple[float | None, str], far: float = 2.0
-) -> Panel:
+def rows(title: str, rows: Sequence[Row], *, axis: str, line: tuple[float | None, str], far: float = 2.0) -> Panel:
     """A row for each method, from the top: labels stand above their row and stay readable on a phone.
 
     A dashed line stands at ``line``, unless it lies farther from the runs than ``far`` times their spread.
@@ -88,7 +87,7 @@ def rows(
             bar = middle + (_DOTS / 2 + 5 if row.dots else 5 - _DOTS / 2)
             _interval(axes, row, bar)
 
-    return Panel(title=title, description=description, height=height, draw=draw, dots=dots)
+    return Panel(title=title, description=_said(rows), height=height, draw=draw, dots=dots)
 
 
 def curves(
@@ -97,7 +96,6 @@ def curves(
     *,
     axis: str,
     value: str,
-    description: str,
     chance: float | None = None,
     ticks: Mapping[float, str] | None = None,
     log: bool = False,
@@ -144,7 +142,11 @@ def curves(
             )  # fmt: skip
         _ticks(axes, lines, ticks)
 
-    return Panel(title=title, description=description, height=_CURVE, draw=draw, dots=dots, left=42.0, top=8.0)
+    return Panel(title=title, description=_said(lines), height=_CURVE, draw=draw, dots=dots, left=42.0, top=8.0)
+
+
+def _said(items: Sequence[Row] | Sequence[Curve]) -> str:
+    return "; ".join(item.said for item in items)
 
 
 def _scatter(axes: Axes, dots: Sequence[Dot], color: str, *, alpha: float = 0.8, bitmap: bool) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mixout._names import count
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.runs import Placed, spoken
 from mixout.study.analysis.summary import Leader
 from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
-from mixout.study.report.theme import Labels
+from mixout.study.report.canvas import Labels
 
 T = TypeVar("T")
 MEANINGS = {
@@ -101,6 +102,24 @@ def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: 
         note=note,
         shaded=frozenset(at for at, item in enumerate(items) if shaded(item)),
     )
+
+
+def facts(cells: Sequence[Cell]) -> str:
+    """How large the study is, in a line."""
+    runs, failed = sum(cell.runs for cell in cells), sum(cell.failed for cell in cells)
+    sizes = sorted({cell.runs for cell in cells})
+    restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
+    names = sorted({name for cell in cells for name in cell.factors})
+    values = {name: {cell.factors[name] for cell in cells if name in cell.factors} for name in names}
+    parts = [
+        count(runs, "run"),
+        count(len({cell.task for cell in cells}), "task"),
+        count(len({cell.method for cell in cells}), "method"),
+        *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
+        f"{restarts} each",
+        f"{failed:,} failed",
+    ]
+    return " \u00b7 ".join(parts)
 
 
 def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table | None:
