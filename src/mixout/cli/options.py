@@ -129,9 +129,10 @@ def _steps_or_word(text: str) -> int | str:
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false", "yes", "no"):
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text.lower() in ("true", "yes")
+    return words[text.lower()]
 
 
 def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
