@@ -57,7 +57,8 @@ def test_exporting():
 
     x = torch.zeros(1)
     assert [torch.compile(Seen(), backend="eager", fullgraph=True)(x).item(), Seen()(x).item()] == [2, 2]
-    for strict in (True, False):
+    # A strict export of torch 2.7 cannot be told from compilation.
+    for strict in (False,) if torch.__version__.startswith("2.7.") else (False, True):
         assert torch.export.export(Seen(), (x,), strict=strict).module()(x).item() == 1
 
 

@@ -185,6 +185,8 @@ def test_a_batch_without_a_prediction_costs_nothing():
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_under_activation_checkpointing_and_autocast(reentrant):
+    if reentrant and torch.__version__.startswith("2.7."):
+        pytest.skip("such a model gets no gradients in torch 2.7, plain or not")
     batch = BATCHES[llama]
     results = []
     for checkpointed in (False, True):

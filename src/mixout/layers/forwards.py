@@ -194,7 +194,7 @@ class Lending(Mixed):
         held = self._mixed.anchors[path]
         if stays(weight, held):
             return weight
-        options = self.mix_options()._replace(stream=self._mixed.stream.of(path))
+        options = self.mix_options(self._mixed.stream.of(path))
         return phi_of(weight, held.beside(weight), layout, options)
 
     @contextmanager

@@ -99,10 +99,10 @@ class Mixed(nn.Module):
     weight: Tensor
     _mixed: Share
 
-    def mix_options(self) -> MixOptions:
-        """How this pass mixes."""
-        share, mixing = self._mixed, self._mixed.mixing
-        return MixOptions(mixing.probability(), mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
+    def mix_options(self, stream: Stream | None = None) -> MixOptions:
+        """How this pass mixes; by default with the layer's own ``stream``."""
+        mixing, stream = self._mixed.mixing, stream or self._mixed.stream
+        return MixOptions(mixing.probability(), mixing.unit, mixing.gradient, mixing.noise, stream, mixing.form)
 
     def count_pass(self) -> None:
         """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
