@@ -234,6 +234,14 @@ def of_pairs(table: list[list[str]]) -> Expected:
         yield row[7], [failed(one), failed(other)]
 
 
+def of_strengths(table: list[list[str]]) -> Expected:
+    """A row is a strength, a column an optimizer at a rate."""
+    for row in table[1:]:
+        yield row[1], [] if row[0] == "none" else [1 / float(row[0][6:-1])]
+        for head, cell in zip(table[0][2:], row[2:], strict=True):
+            yield cell, measured(chosen("strength", method=f"{row[0]}, {head}"), "mean kept")
+
+
 def of_rates(table: list[list[str]]) -> Expected:
     """A row is a method at eight rates."""
     for row in table[1:]:
@@ -257,6 +265,7 @@ TABLES = {
     "3, few, differences": minus("few", [f"SST-2, {size} examples" for size in (50, 100, 200, 500)]),
     "3, search": over("best-search", "learning_rate", "mean kept"),
     "3, best": of_one_task("best", "rate", "mean sd", "difference", "holm", "kept", "distance"),
+    "3, strength": of_strengths,
     "4, tasks": of_tasks,
     "4, tasks, differences": minus("tasks", TASKS),
     "4, tuned": over("tuned", "learning_rate", "mean kept"),
