@@ -103,7 +103,7 @@ def check_stepped(weight: object, method: str) -> None:
     if stepped_by_zero(weight):
         raise MixoutError(
             "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies that "
-            f"{method} does not reach; {method} needs DDP, FSDP2 or stage 0"
+            f"{method} does not reach; {method} needs DDP, FSDP2 or stage 0: use one of these, or leave {method} out"
         )
 
 

@@ -57,7 +57,7 @@ def test_wrong_input_ends_the_study_and_its_workers(declare, tmp_path, tiny_task
         executor.start(type(job)(id="x", settings=broken, folder=job.folder))
         with pytest.raises(InputError, match="no such folder"):
             executor.wait(lambda *_: None)
-        [worker] = executor._idle.values()
+        [worker] = executor._free
     assert not worker.process.is_alive()
 
 
