@@ -139,3 +139,16 @@ def test_what_cannot_be_told_apart():
     # Student's t interval by hand, widened by sqrt(1 + 5/4): t(0.975, 4) = 2.776.
     half = 2.776445 * np.std(jitter, ddof=1) / math.sqrt(5) * 1.5
     assert rows[worse].difference.high == pytest.approx(-0.2 + half, abs=1e-6)
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(1, "lower"), (3, verdict.FEW)])
+def test_runs_without_a_score_are_left_out_of_a_comparison(lost, expected):
+    found = Search(trainer(lambda _: 0.8), 1e9, DEFAULT)
+    other = Candidate("other", RATE)
+    for one, gap in ((DEFAULT, 0.0), (other, -0.2)):
+        scores = [0.8 + gap + 0.001 * part if one == DEFAULT or part >= lost else math.nan for part in range(5)]
+        found.runs[one] = {
+            (part, 0): Trained(score=score, predictions=(), seconds=1.0) for part, score in enumerate(scores)
+        }
+    rows = {row.candidate: row for row in verdict.table(found, DEFAULT)}
+    assert rows[other].verdict == expected

@@ -187,4 +187,4 @@ def _checked(weight: Tensor, anchor: Tensor | None, options: MixOptions, input_d
         raise ValueError(f"expected p as one number, got a tensor of shape {tuple(p.shape)}")
     if isinstance(p, Tensor) and torch.compiler.is_compiling():
         return options
-    return options._replace(p=check_p(float(p) if isinstance(p, Tensor) else p, options.noise))
+    return MixOptions(check_p(float(p) if isinstance(p, Tensor) else p, options.noise), *options[1:])

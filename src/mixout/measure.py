@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import distances
-from mixout.anchor import AnchorStore, AnchorTensor, OwnWeight
+from mixout.anchor import AnchorStore, AnchorTensor, MovingAnchor, OwnWeight
 from mixout.distances import Distance
 from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
@@ -140,10 +140,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
 
     Source: Wortsman et al., CVPR 2022, arXiv 2109.01903.
     """
-    if isinstance(t, bool) or not isinstance(t, Real):
-        raise TypeError(f"expected t to be a number in [0, 1], got {t!r}")
-    if not 0 <= t <= 1:
-        raise ValueError(f"expected t in [0, 1], from the anchor to the weights as they are, got {t}")
+    t = check_t(t)
     inner = uncompiled(model)
     reshard_(inner)
     deltas: list[nn.Parameter] = []
@@ -159,6 +156,15 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     for weight in deltas:
         _move_(weight, None, t)
     return model
+
+
+def check_t(t: float) -> float:
+    """Return ``t`` of :func:`interpolate_` as a float, or say what is wrong with it."""
+    if isinstance(t, bool) or not isinstance(t, Real):
+        raise TypeError(f"expected t to be a number in [0, 1], got {t!r}")
+    if not 0 <= t <= 1:
+        raise ValueError(f"expected t in [0, 1], from the anchor to the weights as they are, got {t}")
+    return float(t)
 
 
 def covered(
@@ -201,7 +207,8 @@ def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
             for path, one in module._mixed.anchors.items():
-                found[f"{name}.{path}".lstrip(".")] = (module, path, getattr(one, "start", one))
+                start = one.start if isinstance(one, MovingAnchor) else one
+                found[f"{name}.{path}".lstrip(".")] = (module, path, start)
     return {key: one for key, one in found.items() if own or not isinstance(one[2], OwnWeight)}
 
 

@@ -90,17 +90,22 @@ class MoFO(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            whole = []
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 if weight.grad.is_sparse:
                     raise TypeError("expected dense gradients, which MoFO compares, got a sparse one")
                 if weight.dim() < 2 or group["fraction"] == 1:
-                    state = self._state_of(weight)
-                    w, g, m, v = map(local, (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]))
-                    _adamw(w, g, m, v, state["step"], group, group["weight_decay"])
+                    whole.append(weight)
                 else:
                     self._step_matrix(group, weight)
+            if whole:
+                states = [self._state_of(weight) for weight in whole]
+                means, squares = ([local(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq"))
+                weights, gradients = [local(weight) for weight in whole], [local(weight.grad) for weight in whole]
+                steps = [state["step"] for state in states]
+                _adamw(weights, gradients, means, squares, steps, group, group["weight_decay"])
         return loss
 
     def _step_matrix(self, group: dict[str, Any], weight: Tensor) -> None:
@@ -118,7 +123,7 @@ class MoFO(Optimizer):
             if not buffers or buffers[0].shape != w.shape:  # new memory costs more than what is done in it
                 buffers = [torch.empty_like(w), torch.empty_like(w)]
             move, mask = buffers
-            _adamw(move.zero_(), g, m, v, state["step"].clone(), group, 0.0)
+            _adamw([move.zero_()], [g], [m], [v], [state["step"].clone()], group, 0.0)
             if group["weight_decay"]:
                 move.add_(w, alpha=-group["lr"] * group["weight_decay"])
             torch.abs(m, out=mask).ge_(_bound(m, fraction) if bound is None else bound)
@@ -134,13 +139,22 @@ class MoFO(Optimizer):
         return state
 
 
-def _adamw(w: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, group: dict[str, Any], decay: float) -> None:
-    """AdamW of torch, on plain tensors; the moments and ``step`` go on too."""
+def _adamw(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    group: dict[str, Any],
+    weight_decay: float,
+) -> None:
+    """AdamW of torch, on plain tensors; the moments and ``steps`` go on too."""
     beta1, beta2 = group["betas"]
-    options = {"beta1": beta1, "beta2": beta2, "lr": group["lr"], "eps": group["eps"], "weight_decay": decay}
+    options = {"beta1": beta1, "beta2": beta2, "lr": group["lr"], "eps": group["eps"], "weight_decay": weight_decay}
     # The fused update of the host reads memory in order, whatever the strides.
-    fused = all(one.device.type == "cpu" and one.is_contiguous() for one in (w, g, m, v))
-    adamw([w], [g], [m], [v], [], [step], **options, fused=fused, amsgrad=False, maximize=False)
+    given = (*weights, *gradients, *means, *squares)
+    fused = all(one.device.type == "cpu" and one.is_contiguous() for one in given)
+    adamw(weights, gradients, means, squares, [], steps, **options, fused=fused, amsgrad=False, maximize=False)
 
 
 def _bound(momentum: Tensor, fraction: float) -> Tensor:

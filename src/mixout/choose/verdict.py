@@ -14,13 +14,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pandas
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, t
+from scipy.stats import bootstrap
 
 from mixout._names import count
 from mixout.choose.parts import PARTS
@@ -30,7 +29,7 @@ from mixout.finetune import card, metrics
 from mixout.finetune.defaults import in_short
 from mixout.finetune.record import write_atomically
 from mixout.finetune.tasks import Task
-from mixout.study.analysis.stats import SMALLEST, wilson
+from mixout.study.analysis.stats import SMALLEST, mean_interval, wilson
 from mixout.study.analysis.words import in_words
 from mixout.study.report.canvas import looks, style
 
@@ -175,13 +174,15 @@ def sentence(
 
 
 def _difference(search: Search, one: Candidate, chosen: Candidate) -> Estimate | None:
-    splits = search.common([one, chosen])
-    if one == chosen or len(splits) < SMALLEST:
+    """Of the splits in which both have a score; Student's interval, widened for the parts' common training rows."""
+    runs, splits = search.runs, search.common([one, chosen])
+    every = np.array([runs[one][split].score - runs[chosen][split].score for split in splits])
+    differences = every[np.isfinite(every)]
+    if one == chosen or len(differences) < SMALLEST:
         return None
-    runs, n = search.runs, len(splits)
-    differences = [runs[one][split].score - runs[chosen][split].score for split in splits]
-    mean = fmean(differences)
-    half = t.ppf(0.975, n - 1) * stdev(differences) * math.sqrt(1 / n + 1 / (PARTS - 1))
+    mean = float(differences.mean())
+    low, high = mean_interval(differences) or (mean, mean)  # the same difference in all
+    half = (high - low) / 2 * math.sqrt(1 + len(differences) / (PARTS - 1))
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 

@@ -99,12 +99,15 @@ def run(args: argparse.Namespace) -> int:
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
-    except (KeyboardInterrupt, WriteError) as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        why = "interrupted; " if stopped else f"error: {error}; make room, then "
+    except KeyboardInterrupt:
         way_on = f"continue with: mixout finetune --resume {place}" if place.exists() else "no files yet"
-        print(f"mixout: {why}{way_on}", file=sys.stderr)
-        return 130 if stopped else 1
+        print(f"mixout: interrupted; {way_on}", file=sys.stderr)
+        return 130
+    except WriteError as error:
+        print(
+            f"mixout: error: {error}; make room, then continue with: mixout finetune --resume {place}", file=sys.stderr
+        )
+        return 1
     if leads():
         print(_summary(record, place))
         if "test" in given:

@@ -165,6 +165,6 @@ def _words(path: Path) -> list[str]:
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             words += [option, *map(str, value)]
-        elif value not in ("", "~", "null"):
+        elif str(value).lower() not in ("", "~", "null"):
             words.append(f"{option}={value}")  # with an equals sign, so that a value may begin with a dash
     return words

@@ -90,9 +90,10 @@ class Course(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""
         step, save = state.global_step, self.settings.save
-        for losses in (self._shown, self._watched):
-            losses.append(torch.stack(self._batches).sum())
+        loss = torch.stack(self._batches).sum()
         self._batches.clear()
+        self._shown.append(loss)
+        self._watched.append(loss)
         epoch_ends = step % self.steps_per_epoch == 0
         saves = epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0
         self._watch(state, now=saves)

@@ -28,9 +28,7 @@ import mixout
 from mixout.errors import InputError
 from mixout.finetune.batches import Example, collate
 from mixout.finetune.models import Loaded
-from mixout.finetune.run_methods import Interpolate
 from mixout.integrations.huggingface import pretrained_only
-from mixout.methods import Method
 from mixout.methods.likelihood import predictions
 
 _BATCH = 32
@@ -102,15 +100,9 @@ class Divergence:
         return {"kl_to_base": max(0.0, total / count) if total == total else total}
 
 
-def interpolate_(
-    model: nn.Module, start: Mapping[str, Tensor], new: Collection[str], methods: Sequence[Method]
-) -> bool:
-    """Move all but the ``new`` parameters as a method that interpolates says; whether there is one."""
-    for method in methods:
-        if isinstance(method, Interpolate):
-            mixout.interpolate_(model, method.t, anchor=start, where=pretrained_only(model, new, "all"))
-            return True
-    return False
+def interpolate_(model: nn.Module, t: float, start: Mapping[str, Tensor], new: Collection[str]) -> None:
+    """Move all but the ``new`` parameters to :math:`u + t (w - u)`, by :func:`mixout.interpolate_`."""
+    mixout.interpolate_(model, t, anchor=start, where=pretrained_only(model, new, "all"))
 
 
 def interpolated(
@@ -120,14 +112,14 @@ def interpolated(
     ts: Sequence[float],
     evaluate: Callable[[], dict[str, float]],
 ) -> tuple[dict[str, float], ...]:
-    """Scores of the models between the start, t = 0, and the end, t = 1 (WiSE-FT, :func:`mixout.interpolate_`), and t.
+    """Scores of the models between the start, t = 0, and the end, t = 1 (WiSE-FT), and t.
 
     Parameters that are ``new`` stay as they were trained; so is the whole model at the end.
     """
     trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
-    where, found = pretrained_only(model, new, "all"), []
+    found = []
     for t in ts:
-        mixout.interpolate_(model, t, anchor=start, where=where)
+        interpolate_(model, t, start, new)
         found.append({"t": t, **evaluate()})
         with torch.no_grad():
             for name, parameter in model.named_parameters():

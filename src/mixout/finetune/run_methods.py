@@ -12,7 +12,6 @@ r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, fields
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ from mixout.errors import InputError, needs
 from mixout.finetune.environment import processes
 from mixout.finetune.settings import DECAY
 from mixout.layers import is_linear, lora
+from mixout.measure import check_t
 from mixout.methods import METHODS as LIBRARY
 from mixout.methods import AnchorDecay, Method
 from mixout.methods import parse as parse_with
@@ -97,9 +97,7 @@ class Interpolate(Method):
     name: ClassVar[str] = "interpolate"
 
     def __post_init__(self) -> None:
-        if isinstance(self.t, bool) or not isinstance(self.t, Real) or not 0 <= self.t <= 1:
-            raise ValueError(f"expected t as a number in [0, 1], from the start to the trained weights, got {self.t!r}")
-        object.__setattr__(self, "t", float(self.t))
+        object.__setattr__(self, "t", check_t(self.t))
 
 
 P = 0.7  # of mixout, where nothing else is known

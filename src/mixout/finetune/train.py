@@ -27,7 +27,7 @@ from mixout.finetune.drift import Divergence, Drift, interpolate_, interpolated
 from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically, writing
-from mixout.finetune.run_methods import MeasuredDecay, merge_lora_
+from mixout.finetune.run_methods import Interpolate, MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.trainer import TextTrainer
@@ -132,8 +132,10 @@ def finetune(
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: run.scores() | close.scores()
             )
-            if interpolate_(loaded.model, start, loaded.new, settings.methods):
-                run.evaluate()
+            for method in settings.methods:
+                if isinstance(method, Interpolate):
+                    interpolate_(loaded.model, method.t, start, loaded.new)
+                    run.evaluate()
             record = outcome.record(
                 settings, task, loaded, dev, state, diverged=run.course.diverged, closeness=close.scores(), start=start,
                 chosen=chosen, interpolated=between, coverage=covered, fingerprints=fingerprints,

@@ -142,7 +142,9 @@ def _forget_matches() -> None:
 
 
 def _match(optimizer: Optimizer) -> _Match:
-    match = _MATCHES.setdefault(optimizer, _Match())
+    match = _MATCHES.get(optimizer)
+    if match is None:
+        match = _MATCHES[optimizer] = _Match()
     if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
         _forget_matches()  # of all optimizers: another may hold the parameter that came instead
     groups = [group["params"] for group in optimizer.param_groups]
@@ -265,13 +267,14 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
     match = _MATCHES.get(optimizer)
     if match is None or not match.entries:
         return
+    now = next(_CLOCK)
     alike: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
     for target, weight, number in match.entries:
         target.penalised = None
         # What was decayed since this step began was decayed by an optimizer within it.
         if weight.grad is None or not target.method.decoupled or target.decayed_at > match.began:
             continue
-        target.decayed_at = next(_CLOCK)
+        target.decayed_at = now
         anchor = target.anchor.follow(weight)
         if target.method.selective:
             if target.before is not None:
