@@ -90,10 +90,10 @@ class Course(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""
         step, save = state.global_step, self.settings.save
-        loss = torch.stack(self._batches).sum()
+        of_step = torch.stack(self._batches).sum()
         self._batches.clear()
-        self._shown.append(loss)
-        self._watched.append(loss)
+        self._shown.append(of_step)
+        self._watched.append(of_step)
         epoch_ends = step % self.steps_per_epoch == 0
         saves = epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0
         self._watch(state, now=saves)
