@@ -58,22 +58,32 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
 
 
 def _of_blocks(each: Iterator[Tensor], order: float) -> Tensor:
+    if order == math.inf:
+        largest = [one.abs().amax() if one.numel() else one.new_zeros(()) for one in each]  # vector_norm is slow here
+        return torch.stack(largest).amax().double()
     norms: list[Tensor] = []
     for one in each:
-        small = one.numel() <= _SERIAL and one.is_contiguous()  # float32 adds 8 sums of 4,000 numbers
-        given = one if one.numel() else one.new_zeros(1)  # of no numbers there is no largest one
-        norms.append(torch.linalg.vector_norm(given, order, dtype=None if small else torch.float64))
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), order, dtype=torch.float64)
-    return total
+        # float32 adds 8 sums of 4,000 numbers.
+        serial = one.dim() == 1 and one.numel() <= _SERIAL
+        norms.append(torch.linalg.vector_norm(one, dtype=None if serial else torch.float64))
+    return torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
 
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
+    """Of each block w - u, which lasts until the next is asked for."""
     device = weight.device if weight.is_cuda else torch.device("cpu")  # MPS has no double precision
+    room = torch.empty(0, device=device)
     for block in blocks(weight, anchor, most=_SERIAL):
         given = [one for one in block if one is not None]
         dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
         w, *u = (one.to(device, dtype) for one in given)
-        yield w - u[0] if u else w
+        if not u:
+            yield w
+        elif w.is_cuda or w.dim() != 1:
+            yield w - u[0]
+        else:  # in the memory of the last one: the system would be asked for new memory each time
+            room = room.to(dtype).resize_(w.shape)
+            yield torch.sub(w, u[0], out=room)
 
 
 def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:
