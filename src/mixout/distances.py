@@ -60,13 +60,15 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
 def _of_blocks(each: Iterator[Tensor], order: float) -> Tensor:
     if order == math.inf:
         largest = [one.abs().amax() if one.numel() else one.new_zeros(()) for one in each]  # vector_norm is slow here
-        return torch.stack(largest).amax().double()
+        total: Tensor = torch.stack(largest).amax().double()
+        return total
     norms: list[Tensor] = []
     for one in each:
         # float32 adds 8 sums of 4,000 numbers.
         serial = one.dim() == 1 and one.numel() <= _SERIAL
         norms.append(torch.linalg.vector_norm(one, dtype=None if serial else torch.float64))
-    return torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
+    total = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
+    return total
 
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:

@@ -1,0 +1,190 @@
+"""Wrong labels and another domain: the data of two studies that were planned before they were run, and their verdicts.
+
+    python benchmarks/regimes.py data glue out                       # out/noise and out/shift, from GLUE's files
+    mixout study run benchmarks/evidence/noise.toml --ledger out/noise-ledger
+    mixout study export --ledger out/noise-ledger --output results/noise.csv
+    python benchmarks/regimes.py noise results/noise.csv
+    mixout study run benchmarks/evidence/shift.toml --ledger out/shift-ledger
+    mixout study run benchmarks/evidence/shift-final.toml --ledger out/shift-ledger
+    python benchmarks/regimes.py domains out/shift-ledger results/shift.csv
+    python benchmarks/regimes.py shift results/shift.csv
+
+What is compared, and what counts for and against, is in the first lines of the study files. A method's rate is the one
+with the highest mean over the restarts of the search. The others are judged, at that rate: differences in points,
+Student's t, exact sign flips, Holm over each family. With four restarts no sign-flip test has a p-value below 0.125.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mixout.errors import InputError
+from mixout.study.analysis.stats import holm, mean_interval, sign_flips
+from table import Row
+
+SEARCH = (0, 1)  # restarts that choose the rate
+MIXOUT, PLAIN, MASK, HALF = "mixout(0.7)", "dropout(0.0)", "gradient_mask(0.7)", "interpolate(0.5)"
+SHORT = "dropout(0.0), 3 epochs"
+SOFT, MIDDLE, HARD = "wdecay(w_pre, 40)", "wdecay(w_pre, 160)", "wdecay(w_pre, 1000)"
+# Primary and secondary comparisons of each study: the first minus the second.
+FAMILIES = {
+    "noise": (
+        [(MIXOUT, other) for other in (PLAIN, SHORT, SOFT, MASK)],
+        [(other, PLAIN) for other in (MIDDLE, HARD, HALF)],
+    ),
+    "shift": (
+        [(MIXOUT, other) for other in (PLAIN, SOFT, MASK, HALF)],
+        [(other, PLAIN) for other in (MIDDLE, HARD)],
+    ),
+}
+HOME = 625  # the first pairs of STS-B's dev set are captions
+ALPHA = 0.05
+
+
+def make_data(glue: Path, output: Path) -> None:
+    """Write noise/ (30 % of 6,000 labels wrong) and shift/ (captions; all of the dev set)."""
+    draw = random.Random(0)
+    sentences = [row for row in _rows(glue / "SST-2" / "train.tsv") if len(row["sentence"].split()) >= 4]
+    noisy = [
+        (row["sentence"].strip(), 1 - int(row["label"]) if draw.random() < 0.3 else int(row["label"]))
+        for row in draw.sample(sentences, 6000)
+    ]
+    clean = [(row["sentence"].strip(), row["label"]) for row in _rows(glue / "SST-2" / "dev.tsv")]
+    captions = [_pair(row) for row in _rows(glue / "STS-B" / "train.tsv") if row["genre"] == "main-captions"]
+    everything = [_pair(row) for row in _rows(glue / "STS-B" / "dev.tsv")]
+    for name, head, rows in (
+        ("noise/train.csv", ("text", "label"), noisy),
+        ("noise/dev.csv", ("text", "label"), clean),
+        ("shift/train.csv", ("text", "text_pair", "label"), captions),
+        ("shift/dev.csv", ("text", "text_pair", "label"), everything),
+    ):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        with (output / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *rows])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        raise InputError(f"expected GLUE's file {path}; give the folder that has SST-2 and STS-B in it")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _pair(row: dict[str, str]) -> tuple[str, str, float]:
+    return row["sentence1"], row["sentence2"], float(row["score"])
+
+
+def domains(ledger: Path, output: Path, dev: Path) -> None:
+    """Write a row for each run of ``ledger``: Spearman's correlation at home, and away, of its predictions."""
+    truth = pd.read_csv(dev)["label"].to_numpy(dtype=float)
+    rows = []
+    for folder in sorted((ledger / "runs").iterdir()):
+        run, record = (json.loads((folder / name).read_text()) for name in ("run.json", "record.json"))
+        predicted = np.array(record["predictions"])
+        if len(predicted) != len(truth):
+            raise InputError(f"expected {len(truth)} predictions in {folder}, got {len(predicted)}")
+        parts = {"home": slice(0, HOME), "away": slice(HOME, None)}
+        found = {name: stats.spearmanr(predicted[part], truth[part]).statistic for name, part in parts.items()}
+        rows.append(
+            {
+                "task": "STS-B, trained on captions", "method": run["method"], "restart": run["restart"],
+                "learning_rate": run["settings"]["learning_rate"], "score": found["away"], "metric": "spearman",
+                "chance": 0.0, **found, "all": record["score"], "distance": record["distance"],
+                "seconds": record["seconds"], "id": run["id"],
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows).drop_duplicates("id").sort_values(["method", "learning_rate", "restart"])
+    table.to_csv(output, index=False)
+
+
+def judged(runs: pd.DataFrame, choice: str) -> tuple[dict[str, float], pd.DataFrame]:
+    """Each method's rate, and its scores in percent of the restarts that did not choose it: restarts by methods.
+
+    ``choice`` is the column by which the rate is chosen.
+    """
+    search = runs[runs["restart"].isin(SEARCH)]
+    means = search.pivot_table(index="learning_rate", columns="method", values=choice)
+    best = {str(method): float(rate) for method, rate in means.idxmax().items()}
+    for method in set(runs["method"]) - set(best):  # an interpolation of plain fine-tuning's own run
+        best[method] = best[PLAIN]
+    others = runs[~runs["restart"].isin(SEARCH)]
+    at_best = others[np.isclose(others["learning_rate"], others["method"].map(best))]
+    scores = at_best.pivot_table(index="restart", columns="method", values="score") * 100
+    return best, scores.reindex(columns=sorted(best)).dropna()
+
+
+def family(pairs: list[tuple[str, str]], scores: pd.DataFrame) -> list[Row]:
+    """One row a pair: the first minus the second, with p-values corrected over ``pairs``."""
+    differences = [(scores[one] - scores[other]).to_numpy() for one, other in pairs]
+    by_t = holm([float(stats.ttest_1samp(each, 0.0).pvalue) for each in differences])
+    by_flips = holm([sign_flips(each) for each in differences])
+    rows = []
+    for (one, other), each, p, flips in zip(pairs, differences, by_t, by_flips, strict=True):
+        low, high = mean_interval(each) or (np.nan, np.nan)
+        what = f"{one} - {other}"
+        rows.append({"what": what, "points": each.mean(), "low": low, "high": high, "p-value": p, "sign flips": flips})
+    return rows
+
+
+def verdict(primary: list[Row]) -> str:
+    """In the words of the study files."""
+    shown = [row for row in primary if row["p-value"] < ALPHA]
+    against = [str(row["what"]).split(" - ")[1] for row in shown if row["points"] < 0]
+    if against:
+        return f"against mixout: {', '.join(against)} shown above it"
+    if len(shown) == len(primary):
+        return "for mixout: shown above all four"
+    above = [str(row["what"]).split(" - ")[1] for row in shown]
+    return "neither" + (f"; shown above {', '.join(above)}" if above else "")
+
+
+def report(study: str, path: Path) -> None:
+    """Print rates, scores, comparisons and verdict of a study."""
+    runs = pd.read_csv(path)
+    best, scores = judged(runs, "home" if study == "shift" else "score")
+    if len(scores) < 3:
+        raise InputError(f"expected three restarts beside the search, got {len(scores)}; run the study further")
+    print(f"{len(scores)} restarts are judged, at each method's own best rate\n")
+    for method, mean in scores.mean().sort_values(ascending=False).items():
+        print(f"{method}: {mean:.1f} at {best[str(method)]:g}, runs {', '.join(f'{x:.1f}' for x in scores[method])}")
+    for name, pairs in zip(("primary", "secondary"), FAMILIES[study], strict=True):
+        rows = family(pairs, scores)
+        print(f"\n{name}\n" + pd.DataFrame(rows).round(4).to_string(index=False))
+        if name == "primary":
+            words = verdict(rows)
+    print(f"\n{words}")
+
+
+def main() -> int:
+    """Make the data, or say what the runs show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    data = commands.add_parser("data", help="make the tables of both studies")
+    data.add_argument("glue", type=Path, help="folder with SST-2/train.tsv, SST-2/dev.tsv and those of STS-B")
+    data.add_argument("output", type=Path)
+    by_domain = commands.add_parser("domains", help="write the scores at home and away of a ledger's runs")
+    by_domain.add_argument("ledger", type=Path)
+    by_domain.add_argument("output", type=Path)
+    by_domain.add_argument("--dev", type=Path, default=Path("out/shift/dev.csv"))
+    for name in FAMILIES:
+        commands.add_parser(name, help="the verdict").add_argument("runs", type=Path, metavar="RUNS.csv")
+    args = parser.parse_args()
+    if args.what == "data":
+        make_data(args.glue, args.output)
+    elif args.what == "domains":
+        domains(args.ledger, args.output, args.dev)
+    else:
+        report(args.what, args.runs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
