@@ -28,7 +28,9 @@ import torch
 import parts
 from mixout._names import nearest
 from mixout.errors import InputError
+from mixout.finetune.environment import keep_memory
 from models import CASES, PLAIN, Case
+from pairs import process_seconds
 from suite import COLUMNS, Bench
 from table import Table
 
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", default=[], metavar="MODEL", help=f"among {', '.join(CASES)}")
     parser.add_argument("--pairs", type=int, default=10, help="timed pairs of a comparison; default: %(default)s")
     parser.add_argument("--batch", type=int, help="sequences in a step, other than the case's")
+    parser.add_argument("--process-time", action="store_true", help="of one thread: a busy machine hardly changes it")
+    parser.add_argument("--keep-memory", action="store_true", help="as mixout finetune does on a CPU")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after that time; default: no limit")
     parser.add_argument("--output", type=Path, default=Path("out/bench.csv"), help="default: %(default)s")
     parser.add_argument("--add", action="store_true", help="keep the rows that the file holds")
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     gpu = torch.cuda.is_available()
     try:
+        if args.process_time and gpu:
+            raise InputError("expected --process-time where there is no GPU, for which the host waits")
         if args.pairs < 1:
             raise InputError(f"expected --pairs of at least 1, got {args.pairs}")
         cases = [find(name) for name in args.case] or [case for case in CASES.values() if case.gpu == gpu]
@@ -65,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if args.dry_run:
         cases = [replace(case, **TINY, batch=2) for case in cases]
+    if args.keep_memory:
+        keep_memory()
+    if args.process_time:
+        torch.set_num_threads(1)
     bench = Bench(
         table=table,
         cases=[replace(case, batch=args.batch or case.batch) for case in cases],
@@ -72,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs=1 if args.dry_run else args.pairs,
         ends=time.monotonic() + args.seconds,
         dry=args.dry_run,
+        clock=process_seconds if args.process_time else None,
     )
     before = len(table.rows)
     for name in args.parts:

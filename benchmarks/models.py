@@ -138,7 +138,9 @@ class Setting:
     @property
     def spared(self) -> float:
         """The share of a mixed layer's weight gradient that need not be computed: p where whole columns are zero."""
-        return float(self.method[len("mixout(") : -1]) if self.method.startswith("mixout(") and not self.evaluate else 0
+        if self.evaluate or not self.method.startswith("mixout("):
+            return 0.0
+        return float(self.method[len("mixout(") : -1].partition(",")[0])
 
 
 # Plain fine-tuning is without any dropout: the least work of all that people run.

@@ -44,11 +44,12 @@ OTHERS = [Setting(method=name) for name in ("mixout(0.5)", "mixout(0.1)", "mixco
 # On a CPU anchors lie in the host's memory anyway.
 ANCHORS = [Setting(method="mixout(0.9)", anchor="bf16"), Setting(method="mixout(0.9)", anchor="host")]
 EVAL = [Setting(method="dropout(0.0)", evaluate=True), Setting(method="mixout(0.9)", evaluate=True)]
+EVERY = Setting(method="mixout(0.9, every=16)")
 HOST = [PLAIN, DROPOUT, MIXOUT, OTHERS[0], replace(MIXOUT, form="fast"), replace(MIXOUT, seed=1), OTHERS[2]]
 
 
 def _settings(bench: Bench) -> list[Setting]:
-    return [MIXOUT, *OTHERS, LEAN, DROPOUT, *ANCHORS[: 2 if bench.device.type == "cuda" else 1]]
+    return [MIXOUT, *OTHERS, EVERY, LEAN, DROPOUT, *ANCHORS[: 2 if bench.device.type == "cuda" else 1]]
 
 
 def steps(bench: Bench) -> None:
@@ -67,7 +68,8 @@ def _step(bench: Bench, case: Case, plain: Setting, base: list[Run], setting: Se
     if not base:
         base.append(bench.step(case, plain))
     row = bench.timed(base[0], bench.step(case, setting)) | {"floor": work.floor(setting.spared)}
-    return {"eval" if setting.evaluate else "step": row}
+    what = "eval" if setting.evaluate else "step"
+    return {what if bench.clock is None else f"{what}, process time": row}
 
 
 def memory(bench: Bench) -> None:

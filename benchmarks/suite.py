@@ -27,6 +27,7 @@ class Bench:
         pairs: timed pairs of each comparison.
         ends: on ``time.monotonic()``.
         dry: tiny models and one pair.
+        clock: what steps are timed by; None for that of the device.
     """
 
     table: Table
@@ -35,6 +36,7 @@ class Bench:
     pairs: int
     ends: float
     dry: bool = False
+    clock: Clock | None = None
 
     def add(
         self, part: str, case: Case, setting: Setting, measure: Callable[..., dict[str, Row]], *args: object
@@ -60,7 +62,7 @@ class Bench:
 
     def timed(self, plain: Run, run: Run, *, clock: Clock | None = None) -> Row:
         """The columns of a comparison, in seconds."""
-        clock, warmup = clock or clock_of(self.device), 1 if self.dry else 3
+        clock, warmup = clock or self.clock or clock_of(self.device), 1 if self.dry else 3
         found = interleave(plain, run, pairs=self.pairs, warmup=warmup, clock=clock)
         row: Row = {"ratio": found.ratio, "low": found.low, "high": found.high, "pairs": found.pairs}
         return row | {"plain": found.base, "value": found.variant, "unit": "s"}

@@ -76,7 +76,7 @@ def test_what_is_said_of_eight_rates(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "room.csv")])
     room.main()
     printed = " ".join(capsys.readouterr().out.split())
-    said = " ".join((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").split())
+    said = " ".join((ROOT / "docs" / "evidence-details.md").read_text(encoding="utf-8").split())
     assert "mixout(0.7): neither shown" in printed
     assert "neither shown to be tolerant nor shifted" in said
     for method, loss in (("wdecay(w_pre, 1000)", "1.0"), ("wdecay(w_pre, 160)", "2.4"), ("dropout(0.0)", "10.4")):

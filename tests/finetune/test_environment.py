@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,3 +104,40 @@ def test_the_callers_random_streams_go_on(settings, tmp_path):
     seed()
     finetune(settings(epochs=0.1), tmp_path / "out")
     assert draw() == expected
+
+
+PAGES = """
+import resource, sys, torch
+from mixout.finetune import environment
+if sys.argv[1] == "keep":
+    environment.keep_memory()
+def step():
+    kept = [torch.ones(10_000_000) for _ in range(3)]  # 40 MB each
+for _ in range(8):  # until it has found places
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_memory_that_is_kept_is_not_asked_for_again():
+    """The system counts the pages that it hands out: for 120 MB some 30,000 of 4 KiB, or fewer large ones."""
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", PAGES, what], capture_output=True, check=True, env=environ).stdout)
+        for what in ("give back", "keep")
+    )
+    assert given_back > 50
+    assert kept < given_back / 10
+
+
+@pytest.mark.parametrize(("library", "accelerator"), [("musl", False), ("glibc", True)])
+def test_memory_is_left_alone_elsewhere(library, accelerator, monkeypatch):
+    called = []
+    monkeypatch.setattr(environment.platform, "libc_ver", lambda: (library, ""))
+    monkeypatch.setattr(environment.torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *one: called.append(one)))
+    environment.keep_memory()
+    assert called == []

@@ -6,6 +6,7 @@ The random streams are those of the process: not for several threads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import random
@@ -23,6 +24,8 @@ from mixout.errors import needs
 
 # Begins a line of progress that is about the machine rather than the run.
 NOTE = "note: "
+# Of mallopt: how many blocks may be mapped on their own, and from how much free memory on it is given back.
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
 # What Linux calls bfloat16 products among the abilities of x86 and Arm processors.
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
@@ -66,6 +69,8 @@ def emulates_bfloat16() -> bool:
 
 def forget_peak_memory() -> None:
     """Let :func:`peak_memory` count from here; that of the host does not where a container forbids it."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)  # what an earlier run has left, see keep_memory
     # Before its first use CUDA has no peak to forget.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
@@ -85,6 +90,22 @@ def peak_memory() -> dict[str, int | None]:
         found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"host": int(found[1]) * 1024 if found else None, "device": device}
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees, where the C library is glibc and there is no accelerator.
+
+    Else the memory of each large tensor goes back to the system, which clears it before it gives it out again: a sixth
+    of a small model's training step (benchmarks/results/allocator.csv).
+    """
+    libc = _glibc()
+    if libc is not None and not torch.accelerator.is_available():
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def _cpuinfo() -> list[tuple[str, str]]:

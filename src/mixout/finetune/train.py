@@ -82,6 +82,7 @@ def finetune(
     shared = cache or Cache()
     task = shared.task(settings)
     environment.forget_peak_memory()
+    environment.keep_memory()
     with quiet(), own_streams():
         init_seed = settings.stream_seed("init")
         loaded, pretrained = shared.model(

@@ -198,4 +198,5 @@ def _collapsed(record: Record) -> bool:
         record.evaluations[-1].loss,
         accuracy=record.scores.get("accuracy"),
         classes=None if record.labels is None else len(record.labels),
+        correlation=record.scores.get("pearson", 0.0),
     )

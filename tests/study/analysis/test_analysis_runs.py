@@ -36,6 +36,12 @@ def test_a_collapsed_run_answers_alike_with_the_loss_of_a_constant(predictions, 
     assert is_collapsed(predictions, loss, accuracy=accuracy, classes=classes) is expected
 
 
+@pytest.mark.parametrize(("correlation", "expected"), [(0.0, True), (0.2, True), (math.nan, True), (0.6, False)])
+def test_narrow_answers_in_the_right_order_are_no_collapse(correlation, expected):
+    """A regression half way back to its start: Spearman 0.6 with predictions between 2.4 and 2.6."""
+    assert is_collapsed([2.4, 2.5, 2.6] * 30, 2.2, correlation=correlation) is expected
+
+
 def test_a_collapsed_run_has_failed_also_above_chance():
     assert run(chance=0.5, score=0.54, collapsed=True).failed
     assert not run(chance=0.5, score=0.54).failed

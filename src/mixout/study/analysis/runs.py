@@ -137,12 +137,21 @@ class Run(Restart):
         return self.chance if math.isnan(self.score) and self.chance is not None else self.score
 
 
-def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float | None, classes: int | None) -> bool:
+def is_collapsed(
+    predictions: Sequence[float],
+    loss: float,
+    *,
+    accuracy: float | None = None,
+    classes: int | None = None,
+    correlation: float = 0.0,
+) -> bool:
     """Whether a run gives nearly the same answer to all, and its loss is that of a constant answer.
 
     Of a classifier: the share of examples that do not get the most frequent answer is below a fifth of its errors,
     and its loss (cross entropy) at least 0.95 of the entropy of a constant answer with as many errors. Of a regression,
-    which has neither accuracy nor classes: the variance of the predictions is below 5 % of the mean squared error.
+    which has neither accuracy nor classes: the variance of the predictions is below 5 % of the mean squared error, and
+    however they are scaled they explain less than a tenth of the truth's (``correlation``, Pearson's r: r^2 < 0.1).
+    Predictions of a model half way back to its start may be small, and in the right order.
 
     Example:
         >>> is_collapsed([1.0] * 98 + [0.0] * 2, 0.69, accuracy=0.53, classes=2)
@@ -155,7 +164,8 @@ def is_collapsed(predictions: Sequence[float], loss: float, *, accuracy: float |
         return False
     if accuracy is None or classes is None:
         mean = math.fsum(predictions) / n
-        return math.fsum((value - mean) ** 2 for value in predictions) / n < 0.05 * loss
+        narrow = math.fsum((value - mean) ** 2 for value in predictions) / n < 0.05 * loss
+        return narrow and not correlation**2 >= 0.1  # nan, of a constant, explains nothing
     others = 1 - max(predictions.count(value) for value in set(predictions)) / n
     errors = 1 - accuracy
     if not 0 < errors < 1 or classes < 2:
