@@ -2,12 +2,13 @@
 
     python benchmarks/regimes.py data glue out                       # out/noise and out/shift, from GLUE's files
     mixout study run benchmarks/evidence/noise.toml --ledger out/noise-ledger
-    mixout study export --ledger out/noise-ledger --output results/noise.csv
-    python benchmarks/regimes.py noise results/noise.csv
+    mixout study run benchmarks/evidence/noise-final.toml --ledger out/noise-ledger
+    python benchmarks/regimes.py table noise out/noise-ledger results/noise.csv
+    python benchmarks/regimes.py verdict noise results/noise.csv
     mixout study run benchmarks/evidence/shift.toml --ledger out/shift-ledger
     mixout study run benchmarks/evidence/shift-final.toml --ledger out/shift-ledger
-    python benchmarks/regimes.py domains out/shift-ledger results/shift.csv
-    python benchmarks/regimes.py shift results/shift.csv
+    python benchmarks/regimes.py table shift out/shift-ledger results/shift.csv
+    python benchmarks/regimes.py verdict shift results/shift.csv
 
 What is compared, and what counts for and against, is in the first lines of the study files. A method's rate is the one
 with the highest mean over the restarts of the search. The others are judged, at that rate: differences in points,
@@ -45,6 +46,7 @@ FAMILIES = {
         [(other, PLAIN) for other in (MIDDLE, HARD)],
     ),
 }
+TASKS = {"noise": "SST-2, 30 % of the labels wrong", "shift": "STS-B, from captions to news and forums"}
 HOME = 625  # the first pairs of STS-B's dev set are captions
 ALPHA = 0.05
 
@@ -82,27 +84,30 @@ def _pair(row: dict[str, str]) -> tuple[str, str, float]:
     return row["sentence1"], row["sentence2"], float(row["score"])
 
 
-def domains(ledger: Path, output: Path, dev: Path) -> None:
-    """Write a row for each run of ``ledger``: Spearman's correlation at home, and away, of its predictions."""
-    truth = pd.read_csv(dev)["label"].to_numpy(dtype=float)
+def write_table(study: str, ledger: Path, output: Path, dev: Path) -> None:
+    """Write a row for each finished run of ``ledger``; of ``shift`` with its predictions' Spearman at home and away."""
     rows = []
     for folder in sorted((ledger / "runs").iterdir()):
         run, record = (json.loads((folder / name).read_text()) for name in ("run.json", "record.json"))
-        predicted = np.array(record["predictions"])
-        if len(predicted) != len(truth):
-            raise InputError(f"expected {len(truth)} predictions in {folder}, got {len(predicted)}")
-        parts = {"home": slice(0, HOME), "away": slice(HOME, None)}
-        found = {name: stats.spearmanr(predicted[part], truth[part]).statistic for name, part in parts.items()}
-        rows.append(
-            {
-                "task": "STS-B, trained on captions", "method": run["method"], "restart": run["restart"],
-                "learning_rate": run["settings"]["learning_rate"], "score": found["away"], "metric": "spearman",
-                "chance": 0.0, **found, "all": record["score"], "distance": record["distance"],
-                "seconds": record["seconds"], "id": run["id"],
-            }
-        )  # fmt: skip
+        row = {"task": TASKS[study], "method": run["method"], "restart": run["restart"]}
+        row |= {"learning_rate": run["settings"]["learning_rate"], "score": record["score"]}
+        row |= {name: run[name] for name in ("metric", "chance", "id")}
+        row |= {name: record[name] for name in ("distance", "seconds")}
+        if study == "shift":
+            found = by_domain(record["predictions"], dev, folder)
+            row |= {"score": found["away"], **found, "all": record["score"]}
+        rows.append(row)
     table = pd.DataFrame(rows).drop_duplicates("id").sort_values(["method", "learning_rate", "restart"])
     table.to_csv(output, index=False)
+
+
+def by_domain(predictions: list[float], dev: Path, folder: Path) -> dict[str, float]:
+    """Spearman's correlation with the labels of ``dev``, at home and away."""
+    truth = pd.read_csv(dev)["label"].to_numpy(dtype=float)
+    if len(predictions) != len(truth):
+        raise InputError(f"expected {len(truth)} predictions in {folder}, got {len(predictions)}")
+    parts = {"home": slice(0, HOME), "away": slice(HOME, None)}
+    return {name: float(stats.spearmanr(predictions[part], truth[part]).statistic) for name, part in parts.items()}
 
 
 def judged(runs: pd.DataFrame, choice: str) -> tuple[dict[str, float], pd.DataFrame]:
@@ -111,7 +116,8 @@ def judged(runs: pd.DataFrame, choice: str) -> tuple[dict[str, float], pd.DataFr
     ``choice`` is the column by which the rate is chosen.
     """
     search = runs[runs["restart"].isin(SEARCH)]
-    means = search.pivot_table(index="learning_rate", columns="method", values=choice)
+    rates = search.pivot_table(index="learning_rate", columns="method", values=choice, aggfunc=["mean", "count"])
+    means = rates["mean"].where(rates["count"] == len(SEARCH))  # a rate at which both ran
     best = {str(method): float(rate) for method, rate in means.idxmax().items()}
     for method in set(runs["method"]) - set(best):  # an interpolation of plain fine-tuning's own run
         best[method] = best[PLAIN]
@@ -170,19 +176,21 @@ def main() -> int:
     data = commands.add_parser("data", help="make the tables of both studies")
     data.add_argument("glue", type=Path, help="folder with SST-2/train.tsv, SST-2/dev.tsv and those of STS-B")
     data.add_argument("output", type=Path)
-    by_domain = commands.add_parser("domains", help="write the scores at home and away of a ledger's runs")
-    by_domain.add_argument("ledger", type=Path)
-    by_domain.add_argument("output", type=Path)
-    by_domain.add_argument("--dev", type=Path, default=Path("out/shift/dev.csv"))
-    for name in FAMILIES:
-        commands.add_parser(name, help="the verdict").add_argument("runs", type=Path, metavar="RUNS.csv")
+    table = commands.add_parser("table", help="write the scores of a ledger's runs")
+    verdicts = commands.add_parser("verdict", help="print what was planned")
+    for command in (table, verdicts):
+        command.add_argument("study", choices=FAMILIES)
+    table.add_argument("ledger", type=Path)
+    table.add_argument("output", type=Path, metavar="RUNS.csv")
+    table.add_argument("--dev", type=Path, default=Path("out/shift/dev.csv"), help="labels of shift's dev rows")
+    verdicts.add_argument("runs", type=Path, metavar="RUNS.csv")
     args = parser.parse_args()
     if args.what == "data":
         make_data(args.glue, args.output)
-    elif args.what == "domains":
-        domains(args.ledger, args.output, args.dev)
+    elif args.what == "table":
+        write_table(args.study, args.ledger, args.output, args.dev)
     else:
-        report(args.what, args.runs)
+        report(args.study, args.runs)
     return 0
 
 

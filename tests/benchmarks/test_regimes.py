@@ -43,7 +43,7 @@ def runs(level, best, restarts=6):
 )
 def test_the_verdict_on_scores_of_known_order(level, best, words, tmp_path, monkeypatch, capsys):
     runs(level, best).to_csv(tmp_path / "runs.csv")
-    monkeypatch.setattr(sys, "argv", ["regimes.py", "noise", str(tmp_path / "runs.csv")])
+    monkeypatch.setattr(sys, "argv", ["regimes.py", "verdict", "noise", str(tmp_path / "runs.csv")])
     assert regimes.main() == 0
     printed = capsys.readouterr().out
     assert words in printed.splitlines()[-1]
@@ -120,12 +120,13 @@ def test_scores_by_domain_are_those_of_the_predictions(tmp_path):
     predicted = [*truth[: regimes.HOME], *-truth[regimes.HOME :]]
     record = {"predictions": predicted, "score": 0.1, "distance": 1.0, "seconds": 2.0}
     run = {"method": regimes.PLAIN, "restart": 3, "settings": {"learning_rate": 1e-4}, "id": "one"}
+    run |= {"metric": "spearman", "chance": 0.0}
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "run.json").write_text(json.dumps(run))
-    regimes.domains(tmp_path / "ledger", tmp_path / "runs.csv", dev)
+    regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
     [row] = pd.read_csv(tmp_path / "runs.csv").to_dict("records")
     assert (row["home"], row["away"]) == (pytest.approx(1.0), pytest.approx(-1.0))
-    assert (row["score"], row["restart"]) == (row["away"], 3)
+    assert (row["score"], row["all"], row["restart"]) == (row["away"], 0.1, 3)
     (folder / "record.json").write_text(json.dumps(record | {"predictions": predicted[:-1]}))
     with pytest.raises(InputError, match=r"expected 1000 predictions in .*one, got 999"):
-        regimes.domains(tmp_path / "ledger", tmp_path / "runs.csv", dev)
+        regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
