@@ -18,6 +18,8 @@ NAMES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "mixout(0.5)": ({"method": "mixout", "p": "0.5", "mode": "train", "anchor": ""}, {}),
     "mixout(0.1)": ({"method": "mixout", "p": "0.1", "mode": "train", "anchor": ""}, {}),
     "mixout(0.9), anchor in bfloat16": ({"method": "mixout", "anchor": "bf16"}, {}),
+    "mixout(0.9), `every=16`": ({}, {"method": "mixout(0.9, every=16)"}),
+    'mixout(0.9), `form="lean"`': ({}, {"method": "mixout(0.9), lean"}),
     "mixout(0.9), anchor on the host": ({"method": "mixout", "anchor": "host"}, {}),
     'mixout(0.9), `form="fast"`': ({}, {"method": "mixout(0.9), fast"}),
     "mixout(0.9), `seed=1`": ({}, {"method": "mixout(0.9), seed 1"}),
@@ -28,6 +30,17 @@ NAMES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "eval mode": ({"mode": "eval"}, {"method": "none"}),
     "plain, against itself": ({"method": "none"}, {"method": "dropout(0.0)"}),
     "anchor_decay with Fisher weights": ({"method": "none"}, {"method": "anchor_decay(weights)"}),
+}
+
+
+# What these are called in step-cpu-one-thread.csv, where it is not the first cell itself.
+ONE_THREAD = {
+    "mixout(0.9), anchor in bfloat16": "mixout(0.9), bf16 anchor",
+    "mixout(0.9), `every=16`": "mixout(0.9, every=16)",
+    'mixout(0.9), `form="lean"`': "mixout(0.9), lean",
+    "the authors' formulation, p = 0.9": "authors(0.9)",
+    "eval mode, same computation": "mixout(0.9), eval",
+    "plain, against itself": "dropout(0.0)",
 }
 
 
@@ -56,10 +69,11 @@ def cpu() -> Iterator[tuple[str, float | None]]:
         if name == "its aim":
             continue
         step, on_host = NAMES.get(name, ({"method": "none"}, {}))
-        places = [("bert-base-3", "4096"), *(("minilm", tokens) for tokens in ("512", "256", "128", "64"))]
-        values = [ratio("step-cpu", case=case, tokens=tokens, **step) if step else None for case, tokens in places]
+        values = [ratio("step-cpu", case="bert-base-3", tokens="4096", **step) if step else None]
+        one = ONE_THREAD.get(name, name)
+        values += [ratio("step-cpu-one-thread", tokens=tokens, method=one) for tokens in ("512", "256", "128", "64")]
         method = on_host.get("method", name)
-        if "decay" in name or name.startswith("plain"):
+        if "decay" in name:
             values[1] = ratio("decay", case="minilm", method=method)
         values.append(
             ratio("decay", case="costs-nothing", method=method)

@@ -70,3 +70,26 @@ def test_what_is_said(training, dev, score, said):
     found = judge(record, None, rows)
     assert found[: len(said)] == said
     assert bool(found) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("rate", "advice"),
+    [
+        (1e-5, ["more steps", "the usual learning rate for this model: --learning-rate 1e-4", "another seed"]),
+        (1e-4, ["more steps", "twice the learning rate: --learning-rate 2e-4", "another seed"]),
+        (1e-3, ["a lower learning rate, usual for this model: --learning-rate 1e-4", "more steps", "another seed"]),
+    ],
+)
+def test_what_to_try_comes_in_order(rate, advice, monkeypatch: pytest.MonkeyPatch):
+    """The usual rate is 1e-4. At ten times that more steps would not help, so they come second."""
+    monkeypatch.setattr("mixout.finetune.defaults.learning_rate", lambda settings, model: (1e-4, ""))
+    settings = SimpleNamespace(
+        class_weights="none", learning_rate=rate, optimizer="adamw", epochs=2.0, methods=(), seed=0
+    )
+    record = SimpleNamespace(
+        settings=settings, status="finished", steps=4, metric="accuracy", score=0.25, chance=0.5,
+        training=[SimpleNamespace(loss=2.1)], evaluations=[SimpleNamespace(loss=1.5)],
+    )  # fmt: skip
+    said = judge(record, None, task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d")))
+    tried = said.partition("Try, in this order: ")[2].split("; ")
+    assert [one.startswith(start) for one, start in zip(tried, advice, strict=False)] == [True] * 3

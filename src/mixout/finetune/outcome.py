@@ -206,7 +206,7 @@ def _more(record: Record, model: nn.Module) -> list[str]:
     if usual is not None and rate < usual / 1.5:
         advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual)}")
     elif usual is not None and rate > 3 * usual:
-        advice.append(f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
+        advice.insert(0, f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
     else:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
     if any(isinstance(method, MixingMethod) and method.p > P for method in settings.methods):
