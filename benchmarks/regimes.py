@@ -46,7 +46,11 @@ FAMILIES = {
         [(other, PLAIN) for other in (MIDDLE, HARD)],
     ),
 }
-TASKS = {"noise": "SST-2, 30 % of the labels wrong", "shift": "STS-B, from captions to news and forums"}
+# By which task the rate is chosen, and by which a method is judged. A run of shift is a row of both.
+TASKS = {
+    "noise": ("SST-2, 30 % of the labels wrong",) * 2,
+    "shift": ("STS-B captions", "STS-B captions, then news and forums"),
+}
 HOME = 625  # the first pairs of STS-B's dev set are captions
 ALPHA = 0.05
 
@@ -85,43 +89,43 @@ def _pair(row: dict[str, str]) -> tuple[str, str, float]:
 
 
 def write_table(study: str, ledger: Path, output: Path, dev: Path) -> None:
-    """Write a row for each finished run of ``ledger``; of ``shift`` with its predictions' Spearman at home and away."""
-    rows = []
+    """Write a row for each finished run of ``ledger``; of ``shift`` two, at home and away."""
+    rows, seen = [], set[str]()
     for folder in sorted((ledger / "runs").iterdir()):
         run, record = (json.loads((folder / name).read_text()) for name in ("run.json", "record.json"))
-        row = {"task": TASKS[study], "method": run["method"], "restart": run["restart"]}
-        row |= {"learning_rate": run["settings"]["learning_rate"], "score": record["score"]}
-        row |= {name: run[name] for name in ("metric", "chance", "id")}
-        row |= {name: record[name] for name in ("distance", "seconds")}
+        if run["id"] in seen:  # in the search and in the confirmation
+            continue
+        seen.add(run["id"])
+        scores = {TASKS[study][1]: record["score"]}
         if study == "shift":
-            found = by_domain(record["predictions"], dev, folder)
-            row |= {"score": found["away"], **found, "all": record["score"]}
-        rows.append(row)
-    table = pd.DataFrame(rows).drop_duplicates("id").sort_values(["method", "learning_rate", "restart"])
+            scores = dict(zip(TASKS[study], by_domain(record["predictions"], dev, folder), strict=True))
+        common = {"method": run["method"], "restart": run["restart"], "learning_rate": run["settings"]["learning_rate"]}
+        common |= {"metric": run["metric"], "chance": run["chance"]}
+        common |= {name: record[name] for name in ("distance", "seconds")}
+        rows += [{"task": task, "score": score, **common} for task, score in scores.items()]
+    table = pd.DataFrame(rows).sort_values(["task", "method", "learning_rate", "restart"])
     table.to_csv(output, index=False)
 
 
-def by_domain(predictions: list[float], dev: Path, folder: Path) -> dict[str, float]:
+def by_domain(predictions: list[float], dev: Path, folder: Path) -> tuple[float, float]:
     """Spearman's correlation with the labels of ``dev``, at home and away."""
     truth = pd.read_csv(dev)["label"].to_numpy(dtype=float)
     if len(predictions) != len(truth):
         raise InputError(f"expected {len(truth)} predictions in {folder}, got {len(predictions)}")
-    parts = {"home": slice(0, HOME), "away": slice(HOME, None)}
-    return {name: float(stats.spearmanr(predictions[part], truth[part]).statistic) for name, part in parts.items()}
+    home, away = (stats.spearmanr(predictions[one], truth[one]).statistic for one in (slice(HOME), slice(HOME, None)))
+    return float(home), float(away)
 
 
-def judged(runs: pd.DataFrame, choice: str) -> tuple[dict[str, float], pd.DataFrame]:
-    """Each method's rate, and its scores in percent of the restarts that did not choose it: restarts by methods.
-
-    ``choice`` is the column by which the rate is chosen.
-    """
-    search = runs[runs["restart"].isin(SEARCH)]
-    rates = search.pivot_table(index="learning_rate", columns="method", values=choice, aggfunc=["mean", "count"])
+def judged(runs: pd.DataFrame, study: str) -> tuple[dict[str, float], pd.DataFrame]:
+    """Each method's rate, and its scores in percent of the restarts that did not choose it: restarts by methods."""
+    of_choice, of_judgement = (runs[runs["task"] == task] for task in TASKS[study])
+    search = of_choice[of_choice["restart"].isin(SEARCH)]
+    rates = search.pivot_table(index="learning_rate", columns="method", values="score", aggfunc=["mean", "count"])
     means = rates["mean"].where(rates["count"] == len(SEARCH))  # a rate at which both ran
     best = {str(method): float(rate) for method, rate in means.idxmax().items()}
     for method in set(runs["method"]) - set(best):  # an interpolation of plain fine-tuning's own run
         best[method] = best[PLAIN]
-    others = runs[~runs["restart"].isin(SEARCH)]
+    others = of_judgement[~of_judgement["restart"].isin(SEARCH)]
     at_best = others[np.isclose(others["learning_rate"], others["method"].map(best))]
     scores = at_best.pivot_table(index="restart", columns="method", values="score") * 100
     return best, scores.reindex(columns=sorted(best)).dropna()
@@ -155,7 +159,7 @@ def verdict(primary: list[Row]) -> str:
 def report(study: str, path: Path) -> None:
     """Print rates, scores, comparisons and verdict of a study."""
     runs = pd.read_csv(path)
-    best, scores = judged(runs, "home" if study == "shift" else "score")
+    best, scores = judged(runs, study)
     if len(scores) < 3:
         raise InputError(f"expected three restarts beside the search, got {len(scores)}; run the study further")
     print(f"{len(scores)} restarts are judged, at each method's own best rate\n")

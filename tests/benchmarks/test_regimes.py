@@ -20,6 +20,7 @@ def runs(level, best, restarts=6):
     generator = np.random.default_rng(0)
     return pd.DataFrame(
         {
+            "task": regimes.TASKS["noise"][0],
             "method": method,
             "restart": restart,
             "learning_rate": rate,
@@ -58,6 +59,7 @@ def test_the_restarts_that_choose_a_rate_are_not_judged():
     """Restarts 0 and 1 like one rate, the others another: judged are the others at the rate of the former."""
     table = pd.DataFrame(
         {
+            "task": regimes.TASKS["noise"][0],
             "method": regimes.PLAIN,
             "restart": restart,
             "learning_rate": rate,
@@ -66,7 +68,7 @@ def test_the_restarts_that_choose_a_rate_are_not_judged():
         for restart in range(5)
         for rate in RATES
     )
-    best, scores = regimes.judged(table, "score")
+    best, scores = regimes.judged(table, "noise")
     assert best == {regimes.PLAIN: 1e-4}
     assert scores[regimes.PLAIN].to_dict() == {2: 50.0, 3: 50.0, 4: 50.0}
 
@@ -74,14 +76,15 @@ def test_the_restarts_that_choose_a_rate_are_not_judged():
 def test_a_rate_is_chosen_at_home_and_judged_away():
     """An interpolation without a search of its own is judged at the rate of plain fine-tuning."""
     rows = [
-        {"method": method, "restart": k, "learning_rate": rate, "home": home, "score": away}
-        for method, k, rate, home, away in [
+        {"task": task, "method": method, "restart": k, "learning_rate": rate, "score": score}
+        for method, k, rate, *scores in [
             *((regimes.PLAIN, k, 1e-4, 0.9, 0.3) for k in range(4)),
             *((regimes.PLAIN, k, 2e-4, 0.8, 0.6) for k in range(4)),
             *((regimes.HALF, k, 1e-4, 0.9, 0.5) for k in range(2, 4)),
         ]
+        for task, score in zip(regimes.TASKS["shift"], scores, strict=True)
     ]
-    best, scores = regimes.judged(pd.DataFrame(rows), "home")
+    best, scores = regimes.judged(pd.DataFrame(rows), "shift")
     assert best == {regimes.PLAIN: 1e-4, regimes.HALF: 1e-4}
     assert scores.loc[2].to_dict() == {regimes.PLAIN: 30.0, regimes.HALF: 50.0}
 
@@ -124,9 +127,13 @@ def test_scores_by_domain_are_those_of_the_predictions(tmp_path):
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "run.json").write_text(json.dumps(run))
     regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
-    [row] = pd.read_csv(tmp_path / "runs.csv").to_dict("records")
-    assert (row["home"], row["away"]) == (pytest.approx(1.0), pytest.approx(-1.0))
-    assert (row["score"], row["all"], row["restart"]) == (row["away"], 0.1, 3)
+    found = pd.read_csv(tmp_path / "runs.csv").set_index("task")
+    assert found["score"].to_dict() == dict(
+        zip(regimes.TASKS["shift"], [pytest.approx(1.0), pytest.approx(-1.0)], strict=True)
+    )
+    assert list(found["restart"]) == [3, 3]
+    regimes.write_table("noise", tmp_path / "ledger", tmp_path / "runs.csv", dev)
+    assert list(pd.read_csv(tmp_path / "runs.csv")["score"]) == [0.1]
     (folder / "record.json").write_text(json.dumps(record | {"predictions": predicted[:-1]}))
     with pytest.raises(InputError, match=r"expected 1000 predictions in .*one, got 999"):
         regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
