@@ -242,6 +242,24 @@ def of_strengths(table: list[list[str]]) -> Expected:
             yield cell, measured(chosen("strength", method=f"{row[0]}, {head}"), "mean kept")
 
 
+def of_regimes(study: str, *tasks: str):
+    """A row is a method at its rate: means of the judged restarts by task, each of the first, mixout minus the row."""
+
+    def check(table: list[list[str]]) -> Expected:
+        rates = {row[0]: float(row[1]) for row in table[1:]}
+        found = {}
+        for name, rate in rates.items():
+            runs = chosen(study, method=name, learning_rate=rate)
+            found[name] = [runs[(runs.task == task) & (runs.restart >= 2)].sort_values("restart") for task in tasks]
+        for name, *cells in table[1:]:
+            judged = found[name]
+            yield from zip(cells[1:], (percent(runs.score.mean()) for runs in judged), strict=False)
+            yield cells[-2], percent(*judged[0].score)
+            yield cells[-1], [] if name == "mixout(0.7)" else apart(found["mixout(0.7)"][0], judged[0])
+
+    return check
+
+
 def of_rates(table: list[list[str]]) -> Expected:
     """A row is a method at eight rates."""
     for row in table[1:]:
@@ -267,6 +285,8 @@ TABLES = {
     "3, best": of_one_task("best", "rate", "mean sd", "difference", "holm", "kept", "distance"),
     "3, eight rates": of_rates,
     "3, strength": of_strengths,
+    "3, wrong labels": of_regimes("noise", "SST-2, 30 % of the labels wrong"),
+    "3, another domain": of_regimes("shift", "STS-B captions, then news and forums", "STS-B captions"),
     "4, tasks": of_tasks,
     "4, tasks, differences": minus("tasks", TASKS),
     "4, tuned": over("tuned", "learning_rate", "mean kept"),

@@ -95,8 +95,8 @@ def peak_memory() -> dict[str, int | None]:
 def keep_memory() -> None:
     """Let this process keep what it frees, where the C library is glibc and there is no accelerator.
 
-    Else the memory of each large tensor goes back to the system, which clears it before it gives it out again: a sixth
-    of a small model's training step (benchmarks/results/allocator.csv).
+    Else the memory of each large tensor goes back to the system, which clears it before it gives it out again: a
+    quarter of a small model's training step with few tokens (benchmarks/results/allocator.csv).
     """
     libc = _glibc()
     if libc is not None and not torch.accelerator.is_available():
