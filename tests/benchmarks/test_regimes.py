@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import regimes
 from mixout.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 RATES = [5e-5, 1e-4, 2e-4]
 METHODS = [regimes.PLAIN, regimes.MIXOUT, regimes.MASK, regimes.HALF, regimes.SOFT, regimes.MIDDLE, regimes.HARD]
 
@@ -137,3 +139,38 @@ def test_scores_by_domain_are_those_of_the_predictions(tmp_path):
     (folder / "record.json").write_text(json.dumps(record | {"predictions": predicted[:-1]}))
     with pytest.raises(InputError, match=r"expected 1000 predictions in .*one, got 999"):
         regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
+
+
+@pytest.mark.parametrize(
+    ("study", "row", "said"),
+    [
+        (
+            "noise",
+            f"{regimes.HARD} - {regimes.PLAIN} 4.1284 1.8673 6.3896 0.0475",
+            "4.1 points more than plain fine-tuning (1.9 to 6.4), p-value 0.048",
+        ),
+        (
+            "noise",
+            f"{regimes.MIXOUT} - {regimes.PLAIN} 0.9939 -0.2907 2.2785 0.3184",
+            "The smallest p-value is 0.32 after Holm.",
+        ),
+        (
+            "shift",
+            f"{regimes.MIXOUT} - {regimes.HALF} 30.0178 23.0261 37.0095 0.0034",
+            "above the interpolation alone** (p-value 0.003 after Holm)",
+        ),
+        (
+            "shift",
+            f"{regimes.MIXOUT} - {regimes.SOFT} -2.5510 -10.0177 4.9157 0.3860",
+            "the other three the smallest p-value is 0.39.",
+        ),
+    ],
+)
+def test_what_is_said_of_the_studies(study, row, said, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["regimes.py", "verdict", study, str(ROOT / "results" / f"{study}.csv")])
+    regimes.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert row in printed
+    words = {"noise": "neither", "shift": f"neither; shown above {regimes.HALF}"}[study]
+    assert printed.endswith(words)
+    assert said in " ".join((ROOT / "docs" / "evidence-details.md").read_text(encoding="utf-8").split())

@@ -246,6 +246,7 @@ def of_regimes(study: str, *tasks: str):
     """A row is a method at its rate: means of the judged restarts by task, each of the first, mixout minus the row."""
 
     def check(table: list[list[str]]) -> Expected:
+        table = [[row[0].split(", radius")[0], *row[1:]] for row in table]
         rates = {row[0]: float(row[1]) for row in table[1:]}
         found = {}
         for name, rate in rates.items():
