@@ -19,22 +19,26 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import random
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from mixout.errors import InputError
-from mixout.study.analysis.stats import holm, mean_interval, sign_flips
+from mixout.finetune.tasks.tables import read_tsv
+from mixout.study.analysis.runs import Run
+from mixout.study.analysis.stats import holm, sign_flips
+from mixout.study.ledger import Ledger
+from room import ALPHA, DECAYS, MASK, MIXOUT, PLAIN, family
 from table import Row
 
 SEARCH = (0, 1)  # restarts that choose the rate
-MIXOUT, PLAIN, MASK, HALF = "mixout(0.7)", "dropout(0.0)", "gradient_mask(0.7)", "interpolate(0.5)"
-SHORT = "dropout(0.0), 3 epochs"
-SOFT, MIDDLE, HARD = "wdecay(w_pre, 40)", "wdecay(w_pre, 160)", "wdecay(w_pre, 1000)"
+HALF, SHORT = "interpolate(0.5)", "dropout(0.0), 3 epochs"
+SOFT, MIDDLE, HARD = DECAYS
 # Primary and secondary comparisons of each study: the first minus the second.
 FAMILIES = {
     "noise": (
@@ -46,13 +50,12 @@ FAMILIES = {
         [(other, PLAIN) for other in (MIDDLE, HARD)],
     ),
 }
-# By which task the rate is chosen, and by which a method is judged. A run of shift is a row of both.
+# The rate is chosen by the first, and a method is judged by the last. A run of shift is a row of both.
 TASKS = {
-    "noise": ("SST-2, 30 % of the labels wrong",) * 2,
+    "noise": ("SST-2, 30 % of the labels wrong",),
     "shift": ("STS-B captions", "STS-B captions, then news and forums"),
 }
 HOME = 625  # the first pairs of STS-B's dev set are captions
-ALPHA = 0.05
 
 
 def make_data(glue: Path, output: Path) -> None:
@@ -77,48 +80,44 @@ def make_data(glue: Path, output: Path) -> None:
             csv.writer(file).writerows([head, *rows])
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        raise InputError(f"expected GLUE's file {path}; give the folder that has SST-2 and STS-B in it")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+def _rows(path: Path) -> list[dict[Hashable, Any]]:
+    rows: list[dict[Hashable, Any]] = pd.DataFrame(dict(read_tsv(path).columns)).to_dict("records")
+    return rows
 
 
-def _pair(row: dict[str, str]) -> tuple[str, str, float]:
+def _pair(row: dict[Hashable, Any]) -> tuple[str, str, float]:
     return row["sentence1"], row["sentence2"], float(row["score"])
 
 
 def write_table(study: str, ledger: Path, output: Path, dev: Path) -> None:
-    """Write a row for each finished run of ``ledger``; of ``shift`` two, at home and away."""
-    rows, seen = [], set[str]()
-    for folder in sorted((ledger / "runs").iterdir()):
-        run, record = (json.loads((folder / name).read_text()) for name in ("run.json", "record.json"))
-        if run["id"] in seen:  # in the search and in the confirmation
-            continue
-        seen.add(run["id"])
-        scores = {TASKS[study][1]: record["score"]}
-        if study == "shift":
-            scores = dict(zip(TASKS[study], by_domain(record["predictions"], dev, folder), strict=True))
-        common = {"method": run["method"], "restart": run["restart"], "learning_rate": run["settings"]["learning_rate"]}
-        common |= {"metric": run["metric"], "chance": run["chance"]}
-        common |= {name: record[name] for name in ("distance", "seconds")}
-        rows += [{"task": task, "score": score, **common} for task, score in scores.items()]
-    table = pd.DataFrame(rows).sort_values(["task", "method", "learning_rate", "restart"])
-    table.to_csv(output, index=False)
+    """Write a row for each run of ``ledger``; of ``shift`` two, at home and away."""
+    truth = pd.read_csv(dev)["label"].to_numpy(dtype=float) if study == "shift" else np.empty(0)
+    rows = []
+    for entry in Ledger(ledger).read().entries.values():
+        run = entry.run
+        scores = (run.score,) if study == "noise" else by_domain(run, truth)
+        common = {name: getattr(run, name) for name in ("method", "restart", "metric", "chance", "distance", "seconds")}
+        common["learning_rate"] = entry.settings["learning_rate"]
+        rows += [{"task": task, "score": score, **common} for task, score in zip(TASKS[study], scores, strict=True)]
+    names = ["task", "method", "learning_rate", "restart"]
+    columns = [*names, "score", "metric", "chance", "distance", "seconds"]
+    pd.DataFrame(rows)[columns].sort_values(names).to_csv(output, index=False)
 
 
-def by_domain(predictions: list[float], dev: Path, folder: Path) -> tuple[float, float]:
-    """Spearman's correlation with the labels of ``dev``, at home and away."""
-    truth = pd.read_csv(dev)["label"].to_numpy(dtype=float)
-    if len(predictions) != len(truth):
-        raise InputError(f"expected {len(truth)} predictions in {folder}, got {len(predictions)}")
-    home, away = (stats.spearmanr(predictions[one], truth[one]).statistic for one in (slice(HOME), slice(HOME, None)))
+def by_domain(run: Run, truth: np.ndarray) -> tuple[float, float]:
+    """Spearman's correlation of a run's predictions with the dev labels, at home and away."""
+    predicted = np.array(run.predictions)
+    if len(predicted) != len(truth):
+        raise InputError(
+            f"expected {len(truth)} predictions of {run.method}, restart {run.restart}, got {len(predicted)}"
+        )
+    home, away = (stats.spearmanr(predicted[one], truth[one]).statistic for one in (slice(HOME), slice(HOME, None)))
     return float(home), float(away)
 
 
 def judged(runs: pd.DataFrame, study: str) -> tuple[dict[str, float], pd.DataFrame]:
     """Each method's rate, and its scores in percent of the restarts that did not choose it: restarts by methods."""
-    of_choice, of_judgement = (runs[runs["task"] == task] for task in TASKS[study])
+    of_choice, of_judgement = (runs[runs["task"] == TASKS[study][place]] for place in (0, -1))
     search = of_choice[of_choice["restart"].isin(SEARCH)]
     rates = search.pivot_table(index="learning_rate", columns="method", values="score", aggfunc=["mean", "count"])
     means = rates["mean"].where(rates["count"] == len(SEARCH))  # a rate at which both ran
@@ -131,17 +130,11 @@ def judged(runs: pd.DataFrame, study: str) -> tuple[dict[str, float], pd.DataFra
     return best, scores.reindex(columns=sorted(best)).dropna()
 
 
-def family(pairs: list[tuple[str, str]], scores: pd.DataFrame) -> list[Row]:
+def compared(pairs: list[tuple[str, str]], scores: pd.DataFrame) -> list[Row]:
     """One row a pair: the first minus the second, with p-values corrected over ``pairs``."""
-    differences = [(scores[one] - scores[other]).to_numpy() for one, other in pairs]
-    by_t = holm([float(stats.ttest_1samp(each, 0.0).pvalue) for each in differences])
-    by_flips = holm([sign_flips(each) for each in differences])
-    rows = []
-    for (one, other), each, p, flips in zip(pairs, differences, by_t, by_flips, strict=True):
-        low, high = mean_interval(each) or (np.nan, np.nan)
-        what = f"{one} - {other}"
-        rows.append({"what": what, "points": each.mean(), "low": low, "high": high, "p-value": p, "sign flips": flips})
-    return rows
+    differences = {f"{one} - {other}": (scores[one] - scores[other]).to_numpy() for one, other in pairs}
+    flips = holm([sign_flips(each) for each in differences.values()])
+    return [row | {"sign flips": p} for row, p in zip(family(differences), flips, strict=True)]
 
 
 def verdict(primary: list[Row]) -> str:
@@ -166,7 +159,7 @@ def report(study: str, path: Path) -> None:
     for method, mean in scores.mean().sort_values(ascending=False).items():
         print(f"{method}: {mean:.1f} at {best[str(method)]:g}, runs {', '.join(f'{x:.1f}' for x in scores[method])}")
     for name, pairs in zip(("primary", "secondary"), FAMILIES[study], strict=True):
-        rows = family(pairs, scores)
+        rows = compared(pairs, scores)
         print(f"\n{name}\n" + pd.DataFrame(rows).round(4).to_string(index=False))
         if name == "primary":
             words = verdict(rows)

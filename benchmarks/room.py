@@ -17,6 +17,7 @@ Only restarts of which every run is there are read.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,23 +68,19 @@ def losses(scores: pd.DataFrame) -> Losses:
     return Losses(best, np.array(at), np.array(lost), beyond)
 
 
-def family(pairs: list[tuple[str, str]], of: dict[str, Losses]) -> list[Row]:
+def family(differences: Mapping[str, np.ndarray]) -> list[Row]:
+    """One row for each of these, by what they are: mean, Student's t, and p-values corrected over all of them."""
+    corrected = holm([float(stats.ttest_1samp(each, 0.0).pvalue) for each in differences.values()])
+    rows = []
+    for (what, each), p in zip(differences.items(), corrected, strict=True):
+        low, high = mean_interval(each) or (np.nan, np.nan)
+        rows.append({"what": what, "points": each.mean(), "low": low, "high": high, "p-value": p})
+    return rows
+
+
+def losses_compared(pairs: list[tuple[str, str]], of: dict[str, Losses]) -> list[Row]:
     """One row a pair: how much more the first loses than the second, corrected over ``pairs``."""
-    differences = [of[one].loss - of[other].loss for one, other in pairs]
-    corrected = holm([_p(one) for one in differences])
-    return [
-        _row(f"loss of {one} - of {other}", each, p)
-        for (one, other), each, p in zip(pairs, differences, corrected, strict=True)
-    ]
-
-
-def _p(differences: np.ndarray) -> float:
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def _row(what: str, differences: np.ndarray, p: float) -> Row:
-    low, high = mean_interval(differences) or (np.nan, np.nan)
-    return {"what": what, "points": differences.mean(), "low": low, "high": high, "p-value": p}
+    return family({f"loss of {one} - of {other}": of[one].loss - of[other].loss for one, other in pairs})
 
 
 def verdict(first: Row, second: list[Row]) -> str:
@@ -111,9 +108,9 @@ def main() -> int:
         score, loss = one.score.mean(), one.loss.mean()
         print(f"{method}: best rates {sorted(set(one.best))}, {score:.1f} %, loss {loss:.1f}{beyond}{tolerant}")
     difference = (table[MIXOUT].mean(axis=1) - table[PLAIN].mean(axis=1)).to_numpy()
-    first = _row(f"mean over rates, {MIXOUT} - {PLAIN}", difference, _p(difference))
-    second = family([(MIXOUT, other) for other in (PLAIN, MASK, *DECAYS)], of)
-    third = family([(decay, other) for decay in DECAYS[1:] for other in (PLAIN, MIXOUT)], of)
+    [first] = family({f"mean over rates, {MIXOUT} - {PLAIN}": difference})
+    second = losses_compared([(MIXOUT, other) for other in (PLAIN, MASK, *DECAYS)], of)
+    third = losses_compared([(decay, other) for decay in DECAYS[1:] for other in (PLAIN, MIXOUT)], of)
     print("\n" + pd.DataFrame([first, *second, *third]).round(4).to_string(index=False))
     print(f"\nmixout(0.7): {verdict(first, second)}")
     return 0

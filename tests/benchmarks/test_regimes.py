@@ -1,8 +1,8 @@
 """The verdicts of the studies of wrong labels and of another domain, on scores whose truth is known, and their data."""
 
 import csv
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,9 @@ import pytest
 
 import regimes
 from mixout.errors import InputError
+from mixout.study.analysis.runs import Run
+from mixout.study.entry import Entry
+from mixout.study.ledger import Contents
 
 ROOT = Path(__file__).parents[2]
 RATES = [5e-5, 1e-4, 2e-4]
@@ -115,30 +118,30 @@ def test_the_data_are_made_of_glue_files(tmp_path):
     assert list(everything["label"]) == [score for *_, score in pairs]
 
 
-def test_scores_by_domain_are_those_of_the_predictions(tmp_path):
+def test_scores_by_domain_are_those_of_the_predictions(tmp_path, monkeypatch):
     """Perfect at home, reversed away."""
     truth = np.random.default_rng(0).permutation(1000) / 200
     dev = tmp_path / "dev.csv"
     pd.DataFrame({"text": "a", "text_pair": "b", "label": truth}).to_csv(dev, index=False)
-    folder = tmp_path / "ledger" / "runs" / "one"
-    folder.mkdir(parents=True)
-    predicted = [*truth[: regimes.HOME], *-truth[regimes.HOME :]]
-    record = {"predictions": predicted, "score": 0.1, "distance": 1.0, "seconds": 2.0}
-    run = {"method": regimes.PLAIN, "restart": 3, "settings": {"learning_rate": 1e-4}, "id": "one"}
-    run |= {"metric": "spearman", "chance": 0.0}
-    (folder / "record.json").write_text(json.dumps(record))
-    (folder / "run.json").write_text(json.dumps(run))
-    regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
-    found = pd.read_csv(tmp_path / "runs.csv").set_index("task")
-    assert found["score"].to_dict() == dict(
-        zip(regimes.TASKS["shift"], [pytest.approx(1.0), pytest.approx(-1.0)], strict=True)
+    predicted = (*truth[: regimes.HOME], *-truth[regimes.HOME :])
+    run = Run(
+        task="T", method=regimes.PLAIN, restart=3, score=0.1, metric="spearman", chance=0.0, predictions=predicted
     )
+
+    def table(study, run):
+        entry = Entry(folder=tmp_path, run=run, settings={"learning_rate": 1e-4}, record=None)
+        monkeypatch.setattr(regimes.Ledger, "read", lambda _: Contents(entries={"one": entry}))
+        regimes.write_table(study, tmp_path / "ledger", tmp_path / "runs.csv", dev)
+        return pd.read_csv(tmp_path / "runs.csv").set_index("task")
+
+    found = table("shift", run)
+    home, away = regimes.TASKS["shift"]
+    assert found["score"].to_dict() == {home: pytest.approx(1.0), away: pytest.approx(-1.0)}
     assert list(found["restart"]) == [3, 3]
-    regimes.write_table("noise", tmp_path / "ledger", tmp_path / "runs.csv", dev)
-    assert list(pd.read_csv(tmp_path / "runs.csv")["score"]) == [0.1]
-    (folder / "record.json").write_text(json.dumps(record | {"predictions": predicted[:-1]}))
-    with pytest.raises(InputError, match=r"expected 1000 predictions in .*one, got 999"):
-        regimes.write_table("shift", tmp_path / "ledger", tmp_path / "runs.csv", dev)
+    assert list(found["learning_rate"]) == [1e-4, 1e-4]
+    assert list(table("noise", run)["score"]) == [0.1]
+    with pytest.raises(InputError, match=r"expected 1000 predictions of dropout\(0\.0\), restart 3, got 999"):
+        table("shift", replace(run, predictions=predicted[:-1]))
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 def test_memory_that_is_kept_is_not_asked_for_again():
     """The system counts the pages that it hands out: for 120 MB some 30,000 of 4 KiB, or fewer large ones."""
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -130,7 +129,8 @@ def test_memory_that_is_kept_is_not_asked_for_again():
         for what in ("give back", "keep")
     )
     assert given_back > 50
-    assert kept < given_back / 10
+    # Other C libraries have no mallopt, and are left alone.
+    assert (kept < given_back / 10) is (platform.libc_ver()[0] == "glibc")
 
 
 @pytest.mark.parametrize(("library", "accelerator"), [("musl", False), ("glibc", True)])
