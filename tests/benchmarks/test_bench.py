@@ -51,8 +51,10 @@ def test_every_part_writes_its_rows(tmp_path, capsys, monkeypatch):
     assert bench.main([*words, "--output", str(place)]) == 0
     found = rows(place)
     assert {row["note"] for row in found} == {""}
-    time = [*[("time", "step")] * 9, ("time", "eval")]
-    memory = [("memory", "saved"), ("memory", "saved and anchors")] * 8
+    # plain against itself, every way of mixing, and evaluation
+    mixed = [parts.MIXOUT, *parts.OTHERS, parts.EVERY, parts.LEAN, parts.DROPOUT, parts.ANCHORS[0]]
+    time = [*[("time", "step")] * (1 + len(mixed)), ("time", "eval")]
+    memory = [("memory", "saved"), ("memory", "saved and anchors")] * len(mixed)
     host = [("host", "process time"), ("host", "operators")] * len(parts.HOST)
     state = [("state", "apply_"), ("state", "save_state"), ("state", "distance")]
     busy = [("busy", what) for what in ("launched", "done", "kernels run", "kernels")] * 3
