@@ -150,22 +150,17 @@ def _axis(kind: str, where: str, own: dict[str, Any]) -> Axis:
     names = [key for key in ("name", kind) if key in own]
     if len(names) != 1:
         raise InputError(f"{where}: expected one name, got {' and '.join(names) or 'none'}; write name = ...")
-    name = own.pop(names[0])
-    label = own.pop("label", None)
+    name, label = own.pop(names[0]), own.pop("label", None)
     check_settings(where, own, also=("name", "label"))
     try:
         # Brings the method into its canonical spelling, and finds out here what is wrong with it.
-        settings = Settings(**own, **{kind: name})
+        own[kind] = getattr(Settings(**own, **{kind: name}), kind)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    own[kind] = getattr(settings, kind)
-    return Axis(label=_label(kind, name, own) if label is None else label, settings=own)
-
-
-def _label(kind: str, name: str, own: Mapping[str, Any]) -> str:
-    """What results call a task or method that was given no label."""
-    if kind == "task":
-        return Path(name).name if is_path(name) else name
-    # What is interpolated after training has labels of its own.
-    extra = "".join(f", {key} {text_of(value)}" for key, value in own.items() if key not in (kind, "interpolate"))
-    return f"{own[kind]}{extra}"
+    if label is None and kind == "task":
+        label = Path(name).name if is_path(name) else name
+    elif label is None:
+        # What is interpolated after training has labels of its own.
+        more = [f"{key} {text_of(value)}" for key, value in own.items() if key not in (kind, "interpolate")]
+        label = ", ".join([own[kind], *more])
+    return Axis(label=label, settings=own)

@@ -62,20 +62,15 @@ class Entry:
         Raises:
             InputError: the run has no such score.
         """
-        run = replace(self.run, task=planned.task, method=planned.method, factors=planned.factors)
+        run = replace(self.run, **planned.key.named)
         if self.record is None or planned.metric == run.metric:
             return run
         if planned.metric not in self.record.scores:
             known = ", ".join(self.record.scores)
             raise InputError(f"expected a score of {planned} among {known}, got {planned.metric!r}")
-        evaluations = [(one.step, one.scores[planned.metric]) for one in self.record.evaluations]
-        return replace(
-            run,
-            metric=planned.metric,
-            score=self.record.scores[planned.metric],
-            chance=planned.chance,
-            evaluations=tuple(evaluations),
-        )
+        seen = tuple((one.step, one.scores[planned.metric]) for one in self.record.evaluations)
+        score = self.record.scores[planned.metric]
+        return replace(run, metric=planned.metric, score=score, chance=planned.chance, evaluations=seen)
 
     def between(self, planned: Planned) -> list[Run]:
         """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
@@ -86,9 +81,7 @@ class Entry:
         return [
             replace(
                 self.run,
-                task=planned.task,
-                method=f"{planned.method} at t={point['t']:g}",
-                factors=planned.factors,
+                **(planned.key.named | {"method": f"{planned.method} at t={point['t']:g}"}),
                 metric=planned.metric,
                 score=point[planned.metric],
                 distance=None if self.run.distance is None else point["t"] * self.run.distance,
@@ -128,7 +121,11 @@ def read_entry(folder: Path) -> Entry:
         NewerError: a newer mixout wrote it.
         OSError, ValueError, KeyError, TypeError, AttributeError: it does not hold what it should.
     """
-    values = _place(folder)
+    values: dict[str, Any] = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+    if values.get("format", 1) > FORMAT:
+        raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
+    if values["id"] != folder.name.partition(".")[0]:
+        raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
     place = {name: values[name] for name in _PLACE}
     known: dict[str, Any] = {"folder": folder, "settings": values["settings"], "looks": values.get("looks", 1)}
     if "." not in folder.name:
@@ -159,15 +156,6 @@ def read_entry(folder: Path) -> Entry:
         collapsed=_collapsed(record),
     )
     return Entry(**known, run=run, record=record, wall=values["wall"])
-
-
-def _place(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-    if values.get("format", 1) > FORMAT:
-        raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
-    if values["id"] != folder.name.partition(".")[0]:
-        raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
-    return values
 
 
 def _record(folder: Path) -> Record:

@@ -1,17 +1,17 @@
 """The grid of a study, tasks x methods x factors x restarts; and which of its runs are wanted, by what a ledger holds.
 
 The settings of a method come before those of a task, and these before the shared ones. Restart k uses seed k for every
-method, so that differences are paired. Files are read by :mod:`mixout.study.declaration`; nothing is run here.
+method, so that differences are paired. Nothing is run here.
 
-With ``rate = "best"`` each method runs at its own best learning rate, chosen on other restarts than it is judged on:
-the first ``search`` restarts run at every rate of the factor ``learning_rate``. Of each method on each task the rate
-with the highest mean is its best, and only that one is run with the other restarts. Judging on the restarts that chose
-the rate would favour whoever has more luck among more rates.
+With ``rate = "best"`` the first ``search`` restarts run at every value of the factor ``learning_rate``. Of each method
+on each task the one with the highest mean is its best, and only that one is run with the other restarts. Judging on the
+restarts that chose the rate would favour whoever has more luck among more rates.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -21,11 +21,10 @@ import numpy as np
 from mixout._names import nearest
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
-from mixout.study.analysis.runs import Restart, Run, text_of
+from mixout.study.analysis.runs import CellKey, Restart, Run, grouped, text_of
 from mixout.study.identity import WATCHED, Inputs, Planned
 from mixout.study.ledger import Contents
 
-_Group = tuple[str, str, tuple[tuple[str, str], ...]]
 _NAMES = tuple(item.name for item in fields(Settings))
 RATE = "learning_rate"
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
@@ -56,18 +55,17 @@ class Study:
     baseline: str | None = None  # label of a method; None for none
     settings: Mapping[str, Any] = field(default_factory=dict)  # shared by all runs
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # setting -> its values
-    # restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples too; else on
-    # one subset, and they speak of other restarts on it
+    # restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples too
     own_subsets: bool = False
-    # ``"best"`` compares each method at its own best value of the factor ``learning_rate``, see
-    # :func:`best_rates`; None at each value
-    rate: str | None = None
+    rate: str | None = (
+        None  # ``"best"``: each method at its own best value of the factor ``learning_rate``; None: at each
+    )
     search: int = 3  # the first restarts, which choose the best rate and are not compared
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"expected a name of the study, got {self.name!r}")
-        if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
+        if type(self.restarts) is not int or self.restarts < 1:
             raise InputError(f"expected restarts as a whole number >= 1, got {self.restarts!r}")
         if not isinstance(self.own_subsets, bool):
             raise InputError(f"expected own_subsets as true or false, got {self.own_subsets!r}")
@@ -92,7 +90,7 @@ class Study:
             raise InputError(f"expected rate as 'best' or left out, got {self.rate!r}")
         if len(self.factors.get(RATE, ())) < 2:
             raise InputError(f"expected two rates or more with rate = 'best'; list them under [factors] as {RATE}")
-        if isinstance(self.search, bool) or not isinstance(self.search, int) or not 1 <= self.search < self.restarts:
+        if type(self.search) is not int or not 1 <= self.search < self.restarts:
             raise InputError(
                 f"expected search as a whole number from 1 to {self.restarts - 1}, below the {self.restarts} restarts, "
                 f"got {self.search!r}"
@@ -200,22 +198,29 @@ def wanted(study: Study, planned: Sequence[Planned], contents: Contents) -> list
     if study.rate is None:
         return list(planned)
     best = best_rates(study, planned, contents)
-    return [run for run in planned if run.restart < study.search or best.get(_group(run)) == run.factors[RATE]]
+    return [
+        run for run in planned if run.restart < study.search or best.get(run.key.without(RATE)) == run.factors[RATE]
+    ]
 
 
-def best_rates(study: Study, planned: Sequence[Planned], contents: Contents) -> dict[_Group, str]:
-    """The best rate of each method on each task whose search has ended."""
-    scores: dict[_Group, dict[str, list[float]]] = {}
-    for run in planned:
-        if run.restart < study.search:
-            entry = contents.entry(run)
-            score = np.nan if entry is None else entry.seen_as(run).counted
-            # A run that failed for good ends its search: without a known chance it counts as the worst.
-            lost = entry is not None and np.isnan(score)
-            scores.setdefault(_group(run), {}).setdefault(run.factors[RATE], []).append(-np.inf if lost else score)
-    means = {group: {rate: float(np.mean(s)) for rate, s in rates.items()} for group, rates in scores.items()}
-    known = {group: rates for group, rates in means.items() if not np.isnan([*rates.values()]).any()}
-    return {group: max(rates, key=rates.__getitem__) for group, rates in known.items()}
+def best_rates(study: Study, planned: Sequence[Planned], contents: Contents) -> dict[CellKey, str]:
+    """The best rate of each method on each task whose search has ended; the keys are without the rate."""
+
+    def score(run: Planned) -> float:
+        if (entry := contents.entry(run)) is None:
+            return math.nan
+        counted = entry.seen_as(run).counted
+        # A run that failed for good ends its search: without a known chance it counts as the worst.
+        return -math.inf if math.isnan(counted) else counted
+
+    best = {}
+    search = (run for run in planned if run.restart < study.search)
+    for key, runs in grouped(search, lambda run: run.key.without(RATE)).items():
+        rates = grouped(runs, lambda run: run.factors[RATE])
+        means = {rate: float(np.mean([score(run) for run in own])) for rate, own in rates.items()}
+        if not any(map(math.isnan, means.values())):
+            best[key] = max(means, key=means.__getitem__)
+    return best
 
 
 def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tuple[list[Run], list[str]]:
@@ -232,13 +237,5 @@ def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tupl
             f"{method} on {task}{where}: learning rate {rate}, the best of {len(values)} over restarts 0 to "
             f"{study.search - 1}{edge}; it is judged on the others."
         )
-    chosen = [run for run in planned if run.restart >= study.search and best.get(_group(run)) == run.factors[RATE]]
-    runs = [
-        replace(run, factors={name: value for name, value in run.factors.items() if name != RATE})
-        for run in contents.of(chosen)
-    ]
-    return runs, notes
-
-
-def _group(run: Planned) -> _Group:
-    return run.task, run.method, tuple(pair for pair in run.key.factors if pair[0] != RATE)
+    chosen = [run for run in wanted(study, planned, contents) if run.restart >= study.search]
+    return [replace(run, factors=run.key.without(RATE).named["factors"]) for run in contents.of(chosen)], notes

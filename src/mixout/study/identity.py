@@ -90,30 +90,26 @@ class Inputs:
         """The identities that 0.1 gave to the same run, by the score that counted, evaluations and checkpoints."""
         task = self._data(settings)[0]
         values = self._values(settings) | {"mixout": "0.1"}
-        watched = itertools.product(
-            dict.fromkeys([task.metric, *task.metrics]), ("epoch", "end"), dict.fromkeys(["epoch", "no", settings.save])
-        )
+        scores, saves = dict.fromkeys([task.metric, *task.metrics]), dict.fromkeys(["epoch", "no", settings.save])
+        watched = (dict(zip(_WATCHED, one, strict=True)) for one in itertools.product(scores, ("epoch", "end"), saves))
         return tuple(
-            _hash(values | {name: value for name, value in zip(_WATCHED, one, strict=True) if value != _WATCHED[name]})
-            for one in watched
+            _hash(values | {name: value for name, value in one.items() if value != _WATCHED[name]}) for one in watched
         )
 
     def _values(self, settings: Settings) -> dict[str, Any]:
         settings = self.complete(settings)
         task, data, _ = self._data(settings)
         resolved = settings.resolved()
+        usual = {item.name: FORMER.get(item.name, item.default) for item in fields(resolved)}
         chosen = {
-            item.name: getattr(resolved, item.name)
-            for item in fields(resolved)
-            if item.name not in _LEFT_OUT and getattr(resolved, item.name) != FORMER.get(item.name, item.default)
+            name: value for name, value in vars(resolved).items() if name not in _LEFT_OUT and value != usual[name]
         }
         if settings.patience is not None or settings.keep_best:  # the score decides when or with what a run ends
             chosen["metric"] = task.metric
+        mixing = (method.gradient for method in settings.methods if isinstance(method, MixingMethod))
         return chosen | {
             "method": settings.method,
-            "gradient": next(
-                (method.gradient for method in settings.methods if isinstance(method, MixingMethod)), None
-            ),
+            "gradient": next(mixing, None),
             "data": data,
             "weights": self._revision(settings.model),
             "mixout": compatible(mixout.__version__),
@@ -132,10 +128,7 @@ class Inputs:
         check_limits(settings, self._outline(settings.model, settings.task_type))
 
     def goal(self, settings: Settings) -> tuple[str, float | None]:
-        """The metric that counts, and what a constant answer scores on the dev set; None where only a run finds out.
-
-        A language model's constant answer is a distribution over tokens, which are its tokenizer's.
-        """
+        """The metric that counts, and what a constant answer scores on the dev set; None for a language model."""
         task, _, constant = self._data(settings)
         return task.metric, constant
 
@@ -144,7 +137,7 @@ class Inputs:
         key = tuple(getattr(settings, name) for name in inputs.READ)
         if key not in self._tasks:
             task = inputs.load(settings)
-            constant = None
+            constant = None  # of a language model a distribution over tokens, which only a run finds out
             if task.kind != "text":
                 constant = metrics.chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
             self._tasks[key] = (task, task.fingerprint(), constant)

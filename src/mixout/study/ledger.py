@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
-from mixout.study.analysis.runs import CellKey, Run, text_of
+from mixout.study.analysis.runs import Run, grouped, text_of
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
@@ -82,21 +82,19 @@ class Contents:
         Where runs have the same place, as those of two studies with other settings, the settings that differ become
         factors.
         """
-        told = {id: _told(entry) for id, entry in self.entries.items()}
-        places: dict[tuple[CellKey, int], list[Mapping[str, str]]] = {}
-        for id, entry in self.entries.items():
-            places.setdefault((entry.run.key, entry.run.restart), []).append(told[id])
+        known = [(entry.run, _told(entry)) for entry in self.entries.values()]
+        places = grouped(known, lambda one: (one[0].key, one[0].restart)).values()
         names = dict.fromkeys(
             name
-            for first, *others in places.values()
+            for (_, first), *others in places
             for name in first
-            if any(one.get(name) != first[name] for one in others)
+            if any(told.get(name) != first[name] for _, told in others)
         )
         runs = []
-        for id, entry in self.entries.items():
-            more = {name: told[id][name] for name in names if name in told[id] and name not in entry.run.factors}
-            runs.append(replace(entry.run, factors=entry.run.factors | more))
-        return sorted(runs, key=lambda run: (run.task, run.method, run.key.factors, run.restart))
+        for run, told in known:
+            more = {name: told[name] for name in names if name in told and name not in run.factors}
+            runs.append(replace(run, factors=run.factors | more))
+        return sorted(runs, key=lambda run: (run.key, run.restart))
 
     def remarks(self) -> list[str]:
         """What a reader of results has to know of the ledger, in words."""
@@ -124,24 +122,21 @@ class Ledger:
 
     def read(self) -> Contents:
         """Everything that is there. What cannot be read is listed, never skipped in silence."""
-        found: dict[str, list[Entry]] = {}
+        found = []
         contents = Contents(leftovers=_folders(self.folder / "work"))
         for folder in _folders(self.folder / "runs"):
-            id, dot, _ = folder.name.partition(".")
             if not _RUN.fullmatch(folder.name):
                 contents.foreign.append(folder)
-            elif not dot and not (folder / FAILURE_NAME).exists():
+            elif "." not in folder.name and not (folder / FAILURE_NAME).exists():
                 contents.leftovers.append(folder)
             else:
                 try:
-                    entry = read_entry(folder)
+                    found.append(read_entry(folder))
                 except NewerError as error:
                     contents.newer[folder] = str(error)
                 except _UNREADABLE as error:
                     contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                else:
-                    found.setdefault(id, []).append(entry)
-        for id, entries in found.items():
+        for id, entries in grouped(found, lambda entry: entry.run.id).items():
             ended = [entry for entry in entries if entry.record is not None]
             failed = [entry for entry in entries if entry.record is None]
             ended.sort(key=lambda entry: (entry.record.finished_at if entry.record else "", entry.folder.name))
@@ -235,8 +230,9 @@ def _told(entry: Entry) -> Mapping[str, str]:
     """What tells runs apart that have the same place: settings, and the content of data and weights."""
     told: dict[str, Any] = {name: value for name, value in entry.settings.items() if name not in _NO_FACTORS}
     if entry.record is not None:
-        told |= {"dev_data": entry.record.fingerprints.get("dev"), "weights": entry.record.fingerprints.get("weights")}
-        told = {name: value[:8] if name in ("dev_data", "weights") and value else value for name, value in told.items()}
+        for name, fingerprint in (("dev_data", "dev"), ("weights", "weights")):
+            value = entry.record.fingerprints.get(fingerprint)
+            told[name] = value[:8] if value else value
     return {name: text_of(value) for name, value in told.items()}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from mixout.finetune.environment import NOTE
@@ -28,8 +29,8 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[object, float] = {}
-        self._work: dict[object, float] = {}
+        self._seconds: defaultdict[object, float] = defaultdict(float)
+        self._work: defaultdict[object, float] = defaultdict(float)
 
     @classmethod
     def of(cls, planned: Sequence[Planned], contents: Contents) -> Clock:
@@ -43,26 +44,20 @@ class Clock:
     def add(self, run: Planned, seconds: float) -> None:
         """One more run has ended."""
         for key, work in _sizes(run).items():
-            self._seconds[key] = self._seconds.get(key, 0.0) + seconds
-            self._work[key] = self._work.get(key, 0.0) + work
+            self._seconds[key] += seconds
+            self._work[key] += work
 
     def expect(self, runs: Sequence[Planned]) -> float | None:
         """Seconds that these runs take one after the other; None where no run has ended yet."""
         if not self._work:
             return None
-        return math.fsum(map(self._expect, runs))
-
-    def _expect(self, run: Planned) -> float:
-        key, work = next((key, work) for key, work in _sizes(run).items() if key in self._work)
-        return work * self._seconds[key] / self._work[key]
+        closest = (next((key, work) for key, work in _sizes(run).items() if key in self._work) for run in runs)
+        return math.fsum(work * self._seconds[key] / self._work[key] for key, work in closest)
 
 
 def _sizes(run: Planned) -> dict[object, float]:
-    """How much work a run is, in a unit of each group that it is in, the closest group first.
-
-    Where a run has all examples of its task, their number is not known here: such runs of
-    one task compare with each other alone.
-    """
+    """How much work a run is, in a unit of each group that it is in, the closest group first."""
+    # How many examples a whole task has is not known here: such runs of one task compare with each other alone.
     epochs, size = run.settings.epochs, run.settings.train_size
     among: dict[object, float] = {("examples",): epochs * size} if size else {}
     return {run.key: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
@@ -123,12 +118,9 @@ class Course:
         self.ended += 1
         del self.left[run.id]
         failed = f", {self.failed} failed" if self.failed else ""
-        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{self._time_left()}")
-
-    def _time_left(self) -> str:
-        work = self._clock.expect(list(self.left.values()))
-        if not self.left or work is None or not self._worked:
-            return ""
-        # Several at a time: so much work a second so far, so much is left.
-        speed = self._worked / (time.perf_counter() - self._began)
-        return f", about {in_words(work / speed)} left"
+        work, left = self._clock.expect(list(self.left.values())), ""
+        if self.left and work is not None and self._worked:
+            # Several at a time: so much work a second so far, so much is left.
+            speed = self._worked / (time.perf_counter() - self._began)
+            left = f", about {in_words(work / speed)} left"
+        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{left}")

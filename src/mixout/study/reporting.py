@@ -15,7 +15,7 @@ from mixout.finetune.record import Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
-from mixout.study.analysis.runs import Run, if_one
+from mixout.study.analysis.runs import Run, grouped, if_one
 from mixout.study.entry import Entry
 from mixout.study.grid import Study, judged
 from mixout.study.identity import Planned
@@ -72,9 +72,8 @@ def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]
         for one, entry in contents.pairs(planned)
         if entry.record is not None
     )
-    if not lacking:
-        return []
-    return [f"{lacking} runs hold no scores for some t of interpolate, which was set after they were made."]
+    text = f"{lacking} runs hold no scores for some t of interpolate, which was set after they were made."
+    return [text] if lacking else []
 
 
 def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> dict[str, Data]:
@@ -84,16 +83,11 @@ def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> 
     """
     records = {entry.run.id: entry.record for entry in entries if entry.record is not None}
     found = {}
-    for task in dict.fromkeys(run.task for run in runs):
-        here = [records[run.id] for run in runs if run.task == task and run.id in records]
-        if here:
-            data = Data(
-                source=here[0].source.get("data", ""),
-                train_size=if_one(record.train_size for record in here),
-                dev_size=here[0].dev_size,
-                labels=here[0].labels,
-            )
-            found[task] = _with_texts(data, here[0]) if read else data
+    for task, here in grouped((run for run in runs if run.id in records), lambda run: run.task).items():
+        first, size = records[here[0].id], if_one(records[run.id].train_size for run in here)
+        source = first.source.get("data", "")
+        data = Data(source=source, train_size=size, dev_size=first.dev_size, labels=first.labels)
+        found[task] = _with_texts(data, first) if read else data
     return found
 
 
@@ -114,18 +108,13 @@ def _with_texts(data: Data, record: Record) -> Data:
 def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
     """For each task the command that makes its best run again, with its model; a comment before each."""
     settings = {entry.run.id: entry.settings for entry in entries if entry.record is not None}
-    best: dict[str, Run] = {}
-    for run in runs:
-        if run.id in settings and not math.isnan(run.score):
-            best[run.task] = max(best.get(run.task, run), run, key=lambda one: one.score)
-    return [
-        line
-        for run in best.values()
-        for line in (
-            f"# the best run on {run.task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}",
-            command(settings[run.id]),
-        )
-    ]
+    scored = (run for run in runs if run.id in settings and not math.isnan(run.score))
+    lines = []
+    for task, several in grouped(scored, lambda run: run.task).items():
+        run = max(several, key=lambda one: one.score)
+        lines.append(f"# the best run on {task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}")
+        lines.append(command(settings[run.id]))
+    return lines
 
 
 def command(settings: Mapping[str, Any]) -> str:
@@ -152,21 +141,15 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, object]:
         >>> shared([{"epochs": 1, "batch_size": 32}, {"epochs": 2, "batch_size": 32}])
         {'batch_size': 32}
     """
-    if not settings:
-        return {}
     return {
         name: value
-        for name, value in settings[0].items()
+        for name, value in (settings[0].items() if settings else ())
         if name not in _NOT_SHARED and all(other.get(name) == value for other in settings)
     }
 
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
     """On what runs ran: versions, hardware, sources; several values where runs differ."""
-    found: dict[str, dict[str, None]] = {}
-    for record in records:
-        values = {**record.source, "gradient": record.gradient, **record.versions, **record.hardware}
-        for name, value in values.items():
-            if value is not None:
-                found.setdefault(name, {})[str(value)] = None
-    return {name: "; ".join(values) for name, values in found.items()}
+    every = ({**one.source, "gradient": one.gradient, **one.versions, **one.hardware} for one in records)
+    pairs = grouped((pair for values in every for pair in values.items() if pair[1] is not None), lambda pair: pair[0])
+    return {name: "; ".join(dict.fromkeys(str(value) for _, value in several)) for name, several in pairs.items()}

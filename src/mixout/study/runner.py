@@ -80,14 +80,20 @@ def run(
     if keep not in KEEP:
         raise InputError(f"expected keep among {', '.join(KEEP)}, got {keep!r}")
     contents = ledger.read()
-    _check_newer(planned, contents)
+    # What a newer version made must not be made again: it would stand beside it, or be lost.
+    newer = {folder.name.partition(".")[0]: what for folder, what in contents.newer.items()}
+    for one in planned:
+        if one.id in newer:
+            raise InputError(
+                f"expected runs that this mixout can read, got one of a newer version ({one}): {newer[one.id]}; "
+                "use that version, or another ledger"
+            )
     queue = missing(planned, contents, again=again)
     course = Course(planned, queue, contents, Clock.of(planned, contents), report)
     there = contents.pairs(planned)
     before = {run.id: entry.attempts for run, entry in there if again and entry.record is None}
-    loop = _Loop(ledger, course, retries, keep, before)
-    if keep == "best":
-        loop.kept = {run.key: entry for run, entry in there if entry.has_model}
+    kept = {run.key: entry for run, entry in there if keep == "best" and entry.has_model}
+    loop = _Loop(ledger, course, retries, keep, before, kept)
     left = loop.recovered(queue)
     if left:
         with executor:
@@ -108,17 +114,6 @@ def _for_loggers(run: Planned, ledger: Ledger) -> dict[str, str]:
     }
 
 
-def _check_newer(planned: Sequence[Planned], contents: Contents) -> None:
-    """What a newer version made must not be made again: it would stand beside it, or be lost."""
-    ids = {folder.name.partition(".")[0]: folder for folder in contents.newer}
-    for run in planned:
-        if run.id in ids:
-            raise InputError(
-                f"expected runs that this mixout can read, got one of a newer version ({run}): "
-                f"{contents.newer[ids[run.id]]}; use that version, or another ledger"
-            )
-
-
 @dataclass
 class _Loop:
     """The runs that are under way, and how often each was tried."""
@@ -128,7 +123,7 @@ class _Loop:
     retries: int
     keep: str
     before: Mapping[str, int]  # id -> attempts in earlier calls
-    kept: dict[CellKey, Entry] = field(default_factory=dict)  # the best run of each cell, with its model
+    kept: dict[CellKey, Entry]  # with keep="best" the best run of each cell that has its model
     tries: Counter[tuple[str, bool]] = field(default_factory=Counter)  # attempts that raised, and that were lost
     locks: dict[str, FileLock] = field(default_factory=dict)
     elsewhere: int = 0
@@ -145,8 +140,7 @@ class _Loop:
         flying = 0
         while queue or flying:
             while queue and flying < executor.slots:
-                run = queue.popleft()
-                if self.claimed(run):
+                if self.claimed(run := queue.popleft()):
                     executor.start(self.job(run))
                     flying += 1
             if flying:
@@ -171,11 +165,10 @@ class _Loop:
         """Whether the run is ours to make: no other process makes it, or has made it since we looked."""
         if run.id in self.locks:  # another attempt
             return True
-        lock = self.ledger.claim(run.id)
-        if lock is not None and self.ledger.find(run) is None:
-            self.locks[run.id] = lock
-            return True
-        if lock is not None:
+        if (lock := self.ledger.claim(run.id)) is not None:
+            if self.ledger.find(run) is None:
+                self.locks[run.id] = lock
+                return True
             self.ledger.release(lock)
         self.elsewhere += 1
         del self.course.left[run.id]

@@ -24,7 +24,7 @@ from scipy.stats import t
 
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.compare import Comparison
-from mixout.study.analysis.runs import CellKey, Placed
+from mixout.study.analysis.runs import CellKey, Placed, grouped
 from mixout.study.analysis.stats import ALPHA, SMALLEST, sign_flips
 
 _MIXING = re.compile(r"\b(?:mixout|mixconnect|dropconnect|dropout|gradient_mask)\((?P<inside>[^()]*)\)")
@@ -58,20 +58,14 @@ def aggregate(comparisons: Sequence[Comparison], cells: Iterable[Cell]) -> list[
     with_scores = [cell for cell in cells if cell.n]
     normalised = all(cell.chance is not None for cell in with_scores)
     scales = _scales(with_scores) if normalised else {one.task: (0.0, one.points) for one in comparisons}
-    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[Comparison]] = {}
-    for one in comparisons:
-        if one.task in scales:
-            groups.setdefault((one.method, one.key.factors), []).append(one)
+    groups = grouped((one for one in comparisons if one.task in scales), lambda one: (one.method, one.key.factors))
     return [_aggregate(several, scales, normalised) for several in groups.values() if len(several) > 1]
 
 
 def _scales(cells: Iterable[Cell]) -> _Scales:
     """A task on which nothing is above chance has no scale and does not enter."""
-    by_task: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_task.setdefault(cell.task, []).append(cell)
     scales = {}
-    for task, several in by_task.items():
+    for task, several in grouped(cells, lambda cell: cell.task).items():
         chance, best = max(cell.chance or 0.0 for cell in several), max(cell.max or 0.0 for cell in several)
         if best > chance:
             scales[task] = (chance, 100.0 / (best - chance))
@@ -142,11 +136,8 @@ def doses(cells: Iterable[Cell]) -> list[Sweep]:
         >>> [(dose.method, dose.values) for dose in doses(summarise(runs))]
         [('mixout(p)', (0.5, 0.9))]
     """
-    families: dict[CellKey, list[tuple[float, Cell]]] = {}
-    for cell in cells:
-        if (split := split_p(cell.method)) is not None:
-            families.setdefault(CellKey(cell.task, split[0], cell.key.factors), []).append((split[1], cell))
-    return _lines("p", families)
+    families = [(split, cell) for cell in cells if (split := split_p(cell.method)) is not None]
+    return _lines("p", ((cell.key._replace(method=family), p, cell) for (family, p), cell in families))
 
 
 def split_p(method: str) -> tuple[str, float] | None:
@@ -175,14 +166,10 @@ def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
     found = []
     for factor in sorted({name for cell in every for name in cell.factors}):
         having = [cell for cell in every if factor in cell.factors]
-        numbers = {text: _number(text) for text in {cell.factors[factor] for cell in having}}
-        if factor.endswith("seed") or not all(map(math.isfinite, numbers.values())):
-            continue
-        lines: dict[CellKey, list[tuple[float, Cell]]] = {}
-        for cell in having:
-            others = tuple((name, value) for name, value in cell.key.factors if name != factor)
-            lines.setdefault(CellKey(cell.task, cell.method, others), []).append((numbers[cell.factors[factor]], cell))
-        found += _lines(factor, lines)
+        values = [_number(cell.factors[factor]) for cell in having]
+        if not factor.endswith("seed") and all(map(math.isfinite, values)):
+            keys = (cell.key.without(factor) for cell in having)
+            found += _lines(factor, zip(keys, values, having, strict=True))
     return found
 
 
@@ -197,25 +184,23 @@ def front(cells: Iterable[Cell]) -> list[Cell]:
         >>> [cell.method for cell in front(summarise(runs))]
         ['plain', 'decay']
     """
-    tasks: dict[str, list[tuple[float, float, Cell]]] = {}
-    for cell in cells:
-        if cell.mean is not None and cell.original is not None:
-            tasks.setdefault(cell.task, []).append((cell.mean, cell.original, cell))
+    known = [(cell.mean, cell.original, cell) for cell in cells if cell.mean is not None and cell.original is not None]
     found = []
-    for known in tasks.values():
+    for here in grouped(known, lambda one: one[2].task).values():
         most = -math.inf
-        for _, kept, cell in sorted(known, key=lambda one: (-one[0], -one[1])):
+        for _, kept, cell in sorted(here, key=lambda one: (-one[0], -one[1])):
             if kept > most:
                 found.append(cell)
                 most = kept
     return found
 
 
-def _lines(factor: str, groups: dict[CellKey, list[tuple[float, Cell]]]) -> list[Sweep]:
+def _lines(factor: str, members: Iterable[tuple[CellKey, float, Cell]]) -> list[Sweep]:
+    """A line for each key that has two or more values."""
     found = []
-    for key, members in groups.items():
-        if len({value for value, _ in members}) > 1:
-            values, cells = zip(*sorted(members, key=lambda member: member[0]), strict=True)
+    for key, several in grouped(members, lambda member: member[0]).items():
+        if len({value for _, value, _ in several}) > 1:
+            _, values, cells = zip(*sorted(several, key=lambda member: member[1]), strict=True)
             found.append(Sweep(**key.named, factor=factor, values=values, cells=cells))
     return found
 

@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from scipy.spatial.distance import pdist
 from scipy.stats import mode
 
 from mixout.errors import InputError
-from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, if_one
-from mixout.study.analysis.stats import Array, mean_interval, wilson
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, grouped, if_one
+from mixout.study.analysis.stats import Array, Interval, mean_interval, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,7 @@ class Cell(Placed):
     chance: float | None  # score of a constant answer; None if unknown
     runs: int  # number of runs, with or without a score
     n: int  # scores that enter the statistics below
-    # runs without a score of their own. They count as chance where it is known and are left out elsewhere
-    unscored: int
+    unscored: int  # runs without a score of their own: chance where it is known, else left out
     scores: tuple[float, ...]  # those that enter, in the order of the restarts
     restarts: tuple[int, ...]  # their numbers
     mean: float | None  # arithmetic mean; None if nothing entered, as all the others
@@ -45,9 +45,7 @@ class Cell(Placed):
     # run failed: then scores fall into two groups, and no interval of their mean covers what it says
     mean_low: float | None
     mean_high: float | None  # its upper end
-    # standard error of the mean from the choice of dev examples, by the binomial law. It comes beside the interval,
-    # which knows of restarts alone. Of accuracies only; None where the size of the dev set is unknown
-    dev_error: float | None
+    dev_error: float | None  # standard error of the mean by the choice of dev examples (binomial); of accuracies only
     failed: int  # number of failed runs; where chance is unknown those that did not finish or have no score
     failure_rate: float  # share of failed runs
     failure_low: float  # lower end of its Wilson interval
@@ -59,6 +57,11 @@ class Cell(Placed):
     distance: float | None  # mean distance to the pretrained weights
     original: float | None  # mean score on text of the domain that the model knew before
     kl_to_base: float | None  # mean KL divergence from the answers before training, of a language model
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the mean."""
+        return None if self.mean_low is None or self.mean_high is None else (self.mean_low, self.mean_high)
 
 
 def summarise(runs: Iterable[Run]) -> list[Cell]:
@@ -154,14 +157,10 @@ class Instability(Placed):
     n: int  # restarts with predictions, two at least
     examples: int  # in the dev set
     disagreement: float  # mean over the pairs of restarts
-    # disagreement among the runs that did not fail; None for fewer than two. A failed run that gives one answer to
-    # all disagrees with every other for a reason of its own
-    working: float | None
-    # for each example, the share of restarts that do not give the most frequent answer; for values, the standard
-    # deviation
+    working: float | None  # the same among the runs that did not fail; None for fewer than two
+    # for each example the share of restarts without the most frequent answer; for values the standard deviation
     spread: tuple[float, ...]
-    # numbers of the examples that do not get the same answer from all restarts, the least stable first
-    flipping: tuple[int, ...]
+    flipping: tuple[int, ...]  # numbers of the examples on which restarts differ, the least stable first
 
 
 def instability(runs: Iterable[Run]) -> list[Instability]:
@@ -170,25 +169,21 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
     Raises:
         InputError: runs of one task differ in their number of predictions.
     """
-    with_predictions: dict[CellKey, list[Run]] = {}
-    for key, cell in by_cell(runs).items():
-        with_predictions[key] = [run for run in cell if run.predictions and np.isfinite(run.predictions).all()]
-    classes = _classes(with_predictions)
-    return [_instability(key, cell, classes[key.task]) for key, cell in with_predictions.items() if len(cell) > 1]
-
-
-def _classes(cells: dict[CellKey, list[Run]]) -> dict[str, bool]:
-    whole: dict[str, bool] = {}
-    examples: dict[str, int] = {}
-    for key, cell in cells.items():
-        for run in cell:
-            if examples.setdefault(key.task, len(run.predictions)) != len(run.predictions):
+    cells = {
+        key: [run for run in cell if run.predictions and np.isfinite(run.predictions).all()]
+        for key, cell in by_cell(runs).items()
+    }
+    classes: dict[str, bool] = {}
+    for task, here in grouped(chain(*cells.values()), lambda run: run.task).items():
+        examples = len(here[0].predictions)
+        for run in here:
+            if len(run.predictions) != examples:
                 raise InputError(
-                    f"expected {examples[key.task]} predictions from every run on {key.task}, got "
-                    f"{len(run.predictions)} from restart {run.restart} of {key.method}"
+                    f"expected {examples} predictions from every run on {task}, got "
+                    f"{len(run.predictions)} from restart {run.restart} of {run.method}"
                 )
-            whole[key.task] = whole.get(key.task, True) and all(float(value).is_integer() for value in run.predictions)
-    return whole
+        classes[task] = all(float(value).is_integer() for run in here for value in run.predictions)
+    return [_instability(key, cell, classes[key.task]) for key, cell in cells.items() if len(cell) > 1]
 
 
 def _instability(key: CellKey, cell: list[Run], classes: bool) -> Instability:

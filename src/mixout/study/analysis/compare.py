@@ -10,12 +10,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell
+from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, grouped
 from mixout.study.analysis.stats import (
     ALPHA,
     Array,
@@ -51,12 +52,10 @@ class Comparison(Placed):
     baseline_sd: float | None  # of the baseline
     differences: tuple[float, ...]  # method minus baseline for each pair; empty where not paired
     difference: float  # of the means
-    # of the means over the runs that did not fail; in pairs, over those of which neither failed. None where there
-    # are none
-    level_difference: float | None
+    level_difference: float | None  # of the means over the runs, or pairs, that did not fail
     confidence: float  # level of its interval: 0.95, or higher where the data were looked at repeatedly
-    # lower end of its t interval, Welch's where not paired: it speaks of runs that do not fail, and what a failure
-    # would change it cannot know. None for fewer than three such pairs, or runs on a side, and without any spread
+    # lower end of the t interval of ``level_difference``, Welch's where not paired: what a failure would change it
+    # cannot know. None for fewer than three such pairs, or runs on a side, and without any spread
     low: float | None
     high: float | None  # its upper end
     p_permutation: float  # two-sided permutation p of the difference
@@ -122,8 +121,8 @@ def compare(
             continue
         if cell[0].metric != other[0].metric:
             raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
-        comparison = _compare(key, baseline, cell, other, points[key.task], looks, margin)
-        found += [comparison] if comparison is not None else []
+        if (comparison := _compare(key, baseline, cell, other, points[key.task], looks, margin)) is not None:
+            found.append(comparison)
     known = [c.p_equivalent for c in found if c.p_equivalent is not None]
     different, equivalent = holm([c.p_permutation for c in found]), iter(holm(known))
     return [
@@ -161,27 +160,11 @@ def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
     So a point is a hundredth of an accuracy or correlation; and of the log-likelihood of a language model, where it
     stands for about one per cent of the perplexity.
     """
-    largest: dict[str, float] = {}
-    given: dict[str, float] = {}
-    for key, cell in cells.items():
-        scores = [run.counted for run in cell if np.isfinite(run.counted)]
-        largest[key.task] = max([largest.get(key.task, -np.inf), *scores])
-        for run in cell:
-            if run.points is not None:
-                given[key.task] = run.points
-    return {task: 100.0 if score <= 1.0 else 1.0 for task, score in largest.items()} | given
-
-
-def _counterparts(cell: list[Run], other: list[Run]) -> tuple[list[Run], list[Run], bool]:
-    """The runs of two cells that can be compared, and whether those at the same position are a pair.
-
-    Pairs over the restarts that both cells have; all runs, unpaired, where the restart number does not identify the
-    seeds or where no restart is common.
-    """
-    common = {run.restart for run in cell} & {run.restart for run in other}
-    if not (cell[0].paired and other[0].paired and common):
-        return cell, other, False
-    return [run for run in cell if run.restart in common], [run for run in other if run.restart in common], True
+    points = {}
+    for task, runs in grouped(chain(*cells.values()), lambda run: run.task).items():
+        given = [run.points for run in runs if run.points is not None]
+        points[task] = given[-1] if given else 1.0 if any(run.counted > 1.0 for run in runs) else 100.0
+    return points
 
 
 def _scores(cell: list[Run], other: list[Run], paired: bool, holds: Callable[[Run], bool]) -> list[Array]:
@@ -195,8 +178,11 @@ def _scores(cell: list[Run], other: list[Run], paired: bool, holds: Callable[[Ru
 def _compare(
     key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, looks: int, margin: float
 ) -> Comparison | None:
-    every = len(cell) + len(other)
-    cell, other, paired = _counterparts(cell, other)
+    every, common = len(cell) + len(other), {run.restart for run in cell} & {run.restart for run in other}
+    paired = cell[0].paired and other[0].paired and bool(common)
+    if paired:
+        cell, other = ([run for run in runs if run.restart in common] for runs in (cell, other))
+    failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
     x, y = _scores(cell, other, paired, lambda run: math.isfinite(run.counted))
     if not len(x) or not len(y):
         return None
@@ -204,7 +190,6 @@ def _compare(
     level_x, level_y = _scores(cell, other, paired, lambda run: not run.failed)
     sample, second = (level_x - level_y, None) if paired else (level_x, level_y)
     low, high = mean_interval(sample, second, level=confidence) or (None, None)
-    failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
     failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
     p = sign_flips(differences) if paired else exchanged_labels(x, y)

@@ -40,7 +40,7 @@ _QUANTILES = (np.arange(4000) + 0.5) / 4000
 _NO_SPREAD = 1e-12  # relative to the scores: what rounding leaves of equal differences
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Needed:
     """Restarts of each method with which the report's test finds a difference of so many points."""
 
@@ -59,18 +59,16 @@ class Power(Placed):
     spread: float  # standard deviation of the paired differences, or of the difference of two independent runs
     points: float  # factor from the score's unit to points
     smallest: int  # fewest restarts with which the report's test can show a difference at all
-    # difference, in the score's unit, that the present restarts would show with a power of 0.8; None where they can
-    # show none
-    detectable: float | None
+    detectable: float | None  # difference, in the score's unit, that the present restarts show with a power of 0.8
     needed: tuple[Needed, ...]  # restarts for a difference of 1, 2 and 5 points
 
 
 def plan(comparisons: Iterable[Comparison]) -> list[Power]:
     """How many restarts each comparison needs; those of fewer than five restarts, or without spread, are left out."""
-    return [_plan(c) for c in comparisons if min(c.n, c.n_baseline) >= PILOT and _has_spread(c)]
+    return [_plan(c, spread) for c in comparisons if (spread := _pilot(c)) is not None]
 
 
-def fewest_restarts(family: int, *, independent: bool = False, alpha: float = ALPHA) -> int:
+def fewest_restarts(family: int, *, independent: bool = False) -> int:
     """The fewest restarts of each method with which the permutation test can show one of so many comparisons.
 
     Example:
@@ -78,19 +76,13 @@ def fewest_restarts(family: int, *, independent: bool = False, alpha: float = AL
         (6, 9, 4)
     """
     n = 1
-    while smallest_p(n, n if independent else None) * family > alpha:
+    while smallest_p(n, n if independent else None) * family > ALPHA:
         n += 1
     return n
 
 
 def restarts_needed(
-    difference: float,
-    spread: float,
-    *,
-    family: int = 1,
-    independent: bool = False,
-    power: float = POWER,
-    alpha: float = ALPHA,
+    difference: float, spread: float, *, family: int = 1, independent: bool = False, power: float = POWER
 ) -> int | None:
     """The smallest number of restarts of each method with which the report's test has the power.
 
@@ -108,9 +100,9 @@ def restarts_needed(
         return None
 
     def enough(n: int) -> bool:
-        return power_at(n, difference, spread, independent=independent, alpha=alpha / family) >= power
+        return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) >= power
 
-    fewest = most = fewest_restarts(family, independent=independent, alpha=alpha)
+    fewest = most = fewest_restarts(family, independent=independent)
     while most < _MOST and not enough(most):  # few are the usual case, and quicker to compute
         most = min(2 * most, _MOST)
     found = bisect_left(range(most + 1), True, lo=max(fewest, most // 2), key=enough)
@@ -140,43 +132,35 @@ def _spreads(freedom: int) -> Array:
     return np.asarray(np.sqrt(gammaincinv(freedom / 2, _QUANTILES) * 2 / freedom))
 
 
-def spread_of(comparison: Comparison) -> float:
-    """Standard deviation of a paired difference, or of the difference of two independent runs."""
-    if comparison.paired:
-        return float(np.std(comparison.differences, ddof=1))
-    return math.hypot(*(sd for sd in (comparison.sd, comparison.baseline_sd) if sd is not None))
+def _pilot(c: Comparison) -> float | None:
+    """The spread that a comparison of enough restarts saw, if any: of the paired differences, or of two runs'."""
+    if min(c.n, c.n_baseline) < PILOT:
+        return None
+    spread = float(np.std(c.differences, ddof=1)) if c.paired else math.hypot(c.sd or 0.0, c.baseline_sd or 0.0)
+    return spread if spread > _NO_SPREAD * max(abs(c.mean), abs(c.baseline_mean)) else None
 
 
-def _has_spread(c: Comparison) -> bool:
-    return spread_of(c) > _NO_SPREAD * max(abs(c.mean), abs(c.baseline_mean))
-
-
-def _plan(c: Comparison) -> Power:
-    spread, pilot, family = spread_of(c), min(c.n, c.n_baseline), c.family * c.looks
-    independent = not c.paired
-    freedom = (pilot - 1) * (2 if independent else 1)
+def _plan(c: Comparison, spread: float) -> Power:
+    pilot = min(c.n, c.n_baseline)
+    freedom = (pilot - 1) * (1 if c.paired else 2)
     # An interval (90 %) of the spread: (n - 1) s^2 / sigma^2 is a chi square.
     low, high = (spread * math.sqrt(freedom / float(stats.chi2.isf(tail, freedom))) for tail in (0.05, 0.95))
-
     return Power(
         **c.key.named,
         baseline=c.baseline,
         pilot=pilot,
         spread=spread,
         points=c.points,
-        smallest=fewest_restarts(family, independent=independent),
+        smallest=fewest_restarts(c.family * c.looks, independent=not c.paired),
         detectable=detectable(c),
-        needed=tuple(
-            Needed(points=p, restarts=needed(c, p), low=needed(c, p, low), high=needed(c, p, high)) for p in DETECTED
-        ),
+        needed=tuple(Needed(p, needed(c, p), needed(c, p, low), needed(c, p, high)) for p in DETECTED),
     )
 
 
 def needed(c: Comparison, points: float, spread: float | None = None) -> int | None:
     """Restarts of each method for a difference of so many points; None above 100,000, and without pilot or spread."""
-    if min(c.n, c.n_baseline) < PILOT or not _has_spread(c):
+    if spread is None and (spread := _pilot(c)) is None:
         return None
-    spread = spread_of(c) if spread is None else spread
     return restarts_needed(points / c.points, spread, family=c.family * c.looks, independent=not c.paired)
 
 
@@ -186,9 +170,8 @@ def detectable(c: Comparison) -> float | None:
     To a thousandth of the spread. None where they can show none, are fewer than five, or have no spread.
     """
     n, independent, family = min(c.n, c.n_baseline), not c.paired, c.family * c.looks
-    if n < max(PILOT, fewest_restarts(family, independent=independent)) or not _has_spread(c):
+    if (spread := _pilot(c)) is None or n < fewest_restarts(family, independent=independent):
         return None
-    spread = spread_of(c)
 
     def lacking(difference: float) -> float:
         return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) - POWER

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mixout._names import nearest
 from mixout.errors import InputError
@@ -24,10 +24,10 @@ COLUMNS = (
 )  # of a table of runs; any other column is a factor
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class CellKey:
+class CellKey(NamedTuple):
     """Task, method and factors, which are sorted by name: what the runs of one cell share."""
 
     task: str
@@ -41,6 +41,10 @@ class CellKey:
     def named(self) -> dict[str, Any]:
         """The arguments that place something here."""
         return {"task": self.task, "method": self.method, "factors": dict(self.factors)}
+
+    def without(self, factor: str) -> CellKey:
+        """The same without one of its factors."""
+        return self._replace(factors=tuple(pair for pair in self.factors if pair[0] != factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +92,15 @@ class Run(Restart):
     seconds: float | None = None  # of training
     peak_memory: int | None = None  # in bytes
     distance: float | None = None  # to the pretrained weights
-    # score on text of the domain that the model knew before, where the run was given some
-    original: float | None = None
+    original: float | None = None  # score on text of the domain that the model knew before
     kl_to_base: float | None = None  # of a language model's answers on the dev set from those before training, in nats
     evaluations: tuple[tuple[int, float], ...] = ()  # pairs of step and score
     losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
     predictions: tuple[float, ...] = ()  # for the dev set, in its order
     dev_size: int | None = None  # examples in the dev set; None where that is unknown
-    # its answers are those of a constant except for a few, see :func:`is_collapsed`. Such a run may score a little
-    # above chance, and has failed all the same
-    collapsed: bool = False
-    # factor from the score to points: 100 for fractions, 1 for percentages; None where the scores tell
-    points: float | None = None
-    # whether the restart number identifies the seeds. Published scores often come sorted; pairing those would invent
-    # agreement between methods, so they are compared as independent samples
+    collapsed: bool = False  # its answers are those of a constant except for a few, see :func:`is_collapsed`
+    points: float | None = None  # factor to points: 100 for fractions, 1 for percentages; None where the scores tell
+    # whether the restart number identifies the seeds: published scores come sorted, and pairs would invent agreement
     paired: bool = True
     id: str = ""  # the run's identity; empty for runs made elsewhere
 
@@ -214,22 +213,19 @@ def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
     every = list(runs)
     if not every:
         raise InputError("expected at least one run, got none; run the study first")
-    cells: dict[CellKey, list[Run]] = {}
-    for run in every:
-        cells.setdefault(run.key, []).append(run)
-    for key, cell in cells.items():
-        cell.sort(key=lambda run: run.restart)
-        for one, other in pairwise(cell):
-            if one.restart == other.restart:
-                raise InputError(
-                    f"expected each restart once, got restart {one.restart} of {key} twice; "
-                    "name what differs in a column of its own"
-                )
-    of_task = {key.task: [run for run in every if run.task == key.task] for key in cells}
-    return {key: _completed(key, cell, of_task[key.task]) for key, cell in cells.items()}
+    tasks = grouped(every, lambda run: run.task)
+    return {key: _completed(key, cell, tasks[key.task]) for key, cell in grouped(every, lambda run: run.key).items()}
 
 
 def _completed(key: CellKey, cell: list[Run], task: list[Run]) -> list[Run]:
+    """The runs of a cell in order; one that lacks a metric or chance score has that of its cell, else of its task."""
+    cell.sort(key=lambda run: run.restart)
+    for one, other in pairwise(cell):
+        if one.restart == other.restart:
+            raise InputError(
+                f"expected each restart once, got restart {one.restart} of {key} twice; "
+                "name what differs in a column of its own"
+            )
     if len({run.paired for run in cell}) > 1:
         raise InputError(f"expected the runs of {key} to be all paired or all not, got both")
     metric = _only(key, "metric", [run.metric for run in cell if not math.isnan(run.score)])
@@ -245,6 +241,14 @@ def _only(key: CellKey, name: str, values: Sequence[T]) -> T | None:
     if len(distinct) > 1:
         raise InputError(f"expected one {name} for {key}, got {distinct[0]} and {distinct[1]}")
     return distinct[0] if distinct else None
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by what ``key`` says of them, groups and members in the order in which they come."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def if_one(values: Iterable[T]) -> T | None:

@@ -1,8 +1,7 @@
 """Intervals and tests for few numbers: what scipy has is scipy's, what it lacks is here.
 
-- A mean or a difference of means: Student's t, on the differences where restarts are paired, else Welch's. The
-  bootstrap (BCa) that was used before covered 62 to 87 % instead of 95 % at 3 to 6 restarts and was nowhere clearly
-  better (``benchmarks/results/coverage.csv``).
+- A mean or a difference of means: Student's t, on the differences where restarts are paired, else Welch's. A bootstrap
+  (BCa) covers 62 to 87 % instead of 95 % at 3 to 6 restarts (``benchmarks/results/coverage.csv``).
 - Failure rates: Wilson's interval of one; Newcombe's of a difference, beside the exact p of McNemar (pairs) or Fisher.
   R. G. Newcombe, Statistics in Medicine 1998, 17: 873-890 and 2635-2650 (method 10 of both).
 - Permutation tests of the difference of means: signs are flipped (pairs), or labels exchanged. Exact where all
@@ -70,19 +69,15 @@ def equivalence_p(one: Array, other: Array | None, margin: float) -> float | Non
 def _student(one: Array, other: Array | None) -> tuple[float, float, float] | None:
     """The mean, or difference of means, its standard error, and Welch's degrees of freedom; None of too little."""
     samples = [one] if other is None else [one, other]
-    if min(map(len, samples)) < SMALLEST or no_spread(samples):
+    # Constant samples may differ by rounding.
+    largest = max(float(np.abs(sample).max(initial=0.0)) for sample in samples)
+    if min(map(len, samples)) < SMALLEST or all(float(np.ptp(sample)) <= 1e-12 * largest for sample in samples):
         return None
     # Not by scipy.stats: its checks of arguments take a hundred times as long, and a report has thousands of these.
     variances = [float(sample.var(ddof=1)) / len(sample) for sample in samples]
     parts = [variance**2 / (len(sample) - 1) for variance, sample in zip(variances, samples, strict=True)]
     middle = float(one.mean()) - (0.0 if other is None else float(other.mean()))
     return middle, math.sqrt(math.fsum(variances)), math.fsum(variances) ** 2 / math.fsum(parts)
-
-
-def no_spread(samples: Sequence[Array]) -> bool:
-    """Whether all samples are constant, up to rounding."""
-    largest = max(float(np.abs(sample).max(initial=0.0)) for sample in samples)
-    return all(float(np.ptp(sample)) <= 1e-12 * largest for sample in samples if len(sample))
 
 
 @lru_cache(maxsize=4096)  # scipy takes a millisecond, and a report asks for the same few rates thousands of times
@@ -98,14 +93,14 @@ def wilson(count: int, n: int, *, level: float = 0.95) -> Interval:
     return (0.0 if count == 0 else float(low)), (1.0 if count == n else float(high))
 
 
-def newcombe(one: Sequence[bool], other: Sequence[bool], *, paired: bool, level: float = 0.95) -> Interval:
+def newcombe(one: Sequence[bool], other: Sequence[bool], *, paired: bool) -> Interval:
     """Newcombe's interval of the difference rate(one) - rate(other).
 
     Where ``paired``, outcomes with the same position belong together; their correlation then counts.
     """
     p, q = sum(one) / len(one), sum(other) / len(other)
-    p_low, p_high = wilson(sum(one), len(one), level=level)
-    q_low, q_high = wilson(sum(other), len(other), level=level)
+    p_low, p_high = wilson(sum(one), len(one))
+    q_low, q_high = wilson(sum(other), len(other))
     phi = _correlation(one, other) if paired else 0.0
     below = (p - p_low) ** 2 - 2 * phi * (p - p_low) * (q_high - q) + (q_high - q) ** 2
     above = (p_high - p) ** 2 - 2 * phi * (p_high - p) * (q - q_low) + (q - q_low) ** 2

@@ -17,7 +17,7 @@ from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, fro
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import Power, detectable, fewest_restarts, needed, plan
-from mixout.study.analysis.runs import Placed, Run, by_cell, place, spoken
+from mixout.study.analysis.runs import Placed, Run, by_cell, grouped, place, spoken
 from mixout.study.analysis.stats import SMALLEST
 from mixout.study.analysis.words import percent_of, rounded
 
@@ -35,11 +35,8 @@ class Leader:
     lower: tuple[Comparison, ...]  # comparisons with the best of those that are, the nearest first
     points: float  # factor from the score to points
     smallest: int  # the fewest restarts with which any difference among them can be shown
-    # differences in points that these restarts show with a power of 0.8, for each of the others, the smallest first;
-    # empty where they can show none or are fewer than five
-    detectable: tuple[float, ...]
-    # restarts of each method that would show 1 point between the best and the next; None where that can't be told
-    needed: int | None
+    detectable: tuple[float, ...]  # differences in points that these restarts show with a power of 0.8, ascending
+    needed: int | None  # restarts of each method that would show 1 point between the best and the next, if known
 
     @property
     def enough(self) -> bool:
@@ -60,8 +57,7 @@ class Summary:
     baseline: str  # with which methods are compared
     looks: int  # how often the data were to be looked at; intervals and p are corrected for it
     verdict: tuple[str, ...]  # the answer in a few sentences
-    # the best method on each task with each set of factors, and what can't be told apart from it
-    leaders: tuple[Leader, ...]
+    leaders: tuple[Leader, ...]  # on each task with each set of factors
     cells: tuple[Cell, ...]  # each method on each task
     comparisons: tuple[Comparison, ...]  # with the baseline, task by task
     aggregates: tuple[Aggregate, ...]  # over tasks
@@ -144,15 +140,12 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
     """The best method on each task with each set of factors, where there are two or more with scores."""
     of_cell = by_cell(runs)
     points = points_of(of_cell)
-    places: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}
-    for cell in cells:
-        if cell.mean is not None:
-            places.setdefault((cell.task, cell.key.factors), []).append(cell)
+    places = grouped((cell for cell in cells if cell.mean is not None), lambda cell: (cell.task, cell.key.factors))
     found = []
     for (task, _), several in places.items():
         if len(several) < 2:
             continue
-        several = sorted(several, key=lambda cell: -(cell.mean or 0.0))
+        several.sort(key=lambda cell: -(cell.mean or 0.0))
         here = [run for cell in several for run in of_cell[cell.key]]
         compared = compare(here, several[0].method, looks=looks)
         lower = {one.method: one for one in compared if one.shown and one.difference < 0}
@@ -181,26 +174,20 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
     """
     if not found:
         return ("Nothing was compared: a comparison needs two methods with scores on the same task.",)
-    best: dict[str, Leader] = {}
-    for one in found:
-        task = one.best.task
-        if task not in best or (one.best.mean or 0.0) > (best[task].best.mean or 0.0):
-            best[task] = one
-    chosen = list(best.values())
+    of_task = grouped(found, lambda one: one.best.task)
+    chosen = [max(several, key=lambda one: one.best.mean or 0.0) for several in of_task.values()]
     if len(chosen) == 1:
         sentences = [*_winner(chosen[0]), *_steadiest(sweeps, chosen[0])]
     else:
-        won = sum(bool(one.lower) for one in chosen)
-        first = (
-            f"Methods differ on {won} of {len(chosen)} tasks." if won else f"No winner on any of {len(chosen)} tasks."
-        )
+        won, tasks = sum(bool(one.lower) for one in chosen), f"of {len(chosen)} tasks"
+        first = f"Methods differ on {won} {tasks}." if won else f"No winner on any {tasks}."
         sentences = [first, *(" ".join(_winner(one)) for one in chosen)]
-    return (*sentences, *_resolution(chosen), _next(chosen))
+    return (*sentences, *_next(chosen))
 
 
 def _winner(one: Leader) -> list[str]:
     where = place(one.best.task, one.best.key.factors)
-    mean = f"{one.best.metric} {_score(one.best.mean or 0.0, one.points)}"
+    mean = f"{one.best.metric} {one.best.mean or 0.0:.{3 if one.points > 1 else 1}f}"
     runs = f"mean of {one.best.n} runs" if one.best.n > 1 else "one run"
     failed = f", {one.best.failed} of {one.best.runs} failed" if one.best.failed else ""
     best = f"{one.best.method} ({mean}, {runs}{failed})"
@@ -237,31 +224,26 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
     ]
 
 
-def _resolution(chosen: Sequence[Leader]) -> list[str]:
+def _next(chosen: Sequence[Leader]) -> list[str]:
+    """What would have shown, and what to do."""
     n, smallest = min(one.restarts for one in chosen), max(one.smallest for one in chosen)
     restarts = count(n, "restart")
     if n < smallest:
-        return [f"{restarts} of each method can't show a difference by the test used here; {smallest} can."]
-    known = sorted(points for one in chosen for points in one.detectable)
-    if not known:
-        return []
-    if known[-1] < 1.5 * known[0]:
-        return [f"With {restarts} a difference of about {known[-1]:.2g} points would have shown."]
-    return [f"With {restarts} a difference of {known[0]:.2g} to {known[-1]:.2g} points would have shown, by method."]
-
-
-def _next(chosen: Sequence[Leader]) -> str:
-    n, smallest = min(one.restarts for one in chosen), max(one.smallest for one in chosen)
-    if n < smallest:
-        return f"Next: run {smallest - n} more restarts, or take the cheapest method{_cheapest(chosen)}."
+        few = f"{restarts} of each method can't show a difference by the test used here; {smallest} can."
+        return [few, f"Next: run {smallest - n} more restarts, or take the cheapest method{_cheapest(chosen)}."]
+    said = []
+    if known := sorted(points for one in chosen for points in one.detectable):
+        least, most = known[0], known[-1]
+        about, by = (f"about {most:.2g}", "") if most < 1.5 * least else (f"{least:.2g} to {most:.2g}", ", by method")
+        said.append(f"With {restarts} a difference of {about} points would have shown{by}.")
     open_ = [one for one in chosen if one.alike]
     if not open_:
-        return f"Next: use {_list(list(dict.fromkeys(one.best.method for one in chosen)))}."
+        return [*said, f"Next: use {_list(list(dict.fromkeys(one.best.method for one in chosen)))}."]
     take = f"take the cheapest of those that can't be told apart{_cheapest(open_)}"
     more = max((one.needed - one.restarts for one in open_ if one.needed is not None), default=0)
     if 0 < more <= 1000:
-        return f"Next: {take}; {more:,} more restarts would show 1 point between the two best."
-    return f"Next: {take}."
+        take += f"; {more:,} more restarts would show 1 point between the two best"
+    return [*said, f"Next: {take}."]
 
 
 def _cheapest(chosen: Sequence[Leader]) -> str:
@@ -277,7 +259,3 @@ def _cheapest(chosen: Sequence[Leader]) -> str:
 def _list(names: Sequence[str]) -> str:
     named = ", ".join(names[:_NAMED])
     return named if len(names) <= _NAMED else f"{named} and {len(names) - _NAMED} more"
-
-
-def _score(score: float, points: float) -> str:
-    return f"{score:.3f}" if points > 1 else f"{score:.1f}"

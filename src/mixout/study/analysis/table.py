@@ -13,9 +13,10 @@ from typing import Any
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.study.analysis.runs import COLUMNS, Run
+from mixout.study.analysis.runs import COLUMNS, Run, grouped
 
 _REQUIRED = ("task", "method", "restart", "score")
+_TEXTS = ("task", "method", "metric", "status", "error", "id")
 # What pandas writes, or reads, as the name of an index and of columns without one.
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?(\.\d+)?")
 _YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -84,22 +85,19 @@ def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
+    shown = ", ".join(names)
     for name in _REQUIRED:
         if name not in names:
-            unknown = [other for other in names if other not in COLUMNS]
-            raise InputError(
-                f"expected {path} to have a column {name!r}, got {', '.join(names)}{nearest(name, unknown)}"
-            )
+            close = nearest(name, [other for other in names if other not in COLUMNS])
+            raise InputError(f"expected {path} to have a column {name!r}, got {shown}{close}")
     if len(set(names)) < len(names):
-        raise InputError(f"expected each column of {path} once, got {', '.join(names)}")
+        raise InputError(f"expected each column of {path} once, got {shown}")
 
 
 def _check_factors(path: Path, runs: Sequence[Run]) -> None:
-    """Refuse columns that are no factors, such as a loss, a date or a seed: with them each run is a cell of its own.
-
-    Such a column has another value in most runs of a method, and the restarts tell the runs apart without it. Where
-    several columns look like that, real factors among them are known by values that several runs share.
-    """
+    """Refuse columns that are no factors, such as a loss, a date or a seed: with them each run is a cell of its own."""
+    # Such a column has another value in most runs of a method, and the restarts tell the runs apart without it. Where
+    # several columns look like that, real factors among them are known by values that several runs share.
     names = list(dict.fromkeys(name for run in runs for name in run.factors))
 
     def largest(factors: Sequence[str], *, restart: bool) -> int:
@@ -135,21 +133,15 @@ def _with_direction(path: Path, runs: Sequence[Run], direction: str | None) -> l
         )
     if direction != "lower":
         return list(runs)
-    return [
-        replace(
-            run, score=-run.score, chance=None if run.chance is None else -run.chance, metric=f"negative {run.metric}"
-        )
-        for run in runs
-    ]
+    turned = ((run, -run.score, None if run.chance is None else -run.chance) for run in runs)
+    return [replace(run, score=score, chance=chance, metric=f"negative {run.metric}") for run, score, chance in turned]
 
 
 def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
     if unit is not None:
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
-    largest: dict[str, float] = {}
-    for run in runs:
-        if math.isfinite(run.score):
-            largest[run.task] = max(largest.get(run.task, -math.inf), run.score)
+    scored = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
+    largest = {task: max(run.score for run in here) for task, here in scored.items()}
     small = [task for task, score in largest.items() if 0 <= score <= 1]
     large = [task for task, score in largest.items() if score > 1]
     if small and large:
@@ -160,51 +152,24 @@ def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
     return runs
 
 
-def _number(name: str, text: str) -> float:
+def _value(name: str, text: str) -> str | bool | float:
+    """The text of a column as the value of a run."""
+    if name in _TEXTS:
+        return text
+    if name in ("paired", "collapsed"):
+        if text.lower() not in _YES_NO:
+            raise InputError(f"expected {name} to be yes or no, got {text!r}")
+        return _YES_NO[text.lower()]
     try:
-        return float(text)
+        value = float(text or "nan")
     except ValueError:
         raise InputError(f"expected {name} to be a number, got {text!r}") from None
-
-
-def _finite(name: str, text: str) -> float:
-    value = _number(name, text)
-    if not math.isfinite(value):
-        raise InputError(f"expected {name} to be a finite number, got {text!r}; leave the cell empty if it is unknown")
-    return value
-
-
-def _count(name: str, text: str) -> int:
-    return int(_finite(name, text))
-
-
-def _restart(name: str, text: str) -> int:
     # 3.0 is how pandas writes the 3 of a column in which a value is missing.
-    value = _number(name, text) if text else math.nan
-    if not value.is_integer():
+    if name == "restart" and not value.is_integer():
         raise InputError(f"expected {name} to be a whole number, got {text!r}")
-    return int(value)
-
-
-def _yes_no(name: str, text: str) -> bool:
-    if text.lower() not in _YES_NO:
-        raise InputError(f"expected {name} to be yes or no, got {text!r}")
-    return _YES_NO[text.lower()]
-
-
-def _text(_: str, text: str) -> str:
-    return text
-
-
-# How the text of each column becomes a value of a run.
-_READ: dict[str, Callable[[str, str], Any]] = {
-    **dict.fromkeys(("task", "method", "metric", "status", "error", "id"), _text),
-    **dict.fromkeys(("chance", "seconds", "distance", "original", "kl_to_base"), _finite),
-    **dict.fromkeys(("peak_memory", "dev_size"), _count),
-    **dict.fromkeys(("paired", "collapsed"), _yes_no),
-    "restart": _restart,
-    "score": _number,
-}
+    if name != "score" and not math.isfinite(value):
+        raise InputError(f"expected {name} to be a finite number, got {text!r}; leave the cell empty if it is unknown")
+    return int(value) if name in ("restart", "peak_memory", "dev_size") else value
 
 
 def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:
@@ -215,7 +180,9 @@ def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence
     if not texts["score"] or texts.get("status") == "failed":
         texts["score"] = "nan"
     try:
-        known = {name: _READ[name](name, texts[name]) for name in COLUMNS if texts.get(name) or name in _REQUIRED}
+        known: dict[str, Any] = {
+            name: _value(name, texts[name]) for name in COLUMNS if texts.get(name) or name in _REQUIRED
+        }
         return Run(**known, factors={name: text for name, text in texts.items() if name not in COLUMNS and text})
     except InputError as error:
         raise InputError(f"{path}, line {line}: {error}") from error

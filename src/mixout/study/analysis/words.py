@@ -42,11 +42,6 @@ def percent_of(level: float) -> str:
     return f"{round(100 * level, 1):g} %"
 
 
-def in_points(points: float) -> str:
-    """A number of points."""
-    return f"{points:g} point{'' if points == 1 else 's'}"
-
-
 def in_words(seconds: float) -> str:
     """A duration for people.
 
@@ -64,11 +59,8 @@ class Scores:
     """Scores of one task as text: three decimals where none exceeds 1 (fractions, log-likelihoods), else one.
 
     Example:
-        >>> text = Scores([0.5, 0.61])
-        >>> text.value(0.57), text.difference(-0.0712), text.interval(0.5, None)
-        ('0.570', '\u22120.071', '\u2013')
-        >>> Scores([56.5]).interval(52.3, 60.81)
-        '52.3 to 60.8'
+        >>> Scores([0.5, 0.61]).value(0.57), Scores([56.5]).difference(-2.31)
+        ('0.570', '\u22122.3')
     """
 
     def __init__(self, scores: Iterable[float]) -> None:
@@ -81,10 +73,6 @@ class Scores:
     def difference(self, value: float | None) -> str:
         """With its sign."""
         return number(value, self.digits, sign=True)
-
-    def interval(self, low: float | None, high: float | None, *, sign: bool = False) -> str:
-        """Both ends."""
-        return interval(low, high, self.digits, sign=sign)
 
 
 def number(value: float | None, digits: int, *, sign: bool = False) -> str:
@@ -103,7 +91,12 @@ def number(value: float | None, digits: int, *, sign: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int, *, sign: bool = False) -> str:
-    """Both ends; a dash where there are none."""
+    """Both ends; a dash where there are none.
+
+    Example:
+        >>> interval(52.3, 60.81, 1), interval(-0.2, 1.0, 1, sign=True), interval(0.5, None, 1)
+        ('52.3 to 60.8', '\u22120.2 to +1.0', '\u2013')
+    """
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return MISSING
     return f"{number(low, digits, sign=sign)} to {number(high, digits, sign=sign)}"

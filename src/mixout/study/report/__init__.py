@@ -16,7 +16,7 @@ The same runs give the same bytes. It draws and words what the analysis found, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -24,8 +24,8 @@ import pandas
 from mixout.errors import InputError
 from mixout.finetune.record import write_atomically
 from mixout.study.analysis.compare import MARGIN
-from mixout.study.analysis.runs import Run
-from mixout.study.analysis.summary import Summary, analyse
+from mixout.study.analysis.runs import Placed, Run
+from mixout.study.analysis.summary import analyse
 from mixout.study.analysis.table import to_csv_rows
 from mixout.study.report.canvas import write_files
 from mixout.study.report.page import Data as Data
@@ -71,20 +71,20 @@ def write_report(
     check_folder(folder)
     summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
     summary = replace(summary, notes=(*notes, *summary.notes))
-    page, charts = compose(
-        title,
-        summary,
-        runs,
-        data=data or {},
-        commands=commands,
-        environment=environment or {},
-        settings=settings or {},
-        files=_FILES,
-    )
+    known = {"Settings": settings or {}, "Environment": environment or {}}
+    page, charts = compose(title, summary, runs, data or {}, commands, known, _FILES)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for chart in charts:
         write_files(chart, folder / "figures")
-    _write_numbers(summary, runs, folder)
+    for name, rows in (
+        ("runs", to_csv_rows(runs)),
+        ("cells", [*map(_flat, summary.cells)]),
+        ("comparisons", [*map(_flat, summary.comparisons)]),
+    ):
+        # As objects whole numbers stay whole beside unknown ones.
+        table = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+        write_atomically(folder / f"{name}.csv", str(table))
+    write_atomically(folder / "summary.json", summary.to_json())
     write_atomically(folder / "index.html", page)
     return folder / "index.html"
 
@@ -100,20 +100,6 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _write_numbers(summary: Summary, runs: Sequence[Run], folder: Path) -> None:
-    for name, rows in (
-        ("runs", to_csv_rows(runs)),
-        ("cells", [_flat(asdict(cell)) for cell in summary.cells]),
-        ("comparisons", [_flat(asdict(comparison)) for comparison in summary.comparisons]),
-    ):
-        # As objects whole numbers stay whole beside unknown ones.
-        table = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
-        write_atomically(folder / f"{name}.csv", str(table))
-    write_atomically(folder / "summary.json", summary.to_json())
-
-
-def _flat(values: dict[str, object]) -> dict[str, object]:
+def _flat(item: Placed) -> dict[str, object]:
     """Scalars and factors, one column each. Curves and lists, which no table can hold, stand in the JSON file."""
-    factors = values.pop("factors")
-    scalars = {name: value for name, value in values.items() if not isinstance(value, tuple)}
-    return scalars | (factors if isinstance(factors, dict) else {})
+    return {name: value for name, value in vars(item).items() if not isinstance(value, (tuple, dict))} | item.factors

@@ -4,24 +4,25 @@ One colour a method in every figure and table, grey for the baseline. The colour
 which the colour-blind tell apart; yellow is left out, since it can't be seen on white. Methods that differ in p alone
 are shades of one colour. A method also has a mark of its own.
 
-A panel is drawn alone, since a page lays panels out by the width of the screen, and beside the chart's other panels,
-under titles, in a file. Sizes are absolute: no layout engine moves things.
+A page lays panels out by the width of the screen, so each is a picture there; in a file they stand side by side.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mixout.errors import needs
 from mixout.study.analysis.across import split_p
-from mixout.study.analysis.runs import Placed, named
+from mixout.study.analysis.runs import Placed, grouped, named
 
 with needs("demo", "figures"):
     import matplotlib.style
@@ -82,20 +83,16 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
         >>> [look.color for look in found.values()]
         ['#7a838c', '#dd7e33', '#8a3d00', '#0072b2']
     """
-    families: dict[str, list[tuple[float, str]]] = {}
-    for method in dict.fromkeys(methods):
-        family, p = split_p(method) or (method, 0.0)
-        if method != baseline:
-            families.setdefault(family, []).append((p, method))
+    every = list(dict.fromkeys(methods))
+    families = grouped(
+        ((*(split_p(method) or (method, 0.0)), method) for method in every if method != baseline), lambda one: one[0]
+    )
     colors = {baseline: GREY}
-    for at, members in enumerate(families.values()):
-        hue = COLORS[at % len(COLORS)]
-        for place, (_, method) in enumerate(sorted(members)):
+    for hue, members in zip(itertools.cycle(COLORS), families.values(), strict=False):
+        for place, (_, _, method) in enumerate(sorted(members)):
             colors[method] = hue if len(members) == 1 else _shade(hue, place / (len(members) - 1))
-    return {
-        method: Look(color=colors[method], mark=MARKS[at % len(MARKS)])
-        for at, method in enumerate(dict.fromkeys(methods))
-    }
+    marks = zip(every, itertools.cycle(MARKS), strict=False)
+    return {method: Look(color=colors[method], mark=mark) for method, mark in marks}
 
 
 def _shade(hue: str, share: float) -> str:
@@ -118,7 +115,7 @@ class Labels:
         >>> from mixout.study.analysis.runs import Run
         >>> runs = [Run(task="RTE", method="plain", restart=0, score=0.5, factors={"epochs": n}) for n in ("3", "9")]
         >>> labels = Labels(runs, looks(["plain"], "plain"))
-        >>> labels.of(runs[1]), list(labels.all())
+        >>> labels.of(runs[1]), list(labels.legend)
         ('plain, epochs 9', ['plain, epochs 3', 'plain, epochs 9'])
     """
 
@@ -128,14 +125,12 @@ class Labels:
         self.varying = sorted(name for name in names if len({item.factors.get(name) for item in items}) > 1)
         self.looks = looks
         self.tasks = list(dict.fromkeys(item.task for item in items))
-        self._looks: dict[str, Look] = {}
-        seen_of: dict[str, int] = {}
-        for item in items:
-            if (text := self.of(item)) not in self._looks:
-                base, at = looks[item.method], seen_of.get(item.method, 0)
-                # Lines of one method, with other factors, differ in their dashes.
-                self._looks[text] = Look(color=base.color, mark=base.mark, line=LINES[at % len(LINES)])
-                seen_of[item.method] = at + 1
+        self.legend: dict[str, Look] = {}  # every label, in order, with its look
+        seen: Counter[str] = Counter()
+        for label, item in {self.of(item): item for item in items}.items():
+            # Lines of one method, with other factors, differ in their dashes.
+            self.legend[label] = replace(looks[item.method], line=LINES[seen[item.method] % len(LINES)])
+            seen[item.method] += 1
 
     def of(self, item: Placed) -> str:
         """The label of what was among the items."""
@@ -148,14 +143,6 @@ class Labels:
 
     def _named(self, item: Placed) -> list[str]:
         return named((name, item.factors[name]) for name in self.varying if name in item.factors)
-
-    def look(self, item: Placed) -> Look:
-        """Its look."""
-        return self._looks[self.of(item)]
-
-    def all(self) -> dict[str, Look]:
-        """Every label, in order, with its look."""
-        return dict(self._looks)
 
 
 @dataclass(frozen=True)
@@ -198,13 +185,13 @@ def pictures(chart: Chart) -> list[tuple[str, list[tuple[float, float, str]]]]:
     for panel in chart.panels:
         figure = _figure([panel], {}, titles=False)
         address = _address(figure)  # before places are known: the limits of the axes follow from what is drawn
-        [axes] = figure.axes
-        width, height = figure.bbox.size
+        # Of this axes' data in the figure, whose sides are 1.
+        place = (figure.axes[0].transData - figure.transFigure).transform
         spots = []
         for dot in panel.dots if len(panel.dots) <= MANY else ():
-            if dot.text and math.isfinite(dot.x) and math.isfinite(dot.y):
-                x, y = axes.transData.transform((dot.x, dot.y))
-                spots.append((round(100 * x / width, 1), round(100 * (1 - y / height), 1), dot.text))
+            if math.isfinite(dot.x) and math.isfinite(dot.y):
+                x, y = place((dot.x, dot.y))
+                spots.append((round(100 * x, 1), round(100 * (1 - y), 1), dot.text))
         found.append((address, spots))
     return found
 
@@ -278,8 +265,7 @@ def _address(figure: Figure) -> str:
 
 
 def _svg(figure: Figure) -> str:
+    text = io.StringIO()
     with style():
-        text = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(text, format="svg", metadata=metadata)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return text.getvalue()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from mixout.study.analysis.across import Sweep, front
 from mixout.study.analysis.cells import Cell
 from mixout.study.analysis.compare import Comparison
-from mixout.study.analysis.runs import CellKey, Placed, Run, if_one, spoken
-from mixout.study.analysis.words import Scores, compact, number
+from mixout.study.analysis.runs import CellKey, Placed, Run, grouped, if_one, spoken
+from mixout.study.analysis.words import Scores, compact, interval, number
 from mixout.study.report.canvas import Chart, Dot, Labels, Look, Panel
 from mixout.study.report.draw import Curve, Row, curves, rows
 
@@ -30,7 +31,7 @@ _WIDE = 8.0
 _DOTS = "Each dot is a run, each cross a failed one"
 
 
-def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
+def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart | None:
     """The scores of all restarts, the highest mean first."""
     panels = []
     for task, here, name in _panels(cells, labels):
@@ -38,24 +39,15 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart:
         lines = []
         for cell in sorted(here, key=lambda cell: math.inf if cell.mean is None else -cell.mean):
             note = text.value(cell.mean) + (f", {cell.failed} of {cell.runs} failed" if cell.failed else "")
-            lines.append(
-                Row(
-                    label=name(cell),
-                    note=note,
-                    look=labels.looks[cell.method],
-                    said=f"{name(cell)}: mean {note}, interval {text.interval(cell.mean_low, cell.mean_high)}",
-                    dots=tuple(_dot(run, run.counted, 0.0, text) for run in of_cell[cell.key]),
-                    value=cell.mean,
-                    low=cell.mean_low,
-                    high=cell.mean_high,
-                )
-            )
+            said = f"mean {note}, interval {interval(cell.mean_low, cell.mean_high, text.digits)}"
+            dots = tuple(_dot(run, run.counted, 0.0, text) for run in of_cell[cell.key])
+            lines.append(Row(name(cell), labels.looks[cell.method], said, note, cell.mean, cell.interval, dots))
         panels.append(rows(task, lines, axis=here[0].metric, line=(here[0].chance, "chance")))
     caption = (
         f"{_DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
         "Chance is the score of a constant answer; it is left out where it lies far below."
     )
-    return Chart(name="scores", title="Every restart", caption=caption, panels=tuple(panels), legend={})
+    return _chart("scores", "Every restart", caption, panels)
 
 
 def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | None:
@@ -65,21 +57,11 @@ def differences(comparisons: Sequence[Comparison], labels: Labels) -> Chart | No
         text = Scores(score for one in here for score in (one.mean, one.baseline_mean))
         lines = []
         for one in sorted(here, key=lambda one: -one.difference):
-            low, high = one.interval or (None, None)
-            ends = f" ({text.interval(low, high, sign=True)})" if one.interval else ""
-            note = text.difference(one.difference) + ends
-            lines.append(
-                Row(
-                    label=name(one),
-                    note=note,
-                    look=labels.looks[one.method],
-                    said=f"{name(one)}: {note}{'' if one.shown else ', not shown'}",
-                    value=one.difference,
-                    low=low,
-                    high=high,
-                    sure=one.shown,
-                )
-            )
+            note = text.difference(one.difference)
+            note += f" ({interval(*one.interval, text.digits, sign=True)})" if one.interval else ""
+            said = note if one.shown else f"{note}, not shown"
+            look = labels.looks[one.method]
+            lines.append(Row(name(one), look, said, note, one.difference, one.interval, sure=one.shown))
         axis = f"{here[0].metric}, difference from {here[0].baseline}"
         panels.append(rows(task, lines, axis=axis, line=(0.0, here[0].baseline), far=math.inf))
     paired = "paired by restart" if all(one.paired for one in comparisons) else "not paired where seeds are not shared"
@@ -99,14 +81,13 @@ def best_of(cells: Sequence[Cell], labels: Labels) -> Chart | None:
         lines = []
         for cell in here:
             said = f"{name(cell)}: {text.value(cell.best_of[0])} of one, {text.value(cell.best_of[-1])} of {cell.n}"
-            look, x = labels.looks[cell.method], tuple(range(1, cell.n + 1))
-            lines.append(Curve(look=look, said=said, x=x, y=cell.best_of))
+            lines.append(Curve(labels.looks[cell.method], said, x=range(1, cell.n + 1), y=cell.best_of))
         panels.append(curves(task, lines, axis="restarts k", value=here[0].metric))
     caption = (
         "What the best of k restarts scores on average, estimated from all of them. A maximum over more "
         "restarts is higher by itself: compare methods at equal k."
     )
-    return _chart("best-of", "Best of k restarts", caption, panels, _legend(cells, labels))
+    return _chart("best-of", "Best of k restarts", caption, panels, labels.looks)
 
 
 def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: bool) -> Chart | None:
@@ -121,13 +102,13 @@ def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: 
             if threads:
                 ends = [thread[-1][1] for thread in threads]
                 said = f"{name(cell)}: at the end {number(min(ends), 3)} to {number(max(ends), 3)}"
-                lines.append(Curve(look=labels.looks[cell.method], said=said, x=(), y=(), threads=threads))
+                lines.append(Curve(labels.looks[cell.method], said, threads=threads))
         if lines:
             value, chance = ("training loss", None) if losses else (here[0].metric, here[0].chance)
             panels.append(curves(task, lines, axis="optimizer steps", value=value, chance=chance))
     file, title = ("losses", "Training loss") if losses else ("over-steps", "Score over steps")
     caption = "Each line is a run." + (" A run whose loss does not fall has not learned." if losses else "")
-    return _chart(file, f"{title} of every restart", caption, panels, _legend(cells, labels))
+    return _chart(file, f"{title} of every restart", caption, panels, labels.looks)
 
 
 def over_p(doses: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
@@ -140,10 +121,10 @@ def over_p(doses: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
 def over_factors(sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> list[Chart]:
     """For each factor the scores over its values."""
     charts = []
-    for at, factor in enumerate(dict.fromkeys(sweep.factor for sweep in sweeps), start=1):
+    for at, (factor, several) in enumerate(grouped(sweeps, lambda sweep: sweep.factor).items(), start=1):
         # A factor of a table made elsewhere may have a name that no file can have.
         name = f"factor-{at}-{re.sub('[^A-Za-z0-9_]+', '-', factor)}"
-        charts.append(_over(name, [sweep for sweep in sweeps if sweep.factor == factor], of_cell, looks))
+        charts.append(_over(name, several, of_cell, looks))
     return [chart for chart in charts if chart is not None]
 
 
@@ -153,7 +134,7 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
     factor, labels = spoken(sweeps[0].factor), Labels(sweeps, looks)
     axis = _Axis([value for sweep in sweeps for value in sweep.values])
     panels = []
-    for task, every in by_task(sweeps):
+    for task, every in grouped(sweeps, lambda sweep: sweep.task).items():
         here = [one for one in every if any(cell.mean is not None for cell in one.cells)]
         text = Scores(cell.mean or 0.0 for one in here for cell in one.cells)
         lines = []
@@ -163,8 +144,9 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
             dots = [_dot(run, x, run.counted, text) for x, (_, c) in zip(places, known, strict=True)
                     for run in of_cell[c.key]]  # fmt: skip
             means = ", ".join(f"{axis.names[value]} {text.value(cell.mean)}" for value, cell in known)
-            said = f"{labels.of(one)}, mean at each {factor}: {means}"
-            lines.append(_means(labels.look(one), said, places, [cell for _, cell in known], dots))
+            label = labels.of(one)
+            said = f"{label}, mean at each {factor}: {means}"
+            lines.append(_means(labels.legend[label], said, places, [cell for _, cell in known], dots))
         if lines:
             metric, chance = here[0].cells[0].metric, if_one(cell.chance for one in here for cell in one.cells)
             panels.append(
@@ -174,7 +156,7 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
         f"{_DOTS}. Lines join the means, bars are their 95 % intervals where no run failed. "
         "Runs of one value are drawn side by side."
     )
-    return _chart(name, f"Score over {factor}", caption, panels, labels.all())
+    return _chart(name, f"Score over {factor}", caption, panels, labels.legend)
 
 
 def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
@@ -185,7 +167,7 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
         (cell, (cell,)) for cell in cells
     ]
     panels, ahead = [], []
-    for task, on_task in by_task(cells):
+    for task, on_task in grouped(cells, lambda cell: cell.task).items():
         best = front(on_task)
         ahead += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
         lines, chances = [], set()
@@ -197,8 +179,9 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
             dots = [_dot(run, run.original, run.counted, text) for _, cell in known for run in of_cell[cell.key]
                     if run.original is not None]  # fmt: skip
             means = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in known)
-            said = f"{labels.of(item)}, mean score at what is kept: {means}"
-            lines.append(_means(labels.look(item), said, [x for x, _ in known], [cell for _, cell in known], dots))
+            label = labels.of(item)
+            said = f"{label}, mean score at what is kept: {means}"
+            lines.append(_means(labels.legend[label], said, [x for x, _ in known], [cell for _, cell in known], dots))
             chances |= {cell.chance for _, cell in known}
         if lines:
             metric = on_task[0].metric
@@ -215,12 +198,12 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
         f"other mean is higher and keeps more. On it, from the highest score: {'; '.join(ahead)}. With few runs, what "
         "lies near the front may belong to it as well."
     )
-    return _chart("tradeoff", "Score against what is kept", caption, panels, labels.all())
+    return _chart("tradeoff", "Score against what is kept", caption, panels, labels.legend)
 
 
 def _means(look: Look, said: str, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]) -> Curve:
-    low, high = [cell.mean_low for cell in cells], [cell.mean_high for cell in cells]
-    return Curve(look=look, said=said, x=x, y=[cell.mean or 0.0 for cell in cells], low=low, high=high, dots=dots)
+    means, intervals = [cell.mean or 0.0 for cell in cells], [cell.interval for cell in cells]
+    return Curve(look, said, x, means, intervals, dots=dots)
 
 
 class _Axis:
@@ -235,7 +218,7 @@ class _Axis:
 
     def beside(self, value: float, line: int, lines: int) -> float:
         """Where the line draws this value: no closer to another value than to its own."""
-        gap = min(b - a for a, b in zip(self._places, self._places[1:], strict=False))
+        gap = min(b - a for a, b in pairwise(self._places))
         step = min(_SHIFT * self._length, gap / 2 / lines)
         place = self._places[self.values.index(value)] + step * (line - (lines - 1) / 2)
         return float(10**place) if self.log else place
@@ -255,26 +238,12 @@ class _Axis:
         return kept
 
 
-def by_task(items: Iterable[T]) -> list[tuple[str, list[T]]]:
-    """Tasks and what belongs to them, in the order in which they come."""
-    found: dict[str, list[T]] = {}
-    for item in items:
-        found.setdefault(item.task, []).append(item)
-    return list(found.items())
-
-
 def _panels(items: Sequence[T], labels: Labels) -> list[tuple[str, list[T], Callable[[T], str]]]:
     """Title, members and what they are called: a panel for each task and set of factors, or for each task if many."""
-    places: dict[str, list[T]] = {}
-    for item in items:
-        places.setdefault(labels.place(item), []).append(item)
+    places = grouped(items, labels.place)
     if len(places) <= _MOST_PANELS:
         return [(title, here, lambda item: item.method) for title, here in places.items()]
-    return [(task, here, labels.of) for task, here in by_task(items)]
-
-
-def _legend(items: Iterable[Placed], labels: Labels) -> Looks:
-    return {item.method: labels.looks[item.method] for item in items}
+    return [(task, here, labels.of) for task, here in grouped(items, lambda item: item.task).items()]
 
 
 def _chart(name: str, title: str, caption: str, panels: Sequence[Panel], legend: Looks | None = None) -> Chart | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
+from mixout._names import count
 from mixout.study.analysis.across import Aggregate
 from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.restarts import Power
 from mixout.study.analysis.stats import ALPHA, wilson
-from mixout.study.analysis.words import MISSING, Scores, in_points, interval, number, p_value, percent, percent_of
+from mixout.study.analysis.words import MISSING, Scores, interval, p_value, percent, percent_of
 from mixout.study.report.canvas import Labels
 from mixout.study.report.tables import Columns, Table, Value, method_columns, plain, table
 
@@ -19,14 +21,14 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
     columns: Columns[Comparison] = [
         *method_columns(labels),
         ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
-        ("difference", lambda c: Value(text.difference(c.difference), c.difference)),
-        ("interval", lambda c: _ends(c.interval, text)),
-        ("p-value", lambda c: Value(_p(c.p_holm), c.p_holm)),
+        ("difference", lambda c: plain(c.difference, text.digits, sign=True)),
+        ("interval", lambda c: _ends(c.interval or (None, None), text.digits)),
+        ("p-value", lambda c: _p(c.p_holm)),
         ("result", lambda c: Value(_result(c), mark="shown" if c.shown else "")),
         ("P(better)", lambda c: Value(f"{c.improvement:.2f}", c.improvement)),
     ]
     first = comparisons[0]
-    notes = [f'Interval: {percent_of(first.confidence)}. Margin of "as good": {in_points(first.margin)}.']
+    notes = [f'Interval: {percent_of(first.confidence)}. Margin of "as good": {count(first.margin, "point")}.']
     if first.looks > 1:
         notes.append(f"The data were looked at up to {first.looks} times: intervals and p-values allow for it.")
     least = min(c.p_smallest * c.family * c.looks for c in comparisons)
@@ -48,14 +50,11 @@ def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Ta
         *method_columns(labels),
         ("failed", lambda c: Value(f"{c.failed} of {c.failure_runs}", c.failed)),
         ("baseline's", lambda c: Value(f"{c.baseline_failed} of {c.failure_runs_baseline}", c.baseline_failed)),
-        (
-            "difference of rates",
-            lambda c: Value(number(100 * c.failure_difference, 0, sign=True), c.failure_difference),
-        ),
-        ("interval of rates", lambda c: Value(interval(100 * c.failure_low, 100 * c.failure_high, 0, sign=True))),
-        ("p-value, uncorrected", lambda c: Value(_p(c.failure_p), c.failure_p)),
-        ("without failed", lambda c: Value(text.difference(c.level_difference), c.level_difference)),
-        ("its interval", lambda c: _ends((c.low, c.high), text)),
+        ("difference of rates", lambda c: plain(100 * c.failure_difference, 0, sign=True)),
+        ("interval of rates", lambda c: _ends((100 * c.failure_low, 100 * c.failure_high), 0)),
+        ("p-value, uncorrected", lambda c: _p(c.failure_p)),
+        ("without failed", lambda c: plain(c.level_difference, text.digits, sign=True)),
+        ("its interval", lambda c: _ends((c.low, c.high), text.digits)),
     ]
     failing = [one for one in sorted(comparisons, key=lambda one: one.failure_difference) if one.some_failed]
     if not failing:
@@ -75,9 +74,9 @@ def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
         ("tasks", lambda one: Value(str(len(one.tasks)), len(one.tasks))),
         ("runs", lambda one: Value(str(one.n), one.n)),
         ("mean", lambda one: plain(one.mean, 1)),
-        ("difference", lambda one: Value(number(one.difference, 1, sign=True), one.difference)),
-        ("interval", lambda one: Value(interval(one.low, one.high, 1, sign=True), one.low)),
-        ("p-value over all pairs", lambda one: Value(_p(one.p), one.p)),
+        ("difference", lambda one: plain(one.difference, 1, sign=True)),
+        ("interval", lambda one: _ends((one.low, one.high), 1)),
+        ("p-value over all pairs", lambda one: _p(one.p)),
     ]
     if not aggregates:
         return None
@@ -90,20 +89,17 @@ def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
     if not powers:
         return None
 
-    def needed(at: int) -> Callable[[Power], Value]:
-        def of(one: Power) -> Value:
-            need = one.needed[at]
-            high = "" if need.high is None else f"{need.high:,}"
-            text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
-            return Value(text, need.restarts)
-
-        return of
+    def needed(at: int, one: Power) -> Value:
+        need = one.needed[at]
+        high = "" if need.high is None else f"{need.high:,}"
+        text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
+        return Value(text, need.restarts)
 
     columns: Columns[Power] = [
         *method_columns(labels, task=True),
         ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
         ("would show", lambda one: plain(None if one.detectable is None else one.detectable * one.points, 1)),
-        *((f"for {in_points(need.points)}", needed(at)) for at, need in enumerate(powers[0].needed)),
+        *((f"for {count(need.points, 'point')}", partial(needed, at)) for at, need in enumerate(powers[0].needed)),
     ]
     note = (
         "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
@@ -118,10 +114,9 @@ def _result(c: Comparison) -> str:
     return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
 
 
-def _p(p: float | None) -> str:
-    return MISSING if p is None else p_value(p)
+def _p(p: float | None) -> Value:
+    return Value(MISSING if p is None else p_value(p), p)
 
 
-def _ends(ends: tuple[float | None, float | None] | None, text: Scores) -> Value:
-    low, high = ends or (None, None)
-    return Value(text.interval(low, high, sign=True), low)
+def _ends(ends: tuple[float | None, float | None], digits: int) -> Value:
+    return Value(interval(*ends, digits, sign=True), ends[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import json
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ from mixout._names import count
 from mixout.errors import needs
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
-from mixout.study.analysis.runs import Run, by_cell, if_one
+from mixout.study.analysis.runs import Run, by_cell, grouped, if_one
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, compared, tables
@@ -59,26 +58,37 @@ class Section:
     blocks: Sequence[Markup]
 
 
-def block(kind: str, *values: object) -> Markup:
-    """A piece of a section, by the macro of ``blocks.html.j2`` of that name."""
-    return Markup(getattr(_templates().get_template("blocks.html.j2").module, kind)(*values))
+def blocks(kind: str, *values: object) -> list[Markup]:
+    """A piece of a section, by the macro of ``blocks.html.j2`` of that name; nothing where its last value is empty."""
+    macro = getattr(_templates().get_template("blocks.html.j2").module, kind)
+    return [Markup(macro(*values))] if values[-1] else []
 
 
 def compose(
     title: str,
     summary: Summary,
     runs: Sequence[Run],
-    *,
     data: Mapping[str, Data],
     commands: Sequence[str],
-    environment: Mapping[str, object],
-    settings: Mapping[str, object],
+    known: Mapping[str, Mapping[str, object]],
     files: Sequence[tuple[str, str]],
 ) -> tuple[str, list[Chart]]:
-    """The page as HTML, and the charts on it; ``files`` that lie beside it have names and meanings."""
+    """The page as HTML, and the charts on it; ``known`` are folded pairs, ``files`` have names and meanings."""
     sections, drawn = _results(summary, runs, data)
-    sections += _origins(summary, runs, commands, {"Settings": settings, "Environment": environment})
-    sections.append(Section("files", "Files", [block("links", files)]))
+    pairs = {name: {key: _plain(value) for key, value in values.items()} for name, values in known.items()}
+    failed = [run for run in runs if run.status != "finished" or run.error]
+    # How the numbers came about.
+    sections += [
+        Section("notes", "What was left out", blocks("lines", summary.notes)),
+        Section("failures", "Unfinished runs", _folds({
+            f"{run}: {run.status}": blocks("code", run.error or "No error was recorded.") for run in failed
+        })),
+        Section("reproduce", "Reproduce", [
+            *blocks("code", "\n".join(commands)),
+            *_folds({name: blocks("pairs", values) for name, values in pairs.items()}),
+        ]),
+        Section("files", "Files", blocks("links", files)),
+    ]  # fmt: skip
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
         title=title,
@@ -126,19 +136,16 @@ class Data:
 
 
 def _results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -> tuple[list[Section], list[Chart]]:
-    """What came out: the answer with its figure, what was asked, scores, comparisons, curves, examples, details.
-
-    Beside the sections all charts in them.
-    """
+    """What came out, and all charts in it."""
     look = looks([cell.method for cell in summary.cells], summary.baseline)
     labels, of_cell, cells = Labels(summary.cells, look), by_cell(runs), summary.cells
     # A table of scores may know the size of a dev set.
     of_task = {task: given.get(task) or Data(dev_size=if_one(run.dev_size for run in runs if run.task == task))
                for task in dict.fromkeys(run.task for run in runs)}  # fmt: skip
     over = charts.over_factors(summary.sweeps, of_cell, look)
-    drawn = [*over[:1], charts.scores(cells, of_cell, labels), *over[1:]]
-    more = (charts.over_p(summary.doses, of_cell, look), charts.tradeoff(cells, summary.sweeps, of_cell, look))
-    drawn += [chart for chart in more if chart is not None]
+    of_p, kept = charts.over_p(summary.doses, of_cell, look), charts.tradeoff(cells, summary.sweeps, of_cell, look)
+    shown = (*over[:1], charts.scores(cells, of_cell, labels), *over[1:], of_p, kept)
+    drawn = [chart for chart in shown if chart is not None]
     differences = charts.differences(summary.comparisons, labels)
     training = [charts.over_steps(cells, of_cell, labels, losses=losses) for losses in (True, False)]
     best = charts.best_of(cells, labels)
@@ -148,57 +155,36 @@ def _results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -
     ]
     flips = [_flips(task, summary, of_cell, known, labels) for task, known in of_task.items()]
     sections = [
-        Section("answer", "Answer", [block("lines", summary.verdict), block("chart", drawn[0])]),
+        Section("answer", "Answer", blocks("lines", summary.verdict) + blocks("chart", drawn[0])),
         Section("asked", "What was asked", _asked(summary, of_task)),
-        Section("tables", "Scores", _tables(tables.overview(cells, summary.leaders, labels), *scores)),
-        *(Section(chart.name, chart.title, [block("chart", chart)]) for chart in drawn[1:]),
+        Section("tables", "Scores", _each("table", tables.overview(cells, summary.leaders, labels), *scores)),
+        *(Section(chart.name, chart.title, blocks("chart", chart)) for chart in drawn[1:]),
         Section("differences", "Differences", _differences(summary, runs, labels, differences)),
-        Section("training", "Training", [block("chart", chart, True) for chart in training if chart]),
+        Section("training", "Training", _each("titled", *training)),
         Section("examples", "Examples that flip", [
-            *(block("examples", items) for items in flips if items),
-            *_tables(tables.instability(summary.instabilities, labels)),
+            *_each("examples", *flips), *blocks("table", tables.instability(summary.instabilities, labels)),
         ]),
         Section("details", "Details", _folds({
-            "Best of k restarts": [block("chart", best)] if best else [],
-            "Enough restarts?": _tables(compared.restarts(summary.powers, labels)),
-            "Cost": _tables(tables.costs(cells, labels)),
+            "Best of k restarts": blocks("chart", best),
+            "Enough restarts?": blocks("table", compared.restarts(summary.powers, labels)),
+            "Cost": blocks("table", tables.costs(cells, labels)),
         })),
     ]  # fmt: skip
     return sections, [chart for chart in (*drawn, differences, *training, best) if chart is not None]
 
 
-def _origins(
-    summary: Summary, runs: Sequence[Run], commands: Sequence[str], known: Mapping[str, Mapping[str, object]]
-) -> list[Section]:
-    """How the numbers came about: what was left out, what failed, how to do it again, and what is known of settings."""
-    failed = [run for run in runs if run.status != "finished" or run.error]
-    return [
-        Section("notes", "What was left out", [block("lines", summary.notes)] if summary.notes else []),
-        Section("failures", "Unfinished runs", _folds({
-            f"{run}: {run.status}": [block("code", run.error or "No error was recorded.")] for run in failed
-        })),
-        Section("reproduce", "Reproduce", [
-            *([block("code", "\n".join(commands))] if commands else []),
-            *_folds({name: [block("pairs", {key: _plain(value) for key, value in values.items()})] if values else []
-                     for name, values in known.items()}),
-        ]),
-    ]  # fmt: skip
-
-
 def _asked(summary: Summary, of_task: Mapping[str, Data]) -> list[Markup]:
     """What the tasks and methods are, and three examples, each of another class where there are as many."""
-    blocks = []
+    asked = []
     for task, data in of_task.items():
         said = _what(data, [cell for cell in summary.cells if cell.task == task])
-        if said:
-            blocks.append(block("pairs", {"Task": task} | said))
+        asked += blocks("pairs", {"Task": task} | said if said else {})
         chosen = {answer: at for at, answer in reversed([*enumerate(data.answers)])}
         places = sorted(chosen.values()) if len(chosen) >= _EXAMPLES else range(len(data.texts))
         items = [(_short(data.texts[at]), [f"answer: {data.answers[at]}"]) for at in places[:_EXAMPLES]]
-        blocks += [block("examples", items)] if items else []
+        asked += blocks("examples", items)
     words = {word for cell in summary.cells for word in re.findall(r"\w+", cell.method)}
-    kinds = {kind: text for kind, text in KINDS.items() if kind in words}
-    return [*blocks, *([block("pairs", kinds)] if kinds else [])]
+    return asked + blocks("pairs", {kind: text for kind, text in KINDS.items() if kind in words})
 
 
 def _what(data: Data, cells: Sequence[Cell]) -> dict[str, str]:
@@ -225,22 +211,20 @@ def _flips(
         one for one in summary.instabilities
         if one.task == task and one.kind == "classes" and (best is None or one.factors == best.factors)
     ][:_FLIPPING]  # fmt: skip
-    spread: dict[int, float] = {}
-    for one in here:
-        spread |= {at: spread.get(at, 0.0) + one.spread[at] for at in one.flipping}
+    flipping = {at for one in here for at in one.flipping}
+    spread = {at: sum(one.spread[at] for one in here) for at in flipping}
 
     def counted(one: Instability, at: int) -> str:
         known = (run.predictions for run in of_cell[one.key] if len(run.predictions) > at)
         answers = Counter(data.name(float(predictions[at])) for predictions in known)
         return f"{labels.of(one)}: {', '.join(f'{answer} ({times})' for answer, times in answers.most_common())}"
 
-    return [
-        (
-            _short(data.texts[at]) if data.texts else f"row {at} of the dev set, from 0",
-            [*([f"answer: {data.answers[at]}"] if data.answers else []), *(counted(one, at) for one in here)],
-        )
-        for at in sorted(spread, key=lambda at: (-spread[at], at))[:_FLIPS]
-    ]
+    items = []
+    for at in sorted(spread, key=lambda at: (-spread[at], at))[:_FLIPS]:
+        answer = [f"answer: {data.answers[at]}"] if data.answers else []
+        text = _short(data.texts[at]) if data.texts else f"row {at} of the dev set, from 0"
+        items.append((text, [*answer, *(counted(one, at) for one in here)]))
+    return items
 
 
 def _differences(summary: Summary, runs: Sequence[Run], labels: Labels, chart: Chart | None) -> list[Markup]:
@@ -249,29 +233,28 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels, chart: C
         return []
     methods = [method for method in dict.fromkeys(cell.method for cell in summary.cells) if method != summary.baseline]
     several = len(methods) > 1 and len(runs) <= _RUNS and len(methods) < _METHODS
-    first = [block("chart", chart, True), *_against("differences", summary.comparisons, labels)]
-    options = [(summary.baseline, first)]
+    options = [(summary.baseline, blocks("titled", chart) + _against("differences", summary.comparisons, labels))]
     for at, method in enumerate(methods if several else ()):
         others = compare(runs, method, looks=summary.looks, margin=summary.comparisons[0].margin)
         if others:
             options.append((method, _against(f"differences-{at}", others, labels)))
-    return [block("switch", "Compare with", options), *_tables(compared.across(summary.aggregates, labels))]
+    return blocks("switch", "Compare with", options) + blocks("table", compared.across(summary.aggregates, labels))
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Markup]:
-    made = (
-        (compared.differences(f"{name}-{at}", here, labels), compared.failures(f"{name}-{at}-failed", here, labels))
-        for at, (_, here) in enumerate(charts.by_task(comparisons))
-    )
-    return _tables(*itertools.chain(*made))
-
-
-def _tables(*made: tables.Table | None) -> list[Markup]:
-    return [block("table", one) for one in made if one]
+    made: list[Markup] = []
+    for at, here in enumerate(grouped(comparisons, lambda one: one.task).values()):
+        made += blocks("table", compared.differences(f"{name}-{at}", here, labels))
+        made += blocks("table", compared.failures(f"{name}-{at}-failed", here, labels))
+    return made
 
 
 def _folds(parts: Mapping[str, Sequence[Markup]]) -> list[Markup]:
-    return [block("fold", *part) for part in parts.items() if part[1]]
+    return [made for part in parts.items() for made in blocks("fold", *part)]
+
+
+def _each(kind: str, *values: object) -> list[Markup]:
+    return [made for value in values for made in blocks(kind, value)]
 
 
 def _short(text: str) -> str:

@@ -1,17 +1,15 @@
-"""The tables of a report as values, and as Markdown and LaTeX. They compute no statistics.
-
-Numbers are texts already, in one width; CSV files are written elsewhere, from full precision.
-"""
+"""The tables of a report as values, whose numbers are texts already. They compute no statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from mixout._names import count
 from mixout.study.analysis.cells import Cell, Instability
-from mixout.study.analysis.runs import Placed, spoken
+from mixout.study.analysis.runs import Placed, grouped, spoken
 from mixout.study.analysis.summary import Leader
 from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
 from mixout.study.report.canvas import Labels
@@ -70,7 +68,7 @@ class Table:
 
     name: str  # unique within a report
     title: str  # a few words
-    columns: tuple[str, ...]  # their names
+    columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]  # as many values as columns each
     note: str = ""  # a sentence below it
     shaded: frozenset[int] = frozenset()  # numbers of the rows that are set off
@@ -106,18 +104,16 @@ def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: 
 
 def facts(cells: Sequence[Cell]) -> str:
     """How large the study is, in a line."""
-    runs, failed = sum(cell.runs for cell in cells), sum(cell.failed for cell in cells)
     sizes = sorted({cell.runs for cell in cells})
     restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
-    names = sorted({name for cell in cells for name in cell.factors})
-    values = {name: {cell.factors[name] for cell in cells if name in cell.factors} for name in names}
+    values = grouped(sorted({pair for cell in cells for pair in cell.factors.items()}), lambda pair: pair[0])
     parts = [
-        count(runs, "run"),
+        count(sum(cell.runs for cell in cells), "run"),
         count(len({cell.task for cell in cells}), "task"),
         count(len({cell.method for cell in cells}), "method"),
         *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
         f"{restarts} each",
-        f"{failed:,} failed",
+        f"{sum(cell.failed for cell in cells):,} failed",
     ]
     return " \u00b7 ".join(parts)
 
@@ -130,21 +126,21 @@ def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -
         return None
     texts = {task: Scores(x for cell in cells if cell.task == task for x in cell.scores) for task in labels.tasks}
 
-    def at(place: str) -> Callable[[str], Value]:
-        def value(method: str) -> Value:
-            cell = of.get((method, place))
-            return Value(MISSING) if cell is None else _mean(cell, texts[cell.task], _standing(cell, leaders))
+    def mean(place: str, method: str) -> Value:
+        cell = of.get((method, place))
+        if cell is None:
+            return Value(MISSING)
+        return Value(texts[cell.task].value(cell.mean), cell.mean, _standing(cell, leaders))
 
-        return value
-
-    total = dict.fromkeys((cell.method for cell in cells), 0.0)
-    for cell in cells:
-        total[cell.method] += cell.mean or 0.0
+    methods = grouped(cells, lambda cell: cell.method)
+    total = {method: sum(cell.mean or 0.0 for cell in own) for method, own in methods.items()}
     note = (
         "Bold: the highest mean of a column, and what can't be told apart from it, where restarts are enough to tell."
     )
-    columns = [("method", lambda method: Value(method, color=labels.looks[method].color))]
-    columns += [(place, at(place)) for place in reversed(places)]
+    columns: Columns[str] = [
+        ("method", lambda method: Value(method, color=labels.looks[method].color)),
+        *((place, partial(mean, place)) for place in reversed(places)),
+    ]
     return table("overview", "Means", sorted(total, key=lambda method: -total[method]), columns, note)
 
 
@@ -189,7 +185,7 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
         ("KL to the base", lambda c: plain(c.kl_to_base, 3)),
     ]
     made = table("costs", "Cost", cells, columns)
-    return made if set(made.columns) & {"training", "peak memory", "distance", "kept", "KL to the base"} else None
+    return made if {name for name, _ in columns[-5:]} & {*made.columns} else None
 
 
 def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
@@ -210,14 +206,14 @@ def instability(instabilities: Sequence[Instability], labels: Labels) -> Table |
 def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Callable[[Any], Value]]]:
     """The method, and what differs beside it, in columns of their own."""
 
-    def factor(name: str) -> Callable[[Placed], Value]:
-        return lambda item: Value(spoken(item.factors.get(name, MISSING)))
+    def factor(name: str, item: Placed) -> Value:
+        return Value(spoken(item.factors.get(name, MISSING)))
 
     several = task and len(labels.tasks) > 1
     return [
         ("method", lambda item: Value(item.method, color=labels.looks[item.method].color)),
         ("task", lambda item: Value(item.task if several else MISSING)),
-        *((spoken(name), factor(name)) for name in labels.varying),
+        *((spoken(name), partial(factor, name)) for name in labels.varying),
     ]
 
 
@@ -232,6 +228,6 @@ def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
     return "not told apart" if any(cell is other for one in leaders if one.enough for other in one.alike) else ""
 
 
-def plain(value: float | None, digits: int) -> Value:
+def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
     """A number with so many digits."""
-    return Value(number(value, digits), value)
+    return Value(number(value, digits, sign=sign), value)
