@@ -26,12 +26,12 @@ def in_backward() -> bool:
 
 
 def in_functional_transform() -> bool:
-    """Whether a transform of ``torch.func`` (grad, vmap, jvp) is active. Public: nothing."""
+    """Whether a transform of ``torch.func`` (grad, vmap, jvp) is active."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether ``torch.vmap`` holds one of these for each example. Public: nothing."""
+    """Whether ``torch.vmap`` holds one of these for each example."""
     while torch._C._functorch.is_gradtrackingtensor(tensor):  # of torch.func.grad within
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return bool(torch._C._functorch.is_batchedtensor(tensor))
@@ -68,7 +68,7 @@ def local_tensor(weight: DTensor) -> Tensor:
 
 
 def managed_by_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP2 gathers the parameters of ``module``. Public: only whether ``fully_shard`` was called on itself."""
+    """Whether FSDP2 gathers the parameters of ``module``, also where ``fully_shard`` was called around it."""
     return getattr(module, "_is_fsdp_managed_module", False) is True
 
 
@@ -81,7 +81,7 @@ def look_for_hooks(owner: FSDPModule, weight: DTensor) -> bool:
     Returns:
         Whether ``owner`` gathers ``weight``.
     """
-    state = owner._get_fsdp_state()
+    state = owner._get_fsdp_state()  # looks for hooks by itself in fully_shard and before the first forward alone
     # One group in older versions of torch.
     groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     for group in groups:

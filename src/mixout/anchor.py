@@ -70,10 +70,10 @@ class AnchorTensor:
             return None
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
-        moved = self._elsewhere  # a weight was moved behind its module's back, or is only lent (functional_call)
-        if moved is None or not _alike(moved, weight):
-            moved = self._elsewhere = self.tensor.to(weight.device, weight.dtype)
-        return laid_out(moved, weight)
+        # A weight was moved behind its module's back, or is only lent (functional_call).
+        if self._elsewhere is None or not _alike(self._elsewhere, weight):
+            self._elsewhere = self.tensor.to(weight.device, weight.dtype)
+        return laid_out(self._elsewhere, weight)
 
 
 class OwnWeight(AnchorTensor):
@@ -89,8 +89,8 @@ class MovingAnchor(AnchorTensor):
 
     .. math:: A_0 = u, \qquad A \leftarrow b A + (1 - b) w \ \text{ after the last optimizer step of each period}
 
-    Kept in float32 or wider, whatever the weight's dtype: in 16 bits steps of 1 - b, where b is ``rate``, would be
-    rounded away. A copy of the model has its own; ``start``, the anchor of the pretrained weight u, is shared.
+    Kept in float32 or wider: in 16 bits steps of 1 - b, where b is ``rate``, would be rounded away. A copy of the
+    model has its own; ``start``, the anchor of the pretrained weight u, is shared.
 
     Source: arXiv 2510.06982 (GMixout). The order of the update is ours, since the paper's text was not to be had.
     """

@@ -130,10 +130,8 @@ def apply_(
             FrozenLayersWarning,
             stacklevel=2,
         )
-    reads = any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
-    if kept.source is None and (
-        (layers and reads) or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)
-    ):
+    reads = layers and any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
+    if kept.source is None and (reads or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)):
         warn_if_fine_tuned(model)
     return whole
 
@@ -180,9 +178,8 @@ def rules_of(method: Any) -> Rules:  # noqa: ANN401  whatever a caller may write
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise ValueError(
-                f"expected regular expressions as keys of the methods, got {pattern!r}: {error}"
-            ) from error
+            what = f"expected regular expressions as keys of the methods, got {pattern!r}: {error}"
+            raise ValueError(what) from error
         rules[pattern] = as_methods(given)
         if any(isinstance(one, Dropout) for one in rules[pattern]):
             raise ValueError(

@@ -110,17 +110,11 @@ class Coverage:
             "held": list(self.held),
         }
 
-    def _head(self) -> str:
+    def _head(self) -> list[str]:
         if not self.mixed and self.held:
-            return f"{self.methods}: {self.held[0]}"
-        return (
-            f"{self.methods}: {count(len(self.mixed), 'layer')} mixed, "
-            f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
-        )
-
-    def _more(self) -> tuple[str, ...]:
-        """What the first line does not tell."""
-        return self.held if self.mixed else self.held[1:]
+            return [f"{self.methods}: {self.held[0]}", *self.held[1:]]
+        share = f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
+        return [f"{self.methods}: {count(len(self.mixed), 'layer')} mixed, {share}", *self.held]
 
     def _groups(self) -> list[tuple[str, str, str, list[LayerCoverage]]]:
         """Layers that are alike: what they are, their type, why, and which; the mixed ones first."""
@@ -134,14 +128,14 @@ class Coverage:
         return str(self)
 
     def __str__(self) -> str:
-        lines, groups = [self._head(), *(f"  {line}" for line in self._more())], self._groups()
+        lines, groups = self._head(), self._groups()
         width = max((len(type_name) for _, type_name, *_ in groups), default=0)
         for told, type_name, reason, members in groups:
             numbers = sum(member.parameters for member in members)
-            lines.append(f"  {told:<12}{len(members):>4} x {type_name:<{width}}{numbers:>13,}  {_names(members)}")
+            lines.append(f"{told:<12}{len(members):>4} x {type_name:<{width}}{numbers:>13,}  {_names(members)}")
             if reason:
-                lines.append(f"{'':>21}{reason}")
-        return "\n".join([*lines, *(f"  {line}" for line in self._still_on())])
+                lines.append(f"{'':>19}{reason}")
+        return "\n  ".join([*lines, *self._still_on()])
 
     def _still_on(self) -> list[str]:
         """One line on the model's own dropouts, where any is on."""
@@ -159,15 +153,12 @@ class Coverage:
         head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
         still_on = "".join(f"<p>{html.escape(line)}</p>" for line in self._still_on())
-        above = "".join(f"<p>{html.escape(line)}</p>" for line in (self._head(), *self._more()))
+        above = "".join(f"<p>{html.escape(line)}</p>" for line in self._head())
         return f"{above}<table><tr>{head}</tr>{body}</table>{still_on}"
 
 
 def coverage(
-    model: nn.Module,
-    method: Method | str | Sequence[Method | str] | ByLayer | None = None,
-    *,
-    where: WhereLike = None,
+    model: nn.Module, method: Method | str | Sequence[Method | str] | ByLayer | None = None, *, where: WhereLike = None
 ) -> Coverage:
     """Tell what the method that ``model`` carries reaches, or what one would reach that is applied to it.
 
@@ -195,14 +186,13 @@ def coverage(
         found = applications(model)
         return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
     rules, selection = rules_of(method), resolve(where, model)
-    spelled = ", ".join(map(spell, rules.values()))
     check_applicable(model)
     try:
-        install_(model, rules, selection, AnchorStore(model, own=True))
-        return _report(model, spelled, selection.text)
-    except NothingMixedError:
-        undo_(model)
-        return _report(model, spelled, selection.text)
+        try:
+            install_(model, rules, selection, AnchorStore(model, own=True))
+        except NothingMixedError:
+            undo_(model)
+        return _report(model, ", ".join(map(spell, rules.values())), selection.text)
     finally:
         undo_(model)
 

@@ -46,13 +46,12 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
 
     In blocks: no copy of the weight's size is made.
     """
-    weight = weight.detach()
+    weight, largest = weight.detach(), order == math.inf
     near = None if anchor is None else laid_out(anchor, weight)
     found = _of_blocks(_differences(weight, near), order)
-    if order != math.inf and not _SQUARES_FIT[0] < float(found) < _SQUARES_FIT[1]:  # rare: once more, in float64
+    if not largest and not _SQUARES_FIT[0] < float(found) < _SQUARES_FIT[1]:  # rare: once more, in float64
         found = _of_blocks((one.double() for one in _differences(weight, near)), order)
     if hasattr(weight, "placements"):
-        largest = order == math.inf
         found = of_all_ranks(found, weight, largest=True) if largest else of_all_ranks(found**2, weight).sqrt()
     return float(found)
 
@@ -60,14 +59,13 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
 def _of_blocks(each: Iterator[Tensor], order: float) -> Tensor:
     if order == math.inf:
         largest = [one.abs().amax() if one.numel() else one.new_zeros(()) for one in each]  # vector_norm is slow here
-        total: Tensor = torch.stack(largest).amax().double()
-        return total
+        return torch.stack(largest).amax().double()
     norms: list[Tensor] = []
     for one in each:
         # float32 adds 8 sums of 4,000 numbers.
         serial = one.dim() == 1 and one.numel() <= _SERIAL
         norms.append(torch.linalg.vector_norm(one, dtype=None if serial else torch.float64))
-    total = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
     return total
 
 

@@ -14,25 +14,14 @@ from mixout import dropouts
 from mixout._torch import managed_by_fsdp
 from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, MovingAnchor, digest
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.layers import (
-    Mixed,
-    Mixing,
-    Share,
-    attach_,
-    lora,
-    mixed_class,
-    parameter,
-    restore_,
-    swap_,
-    weights,
-)
+from mixout.layers import Mixed, Mixing, Share, attach_, lora, mixed_class, parameter, restore_, swap_, weights
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
-from mixout.methods.decay import decayed_fields
+from mixout.methods.decay import decays
 from mixout.parts import in_parts
 from mixout.passes import Form
 from mixout.record import FIELD, NEW, Applied, applied_here, guard_, subject, unguard_
 from mixout.seeds import Period, Seed, SharedSeed
-from mixout.selection import Selection, blocks, body, chosen
+from mixout.selection import ALL, BODY, Selection, blocks, chosen, resolve
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
@@ -120,15 +109,14 @@ def _mix_(
             for path, start in held.items():
                 held[path] = MovingAnchor(start, parameter(layers[name], path), method.anchor_ema)  # type: ignore[arg-type]
     applied.seed.subject = subject(str(applied), found)
-    swapped: list[tuple[str, nn.Module, Any, dict[str, AnchorTensor]]]
-    swapped = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
+    swapped: list[Any] = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
         base = ZERO if dry else digest(lora.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
             swapped.append((f"{name}{part}", module, kind, {path: AnchorTensor(None, base) for path in paths}))
-    around = [f"{block}." for block, _ in blocks(model)] if method.unit == "layer" else []
+    around = [name for name, _ in blocks(model)] if method.unit == "layer" else []
     for name, module, kind, held in swapped:
-        block = next((outer[:-1] for outer in around if f"{name}.".startswith(outer)), name)
+        block = next((outer for outer in around if f"{name}.".startswith(f"{outer}.")), name)
         stream = Stream(applied.seed, name, period, block if method.unit == "layer" else None)
         swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in found}
@@ -178,7 +166,8 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "the optimizer's own weight_decay"
             )
         # Beside adapters, what is frozen stays at its anchor.
-        fields = [field for field in decayed_fields(module) if not sites or module.get_parameter(field).requires_grad]
+        own = module.named_parameters(recurse=False)
+        fields = [field for field, p in own if decays(p) and (p.requires_grad or not sites)]
         if fields:
             wanted[name] = module, fields
     if not wanted and not factors:
@@ -198,23 +187,23 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
 
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
     """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
-    chosen, sites = [], lora.sites(model)
-    covers = body(model) if method.on == "hidden" else lambda *_: True
+    chosen, sites = dict[nn.Module, dict[str, AnchorTensor]](), lora.sites(model)
+    selection = resolve(BODY if method.on == "hidden" else ALL, model)
     lora.check_base(model)
-    for name, module in model.named_modules():
-        trained = [(field, p) for field, p in module.named_parameters(recurse=False) if p.requires_grad]
-        trained = trained if covers(name, module) else []
-        if any(in_parts(p) for _, p in trained):
+    for key, module, p in selection.parameters(model):
+        name, _, field = key.rpartition(".")
+        if not p.requires_grad:
+            continue
+        if in_parts(p):
             _check_gathered(model, name, module)
-        if lora.is_factor(sites, name):  # at B = 0 an adapted layer is its base, whatever A is
-            found = {field: AnchorTensor() for field, _ in trained if ".lora_B." in f".{name}."}
-        else:
-            found = {field: anchors.anchor(f"{name}.{field}".lstrip("."), p) for field, p in trained}
-        chosen.append((module, found))
-    if not any(found for _, found in chosen):
+        if not lora.is_factor(sites, name):
+            chosen.setdefault(module, {})[field] = anchors.anchor(key, p)
+        elif ".lora_B." in f".{name}.":  # at B = 0 an adapted layer is its base, whatever A is
+            chosen.setdefault(module, {})[field] = AnchorTensor()
+    if not chosen:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
-    for module, found in chosen:
-        if found and not anchors.own:
+    for module, found in chosen.items():
+        if not anchors.own:
             vars(module)[output.FIELD] = output.Held(method, found)
 
 

@@ -46,8 +46,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     model = uncompiled(model)
     reshard_(model)
     if anchor is None:
-        check_anchored(model)
-        found = distances.distance({key: weight_and_start(key, *one) for key, one in anchored_weights(model).items()})
+        found = distances.distance(pairs_of(model))
         deltas = {key: lora.delta_norm(layer) for key, layer in adapted_layers(model).items()}
         return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
@@ -145,8 +144,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     reshard_(inner)
     deltas: list[nn.Parameter] = []
     if anchor is None:
-        check_anchored(inner)
-        pairs = [weight_and_start(key, *one) for key, one in anchored_weights(inner).items()]
+        pairs = list(pairs_of(inner).values())
         deltas = [weight for layer in adapted_layers(inner).values() for weight in lora.delta_weights(layer)]
     else:
         pairs = [(weight, start) for _, _, weight, start in covered(inner, anchor, where)]
@@ -171,14 +169,10 @@ def covered(
     model: nn.Module, anchor: AnchorSource, where: WhereLike
 ) -> list[tuple[str, nn.Module, nn.Parameter, Tensor | None]]:
     """Name, module, parameter and anchor of all that ``where`` covers; a tied parameter once."""
-    selection, store = resolve(where, model), AnchorStore(model, anchor)
-    found: dict[int, tuple[str, nn.Module, nn.Parameter, Tensor | None]] = {}
-    for name, module in model.named_modules():
-        if selection.covers(name, module):
-            for key, weight in module.named_parameters(prefix=name, recurse=False):
-                if id(weight) not in found:
-                    found[id(weight)] = key, module, weight, store.tensor(key, weight)
-    return list(found.values())
+    store, first = AnchorStore(model, anchor), dict[nn.Parameter, tuple[str, nn.Module]]()
+    for key, module, weight in resolve(where, model).parameters(model):
+        first.setdefault(weight, (key, module))
+    return [(key, module, weight, store.tensor(key, weight)) for weight, (key, module) in first.items()]
 
 
 def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
@@ -228,6 +222,12 @@ def check_anchored(model: nn.Module) -> None:
     if not has_anchors(model):
         methods = ", ".join(map(str, applied_to(model)))
         raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
+
+
+def pairs_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Each anchored weight of a model that holds some, and its anchor beside it."""
+    check_anchored(model)
+    return {key: weight_and_start(key, *one) for key, one in anchored_weights(model).items()}
 
 
 def weight_and_start(name: str, module: nn.Module, field: str, anchor: AnchorTensor) -> tuple[Tensor, Tensor | None]:

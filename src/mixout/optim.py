@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,12 +74,8 @@ class MoFO(Optimizer):
         options = {"lr": lr, "fraction": fraction, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, options)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; returns what ``closure`` returns, if there is one.
 
         Raises:
@@ -113,9 +109,8 @@ class MoFO(Optimizer):
         state, fraction, beta1 = self._state_of(weight), group["fraction"], group["betas"][0]
         size, bound, buffers = local(weight).numel(), None, list[Tensor]()
         if size > SAMPLE:
-            mean, gradient = (
-                torch.take(local(one), _places(size, weight.device)) for one in (state["exp_avg"], weight.grad)
-            )
+            places = _places(size, weight.device)
+            mean, gradient = (torch.take(local(one), places) for one in (state["exp_avg"], weight.grad))
             bound = _bound(mean.lerp_(gradient, 1 - beta1), fraction)
         for w, g, m, v in blocks(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]):
             if not w.numel():

@@ -21,8 +21,7 @@ ADVICE = "shard it with FSDP2 (torch.distributed.fsdp.fully_shard; accelerate: f
 
 def in_parts(weight: object) -> bool:
     """Whether ``weight`` is a DTensor."""
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return kind is not None and isinstance(weight, kind)
+    return isinstance(weight, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
 
 
 def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
@@ -66,20 +65,20 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def fsdp(name: str) -> Any:  # noqa: ANN401
-    """The class ``name`` of ``torch.distributed.fsdp``, or None where that is not loaded."""
-    return getattr(sys.modules.get("torch.distributed.fsdp"), name, None)
+    """The class ``name`` of ``torch.distributed.fsdp``, or no class where that is not loaded."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), name, ())
 
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """The class of ``module``, without the part that ``fully_shard`` adds to it."""
-    kind, added = type(module), fsdp("FSDPModule")
-    return kind.__mro__[2] if added is not None and kind.__mro__[1] is added else kind
+    kind = type(module)
+    return kind.__mro__[2] if kind.__mro__[1] is fsdp("FSDPModule") else kind
 
 
 def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
     """``plain`` with the part that ``fully_shard`` has added to the class of ``module`` since it was mixed, if any."""
     added = fsdp("FSDPModule")
-    if added is None or not isinstance(module, added) or issubclass(plain, added):
+    if not isinstance(module, added) or issubclass(plain, added):
         return plain
     return type(f"FSDP{plain.__name__}", (added, plain), {})
 
@@ -94,7 +93,7 @@ def check_whole(weight: Tensor) -> None:
 
 
 def stepped_by_zero(weight: object) -> bool:
-    """Whether DeepSpeed's optimizer steps flat copies of ``weight``, by the marks of stages 1 and 2, or of stage 3."""
+    """Whether DeepSpeed's ZeRO steps flat copies of ``weight``, by the marks of stages 1 and 2, or of stage 3."""
     return hasattr(weight, "_hp_mapping") or hasattr(weight, "ds_id")
 
 
@@ -110,7 +109,7 @@ def check_stepped(weight: object, method: str) -> None:
 def check_sharding(model: nn.Module) -> None:
     """Refuse a model that FSDP1 or DeepSpeed's ZeRO-3 shards: that leaves no weight to mix."""
     fsdp1 = fsdp("FullyShardedDataParallel")
-    if fsdp1 is not None and any(isinstance(module, fsdp1) for module in model.modules()):
+    if any(isinstance(module, fsdp1) for module in model.modules()):
         raise MixoutError(
             f"expected whole weights, or ones sharded by FSDP2, got a model in FullyShardedDataParallel; {ADVICE}"
         )
@@ -121,7 +120,6 @@ def check_sharding(model: nn.Module) -> None:
 def reshard_(model: nn.Module) -> None:
     """Let FSDP2 show the parts again; it hides those of the root between passes. Nothing is sent."""
     sharded = fsdp("FSDPModule")
-    if sharded is not None:
-        for module in model.modules():
-            if isinstance(module, sharded):
-                module.reshard()
+    for module in model.modules() if sharded else ():
+        if isinstance(module, sharded):
+            module.reshard()

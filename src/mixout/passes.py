@@ -32,7 +32,6 @@ from mixout.ops.reference import Gradient
 from mixout.streams import Stream
 
 Form = Literal["auto", "fast", "lean"]
-
 FORMS: tuple[Form, ...] = ("auto", "fast", "lean")
 
 # Below this p all columns of the gradient are computed: gathering most of them would cost more than it saves.
@@ -119,12 +118,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
 
 
 def draw_mask(
-    shape: tuple[int, ...],
-    device: torch.device,
-    options: MixOptions,
-    *,
-    input_dim: int = 1,
-    groups: int = 1,
+    shape: tuple[int, ...], device: torch.device, options: MixOptions, *, input_dim: int = 1, groups: int = 1
 ) -> Tensor:
     """A mask for a weight of ``shape``, before it is spread over a grouped convolution's output channels."""
     p, unit, _, noise, stream, _ = options

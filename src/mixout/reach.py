@@ -53,16 +53,11 @@ class LayerCoverage:
 
 def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
     """Every module of ``model`` that holds parameters of its own; ``text``: which were chosen, "" if nothing was."""
-    seen: set[int] = set()
-    seen_mixed: set[int] = set()
+    seen, seen_mixed = set[int](), set[int]()
     sites = lora.sites(model)
-    around = {
-        f"{name}.{path}".lstrip("."): module
-        for name, module in model.named_modules()
-        if isinstance(module, Mixed)
-        for path in module._mixed.anchors
-    }
-    called = {_group(sites, name) for name, module in model.named_modules() if _called(module)}
+    mixed = [(name, module) for name, module in model.named_modules() if isinstance(module, Mixed)]
+    around = {f"{name}.{path}".lstrip("."): module for name, module in mixed for path in module._mixed.anchors}
+    called = {_group(sites, name) for name, module in mixed if module._mixed.called}
     found = []
     for name, module in model.named_modules():
         own = {field: p for field, p in module._parameters.items() if p is not None}
@@ -71,7 +66,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         holders = {field: around[key] for field in own if (key := f"{name}.{field}".lstrip(".")) in around}
         by = next(iter(holders.values()), None)
         kind, reason = _kind(name, module, by, parent(model, name), sites, text)
-        if kind == "mixed" and by is not None and _group(sites, name) in called and not _called(by):
+        if kind == "mixed" and by is not None and _group(sites, name) in called and not by._mixed.called:
             kind, reason = "bypassed", "never called in training, while other layers were"
         here = [own[field] for field in holders] if kind == "mixed" else []
         row = LayerCoverage(
@@ -118,10 +113,6 @@ def check_reach(model: nn.Module, selection: Selection) -> None:
         LowCoverageWarning,
         stacklevel=3,  # who called apply_
     )
-
-
-def _called(module: nn.Module) -> bool:
-    return isinstance(module, Mixed) and module._mixed.called
 
 
 def _is_trained(module: nn.Module) -> bool:
@@ -185,10 +176,6 @@ def _flops(name: str, module: nn.Module) -> int:
     known = set(weights(module))
     if isinstance(module, nn.Embedding) or (not known and "Embedding" in type(module).__name__):
         return 0
-    return sum(
-        p.numel()
-        for key, p in module._parameters.items()
-        if p is not None
-        and _is_matrix(p)
-        and (key in known or key == "weight" or not _LOOKED_UP.search(f"{name}.{key}"))
-    )
+    matrices = {key: p for key, p in module._parameters.items() if p is not None and _is_matrix(p)}
+    multiplied = [key for key in matrices if key in known | {"weight"} or not _LOOKED_UP.search(f"{name}.{key}")]
+    return sum(matrices[key].numel() for key in multiplied)

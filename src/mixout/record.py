@@ -29,7 +29,6 @@ from mixout.seeds import SharedSeed
 # Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
 FIELD, NEW = "_mixout", "_mixout_new"
 
-_GENERATE = "generate"
 # The tags that TRL's trainers of policy gradients give their model, from which they sample and which they then train.
 _POLICY_GRADIENT = frozenset({"grpo", "rloo", "a2po", "async-grpo", "gmpo", "sdpo"})
 
@@ -62,8 +61,8 @@ def applied_to(model: nn.Module) -> list[Applied]:
 
 def applied_here(module: nn.Module) -> Applied | None:
     """What was applied to ``module`` itself."""
-    found = vars(module).get(FIELD)
-    return found if isinstance(found, Applied) else None
+    applied: Applied | None = vars(module).get(FIELD)
+    return applied
 
 
 def set_p_(model: nn.Module, p: float) -> None:
@@ -179,11 +178,11 @@ class PlainGenerate:
 def guard_(model: nn.Module) -> None:
     """Let every part of ``model`` that generates do so unmixed, unless another tool has changed how it does."""
     for module in model.modules():
-        if callable(getattr(type(module), _GENERATE, None)) and _GENERATE not in vars(module):
-            vars(module)[_GENERATE] = PlainGenerate(module)
+        if callable(getattr(type(module), "generate", None)) and "generate" not in vars(module):
+            vars(module)["generate"] = PlainGenerate(module)
 
 
 def unguard_(module: nn.Module) -> None:
     """Undo :func:`guard_` on ``module`` itself."""
-    if isinstance(vars(module).get(_GENERATE), PlainGenerate):
-        del vars(module)[_GENERATE]
+    if isinstance(vars(module).get("generate"), PlainGenerate):
+        del vars(module)["generate"]

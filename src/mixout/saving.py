@@ -23,7 +23,6 @@ from mixout.methods.optimizer_hooks import targets
 from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to
 from mixout.sources import uncompiled
-from mixout.streams import Stream
 
 STATE_VERSION = 3
 
@@ -160,13 +159,15 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
                 applied.mixing.period.steps = one["steps"]
                 for name, anchor in _moving(model, applied).items():
                     anchor.restore_(one["anchors"][name], applied.mixing.period.index)
-            for name, stream in _streams(model, applied).items():
-                stream.restore(one["draws"].get(name, 0))
+            for name, share in _shares(model, applied).items():
+                if share.stream.in_force:
+                    share.stream.restore(one["draws"].get(name, 0))
         applied.seed.value = one["agreed_seed"]
 
 
 def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, Any]:
     moving = _moving(model, applied) if tensors else {}
+    shares = _shares(model, applied)
     anchors = {name: whole(anchor.tensor).detach().to("cpu", copy=True) for name, anchor in moving.items()}
     digests = _digests(model, applied)
     decayed = [t for t in targets(model).values() if t.module is not None and applied_here(t.module) is applied]
@@ -180,7 +181,7 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
         "scope": applied.seed.scope,
         "agreed_seed": applied.seed.value,
         "steps": None if applied.mixing is None or applied.mixing.period is None else applied.mixing.period.steps,
-        "draws": {name: stream.count for name, stream in _streams(model, applied).items()},
+        "draws": {name: share.stream.count for name, share in shares.items() if share.stream.in_force},
     }
 
 
@@ -226,10 +227,6 @@ def _shares(model: nn.Module, applied: Applied) -> dict[str, Share]:
     """By the names that the layers had in the model that ``apply_`` was given, whatever wraps it now."""
     mixed = [m for m in model.modules() if isinstance(m, Mixed) and applied_here(m) is applied]
     return {m._mixed.stream.key: m._mixed for m in mixed}
-
-
-def _streams(model: nn.Module, applied: Applied) -> dict[str, Stream]:
-    return {name: share.stream for name, share in _shares(model, applied).items() if share.stream.in_force}
 
 
 def moves_anchors(model: nn.Module) -> bool:

@@ -37,17 +37,13 @@ from mixout.parts import check_stepped, stepped_by_zero
 Scope = Literal["all", "rank"]
 Every: TypeAlias = int | Literal["run"]
 
-SCOPES: tuple[Scope, ...] = ("all", "rank")
-
 # (layer, number of torch's generator) to (count of the draw, whether its pass recorded gradients); see streams.
 Remembered: TypeAlias = OrderedDict[tuple[int, int], tuple[int, bool]]
 
 # How long a rank waits for rank 0's first training pass.
 PATIENCE = timedelta(minutes=5)
-
 # Keys in the store of the process group.
-_RUN = "mixout/run"
-_APPLIED = "mixout/applied"
+_RUN, _APPLIED = "mixout/run", "mixout/applied"
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,8 @@ class Seed:
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, (int, type(None))):
             raise TypeError(f"expected seed to be an integer or None, got {self.value!r}")
-        if self.scope not in SCOPES:
-            raise ValueError(f"expected scope in {SCOPES}, got {self.scope!r}")
+        if self.scope not in ("all", "rank"):
+            raise ValueError(f"expected scope in ('all', 'rank'), got {self.scope!r}")
 
 
 def ranks() -> int:

@@ -72,9 +72,8 @@ class Where:
 
     def names(self, name: str) -> bool:
         """Whether a module called ``name`` is in, whatever its class."""
-        return any(re.search(p, name) for p in _several(self.include)) and not any(
-            re.search(p, name) for p in _several(self.exclude)
-        )
+        inside, outside = (any(re.search(p, name) for p in _several(one)) for one in (self.include, self.exclude))
+        return inside and not outside
 
     def __call__(self, name: str, module: nn.Module) -> bool:
         """Whether a layer called ``name`` is in."""
@@ -91,6 +90,13 @@ class Selection:
     text: str = ""  # what the caller wrote, for messages and reports
     preset: bool = False  # the caller chose a preset, or nothing
     may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not tell its heads
+
+    def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+        """Each parameter that is covered, by its dotted name, and the module that holds it."""
+        for name, module in model.named_modules():
+            if self.covers(name, module):
+                for key, parameter in module.named_parameters(prefix=name, recurse=False):
+                    yield key, module, parameter
 
     def but(self, out: Selector, text: str = "") -> Selection:
         """This selection without the modules for which ``out`` is true."""
@@ -188,9 +194,8 @@ def _of_transformers(module: Any) -> _Parts:  # noqa: ANN401
     # Of the class: wrappers such as peft's hand their model's attributes through.
     if not isinstance(getattr(type(module), "base_model_prefix", None), str):
         return [], []
-    output = module.get_output_embeddings()
-    is_body = module.base_model is not module or not _has_head(module)
-    return [module.base_model] if is_body else [], [] if output is None else [output]
+    output, base = module.get_output_embeddings(), module.base_model
+    return [base] if base is not module or not _has_head(module) else [], [] if output is None else [output]
 
 
 def _of_others(module: Any, inside: set[int]) -> _Parts:  # noqa: ANN401
@@ -207,12 +212,9 @@ def _of_others(module: Any, inside: set[int]) -> _Parts:  # noqa: ANN401
 
 
 def _has_head(module: nn.Module) -> bool:
-    """Whether a model of transformers that is its own ``base_model`` is a body with a head around it.
-
-    Some classes (CLIPForImageClassification, T5ForQuestionAnswering) do not keep their body under its prefix; then
-    the pretrained models among their parts are the body. Beside a list of layers such a part is no body but a feature
-    extractor (LightGlueForKeypointMatching).
-    """
+    """Whether a model of transformers that is its own ``base_model`` is a body with a head around it."""
+    # CLIPForImageClassification does not keep its body under its prefix: the pretrained models among its parts are the
+    # body. Beside a list of layers such a part is a feature extractor (LightGlueForKeypointMatching).
     parts = (type(m) for m in module.modules() if m is not module)
     lists = (child for child in module.children() if isinstance(child, nn.ModuleList))
     return (

@@ -81,10 +81,8 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
     def find(name: str, parameter: Tensor) -> Tensor:
         # A checkpoint holds one name of a tied parameter, and may be that of the body or of the whole.
         aliases = [name, *names.get(id(parameter), [])]
-        spellings = dict.fromkeys(
-            one for alias in aliases for one in (alias, alias.removeprefix(prefix), prefix + alias)
-        )
-        tensor = next((t for t in map(read, spellings) if t is not None), None)
+        spellings = (one for alias in aliases for one in (alias, alias.removeprefix(prefix), prefix + alias))
+        tensor = next((t for t in map(read, dict.fromkeys(spellings)) if t is not None), None)
         if tensor is None:
             raise WeightMissingError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "

@@ -64,7 +64,9 @@ class MixoutCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Beside the weights: method, anchor, p, masks drawn; and the generators, which masks are drawn from."""
-        checkpoint[_KEY] = {"model": mixout.save_state(pl_module), "streams": _streams()}
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        streams = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        checkpoint[_KEY] = {"model": mixout.save_state(pl_module), "streams": streams}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The anchor must still be the old one."""
@@ -107,11 +109,6 @@ class MixoutCallback(Callback):
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.schedule is not None:
             follow_(pl_module, self.schedule(trainer.global_step))
-
-
-def _streams() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _restore(streams: dict[str, Any]) -> None:

@@ -34,8 +34,6 @@ _CLASSES: dict[type[nn.Module] | str, type[Mixed]] = {
     nn.Embedding: MixedEmbedding,
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), Recurrent),
 }
-# Called once a time step by a loop of the user, where each call would draw a mask of its own.
-_CELLS = nn.RNNCellBase
 
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
@@ -87,7 +85,7 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
             return sharded.obstacle(module, weight)
         kind = plain_type(module).__name__
         return f"its weight lies in parts on several ranks; there nn.Linear alone can be mixed, not {kind}"
-    if isinstance(module, _CELLS):
+    if isinstance(module, nn.RNNCellBase):  # called by a loop of the user
         return f"{kind} is called once a time step, each with a mask of its own; use a layer such as nn.LSTM"
     if mixed_class(module) is None:
         base = find(module)

@@ -27,12 +27,12 @@ from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to,
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Y = x Phi^T + b with a new draw for ``layer``; ``weight`` and ``anchor`` are (out, in) views."""
+    """Y = x Phi^T + b with a new draw for ``layer``; weight and anchor are (out, in) views."""
     layer.count_pass()
     return linear_pass(x, weight, anchor, bias, layer.mix_options())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Short:
     """What a pass in torch's own operations needs after one whose checks were made."""
 
@@ -54,27 +54,16 @@ class Short:
         p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
-        if (anchor.dtype, anchor.device) != (weight.dtype, weight.device):
-            return None
-        if mixing.noise != "bernoulli" or mixing.unit == "element":
+        alike = (anchor.dtype, anchor.device) == (weight.dtype, weight.device)
+        if not alike or mixing.noise != "bernoulli" or mixing.unit == "element":
             return None
         options = MixOptions(p, mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
         most = native_up_to(weight, options, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
-        size = mask_shape(tuple(weight.shape), mixing.unit)
-        dtype = torch.float32 if weight.is_cpu else weight.dtype
-        return cls(
-            size=size,
-            weight=weight,
-            anchor=anchor,
-            version=mixing.version,
-            most=most,
-            p=p,
-            on_host=weight.is_cpu,
-            like=torch.ones(size, dtype=dtype, device=weight.device),
-            of_p=constants(p, weight.dtype),
-        )
+        size, host = mask_shape(tuple(weight.shape), mixing.unit), weight.is_cpu
+        like = torch.ones(size, dtype=torch.float32 if host else weight.dtype, device=weight.device)
+        return cls(size, weight, anchor, mixing.version, most, p, host, like, constants(p, weight.dtype))
 
     def fits(self, share: Share, parameters: dict[str, Any], x: Tensor) -> bool:
         """Whether nothing has changed that matters, and ``x`` is small enough."""
@@ -191,11 +180,10 @@ class Lending(Mixed):
     def _phi(self, path: str, layout: Layout) -> Tensor:
         holder, field = holder_of(self, path)
         weight: Tensor = getattr(holder, field)
-        held = self._mixed.anchors[path]
+        held, stream = self._mixed.anchors[path], self._mixed.stream
         if stays(weight, held):
             return weight
-        options = self.mix_options(self._mixed.stream.of(path))
-        return phi_of(weight, held.beside(weight), layout, options)
+        return phi_of(weight, held.beside(weight), layout, self.mix_options(stream.of(path)))
 
     @contextmanager
     def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
@@ -223,10 +211,8 @@ class Recurrent(Lending):
     @contextmanager
     def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
         """As :meth:`Lending.lent`, in that list."""
-        own = self._flat_weights
-        self._flat_weights = [
-            phis.get(name, weight) for name, weight in zip(self._flat_weights_names, own, strict=True)
-        ]
+        own, names = self._flat_weights, self._flat_weights_names
+        self._flat_weights = [phis.get(name, weight) for name, weight in zip(names, own, strict=True)]
         try:
             yield
         finally:

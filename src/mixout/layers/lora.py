@@ -24,7 +24,7 @@ It does not import peft: where a model holds its layers, peft is loaded.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -91,7 +91,7 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
 
 def problems(layer: Any, unit: Unit) -> dict[str, str | None]:
     """Why each adapter of ``layer`` cannot be mixed, None for those that can; why none can under the name ""."""
-    masked = _factors(layer, unit)[0]
+    masked = _factors(layer)[0 if unit == "input" else 1]
     found = {one: _adapter_obstacle(layer, one) or obstacle(factor, None) for one, factor in masked.items()}
     return found or {"": _layer_obstacle(layer) or "it holds no adapter"}
 
@@ -120,26 +120,23 @@ def check_fits(
 
 def swaps(layer: Any, chosen: Sequence[str], mixing: Mixing) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed]]]:
     """What is mixed where the adapters ``chosen`` are: its name within ``layer``, module, weights and mixed class."""
-    kind: Any  # each has one, or it were not chosen
+    of: Any = mixed_class  # each has one, or it were not chosen
     if is_of_a_parameter(layer):
-        kind = mixed_class(layer)
-        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], kind
+        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], of(layer)
         return
-    masked, other = _factors(layer, mixing.unit)
-    names = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
+    masked, other = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
     for adapter in chosen:
-        kind = mixed_class(masked[adapter])
-        yield f".{names[0]}.{adapter}", masked[adapter], ["weight"], kind
+        factors = {name: getattr(layer, name)[adapter] for name in (masked, other)}
+        yield f".{masked}.{adapter}", factors[masked], ["weight"], of(factors[masked])
         if mixing.gradient == "paper":
-            yield f".{names[1]}.{adapter}", other[adapter], ["weight"], MixedFactor
+            yield f".{other}.{adapter}", factors[other], ["weight"], MixedFactor
 
 
 def mixed_factors(layer: Any) -> dict[str, Mixed]:
     """A factor of each adapter of ``layer`` that is mixed, or ``layer`` itself."""
     if isinstance(layer, Mixed):
         return {path.split(".")[1]: layer for path in layer._mixed.anchors}
-    factors = [pair for held in _factors(layer, "input") for pair in held.items()]
-    return {name: one for name, one in factors if isinstance(one, Mixed)}
+    return {name: one for held in _factors(layer) for name, one in held.items() if isinstance(one, Mixed)}
 
 
 def coverage_row(
@@ -170,13 +167,10 @@ def coverage_row(
     return "plain", "not chosen"
 
 
-def _factors(layer: Any, unit: Unit) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
-    """The factors that are masked for ``unit``, and the other ones, by adapter; none where they are no modules."""
-    a, b = getattr(layer, "lora_A", None), getattr(layer, "lora_B", None)
-    if not isinstance(a, nn.ModuleDict) or not isinstance(b, nn.ModuleDict):
-        return {}, {}
-    pair = (dict(a.items()), dict(b.items()))
-    return pair if unit == "input" else pair[::-1]
+def _factors(layer: Any) -> list[dict[str, nn.Module]]:
+    """The factors A, and B, by adapter; none where they are no modules."""
+    pair = [getattr(layer, name, None) for name in ("lora_A", "lora_B")]
+    return [dict(one.items()) if isinstance(one, nn.ModuleDict) else {} for one in pair]
 
 
 def _layer_obstacle(layer: Any) -> str | None:
@@ -250,8 +244,8 @@ def delta_norm(layer: Any) -> float:
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active or layer.disable_adapters:
         return 0.0
-    stacks, device = getattr(layer, "num_experts", 1), layer.lora_A[active[0]].weight.device
-    device = device if device.type == "cuda" else torch.device("cpu")
+    stacks, factor = getattr(layer, "num_experts", 1), layer.lora_A[active[0]].weight
+    device = factor.device if factor.is_cuda else torch.device("cpu")
     a, b = [], []
     for name in active:
         wide, tall = (factors[name].weight.detach().to(device).double() for factors in (layer.lora_A, layer.lora_B))

@@ -211,11 +211,11 @@ def check_weights(layer: Mixed) -> None:
             raise MixoutError(f"the {path} of {layer._mixed.stream.key!r} {REPLACED}")
 
 
-def swap_(module: nn.Module, mixed: type[Mixed], share: Share) -> None:
+def swap_(module: Any, mixed: type[Mixed], share: Share) -> None:  # noqa: ANN401  a module
     """Make ``module`` a ``mixed`` layer that holds ``share``."""
-    module._mixed = share  # type: ignore[assignment]
+    module._mixed = share
     module.__class__ = mixed
-    follow_steps_(module)  # type: ignore[arg-type]
+    follow_steps_(module)
 
 
 def follow_steps_(layer: Mixed) -> None:

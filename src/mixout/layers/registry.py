@@ -7,7 +7,6 @@ until somebody registers it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -140,7 +139,9 @@ def find(module: nn.Module, kind: type[nn.Module] | None = None) -> tuple[type[n
         entry = _ENTRIES.get(base) or _ENTRIES.get(dotted(base))
         if entry is not None:
             return base, entry
-    return (kind, Entry(weights=_experts)) if _is_stack_of_experts(module) else None
+    # An experts class that transformers gives its grouped matmuls (``use_experts_implementation``).
+    stacked = {"is_transposed", "num_experts"} <= vars(module).keys() and _experts(module)
+    return (kind, Entry(weights=_experts)) if stacked else None
 
 
 def dotted(kind: type) -> str:
@@ -171,16 +172,10 @@ def holder_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:
     return (module.get_submodule(place) if place else module), field
 
 
-def _is_stack_of_experts(module: nn.Module) -> bool:
-    """An experts class that transformers gives its grouped matmuls (``use_experts_implementation``)."""
-    fields = vars(module)
-    return "is_transposed" in fields and "num_experts" in fields and bool(_experts(module))
-
-
 def _is_router(module: nn.Module, kind: type[nn.Module]) -> bool:
     """A router of experts of transformers: a linear layer (experts, in) with a choice behind it."""
     weight = module._parameters.get("weight")
-    own = kind.__module__.startswith("transformers.models.") and kind.__name__.endswith(("Router", "Gate"))
+    own = kind.__module__.startswith(f"{_MODELS}.") and kind.__name__.endswith(("Router", "Gate"))
     return own and weight is not None and weight.dim() == 2
 
 
@@ -200,29 +195,12 @@ def _rows_of_experts(module: Any) -> dict[str, Layout]:  # noqa: ANN401
     return {"mlp.w1": up, "mlp.v1": up, "mlp.w2": down}
 
 
-def _stacked_factors(layer: Any) -> dict[str, Layout]:  # noqa: ANN401
-    """An adapter of peft for a parameter has an A for each expert, one below the other."""
-    return {f"lora_A.{name}.weight": Layout(blocks=layer.num_experts) for name in layer.lora_A}
-
-
 def _attention(module: Any) -> dict[str, Layout]:  # noqa: ANN401
     if module.in_proj_weight is not None:
         packed = {"in_proj_weight": Layout(blocks=3)}
     else:
         packed = {f"{name}_proj_weight": Layout() for name in ("q", "k", "v")}
     return {**packed, "out_proj.weight": Layout()}
-
-
-def _recurrent(module: Any) -> dict[str, Layout]:  # noqa: ANN401
-    return {name: Layout() for name in module._flat_weights_names if name.startswith("weight")}
-
-
-def _convolution(module: Any, input_dim: int = 1) -> dict[str, Layout]:  # noqa: ANN401
-    return {"weight": Layout(input_dim=input_dim, blocks=module.groups)}
-
-
-def _of_xlnet(_: nn.Module) -> dict[str, Layout]:
-    return {**dict.fromkeys("qkvr", Layout(input_dim=0)), "o": Layout(flat=True)}
 
 
 CONV1D = "transformers.pytorch_utils.Conv1D"
@@ -234,21 +212,25 @@ register(CONV1D, input_dim=0)
 register(nn.Embedding, input_dim=0, linear=False)
 _kind: type[nn.Module]
 for _kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register(_kind, weight=_convolution, linear=False)
+    register(_kind, weight=lambda layer: {"weight": Layout(blocks=layer.groups)}, linear=False)
 for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-    register(_kind, weight=functools.partial(_convolution, input_dim=0), linear=False)
+    register(_kind, weight=lambda layer: {"weight": Layout(input_dim=0, blocks=layer.groups)}, linear=False)
 register(nn.MultiheadAttention, weight=_attention)
 for _kind in (nn.RNN, nn.LSTM, nn.GRU):
-    register(_kind, weight=_recurrent)
+    register(_kind, weight=lambda rnn: {one: Layout() for one in rnn._flat_weights_names if one.startswith("weight")})
 register(f"{_MODELS}.falcon.modeling_falcon.FalconLinear")
 register(f"{_MODELS}.ibert.quant_modules.QuantLinear")
-for _name, _dim in (
-    ("llama4.modeling_llama4.Llama4TextExperts", -2),
-    ("step3p7.modeling_step3p7.Step3p7Experts", -1),
-    ("longcat_flash.modeling_longcat_flash.LongcatFlashExperts", -1),
-):
-    register(f"{_MODELS}.{_name}", weight=functools.partial(_stack, input_dim=_dim))
+register(f"{_MODELS}.llama4.modeling_llama4.Llama4TextExperts", weight=lambda experts: _stack(experts, -2))
+register(f"{_MODELS}.step3p7.modeling_step3p7.Step3p7Experts", weight=_experts)
+register(f"{_MODELS}.longcat_flash.modeling_longcat_flash.LongcatFlashExperts", weight=_experts)
 register(f"{_MODELS}.jetmoe.modeling_jetmoe.JetMoeParallelExperts", input_dim=-1)
 register(f"{_MODELS}.dbrx.modeling_dbrx.DbrxExperts", weight=_rows_of_experts)
-register(f"{_MODELS}.xlnet.modeling_xlnet.XLNetRelativeAttention", weight=_of_xlnet)
-register(ADAPTED_PARAMETER, weight=_stacked_factors)
+register(
+    f"{_MODELS}.xlnet.modeling_xlnet.XLNetRelativeAttention",
+    weight=lambda _: {**dict.fromkeys("qkvr", Layout(input_dim=0)), "o": Layout(flat=True)},
+)
+# An adapter of a parameter has an A for each expert, one below the other.
+register(
+    ADAPTED_PARAMETER,
+    weight=lambda layer: {f"lora_A.{name}.weight": Layout(blocks=layer.num_experts) for name in layer.lora_A},
+)

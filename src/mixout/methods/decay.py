@@ -61,10 +61,10 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixout.distances import blocks, norm, of_all_ranks
 from mixout.methods.mixing import Method
@@ -111,23 +111,22 @@ class AnchorDecay(Method):
     name: ClassVar[str] = "anchor_decay"
 
     def __post_init__(self) -> None:
-        given = [f"{name} {value}" for name in ("radius", "rate") if (value := getattr(self, name)) is not None]
+        given = {name: value for name in ("radius", "rate") if (value := getattr(self, name)) is not None}
         if len(given) != 1:
+            found = " and ".join(f"{name} {value}" for name, value in given.items())
             raise ValueError(
                 "expected anchor_decay with either a radius, about the farthest that a weight may go, for example "
-                f"anchor_decay(radius=0.005), or a rate = 1 / radius; got {' and '.join(given) or 'neither'}"
+                f"anchor_decay(radius=0.005), or a rate = 1 / radius; got {found or 'neither'}"
             )
-        for name in ("rate", "radius"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"expected {name} to be a number, got {value!r}")
         self._check_options()
-        if isinstance(self.weights, Mapping):
-            object.__setattr__(self, "weights", _Held(self.weights))
-        elif self.weights is not None:
-            if not isinstance(self.weights, (str, Path)):
+        if self.weights is not None:
+            if not isinstance(self.weights, (Mapping, str, Path)):
                 raise TypeError(f"expected weights as tensors by name, or a path, got {self.weights!r}")
-            object.__setattr__(self, "weights", str(self.weights))
+            held = _Held(self.weights) if isinstance(self.weights, Mapping) else str(self.weights)
+            object.__setattr__(self, "weights", held)
 
     def _check_options(self) -> None:
         if self.rate is not None and not (self.rate >= 0 and math.isfinite(self.rate)):
@@ -179,10 +178,9 @@ class _Held(dict[str, Tensor]):
         return f"<{len(self)} tensors>"
 
 
-def decayed_fields(module: nn.Module) -> list[str]:
-    """The fields of ``module`` that hold a weight of at least two dimensions."""
-    parameters = module.named_parameters(recurse=False)
-    return [field for field, parameter in parameters if parameter.dim() >= 2 and parameter.is_floating_point()]
+def decays(parameter: Tensor) -> bool:
+    """Whether it is a weight of at least two dimensions."""
+    return parameter.dim() >= 2 and parameter.is_floating_point()
 
 
 # The rules on plain tensors: w the weight, u its anchor (None for 0).
@@ -213,9 +211,8 @@ def shrink_weighted_(weight: Tensor, anchor: Tensor | None, importance: Tensor, 
         w.addcmul_(w if u is None else w - u, share.to(w.dtype))
 
 
-@dataclass(frozen=True)
-class Before:
-    """What the selective rule must know of a weight before the step."""
+class Before(NamedTuple):
+    """What the selective rule must know of a weight before the step: two numbers, on the weight's device."""
 
     agreement: Tensor  # <g, w - u>, above 0 where following the gradient leads back towards u
     norm: Tensor  # ||w - u||
@@ -223,7 +220,7 @@ class Before:
 
 @torch.no_grad()
 def before(weight: Tensor, anchor: Tensor | None, gradient: Tensor) -> Before:
-    """Two numbers; they stay on the weight's device."""
+    """Of a weight and its gradient."""
     agreement, square = _products(weight, anchor, gradient.to_dense() if gradient.is_sparse else gradient)
     return Before(agreement, square.sqrt())
 

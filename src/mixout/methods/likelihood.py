@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.methods.decay import decayed_fields
+from mixout.methods.decay import decays
 from mixout.parts import in_parts
 from mixout.selection import WhereLike, resolve
 from mixout.sources import uncompiled
@@ -125,16 +125,12 @@ def fisher(
 
 def _weights(model: nn.Module, where: WhereLike) -> dict[str, nn.Parameter]:
     """What AnchorDecay decays and what is trained; a tied weight once, by its first name."""
-    selection, found = resolve(where, model), dict[nn.Parameter, str]()
-    for name, module in model.named_modules():
-        for field in decayed_fields(module) if selection.covers(name, module) else ():
-            weight = module.get_parameter(field)
-            if in_parts(weight):
-                raise MixoutError(
-                    "expected whole weights, got ones in parts on several ranks; call this before sharding"
-                )
-            if weight.requires_grad:
-                found.setdefault(weight, f"{name}.{field}".lstrip("."))
+    found: dict[nn.Parameter, str] = {}
+    for name, _, weight in resolve(where, model).parameters(model):
+        if decays(weight) and in_parts(weight):
+            raise MixoutError("expected whole weights, got ones in parts on several ranks; call this before sharding")
+        if decays(weight) and weight.requires_grad:
+            found.setdefault(weight, name)
     if not found:
         raise NothingMixedError(
             "expected a weight of at least two dimensions that requires a gradient, got none; check where="
@@ -146,12 +142,9 @@ def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """One example at a time, on the model's device."""
     for batch in batches:
         if isinstance(batch, Mapping):
-            tensors = {
-                key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor) and value.dim()
-            }
-            rest = {key: value for key, value in batch.items() if key not in tensors}
-            for values in zip(*(torch.split(one, 1) for one in tensors.values()), strict=True):
-                yield dict(zip(tensors, values, strict=True)) | rest
+            names = [key for key, value in batch.items() if isinstance(value, Tensor) and value.dim()]
+            for values in zip(*(torch.split(batch[key].to(device), 1) for key in names), strict=True):
+                yield {**batch, **dict(zip(names, values, strict=True))}
         elif isinstance(batch, Tensor):
             yield from torch.split(batch.to(device), 1)
         else:

@@ -119,7 +119,8 @@ class MixingMethod(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "every", check_every(self.every))
-        object.__setattr__(self, "anchor_ema", self._checked_ema())
+        if self.anchor_ema is not None:
+            object.__setattr__(self, "anchor_ema", self._checked_ema(self.anchor_ema))
         for name, known in (("unit", UNITS), ("noise", NOISES), ("gradient", GRADIENTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
@@ -129,10 +130,7 @@ class MixingMethod(Method):
             raise ValueError("expected every= with unit='layer', for example every=20: how many steps a draw is kept")
         object.__setattr__(self, "p", check_p(self.p, self.noise))  # numpy's become Python's
 
-    def _checked_ema(self) -> float | None:
-        b = self.anchor_ema
-        if b is None:
-            return None
+    def _checked_ema(self, b: float) -> float | None:
         if isinstance(b, bool) or not isinstance(b, Real):
             raise TypeError(f"expected anchor_ema to be a number in [0, 1], or None, got {b!r}")
         if not 0 <= b <= 1:

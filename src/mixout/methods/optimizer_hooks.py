@@ -39,7 +39,7 @@ class Target:
         anchor: AnchorTensor,
         method: AnchorDecay,
         strength: float,
-        importance: AnchorTensor | None = None,
+        importance: AnchorTensor | None,
     ) -> None:
         self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
         self.field = field
@@ -79,11 +79,8 @@ class Target:
 
 def targets(model: nn.Module) -> dict[str, Target]:
     """What decays in ``model``, which may be a part of another, by parameter name."""
-    return {
-        f"{name}.{field}" if name else field: target
-        for name, module in model.named_modules()
-        for field, target in vars(module).get(FIELD, {}).items()
-    }
+    found = ((name, vars(module).get(FIELD, {})) for name, module in model.named_modules())
+    return {f"{name}.{field}".lstrip("."): target for name, held in found for field, target in held.items()}
 
 
 @dataclass
@@ -148,9 +145,9 @@ def _match(optimizer: Optimizer) -> _Match:
     if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
         _forget_matches()  # of all optimizers: another may hold the parameter that came instead
     groups = [group["params"] for group in optimizer.param_groups]
+    pairs = zip(groups, match.groups, strict=False)
     if len(groups) != len(match.groups) or not all(
-        len(now) == len(then) and all(map(operator.is_, now, then))
-        for now, then in zip(groups, match.groups, strict=True)
+        len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs
     ):
         match.entries = [] if _lets_another_step(optimizer) else _entries(optimizer)
         match.warned = match.warned or _warned_of_zero_decay(optimizer, match)

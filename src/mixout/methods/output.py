@@ -43,7 +43,7 @@ from mixout.errors import MixoutError, NotAppliedError
 from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
-from mixout.parts import reshard_
+from mixout.parts import local, reshard_
 from mixout.sources import uncompiled
 
 Direction = Literal["forward", "reverse"]
@@ -196,8 +196,7 @@ def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *,
 @contextmanager
 def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
     """Let this rank's parts of the weights be those of the anchors: FSDP2 gathers its own parameters, no others."""
-    given: list[tuple[Any, Any]] = [(model.get_parameter(name), anchor) for name, anchor in anchors.items()]
-    pairs: list[tuple[Tensor, Tensor]] = [(weight.to_local(), anchor.to_local()) for weight, anchor in given]
+    pairs = [(local(model.get_parameter(name)), local(anchor)) for name, anchor in anchors.items()]
     own = [weight.clone() for weight, _ in pairs]
     try:
         for weight, anchor in pairs:

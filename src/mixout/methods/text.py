@@ -61,8 +61,16 @@ def spell(methods: Method | Sequence[Method]) -> str:
         >>> spell([Mixout(0.7, gradient="paper"), AnchorDecay(radius=0.005)])
         'mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)'
     """
-    several = [methods] if isinstance(methods, Method) else list(methods)
-    return "+".join(_spell_one(method) for method in several)
+    if not isinstance(methods, Method):
+        return "+".join(map(spell, methods))
+    arguments = []
+    for f, value in methods.given():
+        if isinstance(value, bool):
+            text = str(value).lower()
+        else:  # a number as its field has it: 1 given for a float is 1.0, and a count stays one
+            text = repr(float(value)) if isinstance(value, Real) and "float" in str(f.type) else str(value)
+        arguments.append(text if f is methods.arguments()[0] else f"{f.name}={text}")
+    return f"{methods.name}({', '.join(arguments)})" if arguments else methods.name
 
 
 def reaches(methods: Iterable[Method]) -> list[str]:
@@ -72,7 +80,7 @@ def reaches(methods: Iterable[Method]) -> list[str]:
         if isinstance(one, AnchorDecay) and one.shrinks and one.strength:
             far = f"{1 / one.strength:.3g}" + " times its tensor's root mean square" * one.relative
             far += " divided by its importance" * one.weighted
-            found.append(f"{_spell_one(one)}: under Adam a weight goes about {far} from its start at most")
+            found.append(f"{spell(one)}: under Adam a weight goes about {far} from its start at most")
     return found
 
 
@@ -113,14 +121,3 @@ def _value(text: str) -> float | bool | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _spell_one(method: Method) -> str:
-    arguments = []
-    for f, value in method.given():
-        if isinstance(value, bool):
-            text = str(value).lower()
-        else:  # a number as its field has it: 1 given for a float is 1.0, and a count stays one
-            text = repr(float(value)) if isinstance(value, Real) and "float" in str(f.type) else str(value)
-        arguments.append(text if f is method.arguments()[0] else f"{f.name}={text}")
-    return f"{method.name}({', '.join(arguments)})" if arguments else method.name

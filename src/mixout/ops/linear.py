@@ -51,10 +51,7 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
 
 
 class _Linear(torch.autograd.Function):
-    """Rows of x to rows of y.
-
-    With ``kept``, x_kept = x[:, kept] is an input of its own, so that a second derivative finds its way to x.
-    """
+    """Rows of x to rows of y; x_kept = x[:, kept] is an input, so that a second derivative finds its way to x."""
 
     generate_vmap_rule = True
 

