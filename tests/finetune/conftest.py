@@ -115,7 +115,8 @@ def options(settings: Settings) -> list[str]:
     for item in dataclasses.fields(Settings):
         value = getattr(settings, item.name)
         if value != item.default:
-            found += [f"--{item.name.replace('_', '-')}", str(value)]
+            several = value if isinstance(value, tuple) else (value,)
+            found += [f"--{item.name.replace('_', '-')}", *map(str, several)]
     return found
 
 

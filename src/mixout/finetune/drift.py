@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cosine_similarity, kl_div
 
 import mixout
@@ -30,6 +29,8 @@ from mixout.finetune.batches import Example, collate
 from mixout.finetune.models import Loaded
 from mixout.integrations.huggingface import pretrained_only
 from mixout.methods.likelihood import predictions
+from mixout.methods.output import called_with
+from mixout.parts import laid_out, reshard_
 
 _BATCH = 32
 
@@ -87,12 +88,14 @@ class Divergence:
         """``kl_to_base``, at least 0, nan where an output is not finite."""
         model, training = self._model, self._model.training
         model.train(False)
-        base = {name: value.to(model.device) for name, value in self._start.items()}
+        reshard_(model)
+        weights = dict(model.named_parameters())
+        base = {name: laid_out(value, weights[name]).to(model.device) for name, value in self._start.items()}
         total, count = 0.0, 0
         for at in range(0, len(self._windows), self._size):
             batch = {key: value.to(model.device) for key, value in collate(self._windows[at : at + self._size]).items()}
             inputs = {key: value for key, value in batch.items() if key != "labels"}
-            outputs = (model(**inputs), functional_call(model, base, args=(), kwargs=inputs))
+            outputs = (model(**inputs), called_with(model, base, (), inputs))
             now, then = (predictions(model, batch, one).logits.float().log_softmax(-1) for one in outputs)
             total += float(kl_div(now, then, reduction="sum", log_target=True))
             count += len(now)
@@ -116,11 +119,13 @@ def interpolated(
 
     Parameters that are ``new`` stay as they were trained; so is the whole model at the end.
     """
+    reshard_(model)
     trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
     found = []
     for t in ts:
         interpolate_(model, t, start, new)
         found.append({"t": t, **evaluate()})
+        reshard_(model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(trained[name])

@@ -123,6 +123,17 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def fsdp2() -> bool:
+    """Whether the launcher asks that each of them hold a part of the model: ``accelerate launch``, FSDP2."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return asked and os.environ.get("FSDP_VERSION") == "2"
+
+
+def launch() -> dict[str, Any]:
+    """Of several processes: how many, and how they share the model."""
+    return {"processes": processes(), "model": "FSDP2" if fsdp2() else "whole"} if processes() > 1 or fsdp2() else {}
+
+
 def leads() -> bool:
     """Whether this process speaks and writes for all that train together."""
     return int(os.environ.get("RANK") or 0) == 0

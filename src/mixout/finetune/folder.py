@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mixout.errors import InputError
+from mixout.finetune import environment
 from mixout.finetune.record import RECORD_NAME, write_atomically
 from mixout.finetune.settings import FORMER, UNSEEN, Settings
 
@@ -78,7 +79,13 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
         )
     if not resume:
         return settings
-    before = begun(folder)
+    before, was_sharded = begun(folder), bool(_plan(folder).get("fsdp2"))
+    if was_sharded != environment.fsdp2():
+        ways = "with FSDP2", "without"
+        raise InputError(
+            f"expected a launch like that of the unfinished run in {str(folder)!r}, which began "
+            f"{ways[not was_sharded]}, got a launch {ways[was_sharded]}; start it as it began"
+        )
     settings = replace(settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None})
     was, now = (json.loads(one.to_json()) for one in (before, settings))
     changed = [
@@ -135,7 +142,7 @@ def begin(
     with making(folder):
         plan.parent.mkdir(parents=True, exist_ok=True)
         values = {"settings": asdict(settings), "chosen": chosen, "fingerprints": dict(fingerprints)}
-        write_atomically(plan, json.dumps(values, indent=1))
+        write_atomically(plan, json.dumps(values | {"fsdp2": environment.fsdp2()}, indent=1))
     return None, chosen
 
 

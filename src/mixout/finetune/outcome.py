@@ -33,6 +33,7 @@ from mixout.finetune.run_methods import P
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.methods import MixingMethod
+from mixout.parts import reshard_
 
 with needs("hf", "fine-tuning"):
     from transformers import TrainerState
@@ -58,6 +59,7 @@ def record(
     training = tuple(_progress(entry) for entry in history if "loss" in entry)
     evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
     # Pairs as they lie: a second copy of all the weights need not fit on the GPU.
+    reshard_(loaded.model)
     moved = distance({name: (p, start[name]) for name, p in loaded.model.named_parameters() if name in start})
     losses = [entry.loss for entry in training] + [entry.loss for entry in evaluations]
     scores = evaluations[-1].scores | closeness
@@ -86,7 +88,7 @@ def record(
         peak_memory=environment.peak_memory(),
         source={"model": loaded.source, "data": task.source},
         versions=dict(environment.versions()),
-        hardware=environment.hardware(),
+        hardware=environment.hardware() | environment.launch(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pairs=task.train.pair is not None,
         **known,

@@ -78,7 +78,7 @@ class Record:
     source: dict[str, str]  # where model and data came from, in words
     fingerprints: dict[str, str | None]  # sha256 of anchor, train, dev, weights and original text
     versions: dict[str, str]  # of mixout, Python and the libraries
-    hardware: dict[str, Any]  # processor, cores, accelerator, operating system
+    hardware: dict[str, Any]  # processor, cores, accelerator, operating system; of several processes how many
     finished_at: str  # UTC, ISO 8601
     chosen: dict[str, str] = field(default_factory=dict)  # settings that nobody named: value and reason, in words
     interpolated: tuple[dict[str, float], ...] = ()  # for each t of --interpolate: t, and the scores at u + t (w - u)

@@ -17,7 +17,7 @@ import mixout
 from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
-from mixout.finetune import card, defaults, environment, folder, models, outcome
+from mixout.finetune import card, defaults, environment, folder, models, outcome, sharding
 from mixout.finetune.batches import Example, collate
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
@@ -97,6 +97,7 @@ def finetune(
         loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         examples = shared.tokens(task.train, settings)
+        sharding.shard_(loaded.model)
         dev = shared.dev(task, settings)
         measured = place / folder.CHECKPOINTS / folder.FISHER
         importance = apply_methods(
@@ -141,8 +142,7 @@ def finetune(
                 settings, task, loaded, dev, state, diverged=run.course.diverged, closeness=close.scores(), start=start,
                 chosen=chosen, interpolated=between, coverage=covered, fingerprints=fingerprints,
             )  # fmt: skip
-            if leads:
-                _write(place, loaded, record, keep_model=keep_model)
+            _write(place, loaded, record, keep_model=keep_model)
             run.accelerator.wait_for_everyone()
     return record
 
@@ -189,11 +189,14 @@ def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
 
 def _check_machine(settings: Settings) -> None:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and not (
+            name == "FSDP" and environment.fsdp2()
+        ):
             raise InputError(
-                f"expected each process to hold the whole model, got a launch with {name}; start it with torchrun, or "
-                f"choose another accelerate config"
+                f"expected each process to hold the whole model, or FSDP2, got a launch with {name}; start it with "
+                f"torchrun, or with an accelerate config of fsdp_version: 2"
             )
+    sharding.check(settings)
     if settings.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("expected precision 'fp16' on a CUDA device, got none; use 'bf16' or 'fp32'")
     installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
@@ -208,10 +211,15 @@ def _check_machine(settings: Settings) -> None:
 
 
 def _write(place: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
-    """The plain model, its tokenizer and card; then the record, which makes the run a finished one."""
+    """The plain model, its tokenizer and card; then the record, which makes the run a finished one.
+
+    Every process must ask: the weights may lie in parts. One writes.
+    """
+    weights = sharding.gathered(mixout.remove_(loaded.model)) if keep_model else None
+    if not environment.leads():
+        return
     if keep_model:
-        model = mixout.remove_(loaded.model)
-        model.save_pretrained(place)  # type: ignore[operator]
+        loaded.model.save_pretrained(place, state_dict=weights)
         loaded.tokenizer.save_pretrained(place)
         write_atomically(place / "README.md", card.write(record))
     else:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mixout.errors import MissingExtraError, needs
-from mixout.finetune import folder, optimizers
+from mixout.finetune import environment, folder, optimizers, sharding
 from mixout.finetune.batches import Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
@@ -104,12 +104,28 @@ class TextTrainer(Trainer):
             self.course.mean = lambda loss: self.accelerator.gather(loss).mean()
             dev.mean_of_batches = False
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Set Accelerate up, which may have to be told of FSDP2."""
+        super().create_accelerator_and_postprocess()
+        sharding.tell(self.accelerator)
+        self.is_fsdp_enabled = self.is_fsdp_enabled or environment.fsdp2()
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of the settings."""
         if self.optimizer is None:
             trained: torch.nn.Module = self.model if model is None else model  # type: ignore[assignment]
             self.optimizer = optimizers.build(trained, self.settings)
+            self.stepped = [[*group["params"]] for group in self.optimizer.param_groups]
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **options: Any) -> torch.optim.lr_scheduler.LRScheduler:
+        """Build the schedule, after the optimizer got its own parameters back.
+
+        Under FSDP2 Accelerate looks for them by address, and all parts without a row have the same one.
+        """
+        for group, parameters in zip(self.optimizer.param_groups, self.stepped, strict=True):  # type: ignore[union-attr]
+            group["params"] = parameters
+        return super().create_scheduler(*args, **options)
 
     def _get_train_sampler(self, train_dataset: Any | None = None) -> torch.utils.data.Sampler[int] | None:
         """The order of the training examples: the one that was given, or the Trainer's own."""

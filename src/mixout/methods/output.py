@@ -187,15 +187,22 @@ def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *,
     if hidden and isinstance(batch, Mapping):
         options["output_hidden_states"] = True
     with evaluated(model):
-        if any(hasattr(anchor, "placements") for anchor in anchors.values()):
-            with _lent(model, anchors):
-                return model(*args, **options)
-        return functional_call(model, anchors, args, options)
+        return called_with(model, anchors, args, options)
+
+
+@torch.no_grad()
+def called_with(model: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
+    """What ``model`` answers with ``tensors``, by name, in place of its weights; without a gradient."""
+    if any(hasattr(tensor, "placements") for tensor in tensors.values()):
+        with _lent(model, tensors):
+            return model(*args, **options)
+    return functional_call(model, tensors, args, options)
 
 
 @contextmanager
 def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
     """Let this rank's parts of the weights be those of the anchors: FSDP2 gathers its own parameters, no others."""
+    reshard_(model)
     pairs = [(local(model.get_parameter(name)), local(anchor)) for name, anchor in anchors.items()]
     own = [weight.clone() for weight, _ in pairs]
     try:
