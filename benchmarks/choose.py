@@ -25,6 +25,7 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
+from mixout.study.identity import Inputs
 from table import Row, Table
 
 TASKS = ("SST-2", "CoLA", "RTE")
@@ -62,7 +63,8 @@ def measure(settings: Settings, place: Path, budget: str) -> Row:
     cache = Cache()
     # The rule's rates, as far as a run with the rule tells them.
     grid = [(PLAIN, factor) for factor in RATES]
-    grid += [(method, factor) for method in METHODS for factor in RATES_OF_METHOD]
+    methods = [method for method in METHODS if not Inputs().is_plain(replace(settings, method=method))]
+    grid += [(method, factor) for method in methods for factor in RATES_OF_METHOD]
     runs = []
     for method, factor in grid:
         rule = once(replace(settings, method=method), place / f"{method}-1", cache)

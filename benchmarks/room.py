@@ -2,7 +2,7 @@
 
     mixout study run benchmarks/evidence/room.toml --set data_dir=glue --ledger out/room
     mixout study export --ledger out/room --output results/room.csv
-    python benchmarks/room.py results/room.csv
+    python benchmarks/room.py results/room.csv    # or results/room-tasks.csv
 
 What is compared, and what counts for and against, was written into the study file before any run: see its first lines.
 Only restarts of which every run is there are read.
@@ -92,21 +92,48 @@ def verdict(first: Row, second: list[Row]) -> str:
     return "neither shown"
 
 
+def said(name: str, one: Losses) -> str:
+    """A line on the loss of one method."""
+    beyond = f", above the grid in {one.beyond}" if one.beyond else ""
+    tolerant = "" if one.loss.mean() >= TOLERANT else "; below 2 points"
+    score, loss = one.score.mean(), one.loss.mean()
+    return f"{name}: best rates {sorted(set(one.best))}, {score:.1f} %, loss {loss:.1f}{beyond}{tolerant}"
+
+
+def on_tasks(runs: pd.DataFrame) -> None:
+    """Print the verdict of room-tasks.toml."""
+    tables = {task: complete(some) for task, some in runs.groupby("task", sort=False)}
+    decay, others = DECAYS[1], (PLAIN, MIXOUT)
+    of = {
+        method: {task: losses(table[method]) for task, table in tables.items()} for method in (*others, decay)
+    }  # fmt: skip
+    for task, table in tables.items():
+        print(f"{task}, {len(table)} restarts\n{table.mean().unstack().round(1).to_string()}\n")
+    print("\n".join(said(f"{task}, {method}", one) for method, by_task in of.items() for task, one in by_task.items()))
+    all_losses = {method: np.concatenate([one.loss for one in by_task.values()]) for method, by_task in of.items()}
+    first = [family({f"loss of {decay}, {task}": one.loss})[0] for task, one in of[decay].items()]
+    second = family({f"loss of {other} - of {decay}": all_losses[other] - all_losses[decay] for other in others})
+    print("\n" + pd.DataFrame([*first, *second]).round(4).to_string(index=False))
+    shown = all(row["high"] < TOLERANT for row in first)
+    holds = all(row["points"] < TOLERANT for row in first)
+    print(f"\n{decay}: {'needs no rate, shown' if shown else 'needs no rate, not shown' if holds else 'needs a rate'}")
+
+
 def main() -> int:
     """Print the means, each method's loss, the comparisons and the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, metavar="RUNS.csv", help="written by mixout study export")
-    table = complete(pd.read_csv(parser.parse_args().runs))
+    runs = pd.read_csv(parser.parse_args().runs)
+    if runs["task"].nunique() > 1:
+        on_tasks(runs)
+        return 0
+    table = complete(runs)
     if len(table) < 3:
         raise InputError(f"expected three complete restarts, got {len(table)}; run the study further")
     of = {method: losses(table[method]) for method in table.columns.get_level_values(0).unique()}
     print(f"{len(table)} restarts, {table.shape[1]} runs each\n")
     print(table.mean().unstack().round(1).to_string(), "\n")
-    for method, one in of.items():
-        beyond = f", above the grid in {one.beyond}" if one.beyond else ""
-        tolerant = "" if one.loss.mean() >= TOLERANT else "; below 2 points"
-        score, loss = one.score.mean(), one.loss.mean()
-        print(f"{method}: best rates {sorted(set(one.best))}, {score:.1f} %, loss {loss:.1f}{beyond}{tolerant}")
+    print("\n".join(said(method, one) for method, one in of.items()))
     difference = (table[MIXOUT].mean(axis=1) - table[PLAIN].mean(axis=1)).to_numpy()
     [first] = family({f"mean over rates, {MIXOUT} - {PLAIN}": difference})
     second = losses_compared([(MIXOUT, other) for other in (PLAIN, MASK, *DECAYS)], of)

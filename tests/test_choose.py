@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 import mixout.choose.run as running
 from mixout.choose import choose, parts, search, verdict
@@ -21,6 +22,7 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task, files
 from mixout.finetune.train import finetune
 from mixout.study import executors
+from mixout.study.identity import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,6 +103,30 @@ def test_a_table_becomes_a_model_and_a_report(quick, settings, tmp_path):
     assert "run" not in quick
     assert Record.read(moved.model).dev_size == 11
     assert moved.dev == Record.read(moved.model).scores
+
+
+def test_a_dropout_that_the_model_has_is_plain_fine_tuning_and_is_left_out(quick, settings, tmp_path):
+    """To the bit: as candidates beside plain they would be the same runs twice."""
+    losses = {
+        method: [
+            entry.loss for entry in finetune(settings(method=method), tmp_path / method, keep_model=False).training
+        ]
+        for method in ("plain", "dropout(0.1)", "dropout(0.0)")
+    }
+    assert losses["plain"] == losses["dropout(0.1)"] != losses["dropout(0.0)"]
+    lines, both = [], ["dropout(0.0)", "dropout(0.1)"]
+    choice = choose(settings(), output_dir=tmp_path / "out", budget="1h", methods=both, report=lines.append)
+    assert {row.candidate.method for row in choice.table} == {"plain", "dropout(0.0)"}
+    assert any(line.startswith("dropout(0.1) is not tried beside plain") for line in lines)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_of_two_dropouts_the_model_has_one(tiny_llama, tmp_path, dropout):
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+    LlamaConfig.from_pretrained(tiny_llama, attention_dropout=dropout).save_pretrained(tmp_path)
+    inputs = Inputs()
+    same = [one for one in search.METHODS if inputs.is_plain(Settings(model=str(tmp_path), method=one))]
+    assert same == [f"dropout({dropout})"]
 
 
 def test_an_interrupted_call_goes_on(quick, settings, tmp_path, monkeypatch):

@@ -15,11 +15,12 @@ RATES = [2.5e-5 * 2**k for k in range(8)]
 METHODS = [room.PLAIN, room.MIXOUT, room.MASK, *room.DECAYS]
 
 
-def runs(shift, width, restarts=8):
+def runs(shift, width, restarts=8, task="SST-2"):
     """Scores fall as a parabola beside the best rate, which lies ``shift`` steps of the grid above plain's."""
     generator = np.random.default_rng(0)
     return pd.DataFrame(
         {
+            "task": task,
             "method": method,
             "restart": restart,
             "learning_rate": rate,
@@ -49,6 +50,22 @@ def test_the_verdict_on_curves_of_known_shape(shift, width, words, tmp_path, mon
     printed = capsys.readouterr().out
     assert f"mixout(0.7): {words}" in printed
     assert ("; below 2 points" in printed) == (room.DECAYS[2] in width)
+
+
+@pytest.mark.parametrize(
+    ("widths", "words"),
+    [((9.0, 9.0), "needs no rate, shown"), ((9.0, 1.0), "needs a rate")],
+)
+def test_a_decay_needs_no_rate_if_it_loses_little_on_each_task(widths, words, tmp_path, monkeypatch, capsys):
+    tasks = [runs({}, {room.DECAYS[1]: width}, task=f"task {k}") for k, width in enumerate(widths)]
+    pd.concat(tasks).to_csv(tmp_path / "runs.csv")
+    monkeypatch.setattr(sys, "argv", ["room.py", str(tmp_path / "runs.csv")])
+    assert room.main() == 0
+    printed = capsys.readouterr().out
+    assert f"{room.DECAYS[1]}: {words}" in printed
+    # By hand: on a parabola 2 steps of the grid beside the best cost 2 ** 2 * 2 points, less in a wider one.
+    row = next(line for line in printed.splitlines() if f"loss of {room.DECAYS[1]}, task 1" in line)
+    assert float(row.split("task 1")[1].split()[0]) == pytest.approx(8 / widths[1] ** 2, abs=0.4)
 
 
 def test_the_best_rate_is_chosen_on_the_other_restarts():

@@ -79,6 +79,12 @@ def demo_tie():
         yield found, [one[key] for key in ("mean", "sd", "min", "max", "failed", "restarts", "seconds")]
 
 
+def choices():
+    runs = read("choose").set_index("task")
+    for name, found in rows("choose.md", "best of the grid"):
+        yield found[-3:], [*100 * runs.loc[name, ["chosen_score", "default_score", "grid_score"]]]
+
+
 def dare():
     plain, mixed = (read(f"dare_sst2_{name}").groupby(["curve", "removed"]).score for name in ("plain", "mixout"))
     for curve, found in rows("dare.md", "dropout(0.0) | mixout(0.9)"):
@@ -125,6 +131,7 @@ TABLES = [
     default_of_language_models,
     demo,
     demo_tie,
+    choices,
     dare,
 ]
 

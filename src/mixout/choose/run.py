@@ -92,6 +92,9 @@ def choose(
     base = replace(complete, save="no", evaluate="end", original=None, interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))
+    for method in [one for one in methods if inputs.is_plain(replace(base, method=one))]:
+        methods.remove(method)
+        tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
     runs = _Runs(base, places, inputs, ledger, tell)
     _check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)

@@ -23,8 +23,10 @@ from mixout.finetune.defaults import in_short
 from mixout.study.analysis.words import in_words
 
 PLAIN = "plain"
-# What is tried beside plain fine-tuning: any text that --method takes. Adapters need the extra 'lora'.
+# What is tried beside plain fine-tuning: any text that --method takes. Adapters need the extra 'lora'. Most models
+# have one of the two dropouts already; that one is left out.
 METHODS = (
+    "dropout(0.0)",
     "dropout(0.1)",
     "mixout(0.5)",
     "mixout(0.7)",

@@ -34,7 +34,9 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     parser.add_argument("--budget", default="30m", metavar="TIME", help=text)
     text = "folder for model, report and all runs (default: %(default)s)"
     parser.add_argument("--output-dir", default="chosen", metavar="DIR", help=text)
-    text = "methods to try beside plain fine-tuning; default: dropout, mixout, a decay, interpolation and LoRA"
+    text = (
+        "methods to try beside plain fine-tuning; default: no dropout, dropout, mixout, a decay, interpolation and LoRA"
+    )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=text)
     add_device(parser)
     add_settings(parser)

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import mixout
+from mixout import dropouts
 from mixout.finetune import data as inputs
 from mixout.finetune import metrics
 from mixout.finetune.defaults import complete
@@ -25,7 +26,7 @@ from mixout.finetune.levels import check_limits
 from mixout.finetune.models import outline, revision
 from mixout.finetune.settings import FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
-from mixout.methods import MixingMethod
+from mixout.methods import Dropout, MixingMethod
 from mixout.study.analysis.runs import Restart
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
@@ -126,6 +127,13 @@ class Inputs:
         """Hold the settings against labels and the model's shape, without its weights; raises as :meth:`identity`."""
         inputs.check_kind(settings, self._data(settings)[0])
         check_limits(settings, self._outline(settings.model, settings.task_type))
+
+    def is_plain(self, settings: Settings) -> bool:
+        """Whether the method does no more than to set the model's own dropouts to what they are."""
+        sites = dropouts.find(self._outline(settings.model, settings.task_type).model)
+        ps = {method.p for method in settings.methods if isinstance(method, Dropout)}
+        alone = len(ps) == len(settings.methods) == 1
+        return alone and {site.p for site in sites if site.kind != "left"} <= ps
 
     def goal(self, settings: Settings) -> tuple[str, float | None]:
         """The metric that counts, and what a constant answer scores on the dev set; None for a language model."""
