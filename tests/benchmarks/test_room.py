@@ -105,3 +105,22 @@ def test_what_is_said_of_eight_rates(monkeypatch: pytest.MonkeyPatch, capsys):
     assert list(highest.get_group(room.DECAYS[1]).sort_values().round(3)) == [0.736, 0.75, 0.761]
     assert "its runs have 73.6 to 76.1 %, where mixout's answer with one class" in said
     assert (highest.get_group(room.MIXOUT) == runs.chance[0]).all()
+
+
+def test_what_is_said_of_three_more_tasks(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "room-tasks.csv")])
+    room.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("evidence.md", "evidence-details.md")]
+    short, said = (" ".join(page.split()) for page in pages)
+    assert "wdecay(w_pre, 160): needs a rate" in printed
+    assert "**The decay needs a rate**" in said
+    assert "STS-B, wdecay(w_pre, 160): best rates [0.0004], 83.8 %, loss 17.5" in printed
+    assert "CoLA, wdecay(w_pre, 160): best rates [0.0001], 10.3 %, loss 6.6" in printed
+    assert "loses 17.5 points on STS-B and 6.6 on CoLA" in said
+    assert "STS-B, dropout(0.0): best rates [0.0001], 82.0 %, loss 66.8" in printed
+    assert "loses 2.4 points on SST-2 and 17.5 on STS-B, plain fine-tuning 10.4 and 66.8" in short
+    assert "loss of dropout(0.0) - of wdecay(w_pre, 160) 21.4320 -6.9109 49.7750" in printed
+    assert "21.4 points more than the decay (-6.9 to 49.8)" in said
+    runs = pd.read_csv(ROOT / "results" / "room-tasks.csv").query("task == 'STS-B' and method == 'wdecay(w_pre, 160)'")
+    assert sorted(runs[runs.learning_rate == 1.6e-3].score.round(3)) == [0.381, 0.783, 0.823]
