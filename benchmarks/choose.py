@@ -63,7 +63,8 @@ def measure(settings: Settings, place: Path, budget: str) -> Row:
     cache = Cache()
     # The rule's rates, as far as a run with the rule tells them.
     grid = [(PLAIN, factor) for factor in RATES]
-    methods = [method for method in METHODS if not Inputs().is_plain(replace(settings, method=method))]
+    inputs = Inputs()
+    methods = [method for method in METHODS if not inputs.is_plain(replace(settings, method=method))]
     grid += [(method, factor) for method in methods for factor in RATES_OF_METHOD]
     runs = []
     for method, factor in grid:

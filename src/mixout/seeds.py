@@ -23,7 +23,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.distributed as dist
@@ -71,8 +71,8 @@ class Seed:
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, (int, type(None))):
             raise TypeError(f"expected seed to be an integer or None, got {self.value!r}")
-        if self.scope not in ("all", "rank"):
-            raise ValueError(f"expected scope in ('all', 'rank'), got {self.scope!r}")
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"expected scope in {get_args(Scope)}, got {self.scope!r}")
 
 
 def ranks() -> int:

@@ -123,10 +123,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def launched_with(name: str) -> bool:
+    """Whether ``accelerate launch`` asks for ``name``, such as FSDP."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+
+
 def fsdp2() -> bool:
-    """Whether the launcher asks that each of them hold a part of the model: ``accelerate launch``, FSDP2."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return asked and os.environ.get("FSDP_VERSION") == "2"
+    """Whether it asks that each process hold a part of the model, by FSDP2."""
+    return launched_with("FSDP") and os.environ.get("FSDP_VERSION") == "2"
 
 
 def launch() -> dict[str, Any]:

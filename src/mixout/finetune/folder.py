@@ -81,10 +81,10 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
         return settings
     before, was_sharded = begun(folder), bool(_plan(folder).get("fsdp2"))
     if was_sharded != environment.fsdp2():
-        ways = "with FSDP2", "without"
+        began, got = ("with FSDP2", "without") if was_sharded else ("without", "with FSDP2")
         raise InputError(
-            f"expected a launch like that of the unfinished run in {str(folder)!r}, which began "
-            f"{ways[not was_sharded]}, got a launch {ways[was_sharded]}; start it as it began"
+            f"expected a launch like that of the unfinished run in {str(folder)!r}, which began {began}, got a launch "
+            f"{got}; start it as it began"
         )
     settings = replace(settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None})
     was, now = (json.loads(one.to_json()) for one in (before, settings))

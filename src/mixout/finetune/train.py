@@ -188,10 +188,9 @@ def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
 
 
 def _check_machine(settings: Settings) -> None:
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" and not (
-            name == "FSDP" and environment.fsdp2()
-        ):
+    refused = ("DEEPSPEED", "MEGATRON_LM") if environment.fsdp2() else ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+    for name in refused:
+        if environment.launched_with(name):
             raise InputError(
                 f"expected each process to hold the whole model, or FSDP2, got a launch with {name}; start it with "
                 f"torchrun, or with an accelerate config of fsdp_version: 2"

@@ -163,7 +163,7 @@ def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
     points = {}
     for task, runs in grouped(chain(*cells.values()), lambda run: run.task).items():
         given = [run.points for run in runs if run.points is not None]
-        points[task] = given[-1] if given else 1.0 if any(run.counted > 1.0 for run in runs) else 100.0
+        points[task] = given[-1] if given else 1.0 if any(1.0 < run.counted < math.inf for run in runs) else 100.0
     return points
 
 
