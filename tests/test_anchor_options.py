@@ -106,3 +106,30 @@ def test_a_host_anchor_stays_pinned_on_the_host(method):
     assert all(t.device.type == "cpu" and t.is_pinned() for t in anchors(kept))
     for a, b in zip(usual.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"source": 0}, {"device": "cpu"}])
+def test_the_outputs_of_a_model_with_tied_weights_are_anchored(options):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config).bfloat16().float().eval()
+    batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[1, 2, 3]])}
+    mixout.apply_(model, mixout.OutputAnchor(1.0), anchor=mixout.Anchor(**options))
+    penalty = mixout.output_penalty(model, batch, model(**batch))
+    assert (penalty.item() > 1e-3) == ("source" in options)  # the start, or weights of 0
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, nn.Module.bfloat16, "data"])
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"dtype": torch.float32}, {}])
+def test_a_model_is_cast_after_a_pass(change, options):
+    """What the first pass has found out of a small layer holds no longer."""
+    model = mixout.apply_(nn.Sequential(nn.Linear(5, 4)), Mixout(0.5), anchor=mixout.Anchor(**options))
+    model(torch.ones(2, 5))
+    if change == "data":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.double()
+    else:
+        change(model)
+    dtype = model[0].weight.dtype
+    assert model(torch.ones(2, 5, dtype=dtype)).dtype is dtype

@@ -120,3 +120,19 @@ def test_a_tied_weight_is_found_under_either_of_its_names():
     model = mixout.apply_(tied, Mixout(0.5), anchor=state)
     assert model[1]._mixed.anchor is model[2]._mixed.anchor
     assert model[1]._mixed.anchor.tensor.equal(torch.ones(3, 5))
+
+
+def test_an_anchor_for_a_model_on_the_meta_device_waits_where_it_is():
+    start = net().state_dict()
+    with torch.device("meta"):
+        model = mixout.apply_(net(1), Mixout(1.0), anchor=start)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(net(1).state_dict())
+    x = torch.randn(2, 4)
+    assert model[0](x).equal(nn.functional.linear(x, start["0.weight"], model[0].bias))
+
+
+def test_a_file_may_have_other_names(tmp_path):
+    safetensors_torch.save_file({"other.weight": torch.zeros(5, 4)}, tmp_path / "model.safetensors")
+    with pytest.raises(mixout.AnchorMismatchError, match="load the base model and pass it"):
+        mixout.apply_(net(), Mixout(0.5), anchor=tmp_path)

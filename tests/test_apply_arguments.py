@@ -96,3 +96,18 @@ def test_a_lazy_model_is_refused_before_anything_changes():
 def test_inference_mode_is_refused():
     with torch.inference_mode(), pytest.raises(mixout.MixoutError, match=r"inference_mode.*call it outside"):
         mixout.apply_(nn.Sequential(nn.Linear(4, 4)), Mixout(0.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mixout.Anchor(dtype="bfloat16"), r"dtype as a torch\.dtype or None, got 'bfloat16'"),
+        (lambda: mixout.fisher(nn.Linear(2, 2), torch.ones(1, 2)), r"got one Tensor; pass \[batch\]"),
+        (lambda: mixout.fisher(nn.Linear(2, 2), {"input": torch.ones(1, 2)}), r"got one dict; pass \[batch\]"),
+        (lambda: mixout.Where(include=3), "regular expressions, got 3"),
+        (lambda: mixout.Where(exclude=["a", 3]), "regular expressions, got 3"),
+    ],
+)
+def test_arguments_of_another_type_are_named(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

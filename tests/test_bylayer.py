@@ -104,3 +104,9 @@ def test_what_is_refused_leaves_the_model_untouched(error, rules, match):
         mixout.apply_(model, rules)
     assert [type(m) for m in model.modules()] == [type(m) for m in net().modules()]
     assert not [m for m in model.modules() if any(key.startswith("_mix") for key in vars(m))]
+
+
+def test_the_depth_of_a_compiled_model():
+    model = nn.ModuleDict({"layer": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))})
+    plain = mixout.by_depth(model, lambda depth: Mixout(0.9 - 0.4 * depth))
+    assert mixout.by_depth(torch.compile(model, backend="eager"), lambda depth: Mixout(0.9 - 0.4 * depth)) == plain

@@ -119,3 +119,29 @@ def test_buffers_stay_and_a_tied_weight_is_dropped_once(of):
     left = (model[2].weight - base[2].weight).detach().round().unique()
     assert left.tolist() == [0.0, 2.0]  # twice dropped, a quarter would be 4
     assert model[1].running_mean.eq(1).all()
+
+
+@pytest.mark.parametrize("kind", ["embedding", "Conv1D", "grouped", "attention"])
+def test_an_input_is_dropped_as_of_a_plain_model_where_the_layer_is_mixed(kind):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    build = {
+        "embedding": lambda: nn.Embedding(12, 5),
+        "Conv1D": lambda: conv1d(6, 9),
+        "grouped": lambda: nn.Conv1d(8, 6, 3, groups=2),
+        "attention": lambda: nn.MultiheadAttention(6, 2),
+    }[kind]
+    torch.manual_seed(0)
+    plain = nn.Sequential(build())
+    start = {name: torch.randn_like(p) for name, p in plain.named_parameters()}
+    mixed = mixout.apply_(copy.deepcopy(plain), mixout.Mixout(0.5), where=mixout.Where(types=nn.Module))
+    assert mixout.coverage(mixed).mixed
+    anywhere = mixout.Where(types=nn.Module)
+    for model in (plain, mixed):
+        drop_(model, 0.5, start, unit="input", seed=3, where=anywhere)
+    for name, weight in plain.named_parameters():
+        assert mixed.get_parameter(name).equal(weight), name
+
+
+def test_no_anchor_is_refused():
+    with pytest.raises(TypeError, match="got None"):
+        drop_(nn.Linear(2, 2), 0.5, None)

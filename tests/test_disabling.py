@@ -163,3 +163,13 @@ def test_adapters_of_peft(lm):
     expected = copy.deepcopy(model).eval().generate(input_ids=ids, max_new_tokens=12, do_sample=False)
     with pytest.warns(mixout.GenerationWarning):
         assert model.generate(input_ids=ids, max_new_tokens=12, do_sample=False).equal(expected)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_that_is_made_within_mixes(duplicate):
+    model = mixout.apply_(nn.Sequential(nn.Linear(3, 2, bias=False)), Mixout(1.0), anchor=0)
+    x = torch.ones(1, 3)
+    with mixout.disabled(model):
+        twin = duplicate(model)
+        assert model(x).any()
+    assert not twin(x).any()

@@ -253,3 +253,10 @@ assert (decayed.weight - start).abs().max() < 1e-6, "it does not decay"
 adapted, x = torch.load({str(tmp_path / "adapted.pt")!r}, weights_only=False), torch.ones(1, 3)
 assert adapted(x).allclose(x @ adapted[0].get_base_layer().weight.t()), "it is not mixed"
 """)
+
+
+def test_everything_public_can_be_had_at_once():
+    names = {}
+    exec("from mixout import *", names)
+    assert {"apply_", "Mixout", "AnchorDecay"} <= set(names)
+    assert all(names[name] is getattr(mixout, name) for name in names if name != "__builtins__")

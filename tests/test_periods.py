@@ -266,3 +266,32 @@ def test_an_optimizer_steps_after_the_last_model_is_gone():
     weight.grad = torch.ones(1)
     torch.optim.SGD([weight], lr=0.5).step()
     assert weight.item() == 0.5
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_an_optimizer_in_the_backward_pass_counts_one_step(recompute):
+    """With recomputation too: its masks are those of its forward pass. Oracle: the ordinary loop, at a rate of 0."""
+
+    def run(within, recompute):
+        model = net(Mixout(0.5, every=2), seed=1)
+        each = {p: torch.optim.SGD([p], lr=0.0) for p in model.parameters()}
+        if within:
+            for p in model.parameters():
+                p.register_post_accumulate_grad_hook(lambda p: each[p].step())
+        whole, seen = torch.optim.SGD(model.parameters(), lr=0.0), []
+        for _ in range(5):
+            model.zero_grad()
+            x = torch.ones(2, 8)
+            for layer in model:
+                x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+            x.square().sum().backward()
+            if not within:
+                whole.step()
+            seen += [x.detach(), *(p.grad.clone() for p in model.parameters())]
+        return seen, mixout.save_state(model)["steps"]
+
+    expected, steps = run(within=False, recompute=False)
+    found, counted = run(within=True, recompute=recompute)
+    assert steps == counted == 5
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

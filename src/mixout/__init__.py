@@ -30,6 +30,8 @@ else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
         """Torch and the public names are loaded at the first use of one: the command line's help waits for neither."""
+        if name == "__all__":
+            return [public for public in vars(_importlib.import_module("mixout._public")) if not public.startswith("_")]
         if name.startswith("_"):
             return _missing(name)
         if _find_spec(f"mixout.{name}"):  # asked for by a module of the package, maybe while the names are loaded

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import MixoutError
+from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.parts import laid_out, whole
-from mixout.sources import Anchor, AnchorSource, lookup
+from mixout.sources import Anchor, AnchorSource, WeightMissingError, lookup
 
 ZERO = "0"  # the digest of u = 0
 
@@ -68,6 +68,12 @@ class AnchorTensor:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
         if self.tensor is None:
             return None
+        if self.tensor.shape != weight.shape:
+            raise AnchorMismatchError(
+                f"expected a weight of shape {tuple(self.tensor.shape)}, as its anchor has, got {tuple(weight.shape)}: "
+                "resized since apply_; call mixout.remove_(model), resize, then apply_ (if the model was trained, "
+                "with the pretrained weights in the new size as anchor=)"
+            )
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
         # A weight was moved behind its module's back, or is only lent (functional_call).
@@ -169,7 +175,10 @@ class AnchorStore:
 
     def _read(self, name: str, parameter: Tensor) -> Tensor | None:
         found = self._find(name, parameter)
-        return None if found is None else found.detach().to(parameter.device, parameter.dtype, copy=True)
+        if found is None:
+            return None
+        device = found.device if parameter.is_meta else parameter.device  # an anchor is never on the meta device
+        return found.detach().to(device, parameter.dtype, copy=True)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         """Identified by its values in the weight's dtype, then in the dtype and the memory in which it is kept."""
@@ -196,6 +205,22 @@ class AnchorStore:
 
 class ImportanceStore(AnchorStore):
     """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
+
+    def _read(self, name: str, parameter: Tensor) -> Tensor | None:
+        try:
+            return super()._read(name, parameter)
+        except WeightMissingError as error:
+            raise WeightMissingError(
+                f"expected the weights of anchor_decay to hold {name!r}, got none; measure them again with "
+                "mixout.fisher, or leave the layer out with where="
+            ) from error
+
+    def knows(self, name: str, parameter: Tensor) -> bool:
+        """Whether the source holds it."""
+        try:
+            return bool(self.anchor(name, parameter))
+        except WeightMissingError:
+            return False
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):

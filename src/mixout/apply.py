@@ -158,7 +158,7 @@ def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, M
         >>> [method.p for method in by_depth(model, lambda depth: Mixout(0.9 - 0.4 * depth)).values()]
         [0.9, 0.7, 0.5]
     """
-    names = [name for name, block in blocks(model) if any(map(is_linear, block.modules()))]
+    names = [name for name, block in blocks(uncompiled(model)) if any(map(is_linear, block.modules()))]
     if not names:
         raise ValueError(
             f"expected a model whose blocks lie in a torch.nn.ModuleList, got {type(model).__name__} without one; "

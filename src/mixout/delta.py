@@ -13,8 +13,9 @@ from torch import nn
 
 from mixout._names import renamed
 from mixout.functional import mix
-from mixout.layers import Layout, entry_of
+from mixout.layers import Layout, Mixed, entry_of
 from mixout.layers.forwards import phi_of
+from mixout.layers.registry import find
 from mixout.masks import check_p
 from mixout.measure import covered
 from mixout.passes import MixOptions
@@ -51,7 +52,7 @@ def drop_(
 
     Raises:
         AnchorMismatchError: if ``anchor`` lacks a parameter, or has another shape.
-        TypeError, ValueError: if ``p`` is not a number in [0, 1], or ``unit`` is another.
+        TypeError, ValueError: if ``p`` is not a number in [0, 1], ``anchor`` is None, or ``unit`` is another.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -60,6 +61,8 @@ def drop_(
     """
     if unit not in ("element", "input"):
         raise ValueError(f"expected unit 'element' or 'input', got {unit!r}")
+    if anchor is None:
+        raise TypeError("expected anchor as the base model, its state dict or a file of it, got None")
     p = check_p(p)
     # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
     for name, module, weight, start in covered(uncompiled(model), anchor, where):
@@ -68,7 +71,7 @@ def drop_(
             rows = weight.reshape(1, -1), zero.reshape(1, -1)
             weight.copy_(mix(*rows, p, unit="element", stream=Stream(seed, name)).view_as(weight))
         elif weight.dim() >= 2:
-            entry = entry_of(module)
+            entry = find(module, module._mixed.plain)[1] if isinstance(module, Mixed) else entry_of(module)  # type: ignore[index]
             layout = {} if entry is None else entry.weights(module)
             options = MixOptions(p, unit, stream=Stream(seed, name))
             weight.copy_(phi_of(weight, zero, layout.get(name.rpartition(".")[2], Layout()), options))

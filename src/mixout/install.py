@@ -173,16 +173,24 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
     if not wanted and not factors:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
+    store = None if method.weights is None or anchors.own else ImportanceStore(model, method.weights)
+    if store is not None:
+        _leave_out_frozen(wanted, store)
     found = _anchored(anchors.anchor, wanted, may_lack=selection.may_lack)
-    importance = {}
-    if method.weights is not None and not anchors.own:
-        store = ImportanceStore(model, method.weights)
-        importance = _anchored(store.anchor, {name: wanted[name] for name in found}, may_lack=False)
+    of_found = {name: wanted[name] for name in found}
+    importance = {} if store is None else _anchored(store.anchor, of_found, may_lack=False)
     for name, held in found.items():
         for field, anchor in held.items():
             optimizer_hooks.attach_(wanted[name][0], field, anchor, method, importance.get(name, {}).get(field))
     for factor in factors:
         optimizer_hooks.attach_(factor, "weight", AnchorTensor(), method)
+
+
+def _leave_out_frozen(wanted: Mapping[str, tuple[nn.Module, list[str]]], store: ImportanceStore) -> None:
+    """Leave the fields out of ``wanted`` that :func:`mixout.fisher` has not measured, since they are not trained."""
+    for name, (module, fields) in wanted.items():
+        own = [(field, module.get_parameter(field)) for field in fields]
+        fields[:] = [f for f, p in own if p.requires_grad or store.knows(f"{name}.{f}".lstrip("."), p)]
 
 
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:

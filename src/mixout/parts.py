@@ -106,6 +106,12 @@ def check_stepped(weight: object, method: str) -> None:
         )
 
 
+def shares_out(optimizer: object) -> bool:
+    """Whether each rank steps a share of the parameters of ``optimizer``: torch's ZeroRedundancyOptimizer."""
+    kind = getattr(sys.modules.get("torch.distributed.optim"), "ZeroRedundancyOptimizer", ())
+    return isinstance(optimizer, kind)
+
+
 def check_sharding(model: nn.Module) -> None:
     """Refuse a model that FSDP1 or DeepSpeed's ZeRO-3 shards: that leaves no weight to mix."""
     fsdp1 = fsdp("FullyShardedDataParallel")

@@ -97,8 +97,8 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     if p == 0.0:
         return torch.nn.functional.linear(x, weight, bias)
     check_dense(x)
-    dtype = autocast_dtype(x) or weight.dtype
-    if x.numel() < native_up_to(weight, options, autocast=dtype.itemsize == 2):
+    dtype = autocast_dtype(x)
+    if x.numel() < native_up_to(weight, options, autocast=(dtype or weight.dtype).itemsize == 2):
         shape = mask_shape(tuple(weight.shape), unit)
         if noise == "bernoulli":
             make = draw_element_coefficients if unit == "element" else draw_coefficients
@@ -107,7 +107,9 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
             mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
-    read = x.to(dtype), weight, anchor, None if bias is None else bias.to(dtype)
+    if dtype is not None:
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    read = x, weight, anchor, bias
     if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
         kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
@@ -141,15 +143,15 @@ def _linear_in_graph(
     """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU an op of ours."""
     if _is_fused(weight):
         return torch.nn.functional.linear(x, phi_pass(weight, anchor, options), bias)
-    dtype = autocast_dtype(x) or weight.dtype
+    if (dtype := autocast_dtype(x)) is not None:
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     shape = (weight.shape[1],) if _has_thin_gradient(options) else mask_shape(tuple(weight.shape), options.unit)
     mask = draw(shape, options.p, noise=options.noise, stream=options.stream)
     scale = scale_of(options.p)
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
     slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
-    cast = None if bias is None else bias.to(dtype)
     near = None if anchor is None else like(anchor, weight)
-    result: Tensor = forms.compiled(x.to(dtype), weight, near, cast, mask, scale, slope)
+    result: Tensor = forms.compiled(x, weight, near, bias, mask, scale, slope)
     return result
 
 

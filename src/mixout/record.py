@@ -107,7 +107,8 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Let training passes of ``model`` read the fine-tuned weights, unmixed, within a ``with`` block.
 
     Dropouts stay as :func:`mixout.apply_` has set them, and :class:`mixout.AnchorDecay` decays as before. A compiled
-    model is compiled once more, for plain passes.
+    model is compiled once more, for plain passes. With activation checkpointing the backward pass belongs into the
+    block as well: it computes the forward pass again.
 
     Args:
         model: a model that carries a method, or a part of one; all layers of one :func:`mixout.apply_` are switched.
@@ -154,7 +155,7 @@ class PlainGenerate:
     """``model.generate`` of the instance, in place of its class's: unmixed in training mode too."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401  a module with a method generate
-        self.model = model
+        self.model = model  # strongly, for ``load().generate(...)``: such a model is freed by gc, not at once
         self.warned = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from mixout._torch import key_value_store
+from mixout._torch import in_backward, key_value_store
 from mixout.errors import RankMismatchError
 from mixout.parts import check_stepped, stepped_by_zero
 
@@ -164,7 +164,7 @@ class Period:
 
     def __init__(self, every: Every) -> None:
         self.every = every
-        self.steps = 0
+        self.steps = 0  # that were counted
         self._enlist()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,28 +177,36 @@ class Period:
     @property
     def index(self) -> int:
         """The number of this period."""
-        return 0 if self.every == "run" else self.steps // self.every
+        return self._after(self.steps - self._unseen)
+
+    def _after(self, steps: int) -> int:
+        return 0 if self.every == "run" else steps // self.every
 
     def note(self, layer: str, weight: Tensor | None) -> None:
         """A training pass has mixed ``weight`` of ``layer``; None in a compiled graph, where any optimizer counts."""
-        self._mixed[layer] = weight
+        if not in_backward():  # a recomputation repeats the masks of its forward pass
+            self._unseen = 0
+            self._mixed[layer] = weight
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if it is one of these weights."""
         moving = [pair for layer in list(self.followers) for pair in layer.moving_anchors()]
-        if not self._mixed and all(anchor.moved_in == self.index for anchor, _ in moving):
+        if not self._mixed and all(anchor.moved_in == self._after(self.steps) for anchor, _ in moving):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in self._mixed.values()):
             self.steps += 1
+            self._unseen += in_backward()  # what is still to be recomputed has the masks of before the step
             self._mixed.clear()
+        index = self._after(self.steps)
         for anchor, weight in moving:
             check_stepped(weight, "anchor_ema")
-            if anchor.moved_in != self.index and id(weight) in stepped:
-                anchor.move_(weight, self.index)
+            if anchor.moved_in != index and id(weight) in stepped:
+                anchor.move_(weight, index)
 
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
+        self._unseen = 0  # steps of which no forward pass knows yet
         self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the layers whose anchors move
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))

@@ -46,7 +46,7 @@ class Where:
             layers. ``nn.Module`` for all that can be mixed, embeddings and convolutions too.
 
     Raises:
-        TypeError: if ``types`` are no classes of modules.
+        TypeError: if an expression is no text, or ``types`` are no classes of modules.
         ValueError: if an expression does not compile.
 
     Example:
@@ -62,6 +62,8 @@ class Where:
 
     def __post_init__(self) -> None:
         for pattern in (*_several(self.include), *_several(self.exclude)):
+            if not isinstance(pattern, str):
+                raise TypeError(f"expected include and exclude as regular expressions, got {pattern!r}")
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -277,4 +279,4 @@ def _others(model: nn.Module) -> str:
 
 
 def _several(given: Any) -> tuple[Any, ...]:  # noqa: ANN401
-    return (given,) if isinstance(given, (str, type)) else tuple(given)
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,)

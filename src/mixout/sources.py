@@ -40,6 +40,7 @@ class Anchor:
             pass that reads it, for models whose anchors do not fit beside them. None: it follows the weights.
 
     Raises:
+        TypeError: if ``dtype`` is none.
         ValueError: if ``dtype`` or ``device`` is out of its range.
 
     Example:
@@ -58,6 +59,8 @@ class Anchor:
             raise ValueError(
                 f"expected device 'cpu' or None, got {self.device!r}; by default anchors follow the weights"
             )
+        if not isinstance(self.dtype, (torch.dtype, type(None))):
+            raise TypeError(f"expected dtype as a torch.dtype or None, got {self.dtype!r}")
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise ValueError(f"expected dtype as a floating point dtype, got {self.dtype}")
 
@@ -86,7 +89,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
         if tensor is None:
             raise WeightMissingError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
-                f"or pass an anchor that has it{_nested(source)}"
+                f"or pass an anchor that has it{_nested(source) or _renamed(source)}"
             )
         if not isinstance(tensor, Tensor):
             raise TypeError(f"expected the anchor to hold tensors, got {type(tensor).__name__} for {name!r}")
@@ -120,6 +123,12 @@ def _nested(source: object) -> str:
     """A hint for a checkpoint that holds its state dict under a key, as those of Lightning do."""
     keys = [key for key, value in source.items() if isinstance(value, Mapping)] if isinstance(source, Mapping) else []
     return f"; the one passed holds dicts: is anchor=checkpoint[{keys[0]!r}] meant?" if keys else ""
+
+
+def _renamed(source: object) -> str:
+    """A hint for a file: transformers stores some models, such as mixtures of experts, under other names."""
+    path = isinstance(source, (str, Path))
+    return "; a file may store it under another name: load the base model and pass it" if path else ""
 
 
 def _reader(source: object) -> Callable[[str], Tensor | None]:

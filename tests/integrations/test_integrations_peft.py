@@ -184,7 +184,9 @@ def test_the_selective_decay_pulls_the_factors_towards_0():
             parameter.fill_(1.0)
             parameter.grad = torch.ones_like(parameter)  # plain descent leads back towards 0
     before = {n: p.detach().clone() for n, p in model.named_parameters() if n not in factors}
-    torch.optim.SGD(model.parameters(), lr=0.5, maximize=True).step()  # and the step goes the other way
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer.param_groups[0]["lr"] = -0.5  # and the step goes the other way
+    optimizer.step()
     for parameter in factors.values():
         torch.testing.assert_close(parameter.detach(), torch.ones_like(parameter))  # 1.5 - (1.5 - 1) / 1.5 * 1.5
     assert all(p.equal(before[n]) for n, p in model.named_parameters() if n not in factors)

@@ -4,6 +4,7 @@ Oracle: a layer that returns the weight that it reads.
 """
 
 import pickle
+import threading
 
 import pytest
 import torch
@@ -188,3 +189,28 @@ def test_a_subclass_without_a_forward_is_its_base_and_one_with_is_left_alone():
     model = mixout.apply_(nn.ModuleDict({"same": Same(4, 3), "other": Other(4, 3)}), Mixout(0.5), where="same|other")
     assert mixout.coverage(model).mixed == ("same",)
     assert "call mixout.register(Other) first" in str(mixout.coverage(model))
+
+
+def test_threads_do_not_leave_their_weights_behind():
+    """Each pass of each thread sees a Phi, and afterwards the layer has its parameter back."""
+    layer = mixout.apply_(nn.Sequential(nn.Conv1d(4, 4, 3)), Mixout(0.5), where=mixout.Where(types=nn.Module))[0]
+    parameter = layer.weight
+    with torch.no_grad():
+        parameter.add_(torch.randn_like(parameter))
+    x, plain, failures = torch.randn(1, 4, 16), [], []
+
+    def work():
+        try:
+            plain.extend(layer(x).equal(nn.functional.conv1d(x, parameter, layer.bias)) for _ in range(100))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert layer.weight is parameter
+    assert len(plain) == 400
+    assert not any(plain)  # Phi is u or u + 2 (w - u) in each column

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from torch.nn.utils import parametrize, prune
 
 import mixout
 
@@ -153,3 +154,41 @@ def test_inputs_that_are_not_dense_are_refused_in_our_words(layout):
                 layer(x)
             layer(torch.randn(2, 8))
         layer.eval()(x)
+
+
+@pytest.mark.parametrize("form", ["auto", "lean"])
+@pytest.mark.parametrize("kind", ["pruned", "parametrized", "buffer"])
+def test_the_bias_may_be_any_attribute(kind, form):
+    layer = nn.Linear(4, 3)
+    if kind == "pruned":
+        prune.random_unstructured(layer, "bias", 0.5)
+    elif kind == "buffer":
+        bias = layer.bias.detach()
+        del layer.bias
+        layer.register_buffer("bias", bias)
+    mixout.apply_(nn.Sequential(layer), mixout.Mixout(1.0), anchor=0, form=form, where=lambda *_: True)
+    if kind == "parametrized":  # before, the layer is not mixed
+        parametrize.register_parametrization(layer, "bias", nn.Tanh())
+    for _ in range(2):
+        assert layer(torch.ones(2, 4)).equal(layer.bias.expand(2, 3))
+
+
+@pytest.mark.parametrize("form", ["auto", "fast", "lean"])
+@pytest.mark.parametrize("p", [0.1, 0.9])
+def test_an_input_of_another_dtype_is_refused_in_training_as_in_eval_mode(form, p):
+    layer = mixout.apply_(nn.Sequential(nn.Linear(4, 3)).bfloat16(), mixout.Mixout(p), form=form)
+    for training in (False, True):
+        with pytest.raises(RuntimeError, match="dtype"):
+            layer.train(training)(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("form", ["auto", "lean"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_weight_that_was_resized_is_named(form, before):
+    model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.5), form=form)
+    if before:
+        model(torch.ones(2, 4))
+    model[0].weight = nn.Parameter(model[0].weight[:1].detach())
+    model[0].bias = nn.Parameter(model[0].bias[:1].detach())
+    with pytest.raises(mixout.AnchorMismatchError, match="resized since apply_"):
+        model(torch.ones(2, 4))

@@ -121,6 +121,7 @@ def hooks():
 
 
 def test_a_deleted_model_is_freed_at_once():
+    train(plain := net(), sgd(plain), batches(1))  # the first step of a process imports modules
     gc.collect()
     gc.disable()
     try:
@@ -184,3 +185,17 @@ def test_attach_and_detach_of_one_module():
     detach_(layer)
     assert "_mixout_decay" not in vars(layer)
     detach_(layer)  # nothing is left to undo
+
+
+def test_removing_frees_the_anchors_while_the_optimizer_lives(monkeypatch):
+    monkeypatch.setattr(optimizer_hooks, "TARGETS", weakref.WeakValueDictionary())
+    monkeypatch.setattr(optimizer_hooks, "_HANDLES", [])
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    optimizer = sgd(model)
+    train(model, optimizer, batches(1))
+    anchors = [weakref.ref(target.anchor) for target in targets(model).values()]
+    mixout.remove_(model)
+    train(model, optimizer, batches(1))
+    gc.collect()
+    assert anchors
+    assert all(anchor() is None for anchor in anchors)

@@ -159,3 +159,76 @@ def test_an_optimizer_without_a_learning_rate_is_refused_before_it_steps():
     with pytest.raises(mixout.MixoutError, match=r"expected a learning rate.*Adafactor"):
         optimizer.step()
     assert model[0].weight.equal(before)
+
+
+class Hybrid(torch.optim.Optimizer):
+    """Steps the matrices itself and leaves the rest to another, as Muon beside AdamW does."""
+
+    def __init__(self, matrices, rest):
+        super().__init__([{"params": matrices}, {"params": rest}], {"lr": ETA})
+        self.inner = torch.optim.SGD(rest, lr=ETA)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(ETA * p.grad)
+        self.inner.step()
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_what_a_wrapper_steps_by_itself_decays_too(decoupled):
+    """Each weight once, whichever of the two steps it. Oracle: the same training with one plain SGD."""
+    model, oracle = (mixout.apply_(net(), AnchorDecay(RATE, decoupled=decoupled)) for _ in range(2))
+    first, *others = model.parameters()
+    optimizers = Hybrid([first], others), torch.optim.SGD(oracle.parameters(), lr=ETA)
+    for x in batches(3):
+        for one, optimizer in zip((model, oracle), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss_of(one, x).backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("options", [{"decoupled": False}, {"selective": True}, {}])
+def test_maximising_the_negative_is_minimising(options):
+    """With ``maximize`` torch turns the gradient, so its decay pulls to the start as well."""
+    start = [p.detach().clone() for p in net().parameters()]
+    ends = []
+    for sign in (1, -1):
+        model = mixout.apply_(net(), AnchorDecay(RATE, **options))
+        optimizer = torch.optim.SGD(model.parameters(), lr=ETA, momentum=0.9, maximize=sign < 0)
+        for x in batches(6):
+            optimizer.zero_grad()
+            (sign * loss_of(model, x)).backward()
+            optimizer.step()
+        ends.append(list(model.parameters()))
+    for u, a, b in zip(start, *ends, strict=True):
+        assert not a.equal(u)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("call", [lambda step, c: step(c, 7), lambda step, c: step(extra=7, closure=c)])
+def test_a_step_gets_all_its_arguments(call):
+    class Asking(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None, extra=None):
+            self.extra = extra
+            with torch.enable_grad():
+                closure()
+            for p in self.param_groups[0]["params"]:
+                p.sub_(ETA * p.grad)
+
+    model, oracle = (mixout.apply_(net(), AnchorDecay(RATE, decoupled=False)) for _ in range(2))
+    optimizers = Asking(model.parameters(), lr=ETA), torch.optim.SGD(oracle.parameters(), lr=ETA)
+    for x in batches(2):
+        for one, optimizer in zip((model, oracle), optimizers, strict=True):
+
+            def closure(one=one, optimizer=optimizer, x=x):
+                optimizer.zero_grad()
+                loss_of(one, x).backward()
+
+            call(optimizer.step, closure) if one is model else optimizer.step(closure)
+    assert optimizers[0].extra == 7
+    for a, b in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)

@@ -9,6 +9,7 @@ layer that shares one is not touched.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Short:
         p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
-        alike = (anchor.dtype, anchor.device) == (weight.dtype, weight.device)
+        alike = (anchor.dtype, anchor.device, anchor.shape) == (weight.dtype, weight.device, weight.shape)
         if not alike or mixing.noise != "bernoulli" or mixing.unit == "element":
             return None
         options = MixOptions(p, mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
@@ -72,6 +73,8 @@ class Short:
             parameters.get("weight") is weight
             and share.anchor.tensor is self.anchor
             and share.mixing.version == self.version
+            and weight.dtype == self.anchor.dtype  # its data may have been exchanged
+            and weight.device == self.anchor.device
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
@@ -104,7 +107,8 @@ class MixedLinear(Mixed, nn.Linear):
                 else:
                     coefficient = torch.dropout(short.like, short.p, True)
                 phi = torch.lerp(short.anchor, short.weight, coefficient)
-                return nn.functional.linear(input, phi, parameters["bias"])
+                bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401  .get would read both
+                return nn.functional.linear(input, phi, bias)
         if not mixes(self):
             return nn.Linear.forward(self, input)
         held = self._parameters.get("weight")
@@ -115,7 +119,7 @@ class MixedLinear(Mixed, nn.Linear):
             if short is not None and short.fits(self._mixed, self._parameters, input):
                 # From the first pass on: selective checkpointing expects the same operations in its recomputation.
                 return MixedLinear.forward(self, input)
-        return mixed_pass(self, input, held, self._mixed.anchor.beside(held), self._parameters["bias"])
+        return mixed_pass(self, input, held, self._mixed.anchor.beside(held), self.bias)
 
 
 class Transposed(Mixed):
@@ -160,6 +164,9 @@ def phi_of(weight: Tensor, anchor: Tensor | None, layout: Layout, options: MixOp
     return phi.view_as(weight)
 
 
+_LENDING = threading.RLock()
+
+
 class Lending(Mixed):
     """A layer of a registered class: its forward reads Phi while training and its weights in eval mode."""
 
@@ -174,7 +181,11 @@ class Lending(Mixed):
         phis = {path: self._phi(path, layouts[path]) for path in self._mixed.anchors}
         if entry.forward is not None:
             return entry.forward(self, *phis.values(), *inputs, **options)
-        with self.lent(phis):
+        if torch.compiler.is_compiling() or getattr(self, "_is_replica", False):
+            with self.lent(phis):
+                return super().forward(*inputs, **options)
+        # One thread at a time: all of them read the same attributes. Replicas of DataParallel have their own.
+        with _LENDING, self.lent(phis):
             return super().forward(*inputs, **options)
 
     def _phi(self, path: str, layout: Layout) -> Tensor:

@@ -50,6 +50,9 @@ class Mixing:
         self.stated = float(self.p)
         self.set_p(self.stated)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "off": False}  # of a copy nobody would switch it on again
+
     def set_p(self, p: float) -> None:
         """Change p, in place, so that a compiled graph sees it too."""
         self.p.fill_(p)

@@ -71,8 +71,9 @@ def register(
     """Tell mixout how a class of layers stores its weights, so that it can be mixed; a decorator too.
 
     While the layer's forward runs in training, its attribute ``weight`` is Phi, drawn once for that call. So any
-    forward that reads the attribute is mixed exactly, however often it reads it. The layers that mixout knows by itself
-    are registered in the same way.
+    forward that reads the attribute is mixed exactly, however often it reads it. Activation checkpointing belongs
+    around the layer: a function that is checkpointed within its forward is computed again after it, when the attribute
+    is w again. The layers that mixout knows by itself are registered in the same way.
 
     Args:
         kind: a class of modules, or its dotted name, for which nothing is imported; left out where this is used as a

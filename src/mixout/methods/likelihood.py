@@ -78,7 +78,7 @@ def fisher(
     Raises:
         MixoutError: if a weight lies in parts on several ranks: call this before sharding.
         NothingMixedError: if there is no weight of at least two dimensions that requires a gradient.
-        TypeError: if the outputs hold no logits.
+        TypeError: if the outputs hold no logits, or ``batches`` is a single batch.
         ValueError: if there is no example, the tensors of a batch count different numbers of them, labels are asked for
             and not there, or no answer depends on a weight.
 
@@ -90,6 +90,8 @@ def fisher(
     """
     if labels not in ("sampled", "given"):
         raise ValueError(f"expected labels 'sampled' or 'given', got {labels!r}")
+    if isinstance(batches, (Mapping, Tensor)):
+        raise TypeError(f"expected batches as a list or a loader, got one {type(batches).__name__}; pass [batch]")
     model = uncompiled(model)
     weights = _weights(model, where)
     device = next(iter(weights.values())).device

@@ -22,7 +22,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from mixout.anchor import AnchorTensor, OwnWeight
 from mixout.errors import MixoutError, ZeroDecayWarning
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
-from mixout.parts import check_stepped, laid_out
+from mixout.parts import check_stepped, laid_out, shares_out
 from mixout.seeds import come_last_
 
 FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
@@ -135,7 +135,7 @@ def _changed() -> None:
 
 def _forget_matches() -> None:
     for match in _MATCHES.values():
-        match.groups = []
+        match.groups, match.entries = [], []  # entries hold anchors
 
 
 def _match(optimizer: Optimizer) -> _Match:
@@ -149,7 +149,7 @@ def _match(optimizer: Optimizer) -> _Match:
     if len(groups) != len(match.groups) or not all(
         len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs
     ):
-        match.entries = [] if _lets_another_step(optimizer) else _entries(optimizer)
+        match.entries = _entries(optimizer)
         match.warned = match.warned or _warned_of_zero_decay(optimizer, match)
         match.groups = [list(parameters) for parameters in groups]
     return match
@@ -165,7 +165,9 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
             decaying.setdefault(id(parameter), target)
         elif target.module is not None:
             out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
-    stepped = [(p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    others = _stepped_within(optimizer)
+    every = ((p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"])
+    stepped = [(p, number) for p, number in every if id(p) not in others]
     for parameter, _ in stepped:
         if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
@@ -176,11 +178,12 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     return [(decaying[id(p)], p, number) for p, number in stepped if id(p) in decaying]
 
 
-def _lets_another_step(optimizer: Optimizer) -> bool:
-    """Whether ``optimizer`` wraps another one (SAM, Lookahead, ZeroRedundancyOptimizer), whose own steps then decay."""
-    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+def _stepped_within(optimizer: Optimizer) -> set[int]:
+    """The parameters that an optimizer within ``optimizer`` (SAM, Lookahead) steps and decays, by their ids."""
     inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer) and one is not optimizer]
-    return any(own.issuperset(id(p) for group in one.param_groups for p in group["params"]) for one in inner)
+    if inner and shares_out(optimizer):  # the other ranks step what this one does not
+        inner.append(optimizer)
+    return {id(p) for one in inner for group in one.param_groups for p in group["params"]}
 
 
 def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
@@ -235,7 +238,9 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         _meet_gradient(optimizer, match)
         return loss
 
-    return args[:1], {**kwargs, "closure": then_meet}
+    if len(args) > 1:
+        return (args[0], then_meet, *args[2:]), kwargs
+    return args, {**kwargs, "closure": then_meet}
 
 
 @torch.no_grad()
@@ -243,20 +248,21 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
     """Look at the gradients, if selective; or add rate (w - u) to them, once."""
     # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.
     loss_scale = getattr(optimizer, "grad_scale", None)
-    for target, weight, _ in match.entries:
+    for target, weight, number in match.entries:
         grad = weight.grad
         if grad is None or target.method.shrinks:
             continue
-        anchor = target.anchor.follow(weight)
+        anchor, turned = target.anchor.follow(weight), optimizer.param_groups[number].get("maximize")
         if target.method.selective:
-            target.before = before(weight, anchor, grad)
+            target.before = before(weight, anchor, -grad if turned else grad)
             continue
         if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
             continue  # an outer step, or one that raised, has added it to this gradient
         difference = weight if anchor is None else weight - anchor
         if (importance := target.importance_beside(weight)) is not None:
             difference = difference * importance
-        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=target.strength)
+        strength = -target.strength if turned else target.strength
+        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=strength)
         target.penalised = grad, grad._version
 
 

@@ -168,14 +168,16 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
     found = held(model)
     if not found:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(0.1))")
-    tensors = {}
+    tensors, made = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
     for name, (module, one) in found.items():
         for field, anchor in one.anchors.items():
             path, weight = f"{name}.{field}".lstrip("."), module._parameters.get(field)
             if weight is None:
                 raise MixoutError(f"{path!r} {REPLACED}")
-            start = anchor.follow(weight)
-            tensors[path] = torch.zeros_like(weight) if start is None else start
+            if id(weight) not in made:
+                start = anchor.follow(weight)
+                made[id(weight)] = torch.zeros_like(weight) if start is None else start
+            tensors[path] = made[id(weight)]
     return next(iter(found.values()))[1].method, tensors
 
 
