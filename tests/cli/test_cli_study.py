@@ -8,14 +8,16 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mixout.cli import main
+from mixout.cli.study import runs as runs_module
 from mixout.errors import InputError
 from mixout.study import executors
-from mixout.study.ledger import Ledger
+from mixout.study.ledger import Contents, Ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
 
@@ -179,6 +181,27 @@ def test_a_plan_says_why_runs_are_missing_and_what_they_could_show(study, capsys
     assert "4 of these are in the ledger with other epochs" in said
     assert "with 2 restarts the test of 1 comparison cannot show a difference" in said
     assert "with 6 it can" in said
+    assert study("plan", "--set", "interpolate=[0.5]") == 0  # four methods for the report
+    assert "with 2 restarts the test of 3 comparisons cannot show a difference" in capsys.readouterr().out
+
+
+def test_a_method_without_scores_does_not_end_the_looks(study, tmp_path, monkeypatch, capsys):
+    """Nothing is known of it, so the difference is not known well enough."""
+    true, of = runs_module.run_missing, Contents.of
+    # As of a language model.
+    monkeypatch.setattr(Contents, "of", lambda *args: [replace(run, chance=None) for run in of(*args)])
+
+    def failing(planned, ledger, executor, **options):
+        for one in planned:
+            if one.method == "mixout(0.5)":
+                ledger.fail(one, 1, "E: no")
+        return true([one for one in planned if one.method != "mixout(0.5)"], ledger, executor, **options)
+
+    monkeypatch.setattr(runs_module, "run_missing", failing)
+    assert study("run", "--until-width", "1000", "--looks", "2") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("look ")]
+    assert len(said) == 2
+    assert all("mixout(0.5) on words was not compared" in line for line in said)
 
 
 def test_an_interrupt_keeps_what_is_finished(study, tmp_path, monkeypatch, capsys):
@@ -280,6 +303,7 @@ def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
     assert main(["study", "plan", str(file), "--ledger", ledger]) == 0
     said = capsys.readouterr().out
     assert "at the best rate of each method" in said
+    assert "4 runs, of 1 task x 2 methods x 2 of learning_rate x 3 restarts" in said
     # Two of the three restarts are compared, at one rate.
     assert "with 2 restarts the test of 1 comparison cannot show" in said
     assert said.count("so set restarts to 7") == 1

@@ -115,3 +115,10 @@ def test_a_file_declares_it():
 def test_what_cannot_be_is_refused(old, new, said):
     with pytest.raises(InputError, match=said):
         parse(TEXT.replace(old, new))
+
+
+def test_the_ends_of_the_list_are_its_lowest_and_highest_rate(declare):
+    """In whatever order they are listed."""
+    study = declare(restarts=4, factors={"learning_rate": [0.04, 0.01, 0.02]}, rate="best", search=2)
+    notes = judged(study, study.runs(), ran(study.runs()))[1]
+    assert ["at the end of the list" in note for note in notes] == ["mixout(0.5)" in note for note in notes]

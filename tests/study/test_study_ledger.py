@@ -19,6 +19,8 @@ from mixout.errors import InputError
 from mixout.finetune.record import Record
 from mixout.study.analysis.runs import by_cell
 from mixout.study.entry import result_of
+from mixout.study.executors import Executor
+from mixout.study.grid import Axis
 from mixout.study.ledger import Ledger
 from mixout.study.reporting import report_on
 from mixout.study.runner import missing
@@ -229,3 +231,102 @@ def test_models_between_start_and_end_are_methods_that_nobody_trains(declare, tm
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_failed_run_and_models_between_have_the_chance_of_the_score_that_counts(runs, tmp_path, finish):
+    asked = [
+        replace(one, metric="f1", chance=0.0, settings=replace(one.settings, interpolate=(0.5,))) for one in runs[:2]
+    ]
+    Ledger(tmp_path).fail(runs[0], 1, "E: no")
+    finish(Ledger(tmp_path), runs[1], interpolated=({"t": 0.5, "accuracy": 0.6, "f1": 0.3},))
+    found = Ledger(tmp_path).read().of(asked)
+    assert [(run.metric, run.chance, run.failed) for run in found] == [
+        ("f1", 0.0, True), ("f1", 0.0, False), ("f1", 0.0, False),
+    ]  # fmt: skip
+
+
+CHANGES = {
+    "method": lambda declare: declare(methods=[labelled("mixout(0.7)"), labelled("dropout(0.0)", "b")]),
+    "init_seed": lambda declare: declare(settings={"train_size": 16, "init_seed": 7}),
+    "own subsets": lambda declare: declare(settings={"train_size": 16}, own_subsets=True),
+}
+
+
+def labelled(method: str, label: str = "ours") -> Axis:
+    return Axis(label=label, settings={"method": method})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_whole_ledger_is_reported_whatever_its_studies_differ_in(change, declare, tmp_path, finish):
+    methods = [labelled("mixout(0.5)"), labelled("dropout(0.0)", "b")] if change == "method" else None
+    first = declare(settings={"train_size": 16}, **({"methods": methods} if methods else {}))
+    ledger, planned = Ledger(tmp_path / "ledger"), {one.id: one for one in first.runs()}
+    planned |= {one.id: one for one in CHANGES[change](declare).runs()}
+    for one in planned.values():
+        # The training rows follow from the subset.
+        finish(ledger, one, fingerprints={"train": f"{one.settings.resolved().subset_seed}" * 8, "dev": "d" * 8})
+    contents = ledger.read()
+    assert {len(cell) for cell in by_cell(contents.runs()).values()} <= {1, 2}
+    assert len(by_cell(contents.runs())) <= 4
+    report_on(None, contents, tmp_path / "report", title="t", commands=[])
+
+
+def test_other_data_are_another_cell(declare, tmp_path, finish):
+    first, second = declare().runs(), declare(settings={"learning_rate": 0.02}).runs()
+    for part in ("train", "dev"):
+        ledger = Ledger(tmp_path / part)
+        for data, several in (("a" * 8, first), ("b" * 8, second)):
+            for one in several:
+                size = {"predictions": (0, 1) if data[0] == "a" else (0, 1, 1)} if part == "dev" else {}
+                same = replace(one, settings=replace(one.settings, learning_rate=0.01))
+                finish(ledger, same, fingerprints={part: data}, **size)
+        contents = ledger.read()
+        assert {run.factors[f"{part}_data"] for run in contents.runs()} == {"a" * 8, "b" * 8}
+        report_on(None, contents, tmp_path / f"report-{part}", title="t", commands=[])
+
+
+def test_runs_under_several_scores_are_shown_under_one(runs, tmp_path, finish):
+    ledger = Ledger(tmp_path / "ledger")
+    for one in runs[:3]:
+        finish(ledger, one)
+    finish(ledger, runs[3], metric="f1", chance=0.0)
+    found = ledger.runs()
+    assert {(run.metric, run.score, run.chance) for run in found} == {("accuracy", 0.75, 0.5)}
+    report_on(None, ledger.read(), tmp_path / "report", title="t", commands=[])
+
+
+def test_the_best_model_is_kept_by_the_score_that_counts_now(declare, tmp_path, record):
+    """The first was kept by its accuracy; by f1 the second is better, or worse."""
+    from mixout.study.executors import Outcome
+    from mixout.study.runner import run
+
+    first, second = (one for one in declare(restarts=2).runs() if one.method == "mixout(0.5)")
+    for better in (True, False):
+        ledger = Ledger(tmp_path / str(better))
+        of = {first.id: (0.6, 0.8 if not better else 0.2), second.id: (0.75, 0.5)}
+
+        class Instant(Executor):
+            def start(self, job):
+                self.job = job
+                accuracy, f1 = of[job.id]  # noqa: B023
+                job.folder.mkdir(parents=True)
+                (job.folder / "config.json").write_text("{}")
+                planned = first if job.id == first.id else second
+                record(planned, accuracy, scores={"accuracy": accuracy, "f1": f1}).write(job.folder)
+
+            def wait(self, tell):
+                return Outcome(job=self.job, seconds=1.0)
+
+        run([first], ledger, Instant(), report=lambda _: None, keep="best")
+        later = [replace(one, metric="f1", chance=0.0) for one in (first, second)]
+        run(later, ledger, Instant(), report=lambda _: None, keep="best")
+        kept = [entry.run.restart for entry in ledger.read().entries.values() if entry.has_model]
+        assert kept == [1 if better else 0]
+
+
+def test_a_record_that_was_cut_off_is_made_again(declare, tmp_path, execute):
+    ledger, [one, *_] = Ledger(tmp_path), declare(restarts=1).runs()
+    ledger.work(one).mkdir(parents=True)
+    (ledger.work(one) / "record.json").write_text('{"format": 1, "sta')
+    assert execute([one], ledger).ran == 1
+    assert [run.status for run in ledger.runs()] == ["finished"]

@@ -62,15 +62,19 @@ class Entry:
         Raises:
             InputError: the run has no such score.
         """
-        run = replace(self.run, **planned.key.named)
-        if self.record is None or planned.metric == run.metric:
-            return run
-        if planned.metric not in self.record.scores:
+        if planned.metric == self.run.metric:
+            return replace(self.run, **planned.key.named)
+        if self.record is not None and planned.metric not in self.record.scores:
             known = ", ".join(self.record.scores)
             raise InputError(f"expected a score of {planned} among {known}, got {planned.metric!r}")
-        seen = tuple((one.step, one.scores[planned.metric]) for one in self.record.evaluations)
-        score = self.record.scores[planned.metric]
-        return replace(run, metric=planned.metric, score=score, chance=planned.chance, evaluations=seen)
+        return replace(self.by(planned.metric, planned.chance), **planned.key.named)
+
+    def by(self, metric: str, chance: float | None) -> Run:
+        """The run with another of its scores as the one that counts, and what a constant answer scores by it."""
+        if self.record is None:
+            return replace(self.run, metric=metric, chance=chance)
+        seen = tuple((one.step, one.scores[metric]) for one in self.record.evaluations)
+        return replace(self.run, metric=metric, score=self.record.scores[metric], chance=chance, evaluations=seen)
 
     def between(self, planned: Planned) -> list[Run]:
         """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
@@ -80,9 +84,8 @@ class Entry:
         points = () if self.record is None else self.record.interpolated
         return [
             replace(
-                self.run,
-                **(planned.key.named | {"method": f"{planned.method} at t={point['t']:g}"}),
-                metric=planned.metric,
+                self.seen_as(planned),
+                method=f"{planned.method} at t={point['t']:g}",
                 score=point[planned.metric],
                 distance=None if self.run.distance is None else point["t"] * self.run.distance,
                 original=_original(point),

@@ -122,7 +122,11 @@ class PoolExecutor(Executor):
         """Give a job to a worker."""
         free = self._free.popleft()
         worker = free if isinstance(free, _Worker) else _Worker(free, self.slots)
-        worker.pipe.send(job)
+        try:
+            worker.pipe.send(job)
+        except (BrokenPipeError, ConnectionResetError):  # it was killed while it had no job
+            worker = _Worker(worker.place, self.slots)
+            worker.pipe.send(job)
         self._busy[worker.pipe] = worker, job
 
     def wait(self, tell: Tell) -> Outcome:

@@ -232,7 +232,8 @@ def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tupl
     notes = []
     for (task, method, factors), rate in best.items():
         where = "".join(f", {name} {value}" for name, value in factors)
-        edge = ", at the end of the list: a better one may lie beyond" if rate in (values[0], values[-1]) else ""
+        ends = (min(values, key=float), max(values, key=float))
+        edge = ", at the end of the list: a better one may lie beyond" if rate in ends else ""
         notes.append(
             f"{method} on {task}{where}: learning rate {rate}, the best of {len(values)} over restarts 0 to "
             f"{study.search - 1}{edge}; it is judged on the others."

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,14 +36,14 @@ from filelock import FileLock, Timeout
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
-from mixout.study.analysis.runs import Run, grouped, text_of
+from mixout.study.analysis.runs import Run, grouped, if_one, text_of
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 # What differs between the restarts of a cell, is only watched, or is known by its content (below).
-_NO_FACTORS = ("seed", "init_seed", "data_seed", "mask_seed", *WATCHED, *PLACES)
+_NO_FACTORS = ("seed", *WATCHED, *PLACES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class Contents:
         Where runs have the same place, as those of two studies with other settings, the settings that differ become
         factors.
         """
-        known = [(entry.run, _told(entry)) for entry in self.entries.values()]
+        known = [(run, _told(self.entries[run.id])) for run in self._by_one_metric()]
         places = grouped(known, lambda one: (one[0].key, one[0].restart)).values()
         names = dict.fromkeys(
             name
@@ -95,6 +96,21 @@ class Contents:
             more = {name: told[name] for name in names if name in told and name not in run.factors}
             runs.append(replace(run, factors=run.factors | more))
         return sorted(runs, key=lambda run: (run.key, run.restart))
+
+    def _by_one_metric(self) -> list[Run]:
+        """All runs; those of a task by the score that counts most often, among those that all of them have."""
+        found = []
+        for entries in grouped(self.entries.values(), lambda entry: entry.run.task).values():
+            counts = Counter(entry.run.metric for entry in entries)
+            ended = [entry.record.scores for entry in entries if entry.record is not None]
+            usable = (name for name, _ in counts.most_common() if all(name in scores for scores in ended))
+            metric = next(usable, None)
+            chances = {_data(e): e.run.chance for e in entries if e.run.metric == metric and e.run.chance is not None}
+            chance = if_one(chances.values())
+            for entry in entries:
+                same = metric is None or entry.run.metric == metric
+                found.append(entry.run if same else entry.by(str(metric), chances.get(_data(entry), chance)))
+        return found
 
     def remarks(self) -> list[str]:
         """What a reader of results has to know of the ledger, in words."""
@@ -229,11 +245,19 @@ class Ledger:
 def _told(entry: Entry) -> Mapping[str, str]:
     """What tells runs apart that have the same place: settings, and the content of data and weights."""
     told: dict[str, Any] = {name: value for name, value in entry.settings.items() if name not in _NO_FACTORS}
-    if entry.record is not None:
-        for name, fingerprint in (("dev_data", "dev"), ("weights", "weights")):
-            value = entry.record.fingerprints.get(fingerprint)
-            told[name] = value[:8] if value else value
+    told["applied"] = told.pop("method")  # beside the label
+    fingerprints = {} if entry.record is None else entry.record.fingerprints
+    for name, part in (("train_data", "train"), ("dev_data", "dev"), ("weights", "weights")):
+        if value := fingerprints.get(part):
+            told[name] = value[:8]
+    if told["subset_seed"] is not None and told["subset_seed"] == entry.run.restart:  # of own_subsets
+        told |= {"subset_seed": "own", "train_data": "own"}
     return {name: text_of(value) for name, value in told.items()}
+
+
+def _data(entry: Entry) -> str | None:
+    """What an entry was scored on, if that is known."""
+    return None if entry.record is None else entry.record.fingerprints.get("dev")
 
 
 def _folders(place: Path) -> list[Path]:

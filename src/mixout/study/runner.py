@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from filelock import FileLock
@@ -132,7 +133,8 @@ class _Loop:
         """Take over runs that were finished when a process was killed, but not yet in the ledger; the others."""
         for run in queue:
             if (self.ledger.work(run) / RECORD_NAME).exists() and self.claimed(run):
-                self.finish(run, None)
+                with suppress(ValueError, KeyError, TypeError):  # a record that cannot be read: the run is made again
+                    self.finish(run, None)
         return deque(run for run in queue if run.id in self.course.left)
 
     def through(self, queue: deque[Planned], executor: Executor) -> None:
@@ -197,8 +199,9 @@ class _Loop:
         self.ledger.release(self.locks.pop(run.id))
         if self.keep == "best" and entry.has_model:
             best = self.kept.get(run.key)
+            score, most = (math.nan if one is None else one.seen_as(run).score for one in (entry, best))
             # nan, the score of a run that diverged, is above nothing.
-            if best is None or entry.run.score > best.run.score or math.isnan(best.run.score):
+            if score > most or math.isnan(most):
                 self.kept[run.key] = entry
             if best is not None:
                 self.ledger.forget_model(entry if self.kept[run.key] is best else best)

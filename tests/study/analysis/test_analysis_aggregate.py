@@ -120,3 +120,21 @@ def test_two_restarts_have_a_value_and_no_interval():
     (found,) = aggregate(runs(few))
     assert (found.low, found.high) == (None, None)
     assert found.n == 6
+
+
+@pytest.mark.parametrize("chance", [CHANCE, {}])
+@pytest.mark.parametrize("sizes", [(3, 12, 12, 3), (12, 3, 3, 12), (5, 5, 5, 5)])
+def test_tasks_weigh_as_much_for_both_methods(chance, sizes):
+    """Unpaired and unequal in number, without any difference on each task: there is none over both (Simpson)."""
+    draw = np.random.default_rng(3)
+    noise = [draw.normal(0, 0.01, size) for size in sizes]
+    centres = (0.6, 0.6, 0.9, 0.9)
+    scores = [c + one - one.mean() for c, one in zip(centres, noise, strict=True)]
+    both = {
+        "RTE": {"plain": scores[0], "mixout(0.9)": scores[1]},
+        "MRPC": {"plain": scores[2], "mixout(0.9)": scores[3]},
+    }
+    (found,) = aggregate(runs(both, chance, paired=False))
+    assert found.difference == pytest.approx(0, abs=1e-9)
+    assert found.low < 0 < found.high
+    assert found.mean == pytest.approx(found.baseline_mean)

@@ -62,11 +62,21 @@ def test_monte_carlo_agrees_with_exact(monkeypatch):
     assert random != exact
 
 
-def test_monte_carlo_has_its_seed_and_is_never_zero():
+def test_monte_carlo_repeats_itself_and_is_never_zero():
     differences = np.random.default_rng(2).normal(3.0, 1.0, 40)
-    assert sign_flips(differences, seed=5) == sign_flips(differences, seed=5) == 1 / 10_000
+    assert sign_flips(differences) == sign_flips(differences) == smallest_p(40) == 1 / 10_000
     x, y = np.random.default_rng(3).normal(size=(2, 20))
-    assert exchanged_labels(x, y, seed=1) == exchanged_labels(x, y, seed=1) != exchanged_labels(x, y, seed=2)
+    assert exchanged_labels(x, y) == exchanged_labels(x, y)
+    assert exchanged_labels(x + 9, y) == smallest_p(20, 20) == 1 / 10_000
+
+
+@pytest.mark.parametrize("family", [1, 99, 500, 3000])
+@pytest.mark.parametrize("n", [12, 15, 16, 17, 40])
+def test_a_family_of_any_size_can_be_shown_with_restarts_enough(family, n):
+    """Where complete separation has a corrected p below 0.05 with few restarts, it has one with more."""
+    least = sign_flips(np.ones(n), family=family)
+    assert least == pytest.approx(smallest_p(n, family=family), rel=1.0)  # random flips may hit the farthest once more
+    assert family * least <= max(0.05, family * 2.0 ** (2 - n))  # twice the exact one
 
 
 def test_equal_scores_show_nothing():

@@ -85,7 +85,8 @@ def test_a_run_without_score_counts_as_chance_where_that_is_known():
     [
         ({"task": ""}, "expected a task and a method"),
         ({"restart": -1}, "expected restart >= 0, got -1"),
-        ({"score": math.inf}, "expected a finite score, or nan"),
+        ({"score": math.inf}, "expected a score within 1e"),
+        ({"score": -1e180}, "leave it empty if the run diverged"),
         ({"chance": math.nan}, "expected chance to be a finite number or None"),
         ({"status": "finishd"}, "got 'finishd'; did you mean 'finished'?"),
         ({"factors": {"seconds": "3"}}, "expected factors with names of their own, got 'seconds'"),

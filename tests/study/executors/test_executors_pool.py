@@ -94,3 +94,15 @@ def test_workers_end_with_their_parent(tmp_path):
             return  # nobody waits for an orphan here
         time.sleep(0.1)
     pytest.fail("the worker still runs")
+
+
+@pytest.mark.sweep
+def test_a_worker_that_is_killed_while_it_is_idle_is_replaced(declare, tmp_path):
+    first, second = declare(restarts=1).runs()
+    with PoolExecutor(1) as executor:
+        for one in (first, second):
+            executor.start(Job(id=one.id, settings=one.settings, folder=tmp_path / one.id))
+            assert executor.wait(lambda *_: None).error is None
+            [worker] = executor._free
+            worker.process.kill()
+            worker.process.join()

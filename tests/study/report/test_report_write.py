@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import struct
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 
 from mixout.errors import InputError
+from mixout.finetune.record import write_atomically
+from mixout.study import report as report_module
+from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores
 from mixout.study.report import write_report
 
@@ -96,3 +100,48 @@ def test_a_wrong_baseline_writes_nothing(study, tmp_path):
     with pytest.raises(InputError, match=r"expected a baseline among .*mixout\(0\.5\)"):
         write_report(study(), tmp_path / "report", title="T", baseline="mixout(0.6)")
     assert not (tmp_path / "report").exists()
+
+
+def test_a_report_that_was_cut_off_is_written_again(study, tmp_path, monkeypatch):
+    def cut_off(path, text):
+        if path.name == "summary.json":
+            raise OSError("disk full")
+        write_atomically(path, text)
+
+    monkeypatch.setattr(report_module, "write_atomically", cut_off)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(study(), tmp_path / "report", title="t")
+    monkeypatch.undo()
+    page = write_report(study(), tmp_path / "report", title="t")
+    assert "was not finished" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, math.inf, math.nan])
+def test_a_margin_that_is_none_is_refused(study, tmp_path, margin):
+    with pytest.raises(InputError, match="margin > 0"):
+        write_report(study(), tmp_path / "report", title="t", margin=margin)
+
+
+def test_what_has_no_score_comes_last_where_scores_are_negative(tmp_path, parse):
+    scores = {"a": -2.5, "b": -2.4, "c": math.nan}
+    runs = [Run(task="lm", method=m, restart=k, score=s - 0.01 * k) for m, s in scores.items() for k in range(2)]
+    page = parse(write_report(runs, tmp_path / "report", title="t").read_text(encoding="utf-8"))
+    [table] = [one for one in page.all("table") if one.attributes["id"] == "table-scores-0"]
+    rows = [row.words().split()[0] for row in table.all("tbody")[0].all("tr")]
+    assert rows == ["b", "a", "c"]
+
+
+def test_models_between_start_and_end_are_no_runs(study, tmp_path):
+    runs = [replace(run, id=f"{number:064}") for number, run in enumerate(study())]
+    between = [replace(run, method=f"{run.method} at t=0.5", id="") for run in runs]
+    page = write_report(runs + between, tmp_path / "report", title="t").read_text(encoding="utf-8")
+    assert f"{len(runs)} runs" in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_that_the_font_lacks_say_nothing(tmp_path):
+    runs = [
+        Run(task="\u4efb\u52a1", method=f"\u65b9\u6cd5 {m}", restart=k, score=0.1 * k) for m in "ab" for k in range(3)
+    ]
+    page = write_report(runs, tmp_path / "report", title="\U0001f600").read_text(encoding="utf-8")
+    assert "\u4efb\u52a1" in page

@@ -40,7 +40,8 @@ def plan(args: argparse.Namespace) -> int:
     sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
     factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
     product = [*(count(*size) for size in sizes), *factors, count(study.restarts, "restart")]
-    print(f"{study.name}: {count(len(runs), 'run')} = {' x '.join(product)}\n")
+    sum_ = f" = {' x '.join(product)}" if study.rate is None else f", of {' x '.join(product)}"
+    print(f"{study.name}: {count(len(runs), 'run')}{sum_}\n")
     print(_table(runs, contents, clock, done=done))
     seconds = clock.expect(left)
     failed = [run for run in missing(runs, contents, again=True) if run.id not in done]
@@ -68,7 +69,7 @@ def _shows_nothing(study: Study) -> list[str]:
     """Whether so few restarts can show a difference at all."""
     searched = study.search if study.rate is not None else 0  # restarts and rates that are not compared
     factors = [values for name, values in study.factors.items() if not searched or name != RATE]
-    family = (len(study.methods) - 1) * len(study.tasks) * math.prod(map(len, factors))
+    family = (_compared(study) - 1) * len(study.tasks) * math.prod(map(len, factors))
     judged, needed = study.restarts - searched, fewest_restarts(max(1, family))
     if family < 1 or judged >= needed:
         return []
@@ -77,6 +78,12 @@ def _shows_nothing(study: Study) -> list[str]:
         f"difference, however large (the p-value is at least {smallest_p(judged):.2g} before correction); with "
         f"{needed} it can" + f", so set restarts to {needed + searched}" * bool(searched)
     ]
+
+
+def _compared(study: Study) -> int:
+    """How many methods a report compares: the models between start and end (``interpolate``) are some as well."""
+    asked = (one.settings.get("interpolate", study.settings.get("interpolate", ())) for one in study.methods)
+    return sum(1 + len({*ts} - {1}) for ts in asked)
 
 
 def _why_missing(left: Sequence[Planned], contents: Contents) -> list[str]:

@@ -13,7 +13,7 @@ from mixout.cli.lines import Lines
 from mixout.cli.study.declared import asked, command, declared, known
 from mixout.errors import InputError
 from mixout.finetune.record import WriteError
-from mixout.study.analysis.compare import Comparison, compare
+from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.restarts import reached
 from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
 from mixout.study.grid import Study, wanted
@@ -108,10 +108,15 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
     for look in range(1, args.looks + 1):
         batch = [run for run in whole if run.restart < study.restarts * look]
         tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-        comparisons = compare(ledger.read().of(batch), study.baseline, looks=args.looks)
+        runs = ledger.read().of(batch)
+        comparisons = compare(runs, study.baseline, looks=args.looks)
         for c in comparisons:
             report(_said(c, look, reached(c, args.until_width)))
-        if all(reached(c, args.until_width) for c in comparisons):
+        baseline = choose_baseline([run.method for run in runs], study.baseline)
+        lacking = {run.key for run in runs if run.method != baseline} - {c.key for c in comparisons}
+        for key in sorted(lacking):
+            report(f"look {look} of {args.looks}: {key} was not compared, for want of scores")
+        if not lacking and all(reached(c, args.until_width) for c in comparisons):
             break
     return tally
 

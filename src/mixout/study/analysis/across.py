@@ -73,44 +73,45 @@ def _scales(cells: Iterable[Cell]) -> _Scales:
 
 
 def _aggregate(several: list[Comparison], scales: _Scales, normalised: bool) -> Aggregate:
-    first, n, m = several[0], sum(one.n for one in several), sum(one.n_baseline for one in several)
-    scaled = [(one, *scales[one.task]) for one in several]
-    mean = math.fsum(one.n * (one.mean - offset) * factor for one, offset, factor in scaled) / n
-    baseline = math.fsum(one.n_baseline * (one.baseline_mean - offset) * factor for one, offset, factor in scaled) / m
-    differences = np.concatenate([factor * np.array(one.differences) for one, _, factor in scaled])
-    half = _half(several, scales, n, m)
+    first, every = several[0], sum(one.n + one.n_baseline for one in several)
+    # A task weighs as much on both sides: else a method with more runs on an easy task would look better.
+    scaled = [(one, (one.n + one.n_baseline) / every, *scales[one.task]) for one in several]
+    mean = math.fsum(weight * (one.mean - offset) * factor for one, weight, offset, factor in scaled)
+    baseline = math.fsum(weight * (one.baseline_mean - offset) * factor for one, weight, offset, factor in scaled)
+    differences = np.concatenate([factor * np.array(one.differences) for one, _, _, factor in scaled])
+    half = _half([(one, weight * factor) for one, weight, _, factor in scaled])
+    paired, family = all(one.paired for one in several), len(several) * first.looks
     return Aggregate(
         method=first.method,
         baseline=first.baseline,
         factors=first.factors,
         tasks=tuple(one.task for one in several),
-        n=n,
+        n=sum(one.n for one in several),
         normalised=normalised,
         mean=mean,
         baseline_mean=baseline,
         difference=mean - baseline,
         low=None if half is None else mean - baseline - half,
         high=None if half is None else mean - baseline + half,
-        p=min(1.0, first.looks * sign_flips(differences)) if all(one.paired for one in several) else None,
+        p=min(1.0, first.looks * sign_flips(differences, family=family)) if paired else None,
     )
 
 
-def _half(several: list[Comparison], scales: _Scales, n: int, m: int) -> float | None:
-    """Half the width of the interval: the variances of the tasks' sums add up."""
-    if any(one.some_failed or min(one.n, one.n_baseline) < SMALLEST for one in several):
+def _half(several: list[tuple[Comparison, float]]) -> float | None:
+    """Half the width of the interval: the variances of the tasks, each with its factor, add up."""
+    if any(one.some_failed or min(one.n, one.n_baseline) < SMALLEST for one, _ in several):
         return None
     parts: list[tuple[float, int]] = []  # variance that a sample brings to the difference of means, and its freedom
-    for one in several:
-        factor = scales[one.task][1]
-        samples = [(one.sd, one.n, n), (one.baseline_sd, one.n_baseline, m)]
+    for one, factor in several:
+        samples = [(one.sd, one.n), (one.baseline_sd, one.n_baseline)]
         if one.paired:
-            samples = [(float(np.std(one.differences, ddof=1)), one.n, n)]
-        parts += [(size * (factor * (sd or 0.0) / total) ** 2, size - 1) for sd, size, total in samples]
+            samples = [(float(np.std(one.differences, ddof=1)), one.n)]
+        parts += [((factor * (sd or 0.0)) ** 2 / size, size - 1) for sd, size in samples]
     variance = math.fsum(part for part, _ in parts)
     if variance <= 1e-20:
         return None
     freedom = variance**2 / math.fsum(part**2 / free for part, free in parts)
-    return float(t.isf(ALPHA / 2 / several[0].looks, freedom)) * math.sqrt(variance)
+    return float(t.isf(ALPHA / 2 / several[0][0].looks, freedom)) * math.sqrt(variance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import pdist
@@ -173,17 +174,17 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
         key: [run for run in cell if run.predictions and np.isfinite(run.predictions).all()]
         for key, cell in by_cell(runs).items()
     }
-    classes: dict[str, bool] = {}
-    for task, here in grouped(chain(*cells.values()), lambda run: run.task).items():
+    classes: dict[tuple[str, Any], bool] = {}
+    for place, here in grouped(chain(*cells.values()), lambda run: (run.task, run.key.factors)).items():
         examples = len(here[0].predictions)
         for run in here:
             if len(run.predictions) != examples:
                 raise InputError(
-                    f"expected {examples} predictions from every run on {task}, got "
+                    f"expected {examples} predictions from every run on {run.task}, got "
                     f"{len(run.predictions)} from restart {run.restart} of {run.method}"
                 )
-        classes[task] = all(float(value).is_integer() for run in here for value in run.predictions)
-    return [_instability(key, cell, classes[key.task]) for key, cell in cells.items() if len(cell) > 1]
+        classes[place] = all(float(value).is_integer() for run in here for value in run.predictions)
+    return [_instability(key, cell, classes[key.task, key.factors]) for key, cell in cells.items() if len(cell) > 1]
 
 
 def _instability(key: CellKey, cell: list[Run], classes: bool) -> Instability:

@@ -33,6 +33,7 @@ from mixout.study.analysis.stats import (
 )
 
 MARGIN = 1.0  # points within which a method counts as good as the baseline
+_NO_DIFFERENCE = 1e-12  # relative to the scores
 _USUAL_BASELINE = re.compile(r"(plain|dropout)\b")
 
 
@@ -109,19 +110,20 @@ def compare(
     Raises:
         InputError: no run, an unknown baseline, or a task with several metrics.
     """
-    if not margin > 0:
+    if not 0 < margin < math.inf:
         raise InputError(f"expected a margin > 0 in points, got {margin}")
     cells = by_cell(runs)
     baseline = choose_baseline([key.method for key in cells], baseline)
     points = points_of(cells)
     found: list[Comparison] = []
+    tests = looks * sum(key.method != baseline for key in cells)
     for key, cell in cells.items():
         other = cells.get(CellKey(key.task, baseline, key.factors))
         if key.method == baseline or other is None:
             continue
         if cell[0].metric != other[0].metric:
             raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
-        if (comparison := _compare(key, baseline, cell, other, points[key.task], looks, margin)) is not None:
+        if (comparison := _compare(key, baseline, cell, other, points[key.task], looks, margin, tests)) is not None:
             found.append(comparison)
     known = [c.p_equivalent for c in found if c.p_equivalent is not None]
     different, equivalent = holm([c.p_permutation for c in found]), iter(holm(known))
@@ -176,7 +178,7 @@ def _scores(cell: list[Run], other: list[Run], paired: bool, holds: Callable[[Ru
 
 
 def _compare(
-    key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, looks: int, margin: float
+    key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, looks: int, margin: float, tests: int
 ) -> Comparison | None:
     every, common = len(cell) + len(other), {run.restart for run in cell} & {run.restart for run in other}
     paired = cell[0].paired and other[0].paired and bool(common)
@@ -192,7 +194,9 @@ def _compare(
     low, high = mean_interval(sample, second, level=confidence) or (None, None)
     failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
-    p = sign_flips(differences) if paired else exchanged_labels(x, y)
+    if paired:  # equal scores may differ in their last bits
+        differences[np.abs(differences) <= _NO_DIFFERENCE * np.maximum(np.abs(x), np.abs(y))] = 0.0
+    p = sign_flips(differences, family=tests) if paired else exchanged_labels(x, y, family=tests)
     return Comparison(
         **key.named,
         baseline=baseline,
@@ -212,7 +216,7 @@ def _compare(
         low=low,
         high=high,
         p_permutation=p,
-        p_smallest=smallest_p(len(x), None if paired else len(y)),
+        p_smallest=smallest_p(len(x), None if paired else len(y), family=tests),
         p_holm=p,
         family=1,
         looks=looks,

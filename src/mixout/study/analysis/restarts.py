@@ -76,15 +76,13 @@ def fewest_restarts(family: int, *, independent: bool = False) -> int:
         (6, 9, 4)
     """
     n = 1
-    while smallest_p(n, n if independent else None) * family > ALPHA:
+    while smallest_p(n, n if independent else None, family=family) * family > ALPHA:
         n += 1
     return n
 
 
-def restarts_needed(
-    difference: float, spread: float, *, family: int = 1, independent: bool = False, power: float = POWER
-) -> int | None:
-    """The smallest number of restarts of each method with which the report's test has the power.
+def restarts_needed(difference: float, spread: float, *, family: int = 1, independent: bool = False) -> int | None:
+    """The smallest number of restarts of each method with which the report's test has a power of 0.8.
 
     ``spread`` is the standard deviation of a paired difference, or of the difference of two independent runs;
     ``family`` the number of comparisons (times looks) that the test is corrected for.
@@ -100,7 +98,7 @@ def restarts_needed(
         return None
 
     def enough(n: int) -> bool:
-        return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) >= power
+        return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) >= POWER
 
     fewest = most = fewest_restarts(family, independent=independent)
     while most < _MOST and not enough(most):  # few are the usual case, and quicker to compute

@@ -23,6 +23,8 @@ COLUMNS = (
     *("kl_to_base", "peak_memory", "dev_size", "status", "error", "collapsed", "paired", "id"),
 )  # of a table of runs; any other column is a factor
 
+_LARGEST = 1e100  # a score beyond has a square that is not finite
+
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
@@ -109,8 +111,11 @@ class Run(Restart):
             raise InputError(f"expected a task and a method, got task {self.task!r} and method {self.method!r}")
         if self.restart < 0:
             raise InputError(f"expected restart >= 0, got {self.restart}")
-        if math.isinf(self.score):
-            raise InputError(f"expected a finite score, or nan for a run without one, got {self.score}")
+        if abs(self.score) > _LARGEST:
+            raise InputError(
+                f"expected a score within {_LARGEST:g}, or nan for a run without one, got {self.score}; leave it empty "
+                "if the run diverged"
+            )
         if self.chance is not None and not math.isfinite(self.chance):
             raise InputError(f"expected chance to be a finite number or None, got {self.chance}")
         if self.status not in STATUSES:

@@ -148,12 +148,12 @@ def superiority(one: Array, other: Array) -> float:
     return (float(ranks[:m].sum()) - m * (m + 1) / 2) / (m * n)  # Mann-Whitney's U over all pairs
 
 
-def sign_flips(differences: Array, *, seed: int = 0) -> float:
+def sign_flips(differences: Array, *, family: int = 1) -> float:
     """Sign-flip p of a mean of paired differences, two-sided: how often random signs give one at least as far from 0.
 
     Exact for up to 15 differences. The premise is that each difference is as likely to have the other sign, as where
     the two methods do not differ in any respect. Equal means alone are not enough: with a baseline that fails in one
-    run of ten, 0.05 is reached in up to 15 % of studies.
+    run of ten, 0.05 is reached in up to 15 % of studies. ``family``: the number of tests that it is corrected for.
 
     Example:
         >>> sign_flips(np.array([1.0, 2.0, 3.0]))
@@ -165,13 +165,15 @@ def sign_flips(differences: Array, *, seed: int = 0) -> float:
     if 1 << len(moving) <= EXACT_UP_TO:
         bits = (np.arange(1 << len(moving))[:, None] >> np.arange(len(moving))) & 1
         return _share(np.abs((1 - 2 * bits) @ moving), observed, exact=True)
-    draw, n = np.random.default_rng(seed), len(moving)
-    flipped = [draw.integers(0, 2, size=(rows, n), dtype=np.int8) @ moving for rows in _batches(n)]
+    draw, n = np.random.default_rng(0), len(moving)
+    flipped = [draw.integers(0, 2, size=(rows, n), dtype=np.int8) @ moving for rows in _batches(n, family)]
     return _share(np.abs(moving.sum() - 2 * np.concatenate(flipped)), observed, exact=False)
 
 
-def exchanged_labels(one: Array, other: Array, *, seed: int = 0) -> float:
+def exchanged_labels(one: Array, other: Array, *, family: int = 1) -> float:
     """Permutation p of a difference of means, two-sided: how often random labels give one at least as large.
+
+    ``family``: the number of tests that it is corrected for.
 
     Example:
         >>> exchanged_labels(np.array([4.0, 5.0, 6.0]), np.array([1.0, 2.0, 3.0]))
@@ -184,21 +186,22 @@ def exchanged_labels(one: Array, other: Array, *, seed: int = 0) -> float:
     if math.comb(m + n, m) <= EXACT_UP_TO:
         groups = np.array(list(combinations(range(m + n), m)))
         return _share(np.abs(pooled[groups].sum(axis=1)), observed, exact=True)
-    draw = np.random.default_rng(seed)
-    sums = [draw.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, :m].sum(axis=1) for rows in _batches(m + n)]
+    draw, sizes = np.random.default_rng(0), _batches(m + n, family)
+    sums = [draw.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, :m].sum(axis=1) for rows in sizes]
     return _share(np.abs(np.concatenate(sums)), observed, exact=False)
 
 
-def smallest_p(n: int, m: int | None = None) -> float:
+def smallest_p(n: int, m: int | None = None, *, family: int = 1) -> float:
     """The smallest p that the permutation test can reach with ``n`` pairs, or with samples of ``n`` and ``m``.
 
     Example:
-        >>> smallest_p(4), smallest_p(5), smallest_p(4, 4)
-        (0.125, 0.0625, 0.02857142857142857)
+        >>> smallest_p(4), smallest_p(5), smallest_p(4, 4), smallest_p(20)
+        (0.125, 0.0625, 0.02857142857142857, 0.0001)
     """
     # Rearrangements that reach the distance of complete separation: with equal groups its mirror image does too.
     extreme, total = (2, 2**n) if m is None else (2 if n == m else 1, math.comb(n + m, n))
-    return min(1.0, extreme / total)
+    drawn = 1 / (1 + sum(_batches(n + (m or 0), family))) if total > EXACT_UP_TO else 0.0
+    return max(drawn, min(1.0, extreme / total))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -214,9 +217,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(one) for one in corrected]
 
 
-def _batches(width: int) -> list[int]:
-    """How many of the random rearrangements are drawn at once: 32 MB of them. Of thousands of runs fewer do."""
-    total = min(RANDOM, max(999, 5 * _BATCH // width))
+def _batches(width: int, family: int) -> list[int]:
+    """How many of the random rearrangements are drawn at once: 32 MB of them. Of thousands of runs fewer do.
+
+    Of a large family more are needed: five times as many as the least that a corrected p of ``ALPHA`` takes.
+    """
+    total = max(min(RANDOM, max(999, 5 * _BATCH // width)), round(5 * family / ALPHA))
     rows = max(1, min(total, _BATCH // width))
     return [min(rows, total - start) for start in range(0, total, rows)]
 

@@ -148,6 +148,14 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
         several.sort(key=lambda cell: -(cell.mean or 0.0))
         here = [run for cell in several for run in of_cell[cell.key]]
         compared = compare(here, several[0].method, looks=looks)
+        # Over the restarts that both have another one may be ahead: the highest that none is shown to be.
+        for at, cell in enumerate(several[1:], start=1):
+            if not any(one.shown and one.difference > 0 for one in compared):
+                break
+            against = compare(here, cell.method, looks=looks)
+            if not any(one.shown and one.difference > 0 for one in against):
+                several.insert(0, several.pop(at))
+                compared = against
         lower = {one.method: one for one in compared if one.shown and one.difference < 0}
         shown = [difference for one in compared if (difference := detectable(one)) is not None]
         runner_up = next((one for one in compared if one.method == several[1].method), None)
@@ -226,24 +234,28 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
 
 def _next(chosen: Sequence[Leader]) -> list[str]:
     """What would have shown, and what to do."""
-    n, smallest = min(one.restarts for one in chosen), max(one.smallest for one in chosen)
-    restarts = count(n, "restart")
-    if n < smallest:
-        few = f"{restarts} of each method can't show a difference by the test used here; {smallest} can."
-        return [few, f"Next: run {smallest - n} more restarts, or take the cheapest method{_cheapest(chosen)}."]
-    said = []
-    if known := sorted(points for one in chosen for points in one.detectable):
-        least, most = known[0], known[-1]
+    few, known = [one for one in chosen if not one.enough], [one for one in chosen if one.enough]
+    said, take = [], []
+    for (n, smallest), several in grouped(few, lambda one: (one.restarts, one.smallest)).items():
+        where = "" if len(several) == len(chosen) else f" on {_list([one.best.task for one in several])}"
+        restarts = count(n, "restart")
+        said.append(f"{restarts} of each method{where} can't show a difference by the test used here; {smallest} can.")
+        take.append(f"run {smallest - n} more restarts{where}")
+    if not known:
+        return [*said, f"Next: {' and '.join(take)}, or take the cheapest method{_cheapest(chosen)}."]
+    if shown := sorted(points for one in known for points in one.detectable):
+        least, most = shown[0], shown[-1]
         about, by = (f"about {most:.2g}", "") if most < 1.5 * least else (f"{least:.2g} to {most:.2g}", ", by method")
+        restarts = count(min(one.restarts for one in known), "restart")
         said.append(f"With {restarts} a difference of {about} points would have shown{by}.")
-    open_ = [one for one in chosen if one.alike]
-    if not open_:
-        return [*said, f"Next: use {_list(list(dict.fromkeys(one.best.method for one in chosen)))}."]
-    take = f"take the cheapest of those that can't be told apart{_cheapest(open_)}"
+    if not (open_ := [one for one in known if one.alike]):
+        use = f"use {_list(list(dict.fromkeys(one.best.method for one in known)))}"
+        return [*said, f"Next: {'; '.join([*take, use])}."]
+    take.append(f"take the cheapest of those that can't be told apart{_cheapest(open_)}")
     more = max((one.needed - one.restarts for one in open_ if one.needed is not None), default=0)
     if 0 < more <= 1000:
-        take += f"; {more:,} more restarts would show 1 point between the two best"
-    return [*said, f"Next: {take}."]
+        take.append(f"{more:,} more restarts would show 1 point between the two best")
+    return [*said, f"Next: {'; '.join(take)}."]
 
 
 def _cheapest(chosen: Sequence[Leader]) -> str:

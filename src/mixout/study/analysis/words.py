@@ -14,14 +14,15 @@ def p_value(p: float) -> str:
     """The value of p: no more digits than it carries, but on the right side of 0.05.
 
     Example:
-        >>> [p_value(p) for p in (0.00002, 0.0042, 0.031, 0.0496, 0.3, 1.0)]
-        ['< 0.001', '0.004', '0.03', '0.050', '0.30', '1']
+        >>> [p_value(p) for p in (0.00002, 0.0042, 0.031, 0.0496, 0.0504, 0.3, 1.0)]
+        ['< 0.001', '0.004', '0.03', '0.0496', '0.0504', '0.30', '1']
     """
     if p < 0.001:
         return "< 0.001"
     if p >= 0.995:
         return "1"
-    return f"{p:.{3 if p < 0.01 or abs(p - ALPHA) < 0.005 else 2}f}"
+    near = abs(p - ALPHA)
+    return f"{p:.{4 if near < 0.0005 else 3 if p < 0.01 or near < 0.005 else 2}f}"
 
 
 def rounded(points: float) -> str:

@@ -73,7 +73,10 @@ def write_report(
     summary = replace(summary, notes=(*notes, *summary.notes))
     known = {"Settings": settings or {}, "Environment": environment or {}}
     page, charts = compose(title, summary, runs, data or {}, commands, known, _FILES)
+    text = summary.to_json()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    if not (folder / "index.html").exists():  # by which a report that is cut off is known as one
+        write_atomically(folder / "index.html", f"<!doctype html>{_MARK}<p>This report was not finished.")
     for chart in charts:
         write_files(chart, folder / "figures")
     for name, rows in (
@@ -84,7 +87,7 @@ def write_report(
         # As objects whole numbers stay whole beside unknown ones.
         table = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
         write_atomically(folder / f"{name}.csv", str(table))
-    write_atomically(folder / "summary.json", summary.to_json())
+    write_atomically(folder / "summary.json", text)
     write_atomically(folder / "index.html", page)
     return folder / "index.html"
 

@@ -13,9 +13,10 @@ import base64
 import io
 import itertools
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,13 @@ def _shade(hue: str, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Iterator[None]:
     """Draw in this style in the body, whatever the user's own matplotlibrc says."""
-    return matplotlib.style.context(_STYLE, after_reset=True)
+    with matplotlib.style.context(_STYLE, after_reset=True), warnings.catch_warnings():
+        # The page shows every letter; a picture for papers has boxes for those that its font lacks.
+        warnings.filterwarnings("ignore", "Glyph")
+        yield
 
 
 class Labels:

@@ -91,7 +91,7 @@ def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
 
     def needed(at: int, one: Power) -> Value:
         need = one.needed[at]
-        high = "" if need.high is None else f"{need.high:,}"
+        high = "more" if need.high is None else f"{need.high:,}"
         text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
         return Value(text, need.restarts)
 

@@ -92,7 +92,7 @@ def compose(
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
         title=title,
-        facts=tables.facts(summary.cells),
+        facts=tables.facts(summary.cells, sum(bool(run.id) for run in runs) or len(runs)),
         sections=[section for section in sections if section.blocks],
         # Ours, not the user's: not escaped.
         css=Markup(_read("page.css")),
@@ -207,16 +207,15 @@ def _flips(
 ) -> list[tuple[str, list[str]]]:
     """The examples that restarts answer most differently, with the factors of the best, and who answered what."""
     best = max((one.best for one in summary.leaders if one.best.task == task), key=lambda c: c.mean or 0, default=None)
-    here = [
-        one for one in summary.instabilities
-        if one.task == task and one.kind == "classes" and (best is None or one.factors == best.factors)
-    ][:_FLIPPING]  # fmt: skip
+    known = [one for one in summary.instabilities if one.task == task and one.kind == "classes"]
+    factors = best.factors if best is not None else known[0].factors if known else {}
+    here = [one for one in known if one.factors == factors][:_FLIPPING]
     flipping = {at for one in here for at in one.flipping}
     spread = {at: sum(one.spread[at] for one in here) for at in flipping}
 
     def counted(one: Instability, at: int) -> str:
-        known = (run.predictions for run in of_cell[one.key] if len(run.predictions) > at)
-        answers = Counter(data.name(float(predictions[at])) for predictions in known)
+        predicted = (run.predictions for run in of_cell[one.key] if len(run.predictions) > at)
+        answers = Counter(data.name(float(predictions[at])) for predictions in predicted)
         return f"{labels.of(one)}: {', '.join(f'{answer} ({times})' for answer, times in answers.most_common())}"
 
     items = []

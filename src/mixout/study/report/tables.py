@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any, TypeVar
 
 from mixout._names import count
@@ -102,13 +104,13 @@ def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: 
     )
 
 
-def facts(cells: Sequence[Cell]) -> str:
+def facts(cells: Sequence[Cell], runs: int) -> str:
     """How large the study is, in a line."""
     sizes = sorted({cell.runs for cell in cells})
     restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
     values = grouped(sorted({pair for cell in cells for pair in cell.factors.items()}), lambda pair: pair[0])
     parts = [
-        count(sum(cell.runs for cell in cells), "run"),
+        count(runs, "run"),
         count(len({cell.task for cell in cells}), "task"),
         count(len({cell.method for cell in cells}), "method"),
         *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
@@ -133,7 +135,8 @@ def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -
         return Value(texts[cell.task].value(cell.mean), cell.mean, _standing(cell, leaders))
 
     methods = grouped(cells, lambda cell: cell.method)
-    total = {method: sum(cell.mean or 0.0 for cell in own) for method, own in methods.items()}
+    known = {method: [cell.mean for cell in own if cell.mean is not None] for method, own in methods.items()}
+    ranks = {method: _rank(fmean(means) if means else None) for method, means in known.items()}
     note = (
         "Bold: the highest mean of a column, and what can't be told apart from it, where restarts are enough to tell."
     )
@@ -141,7 +144,7 @@ def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -
         ("method", lambda method: Value(method, color=labels.looks[method].color)),
         *((place, partial(mean, place)) for place in reversed(places)),
     ]
-    return table("overview", "Means", sorted(total, key=lambda method: -total[method]), columns, note)
+    return table("overview", "Means", sorted(ranks, key=ranks.__getitem__), columns, note)
 
 
 def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table:
@@ -169,7 +172,7 @@ def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: La
     if unscored := sum(cell.unscored for cell in cells):
         fate = "left out of the scores" if cells[0].chance is None else "counted as chance"
         notes.append(f"Runs without a score, {fate}: {unscored}.")
-    ordered = sorted(cells, key=lambda cell: (places.index(labels.place(cell)), -(cell.mean or 0.0)))
+    ordered = sorted(cells, key=lambda cell: (places.index(labels.place(cell)), _rank(cell.mean)))
     return table(f"scores-{at}", cells[0].task, ordered, columns, " ".join(notes),
                   lambda cell: shaded and _standing(cell, leaders) != "")  # fmt: skip
 
@@ -215,6 +218,11 @@ def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Cal
         ("task", lambda item: Value(item.task if several else MISSING)),
         *((spoken(name), partial(factor, name)) for name in labels.varying),
     ]
+
+
+def _rank(mean: float | None) -> float:
+    """The highest first, what has no score last."""
+    return math.inf if mean is None else -mean
 
 
 def _mean(cell: Cell, text: Scores, mark: str) -> Value:
