@@ -140,14 +140,17 @@ def type_of(value: str) -> str | int | float:
 
 
 def report(rows: pd.DataFrame) -> str:
-    """Mean scores of each cell by the rule, the best of the search, and how far the rule is behind it, in points."""
+    """Mean scores of each cell by the rule, the best of its search, and how far the rule is behind it, in points."""
     if rows.empty:
         return "no runs yet"
     cell = ["model", "task", "rows", "set"]
     means = (100 * rows["score"].astype(float)).groupby([rows[name] for name in (*cell, "rate", "method")]).mean()
     searched = means[means.index.get_level_values("rate") != RULE]
     table = means.xs(RULE, level="rate").unstack("method")
-    found = searched.groupby(level=cell)
+    # Half a search is none: each method that ran by the rule has as many rates, or the cell is left out.
+    rates = searched.groupby(level=[*cell, "method"]).size().unstack("method").reindex(table.index)
+    whole = rates.notna().eq(table.notna()).all(axis=1) & rates.nunique(axis=1).eq(1)
+    found = searched[[whole[key[:4]] for key in searched.index]].groupby(level=cell)
     behind = table.rsub(found.max(), axis="index").agg(["mean", "max"])
     table["best of the search"] = found.max()
     table["at"] = found.idxmax().map(lambda key: f"{key[-1]}, {key[-2]}")
