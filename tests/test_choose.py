@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.finetune.conftest import interrupted
 from transformers import LlamaConfig
 
 import mixout.choose.run as running
@@ -209,3 +211,83 @@ def test_what_cannot_be_is_refused_before_any_training(settings, tmp_path, monke
     with pytest.raises(InputError, match=said):
         choose(settings(task=str(table), **changes), output_dir=tmp_path / "out", budget=budget)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def untrained(settings, monkeypatch):
+    """Lets nothing be trained."""
+    monkeypatch.setattr(executors, "finetune", None)
+    monkeypatch.setattr(running, "finetune", None)
+    return settings
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("made", ["notes", "model", "start", "linked start", "finished run", "unfinished run"])
+def test_a_model_of_the_users_own_is_not_taken_away(untrained, settings, tmp_path, made):
+    model, changes = tmp_path / "out/model", {}
+    if made == "notes":
+        model.mkdir(parents=True)
+        (model / "mine.txt").write_text("x")
+    elif made == "finished run":
+        finetune(settings(), model)
+    elif made == "unfinished run":
+        interrupted(settings(save=1), model, 2)
+    else:
+        shutil.copytree(settings().model, model)
+        changes = {"model": str(model)} if made == "start" else {}
+    if made == "linked start":
+        (tmp_path / "link").symlink_to(model)
+        model.with_suffix(".id").write_text("")
+        changes = {"model": str(tmp_path / "link")}
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"which (choose has not made|is the model to begin with); choose another"):
+        choose(settings(**changes), output_dir=tmp_path / "out", budget="1h", methods=[])
+    assert contents(tmp_path) == before
+
+
+def test_a_final_training_that_was_cut_off_is_made_again(quick, settings, tmp_path, monkeypatch):
+    final = running.finetune
+
+    def stopped(settings, folder, **options):
+        record = final(settings, folder, **options)
+        if folder.name == "model":  # the folder looks like a run of one's own
+            raise KeyboardInterrupt
+        return record
+
+    monkeypatch.setattr(running, "finetune", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        choose(settings(), output_dir=tmp_path / "out", budget="1h", methods=[])
+    monkeypatch.setattr(running, "finetune", final)
+    choice = choose(settings(), output_dir=tmp_path / "out", budget="1h", methods=[])
+    assert Record.read(choice.model).settings.learning_rate == choice.learning_rate
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["output_anchor(1)", "dropout(0.2)+dropout(0.3)", "lora(2)+mixconnect(0.5)", "lora(2)+anchor_decay(1)",
+     "anchor_decay(1, fisher=3)", "output_anchor(1, on=hidden)", "lora(2)+mixout(0.5)"],
+)  # fmt: skip
+@pytest.mark.parametrize("default", [True, False])
+def test_a_method_that_no_run_takes_is_refused_before_the_search(settings, tmp_path, monkeypatch, method, default):
+    try:
+        finetune(settings(method=method, learning_rate=1e-3), tmp_path / "run", keep_model=False)
+        said = "budget"
+    except InputError as error:
+        said = str(error)
+
+    def budget(*_):
+        raise InputError("budget")
+
+    monkeypatch.setattr(running, "_check_budget", budget)
+    changes, methods = ({"method": method}, []) if default else ({}, ["mixout(0.5)", method])
+    with pytest.raises(InputError, match=f"^{re.escape(said)}"):
+        choose(settings(**changes), output_dir=tmp_path / "out", budget="1h", methods=methods)
+
+
+def test_a_file_is_no_folder(untrained, settings, tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(InputError, match=r"expected a folder as output-dir, got the file .*; choose another"):
+        choose(untrained(), output_dir=tmp_path / "out", budget="1h")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import pytest
 
 from mixout.cli import main
 from mixout.errors import InputError
-from mixout.finetune import card
+from mixout.finetune import card, data
 from mixout.finetune.record import Record
+from mixout.finetune.settings import UNSEEN, Settings
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,20 +39,38 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 def test_the_hub_reads_the_scores_from_the_card(settings, tmp_path):
     record = finetune(settings(), tmp_path / "a")
-    data = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data
-    assert {one.metric_type: one.metric_value for one in data.eval_results} == {
+    header = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data
+    assert {one.metric_type: one.metric_value for one in header.eval_results} == {
         name: round(value, 4) for name, value in record.scores.items()
     }
-    assert (data.pipeline_tag, data.library_name, data.tags) == ("text-classification", "transformers", ["mixout"])
+    assert (header.pipeline_tag, header.library_name, header.tags) == (
+        "text-classification",
+        "transformers",
+        ["mixout"],
+    )
 
 
 def test_a_language_model_has_its_own_card(causal, tmp_path):
     finetune(causal(), tmp_path / "a")
-    data = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data
-    assert data.pipeline_tag == "text-generation"
-    assert "kl_to_base" in {one.metric_type for one in data.eval_results}
+    header = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md").data
+    assert header.pipeline_tag == "text-generation"
+    assert "kl_to_base" in {one.metric_type for one in header.eval_results}
     lines = (tmp_path / "a" / "README.md").read_text().splitlines()
     assert len({line.count("|") for line in lines[lines.index("## Result") + 2 :] if line.startswith("|")} - {3}) == 1
+
+
+def test_everything_that_is_chosen_for_a_run_is_told(settings, tmp_path):
+    changes = {"max_steps": 3, "schedule": "cosine", "label_smoothing": 0.125, "patience": 7, "keep_best": True}
+    finetune(settings(**changes), tmp_path / "a")
+    text = (tmp_path / "a" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| `(.*)` \|$", text, re.MULTILINE))
+    assert {name: rows.get(name) for name in changes} == {name: str(value) for name, value in changes.items()}
+    # In words elsewhere on the card, or without influence on the model.
+    elsewhere = {*data.READ, "model", "train_size", "seed", "evaluate", "save", "gradient_checkpointing"}
+    decide = {item.name for item in dataclasses.fields(Settings)} - elsewhere - {*UNSEEN}
+    assert set(rows) == decide
+    finetune(settings(), tmp_path / "b")
+    assert "`None`" not in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_an_upload_has_no_path_of_this_machine(tiny_bert, tiny_task, tmp_path, uploads, capsys):

@@ -90,6 +90,26 @@ def test_what_the_template_cannot_do_is_said(tokenizer):
         encode(asked, tokenizer, 60, assistant_only=True)
 
 
+@pytest.mark.parametrize("assistant_only", [False, True])
+@pytest.mark.parametrize("wrong", [[{"type": "text", "text": "bapo"}], None, 3, {"text": "bapo"}, "absent"])
+def test_content_that_a_template_does_not_take_is_said(tokenizer, wrong, assistant_only):
+    """Each template on its own: some write a number, or what is no text, as if it were one."""
+    message = {"role": "user"} | ({} if wrong == "absent" else {"content": wrong})
+    row = json.dumps([*CHATS[0], message, CHATS[0][1]])
+    part = Documents(text=(PART.text[0], row), chat=True)
+    joined = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}"
+    for template in (joined, joined.replace("m['content']", "m['content'] | trim"), PLAIN, MARKED):
+        tokenizer.chat_template = template
+        try:
+            tokenizer.apply_chat_template(json.loads(row))
+        except Exception:  # whatever Python or jinja says of it
+            with pytest.raises(InputError, match="that the model's chat template takes, got ") as caught:
+                encode(part, tokenizer, 60, assistant_only=assistant_only)
+            assert row[:150] in str(caught.value)
+        else:
+            assert template != joined
+
+
 def test_a_run_learns_what_the_assistant_says(causal, tiny_llama, tokenizer, tmp_path):
     """One step of plain SGD is the gradient of transformers' own loss on TRL's labels."""
     tokenizer.chat_template = MARKED

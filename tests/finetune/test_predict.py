@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import transformers
 
 from mixout.errors import InputError
+from mixout.finetune import predict as predicting
 from mixout.finetune.predict import predict
 from mixout.finetune.train import finetune
 
@@ -67,6 +69,35 @@ def test_a_model_whose_answers_are_random_is_refused(tiny_bert, tmp_path):
     rows = write(tmp_path / "rows.jsonl", text=["bata"])
     with pytest.raises(InputError, match=r"with all its weights, got .* without classifier\.bias and others"):
         predict(tiny_bert, rows, tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("name", ["prediction", "probability of 0", "probability of else"])
+def test_columns_of_the_file_are_never_answers(pairs, tmp_path, monkeypatch, name):
+    rows = write(tmp_path / "rows.jsonl", text=["bata"], text_pair=["dota"], **{name: ["mine"]})
+    monkeypatch.setattr(predicting, "_outputs", lambda *_: pytest.fail("it was computed before"))
+    with pytest.raises(InputError, match=f"no column '{name}', which is to hold answers, got one; rename or remove it"):
+        predict(pairs, rows, tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_words_without_tags_are_tagged(settings, names, tmp_path):
+    """A file with a word a line is what one with a tag beside each word is, but for the scores."""
+    finetune(settings(task=names, task_type="token-classification", epochs=1.0), tmp_path / "out")
+    rows = [json.loads(line) for line in (names / "dev.jsonl").read_text().splitlines()]
+    for file, tagged in (("words.conll", False), ("tags.conll", True)):
+        lines = ["\n".join(f"{word} {tag}" if tagged else word for word, tag in zip(row["text"], row["label"],
+            strict=True)) for row in rows]  # fmt: skip
+        (tmp_path / file).write_text("-DOCSTART-\n\n" + "\n\n".join(lines) + "\n")
+    said = [
+        predict(tmp_path / "out", tmp_path / f"{name}.conll", tmp_path / f"{name}.csv") for name in ("words", "tags")
+    ]
+    assert ["entity_f1" in one for one in said] == [False, True]
+    words, tags = (pandas.read_csv(tmp_path / f"{name}.csv") for name in ("words", "tags"))
+    assert words.columns.tolist() == ["text", "prediction"]
+    pandas.testing.assert_frame_equal(words, tags[["text", "prediction"]])
+    (tmp_path / "some.conll").write_text("bata B-X\ndota\n")
+    with pytest.raises(InputError, match=r"some\.conll, line 2: expected a word and its tag"):
+        predict(tmp_path / "out", tmp_path / "some.conll", tmp_path / "p.csv")
 
 
 def test_another_classifier_answers_as_it_does_itself(tiny_bert, tmp_path):

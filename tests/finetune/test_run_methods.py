@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 import mixout
 from mixout.errors import InputError, MissingExtraError
-from mixout.finetune import causal, trainer
+from mixout.finetune import causal, train, trainer
 from mixout.finetune.cache import Cache
 from mixout.finetune.record import Record
 from mixout.finetune.run_methods import Lora, add_lora_, merge_lora_, parse
@@ -155,6 +156,28 @@ def test_a_decay_measures_its_fisher_information_once(settings, tmp_path, monkey
     finetune(chosen, tmp_path / "cut", resume=True)
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("written", [0, 40])
+def test_a_fisher_information_that_was_cut_off_is_measured_again(settings, tmp_path, monkeypatch, written):
+    chosen = settings(method="anchor_decay(40, fisher=5)", save=4)
+    finetune(chosen, tmp_path / "whole")
+    save = train.save_file
+
+    def cut(tensors, path):
+        save(tensors, path)
+        os.truncate(path, written)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "save_file", cut)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(chosen, tmp_path / "cut")
+    monkeypatch.setattr(train, "save_file", save)
+    finetune(chosen, tmp_path / "cut", resume=True)
+    one, two = ({path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "cut"))
+    assert one == two
+    for name in ("model.safetensors", "fisher.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_language_model_needs_original_text_for_ewc(causal, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mixout.finetune.outcome import constant_losses, judge
+from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks import Split as Documents
 from mixout.finetune.tasks import Task as Corpus
@@ -48,6 +49,21 @@ def test_a_language_model_has_none():
     assert constant_losses(corpus) is None
 
 
+def record_of(training, dev, score=0.25, *, rate=1e-4, optimizer="adamw", steps=4, epochs=2.0, ran=None, **given):
+    """Of a run of so many steps in so many epochs; ``given`` are settings of it."""
+    settings = Settings(learning_rate=rate, optimizer=optimizer, epochs=epochs, method="plain", **given)
+    return SimpleNamespace(
+        settings=settings, status="finished", steps=steps, metric="accuracy", score=score, chance=0.5,
+        training=[SimpleNamespace(loss=training, epoch=ran or epochs)], evaluations=[SimpleNamespace(loss=dev)],
+    )  # fmt: skip
+
+
+def tried(record):
+    """What is to be tried, in order."""
+    said = judge(record, None, task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d")))
+    return said.partition("Try, in this order: ")[2].split("; ")
+
+
 @pytest.mark.parametrize(
     ("training", "dev", "score", "said"),
     [
@@ -60,16 +76,15 @@ def test_a_language_model_has_none():
 )
 def test_what_is_said(training, dev, score, said):
     rows = task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d"))
-    settings = SimpleNamespace(
-        class_weights="none", learning_rate=1e-4, optimizer="sgd", epochs=2.0, methods=(), seed=0, precision="fp32"
-    )
-    record = SimpleNamespace(
-        settings=settings, status="finished", steps=4, metric="accuracy", score=score, chance=0.5,
-        training=[SimpleNamespace(loss=training)], evaluations=[SimpleNamespace(loss=dev)],
-    )  # fmt: skip
-    found = judge(record, None, rows)
+    found = judge(record_of(training, dev, score, optimizer="sgd"), None, rows)
     assert found[: len(said)] == said
     assert bool(found) == bool(said)
+
+
+@pytest.fixture
+def usual(monkeypatch: pytest.MonkeyPatch):
+    """The usual rate is 1e-4, for every model."""
+    monkeypatch.setattr("mixout.finetune.defaults.learning_rate", lambda settings, model: (1e-4, ""))
 
 
 @pytest.mark.parametrize(
@@ -80,16 +95,50 @@ def test_what_is_said(training, dev, score, said):
         (1e-3, ["a lower learning rate, usual for this model: --learning-rate 1e-4", "more steps", "another seed"]),
     ],
 )
-def test_what_to_try_comes_in_order(rate, advice, monkeypatch: pytest.MonkeyPatch):
-    """The usual rate is 1e-4. At ten times that more steps would not help, so they come second."""
-    monkeypatch.setattr("mixout.finetune.defaults.learning_rate", lambda settings, model: (1e-4, ""))
-    settings = SimpleNamespace(
-        class_weights="none", learning_rate=rate, optimizer="adamw", epochs=2.0, methods=(), seed=0
-    )
-    record = SimpleNamespace(
-        settings=settings, status="finished", steps=4, metric="accuracy", score=0.25, chance=0.5,
-        training=[SimpleNamespace(loss=2.1)], evaluations=[SimpleNamespace(loss=1.5)],
-    )  # fmt: skip
-    said = judge(record, None, task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d")))
-    tried = said.partition("Try, in this order: ")[2].split("; ")
-    assert [one.startswith(start) for one, start in zip(tried, advice, strict=False)] == [True] * 3
+def test_what_to_try_comes_in_order(rate, advice, usual):
+    """At ten times the usual rate more steps would not help, so they come second."""
+    found = tried(record_of(1.09, 1.5, rate=rate))
+    assert [one.startswith(start) for one, start in zip(found, advice, strict=False)] == [True] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("loss", [1.1, 1.2, 2.1, 1e9])
+@pytest.mark.parametrize("rate", [1e-5, 1e-4, 2e-4, 1e-3, 1e6])
+def test_a_rate_is_not_to_be_raised_where_the_loss_is_above_a_constant_answers(optimizer, loss, rate, usual):
+    advised = [one for one in tried(record_of(loss, 1.5, rate=rate, optimizer=optimizer)) if "--learning-rate" in one]
+    if loss < 1.15:  # where an untrained model lies, too: it may have been far below the usual one
+        assert all("usual" in one for one in advised)
+    else:
+        [lower] = advised
+        assert float(lower.partition("--learning-rate ")[2]) < rate
+
+
+@pytest.mark.parametrize(
+    ("ran", "advice"),
+    [
+        ({"steps": 12}, "--epochs 25 (150 steps)"),
+        ({"steps": 18, "epochs": 3.0}, "--epochs 25 (150 steps)"),
+        ({"steps": 7, "epochs": 0.5}, "--epochs 11 (150 steps)"),
+        ({"steps": 7, "max_steps": 7, "epochs": 0.5}, "--max-steps 150 (150 steps)"),
+        ({"steps": 7, "max_steps": 7, "epochs": 9.0, "ran": 0.5}, "--max-steps 150 (150 steps)"),
+        ({"steps": 18, "epochs": 30.0, "ran": 3.0, "patience": 2}, "a higher --patience than 2, or none"),
+        ({"steps": 18, "max_steps": 90, "ran": 3.0, "patience": 2}, "a higher --patience than 2, or none"),
+        ({"steps": 18, "epochs": 3.0, "patience": 2}, "--epochs 25 (150 steps)"),
+        ({"steps": 140, "epochs": 30.0, "ran": 3.0, "patience": 2}, None),
+    ],
+)
+def test_more_steps_are_counted_by_those_that_were_made(ran, advice):
+    found = [one for one in tried(record_of(1.09, 1.5, optimizer="sgd", **ran)) if one.startswith("more steps: ")]
+    assert found == ([] if advice is None else [f"more steps: {advice}"])
+
+
+@pytest.mark.parametrize(
+    ("ran", "advice"),
+    [
+        ({"steps": 12, "epochs": 4.0}, "--epochs 2"),
+        ({"steps": 18, "epochs": 30.0, "ran": 6.0, "patience": 2}, "--epochs 3"),
+        ({"steps": 9, "max_steps": 9}, "--max-steps 4"),
+    ],
+)
+def test_so_are_fewer(ran, advice):
+    assert tried(record_of(0.7, 1.5, **ran))[-1] == f"fewer steps, {advice}"

@@ -28,10 +28,12 @@ from mixout.errors import InputError
 from mixout.finetune import card
 from mixout.finetune.cache import Cache
 from mixout.finetune.defaults import steps_per_epoch
-from mixout.finetune.environment import NOTE, processes
+from mixout.finetune.environment import NOTE, own_streams, processes, quiet
+from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically, writing
 from mixout.finetune.settings import Settings
-from mixout.finetune.train import finetune
+from mixout.finetune.tasks import Task
+from mixout.finetune.train import finetune, fisher_rows
 from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
 from mixout.study.executors import LocalExecutor
@@ -63,7 +65,8 @@ def choose(
         report: called with one line of progress now and then.
 
     Raises:
-        InputError: data or settings cannot be used, or the budget is too small for one run; nothing was trained then.
+        InputError: data, settings or folder cannot be used, the model does not take a method, or the budget is too
+            small for one run; nothing was trained then.
         WriteError: a disk is full; call it again to continue.
     """
     tell = report or (lambda _line: None)
@@ -72,6 +75,7 @@ def choose(
         raise InputError(
             "expected no patience and no keep_best: they would look at the rows that a run is scored on; leave them out"
         )
+    _check_place(place, settings)
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
     task, own_dev = parts.training_rows(settings)
@@ -95,6 +99,7 @@ def choose(
     for method in [one for one in methods if inputs.is_plain(replace(base, method=one))]:
         methods.remove(method)
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
+    _check_methods([settings.method, *methods], base, task)
     runs = _Runs(base, places, inputs, ledger, tell)
     _check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
@@ -148,6 +153,39 @@ def seconds_of(budget: str) -> float:
     if found is None or float(found[1]) == 0:
         raise InputError(f"expected a budget such as 90s, 30m or 2h, got {budget!r}")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def _check_place(place: Path, settings: Settings) -> None:
+    """Refuse a folder in which the final model would take the place of what somebody else has put there."""
+    if place.exists() and not place.is_dir():
+        raise InputError(f"expected a folder as output-dir, got the file {str(place)!r}; choose another one")
+    model, start = place / "model", Path(settings.model).expanduser()
+    wrong = "which choose has not made" if model.exists() and not model.with_suffix(".id").exists() else ""
+    if start.exists() and start.resolve() == model.resolve():
+        wrong = "which is the model to begin with"
+    if wrong:
+        raise InputError(
+            f"expected room for the final model in {str(model)!r}, got a folder there, {wrong}; choose another "
+            "output-dir, or move it away"
+        )
+
+
+def _check_methods(methods: Sequence[str], base: Settings, task: Task) -> None:
+    """Apply each method to the model once: what it does not take shows now, not after a part of the budget."""
+    cache = Cache()
+    for method in methods:
+        settings = replace(base, method=method)
+        with quiet(), own_streams():
+            loaded, _ = cache.model(
+                settings.model,
+                labels=task.labels,
+                init_seed=0,
+                task_type=settings.task_type,
+                several=task.kind == "labels",
+            )
+            loaded = reinitialise_(loaded, settings.reinit_layers, 0)
+            rows = fisher_rows(settings, task, loaded, cache, cache.tokens(task.train, settings))
+            apply_methods(loaded, settings, rows[:1])
 
 
 class _Runs:
@@ -246,6 +284,7 @@ def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, tell
         return Record.read(place)
     with writing(place.parent):
         ledger.discard(place)
+        write_atomically(known, "")  # from now on what lies there is ours
     # What it scores on the way may be on rows that it is trained on.
     record = finetune(
         settings, place, report=lambda line: tell(line) if "  step" in line and "dev" not in line else None

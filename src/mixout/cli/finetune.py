@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
     use_device(given.get("device"))
     resume = "resume" in given
+    if resume and "recipe" in given:
+        raise InputError("expected --resume without --recipe, got both: the run has its settings; leave out --recipe")
     folder = given.get("resume") or given.get("output_dir")
     chosen = settings_in(given)
     settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[given.get("recipe", "auto")], **chosen})
@@ -93,9 +95,11 @@ def run(args: argparse.Namespace) -> int:
 
         card.prepare(given["push_to_hub"])
     if "test" in given:
+        from mixout.finetune.data import load
         from mixout.finetune.predict import predict, rows
 
-        rows(given["test"], settings)  # what is wrong with it shows before the training
+        # What is wrong with it shows before the training.
+        rows(given["test"], settings, pairs=load(settings).train.pair is not None)
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
@@ -132,13 +136,16 @@ def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:
 
 def _config(settings: Settings) -> str:
     """Settings as a file for ``--config``, with those that follow from model, data and method and why."""
-    from mixout.finetune import data, defaults, models
+    from mixout.finetune import data, defaults, levels, models
 
     task = data.subset(data.load(settings), settings)
-    chosen, why = defaults.complete(settings, models.outline(settings.model, settings.task_type).model, task)
+    shape = models.outline(settings.model, settings.task_type)
+    chosen, why = defaults.complete(settings, shape.model, task)
+    data.check_kind(chosen, task)
+    levels.check_limits(chosen, shape)
     values = {name: value for name, value in asdict(chosen).items() if value is not None and value != ()}
     # 2.0e-05: many readers of YAML take 2e-05 for a text.
-    texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value)) for name, value in values.items()}
+    texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value, ensure_ascii=False)) for name, value in values.items()}
     reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
     lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from mixout.finetune.settings import FORMER, Settings, kind_of
 
 _GROUPS = {
     "model and data": "model task task_type original data_dir text_column pair_column label_column "
-    "assistant_only_loss metric max_length train_size",
+    "multi_label assistant_only_loss metric max_length train_size",
     "method": "method where head",
     "training": "",
     "evaluation, checkpoints, loggers": "evaluate patience keep_best interpolate save logging_steps report_to",
@@ -131,7 +131,9 @@ def _steps_or_word(text: str) -> int | str:
 def _truth(text: str) -> bool:
     words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected true or false, got {text!r}; if it is DATA, put it before all options"
+        )
     return words[text.lower()]
 
 
@@ -139,8 +141,9 @@ def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The options in a file: read as words of a command line, where they are checked like all others."""
     from mixout.cli import unknown_option
 
+    words = _words(path)
     try:
-        found, unknown = parser.parse_known_args(_words(path))
+        found, unknown = parser.parse_known_args(words)
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
     if unknown:
@@ -163,8 +166,12 @@ def _words(path: Path) -> list[str]:
     words: list[str] = []
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
+        if option in ("--config", "--resume", "--print-config"):
+            raise InputError(
+                f"{path.name}: expected settings of a run, got {name!r}; write {option} on the command line"
+            )
         if isinstance(value, list):
-            words += [option, *map(str, value)]
+            words += [option, *map(str, value)] if value else []
         elif str(value).lower() not in ("", "~", "null"):
             words.append(f"{option}={value}")  # with an equals sign, so that a value may begin with a dash
     return words

@@ -28,9 +28,9 @@ with needs("hf", "model cards"):
 
 # What a reader of the card asks first; the rest is in record.json.
 _TOLD = (
-    "method where head optimizer learning_rate weight_decay layer_decay reinit_layers warmup epochs head_first "
-    "batch_size batching accumulation class_weights max_grad_norm max_length precision init_seed data_seed mask_seed "
-    "subset_seed"
+    "method where head optimizer learning_rate schedule warmup weight_decay layer_decay reinit_layers epochs max_steps "
+    "patience keep_best head_first batch_size batching accumulation label_smoothing class_weights max_grad_norm "
+    "max_length assistant_only_loss precision init_seed data_seed mask_seed subset_seed"
 )
 
 

@@ -85,9 +85,11 @@ def _conversations(part: Split, tokenizer: Tokenizer, assistant_only: bool) -> I
     for text in part.text:
         try:
             tokens, learned = _conversation(json.loads(text), tokenizer, assistant_only)
-        except TemplateError as error:
+        # What a template cannot join, such as a text and a list, is Python's own error.
+        except (TemplateError, TypeError) as error:
             raise InputError(
-                f"expected conversations that the model's chat template takes, got {text[:60]!r}: {error}"
+                f"expected conversations that the model's chat template takes, got {text[:200]!r}: {error}; "
+                "correct or remove the row"
             ) from error
         yield tokens, learned
 

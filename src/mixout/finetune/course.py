@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ with needs("hf", "fine-tuning"):
     from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Report = Callable[[str], None]
-# Called with a value of every process: gives the mean.
+# Called with values of every process: gives their means.
 Mean = Callable[[Tensor], Tensor]
 
 _POINTS = 50  # of a training curve, where --logging-steps says nothing
@@ -61,10 +62,10 @@ class Course(TrainerCallback):
         # Set by the trainer, which calls back.
         self.log: Callable[[dict[str, float]], None] = lambda _logs: None
         self.mean: Mean = lambda value: value
-        # Of each step since the last look: for the eye, and for what watches over it.
+        # Of each step: since the last look, for the eye; and the last ones, for what watches over them.
         self._batches: list[Tensor] = []
         self._shown: list[Tensor] = []
-        self._watched: list[Tensor] = []
+        self._watched: deque[Tensor] = deque()
         self._loss: float | None = None
         self._constant = (outcome.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
 
@@ -93,10 +94,9 @@ class Course(TrainerCallback):
         of_step = torch.stack(self._batches).sum()
         self._batches.clear()
         self._shown.append(of_step)
-        self._watched.append(of_step)
         epoch_ends = step % self.steps_per_epoch == 0
         saves = epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0
-        self._watch(state, now=saves)
+        self._watch(state, of_step, saves=saves)
         last = step >= state.max_steps or self.diverged
         control.should_training_stop = last
         control.should_evaluate = last or (epoch_ends and self.settings.evaluate == "epoch")
@@ -143,18 +143,28 @@ class Course(TrainerCallback):
         found = [entry for entry in state.log_history if name in entry]
         return found, max(found, key=lambda entry: -math.inf if math.isnan(entry[name]) else entry[name])
 
-    def _watch(self, state: TrainerState, *, now: bool) -> None:
-        """Look whether the loss is out of hand: every so many steps, and before a checkpoint, where it counts anew."""
-        if len(self._watched) < max(_FEWEST, state.max_steps // _POINTS) and not now:
-            return
-        enough = len(self._watched) >= _FEWEST
-        loss = self._take(self._watched)
-        first = next((entry["first_loss"] for entry in state.log_history if "first_loss" in entry), None)
-        if first is None:
-            # In the history, which goes into the checkpoints.
-            state.log_history.append({"first_loss": loss, "step": state.global_step})
-            first = loss
-        self.diverged = not math.isfinite(loss) or (enough and outcome.diverges(loss, max(first, self._constant)))
+    def _watch(self, state: TrainerState, loss: Tensor, *, saves: bool) -> None:
+        """Look whether the loss is out of hand: every so many steps, and at the end, over the last ones."""
+        history, size = state.log_history, max(_FEWEST, state.max_steps // _POINTS)
+        # In the history, which goes into the checkpoints.
+        kept: dict[str, Any] = next((entry for entry in history if "first_loss" in entry), {})
+        if not self._watched:
+            before = torch.tensor(kept.get("watched", []), dtype=loss.dtype, device=loss.device)
+            self._watched = deque(before, maxlen=size)
+        self._watched.append(loss)
+        if not kept:
+            # Before any update. A language model has been evaluated, too: its first batch may be an easy one.
+            evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+            kept = {"first_loss": max([float(self.mean(loss)), *evaluated]), "step": state.global_step}
+            history.append(kept)
+        if saves:
+            # What a resumed run will find, on every process.
+            self._watched = deque(self.mean(torch.stack([*self._watched])), maxlen=size)
+            kept["watched"] = [float(one) for one in self._watched]
+        if state.global_step % size == 0 or state.global_step == state.max_steps:
+            found = float(self.mean(torch.stack([*self._watched]).mean()))
+            far = outcome.diverges(found, max(kept["first_loss"], self._constant))
+            self.diverged = not math.isfinite(found) or (far and len(self._watched) >= _FEWEST)
 
     def _take(self, losses: list[Tensor]) -> float:
         """The mean over these steps, which are forgotten."""

@@ -125,7 +125,10 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
         note: t: 2 of 2 dev rows are also training rows: the score on new texts will be lower; remove them from one side
     """
     kind = "document" if task.kind == "text" else "row"
-    lines = [f"{task.name}: {count(len(task.train), f'training {kind}')}, {count(len(task.dev), f'dev {kind}')}"]
+    held_out = " held out of the same table" * (files.SPLIT in task.source)
+    lines = [
+        f"{task.name}: {count(len(task.train), f'training {kind}')}, {count(len(task.dev), f'dev {kind}')}{held_out}"
+    ]
     notes = []
     if task.kind in ("labels", "tags"):
         lines.append(_several(task, task.labels or ()))

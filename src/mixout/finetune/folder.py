@@ -48,7 +48,8 @@ def unfinished(folder: Path) -> bool:
 def begun(folder: Path) -> Settings:
     """The settings of the unfinished run in ``folder``; InputError where there is none."""
     if not unfinished(folder):
-        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got none; leave out --resume")
+        finished = "a finished one: it is done" if (folder / RECORD_NAME).exists() else "none; leave out --resume"
+        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got {finished}")
     return Settings.from_json(json.dumps(_plan(folder)["settings"]))
 
 

@@ -184,36 +184,50 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
     learned, at_chance = training <= LEARNED * constant[0], record.score <= record.chance
     # A constant answer may be so poor on the dev rows that even an untrained model has a lower loss there.
     if not learned and (dev > LEARNED * constant[1] or at_chance):
+        advice = "; ".join(_more(record, model, constant[0]))
         return (
             f"it has hardly learned: training loss {training:.3f} and dev loss {dev:.3f} after {rate}, a constant "
-            f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {'; '.join(_more(record, model))}"
+            f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {advice}"
         )
     if at_chance:
         return (
             f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
             f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
             f"constant answer). Try, in this order: see whether both files mean the same by their labels; more "
-            f"training rows; fewer epochs, --epochs {max(1, record.settings.epochs // 2):g}"
+            f"training rows; fewer steps, {_lasting(record, max(1, record.steps // 2))}"
         )
     return ""
 
 
-def _more(record: Record, model: nn.Module) -> list[str]:
-    settings, advice = record.settings, []
-    if record.steps < 0.9 * defaults.STEPS:
-        epochs = math.ceil(defaults.STEPS * settings.epochs / record.steps)
-        advice.append(f"more steps: --epochs {epochs} ({defaults.STEPS} steps)")
+def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
+    settings, ran, advice = record.settings, record.training[-1], []
+    early = ran.epoch < settings.epochs if settings.max_steps is None else record.steps < settings.max_steps
+    if record.steps < 0.9 * defaults.STEPS and settings.patience is not None and early:
+        advice.append(f"more steps: a higher --patience than {settings.patience}, or none")
+    elif record.steps < 0.9 * defaults.STEPS:
+        advice.append(f"more steps: {_lasting(record, defaults.STEPS)} ({defaults.STEPS} steps)")
     usual = _usual(settings, model)
     rate = settings.learning_rate
-    if usual is not None and rate < usual / 1.5:
+    # An untrained model lies a little above a constant answer. Far above it no rate was too low.
+    far = ran.loss > constant / LEARNED
+    if usual is not None and rate < usual / 1.5 and not far:
         advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual)}")
     elif usual is not None and rate > 3 * usual:
         advice.insert(0, f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
-    else:
+    elif far:
+        advice.append(_shorter(settings, model)[0])
+    elif ran.loss <= constant:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
     if any(isinstance(method, MixingMethod) and method.p > P for method in settings.methods):
         advice.append(f"a smaller p: --method 'mixout({P})'")
     return [*advice, f"another seed: --seed {settings.seed + 1}", "see whether the texts tell the labels"]
+
+
+def _lasting(record: Record, steps: int) -> str:
+    """The option of a run of so many steps."""
+    if record.settings.max_steps is not None:
+        return f"--max-steps {steps}"
+    return f"--epochs {max(1, math.ceil(record.training[-1].epoch * steps / record.steps))}"
 
 
 def _shorter(settings: Settings, model: nn.Module) -> list[str]:

@@ -32,6 +32,7 @@ with needs("hf", "predictions"):
     from transformers import DataCollatorWithPadding
 
 _BATCH = 32
+_ANSWER, _SHARE = "prediction", "probability of "
 _LONGEST = 512  # tokens, of a model that neither says how long its texts were nor has a limit
 
 
@@ -55,10 +56,16 @@ def predict(
         What was done, and the scores, in words.
 
     Raises:
-        InputError: model or file cannot be read, or a column is missing.
+        InputError: model or file cannot be read, a column is missing or has the name of an answer, or the output has
+            no place.
         WriteError: the output cannot be written.
     """
-    folder = Path(model)
+    folder, place = Path(model), Path(output)
+    if place.is_dir() or not place.parent.is_dir() or place.resolve() == Path(file).resolve():
+        raise InputError(
+            f"expected a new file in a folder that exists as output, got {str(place)!r}; name another one, or make the "
+            "folder"
+        )
     record = Record.read(folder) if (folder / RECORD_NAME).is_file() else None
     if not (folder / "config.json").is_file():
         raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
@@ -89,12 +96,11 @@ def predict(
         "labels": lambda row: [name for name, has in zip(names, row, strict=True) if has],
         "tags": lambda row: [None if tag is None else names[tag] for tag in row],
     }
-    columns: dict[str, Sequence[Any]] = {**table.columns, "prediction": [*map(named.get(kind, float), got)]}
+    columns: dict[str, Sequence[Any]] = {**table.columns, _ANSWER: [*map(named.get(kind, float), got)]}
     if kind in ("classes", "labels"):
         logits = torch.stack(outputs)
         shares = logits.sigmoid() if kind == "labels" else logits.softmax(dim=1)
-        columns |= {f"probability of {name}": share for name, share in zip(names, shares.T.tolist(), strict=True)}
-    place = Path(output)
+        columns |= {f"{_SHARE}{name}": share for name, share in zip(names, shares.T.tolist(), strict=True)}
     with writing(place.parent), place.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(columns)
@@ -110,7 +116,8 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
     """The rows of a file, and what is asked of a model that ``settings`` trained, on ``pairs`` of texts or not.
 
     Raises:
-        InputError: the file cannot be read, a column is missing, or the model is a language model.
+        InputError: the file cannot be read, a column is missing or has the name of an answer, or the model is a
+            language model.
     """
     if settings.task_type == CAUSAL:
         raise InputError("expected a model for classes or values to predict with, got a causal language model")
@@ -121,6 +128,10 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
     table.require(
         [settings.text_column, *([] if pair is None else [pair])], "name yours with --text-column or --pair-column"
     )
+    if taken := [name for name in table.columns if name == _ANSWER or name.startswith(_SHARE)]:
+        raise InputError(
+            f"{table.name}: expected no column {taken[0]!r}, which is to hold answers, got one; rename or remove it"
+        )
     if settings.task_type == TAGS:
         words = tuple(words_in(table, settings.text_column))
         # As labels the words' numbers: so each token knows its word.

@@ -121,8 +121,12 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """Read ``record.json`` from ``folder``."""
-        return cls.from_json((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        """Read ``record.json`` from ``folder``; InputError as of :meth:`from_json`."""
+        path = folder / RECORD_NAME
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (InputError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: {error}; restore the file, or train again") from error
 
 
 # How Rust (safetensors, tokenizers) spells an error of the system, and what torch.save says.

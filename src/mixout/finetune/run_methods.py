@@ -11,6 +11,7 @@ r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +23,7 @@ from mixout.finetune.settings import DECAY
 from mixout.layers import is_linear, lora
 from mixout.measure import check_t
 from mixout.methods import METHODS as LIBRARY
-from mixout.methods import AnchorDecay, Method
+from mixout.methods import AnchorDecay, Method, Plain
 from mixout.methods import parse as parse_with
 from mixout.methods.likelihood import fisher
 from mixout.selection import Selection
@@ -120,6 +121,8 @@ def parse(text: str) -> tuple[Method, ...]:
         (Mixout(p=0.7),)
     """
     found = parse_with(USUAL.get(text.strip(), text), METHODS)
+    if len(found) > 1 and any(isinstance(one, Plain) for one in found):
+        raise ValueError(f"expected plain alone, got {text!r}; leave it out of the sum")
     for kind in (Lora, Interpolate):
         if sum(isinstance(one, kind) for one in found) > 1:
             raise ValueError(f"expected {kind.name} once, got {text!r}")
@@ -138,14 +141,20 @@ def add_lora_(model: nn.Module, method: Lora, where: Selection, new: frozenset[s
     The factors are drawn from torch's global stream.
 
     Raises:
-        InputError: no linear layer is selected.
+        InputError: no linear layer with a weight of its own is selected.
         MissingExtraError: peft is not installed.
     """
     with needs("lora", "the method lora"):
         from peft import LoraConfig, inject_adapter_in_model
-    names = [name for name, module in model.named_modules() if is_linear(module) and where.mixes(name, module)]
+    # Merged into a weight that another module uses too, such as an embedding, an adapter would change both.
+    users = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    names = [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and where.mixes(name, module) and users[id(module.weight)] < 2
+    ]
     if not names:
-        raise InputError("expected a linear layer for lora, got none; check where")
+        raise InputError("expected a linear layer for lora whose weight is its own, got none; check where")
     config = LoraConfig(r=method.r, lora_alpha=2 * method.r, target_modules=names)
     inject_adapter_in_model(config, model)
     for name in new:

@@ -180,6 +180,8 @@ class Settings:
         for name, value in vars(self).copy().items():
             if isinstance(value, list) or (name in _PATHS and isinstance(value, os.PathLike)):
                 object.__setattr__(self, name, tuple(value) if isinstance(value, list) else os.fspath(value))
+        if self.report_to == ("none",):  # as transformers spells it
+            object.__setattr__(self, "report_to", ())
         check(self)
         if self.method is None or self.method.strip() == "anchor_decay":
             object.__setattr__(self, "method", DECAY[self.task_type])

@@ -103,7 +103,7 @@ def finetune(
         importance = apply_methods(
             loaded,
             settings,
-            _fisher_rows(settings, task, loaded, shared, examples),
+            fisher_rows(settings, task, loaded, shared, examples),
             str(measured) if measured.is_file() else None,
         )
         fingerprints = {"anchor": old_fingerprint(start), **task.fingerprints(), "weights": loaded.sha256}
@@ -127,10 +127,10 @@ def finetune(
             checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)
         with writing(place):
             if importance is not None and leads:
-                save_file(importance, measured)
+                _save(importance, measured)
             state = run.run(checkpoint)
             covered = outcome.coverage(loaded.model)
-            merge_lora_(loaded.model)
+            merge_lora_(mixout.remove_(loaded.model))  # after it no layer tells what was applied
             between = interpolated(
                 loaded.model, start, loaded.new, settings.interpolate, lambda: run.scores() | close.scores()
             )
@@ -155,7 +155,7 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."
 
 
-def _fisher_rows(
+def fisher_rows(
     settings: Settings, task: Task, loaded: models.Loaded, shared: Cache, examples: list[Example]
 ) -> list[Batch]:
     """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
@@ -177,11 +177,6 @@ def _fisher_rows(
 
 def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
     check_kind(settings, task)
-    if settings.head_first >= settings.epochs:
-        raise InputError(
-            f"expected head_first below the {settings.epochs:g} epochs of the run, got {settings.head_first:g}; "
-            "train longer, or lower it"
-        )
     if settings.head_first and not loaded.new:
         raise InputError(f"expected a model with a new head for head_first, got {settings.model!r}; leave it out")
     check_limits(settings, loaded)
@@ -209,12 +204,19 @@ def _check_machine(settings: Settings) -> None:
             raise MissingExtraError(f"expected the logger {name!r} to be installed, got none; run: pip install {name}")
 
 
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a file whole or not at all: a resumed run reads what is there."""
+    partial = path.with_suffix(".part")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
 def _write(place: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
     """The plain model, its tokenizer and card; then the record, which makes the run a finished one.
 
     Every process must ask: the weights may lie in parts. One writes.
     """
-    weights = sharding.gathered(mixout.remove_(loaded.model)) if keep_model else None
+    weights = sharding.gathered(loaded.model) if keep_model else None
     if not environment.leads():
         return
     if keep_model:

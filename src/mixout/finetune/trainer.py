@@ -101,7 +101,7 @@ class TextTrainer(Trainer):
             self.add_callback(Bars)
         self.course.log = self.log_between
         if self.args.world_size > 1:
-            self.course.mean = lambda loss: self.accelerator.gather(loss).mean()
+            self.course.mean = lambda loss: self.accelerator.reduce(loss, "mean")
             dev.mean_of_batches = False
 
     def create_accelerator_and_postprocess(self) -> None:

@@ -107,7 +107,10 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
         values[key] = _value(value)
     for f in settable:
         if f.default is MISSING and f.name not in values:
-            raise ValueError(f'expected {name} with its {f.name}, for example "{name}(0.1)", got {part.strip()!r}')
+            example = 8 if f.type == "int" else 0.1
+            raise ValueError(
+                f'expected {name} with its {f.name}, for example "{name}({example})", got {part.strip()!r}'
+            )
     try:
         return kind(**values)
     except TypeError as error:

@@ -12,7 +12,9 @@ import pytest
 from tests.finetune.tasks.conftest import folder, save
 
 from mixout.errors import InputError
+from mixout.finetune.data import describe
 from mixout.finetune.tasks import Columns, load_task
+from mixout.finetune.tasks.files import halves
 from mixout.finetune.tasks.tables import read
 
 TEXTS = ['He said "no", twice', "two\nlines", "ünïcode \u2028 text", "x, y", "=1+1", "NA"]
@@ -40,6 +42,74 @@ def test_a_table_of_a_spreadsheet_may_have_semicolons(tmp_path):
     frame.to_csv(tmp_path / "a.csv", index=False, sep=";")
     table = read(tmp_path / "a.csv")
     assert (list(table.columns["text"]), list(table.columns["label"])) == (list(frame.text), list(frame.label))
+
+
+def test_a_table_may_have_tabs_whatever_it_is_called(tmp_path):
+    frame = pd.DataFrame({"text": [*TEXTS, "x\ty; z"], "label": [*LABELS, "bad"]})
+    frame.to_csv(tmp_path / "a.csv", index=False, sep="\t")
+    table = read(tmp_path / "a.csv")
+    assert (list(table.columns["text"]), list(table.columns["label"])) == (list(frame.text), list(frame.label))
+
+
+VALUES = [0.5, 1.0, 0.0, -2.25, 3.0, 0.5, 1.0, 4.0]
+
+
+@pytest.mark.parametrize("metric", [None, "pearson"])
+@pytest.mark.parametrize("places", ["%g", "%.2f"])
+def test_a_spreadsheets_decimal_commas_are_values(tmp_path, places, metric):
+    """As pandas writes them for a country that has them, which pandas reads back with decimal=","."""
+    frame = pd.DataFrame({"text": [f"text {row}" for row in range(len(VALUES))], "label": VALUES})
+    for name in ("train", "dev"):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False, sep=";", decimal=",", float_format=places)
+    task = load_task(str(tmp_path), metric=metric)
+    assert (task.labels, task.train.label, task.dev.label) == (None, tuple(VALUES), tuple(VALUES))
+    assert not any("--multi-label" in line for line in describe(task))
+
+
+def test_decimal_commas_may_be_classes_and_a_slip_among_values_is_named(tmp_path):
+    whole = "text;label\na;1,0\nb;2,0\nc;1,0\n"
+    assert load_task(folder(tmp_path, whole, whole)).labels == ("1", "2")
+    with pytest.raises(InputError, match=r"train.csv, line 4: expected a number as label .*, got 'good'"):
+        load_task(folder(tmp_path, "text;label\na;1,5\nb;2,0\nc;good\n", whole))
+    # Elsewhere a comma stands between labels.
+    several = "text;label\na;0,3\nb;1,2\nc;3,1\n"
+    assert load_task(folder(tmp_path, several, several), columns=Columns(holds="labels")).labels == ("0", "1", "2", "3")
+    quoted = 'text,label\na,"0,3"\nb,"1,2"\n'
+    assert load_task(folder(tmp_path, quoted, quoted)).labels == ("0,3", "1,2")
+
+
+def sides() -> tuple[list[str], list[str]]:
+    """Texts that a single file trains on, and those that it holds out."""
+    texts = [f"text {row}" for row in range(60)]
+    return tuple([texts[row] for row in part] for part in halves("t", texts, "texts"))
+
+
+def test_of_a_single_file_it_is_said_what_was_held_out(tmp_path):
+    train, dev = sides()
+    labelled = [f"{text},{'ab'[row % 2]}\n" for part in (train, dev) for row, text in enumerate(part)]
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(labelled))
+    first = describe(load_task(str(tmp_path / "one.csv")))[0]
+    assert first.startswith(f"one: {len(train)} training rows, {len(dev)} dev rows held out of the same table (95 %")
+    two = folder(tmp_path, "text,label\n" + "".join(labelled), "text,label\n" + "".join(labelled))
+    assert "held out" not in describe(load_task(two))[0]
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "said"),
+    [
+        ("a", "b", r"one.csv \(without the fifth that is the dev set\), line 2: .* got 'a' in every row; .* add rows"),
+        ("ab", "c", r"one.csv \(the fifth that is the dev set\), line \d+: .* got 'c'; .* give training rows with it"),
+    ],
+)
+def test_a_class_on_one_side_of_a_single_file_is_not_called_missing_from_it(tmp_path, trained, held_out, said):
+    lines = [
+        f"{text},{labels[row % len(labels)]}\n"
+        for part, labels in zip(sides(), (trained, held_out), strict=True)
+        for row, text in enumerate(part)
+    ]
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(lines))
+    with pytest.raises(InputError, match=said):
+        load_task(str(tmp_path / "one.csv"))
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])

@@ -58,6 +58,13 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
         )
     found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
     labels: list[Any] = [several(cell, separator) if columns.holds == "labels" else spelled(cell) for cell in cells]
+    if table.comma and columns.holds == "label":
+        points = [spelled(label.replace(",", ".", 1)) for label in labels]
+        values = [number(point) is not None for point in points]
+        if 2 * sum(values) > len(values):
+            labels = [
+                point if is_value else label for point, is_value, label in zip(points, values, labels, strict=True)
+            ]
     expected, remedy = f"a label (text or a number) in column {columns.label!r}", "fill or remove the row"
     if columns.holds == "labels":
         expected, remedy = f"labels in column {columns.label!r}", "fill the row; [] stands for none of the labels"

@@ -29,6 +29,7 @@ from mixout.finetune.tasks.tables import READERS, Table, number, read
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
+SPLIT = "split 80/20 by a hash of the text"  # in what is said of a task's source
 
 
 def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
@@ -51,7 +52,11 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     separator = separator_of(cells) if columns.holds == "labels" else ""
     tables = [checked(table, columns, pair, separator) for table in tables]
     if len(tables) == 1:
-        tables = [tables[0].take(rows) for rows in halves(tables[0].name, tables[0].columns["text"], "texts")]
+        [whole] = tables
+        sides = halves(whole.name, whole.columns["text"], "texts")
+        # For messages: what one side lacks, the file may well have.
+        parts = ("without the fifth that is the dev set", "the fifth that is the dev set")
+        tables = [replace(whole.take(r), name=f"{whole.name} ({part})") for r, part in zip(sides, parts, strict=True)]
     train, dev = tables
     rows: Sequence[Any] = train.columns["label"]
     labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
@@ -116,7 +121,7 @@ def _origin(parts: Sequence[Sequence[Path]]) -> str:
     names = [f"{files[0].name}{f' and {len(files) - 1} more' if files[1:] else ''}" for files in parts]
     if len(parts) > 1:
         return f"The user's files {' and '.join(names)}."
-    return f"The user's file {names[0]}, split 80/20 by a hash of the text."
+    return f"The user's file {names[0]}, {SPLIT}."
 
 
 def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(READERS)) -> list[Path]:
@@ -189,7 +194,7 @@ def from_hub(task: str) -> tuple[list[Table], str]:
     if len(parts) > 2:
         raise InputError(f"expected one split, or two for training and dev set, got {task!r}")
     tables = [_from_hub(f"{name}:{split}", part) for split, part in zip(chosen, parts, strict=True)]
-    return tables, f"{name} on the hub, {' and '.join(chosen)}."
+    return tables, f"{name} on the hub, {' and '.join(chosen)}{f', {SPLIT}' * (len(tables) == 1)}."
 
 
 def _from_hub(name: str, part: Any) -> Table:  # noqa: ANN401  a datasets.Dataset

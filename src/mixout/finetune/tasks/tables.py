@@ -29,6 +29,7 @@ class Table:
     columns: Mapping[str, Sequence[object]]  # those that have a name; a cell that the file leaves out is None
     lines: Sequence[int]  # where each row starts in the file, from 1
     unit: str = "line"  # what they count; Parquet has rows
+    comma: bool = False  # whether numbers are written 0,5
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
         """Refuse a table without these columns by an InputError that lists those that exist."""
@@ -54,7 +55,7 @@ class Table:
             table.require([*first.columns])
         columns = {name: [cell for table in tables for cell in table.columns[name]] for name in first.columns}
         rows = range(1, sum(len(table.lines) for table in tables) + 1)
-        return Table(name=f"{first.name} and the shards after it", columns=columns, lines=rows, unit="row")
+        return replace(first, name=f"{first.name} and the shards after it", columns=columns, lines=rows, unit="row")
 
     def check(self, good: Iterable[bool], got: Sequence[object], expected: str, remedy: str) -> None:
         """Refuse rows that are not good by one InputError: what is wrong with the first, and how many there are."""
@@ -75,7 +76,7 @@ class Table:
         if len(set(labels)) < 2:
             raise InputError(
                 f"{self.name}, {self.unit} {self.lines[0]}: expected at least 2 different labels to train on, got "
-                f"{labels[0]!r} in every row; check the label column"
+                f"{labels[0]!r} in every row; check the label column, or add rows with another label"
             )
 
 
@@ -102,10 +103,11 @@ def read_csv(path: Path) -> Table:
     """Read comma-separated values with a header; quoted cells may hold commas and line breaks.
 
     A header with semicolons and no comma is of a spreadsheet in a country that writes 0,5: semicolons separate there.
+    In one with tabs alone tabs do.
     """
     text = read_text(path)
     header = text.partition("\n")[0]
-    separator = ";" if ";" in header and "," not in header else ","
+    separator = next((one for one in ",;\t" if one in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     rows: list[list[str]] = []
     lines = [1]
@@ -123,7 +125,8 @@ def read_csv(path: Path) -> Table:
         ) from error
     finally:
         csv.field_size_limit(limit)
-    return _table(path, rows[0], rows[1:], lines[1:])
+    table = _table(path, rows[0], rows[1:], lines[1:])
+    return replace(table, comma=separator == ";")
 
 
 def read_tsv(path: Path, *, header: Sequence[str] | None = None) -> Table:
@@ -167,17 +170,19 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 def read_conll(path: Path) -> Table:
     """Read a word a line, its tag in the last column, sentences apart by blank lines: lists in the columns text, label.
 
-    Lines of ``-DOCSTART-`` are left out.
+    Where no word has a tag there is no label. Lines of ``-DOCSTART-`` are left out.
     """
     rows = [(number, line.split()) for number, line in enumerate(read_text(path).split("\n"), 1)]
     apart = groupby(rows, lambda row: bool(row[1]) and row[1][0] != "-DOCSTART-")
     sentences = [list(sentence) for has_words, sentence in apart if has_words]
-    short = next((number for sentence in sentences for number, cells in sentence if len(cells) < 2), None)
-    if short is not None or not sentences:
-        raise InputError(f"{path.name}, line {short or 1}: expected a word and its tag, got something else")
+    short = [number for sentence in sentences for number, cells in sentence if len(cells) < 2]
+    tagged = len(short) < sum(map(len, sentences))
+    if (short and tagged) or not sentences:
+        raise InputError(f"{path.name}, line {[*short, 1][0]}: expected a word and its tag, got something else")
     words, tags = ([[cells[at] for _, cells in sentence] for sentence in sentences] for at in (0, -1))
     lines = [sentence[0][0] for sentence in sentences]
-    return Table(name=path.name, columns={"text": words, "label": tags}, lines=lines)
+    columns = {"text": words, "label": tags} if tagged else {"text": words}
+    return Table(name=path.name, columns=columns, lines=lines)
 
 
 def read_parquet(path: Path) -> Table:
