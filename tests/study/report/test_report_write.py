@@ -110,9 +110,9 @@ def test_a_report_that_was_cut_off_is_written_again(study, tmp_path, monkeypatch
 
     monkeypatch.setattr(report_module, "write_atomically", cut_off)
     with pytest.raises(OSError, match="disk full"):
-        write_report(study(), tmp_path / "report", title="t")
+        write_report(study(plain=True), tmp_path / "report", title="t")
     monkeypatch.undo()
-    page = write_report(study(), tmp_path / "report", title="t")
+    page = write_report(study(plain=True), tmp_path / "report", title="t")
     assert "was not finished" not in page.read_text(encoding="utf-8")
 
 
@@ -132,7 +132,7 @@ def test_what_has_no_score_comes_last_where_scores_are_negative(tmp_path, parse)
 
 
 def test_models_between_start_and_end_are_no_runs(study, tmp_path):
-    runs = [replace(run, id=f"{number:064}") for number, run in enumerate(study())]
+    runs = [replace(run, id=f"{number:064}") for number, run in enumerate(study(plain=True))]
     between = [replace(run, method=f"{run.method} at t=0.5", id="") for run in runs]
     page = write_report(runs + between, tmp_path / "report", title="t").read_text(encoding="utf-8")
     assert f"{len(runs)} runs" in page
