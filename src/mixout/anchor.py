@@ -59,6 +59,7 @@ class AnchorTensor:
         """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
         if self.tensor is None:
             return None
+        check_shape("a weight", self.tensor, weight)
         moved = self.tensor.to(weight.device, weight.dtype)
         if not (self.fixed or weight.is_meta):
             self.tensor = moved
@@ -68,12 +69,7 @@ class AnchorTensor:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
         if self.tensor is None:
             return None
-        if self.tensor.shape != weight.shape:
-            raise AnchorMismatchError(
-                f"expected a weight of shape {tuple(self.tensor.shape)}, as its anchor has, got {tuple(weight.shape)}: "
-                "resized since apply_; call mixout.remove_(model), resize, then apply_ (if the model was trained, "
-                "with the pretrained weights in the new size as anchor=)"
-            )
+        check_shape("a weight", self.tensor, weight)
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
         # A weight was moved behind its module's back, or is only lent (functional_call).
@@ -127,6 +123,7 @@ class MovingAnchor(AnchorTensor):
 
     def beside(self, weight: Tensor) -> Tensor:
         """The tensor, which a pass casts."""
+        check_shape("a weight", self.tensor, weight)
         if weight.device != self.tensor.device and not weight.is_meta:
             self.tensor = self.tensor.to(weight.device)
         return self.tensor
@@ -143,6 +140,16 @@ class MovingAnchor(AnchorTensor):
         """Be ``saved``, whole, the anchor of that period."""
         self.moved_in = period
         self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
+
+
+def check_shape(name: str, anchor: Tensor | None, weight: Tensor) -> None:
+    """Refuse a weight that has another shape than its anchor."""
+    if anchor is not None and anchor.shape != weight.shape:
+        raise AnchorMismatchError(
+            f"{name} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.shape)}: it was resized since apply_; "
+            "call mixout.remove_(model), resize, then apply_ (if the model was trained, with the pretrained weights in "
+            "the new size as anchor=)"
+        )
 
 
 def _alike(tensor: Tensor, weight: Tensor) -> bool:
@@ -218,9 +225,10 @@ class ImportanceStore(AnchorStore):
     def knows(self, name: str, parameter: Tensor) -> bool:
         """Whether the source holds it."""
         try:
-            return bool(self.anchor(name, parameter))
+            self.anchor(name, parameter)
         except WeightMissingError:
             return False
+        return True
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):

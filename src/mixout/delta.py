@@ -15,7 +15,7 @@ from mixout._names import renamed
 from mixout.functional import mix
 from mixout.layers import Layout, Mixed, entry_of
 from mixout.layers.forwards import phi_of
-from mixout.layers.registry import find
+from mixout.layers.mixed import entry_of_mixed
 from mixout.masks import check_p
 from mixout.measure import covered
 from mixout.passes import MixOptions
@@ -71,7 +71,7 @@ def drop_(
             rows = weight.reshape(1, -1), zero.reshape(1, -1)
             weight.copy_(mix(*rows, p, unit="element", stream=Stream(seed, name)).view_as(weight))
         elif weight.dim() >= 2:
-            entry = find(module, module._mixed.plain)[1] if isinstance(module, Mixed) else entry_of(module)  # type: ignore[index]
+            entry = entry_of_mixed(module) if isinstance(module, Mixed) else entry_of(module)
             layout = {} if entry is None else entry.weights(module)
             options = MixOptions(p, unit, stream=Stream(seed, name))
             weight.copy_(phi_of(weight, zero, layout.get(name.rpartition(".")[2], Layout()), options))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mixout import distances
-from mixout.anchor import AnchorStore, AnchorTensor, MovingAnchor, OwnWeight
+from mixout.anchor import AnchorStore, AnchorTensor, MovingAnchor, OwnWeight, check_shape
 from mixout.distances import Distance
-from mixout.errors import AnchorMismatchError, MixoutError, NotAppliedError
+from mixout.errors import MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods import output
@@ -235,9 +235,5 @@ def weight_and_start(name: str, module: nn.Module, field: str, anchor: AnchorTen
     weight = parameter(module, field)
     if weight is None:
         raise MixoutError(f"{name!r} {REPLACED}")
-    if anchor.tensor is not None and anchor.tensor.shape != weight.shape:
-        raise AnchorMismatchError(
-            f"{name!r} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.tensor.shape)}: it was resized since "
-            "apply_; call remove_, resize, then apply_"
-        )
+    check_shape(repr(name), anchor.tensor, weight)
     return weight, anchor.beside(weight)

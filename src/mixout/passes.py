@@ -97,8 +97,8 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     if p == 0.0:
         return torch.nn.functional.linear(x, weight, bias)
     check_dense(x)
-    dtype = autocast_dtype(x)
-    if x.numel() < native_up_to(weight, options, autocast=(dtype or weight.dtype).itemsize == 2):
+    dtype = autocast_dtype(x) or weight.dtype
+    if x.numel() < native_up_to(weight, options, autocast=dtype.itemsize == 2):
         shape = mask_shape(tuple(weight.shape), unit)
         if noise == "bernoulli":
             make = draw_element_coefficients if unit == "element" else draw_coefficients
@@ -107,8 +107,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
             mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
-    if dtype is not None:
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    x, bias = _cast(x, bias)
     read = x, weight, anchor, bias
     if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
@@ -117,6 +116,13 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
         return (forms.split if few else forms.sparse)(*read, kept, scale_of(p), gradient=gradient)
     mask = draw_mask(tuple(weight.shape), weight.device, options)
     return forms.dense(*read, mask, scale_of(p), gradient=gradient)
+
+
+def _cast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both as autocast would have them; without it as they are, so that a wrong dtype is torch's error."""
+    if (dtype := autocast_dtype(x)) is None:
+        return x, bias
+    return x.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def draw_mask(
@@ -143,8 +149,7 @@ def _linear_in_graph(
     """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU an op of ours."""
     if _is_fused(weight):
         return torch.nn.functional.linear(x, phi_pass(weight, anchor, options), bias)
-    if (dtype := autocast_dtype(x)) is not None:
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    x, bias = _cast(x, bias)
     shape = (weight.shape[1],) if _has_thin_gradient(options) else mask_shape(tuple(weight.shape), options.unit)
     mask = draw(shape, options.p, noise=options.noise, stream=options.stream)
     scale = scale_of(options.p)

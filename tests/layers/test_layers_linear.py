@@ -192,3 +192,14 @@ def test_a_weight_that_was_resized_is_named(form, before):
     model[0].bias = nn.Parameter(model[0].bias[:1].detach())
     with pytest.raises(mixout.AnchorMismatchError, match="resized since apply_"):
         model(torch.ones(2, 4))
+
+
+def test_a_weight_that_was_resized_is_named_whatever_reads_its_anchor():
+    """Siblings of the above: an anchor that moves, and one of the answers."""
+    x = torch.ones(2, 4)
+    for method in (mixout.Mixout(0.5, every=2, anchor_ema=0.9), mixout.OutputAnchor(1.0)):
+        model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), method)
+        model[0].weight = nn.Parameter(torch.zeros(1, 4))
+        model[0].bias = nn.Parameter(torch.zeros(1))
+        with pytest.raises(mixout.AnchorMismatchError, match="resized since apply_"):
+            mixout.output_penalty(model, x, model(x))

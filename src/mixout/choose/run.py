@@ -176,14 +176,8 @@ def _check_methods(methods: Sequence[str], base: Settings, task: Task) -> None:
     for method in methods:
         settings = replace(base, method=method)
         with quiet(), own_streams():
-            loaded, _ = cache.model(
-                settings.model,
-                labels=task.labels,
-                init_seed=0,
-                task_type=settings.task_type,
-                several=task.kind == "labels",
-            )
-            loaded = reinitialise_(loaded, settings.reinit_layers, 0)
+            loaded, _ = cache.model_of(settings, task)
+            loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
             rows = fisher_rows(settings, task, loaded, cache, cache.tokens(task.train, settings))
             apply_methods(loaded, settings, rows[:1])
 

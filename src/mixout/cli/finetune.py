@@ -86,23 +86,24 @@ def run(args: argparse.Namespace) -> int:
     if "print_config" in given:
         print(_config(settings), end="")
         return 0
+    from mixout.finetune.cache import Cache
     from mixout.finetune.environment import leads
     from mixout.finetune.record import WriteError
     from mixout.finetune.train import finetune
 
+    cache = Cache()
     if "push_to_hub" in given:
         from mixout.finetune import card
 
         card.prepare(given["push_to_hub"])
     if "test" in given:
-        from mixout.finetune.data import load
         from mixout.finetune.predict import predict, rows
 
         # What is wrong with it shows before the training.
-        rows(given["test"], settings, pairs=load(settings).train.pair is not None)
+        rows(given["test"], settings, pairs=cache.task(settings).train.pair is not None)
     place = Path(folder or Path("out") / settings.digest()[:12])
     try:
-        record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty())
+        record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
     except KeyboardInterrupt:
         way_on = f"continue with: mixout finetune --resume {place}" if place.exists() else "no files yet"
         print(f"mixout: interrupted; {way_on}", file=sys.stderr)

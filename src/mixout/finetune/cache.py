@@ -49,6 +49,16 @@ class Cache:
             self._tasks[key] = data.load(settings)
         return data.subset(self._tasks[key], settings)
 
+    def model_of(self, settings: Settings, task: Task) -> tuple[Loaded, Mapping[str, Tensor]]:
+        """:meth:`model`, as a run with these settings on this task begins with it."""
+        return self.model(
+            settings.model,
+            labels=task.labels,
+            init_seed=settings.stream_seed("init"),
+            task_type=settings.task_type,
+            several=task.kind == "labels",
+        )
+
     def model(self, model: str, *, init_seed: int, **options: Any) -> tuple[Loaded, Mapping[str, Tensor]]:  # noqa: ANN401
         """What :func:`mixout.finetune.models.load` loads, and the pretrained values of its parameters.
 

@@ -84,17 +84,10 @@ def finetune(
     environment.forget_peak_memory()
     environment.keep_memory()
     with quiet(), own_streams():
-        init_seed = settings.stream_seed("init")
-        loaded, pretrained = shared.model(
-            settings.model,
-            labels=task.labels,
-            init_seed=init_seed,
-            task_type=settings.task_type,
-            several=task.kind == "labels",
-        )
+        loaded, pretrained = shared.model_of(settings, task)
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
-        loaded = reinitialise_(loaded, settings.reinit_layers, init_seed)
+        loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         examples = shared.tokens(task.train, settings)
         sharding.shard_(loaded.model)

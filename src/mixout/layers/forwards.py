@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mixout.anchor import OwnWeight
-from mixout.layers.mixed import Mixed, Share, check_weights, mixes, stays
-from mixout.layers.registry import Entry, Layout, find, holder_of
+from mixout.layers.mixed import Mixed, Share, check_weights, entry_of_mixed, mixes, stays
+from mixout.layers.registry import Layout, holder_of
 from mixout.masks import coefficients, constants, draw_coefficients, mask_shape
 from mixout.ops.mix import autocast_dtype
 from mixout.parts import check_whole
@@ -176,7 +176,7 @@ class Lending(Mixed):
             return super().forward(*inputs, **options)
         self.count_pass()
         check_weights(self)
-        entry: Entry = find(self, self._mixed.plain)[1]  # type: ignore[index]  # registered, or it were not mixed
+        entry = entry_of_mixed(self)
         layouts = entry.weights(self)
         phis = {path: self._phi(path, layouts[path]) for path in self._mixed.anchors}
         if entry.forward is not None:

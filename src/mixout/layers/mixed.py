@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mixout._torch import exporting
 from mixout.anchor import AnchorTensor, MovingAnchor, OwnWeight
 from mixout.errors import MixoutError
-from mixout.layers.registry import parameter
+from mixout.layers.registry import Entry, find, parameter
 from mixout.masks import Noise, Unit
 from mixout.ops.reference import Gradient
 from mixout.parts import check_whole, in_parts, still_sharded
@@ -172,6 +172,11 @@ def _not_quantised(layer: Mixed) -> MixoutError:
     return MixoutError(
         f"quantisation does not know mixed layers, got {type(layer).__name__}; call remove_ first, then quantise"
     )
+
+
+def entry_of_mixed(layer: Mixed) -> Entry:
+    """How the plain class of ``layer`` stores its weights."""
+    return find(layer, layer._mixed.plain)[1]  # type: ignore[index]  # registered, or it were not mixed
 
 
 def mixes(layer: Mixed) -> bool:

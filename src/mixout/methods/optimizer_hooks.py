@@ -166,8 +166,7 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
         elif target.module is not None:
             out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
     others = _stepped_within(optimizer)
-    every = ((p, number) for number, group in enumerate(optimizer.param_groups) for p in group["params"])
-    stepped = [(p, number) for p, number in every if id(p) not in others]
+    stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in others]
     for parameter, _ in stepped:
         if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
@@ -252,17 +251,16 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         grad = weight.grad
         if grad is None or target.method.shrinks:
             continue
-        anchor, turned = target.anchor.follow(weight), optimizer.param_groups[number].get("maximize")
+        anchor, sign = target.anchor.follow(weight), -1 if optimizer.param_groups[number].get("maximize") else 1
         if target.method.selective:
-            target.before = before(weight, anchor, -grad if turned else grad)
+            target.before = before(weight, anchor, grad if sign > 0 else -grad)
             continue
         if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
             continue  # an outer step, or one that raised, has added it to this gradient
         difference = weight if anchor is None else weight - anchor
         if (importance := target.importance_beside(weight)) is not None:
             difference = difference * importance
-        strength = -target.strength if turned else target.strength
-        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=strength)
+        grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=sign * target.strength)
         target.penalised = grad, grad._version
 
 

@@ -40,8 +40,8 @@ def plan(args: argparse.Namespace) -> int:
     sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
     factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
     product = [*(count(*size) for size in sizes), *factors, count(study.restarts, "restart")]
-    sum_ = f" = {' x '.join(product)}" if study.rate is None else f", of {' x '.join(product)}"
-    print(f"{study.name}: {count(len(runs), 'run')}{sum_}\n")
+    equals = " =" if study.rate is None else ", of"  # a search leaves some out
+    print(f"{study.name}: {count(len(runs), 'run')}{equals} {' x '.join(product)}\n")
     print(_table(runs, contents, clock, done=done))
     seconds = clock.expect(left)
     failed = [run for run in missing(runs, contents, again=True) if run.id not in done]

@@ -147,15 +147,13 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
             continue
         several.sort(key=lambda cell: -(cell.mean or 0.0))
         here = [run for cell in several for run in of_cell[cell.key]]
-        compared = compare(here, several[0].method, looks=looks)
-        # Over the restarts that both have another one may be ahead: the highest that none is shown to be.
-        for at, cell in enumerate(several[1:], start=1):
+        for best in (*several, several[0]):
+            compared = compare(here, best.method, looks=looks)
+            # Over the restarts that both have another one may be ahead.
             if not any(one.shown and one.difference > 0 for one in compared):
                 break
-            against = compare(here, cell.method, looks=looks)
-            if not any(one.shown and one.difference > 0 for one in against):
-                several.insert(0, several.pop(at))
-                compared = against
+        several.remove(best)
+        several.insert(0, best)
         lower = {one.method: one for one in compared if one.shown and one.difference < 0}
         shown = [difference for one in compared if (difference := detectable(one)) is not None]
         runner_up = next((one for one in compared if one.method == several[1].method), None)
