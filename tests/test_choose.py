@@ -19,6 +19,7 @@ import mixout.choose.run as running
 from mixout.choose import choose, parts, search, verdict
 from mixout.cli import main
 from mixout.errors import InputError
+from mixout.finetune import models
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task, files
@@ -59,6 +60,8 @@ def quick(settings, tmp_path, monkeypatch):
             events.append("final")
         return finetune(settings, folder, **options)
 
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda *args, **options: events.append("weights") or load(*args, **options))
     monkeypatch.setattr(files, "read", lambda path: events.append(path.name) or read(path))
     monkeypatch.setattr(executors, "finetune", stub)
     monkeypatch.setattr(running, "finetune", final)
@@ -74,6 +77,8 @@ def test_a_table_becomes_a_model_and_a_report(quick, settings, tmp_path):
     choice = choose(settings(), output_dir=tmp_path / "out", budget="1h", methods=["mixout(.5)"], report=lines.append)
     # The dev file was not opened before the final training.
     assert quick.index("final") < quick.index("dev.csv")
+    # For the checks; for all runs and the estimate of their time, where classes are numbers; for the final training.
+    assert quick.count("weights") == 3
     runs = list(csv.DictReader((tmp_path / "out/choose.csv").read_text().splitlines()))
     assert len(runs) == choice.runs == quick.count("run") == len([line for line in lines if line.startswith("[")])
     best = [row for row in choice.table if row.verdict == "chosen"]
@@ -167,7 +172,7 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert "42 predictions" in capsys.readouterr().out
     # What the model scores on its own training rows is not told as a result.
     assert f"{record.score:.4f}" not in (tmp_path / "out/model/README.md").read_text().partition("## How")[0]
-    monkeypatch.setattr(running, "_estimate", lambda _: 10.0)
+    monkeypatch.setattr(running, "_estimate", lambda *_: 10.0)
     quick.clear()
     assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
     assert "for one run and the final training, about 23 s, got 22 s; 12 min would try" in capsys.readouterr().err

@@ -99,8 +99,9 @@ def choose(
     for method in [one for one in methods if inputs.is_plain(replace(base, method=one))]:
         methods.remove(method)
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
-    _check_methods([settings.method, *methods], base, task)
-    runs = _Runs(base, places, inputs, ledger, tell)
+    cache = Cache()
+    _check_methods([settings.method, *methods], base, task, cache)
+    runs = _Runs(base, places, inputs, ledger, cache, tell)
     _check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
     finalists = search.through(methods, rate_of)
@@ -115,7 +116,7 @@ def choose(
         save="no",
     )
     tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
-    record = _final(final, place / "model", ledger, inputs, tell)
+    record = _final(final, place / "model", ledger, inputs, cache, tell)
     if record.verdict:
         tell(record.verdict)
     value, plain, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
@@ -170,9 +171,8 @@ def _check_place(place: Path, settings: Settings) -> None:
         )
 
 
-def _check_methods(methods: Sequence[str], base: Settings, task: Task) -> None:
+def _check_methods(methods: Sequence[str], base: Settings, task: Task, cache: Cache) -> None:
     """Apply each method to the model once: what it does not take shows now, not after a part of the budget."""
-    cache = Cache()
     for method in methods:
         settings = replace(base, method=method)
         with quiet(), own_streams():
@@ -185,9 +185,11 @@ def _check_methods(methods: Sequence[str], base: Settings, task: Task) -> None:
 class _Runs:
     """Makes the runs that the ledger lacks, in this process."""
 
-    def __init__(self, base: Settings, places: Sequence[Path], inputs: Inputs, ledger: Ledger, tell: Report) -> None:
+    def __init__(
+        self, base: Settings, places: Sequence[Path], inputs: Inputs, ledger: Ledger, cache: Cache, tell: Report
+    ) -> None:
         self.base, self.places, self.inputs, self.ledger, self.tell = base, places, inputs, ledger, tell
-        self.executor = LocalExecutor()
+        self.cache, self.executor = cache, LocalExecutor(cache)
         self.noted = False
 
     def __call__(self, candidate: Candidate, part: int, repeat: int) -> Trained:
@@ -238,7 +240,7 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
     """Refuse a budget that is too small for one run, by the time that a few steps take."""
     first = runs.planned(default, 0, 0)
     entry = runs.ledger.find(first)
-    each = _estimate(first.settings) if entry is None else _seconds(entry)
+    each = _estimate(first.settings, runs.cache) if entry is None else _seconds(entry)
     final = each * parts.PARTS / (parts.PARTS - 1)
     if budget < each + final:
         raise InputError(
@@ -258,9 +260,8 @@ def _seconds(entry: Entry) -> float:
     return known if entry.wall is None else entry.wall
 
 
-def _estimate(settings: Settings) -> float:
+def _estimate(settings: Settings, cache: Cache) -> float:
     """What a run will take, by a few steps after a first one, which is slow."""
-    cache = Cache()
     with tempfile.TemporaryDirectory() as folder:
         for steps in (1, _PROBE):
             began = time.perf_counter()
@@ -270,7 +271,7 @@ def _estimate(settings: Settings) -> float:
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
 
 
-def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, tell: Report) -> Record:
+def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, cache: Cache, tell: Report) -> Record:
     """The model on all rows; one of an earlier call stays if it is the same, and else goes to the ledger's trash."""
     known = place.with_suffix(".id")
     # The identity opens the dev file: it is asked for only where there is a final model, or after its training.
@@ -281,7 +282,10 @@ def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, tell
         write_atomically(known, "")  # from now on what lies there is ours
     # What it scores on the way may be on rows that it is trained on.
     record = finetune(
-        settings, place, report=lambda line: tell(line) if "  step" in line and "dev" not in line else None
+        settings,
+        place,
+        report=lambda line: tell(line) if "  step" in line and "dev" not in line else None,
+        cache=cache,
     )
     with writing(place.parent):
         write_atomically(known, inputs.identity(settings))

@@ -139,8 +139,8 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
         lines.append(_classes(task, task.labels))
         notes += _labels(task, task.labels)
     elif task.kind == "values":
-        values = task.train.label
-        lines.append(f"the labels are values from {min(values):g} to {max(values):g} (regression)")
+        values, comma = task.train.label, ", read with the comma as decimal sign" * task.comma
+        lines.append(f"the labels are values from {min(values):g} to {max(values):g} (regression){comma}")
     if any(cut):
         notes.append(
             f"{cut[0]} of {len(task.train)} training texts and {cut[1]} of {len(task.dev)} dev texts are cut: they are "

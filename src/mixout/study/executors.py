@@ -92,9 +92,9 @@ class LocalExecutor(Executor):
     anew. Weights and tokens are read once for the runs of a task.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Cache | None = None) -> None:
         self._jobs: deque[Job] = deque()
-        self._cache = Cache()
+        self._cache = cache or Cache()
 
     def start(self, job: Job) -> None:
         """Take a job; it runs in :meth:`wait`."""

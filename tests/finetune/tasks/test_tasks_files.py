@@ -64,6 +64,10 @@ def test_a_spreadsheets_decimal_commas_are_values(tmp_path, places, metric):
     task = load_task(str(tmp_path), metric=metric)
     assert (task.labels, task.train.label, task.dev.label) == (None, tuple(VALUES), tuple(VALUES))
     assert not any("--multi-label" in line for line in describe(task))
+    assert describe(task)[1].endswith("(regression), read with the comma as decimal sign")
+    for name in ("train", "dev"):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False, sep=";", float_format=places)
+    assert describe(load_task(str(tmp_path), metric=metric))[1].endswith("(regression)")
 
 
 def test_decimal_commas_may_be_classes_and_a_slip_among_values_is_named(tmp_path):

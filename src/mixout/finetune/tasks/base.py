@@ -70,6 +70,7 @@ class Task:
     metric: str  # by which runs are compared
     source: str  # one sentence on where the data came from
     separator: str = ""  # of several labels in a cell
+    comma: bool = False  # whether values were written 0,5
     original: Split | None = None  # text that the model knew before, to see how far it moved there
 
     @property

@@ -58,10 +58,12 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
         )
     found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
     labels: list[Any] = [several(cell, separator) if columns.holds == "labels" else spelled(cell) for cell in cells]
+    comma = False
     if table.comma and columns.holds == "label":
         points = [spelled(label.replace(",", ".", 1)) for label in labels]
         values = [number(point) is not None for point in points]
         if 2 * sum(values) > len(values):
+            comma = any("," in label for label in labels)
             labels = [
                 point if is_value else label for point, is_value, label in zip(points, values, labels, strict=True)
             ]
@@ -69,7 +71,7 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
     if columns.holds == "labels":
         expected, remedy = f"labels in column {columns.label!r}", "fill the row; [] stands for none of the labels"
     table.check([label not in ("", None) for label in labels], cells, expected, remedy)
-    return replace(table, columns={**found, "label": labels})
+    return replace(table, columns={**found, "label": labels}, comma=comma)
 
 
 def texts_in(table: Table, column: str) -> tuple[str, ...]:

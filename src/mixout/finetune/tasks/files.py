@@ -77,6 +77,7 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         metric=chosen,
         source=source,
         separator=separator,
+        comma=regression and train.comma,
     )
 
 

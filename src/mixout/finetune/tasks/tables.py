@@ -29,7 +29,7 @@ class Table:
     columns: Mapping[str, Sequence[object]]  # those that have a name; a cell that the file leaves out is None
     lines: Sequence[int]  # where each row starts in the file, from 1
     unit: str = "line"  # what they count; Parquet has rows
-    comma: bool = False  # whether numbers are written 0,5
+    comma: bool = False  # whether numbers may be written 0,5
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
         """Refuse a table without these columns by an InputError that lists those that exist."""
