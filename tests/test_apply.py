@@ -1,6 +1,7 @@
 """apply_ and remove_ on plain torch models: nothing that others hold is replaced."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -272,3 +273,20 @@ def test_the_form_is_an_option():
         results.append(model(x))
     for one in results[1:]:
         torch.testing.assert_close(one, results[0])
+
+
+@pytest.mark.parametrize("kind", ["frozen", "fine-tuned"])
+def test_a_warning_that_is_an_error_leaves_the_model_plain(kind, tmp_path, recwarn):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    if kind == "frozen":
+        model.requires_grad_(False)
+    else:
+        (tmp_path / "trainer_state.json").write_text("{}")
+        model.name_or_path = str(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((mixout.errors.FrozenLayersWarning, mixout.errors.FineTunedAnchorWarning)):
+            mixout.apply_(model, mixout.Mixout(0.5))
+    assert {type(layer) for layer in model} == {nn.Linear}
+    with pytest.raises(mixout.NotAppliedError):
+        mixout.remove_(model)

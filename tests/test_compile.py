@@ -248,3 +248,30 @@ def test_a_model_that_is_compiled_already_is_mixed_under_its_own_names():
     mixout.remove_(compiled)
     assert plain[1].p == 0.3
     assert type(plain[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_input_of_another_dtype_is_refused_as_eagerly(bias):
+    layer = mixout.apply_(nn.Sequential(nn.Linear(4, 3, bias=bias)).bfloat16(), mixout.Mixout(0.5))
+    with pytest.raises(RuntimeError, match="dtype"):
+        torch.compile(layer, backend="eager")(torch.ones(64, 4))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_every_kind_of_layer_is_one_graph_with_a_period(backend):
+    """Also of a copy, and after a state was loaded; eager passes are the oracle."""
+    x = torch.randn(2, 4, 6)
+    for layer in (nn.Conv1d(4, 4, 3), nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 6)):
+        model = mixout.apply_(nn.ModuleList([layer]), mixout.Mixout(0.5, every=2), where=mixout.Where(types=nn.Module))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        mixout.load_state_(model, mixout.save_state(model))
+        for one in (model, copy.deepcopy(model)):
+            call = torch.compile(one[0], backend=backend, fullgraph=True)
+            inputs = (x, x, x) if isinstance(layer, nn.MultiheadAttention) else (x,)
+            got, wanted = call(*inputs), one[0](*inputs)
+            torch.testing.assert_close(got, wanted)
+            assert not torch.allclose(*(a[0] if isinstance(a, tuple) else a for a in (got, one.eval()[0](*inputs))))
+        torch._dynamo.reset()

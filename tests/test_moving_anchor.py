@@ -225,3 +225,46 @@ def test_as_text(text):
     (method,) = methods.parse(text)
     assert methods.spell(method) == text
     assert "anchor_ema=0.99" in repr(method) or "unit='layer'" in repr(method)
+
+
+def test_the_same_model_set_back_goes_on_as_a_new_one_with_steps_in_the_backward_pass():
+    """The steps that no forward pass has seen are forgotten with the run that they were of."""
+
+    def backward(model, each, step):
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        model(x).square().mean().backward()
+        for p in model.parameters():
+            p.grad = None
+
+    model = net(Mixout(0.5, every=2, anchor_ema=B))
+    each = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: each[p].step())
+    for step in range(4):
+        backward(model, each, step)
+    state, weights = copy.deepcopy(mixout.save_state(model)), copy.deepcopy(model.state_dict())
+    runs = []
+    for _ in range(2):  # the second begins where the first one ended
+        for step in range(4, 8):
+            backward(model, each, step)
+        runs.append(values(model))
+        model.load_state_dict(weights)
+        mixout.load_state_(model, state)
+    same(*runs)
+
+
+@pytest.mark.parametrize("how", ["assign", "to_empty"])
+@pytest.mark.parametrize("anchor", ["given", 0])
+def test_a_model_on_the_meta_device_gets_its_values_later(how, anchor):
+    plain = nn.Sequential(nn.Linear(4, 3))
+    state = {name: value.clone() for name, value in plain.state_dict().items()}
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 3))
+    mixout.apply_(model, Mixout(1.0, every=2, anchor_ema=B), anchor=state if anchor == "given" else 0)
+    if how == "to_empty":
+        model.to_empty(device="cpu")
+    model.load_state_dict(state, assign=how == "assign")
+    x, kept = torch.randn(2, 4), model[0].bias.expand(2, 3)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    torch.testing.assert_close(model(x), plain(x) if anchor == "given" else kept)  # p = 1: the anchor alone

@@ -3,8 +3,10 @@
 import copy
 import gc
 import itertools
+import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -246,7 +248,9 @@ def test_compiled_without_recompilation(backend):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, True, "epoch", None, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "every", [0, -1, 1.5, True, "epoch", None, float("nan"), float("inf"), np.float32(1.5), np.bool_(1)]
+)
 def test_what_is_no_period_is_refused(every):
     with pytest.raises(ValueError, match="expected every as a number of optimizer steps, at least 1, or 'run'"):
         Mixout(0.5, every=every)
@@ -295,3 +299,12 @@ def test_an_optimizer_in_the_backward_pass_counts_one_step(recompute):
     assert steps == counted == 5
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_numbers_of_numpy_are_numbers():
+    for kind in (np.int64, np.int32, np.float16, np.float64):
+        assert repr(Mixout(0.5, every=kind(2))) == "Mixout(p=0.5, every=2)"
+    assert mixout.schedule.LinearRamp(0.0, 0.8, np.int64(4))(2) == 0.4
+    assert repr(mixout.Seed(np.int64(3))) == "Seed(value=3, scope='all')"
+    state = mixout.save_state(net(Mixout(0.5), seed=np.int64(3)))
+    assert json.loads(json.dumps(state))["seed"] == 3

@@ -141,3 +141,10 @@ def test_heads_of_models_without_a_body_under_their_prefix_are_not_mixed(case):
     mixed = set(mixout.coverage(mixout.apply_(model, mixout.Mixout(0.5))).mixed)
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert mixed == linear - heads
+
+
+def test_lists_of_types_and_of_expressions_are_as_good_as_tuples():
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    for several in (list, tuple):
+        where = mixout.Where(include=several(["0", "1"]), types=several([nn.Linear, nn.Embedding]))
+        assert mixout.coverage(model, mixout.Mixout(0.5), where=where).mixed == ("0", "1")

@@ -33,6 +33,7 @@ class AnchorTensor:
         self.tensor = tensor  # constant: nobody writes to it
         self.digest = digest  # of u as it was captured
         self.fixed = fixed  # keeps its dtype and device, whatever happens to the weight: cast and moved in each pass
+        self.name = "a weight"  # of the weight, for messages
         self._elsewhere: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AnchorTensor:
@@ -59,7 +60,7 @@ class AnchorTensor:
         """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
         if self.tensor is None:
             return None
-        check_shape("a weight", self.tensor, weight)
+        check_shape(self.name, self.tensor, weight)
         moved = self.tensor.to(weight.device, weight.dtype)
         if not (self.fixed or weight.is_meta):
             self.tensor = moved
@@ -69,7 +70,7 @@ class AnchorTensor:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
         if self.tensor is None:
             return None
-        check_shape("a weight", self.tensor, weight)
+        check_shape(self.name, self.tensor, weight)
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
         # A weight was moved behind its module's back, or is only lent (functional_call).
@@ -101,11 +102,12 @@ class MovingAnchor(AnchorTensor):
     start: AnchorTensor
 
     def __init__(self, start: AnchorTensor, weight: Tensor, rate: float) -> None:
-        near = start.beside(weight)
+        near = start.tensor if weight.is_meta else start.beside(weight)  # an anchor is never on the meta device
+        empty = torch.zeros(weight.shape, dtype=weight.dtype, device="cpu") if weight.is_meta else weight
+        began = torch.zeros_like(empty) if near is None else near
         wide = torch.promote_types(weight.dtype, torch.float32)
-        began = torch.zeros_like(weight) if near is None else near
         super().__init__(began.detach().to(wide, copy=True), start.digest)
-        self.start = start
+        self.start, self.name = start, start.name
         self.rate = rate
         self.moved_in = 0  # the period that it is the anchor of
 
@@ -123,7 +125,7 @@ class MovingAnchor(AnchorTensor):
 
     def beside(self, weight: Tensor) -> Tensor:
         """The tensor, which a pass casts."""
-        check_shape("a weight", self.tensor, weight)
+        check_shape(self.name, self.tensor, weight)
         if weight.device != self.tensor.device and not weight.is_meta:
             self.tensor = self.tensor.to(weight.device)
         return self.tensor
@@ -148,7 +150,7 @@ def check_shape(name: str, anchor: Tensor | None, weight: Tensor) -> None:
         raise AnchorMismatchError(
             f"{name} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.shape)}: it was resized since apply_; "
             "call mixout.remove_(model), resize, then apply_ (if the model was trained, with the pretrained weights in "
-            "the new size as anchor=)"
+            "the new size as anchor=), or leave the layer out with where="
         )
 
 
@@ -172,7 +174,8 @@ class AnchorStore:
             return OwnWeight()
         if id(parameter) not in self._made:
             tensor = self._read(name, parameter)
-            self._made[id(parameter)] = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
+            made = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
+            self._made[id(parameter)], made.name = made, repr(name)
         return self._made[id(parameter)]
 
     def tensor(self, name: str, parameter: Tensor) -> Tensor | None:
@@ -213,22 +216,21 @@ class AnchorStore:
 class ImportanceStore(AnchorStore):
     """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
 
-    def _read(self, name: str, parameter: Tensor) -> Tensor | None:
+    def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:
+        """The importance; of a weight that was frozen when it was measured 1, the mean, should it be trained later."""
         try:
-            return super()._read(name, parameter)
+            return super().anchor(name, parameter)
         except WeightMissingError as error:
+            if not parameter.requires_grad:
+                return AnchorTensor()
             raise WeightMissingError(
                 f"expected the weights of anchor_decay to hold {name!r}, got none; measure them again with "
                 "mixout.fisher, or leave the layer out with where="
             ) from error
 
-    def knows(self, name: str, parameter: Tensor) -> bool:
-        """Whether the source holds it."""
-        try:
-            self.anchor(name, parameter)
-        except WeightMissingError:
-            return False
-        return True
+    def _read(self, name: str, parameter: Tensor) -> Tensor | None:
+        found = self._find(name, parameter)  # held as it is given: nobody writes to it
+        return None if found is None else found.detach().to("cpu" if parameter.is_meta else parameter.device)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):

@@ -120,19 +120,19 @@ def apply_(
         layers = install_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
         if layers:
             check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
-    except BaseException:
+        if layers and all(isinstance(one, Mixed) and is_frozen(one) for one in layers.values()):
+            warnings.warn(
+                f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {spell(methods)} mixes "
+                "nothing until one does; choose layers that are trained with where=, or unfreeze these",
+                FrozenLayersWarning,
+                stacklevel=2,
+            )
+        reads = layers and any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
+        if kept.source is None and (reads or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)):
+            warn_if_fine_tuned(model)
+    except BaseException:  # a warning too, where warnings are errors
         undo_(model)
         raise
-    if layers and all(isinstance(one, Mixed) and is_frozen(one) for one in layers.values()):
-        warnings.warn(
-            f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {spell(methods)} mixes "
-            "nothing until one does; choose layers that are trained with where=, or unfreeze these",
-            FrozenLayersWarning,
-            stacklevel=2,
-        )
-    reads = layers and any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
-    if kept.source is None and (reads or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)):
-        warn_if_fine_tuned(model)
     return whole
 
 

@@ -174,8 +174,6 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
     store = None if method.weights is None or anchors.own else ImportanceStore(model, method.weights)
-    if store is not None:
-        _leave_out_frozen(wanted, store)
     found = _anchored(anchors.anchor, wanted, may_lack=selection.may_lack)
     of_found = {name: wanted[name] for name in found}
     importance = {} if store is None else _anchored(store.anchor, of_found, may_lack=False)
@@ -186,21 +184,16 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         optimizer_hooks.attach_(factor, "weight", AnchorTensor(), method)
 
 
-def _leave_out_frozen(wanted: Mapping[str, tuple[nn.Module, list[str]]], store: ImportanceStore) -> None:
-    """Leave the fields out of ``wanted`` that :func:`mixout.fisher` has not measured, since they are not trained."""
-    for name, (module, fields) in wanted.items():
-        own = [(field, module.get_parameter(field)) for field in fields]
-        fields[:] = [f for f, p in own if p.requires_grad or store.knows(f"{name}.{f}".lstrip("."), p)]
-
-
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
     """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
     chosen, sites = dict[nn.Module, dict[str, AnchorTensor]](), lora.sites(model)
+    frozen: dict[nn.Module, list[str]] = {}
     selection = resolve(BODY if method.on == "hidden" else ALL, model)
     lora.check_base(model)
     for key, module, p in selection.parameters(model):
         name, _, field = key.rpartition(".")
         if not p.requires_grad:
+            frozen.setdefault(module, []).append(field)
             continue
         if in_parts(p):
             _check_gathered(model, name, module)
@@ -210,9 +203,9 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
             chosen.setdefault(module, {})[field] = AnchorTensor()
     if not chosen:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
-    for module, found in chosen.items():
-        if not anchors.own:
-            vars(module)[output.FIELD] = output.Held(method, found)
+    for module in () if anchors.own else dict.fromkeys([*chosen, *frozen]):
+        held = output.Held(method, chosen.get(module, {}), tuple(frozen.get(module, ())))
+        vars(module)[output.FIELD] = held
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:

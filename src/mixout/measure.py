@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from mixout.distances import Distance
 from mixout.errors import MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
 from mixout.layers.mixed import REPLACED
-from mixout.methods import output
+from mixout.methods import optimizer_hooks, output
 from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
 from mixout.record import applied_to
@@ -145,7 +146,8 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     deltas: list[nn.Parameter] = []
     if anchor is None:
         pairs = list(pairs_of(inner).values())
-        deltas = [weight for layer in adapted_layers(inner).values() for weight in lora.delta_weights(layer)]
+        layers = adapted_layers(inner).values()
+        deltas = [weight for layer in layers for name in _adapters(layer) for weight in layer.lora_B[name].parameters()]
     else:
         pairs = [(weight, start) for _, _, weight, start in covered(inner, anchor, where)]
     # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
@@ -206,10 +208,16 @@ def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[
     return {key: one for key, one in found.items() if own or not isinstance(one[2], OwnWeight)}
 
 
-def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The LoRA layers of which a factor is mixed, by the name of their anchor, which is their frozen base."""
-    sites = lora.sites(model).items()
-    return {lora.base_name(name, layer): layer for name, layer in sites if lora.mixed_factors(layer)}
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The LoRA layers on which a method acts, by the name of their anchor, which is their frozen base."""
+    return {lora.base_name(name, layer): layer for name, layer in lora.sites(model).items() if _adapters(layer)}
+
+
+def _adapters(layer: Any) -> list[str]:  # noqa: ANN401  of peft
+    """Those of which a factor is mixed, decays, or is anchored to 0."""
+    traces = {output.FIELD, optimizer_hooks.FIELD}
+    marked = [name for name, factor in getattr(layer, "lora_B", {}).items() if traces & vars(factor).keys()]
+    return [*dict.fromkeys([*lora.mixed_factors(layer), *marked])]
 
 
 def has_anchors(model: nn.Module) -> bool:

@@ -107,7 +107,7 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
             mask = draw(shape, p, noise=noise, device=weight.device, stream=stream)
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
-    x, bias = _cast(x, bias)
+    x, bias = _cast(x, weight, bias)
     read = x, weight, anchor, bias
     if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
@@ -118,9 +118,11 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     return forms.dense(*read, mask, scale_of(p), gradient=gradient)
 
 
-def _cast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both as autocast would have them; without it as they are, so that a wrong dtype is torch's error."""
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both as autocast would have them; without it they must have the weight's dtype."""
     if (dtype := autocast_dtype(x)) is None:
+        if x.dtype != weight.dtype:
+            torch.nn.functional.linear(x, weight, bias)  # raises, as a plain layer
         return x, bias
     return x.to(dtype), None if bias is None else bias.to(dtype)
 
@@ -149,7 +151,7 @@ def _linear_in_graph(
     """While compiling: on a GPU plain torch, for the compiler to fuse; on a CPU an op of ours."""
     if _is_fused(weight):
         return torch.nn.functional.linear(x, phi_pass(weight, anchor, options), bias)
-    x, bias = _cast(x, bias)
+    x, bias = _cast(x, weight, bias)
     shape = (weight.shape[1],) if _has_thin_gradient(options) else mask_shape(tuple(weight.shape), options.unit)
     mask = draw(shape, options.p, noise=options.noise, stream=options.stream)
     scale = scale_of(options.p)

@@ -157,7 +157,7 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
         if applied.mixing is not None:
             applied.mixing.set_p(one["p"])
             if applied.mixing.period is not None:
-                applied.mixing.period.steps = one["steps"]
+                applied.mixing.period.restore(one["steps"])
                 for name, anchor in _moving(model, applied).items():
                     anchor.restore_(one["anchors"][name], applied.mixing.period.index)
             for name, share in _shares(model, applied).items():
@@ -190,8 +190,8 @@ def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     """Of the anchors of ``model``, or of the layers that one application has changed."""
     found = [(module, one.digest) for module, _, one in anchored_weights(model).values()]
     for layer in adapted_layers(model).values():
-        factor = next(iter(lora.mixed_factors(layer).values()))  # every one holds the digest of its base
-        found.append((factor, factor._mixed.anchor.digest))
+        for factor in [*lora.mixed_factors(layer).values()][:1]:  # every one holds the digest of its base
+            found.append((factor, factor._mixed.anchor.digest))
     return [digest for module, digest in found if applied is None or applied_here(module) is applied]
 
 

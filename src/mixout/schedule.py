@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -50,7 +51,7 @@ class LinearRamp(Schedule):
     def __post_init__(self) -> None:
         check_p(self.start)
         check_p(self.end)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, Integral) or self.steps < 1:
             raise ValueError(f"expected steps to be an integer, at least 1, got {self.steps!r}")
 
     def __call__(self, step: int) -> float:

@@ -23,6 +23,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -69,8 +70,9 @@ class Seed:
     scope: Scope = "all"
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, type(None))):
+        if isinstance(self.value, bool) or not isinstance(self.value, (Integral, type(None))):
             raise TypeError(f"expected seed to be an integer or None, got {self.value!r}")
+        object.__setattr__(self, "value", None if self.value is None else int(self.value))  # numpy's too
         if self.scope not in get_args(Scope):
             raise ValueError(f"expected scope in {get_args(Scope)}, got {self.scope!r}")
 
@@ -152,10 +154,12 @@ def _proposal() -> int:
 
 def check_every(every: object) -> Every:
     """Return ``every``, whole floats as integers, or say what is wrong with it."""
-    if every == "run":
+    if isinstance(every, str) and every == "run":
         return "run"
-    if isinstance(every, (int, float)) and not isinstance(every, bool) and 1 <= every < math.inf and every % 1 == 0:
-        return int(every)
+    if isinstance(every, Real) and not isinstance(every, bool):
+        number = float(every)
+        if 1 <= number < math.inf and number.is_integer():
+            return int(number)
     raise ValueError(f"expected every as a number of optimizer steps, at least 1, or 'run', got {every!r}")
 
 
@@ -182,10 +186,20 @@ class Period:
     def _after(self, steps: int) -> int:
         return 0 if self.every == "run" else steps // self.every
 
-    def note(self, layer: str, weight: Tensor | None) -> None:
-        """A training pass has mixed ``weight`` of ``layer``; None in a compiled graph, where any optimizer counts."""
+    def restore(self, steps: int) -> None:
+        """Continue after ``steps`` steps."""
+        self.steps, self._unseen = steps, 0
+        self._mixed.clear()
+
+    def begin_pass(self) -> None:
+        """A forward pass draws: it knows of all steps, also of those within the last backward pass."""
         if not in_backward():  # a recomputation repeats the masks of its forward pass
             self._unseen = 0
+
+    def note(self, layer: str, weight: Tensor | None) -> None:
+        """A training pass has mixed ``weight`` of ``layer``; None in a compiled graph, where any optimizer counts."""
+        self.begin_pass()
+        if not in_backward():
             self._mixed[layer] = weight
 
     def count(self, optimizer: Optimizer) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -56,9 +56,9 @@ class Where:
         (True, False)
     """
 
-    include: str | tuple[str, ...] = ""
-    exclude: str | tuple[str, ...] = ()
-    types: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
+    include: str | Sequence[str] = ""
+    exclude: str | Sequence[str] = ()
+    types: type[nn.Module] | Sequence[type[nn.Module]] | None = None
 
     def __post_init__(self) -> None:
         for pattern in (*_several(self.include), *_several(self.exclude)):
@@ -79,7 +79,7 @@ class Where:
 
     def __call__(self, name: str, module: nn.Module) -> bool:
         """Whether a layer called ``name`` is in."""
-        right = is_linear(module) if self.types is None else isinstance(module, self.types)
+        right = is_linear(module) if self.types is None else isinstance(module, _several(self.types))
         return right and self.names(name)
 
 

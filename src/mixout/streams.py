@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -77,6 +77,11 @@ class Stream:
             self._of[weight] = Stream(self.seed, f"{self.key}.{weight}", self.period)
         return self._of[weight]
 
+    def prepare(self, weights: Iterable[str]) -> None:
+        """Have what :meth:`of` gives for them: a compiled graph cannot make it."""
+        for weight in weights:
+            self.of(weight)
+
     def once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
         """``make()``, or the tensor that it gave before for the same ``key``, which holds the period."""
         if self._held is None or self._held[0] != key:
@@ -101,8 +106,8 @@ class Stream:
     def restore(self, count: int) -> None:
         """Continue after ``count`` draws."""
         self.count = count
-        self._held = None
-        self._of.clear()
+        for stream in (self, *self._of.values()):
+            stream._held = None
         self.seed.remembered.clear()
 
     def _count_of(self, nonce: int, graded: bool) -> int:

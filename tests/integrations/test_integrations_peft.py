@@ -9,7 +9,7 @@ import transformers
 from lora_model import IDS, QUERY, bert, logits, lora, train
 
 import mixout
-from mixout import AnchorDecay, Mixout
+from mixout import AnchorDecay, Mixout, OutputAnchor
 
 peft = pytest.importorskip("peft")
 pytestmark = [
@@ -193,9 +193,13 @@ def test_the_selective_decay_pulls_the_factors_towards_0():
     assert mixout.measure.anchored_weights(model) == {}
 
 
-@pytest.mark.parametrize("unit", ["input", "output"])
-def test_interpolation_scales_the_delta_of_every_mixed_adapter(unit):
-    model = mixout.apply_(lora(lora_bias=True), Mixout(0.5, unit=unit))
+@pytest.mark.parametrize(
+    "method",
+    [Mixout(0.5), Mixout(0.5, unit="output"), OutputAnchor(1.0), AnchorDecay(1.0, selective=True)],
+    ids=str,
+)
+def test_interpolation_scales_the_delta_of_every_adapter_that_a_method_acts_on(method):
+    model = mixout.apply_(lora(lora_bias=True), method)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)

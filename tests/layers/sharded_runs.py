@@ -110,6 +110,20 @@ def kept_after_backward(mesh, rank, world):
     return found(model, torch.float64)
 
 
+def steps_of_zero(mesh, *, within):
+    """The outputs of five passes with a period of two steps, each step after the backward pass or ``within`` it."""
+    model = mixout.apply_(shard(net(), mesh), Mixout(0.5, every=2), seed=3, anchor=elsewhere())
+    each, outs = {p: torch.optim.SGD([p], lr=0.0) for p in model.parameters()}, []
+    for p in each if within else ():
+        p.register_post_accumulate_grad_hook(lambda p: each[p].step())
+    for _ in range(5):
+        outs.append(model(batch(0, 0)))
+        outs[-1].sum().backward()
+        for optimizer in () if within else each.values():
+            optimizer.step()
+    return torch.stack(outs).detach()
+
+
 def sharded_in_place(mesh, rank, world, **made):
     model = mixout.apply_(shard(net(in_place=True, **made), mesh), Mixout(0.5), seed=3)
     return found(train(model, rank, world), torch.float64)
@@ -224,6 +238,8 @@ def two_ranks(mesh, rank, folder):
         "converted": lambda: converted(mesh, rank, 2),
         "kept after backward": lambda: kept_after_backward(mesh, rank, 2),
         "compiled": lambda: compiled(mesh, rank, 2),
+        "steps after": lambda: steps_of_zero(mesh, within=False),
+        "steps within": lambda: steps_of_zero(mesh, within=True),
         "in place": lambda: sharded_in_place(mesh, rank, 2),
         "in place, recomputed": lambda: sharded_in_place(mesh, rank, 2, recompute=True),
         "encoder alone": lambda: encoder_alone(mesh, rank, 2),

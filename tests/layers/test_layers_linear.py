@@ -175,11 +175,13 @@ def test_the_bias_may_be_any_attribute(kind, form):
 
 @pytest.mark.parametrize("form", ["auto", "fast", "lean"])
 @pytest.mark.parametrize("p", [0.1, 0.9])
-def test_an_input_of_another_dtype_is_refused_in_training_as_in_eval_mode(form, p):
-    layer = mixout.apply_(nn.Sequential(nn.Linear(4, 3)).bfloat16(), mixout.Mixout(p), form=form)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [2, 64])
+def test_an_input_of_another_dtype_is_refused_in_training_as_in_eval_mode(form, p, bias, rows):
+    layer = mixout.apply_(nn.Sequential(nn.Linear(4, 3, bias=bias)).bfloat16(), mixout.Mixout(p), form=form)
     for training in (False, True):
         with pytest.raises(RuntimeError, match="dtype"):
-            layer.train(training)(torch.ones(2, 4))
+            layer.train(training)(torch.ones(rows, 4))
 
 
 @pytest.mark.parametrize("form", ["auto", "lean"])
@@ -201,5 +203,15 @@ def test_a_weight_that_was_resized_is_named_whatever_reads_its_anchor():
         model = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), method)
         model[0].weight = nn.Parameter(torch.zeros(1, 4))
         model[0].bias = nn.Parameter(torch.zeros(1))
-        with pytest.raises(mixout.AnchorMismatchError, match="resized since apply_"):
+        with pytest.raises(mixout.AnchorMismatchError, match=r"'0\.weight' has shape \(1, 4\).*resized since apply_"):
             mixout.output_penalty(model, x, model(x))
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 10), (1, 3)])
+def test_data_of_another_size_in_the_same_parameter_are_seen(before, after):
+    """As transformers' resize_token_embeddings leaves them; one row would be broadcast."""
+    model = mixout.apply_(nn.Sequential(nn.Linear(4, before, bias=False)), mixout.Mixout(0.5))
+    model(torch.ones(2, 4))
+    model[0].weight.data = torch.zeros(after, 4)
+    with pytest.raises(mixout.AnchorMismatchError, match=r"'0\.weight' has shape"):
+        model(torch.ones(2, 4))

@@ -1,5 +1,6 @@
 """FSDP2 and tensor parallelism against one process, in real processes over gloo: two ranks, then four."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -191,3 +192,9 @@ def test_an_anchor_from_elsewhere_is_laid_out_where_two_kinds_of_parts_meet(resu
     """FSDP2 around tensor parallelism cuts rows of rows: torch says so by a placement that is no Shard."""
     expected = mixout.distance(runs.net(), runs.elsewhere(), where=mixout.ALL).total
     assert all(results[4, rank]["two dimensions"] == pytest.approx(expected, abs=1e-9) for rank in range(4))
+
+
+def test_steps_in_the_backward_pass_change_masks_when_steps_after_it_do(results):
+    after, within = (results[2, 0][f"steps {when}"] for when in ("after", "within"))
+    torch.testing.assert_close(within, after)
+    assert [bool(a.allclose(b)) for a, b in itertools.pairwise(after)] == [True, False, True, False]

@@ -199,3 +199,62 @@ def test_removing_frees_the_anchors_while_the_optimizer_lives(monkeypatch):
     gc.collect()
     assert anchors
     assert all(anchor() is None for anchor in anchors)
+
+
+@pytest.mark.parametrize("other", ["copied", "applied", "removed"])
+def test_what_comes_or_goes_during_a_step_leaves_the_step_alone(other):
+    """A lazy EMA in a hook of the optimizer, or another thread's models."""
+
+    def trained(during):
+        model = mixout.apply_(net(), AnchorDecay(radius=0.1))
+        optimizer = sgd(model)
+        optimizer.register_step_post_hook(lambda *_: during(model))  # before the hook that decays
+        train(model, optimizer, batches(3))
+        return [weight.detach() for weight in model.parameters()]
+
+    more = [mixout.apply_(net(), AnchorDecay(radius=0.1)) for _ in range(3)]
+    during = {
+        "copied": lambda model: more.append(copy.deepcopy(model)),
+        "applied": lambda _: more.append(mixout.apply_(net(), AnchorDecay(radius=0.1))),
+        "removed": lambda _: mixout.remove_(more.pop()),
+    }[other]
+    assert all(map(torch.equal, trained(lambda _: None), trained(during)))
+    assert len(more) == (0 if other == "removed" else 6)
+
+
+class WithBatch(WithoutRate):
+    """An optimizer whose step takes an argument of its own."""
+
+    def step(self, batch=None, closure=None):
+        self.seen = batch
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        super().step()
+
+
+@pytest.mark.parametrize(
+    "method", [AnchorDecay(RATE), AnchorDecay(RATE, decoupled=False), AnchorDecay(1.0, selective=True)]
+)
+def test_arguments_of_an_optimizers_own_reach_it(method):
+    for given, options in (((7,), ["closure"]), ((7,), []), ((), ["closure"])):
+        model = mixout.apply_(net(), method)
+        optimizer = WithBatch(model.parameters(), lr=ETA)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss_of(model, batches(1)[0]).backward()
+
+        closure()
+        optimizer.step(*given, **dict.fromkeys(options, closure))
+        assert optimizer.seen == (given[0] if given else None)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SparseAdam, torch.optim.SGD])
+def test_a_sparse_gradient_takes_no_penalty(optimizer):
+    model = mixout.apply_(nn.Sequential(nn.Embedding(5, 3, sparse=True)), AnchorDecay(RATE, decoupled=False))
+    stepper, before = optimizer(model.parameters(), lr=ETA), model[0].weight.detach().clone()
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(mixout.MixoutError, match=r"dense gradient of '0\.weight'.*leave out decoupled=False"):
+        stepper.step()
+    assert model[0].weight.equal(before)

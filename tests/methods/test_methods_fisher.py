@@ -311,8 +311,14 @@ def test_weights_are_held_once_in_bfloat16_and_follow_the_model():
     import copy
 
     twin = copy.deepcopy(model)
-    shared = mixout.methods.optimizer_hooks.targets(twin)["0.weight"].importance
-    assert shared.tensor is target.importance.tensor
+    shared = mixout.methods.optimizer_hooks.targets(twin)["0.weight"]
+    assert shared.importance.tensor is target.importance.tensor
+    assert mixout.state(twin).methods[0].weights is method.weights
+    # As mixout.fisher gives them they are not copied at all.
+    given = importance(net())
+    model = mixout.apply_(net(), AnchorDecay(RATE, weights=given))
+    held = mixout.methods.optimizer_hooks.targets(model)["0.weight"].importance.tensor
+    assert held.data_ptr() == given["0.weight"].data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,9 @@ def test_a_decay_tells_how_far_it_lets_weights_go(text, far):
     methods = run_methods.parse(text)
     decay, said = spell(methods[-1]), reaches(methods)
     assert said == [f"{decay}: under Adam a weight goes about {one} from its start at most" for one in far]
+
+
+@pytest.mark.parametrize("path", ["out/lr=0.1/fisher.safetensors", "a+b.safetensors", "f 1.safetensors"])
+def test_paths_are_read_back_as_they_were_written(path):
+    method = AnchorDecay(radius=0.005, weights=path)
+    assert parse(spell(method)) == (method,)

@@ -18,12 +18,22 @@ def net():
 BATCHES = [torch.randn(6, 4, generator=torch.Generator().manual_seed(1))]
 
 
-def test_what_was_frozen_when_it_was_measured_is_left_out():
-    model = net()
+def test_what_was_frozen_when_it_was_measured_decays_as_the_mean_once_it_is_trained():
+    """Gradual unfreezing: it has no importance, and is held as without any."""
+    model, plain = net(), net()
     model[0].requires_grad_(False)
     importance = mixout.fisher(model, BATCHES)
+    assert set(importance) == {"1.weight"}
     mixout.apply_(model, AnchorDecay(radius=0.01, weights=importance))
-    assert set(mixout.methods.optimizer_hooks.targets(model)) == {"1.weight"} == set(importance)
+    mixout.apply_(plain, AnchorDecay(radius=0.01))
+    model.requires_grad_(True)
+    for one in (model, plain):
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        for weight in one.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert model[0].weight.equal(plain[0].weight)
+    assert not model[1].weight.equal(plain[1].weight)
 
 
 def test_what_was_measured_decays_where_it_is_frozen_for_a_while():

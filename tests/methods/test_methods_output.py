@@ -309,3 +309,14 @@ def test_what_it_cannot_anchor_is_refused():
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa")
     with pytest.raises(ValueError, match="init_lora_weights='pissa'"):
         mixout.apply_(peft.get_peft_model(llama(), config), OutputAnchor(0.1))
+
+
+def test_what_was_frozen_at_apply_and_is_trained_later_is_refused():
+    """Gradual unfreezing: the start would be computed with the trained weights."""
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(5, 4)
+    model[0].requires_grad_(False)
+    mixout.apply_(model, OutputAnchor(1.0))
+    assert mixout.output_penalty(model, x, model(x)).item() == 0
+    model[0].bias.requires_grad_(True)
+    with pytest.raises(mixout.MixoutError, match=r"'0\.bias' was frozen at apply_ and is trained now"):
+        mixout.output_penalty(model, x, model(x))

@@ -10,7 +10,7 @@ layer that shares one is not touched.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +75,7 @@ class Short:
             and share.mixing.version == self.version
             and weight.dtype == self.anchor.dtype  # its data may have been exchanged
             and weight.device == self.anchor.device
+            and weight.shape == self.anchor.shape
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
@@ -218,10 +219,13 @@ class Recurrent(Lending):
 
     _flat_weights: list[Any]
     _flat_weights_names: list[str]
+    _update_flat_weights: Callable[[], None]
 
     @contextmanager
     def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
         """As :meth:`Lending.lent`, in that list."""
+        # Where weights were exchanged torch makes the list anew: now, or the forward would, without Phi.
+        self._update_flat_weights()
         own, names = self._flat_weights, self._flat_weights_names
         self._flat_weights = [phis.get(name, weight) for name, weight in zip(names, own, strict=True)]
         try:

@@ -252,8 +252,3 @@ def delta_norm(layer: Any) -> float:
         a.append(wide.reshape(stacks, -1, wide.shape[1]))
         b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
     return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())
-
-
-def delta_weights(layer: Any) -> list[nn.Parameter]:
-    """Parameters of which W - u is a multiple: those of B, its bias included, of every adapter that is mixed."""
-    return [weight for name in mixed_factors(layer) for weight in layer.lora_B[name].parameters()]

@@ -130,7 +130,7 @@ class Mixed(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        follow_steps_(self)
+        enlist_(self)
 
     def leave_(self) -> None:
         """Undo what a mixed layer has changed outside of itself: nothing, unless a subclass does."""
@@ -223,12 +223,13 @@ def swap_(module: Any, mixed: type[Mixed], share: Share) -> None:  # noqa: ANN40
     """Make ``module`` a ``mixed`` layer that holds ``share``."""
     module._mixed = share
     module.__class__ = mixed
-    follow_steps_(module)
+    enlist_(module)
 
 
-def follow_steps_(layer: Mixed) -> None:
-    """Let the anchors of ``layer`` that move do so after optimizer steps; they come with a period."""
+def enlist_(layer: Mixed) -> None:
+    """Let ``layer`` have streams for all of its weights, and its anchors that move do so after optimizer steps."""
     period = layer._mixed.mixing.period
+    layer._mixed.stream.prepare(layer._mixed.anchors)
     if period is not None and any(isinstance(one, MovingAnchor) for one in layer._mixed.anchors.values()):
         period.followers.add(layer)
 

@@ -254,6 +254,8 @@ def _before_gathering(
     layer: ShardedLinear = module  # type: ignore[assignment]
     gathering = layer._gathering
     if not in_backward():
+        if layer._mixed.mixing.period is not None:
+            layer._mixed.mixing.period.begin_pass()
         # The default generators stay as they were: a checkpoint around the whole module recomputes without a draw.
         device = layer.weight.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -61,7 +61,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,6 +173,9 @@ class _Held(dict[str, Tensor]):
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        return self  # nobody writes to it
 
     def __repr__(self) -> str:
         return f"<{len(self)} tensors>"

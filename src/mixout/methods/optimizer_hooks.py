@@ -1,8 +1,7 @@
 """The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
 
 Each weight is a :class:`Target` on the module that holds it. Two hooks see every step of every optimizer of the
-process, as long as there is a target. Which targets an optimizer steps is found out at its first step, and again when
-parameters or targets were exchanged; one that steps none pays for a comparison of its parameters' ids.
+process, as long as there is a target. Which ones an optimizer steps is found out when parameters or targets change.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import threading
 import warnings
 import weakref
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mixout.anchor import AnchorTensor, OwnWeight
+from mixout.anchor import AnchorTensor, OwnWeight, check_shape
 from mixout.errors import MixoutError, ZeroDecayWarning
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import check_stepped, laid_out, shares_out
@@ -50,8 +50,9 @@ class Target:
         self.decayed_at = 0  # on the clock of steps
         self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
         self.before: Before | None = None  # of the step under way, if selective
-        TARGETS[id(self)] = self
-        _changed()
+        with _LOCK:
+            TARGETS[id(self)] = self
+            _changed()
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.module, self.field, self.anchor, self.method, self.strength, self.importance
@@ -85,16 +86,24 @@ def targets(model: nn.Module) -> dict[str, Target]:
 
 @dataclass
 class _Match:
-    """Which parameters of an optimizer decay, with the numbers of their groups; out of date without ``groups``."""
+    """Which parameters of an optimizer decay, with the numbers of their groups."""
 
     groups: list[list[nn.Parameter]] = field(default_factory=list)
-    entries: list[tuple[Target, nn.Parameter, int]] = field(default_factory=list)
+    held: list[tuple[weakref.ref[Target], nn.Parameter, int]] = field(default_factory=list)
+    change: int = 0  # the last one that it knows
     began: int = 0  # the last step, on the clock of steps
     warned: bool = False
+
+    @property
+    def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
+        """Those whose target is still there; one that has come during a step waits for the next."""
+        return [(one, parameter, number) for at, parameter, number in self.held if (one := at()) is not None]
 
 
 _MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
+_LOCK = threading.RLock()  # of targets and handles
+_CHANGES = [1]  # how often targets have come or gone, or parameters were exchanged
 _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 
 
@@ -102,8 +111,7 @@ def attach_(
     module: nn.Module, field: str, anchor: AnchorTensor, method: AnchorDecay, importance: AnchorTensor | None = None
 ) -> Target:
     """Decay ``module.field`` towards ``anchor`` from the next optimizer step on."""
-    dry = isinstance(anchor, OwnWeight)  # reads nothing
-    strength = method.strength if dry else method.strength_on(anchor.tensor)
+    strength = method.strength if isinstance(anchor, OwnWeight) else method.strength_on(anchor.tensor)
     if strength == math.inf:
         raise ValueError(
             f"expected a start that is not 0 with relative=True, got a {field} of {type(module).__name__} that is; "
@@ -116,14 +124,15 @@ def attach_(
 
 def detach_(module: nn.Module) -> None:
     """Undo every :func:`attach_` on ``module`` itself; its submodules are left alone."""
-    for target in vars(module).pop(FIELD, {}).values():
-        TARGETS.pop(id(target), None)
-    _changed()
+    with _LOCK:
+        for target in vars(module).pop(FIELD, {}).values():
+            TARGETS.pop(id(target), None)
+        _changed()
 
 
 def _changed() -> None:
     """A target has come or gone: match anew, and hook into optimizers as long as there is one."""
-    _forget_matches()
+    _CHANGES[0] += 1
     if TARGETS and not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
         _HANDLES.append(register_optimizer_step_post_hook(_after_step))
@@ -133,56 +142,48 @@ def _changed() -> None:
             _HANDLES.pop().remove()
 
 
-def _forget_matches() -> None:
-    for match in _MATCHES.values():
-        match.groups, match.entries = [], []  # entries hold anchors
-
-
 def _match(optimizer: Optimizer) -> _Match:
-    match = _MATCHES.get(optimizer)
-    if match is None:
-        match = _MATCHES[optimizer] = _Match()
+    match = _MATCHES.setdefault(optimizer, _Match())
     if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
-        _forget_matches()  # of all optimizers: another may hold the parameter that came instead
-    groups = [group["params"] for group in optimizer.param_groups]
+        _CHANGES[0] += 1  # of all optimizers: another may hold the parameter that came instead
+    change, groups = _CHANGES[0], [group["params"] for group in optimizer.param_groups]
     pairs = zip(groups, match.groups, strict=False)
-    if len(groups) != len(match.groups) or not all(
-        len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs
+    if (
+        match.change != change
+        or len(groups) != len(match.groups)
+        or not all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs)
     ):
-        match.entries = _entries(optimizer)
+        match.held = [(weakref.ref(target), parameter, number) for target, parameter, number in _entries(optimizer)]
         match.warned = match.warned or _warned_of_zero_decay(optimizer, match)
-        match.groups = [list(parameters) for parameters in groups]
+        match.groups, match.change = [list(parameters) for parameters in groups], change
     return match
 
 
 def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     decaying: dict[int, Target] = {}
     out_of_reach: dict[int, Target] = {}
-    for target in list(TARGETS.values()):
+    with _LOCK:
+        known = list(TARGETS.values())
+    for target in known:
         parameter = target.parameter()
         check_stepped(parameter, "anchor_decay")
         if parameter is not None:
             decaying.setdefault(id(parameter), target)
         elif target.module is not None:
             out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
-    others = _stepped_within(optimizer)
+    # What an optimizer within this one (SAM, Lookahead) steps, that one decays.
+    inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer) and one is not optimizer]
+    if inner and shares_out(optimizer):  # the other ranks step what this one does not
+        inner.append(optimizer)
+    others = {id(p) for one in inner for group in one.param_groups for p in group["params"]}
     stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in others]
     for parameter, _ in stepped:
         if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
-                f"the {lost.field} of {type(lost.module).__name__} was parametrized or pruned after apply_, so "
-                "AnchorDecay does not reach it; undo that (torch.nn.utils.parametrize.remove_parametrizations, "
-                "torch.nn.utils.prune.remove), or call mixout.remove_(model) and leave the layer out with where="
+                f"{lost.anchor.name} was parametrized or pruned after apply_, so AnchorDecay does not reach it; undo "
+                "that (prune.remove, remove_parametrizations), or remove_ and leave the layer out with where="
             )
     return [(decaying[id(p)], p, number) for p, number in stepped if id(p) in decaying]
-
-
-def _stepped_within(optimizer: Optimizer) -> set[int]:
-    """The parameters that an optimizer within ``optimizer`` (SAM, Lookahead) steps and decays, by their ids."""
-    inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer) and one is not optimizer]
-    if inner and shares_out(optimizer):  # the other ranks step what this one does not
-        inner.append(optimizer)
-    return {id(p) for one in inner for group in one.param_groups for p in group["params"]}
 
 
 def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
@@ -201,20 +202,13 @@ def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
 def _check(optimizer: Optimizer, match: _Match) -> None:
     """Before the step: one that has been taken cannot be refused."""
     for target, weight, number in match.entries:
-        anchor = target.anchor.tensor
-        moves = weight.requires_grad or weight.grad is not None
-        if anchor is not None and anchor.shape != weight.shape and moves:
+        if not (weight.requires_grad or weight.grad is not None):
+            continue
+        check_shape(target.anchor.name, target.anchor.tensor, weight)
+        if optimizer.param_groups[number].get("lr") is None and target.method.shrinks:
             raise MixoutError(
-                f"the {target.field} of {type(target.module).__name__} was resized after apply_: it has shape "
-                f"{tuple(weight.shape)} and its anchor has {tuple(anchor.shape)}; call mixout.remove_(model), and "
-                "apply_ again after resizing (if the model was trained since, with the pretrained weights in the new "
-                "size as anchor=), or leave the layer out with where="
-            )
-        if optimizer.param_groups[number].get("lr") is None and target.method.shrinks and moves:
-            raise MixoutError(
-                "expected a learning rate, which AnchorDecay's strength is multiplied with, got None from "
-                f"{type(optimizer).__name__}; give it one (Adafactor: lr=, relative_step=False), or decay with "
-                "decoupled=False"
+                f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
+                "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
 
 
@@ -227,8 +221,9 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if all(target.method.shrinks for target, *_ in match.entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
+    named = kwargs.get("closure") is not None
+    closure = kwargs["closure"] if named else args[1] if len(args) > 1 else None
+    if not callable(closure):  # another argument of the optimizer's own
         _meet_gradient(optimizer, match)
         return None
 
@@ -237,9 +232,9 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         _meet_gradient(optimizer, match)
         return loss
 
-    if len(args) > 1:
-        return (args[0], then_meet, *args[2:]), kwargs
-    return args, {**kwargs, "closure": then_meet}
+    if named:
+        return args, {**kwargs, "closure": then_meet}
+    return (args[0], then_meet, *args[2:]), kwargs
 
 
 @torch.no_grad()
@@ -257,6 +252,11 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
             continue
         if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
             continue  # an outer step, or one that raised, has added it to this gradient
+        if grad.layout is not torch.strided:
+            raise MixoutError(
+                f"expected a dense gradient of {target.anchor.name} for {target.method}, which adds a dense one to it, "
+                "got a sparse one; leave out decoupled=False, or sparse=True"
+            )
         difference = weight if anchor is None else weight - anchor
         if (importance := target.importance_beside(weight)) is not None:
             difference = difference * importance

@@ -88,10 +88,11 @@ class OutputAnchor(Method):
 
 @dataclass(frozen=True)
 class Held:
-    """What a module holds of it: the method, and its anchors by field."""
+    """What a module holds of it: the method, its anchors by field, and the fields that were frozen at ``apply_``."""
 
     method: OutputAnchor
     anchors: dict[str, AnchorTensor]
+    frozen: tuple[str, ...] = ()
 
 
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
@@ -178,6 +179,12 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
                 start = anchor.follow(weight)
                 made[id(weight)] = torch.zeros_like(weight) if start is None else start
             tensors[path] = made[id(weight)]
+        for field in one.frozen:
+            if (weight := module._parameters.get(field)) is not None and weight.requires_grad:
+                raise MixoutError(
+                    f"{f'{name}.{field}'.lstrip('.')!r} was frozen at apply_ and is trained now, so that its start is "
+                    "not known; call apply_ while all that will be trained requires a gradient, and freeze then"
+                )
     return next(iter(found.values()))[1].method, tensors
 
 

@@ -1,6 +1,7 @@
 """Methods as text: ``mixout(0.9)``, ``mixout(0.7, gradient=paper)+anchor_decay(radius=0.005)``, ``plain``.
 
-For settings files and command lines. ``parse(spell(methods)) == methods``, except for tensors, which have no text.
+For settings files and command lines. ``parse(spell(methods)) == methods``, except for tensors, and
+for paths with a comma or brackets, which have no text.
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
     known = [f.name for f in settable]
     values: dict[str, Any] = {}
     for position, argument in enumerate(filter(None, map(str.strip, (match["arguments"] or "").split(",")))):
-        key, equals, value = (piece.strip() for piece in argument.rpartition("="))
+        key, equals, value = (piece.strip() for piece in argument.partition("="))
         if not equals and (position > 0 or not known):
             raise ValueError(f"expected arguments of {name} after the first as name=value, got {argument!r}")
-        key = key if equals else known[0]
+        key, value = (key, value) if equals else (known[0], key)
         if key in values:
             raise ValueError(f"expected each argument of {name} once, got {key} twice in {part.strip()!r}")
         if key not in known:
