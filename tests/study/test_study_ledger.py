@@ -229,9 +229,9 @@ def test_a_failed_run_and_models_between_have_the_chance_of_the_score_that_count
     Ledger(tmp_path).fail(runs[0], 1, "E: no")
     finish(Ledger(tmp_path), runs[1], interpolated=({"t": 0.5, "accuracy": 0.6, "f1": 0.3},))
     found = Ledger(tmp_path).read().of(asked)
-    assert [(run.metric, run.chance, run.failed) for run in found] == [
-        ("f1", 0.0, True), ("f1", 0.0, False), ("f1", 0.0, False),
-    ]  # fmt: skip
+    assert [(run.method, run.metric, run.chance, run.failed) for run in found] == [
+        (f"{one.method}{between}", "f1", 0.0, one is asked[0]) for one in asked for between in ("", " at t=0.5")
+    ]
 
 
 def test_the_best_model_is_kept_by_the_score_that_counts_now(declare, tmp_path, record):
