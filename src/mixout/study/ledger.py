@@ -28,6 +28,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -46,10 +47,11 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 # What differs between the restarts of a cell, is only watched, or is known by its content.
 _NO_FACTORS = ("seed", *WATCHED, *PLACES)
 # Content -> its name among a record's fingerprints, and the settings that it follows from.
+_DATA = tuple(name for name in READ if name not in WATCHED)
 _CONTENT = {
-    "train_data": ("train", (*READ, "train_size", "subset_seed")),
-    "dev_data": ("dev", READ),
-    "original_text": ("original", READ),
+    "train_data": ("train", (*_DATA, "train_size", "subset_seed")),
+    "dev_data": ("dev", _DATA),
+    "original_text": ("original", _DATA),
     "weights": ("weights", ("model",)),
 }
 
@@ -258,19 +260,23 @@ def _told(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
 
     def texts(entry: Entry, names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(text_of(entry.settings.get(name)) for name in names)
+        return entry.run.task, *(text_of(entry.settings.get(name)) for name in names)
 
     names = {name for entry in entries for name in entry.settings if name not in _NO_FACTORS}
     told = {one.run.id: {name: text_of(one.settings[name]) for name in names & {*one.settings}} for one in entries}
     for name, (part, settings) in _CONTENT.items():
-        for _, alike in grouped(((texts(entry, settings), entry) for entry in entries), lambda one: one[0]).items():
-            # What a failed run was given is known from those that ended.
-            known = if_one(e.record.fingerprints.get(part) for _, e in alike if e.record is not None)
-            for _, entry in alike:
-                value = known if entry.record is None else entry.record.fingerprints.get(part)
-                told[entry.run.id][name] = (value or "unknown")[:8]
+        for entry in entries:
+            value = None if entry.record is None else entry.record.fingerprints.get(part)
+            told[entry.run.id][name] = (value or "unknown")[:8]
+        # What a failed run was given is known from those that ended: on its own machine, or on another.
+        for given in (settings, tuple(one for one in settings if one not in PLACES)):
+            for alike in grouped(entries, partial(texts, names=given)).values():
+                known = if_one(told[entry.run.id][name] for entry in alike if entry.record is not None)
+                for entry in alike:
+                    if known is not None and entry.record is None and told[entry.run.id][name] == "unknown":
+                        told[entry.run.id][name] = known
     shared = sorted(names - {"method", "subset_seed"})
-    for several in grouped(entries, lambda entry: (entry.run.task, texts(entry, shared))).values():
+    for several in grouped(entries, partial(texts, names=shared)).values():
         subsets = grouped(several, lambda entry: entry.settings.get("subset_seed"))
         # Of own_subsets: the subset of a number occurs in the restart of that number alone.
         own = [own for seed, own in subsets.items() if {entry.run.restart for entry in own} == {seed}]
