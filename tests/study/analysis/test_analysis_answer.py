@@ -110,6 +110,7 @@ FAR = {  # scored restarts of each method, paired or not, and what is too few, i
         "4 pairs of restarts with a",
     ),
     "two of three": (False, {"a": range(1), "b": range(2), "c": range(5)}, "1 to 2 restarts of b, a"),
+    "three of four": (False, {"a": range(1), "b": range(1), "c": range(1), "d": range(5)}, "1 restart of 3 methods"),
     "the next after Holm": (True, {"a": range(6), "b": range(12), "c": range(12)}, None),
 }
 

@@ -258,14 +258,18 @@ def _next(chosen: Sequence[Leader]) -> list[str]:
 
 def _few(one: Leader) -> tuple[str, str]:
     """What is too few, in words, and of which methods more are needed; empty where of all."""
+
+    def named(methods: Sequence[str]) -> str:
+        return ", ".join(methods) if len(methods) < 3 else f"{len(methods)} methods"
+
     cells = [one.best, *(cell for cell in one.alike if cell.method in one.few)]
     if one.restarts < min(cell.n for cell in cells):
-        names = "" if len(one.few) == len(one.alike) + len(one.lower) else _list(one.few)
+        names = "" if len(one.few) == len(one.alike) + len(one.lower) else named(one.few)
         return f"{count(one.restarts, 'pair')} of restarts{names and f' with {names}'}", names and f" of {names}"
     short = [cell for cell in cells if cell.n < one.smallest]
     most = max(cell.n for cell in short)
     number = count(most, "restart") if most == one.restarts else f"{one.restarts} to {most} restarts"
-    of = "" if len(short) == 1 + len(one.alike) + len(one.lower) else f" of {_list([cell.method for cell in short])}"
+    of = "" if len(short) == 1 + len(one.alike) + len(one.lower) else f" of {named([cell.method for cell in short])}"
     return f"{number}{of or ' of each method'}", of
 
 
