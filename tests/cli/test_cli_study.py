@@ -149,10 +149,12 @@ def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys, study_file):
         assert study(step, *words) == 0
         printed = capsys.readouterr()
         assert "came out in 2 ways; the one that was finished first counts." in printed.out + printed.err
-    # Nothing but what is of no use, unless a study is named: restart 2 is not in the file.
+    # Nothing but what is of no use, unless a study is named: restart 2 is not in the file, but one of its study.
     assert study("prune", file=None) == 0
     assert "would be moved to the trash" in capsys.readouterr().out
-    assert study("prune", "--not-in", study_file, "--yes", file=None) == 0
+    assert study("prune", "--not-in", study_file, file=None) == 0
+    assert "not in" not in capsys.readouterr().out
+    assert study("prune", "--not-in", study_file, "--restarts", "2", "--yes", file=None) == 0
     assert f"folders moved to {ledger.folder / 'trash'}" in capsys.readouterr().out
     assert len(list((ledger.folder / "trash").glob("*/*"))) >= 5
     left = {path.name for path in (ledger.folder / "runs").iterdir()}

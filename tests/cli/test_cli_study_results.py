@@ -16,6 +16,7 @@ import pytest
 
 from mixout.cli import main
 from mixout.study.analysis.table import read_scores
+from mixout.study.declaration import read
 from mixout.study.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -113,6 +114,26 @@ def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys
     assert study("run", "--known", str(first), "--until-width", "1") == 2
     assert "either --known or --until-width" in capsys.readouterr().err
     assert not (tmp_path / "ledger").exists()
+
+
+@pytest.mark.parametrize("step", ["plan", "run", "export"])
+def test_what_is_known_by_another_metric_is_not_known(step, study, study_file, tmp_path, capsys):
+    rows = [f"words,{one.method},{one.restart},0.5,accuracy,{one.id}\n" for one in read(study_file).runs()]
+    table = tmp_path / "known.csv"
+    table.write_text("".join(["task,method,restart,score,metric,id\n", *rows]))
+    output = ["--output", str(tmp_path / "runs.csv")] if step == "export" else []
+    assert study(step, "--known", str(table), "--set", "metric=f1", *output) == 2
+    assert "expected f1 as the metric in" in capsys.readouterr().err
+    assert not (tmp_path / "runs.csv").exists()
+    assert study(step, "--known", str(table), *output) == 0
+
+
+def test_the_models_between_count_wherever_they_are_asked_for(study, study_file, tmp_path, capsys):
+    text, own = Path(study_file).read_text(), tmp_path / "own.toml"
+    for table in ("[settings]", "[[task]]", "[[method]]"):
+        own.write_text(text.replace(f"{table}\n", f"{table}\ninterpolate = [0.5]\n"))
+        assert study("plan", file=str(own)) == 0
+        assert "the test of 3 comparisons cannot show a difference" in capsys.readouterr().out
 
 
 def test_a_report_covers_all_restarts_that_are_there(study, tmp_path, capsys, numbers):

@@ -54,6 +54,14 @@ def regression():
     yield from stay_close("stay_close_sts_b", "correlation, best of five", 1.6e-3, 1)
 
 
+def regression_by_rate():
+    """In a sentence below the table: the two decays from the lowest rate to the highest."""
+    means = read("stay_close_sts_b").groupby(["method", "learning_rate"]).score.mean()
+    page = " ".join((ROOT / "docs" / "compared.md").read_text(encoding="utf-8").split())
+    [said] = re.findall(r"not steady here: (.*?)\. One run each", page)
+    yield NUMBER.findall(said), [*means["decay, radius 0.005"], *means["decay, relative radius 0.1"]]
+
+
 def language_model():
     yield from stay_close("stay_close_causal", "new text, best of five", 4e-3, -1)
 
@@ -127,6 +135,7 @@ TABLES = [
     quickstart,
     classification,
     regression,
+    regression_by_rate,
     language_model,
     default_of_language_models,
     demo,

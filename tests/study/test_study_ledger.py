@@ -17,10 +17,8 @@ from scipy import stats
 
 from mixout.errors import InputError
 from mixout.finetune.record import Record
-from mixout.study.analysis.runs import by_cell
 from mixout.study.entry import result_of
 from mixout.study.executors import Executor
-from mixout.study.grid import Axis
 from mixout.study.ledger import Ledger
 from mixout.study.reporting import report_on
 from mixout.study.runner import missing
@@ -150,15 +148,6 @@ def test_every_score_of_a_run_can_be_the_one_that_counts(runs, tmp_path, finish)
         Ledger(tmp_path).read().of([replace(runs[1], metric="matthews")])
 
 
-def test_two_studies_of_one_ledger_are_told_apart(declare, tmp_path, finish):
-    for rate in (0.01, 0.02):
-        for one in declare(restarts=2, settings={"learning_rate": rate}).runs():
-            finish(Ledger(tmp_path), one)
-    found = Ledger(tmp_path).runs()
-    assert {run.factors["learning_rate"] for run in found} == {"0.01", "0.02"}
-    assert [len(cell) for cell in by_cell(found).values()] == [2] * 4
-
-
 def test_how_often_the_study_was_to_be_looked_at_stays_with_the_run(runs, tmp_path, finish):
     finish(Ledger(tmp_path), replace(runs[0], looks=5))
     assert Ledger(tmp_path).read().entries[runs[0].id].looks == 5
@@ -240,59 +229,9 @@ def test_a_failed_run_and_models_between_have_the_chance_of_the_score_that_count
     Ledger(tmp_path).fail(runs[0], 1, "E: no")
     finish(Ledger(tmp_path), runs[1], interpolated=({"t": 0.5, "accuracy": 0.6, "f1": 0.3},))
     found = Ledger(tmp_path).read().of(asked)
-    assert [(run.metric, run.chance, run.failed) for run in found] == [
-        ("f1", 0.0, True), ("f1", 0.0, False), ("f1", 0.0, False),
-    ]  # fmt: skip
-
-
-CHANGES = {
-    "method": lambda declare: declare(methods=[labelled("mixout(0.7)"), labelled("dropout(0.0)", "b")]),
-    "init_seed": lambda declare: declare(settings={"train_size": 16, "init_seed": 7}),
-    "own subsets": lambda declare: declare(settings={"train_size": 16}, own_subsets=True),
-}
-
-
-def labelled(method: str, label: str = "ours") -> Axis:
-    return Axis(label=label, settings={"method": method})
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_whole_ledger_is_reported_whatever_its_studies_differ_in(change, declare, tmp_path, finish):
-    methods = [labelled("mixout(0.5)"), labelled("dropout(0.0)", "b")] if change == "method" else None
-    first = declare(settings={"train_size": 16}, **({"methods": methods} if methods else {}))
-    ledger, planned = Ledger(tmp_path / "ledger"), {one.id: one for one in first.runs()}
-    planned |= {one.id: one for one in CHANGES[change](declare).runs()}
-    for one in planned.values():
-        # The training rows follow from the subset.
-        finish(ledger, one, fingerprints={"train": f"{one.settings.resolved().subset_seed}" * 8, "dev": "d" * 8})
-    contents = ledger.read()
-    assert {len(cell) for cell in by_cell(contents.runs()).values()} <= {1, 2}
-    assert len(by_cell(contents.runs())) <= 4
-    report_on(None, contents, tmp_path / "report", title="t", commands=[])
-
-
-def test_other_data_are_another_cell(declare, tmp_path, finish):
-    first, second = declare().runs(), declare(settings={"learning_rate": 0.02}).runs()
-    for part in ("train", "dev"):
-        ledger = Ledger(tmp_path / part)
-        for data, several in (("a" * 8, first), ("b" * 8, second)):
-            for one in several:
-                size = {"predictions": (0, 1) if data[0] == "a" else (0, 1, 1)} if part == "dev" else {}
-                same = replace(one, settings=replace(one.settings, learning_rate=0.01))
-                finish(ledger, same, fingerprints={part: data}, **size)
-        contents = ledger.read()
-        assert {run.factors[f"{part}_data"] for run in contents.runs()} == {"a" * 8, "b" * 8}
-        report_on(None, contents, tmp_path / f"report-{part}", title="t", commands=[])
-
-
-def test_runs_under_several_scores_are_shown_under_one(runs, tmp_path, finish):
-    ledger = Ledger(tmp_path / "ledger")
-    for one in runs[:3]:
-        finish(ledger, one)
-    finish(ledger, runs[3], metric="f1", chance=0.0)
-    found = ledger.runs()
-    assert {(run.metric, run.score, run.chance) for run in found} == {("accuracy", 0.75, 0.5)}
-    report_on(None, ledger.read(), tmp_path / "report", title="t", commands=[])
+    assert [(run.method, run.metric, run.chance, run.failed) for run in found] == [
+        (f"{one.method}{between}", "f1", 0.0, one is asked[0]) for one in asked for between in ("", " at t=0.5")
+    ]
 
 
 def test_the_best_model_is_kept_by_the_score_that_counts_now(declare, tmp_path, record):

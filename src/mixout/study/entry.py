@@ -79,9 +79,11 @@ class Entry:
     def between(self, planned: Planned) -> list[Run]:
         """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
 
-        Each has the scores that its record holds for the weights at u + t (w - u); t = 1 is the run itself.
+        Each has the scores that its record holds for the weights at u + t (w - u); t = 1 is the run itself. Of a run
+        that failed none has a score.
         """
-        points = () if self.record is None else self.record.interpolated
+        lost = tuple({"t": t, planned.metric: math.nan} for t in dict.fromkeys(planned.settings.interpolate))
+        points = lost if self.record is None else self.record.interpolated
         return [
             replace(
                 self.seen_as(planned),

@@ -24,16 +24,18 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mixout.errors import InputError
+from mixout.finetune.data import READ
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
 from mixout.study.analysis.runs import Run, grouped, if_one, text_of
@@ -42,8 +44,16 @@ from mixout.study.identity import PLACES, WATCHED, Planned
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-# What differs between the restarts of a cell, is only watched, or is known by its content (below).
+# What differs between the restarts of a cell, is only watched, or is known by its content.
 _NO_FACTORS = ("seed", *WATCHED, *PLACES)
+# Content -> its name among a record's fingerprints, and the settings that it follows from.
+_DATA = tuple(name for name in READ if name not in WATCHED)
+_CONTENT = {
+    "train_data": ("train", (*_DATA, "train_size", "subset_seed")),
+    "dev_data": ("dev", _DATA),
+    "original_text": ("original", _DATA),
+    "weights": ("weights", ("model",)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +91,24 @@ class Contents:
         """Every run, also the failed ones, sorted by task, method, factors and restart.
 
         Where runs have the same place, as those of two studies with other settings, the settings that differ become
-        factors.
+        factors. A label that stands for several methods is followed by the method.
         """
-        known = [(run, _told(self.entries[run.id])) for run in self._by_one_metric()]
-        places = grouped(known, lambda one: (one[0].key, one[0].restart)).values()
-        names = dict.fromkeys(
-            name
-            for (_, first), *others in places
-            for name in first
-            if any(told.get(name) != first[name] for _, told in others)
-        )
-        runs = []
-        for run, told in known:
-            more = {name: told[name] for name in names if name in told and name not in run.factors}
-            runs.append(replace(run, factors=run.factors | more))
+        methods = grouped(self.entries.values(), lambda entry: entry.run.method)
+        several = {label for label, own in methods.items() if len({entry.settings["method"] for entry in own}) > 1}
+        told = _told(list(self.entries.values()))
+        runs = [
+            replace(run, method=f"{run.method} ({told[run.id]['method']})") if run.method in several else run
+            for run in self._by_one_metric()
+        ]
+        names: set[str] = set()
+        for here in grouped(runs, lambda run: (run.key, run.restart)).values():
+            here.sort(key=lambda run: run.status == "failed")
+            for at, run in enumerate(here):
+                if told[run.id] in [told[other.id] for other in here[:at]]:  # such as one that failed on other data
+                    told[run.id]["inputs"] = run.id[:8]
+                names |= {name for name, _ in told[here[0].id].items() ^ told[run.id].items()}
+        factors = {id: {name: own[name] for name in sorted(names) if name in own} for id, own in told.items()}
+        runs = [replace(run, factors=factors[run.id] | run.factors) for run in runs]
         return sorted(runs, key=lambda run: (run.key, run.restart))
 
     def _by_one_metric(self) -> list[Run]:
@@ -242,17 +256,33 @@ class Ledger:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _told(entry: Entry) -> Mapping[str, str]:
-    """What tells runs apart that have the same place: settings, and the content of data and weights."""
-    told: dict[str, Any] = {name: value for name, value in entry.settings.items() if name not in _NO_FACTORS}
-    told["applied"] = told.pop("method")  # beside the label
-    fingerprints = {} if entry.record is None else entry.record.fingerprints
-    for name, part in (("train_data", "train"), ("dev_data", "dev"), ("weights", "weights")):
-        if value := fingerprints.get(part):
-            told[name] = value[:8]
-    if told["subset_seed"] is not None and told["subset_seed"] == entry.run.restart:  # of own_subsets
-        told |= {"subset_seed": "own", "train_data": "own"}
-    return {name: text_of(value) for name, value in told.items()}
+def _told(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
+    """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
+
+    def texts(entry: Entry, names: Iterable[str]) -> tuple[str, ...]:
+        return entry.run.task, *(text_of(entry.settings.get(name)) for name in names)
+
+    names = {name for entry in entries for name in entry.settings if name not in _NO_FACTORS}
+    told = {one.run.id: {name: text_of(one.settings[name]) for name in names & {*one.settings}} for one in entries}
+    for name, (part, settings) in _CONTENT.items():
+        for entry in entries:
+            value = None if entry.record is None else entry.record.fingerprints.get(part)
+            told[entry.run.id][name] = (value or "unknown")[:8]
+        # What a failed run was given is known from those that ended: on its own machine, or on another.
+        for given in (settings, tuple(one for one in settings if one not in PLACES)):
+            for alike in grouped(entries, partial(texts, names=given)).values():
+                known = if_one(told[entry.run.id][name] for entry in alike if entry.record is not None)
+                for entry in alike:
+                    if known is not None and entry.record is None and told[entry.run.id][name] == "unknown":
+                        told[entry.run.id][name] = known
+    shared = sorted(names - {"method", "subset_seed"})
+    for several in grouped(entries, partial(texts, names=shared)).values():
+        subsets = grouped(several, lambda entry: entry.settings.get("subset_seed"))
+        # Of own_subsets: the subset of a number occurs in the restart of that number alone.
+        own = [own for seed, own in subsets.items() if {entry.run.restart for entry in own} == {seed}]
+        for entry in chain(*own if len(own) > 1 else ()):
+            told[entry.run.id] |= {"subset_seed": "own", "train_data": "own"}
+    return told
 
 
 def _data(entry: Entry) -> str | None:

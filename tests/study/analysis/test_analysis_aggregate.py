@@ -51,6 +51,14 @@ def test_mean_of_normalised_scores(paired):
     assert (found.p is not None) is paired
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_interval_does_not_depend_on_the_unit(paired):
+    (found,), scale = aggregate(runs(chance={}, paired=paired)), 2.0**320
+    large = {task: {method: scale * several for method, several in own.items()} for task, own in SCORES.items()}
+    (other,) = aggregate(runs(large, {}, paired=paired, points=100.0))
+    assert (other.low, other.high) == pytest.approx((scale * found.low, scale * found.high), rel=1e-12)
+
+
 def test_of_equal_spreads_the_interval_is_that_of_one_pooled_sample():
     # Three tasks with the same differences: the variance within tasks has 3 x 7 degrees of freedom.
     own = DRAW.normal(0, 0.02, 8)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from mixout.study.analysis.compare import compare
-from mixout.study.analysis.restarts import restarts_needed
+from mixout.study.analysis.restarts import detectable, restarts_needed
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.summary import analyse
 from mixout.study.analysis.words import p_value
@@ -91,6 +93,57 @@ def test_without_a_winner_the_answer_says_how_far_it_is():
         f"With 8 restarts a difference of about {high:.2g} points would have shown.",
         f"With 8 restarts a difference of {low:.2g} to {high:.2g} points would have shown, by method.",
     )
+
+
+FAR = {  # scored restarts of each method, paired or not, and what is too few, if anything
+    "unequal": (False, {"a": range(20), "b": range(3)}, None),
+    "unequal, the other way": (False, {"a": range(3), "b": range(20)}, None),
+    "few and many": (False, {"a": range(18), "b": range(1)}, "1 restart of b"),
+    "few": (False, {"a": range(3), "b": range(3)}, "3 restarts of each method"),
+    "pairs": (True, {"a": range(8), "b": range(4, 12)}, "4 pairs of restarts"),
+    "no pair": (True, {"a": range(6), "b": range(6, 12)}, "0 pairs of restarts"),
+    "pairs enough": (True, {"a": range(9), "b": range(3, 12)}, None),
+    "one of three": (True, {"a": range(12), "b": range(4), "c": range(12)}, "4 restarts of b"),
+    "pairs of one of three": (
+        True,
+        {"a": range(8), "b": range(4, 12), "c": range(4, 12)},
+        "4 pairs of restarts with a",
+    ),
+    "two of three": (False, {"a": range(1), "b": range(2), "c": range(5)}, "1 to 2 restarts of b, a"),
+    "three of four": (False, {"a": range(1), "b": range(1), "c": range(1), "d": range(5)}, "1 restart of 3 methods"),
+    "the next after Holm": (True, {"a": range(6), "b": range(12), "c": range(12)}, None),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_restarts_are_too_few_where_methods_far_apart_are_not_told_apart(name):
+    """However far they are: no run of one scores as much as any of the next, so p is the smallest that it can be."""
+    paired, restarts, lacking = FAR[name]
+    runs = [
+        Run(task="RTE", method=method, restart=k, score=score if k in scored else math.nan, paired=paired)
+        for level, (method, scored) in enumerate(restarts.items())
+        for k in range(12 if paired else len(scored))
+        for score in [0.1 + 0.3 * level + 0.001 * (k * 7 % 5)]
+    ]
+    found = analyse(runs)
+    [leader] = found.leaders
+    others = {*restarts} - {leader.best.method}
+    assert {*leader.few} == others - {one.method for one in leader.lower}
+    said = [line.partition(" can't show")[0] for line in found.verdict if "can't show" in line]
+    assert said == ([lacking] if lacking else [])
+    assert any("more restarts" in line for line in found.verdict) == bool(lacking)
+
+
+def test_points_are_numbers_that_are_read():
+    unstable = {"plain": [0.89, 0.0, 0.9, 0.02, 0.88, 0.01], "mixout(0.9)": [0.02, 0.89, 0.01, 0.9, 0.89, 0.9]}
+    runs = [
+        Run(task="STS-B", method=method, restart=k, score=score, points=100.0)
+        for method, scores in unstable.items()
+        for k, score in enumerate(scores)
+    ]
+    [said] = [line for line in analyse(runs).verdict if line.startswith("With 6")]
+    assert float(said.split("about ")[1].split()[0]) == pytest.approx(100 * detectable(compare(runs)[0]), abs=0.5)
+    assert "e+" not in " ".join(analyse([replace(run, points=1e4) for run in runs]).verdict)
 
 
 def test_the_cheapest_is_named_where_times_are_known():

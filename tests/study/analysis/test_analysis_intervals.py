@@ -24,6 +24,21 @@ def test_welchs_interval():
     assert mean_interval(X, Y) == pytest.approx((oracle.low, oracle.high))
 
 
+@pytest.mark.parametrize("scale", [2.0**-300, 2.0**-200, 2.0**200, 2.0**332])
+@pytest.mark.parametrize("samples", [(X,), (X, Y)])
+def test_an_interval_scales_with_the_scores(samples, scale):
+    """By powers of two exactly, up to the largest score that a run can have: a perplexity may be 1e90."""
+    own = mean_interval(*(scale * sample for sample in samples))
+    assert own == tuple(scale * end for end in mean_interval(*samples))
+    other = samples[1] if len(samples) > 1 else None
+    margin = equivalence_p(X, other, 0.1)
+    assert equivalence_p(scale * X, None if other is None else scale * other, scale * 0.1) == margin
+
+
+def test_numbers_whose_squares_are_zero_have_no_interval():
+    assert mean_interval(2.0**-600 * X) is None
+
+
 @pytest.mark.parametrize("samples", [(X[:2],), (X, Y[:2]), (np.full(20, 0.3),), (np.full(3, 0.1), np.full(4, 0.2))])
 def test_no_interval_of_too_little(samples):
     assert mean_interval(*samples) is None

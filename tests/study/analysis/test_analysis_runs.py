@@ -11,6 +11,7 @@ import pandas
 import pytest
 
 from mixout.errors import InputError
+from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import Run, is_collapsed
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
@@ -252,6 +253,35 @@ def test_the_direction_is_asked_for_where_a_name_leaves_it_open(write):
     assert (lower.score, lower.chance, lower.metric) == (-31.5, -900.0, "negative perplexity")
     [higher] = read_scores(path, direction="higher")
     assert (higher.score, higher.metric) == (31.5, "perplexity")
+
+
+def rates(unit: float, column=lambda error: error, metric="wer", tasks=("speech",)) -> str:
+    """A table of error rates between 10 and 30 %, or of what ``column`` makes of them."""
+    rows = [
+        f"{task},{method},{k},{column((20 + k + gain * (k % 3)) * unit)!r},{metric}"
+        for task in tasks
+        for method, gain in (("plain", 0.0), ("mixout(0.9)", -0.3))
+        for k in range(8)
+    ]
+    return "\n".join(["task,method,restart,score,metric", *rows]) + "\n"
+
+
+@pytest.mark.parametrize(("unit", "whole"), [(1, 100), (0.01, 1)])
+def test_a_point_is_the_same_of_errors_as_of_what_is_right(write, tmp_path, unit, whole):
+    known = ("difference", "points", "p_permutation", "p_equivalent", "low", "high")
+    right = compare(read_scores(write(rates(unit, lambda error: whole - error, "accuracy"))))
+    runs = read_scores(write(rates(unit)), direction="lower")
+    (tmp_path / "again.csv").write_text(pandas.DataFrame(to_csv_rows(runs), dtype=object).to_csv(index=False))
+    assert read_scores(tmp_path / "again.csv") == runs
+    for one, other in zip(compare(runs), right, strict=True):
+        assert [getattr(one, name) for name in known] == pytest.approx([getattr(other, name) for name in known])
+
+
+def test_the_unit_is_asked_for_where_tasks_differ_in_their_errors(write):
+    text = rates(1) + rates(0.01, tasks=("text",)).partition("\n")[2]
+    with pytest.raises(InputError, match=r"none above 1 on 'text' and 27 on 'speech'; add --unit percent"):
+        read_scores(write(text), direction="lower")
+    assert {run.points for run in read_scores(write(text), direction="lower", unit="percent")} == {1.0}
 
 
 def test_the_unit_is_asked_for_where_tasks_differ(write):

@@ -94,7 +94,7 @@ def test_methods_are_compared_at_the_same_factors_alone():
 def test_json_holds_the_same_numbers():
     found = analyse(study())
     read = json.loads(found.to_json())
-    assert read["format"] == 5
+    assert read["format"] == 6
     assert [cell["mean"] for cell in read["cells"]] == [cell.mean for cell in found.cells]
     assert [c["p_holm"] for c in read["comparisons"]] == [c.p_holm for c in found.comparisons]
 

@@ -19,6 +19,7 @@ from mixout.study.analysis.words import compact
 from mixout.study.report import write_report
 from mixout.study.report.canvas import GREY, Chart, Panel, looks
 from mixout.study.report.charts import over_factors, over_p
+from mixout.study.report.draw import Row, rows
 
 SIZES, METHODS, RESTARTS = (50, 100, 200, 500, 1000, 2000), ("dropout(0.1)", "mixout(0.7)", "mixout(0.9)"), 5
 SCORES = np.random.default_rng(0).uniform(0.45, 0.8, (len(METHODS), len(SIZES), RESTARTS)).round(3)
@@ -149,6 +150,17 @@ def test_many_lines_do_not_reach_the_next_value():
     assert at.mean(0) == pytest.approx([3, 4, 20])
     assert at[:, 0].max() < at[:, 1].min()
     assert len(set(at[:, 0])) == 24
+
+
+@pytest.mark.parametrize("values", [(0.05,), (0.05, 0.05), (-0.3,), (0.0,), (0.02, 0.3)])
+def test_the_line_of_the_baseline_is_drawn_wherever_the_differences_are(values):
+    """Also where all are equal, as that of a single method without an interval."""
+    looked = looks(["plain"], "plain")["plain"]
+    marks = [Row(label="m", look=looked, said="", note="", value=value, interval=None) for value in values]
+    axes = drawn(rows("T", marks, axis="difference", line=(0.0, "plain"), far=math.inf))
+    assert "plain" in {text.get_text() for text in axes.texts}
+    assert axes.get_xlim()[0] < 0.0 < axes.get_xlim()[1]
+    assert 0.0 in {line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"}
 
 
 def test_chance_that_follows_from_the_factor_is_no_line():

@@ -33,7 +33,8 @@ def asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Pla
             study = with_all_restarts(study, contents, inputs)
         return study, study.runs(inputs)
     except InputError as error:
-        if args.step != "retry" and contents.entries and ("no such" in str(error) or "exists" in str(error)):
+        absent = "no such" in str(error) or "exists" in str(error)
+        if args.step not in ("retry", "prune") and contents.entries and absent:
             raise InputError(
                 f"{error}. Without data and model: leave FILE out, for all that the ledger holds"
             ) from error
@@ -53,8 +54,10 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
     is found under that of ``planned``.
 
     Raises:
-        InputError: a table cannot be read, a run has no identity, or two tables disagree on one.
+        InputError: a table cannot be read, a run has no identity or another metric than planned, or two tables disagree
+            on one.
     """
+    metrics = {run.id: run.metric for run in planned}
     now = {id: run.id for run in planned for id in run.former}
     found: dict[str, Run] = {}
     for path in args.known:
@@ -65,6 +68,11 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
             if run.status == "failed":
                 continue
             id = now.get(run.id, run.id)
+            if run.metric != (metric := metrics.get(id, run.metric)):
+                raise InputError(
+                    f"expected {metric} as the metric in {path}, got {run.metric} of {name}; leave the table out, or "
+                    f"export it again with --set metric={metric}"
+                )
             # nan, the score of a run that diverged, differs from itself.
             if id in found and repr(found[id].score) != repr(run.score):
                 raise InputError(

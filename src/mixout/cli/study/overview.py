@@ -19,7 +19,7 @@ from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run, text_of
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
-from mixout.study.grid import RATE, Study, wanted
+from mixout.study.grid import RATE, Axis, Study, wanted
 from mixout.study.identity import PLACES, WATCHED, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock
@@ -69,7 +69,7 @@ def _shows_nothing(study: Study) -> list[str]:
     """Whether so few restarts can show a difference at all."""
     searched = study.search if study.rate is not None else 0  # restarts and rates that are not compared
     factors = [values for name, values in study.factors.items() if not searched or name != RATE]
-    family = (_compared(study) - 1) * len(study.tasks) * math.prod(map(len, factors))
+    family = sum(_compared(study, task) - 1 for task in study.tasks) * math.prod(map(len, factors))
     judged, needed = study.restarts - searched, fewest_restarts(max(1, family))
     if family < 1 or judged >= needed:
         return []
@@ -80,9 +80,10 @@ def _shows_nothing(study: Study) -> list[str]:
     ]
 
 
-def _compared(study: Study) -> int:
+def _compared(study: Study, task: Axis) -> int:
     """How many methods a report compares: the models between start and end (``interpolate``) are some as well."""
-    asked = (one.settings.get("interpolate", study.settings.get("interpolate", ())) for one in study.methods)
+    settings = ({**study.settings, **task.settings, **one.settings} for one in study.methods)
+    asked = (one.get("interpolate", ()) for one in settings)
     return sum(1 + len({*ts} - {1}) for ts in asked)
 
 
@@ -142,12 +143,11 @@ def prune(args: argparse.Namespace) -> int:
     if not Path(args.ledger).is_dir():
         raise InputError(f"expected --ledger as a folder with runs, got {args.ledger!r}, which does not exist")
     ledger = Ledger(args.ledger)
-    asked = None
+    contents, kept = ledger.read(), None
     if args.file is not None:
-        asked = {id for run in declared(args).runs() for id in (run.id, *run.former)}
+        kept = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
     else:
         check_no_file(args)
-    contents = ledger.read()
     useless: dict[Path, str] = {}
     for folder in contents.leftovers:
         lock = ledger.claim(folder.name.partition(".")[0])
@@ -157,8 +157,8 @@ def prune(args: argparse.Namespace) -> int:
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
         useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
-    if asked is not None:
-        others = [entry for id, entry in contents.entries.items() if id not in asked]
+    if kept is not None:
+        others = [entry for id, entry in contents.entries.items() if id not in kept]
         useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in others}
     for folder, why in useless.items():
         print(f"{folder}: {why}")

@@ -110,7 +110,7 @@ def _half(several: list[tuple[Comparison, float]]) -> float | None:
     variance = math.fsum(part for part, _ in parts)
     if variance <= 1e-20:
         return None
-    freedom = variance**2 / math.fsum(part**2 / free for part, free in parts)
+    freedom = 1 / math.fsum((part / variance) ** 2 / free for part, free in parts)
     return float(t.isf(ALPHA / 2 / several[0][0].looks, freedom)) * math.sqrt(variance)
 
 

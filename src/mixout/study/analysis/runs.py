@@ -23,6 +23,7 @@ COLUMNS = (
     *("kl_to_base", "peak_memory", "dev_size", "status", "error", "collapsed", "paired", "id"),
 )  # of a table of runs; any other column is a factor
 
+_BETWEEN = re.compile(r" at t=[\d.e-]+$")
 _LARGEST = 1e100  # a score beyond has a square that is not finite
 
 T = TypeVar("T")
@@ -124,6 +125,11 @@ class Run(Restart):
         taken = sorted(set(self.factors) & set(COLUMNS))
         if taken:
             raise InputError(f"expected factors with names of their own, got {taken[0]!r}; rename it")
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a run of its own, and no model between the start and the end of one (``interpolate``)."""
+        return bool(self.id) or not _BETWEEN.search(self.method)
 
     @property
     def failed(self) -> bool:

@@ -75,9 +75,11 @@ def _student(one: Array, other: Array | None) -> tuple[float, float, float] | No
         return None
     # Not by scipy.stats: its checks of arguments take a hundred times as long, and a report has thousands of these.
     variances = [float(sample.var(ddof=1)) / len(sample) for sample in samples]
-    parts = [variance**2 / (len(sample) - 1) for variance, sample in zip(variances, samples, strict=True)]
+    if not (total := math.fsum(variances)):  # squares of tiny numbers are 0
+        return None
+    parts = [(variance / total) ** 2 / (len(sample) - 1) for variance, sample in zip(variances, samples, strict=True)]
     middle = float(one.mean()) - (0.0 if other is None else float(other.mean()))
-    return middle, math.sqrt(math.fsum(variances)), math.fsum(variances) ** 2 / math.fsum(parts)
+    return middle, math.sqrt(total), 1 / math.fsum(parts)
 
 
 @lru_cache(maxsize=4096)  # scipy takes a millisecond, and a report asks for the same few rates thousands of times

@@ -18,10 +18,10 @@ from mixout.study.analysis.cells import Cell, Instability, instability, summaris
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import Power, detectable, fewest_restarts, needed, plan
 from mixout.study.analysis.runs import Placed, Run, by_cell, grouped, place, spoken
-from mixout.study.analysis.stats import SMALLEST
-from mixout.study.analysis.words import percent_of, rounded
+from mixout.study.analysis.stats import ALPHA, SMALLEST
+from mixout.study.analysis.words import figures, percent_of, rounded
 
-_FORMAT = 5
+_FORMAT = 6
 _CHEAPER = 0.9  # of the training time: less than that is worth a word
 _NAMED = 4
 
@@ -34,20 +34,12 @@ class Leader:
     alike: tuple[Cell, ...]  # the other cells that are not shown to be lower, the highest first
     lower: tuple[Comparison, ...]  # comparisons with the best of those that are, the nearest first
     points: float  # factor from the score to points
-    smallest: int  # the fewest restarts with which any difference among them can be shown
+    # methods that these runs could not show to differ from the best, however far they are: too few runs, or pairs
+    few: tuple[str, ...]
+    restarts: int  # runs, or pairs, of the comparison with the best that has the fewest; of those with ``few``, if any
+    smallest: int  # the fewest restarts of each method with which any difference among them can be shown
     detectable: tuple[float, ...]  # differences in points that these restarts show with a power of 0.8, ascending
     needed: int | None  # restarts of each method that would show 1 point between the best and the next, if known
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are enough restarts to show any difference."""
-        return self.restarts >= self.smallest
-
-    @property
-    def restarts(self) -> int:
-        """Of the method that has the fewest."""
-        counts = [c.n for c in self.lower] + [c.n_baseline for c in self.lower]
-        return min([self.best.n, *(cell.n for cell in self.alike), *counts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +148,10 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
         several.insert(0, best)
         lower = {one.method: one for one in compared if one.shown and one.difference < 0}
         shown = [difference for one in compared if (difference := detectable(one)) is not None]
+        left = sum(not one.shown for one in compared) * looks  # Holm's correction of the largest that is not shown
+        able = {one.method for one in compared if one.shown or one.p_smallest * left <= ALPHA}
+        few = tuple(cell.method for cell in several[1:] if cell.method not in able)
+        sizes = {one.method: min(one.n, one.n_baseline) for one in compared}
         runner_up = next((one for one in compared if one.method == several[1].method), None)
         found.append(
             Leader(
@@ -163,7 +159,9 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
                 alike=tuple(cell for cell in several[1:] if cell.method not in lower),
                 lower=tuple(sorted(lower.values(), key=lambda one: -one.difference)),
                 points=points[task],
-                smallest=fewest_restarts(len(several[1:]) * looks, independent=not all(one.paired for one in compared)),
+                few=few,
+                restarts=min(sizes.get(cell.method, 0) for cell in several[1:] if cell.method in few or not few),
+                smallest=fewest_restarts(len(several[1:]) * looks, independent=not any(one.paired for one in compared)),
                 detectable=tuple(sorted(difference * points[task] for difference in shown)),
                 needed=None if runner_up is None else needed(runner_up, 1.0),
             )
@@ -232,18 +230,20 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
 
 def _next(chosen: Sequence[Leader]) -> list[str]:
     """What would have shown, and what to do."""
-    few, known = [one for one in chosen if not one.enough], [one for one in chosen if one.enough]
+    few, known = [one for one in chosen if one.few], [one for one in chosen if not one.few]
     said, take = [], []
-    for (n, smallest), several in grouped(few, lambda one: (one.restarts, one.smallest)).items():
+    for (n, smallest, what, of), several in grouped(few, lambda one: (one.restarts, one.smallest, *_few(one))).items():
         where = "" if len(several) == len(chosen) else f" on {_list([one.best.task for one in several])}"
-        restarts = count(n, "restart")
-        said.append(f"{restarts} of each method{where} can't show a difference by the test used here; {smallest} can.")
-        take.append(f"run {smallest - n} more restarts{where}")
+        said.append(f"{what}{where} can't show a difference by the test used here; {smallest} can.")
+        take.append(f"run {smallest - n} more restarts{of}{where}")
     if not known:
-        return [*said, f"Next: {' and '.join(take)}, or take the cheapest method{_cheapest(chosen)}."]
+        these = "of those that can't be told apart" if any(one.lower for one in few) else "method"
+        return [*said, f"Next: {' and '.join(take)}, or take the cheapest {these}{_cheapest(chosen)}."]
     if shown := sorted(points for one in known for points in one.detectable):
         least, most = shown[0], shown[-1]
-        about, by = (f"about {most:.2g}", "") if most < 1.5 * least else (f"{least:.2g} to {most:.2g}", ", by method")
+        about, by = f"about {figures(most)}", ""
+        if most >= 1.5 * least:
+            about, by = f"{figures(least)} to {figures(most)}", ", by method"
         restarts = count(min(one.restarts for one in known), "restart")
         said.append(f"With {restarts} a difference of {about} points would have shown{by}.")
     if not (open_ := [one for one in known if one.alike]):
@@ -254,6 +254,23 @@ def _next(chosen: Sequence[Leader]) -> list[str]:
     if 0 < more <= 1000:
         take.append(f"{more:,} more restarts would show 1 point between the two best")
     return [*said, f"Next: {'; '.join(take)}."]
+
+
+def _few(one: Leader) -> tuple[str, str]:
+    """What is too few, in words, and of which methods more are needed; empty where of all."""
+
+    def named(methods: Sequence[str]) -> str:
+        return ", ".join(methods) if len(methods) < 3 else f"{len(methods)} methods"
+
+    cells = [one.best, *(cell for cell in one.alike if cell.method in one.few)]
+    if one.restarts < min(cell.n for cell in cells):
+        names = "" if len(one.few) == len(one.alike) + len(one.lower) else named(one.few)
+        return f"{count(one.restarts, 'pair')} of restarts{names and f' with {names}'}", names and f" of {names}"
+    short = [cell for cell in cells if cell.n < one.smallest]
+    most = max(cell.n for cell in short)
+    number = count(most, "restart") if most == one.restarts else f"{one.restarts} to {most} restarts"
+    of = "" if len(short) == 1 + len(one.alike) + len(one.lower) else f" of {named([cell.method for cell in short])}"
+    return f"{number}{of or ' of each method'}", of
 
 
 def _cheapest(chosen: Sequence[Leader]) -> str:

@@ -20,6 +20,7 @@ _TEXTS = ("task", "method", "metric", "status", "error", "id")
 # What pandas writes, or reads, as the name of an index and of columns without one.
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?(\.\d+)?")
 _YES_NO = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+_TURNED = "negative "  # before the name of a metric whose scores were read with a minus sign
 _LOWER_IS_BETTER = re.compile(r"perplexity|ppl|loss|error|nll|bpc|\b(wer|cer|ter|mse|rmse|mae)\b", re.IGNORECASE)
 
 
@@ -42,8 +43,9 @@ def read_scores(
         report: called with a line on what is left out.
         direction: which scores are better, ``"higher"`` or ``"lower"``; lower ones are read with a minus sign. By
             default higher, unless the metric's name says that it may be otherwise: then it must be given.
-        unit: ``"percent"`` or ``"fraction"``. By default a task's scores are fractions where none exceeds 1; where
-            that would differ between the tasks of a table, it must be given.
+        unit: ``"percent"`` or ``"fraction"``. By default a task's scores, read without a minus sign where lower ones
+            are better, are fractions where none exceeds 1; where that would differ between the tasks of a table, it
+            must be given.
 
     Returns:
         One run a row, in the file's order.
@@ -125,7 +127,8 @@ def _check_factors(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _with_direction(path: Path, runs: Sequence[Run], direction: str | None) -> list[Run]:
-    doubtful = [run.metric for run in runs if _LOWER_IS_BETTER.search(run.metric)]
+    names = (run.metric for run in runs if not run.metric.startswith(_TURNED))
+    doubtful = [name for name in names if _LOWER_IS_BETTER.search(name)]
     if direction is None and doubtful:
         raise InputError(
             f"expected to know whether higher or lower values of {doubtful[0]!r} in {path} are better; "
@@ -134,14 +137,18 @@ def _with_direction(path: Path, runs: Sequence[Run], direction: str | None) -> l
     if direction != "lower":
         return list(runs)
     turned = ((run, -run.score, None if run.chance is None else -run.chance) for run in runs)
-    return [replace(run, score=score, chance=chance, metric=f"negative {run.metric}") for run, score, chance in turned]
+    return [replace(run, score=score, chance=chance, metric=_TURNED + run.metric) for run, score, chance in turned]
 
 
 def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
     if unit is not None:
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
+
+    def turned(run: Run) -> bool:
+        return run.metric.startswith(_TURNED)
+
     scored = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
-    largest = {task: max(run.score for run in here) for task, here in scored.items()}
+    largest = {task: max(-run.score if turned(run) else run.score for run in here) for task, here in scored.items()}
     small = [task for task, score in largest.items() if 0 <= score <= 1]
     large = [task for task, score in largest.items() if score > 1]
     if small and large:
@@ -149,7 +156,7 @@ def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
             f"expected scores of one unit in {path}, got none above 1 on {small[0]!r} and {largest[large[0]]:g} on "
             f"{large[0]!r}; add --unit percent, or --unit fraction"
         )
-    return runs
+    return [replace(run, points=1.0 if run.task in large else 100.0) if turned(run) else run for run in runs]
 
 
 def _value(name: str, text: str) -> str | bool | float:

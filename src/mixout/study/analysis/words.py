@@ -38,6 +38,16 @@ def rounded(points: float) -> str:
     return f"{points:.1g}" if abs(points) > 1e-9 else "0.0"
 
 
+def figures(points: float) -> str:
+    """Points with two digits, large ones as whole numbers.
+
+    Example:
+        >>> figures(0.0312), figures(2.04), figures(99.6), figures(1234.5)
+        ('0.031', '2', '100', '1,234')
+    """
+    return f"{points:.2g}" if abs(points) < 99.5 else f"{points:,.0f}"
+
+
 def percent_of(level: float) -> str:
     """A confidence level, such as ``97.5 %``."""
     return f"{round(100 * level, 1):g} %"

@@ -154,7 +154,9 @@ def curves(
 
 def _near(at: float | None, seen: Sequence[float], far: float) -> list[float]:
     """The value, if it lies no farther below the others than ``far`` times their spread."""
-    return [at] if at is not None and seen and at >= min(seen) - far * (max(seen) - min(seen)) else []
+    if at is None or not seen or (far < math.inf and at < min(seen) - far * (max(seen) - min(seen))):
+        return []
+    return [at]
 
 
 def _scatter(axes: Axes, dots: Sequence[Dot], color: str, *, alpha: float = 0.8, bitmap: bool) -> None:

@@ -76,7 +76,8 @@ def compose(
     """The page as HTML, and the charts on it; ``known`` are folded pairs, ``files`` have names and meanings."""
     sections, drawn = _results(summary, runs, data)
     pairs = {name: {key: _plain(value) for key, value in values.items()} for name, values in known.items()}
-    failed = [run for run in runs if run.status != "finished" or run.error]
+    trained = [run for run in runs if run.trained]
+    failed = [run for run in trained if run.status != "finished" or run.error]
     # How the numbers came about.
     sections += [
         Section("notes", "What was left out", blocks("lines", summary.notes)),
@@ -92,7 +93,7 @@ def compose(
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
         title=title,
-        facts=tables.facts(summary.cells, sum(bool(run.id) for run in runs) or len(runs)),
+        facts=tables.facts(summary.cells, trained),
         sections=[section for section in sections if section.blocks],
         # Ours, not the user's: not escaped.
         css=Markup(_read("page.css")),

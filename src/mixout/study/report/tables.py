@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mixout._names import count
 from mixout.study.analysis.cells import Cell, Instability
-from mixout.study.analysis.runs import Placed, grouped, spoken
+from mixout.study.analysis.runs import Placed, Run, grouped, spoken
 from mixout.study.analysis.summary import Leader
 from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
 from mixout.study.report.canvas import Labels
@@ -104,18 +104,19 @@ def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: 
     )
 
 
-def facts(cells: Sequence[Cell], runs: int) -> str:
-    """How large the study is, in a line."""
+def facts(cells: Sequence[Cell], runs: Sequence[Run]) -> str:
+    """How large the study is, in a line; ``runs`` are those that were trained."""
+    trained = {run.key for run in runs}
     sizes = sorted({cell.runs for cell in cells})
     restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
     values = grouped(sorted({pair for cell in cells for pair in cell.factors.items()}), lambda pair: pair[0])
     parts = [
-        count(runs, "run"),
+        count(len(runs), "run"),
         count(len({cell.task for cell in cells}), "task"),
         count(len({cell.method for cell in cells}), "method"),
         *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
         f"{restarts} each",
-        f"{sum(cell.failed for cell in cells):,} failed",
+        f"{sum(cell.failed for cell in cells if cell.key in trained):,} failed",
     ]
     return " \u00b7 ".join(parts)
 
@@ -233,7 +234,7 @@ def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
     """How the cell stands to the best on its task with its factors; empty where it is lower, or nobody can tell."""
     if any(cell is one.best for one in leaders):
         return "highest"
-    return "not told apart" if any(cell is other for one in leaders if one.enough for other in one.alike) else ""
+    return "not told apart" if any(cell is other for one in leaders if not one.few for other in one.alike) else ""
 
 
 def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
