@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.finetune.conftest import same
+from tests.finetune.conftest import same, sentences, write
 
 from mixout.finetune.batches import DevSet
 from mixout.finetune.record import Record
@@ -64,6 +64,18 @@ def test_a_run_that_has_hardly_learned_says_so(settings, tmp_path):
 def test_the_training_loss_is_shown_and_changes_nothing(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[int, float]] = []
     on_log = transformers.trainer_callback.CallbackHandler.on_log
+
+@pytest.mark.parametrize("kind", ["rare class", "values", "tags", "labels"])
+def test_a_rate_that_is_far_too_low_is_not_to_be_lowered(settings, names, moods, tmp_path, kind):
+    known = {"tags": {"task": names, "task_type": "token-classification"}, "labels": {"task": moods}}
+    label = {"rare class": lambda row: "spam" if row % 10 == 0 else "ham", "values": lambda row: 3 + row % 9 / 4}
+    if kind in label:
+        rows = [{"text": " ".join(words), "label": label[kind](row)} for row, words in enumerate(sentences(60))]
+        known[kind] = {"task": write(tmp_path / "own.jsonl", rows)}
+    record = finetune(settings(**known[kind], method="plain", learning_rate=1e-7), tmp_path / "out", keep_model=False)
+    assert "it has hardly learned" in record.verdict
+    assert "the usual learning rate for this model: --learning-rate 5e-4" in record.verdict
+
 
     def spy(self, args, state, control, logs):
         if "loss" in logs:
