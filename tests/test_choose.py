@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import ModelCard
 import pytest
 from tests.finetune.conftest import interrupted
 from transformers import LlamaConfig
@@ -170,8 +171,12 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert (record.settings.text_column, record.settings.label_column) == ("review", "stars")
     assert main(["predict", str(tmp_path / "out/model"), str(table), "--output", str(tmp_path / "p.csv")]) == 0
     assert "42 predictions" in capsys.readouterr().out
-    # What the model scores on its own training rows is not told as a result.
-    assert f"{record.score:.4f}" not in (tmp_path / "out/model/README.md").read_text().partition("## How")[0]
+    # What the model scores on its own training rows is not told as a result, and they are called as the user does.
+    card = ModelCard.load(tmp_path / "out/model/README.md")
+    assert card.data.eval_results is None
+    assert f"{record.score:.4f}" not in card.content
+    assert "tiny-bert on own.csv\n" in card.text
+    assert "- Data: The user's file own.csv. 42 training examples.\n" in card.text
     monkeypatch.setattr(running, "_estimate", lambda *_: 10.0)
     quick.clear()
     assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2

@@ -138,9 +138,12 @@ def choose(
         sentence=verdict.sentence(task.metric, tried, default, value, gain),
     )
     with writing(place):
-        write_atomically(choice.model / "README.md", card.write(record, result=verdict.result(choice)))
+        write_atomically(choice.model / "README.md", card.write(told, result=verdict.result(choice)))
         verdict.write(choice, search, place)
     return choice
+    # The folder of all rows is no name for them.
+    told = replace(record, settings=replace(record.settings, task=settings.task))
+    told = told if own_dev else replace(told, source=record.source | {"data": task.source})
 
 
 def seconds_of(budget: str) -> float:
