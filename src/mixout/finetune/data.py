@@ -18,11 +18,13 @@ from typing import Literal
 
 from mixout._names import count
 from mixout.errors import InputError
+from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.tables import number
+from mixout.methods import OutputAnchor
 
 # The settings by which data are found and read.
 READ = (
@@ -84,6 +86,20 @@ def check_kind(settings: Settings, task: Task) -> None:
         got = getattr(settings, name)
         if got != off and task.kind in kinds:
             raise InputError(f"expected {name}={off} for {meant[task.kind]}, got {got}; leave it out")
+    if task.kind == "labels" and any(isinstance(one, OutputAnchor) and one.on == "logits" for one in settings.methods):
+        raise InputError(
+            f"expected output_anchor with on=hidden for several labels a row, got {settings.method!r}: its divergence "
+            "is of one class a row"
+        )
+    if not settings.head_first:
+        return
+    each = steps_per_epoch(settings.train_size or len(task.train), settings)
+    steps = settings.max_steps or math.ceil(settings.epochs * each)
+    if settings.head_first > (steps - 1) / each:  # when the last step begins
+        raise InputError(
+            f"expected head_first below the {steps / each:g} epochs of the run, with a step for all weights left, got "
+            f"{settings.head_first:g}; train longer, or lower it"
+        )
 
 
 def subset(task: Task, settings: Settings) -> Task:

@@ -142,7 +142,8 @@ class TextTrainer(Trainer):
         """The mean over the examples, or for a language model over the predicted tokens, of the whole batch."""
         labels = inputs["labels"]
         hidden = {"output_hidden_states": True} if model.training and self.anchored == "hidden" else {}
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, **hidden)
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**unlabelled, **hidden)
         parts: torch.Tensor | int = self.dev.parts(labels)
         if model.training and num_items_in_batch is not None:
             # Gradients are averaged over the processes, each of which has a part of the batch.
@@ -150,7 +151,9 @@ class TextTrainer(Trainer):
         loss = self.dev.total(outputs["logits"], labels, training=model.training) / parts
         if model.training and self.anchored is not None:
             # A mean over the batch, which counts as much as its share of the step.
-            loss = loss + output_penalty(model, inputs, outputs) * self.dev.parts(labels) / parts
+            # Labels tell which logits count. Of hidden states they tell nothing.
+            batch = unlabelled if hidden else inputs
+            loss = loss + output_penalty(model, batch, outputs) * self.dev.parts(labels) / parts
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
