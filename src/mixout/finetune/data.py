@@ -77,7 +77,7 @@ def columns_of(settings: Settings) -> Columns:
 
 
 def check_kind(settings: Settings, task: Task) -> None:
-    """Refuse, by an InputError, a loss that this kind of labels does not have."""
+    """Refuse, by an InputError, a loss that this kind of labels does not have, and a run of the head alone."""
     meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
     for name, off, kinds in (
         ("label_smoothing", 0.0, ("values", "labels")),
