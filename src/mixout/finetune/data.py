@@ -192,9 +192,9 @@ def _several(task: Task, names: Sequence[str]) -> str:
     known = [f"{names[label]!r} ({rows_with})" for label, rows_with in counts.most_common(_NAMED)]
     of_each = ", ".join([*known, *["..."][: len(names) - _NAMED]])
     if task.kind == "tags":
-        return f"{len(names)} tags of {counts.total():,} training words: {of_each}"
+        return f"{count(len(names), 'tag')} of {counts.total():,} training words: {of_each}"
     apart = f", read from cells with {task.separator!r} between them" if task.separator else ""
-    return f"{len(names)} labels, {counts.total() / len(rows):.1f} a row{apart}; in training rows: {of_each}"
+    return f"{count(len(names), 'label')}, {counts.total() / len(rows):.1f} a row{apart}; in training rows: {of_each}"
 
 
 def _labels(task: Task, names: Sequence[str]) -> list[str]:
