@@ -65,10 +65,6 @@ def test_a_run_that_has_hardly_learned_says_so(settings, tmp_path):
     assert finetune(settings(method="dropout(0)", epochs=16.0, learning_rate=3e-3), tmp_path / "b").verdict == ""
 
 
-def test_the_training_loss_is_shown_and_changes_nothing(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[int, float]] = []
-    on_log = transformers.trainer_callback.CallbackHandler.on_log
-
 @pytest.mark.parametrize("kind", ["rare class", "values", "tags", "labels"])
 def test_a_rate_that_is_far_too_low_is_not_to_be_lowered(settings, names, moods, tmp_path, kind):
     known = {"tags": {"task": names, "task_type": "token-classification"}, "labels": {"task": moods}}
@@ -80,6 +76,10 @@ def test_a_rate_that_is_far_too_low_is_not_to_be_lowered(settings, names, moods,
     assert "it has hardly learned" in record.verdict
     assert "the usual learning rate for this model: --learning-rate 5e-4" in record.verdict
 
+
+def test_the_training_loss_is_shown_and_changes_nothing(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, float]] = []
+    on_log = transformers.trainer_callback.CallbackHandler.on_log
 
     def spy(self, args, state, control, logs):
         if "loss" in logs:
@@ -134,8 +134,8 @@ def test_the_best_model_is_kept(settings, tmp_path, scores):
     finetune(settings(epochs=3.0, evaluate="epoch", max_steps=12), tmp_path / "until")
     scores([0.5, 0.7, 0.6, 0.7])
     record = finetune(settings(epochs=3.0, keep_best=True), tmp_path / "best")
-    assert [(entry.step, entry.scores["accuracy"]) for entry in record.evaluations] == [
-        (6, 0.5), (12, 0.7), (18, 0.6), (12, 0.7),
+    assert [(entry.step, entry.epoch, entry.scores["accuracy"]) for entry in record.evaluations] == [
+        (6, 1.0, 0.5), (12, 2.0, 0.7), (18, 3.0, 0.6), (12, 2.0, 0.7),
     ]  # fmt: skip
     assert (record.score, record.steps) == (0.7, 18)
     assert not (tmp_path / "best" / "checkpoints").exists()
@@ -148,6 +148,14 @@ def test_the_best_model_is_kept(settings, tmp_path, scores):
         found = [int(model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
     assert list(record.predictions) == found
     assert not same(tmp_path / "best", tmp_path / "until")  # another schedule: 12 steps of 12, not of 18
+
+
+def test_the_best_model_half_way_back_is_entered_where_it_was_the_best(settings, tmp_path, scores):
+    scores([0.5, 0.7, 0.6, 0.7, 0.8])
+    record = finetune(settings(epochs=3.0, keep_best=True, method="interpolate(0.5)"), tmp_path / "out")
+    found = [(entry.step, entry.epoch) for entry in record.evaluations]
+    assert found == [(6, 1.0), (12, 2.0), (18, 3.0), (12, 2.0), (12, 2.0)]
+    assert (record.score, record.steps) == (0.8, 18)
 
 
 def test_a_limit_of_steps(settings, tmp_path):

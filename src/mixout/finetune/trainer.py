@@ -66,6 +66,7 @@ class TextTrainer(Trainer):
     ) -> None:
         """Set up all; InputError for settings that transformers, the machine or the model does not take."""
         self.settings, self.dev = settings, dev
+        self.kept: dict[str, float] | None = None  # the best evaluation, where the model has its weights
         self.course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
         self.order = None
         if settings.batching == "bucketed":
@@ -193,8 +194,13 @@ class TextTrainer(Trainer):
         # An iterator over batches draws a seed for its workers: without the fork, masks would depend on how often
         # one looks at the dev set.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        ended = self.state.global_step, self.state.epoch
+        if self.kept is not None:
+            # Entered where the weights are of.
+            self.state.global_step, self.state.epoch = int(self.kept["step"]), self.kept["epoch"]
         with torch.random.fork_rng(devices=devices):
             metrics: dict[str, float] = super().evaluate(*args, **options)
+        self.state.global_step, self.state.epoch = ended
         self.course.paused += time.perf_counter() - began
         return metrics
 
@@ -232,10 +238,8 @@ class TextTrainer(Trainer):
             return
         model: Any = self.model
         load_model(model, str(Path(str(self.args.output_dir)) / folder.BEST))
-        # The evaluation is entered at the step that the weights are of.
-        last, self.state.global_step = self.state.global_step, int(best["step"])
+        self.kept = best
         self.evaluate()
-        self.state.global_step = last
 
     def scores(self) -> dict[str, float]:
         """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""
