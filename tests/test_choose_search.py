@@ -58,6 +58,12 @@ def test_each_round_doubles_the_runs_of_the_better_half():
     assert all(len(found.runs[one]) >= search.REPEATS * len(search.JUDGED) for one in ranked)
 
 
+def test_a_method_that_is_named_twice_is_one():
+    twice, once = (through(methods=["mixout(0.7)"] * times + ["dropout(0.1)"]) for times in (2, 1))
+    assert (twice[1], twice[0].runs) == (once[1], once[0].runs)
+    assert len({*twice[1]}) == 3
+
+
 @pytest.mark.parametrize("runs", [3, 8, 20, 40, 70])
 def test_the_budget_is_kept_with_the_final_training(runs):
     found, ranked = through(budget=10.0 * runs)
