@@ -20,6 +20,7 @@ from mixout.choose import choose, search, verdict
 from mixout.cli import main
 from mixout.errors import InputError
 from mixout.finetune import models
+from mixout.finetune.cache import Cache
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import files
@@ -125,6 +126,10 @@ def test_a_dropout_that_the_model_has_is_plain_fine_tuning_and_is_left_out(quick
     choice = choose(settings(), output_dir=tmp_path / "out", budget="1h", methods=both, report=lines.append)
     assert {row.candidate.method for row in choice.table} == {"plain", "dropout(0.0)"}
     assert any(line.startswith("dropout(0.1) is not tried beside plain") for line in lines)
+
+
+def test_the_time_of_a_run_is_estimated_by_fewer_steps_than_its_head_takes_alone(settings):
+    assert running._estimate(settings(max_steps=20, epochs=4.0, head_first=2.0, learning_rate=1e-3), Cache()) > 0
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -272,7 +272,7 @@ def _estimate(settings: Settings, cache: Cache) -> float:
     with tempfile.TemporaryDirectory() as folder:
         for steps in (1, _PROBE):
             began = time.perf_counter()
-            few = replace(settings, max_steps=min(steps, settings.max_steps or steps))
+            few = replace(settings, max_steps=min(steps, settings.max_steps or steps), head_first=0.0)
             record = finetune(few, Path(folder) / str(steps), keep_model=False, cache=cache)
     steps = settings.max_steps or math.ceil(steps_per_epoch(record.train_size, settings) * settings.epochs)
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
