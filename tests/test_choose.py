@@ -6,23 +6,24 @@ import csv
 import json
 import re
 import shutil
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from tests.finetune.conftest import interrupted
 from transformers import LlamaConfig
 
 import mixout.choose.run as running
-from mixout.choose import choose, parts, search, verdict
+from mixout.choose import choose, search, verdict
 from mixout.cli import main
 from mixout.errors import InputError
 from mixout.finetune import models
+from mixout.finetune.cache import Cache
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Split, Task, files
+from mixout.finetune.tasks import files
 from mixout.finetune.train import finetune
 from mixout.study import executors
 from mixout.study.identity import Inputs
@@ -127,6 +128,10 @@ def test_a_dropout_that_the_model_has_is_plain_fine_tuning_and_is_left_out(quick
     assert any(line.startswith("dropout(0.1) is not tried beside plain") for line in lines)
 
 
+def test_the_time_of_a_run_is_estimated_by_fewer_steps_than_its_head_takes_alone(settings):
+    assert running._estimate(settings(max_steps=20, epochs=4.0, head_first=2.0, learning_rate=1e-3), Cache()) > 0
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_of_two_dropouts_the_model_has_one(tiny_llama, tmp_path, dropout):
     shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
@@ -170,8 +175,12 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert (record.settings.text_column, record.settings.label_column) == ("review", "stars")
     assert main(["predict", str(tmp_path / "out/model"), str(table), "--output", str(tmp_path / "p.csv")]) == 0
     assert "42 predictions" in capsys.readouterr().out
-    # What the model scores on its own training rows is not told as a result.
-    assert f"{record.score:.4f}" not in (tmp_path / "out/model/README.md").read_text().partition("## How")[0]
+    # What the model scores on its own training rows is not told as a result, and they are called as the user does.
+    card = ModelCard.load(tmp_path / "out/model/README.md")
+    assert card.data.eval_results is None
+    assert f"{record.score:.4f}" not in card.content
+    assert "tiny-bert on own.csv\n" in card.text
+    assert "- Data: The user's file own.csv. 42 training examples.\n" in card.text
     monkeypatch.setattr(running, "_estimate", lambda *_: 10.0)
     quick.clear()
     assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
@@ -179,21 +188,13 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert not {"run", "final"} & {*quick}
 
 
-def test_parts_hold_every_class_and_keep_equal_texts_together(tmp_path):
-    texts = [f"text {number // 2}" for number in range(60)]
-    labels = [number // 2 % 3 for number in range(60)]
-    rows = Split(text=tuple(texts), label=tuple(labels))
-    task = Task(name="t", train=rows, dev=rows, labels=("10", "9", "x"), metrics=("f1",), metric="f1", source="")
-    split = parts.split(task, 0)
-    assert sorted(row for part in split for row in part) == list(range(60))
-    for part in split:
-        assert Counter(labels[row] for row in part) == {0: 4, 1: 4, 2: 4}
-        assert not {texts[row] for row in part} & {texts[row] for row in range(60) if row not in part}
-    places = parts.write(task, split, tmp_path, Settings())
-    loaded = files.load(places[1], columns=files.Columns(), metric="f1")
-    assert loaded.dev.label == tuple(labels[row] for row in split[1])
-    whole = files.load(parts.write_all(task, tmp_path, Settings()), columns=files.Columns(), metric="f1")
-    assert [whole.labels[int(label)] for label in whole.train.label] == [task.labels[label] for label in labels]
+def test_text_that_a_method_measures_is_the_same_in_all_runs(quick, settings, tiny_task, tmp_path):
+    """A decay whose importance is measured on the training rows is another method."""
+    chosen = settings(original=f"{tiny_task}/dev.csv", method="anchor_decay(1, fisher=3)")
+    choose(chosen, output_dir=tmp_path / "out", budget="1h", methods=["anchor_decay(2, fisher=3)"])
+    runs = [Record.read(path.parent).settings for path in (tmp_path / "out").rglob("record.json")]
+    assert len({one.method for one in runs if "fisher" in one.method}) == 2
+    assert {one.original for one in runs if "fisher" in one.method} == {chosen.original}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 
 from mixout.choose import parts, search, verdict
 from mixout.choose.search import Candidate, Search, Trained
-from mixout.finetune.tasks import Split, Task
+from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Split, Task, files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 1e-4
@@ -55,6 +56,12 @@ def test_each_round_doubles_the_runs_of_the_better_half():
     judged = {one for one, runs in found.runs.items() if any(part in search.JUDGED for part, _ in runs)}
     assert judged == set(ranked)
     assert all(len(found.runs[one]) >= search.REPEATS * len(search.JUDGED) for one in ranked)
+
+
+def test_a_method_that_is_named_twice_is_one():
+    twice, once = (through(methods=["mixout(0.7)"] * times + ["dropout(0.1)"]) for times in (2, 1))
+    assert (twice[1], twice[0].runs) == (once[1], once[0].runs)
+    assert len({*twice[1]}) == 3
 
 
 @pytest.mark.parametrize("runs", [3, 8, 20, 40, 70])
@@ -152,3 +159,20 @@ def test_runs_without_a_score_are_left_out_of_a_comparison(lost, expected):
         }
     rows = {row.candidate: row for row in verdict.table(found, DEFAULT)}
     assert rows[other].verdict == expected
+
+
+def test_parts_hold_every_class_and_keep_equal_texts_together(tmp_path):
+    texts = [f"text {number // 2}" for number in range(60)]
+    labels = [number // 2 % 3 for number in range(60)]
+    rows = Split(text=tuple(texts), label=tuple(labels))
+    task = Task(name="t", train=rows, dev=rows, labels=("10", "9", "x"), metrics=("f1",), metric="f1", source="")
+    split = parts.split(task, 0)
+    assert sorted(row for part in split for row in part) == list(range(60))
+    for part in split:
+        assert Counter(labels[row] for row in part) == {0: 4, 1: 4, 2: 4}
+        assert not {texts[row] for row in part} & {texts[row] for row in range(60) if row not in part}
+    places = parts.write(task, split, tmp_path, Settings())
+    loaded = files.load(places[1], columns=files.Columns(), metric="f1")
+    assert loaded.dev.label == tuple(labels[row] for row in split[1])
+    whole = files.load(parts.write_all(task, tmp_path, Settings()), columns=files.Columns(), metric="f1")
+    assert [whole.labels[int(label)] for label in whole.train.label] == [task.labels[label] for label in labels]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +74,19 @@ def test_a_printed_config_is_the_run(options, tiny_task, tmp_path, capsys):
     assert (again.digest, again.score, again.distance) == (first.digest, first.score, first.distance)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "cp437", "utf-8"])
+def test_a_printed_config_is_read_again_whatever_the_console_encodes(options, tiny_task, tmp_path, seen, encoding):
+    table = tmp_path / "caf\u00e9 \u043e\u0442\u0437\u044b\u0432 \U0001f600 \x85.csv"
+    shutil.copy(Path(tiny_task) / "train.csv", table)
+    named = [word if word != tiny_task else str(table) for word in options]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main([*named, "--print-config"]) == 0
+        (tmp_path / "run.yaml").write_bytes(sys.stdout.buffer.getvalue())
+    main(["finetune", "--config", str(tmp_path / "run.yaml")])
+    assert seen[0][0].task == str(table)
+
+
 def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     learning = ["--epochs", "16", "--learning-rate", "3e-3", "--method", "dropout(0)"]
@@ -121,11 +136,17 @@ def test_errors_of_model_and_data_are_reported_alike(options, tmp_path, capsys):
 
 def test_an_interrupt_names_the_way_on(seen, tmp_path, capsys):
     place = tmp_path / "out"
-    assert main(["finetune", "--output-dir", str(place)]) == 130
-    assert "no files yet" in capsys.readouterr().err
-    place.mkdir()
-    assert main(["finetune", "--output-dir", str(place)]) == 130
-    assert f"mixout finetune --resume {place}\n" in capsys.readouterr().err
+    plan = place / "checkpoints" / "run.json"
+    for make in (lambda: None, lambda: plan.parent.mkdir(parents=True)):  # what is made before a run begins
+        make()
+        assert main(["finetune", "--output-dir", str(place)]) == 130
+        assert "no files yet" in capsys.readouterr().err
+        assert main(["finetune", "--resume", str(place)]) == 2
+        capsys.readouterr()
+    plan.write_text(json.dumps({"settings": dataclasses.asdict(Settings())}))
+    for way in ("--output-dir", "--resume"):
+        assert main(["finetune", way, str(place)]) == 130
+        assert f"mixout finetune --resume {place}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["transformers", pytest.param("accelerate", marks=pytest.mark.sweep)])

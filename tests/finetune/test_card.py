@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,17 @@ def test_the_hub_reads_the_scores_from_the_card(settings, tmp_path):
         "transformers",
         ["mixout"],
     )
+
+
+def test_scores_on_training_rows_are_no_result(settings, tiny_task, tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / "same").mkdir(exist_ok=True)
+        shutil.copy(Path(tiny_task) / "train.csv", tmp_path / f"same/{name}.csv")
+    record = finetune(settings(task=tmp_path / "same"), tmp_path / "a")
+    card = huggingface_hub.ModelCard.load(tmp_path / "a" / "README.md")
+    assert card.data.eval_results is None
+    assert f"{record.dev_size} in the dev set" not in card.text
+    assert "on the rows that the model was trained on" in card.text
 
 
 def test_a_language_model_has_its_own_card(causal, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tests.finetune.conftest import same
+from tests.finetune.conftest import same, sentences, write
 
 from mixout.finetune.batches import DevSet
 from mixout.finetune.record import Record
@@ -27,6 +27,7 @@ def test_a_run_that_diverges_is_recorded_as_such(settings, tmp_path):
     # It ends where the loss is looked at, which is long before the 60 steps are over.
     assert record.steps == record.evaluations[-1].step == 10
     assert record.verdict.startswith("diverged: the training loss is nan after 10 steps at learning rate 1e30")
+    assert "this run diverged" in (tmp_path / "out" / "README.md").read_text()
     order = ["--learning-rate 1e29", "--max-grad-norm 1"]
     assert sorted(order, key=record.verdict.index) == order
 
@@ -44,6 +45,9 @@ def test_a_loss_that_is_finite_but_far_above_its_start_ends_a_run(settings, tmp_
     record = finetune(chosen, tmp_path / "out")
     assert (record.status, record.steps) == ("diverged", 30)
     assert math.isfinite(record.training[-1].loss)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "this run diverged" in card
+    assert "finite" not in card
     assert "--learning-rate" in record.verdict
     # A checkpoint in between changes neither the step nor what is said.
     again = finetune(settings(**{**vars(chosen), "save": 30}), tmp_path / "again")
@@ -59,6 +63,18 @@ def test_a_run_that_has_hardly_learned_says_so(settings, tmp_path):
     order = ["--epochs 25 (150 steps)", "--learning-rate 5e-4", "--method 'mixout(0.7)'", "--seed 1"]
     assert sorted(order, key=record.verdict.index) == order
     assert finetune(settings(method="dropout(0)", epochs=16.0, learning_rate=3e-3), tmp_path / "b").verdict == ""
+
+
+@pytest.mark.parametrize("kind", ["rare class", "values", "tags", "labels"])
+def test_a_rate_that_is_far_too_low_is_not_to_be_lowered(settings, names, moods, tmp_path, kind):
+    known = {"tags": {"task": names, "task_type": "token-classification"}, "labels": {"task": moods}}
+    label = {"rare class": lambda row: "spam" if row % 10 == 0 else "ham", "values": lambda row: 3 + row % 9 / 4}
+    if kind in label:
+        rows = [{"text": " ".join(words), "label": label[kind](row)} for row, words in enumerate(sentences(60))]
+        known[kind] = {"task": write(tmp_path / "own.jsonl", rows)}
+    record = finetune(settings(**known[kind], method="plain", learning_rate=1e-7), tmp_path / "out", keep_model=False)
+    assert "it has hardly learned" in record.verdict
+    assert "the usual learning rate for this model: --learning-rate 5e-4" in record.verdict
 
 
 def test_the_training_loss_is_shown_and_changes_nothing(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -118,8 +134,8 @@ def test_the_best_model_is_kept(settings, tmp_path, scores):
     finetune(settings(epochs=3.0, evaluate="epoch", max_steps=12), tmp_path / "until")
     scores([0.5, 0.7, 0.6, 0.7])
     record = finetune(settings(epochs=3.0, keep_best=True), tmp_path / "best")
-    assert [(entry.step, entry.scores["accuracy"]) for entry in record.evaluations] == [
-        (6, 0.5), (12, 0.7), (18, 0.6), (12, 0.7),
+    assert [(entry.step, entry.epoch, entry.scores["accuracy"]) for entry in record.evaluations] == [
+        (6, 1.0, 0.5), (12, 2.0, 0.7), (18, 3.0, 0.6), (12, 2.0, 0.7),
     ]  # fmt: skip
     assert (record.score, record.steps) == (0.7, 18)
     assert not (tmp_path / "best" / "checkpoints").exists()
@@ -132,6 +148,14 @@ def test_the_best_model_is_kept(settings, tmp_path, scores):
         found = [int(model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
     assert list(record.predictions) == found
     assert not same(tmp_path / "best", tmp_path / "until")  # another schedule: 12 steps of 12, not of 18
+
+
+def test_the_best_model_half_way_back_is_entered_where_it_was_the_best(settings, tmp_path, scores):
+    scores([0.5, 0.7, 0.6, 0.7, 0.8])
+    record = finetune(settings(epochs=3.0, keep_best=True, method="interpolate(0.5)"), tmp_path / "out")
+    found = [(entry.step, entry.epoch) for entry in record.evaluations]
+    assert found == [(6, 1.0), (12, 2.0), (18, 3.0), (12, 2.0), (12, 2.0)]
+    assert (record.score, record.steps) == (0.8, 18)
 
 
 def test_a_limit_of_steps(settings, tmp_path):

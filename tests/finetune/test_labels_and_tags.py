@@ -118,6 +118,7 @@ def test_refusals_of_several_labels_say_what_to_do(settings, tmp_path, moods, na
         ({"task": moods, "class_weights": "balanced"}, "class_weights=none for several labels a row"),
         ({"task": moods, "label_smoothing": 0.1}, r"label_smoothing=0.0 for several labels a row"),
         ({"task": moods, "method": "anchor_decay(1, fisher=8)"}, "rows with one label"),
+        ({"task": moods, "method": "output_anchor(1)"}, "on=hidden for several labels a row"),
         ({"task": names, "task_type": "token-classification", "class_weights": "balanced"}, "for tags of words"),
         ({"task": names, "task_type": "token-classification", "multi_label": True}, "neither multi_label nor"),
         ({"task_type": "causal-lm", "multi_label": True}, "expected multi_label only with labelled text"),

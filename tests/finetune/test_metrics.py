@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_classification_metrics_agree_with_their_definitions(pairs):
         assert scores["f1"] == pytest.approx(f1_of(1, got, truth))
     else:
         assert scores["f1"] == pytest.approx(sum(f1_of(c, got, truth) for c in present) / len(present))
+
+
+@settings(deadline=None)  # the first call imports scikit-learn or scipy
+@given(st.integers(1, 4), st.integers(1, 12), st.data())
+def test_micro_f1_agrees_with_its_definition_for_any_number_of_labels(width, rows, data):
+    cells = st.lists(st.lists(st.integers(0, 1), min_size=width, max_size=width), min_size=rows, max_size=rows)
+    got, truth = data.draw(cells), data.draw(cells)
+    flat = [[cell for row in side for cell in row] for side in (got, truth)]
+    assert metrics.compute(["micro_f1"], got, truth, classes=width)["micro_f1"] == pytest.approx(f1_of(1, *flat))
+    constant = (f1_of(1, [*answer] * rows, flat[1]) for answer in itertools.product((0, 1), repeat=width))
+    assert metrics.chance("micro_f1", truth, classes=width) == pytest.approx(max(constant))
 
 
 @settings(deadline=None)  # the first call imports scikit-learn or scipy

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import json
 import shutil
 from pathlib import Path
 
 import pandas
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -63,6 +66,23 @@ def test_a_second_text_that_was_not_trained_on_is_not_read(settings, tiny_task, 
         predict(tmp_path / "out", file, tmp_path / "p.csv")
         shares.append((tmp_path / "p.csv").read_text().splitlines()[-1].split(",")[-2:])
     assert shares[0] == shares[1]
+
+
+def test_cells_of_any_kind_are_copied(pairs, tmp_path):
+    """Lists and objects as JSON, dates in them as ISO 8601."""
+    days = [datetime.date(2024, 1, 2), datetime.datetime(2024, 1, 2, 3, 4)]
+    cells = {"object": {"id": 1, "by": None}, "list": [True, {"a": [0.5, "\u00e9"]}]}
+    dates = {"days": days[:1], "times": days[1:], "inside": {"day": days[0]}}
+    write(tmp_path / "rows.jsonl", text=["bata"], text_pair=["dota"], **{name: [cell] for name, cell in cells.items()})
+    table = {"text": ["bata"], "text_pair": ["dota"], **{name: [cell] for name, cell in (cells | dates).items()}}
+    del table["list"]  # of several types, which Parquet does not have
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
+    for file, names in (("rows.jsonl", ["object", "list"]), ("rows.parquet", ["object", *dates])):
+        predict(pairs, tmp_path / file, tmp_path / "p.csv")
+        [row] = csv.DictReader((tmp_path / "p.csv").read_text("utf-8").splitlines())
+        found = {name: json.loads(row[name]) for name in names}
+        said = {"days": ["2024-01-02"], "times": ["2024-01-02 03:04:00"], "inside": {"day": "2024-01-02"}}
+        assert found == {name: (cells | said)[name] for name in names}
 
 
 def test_a_model_whose_answers_are_random_is_refused(tiny_bert, tmp_path):

@@ -43,7 +43,7 @@ def a_record(**changes) -> Record:
         "evaluation_seconds": 0.5,
         "peak_memory": {"host": 1 << 30, "device": None},
         "source": {"model": "tiny on the hub", "data": "Made up."},
-        "fingerprints": {"anchor": "a" * 64, "weights": None},
+        "fingerprints": {"anchor": "a" * 64, "train": "b" * 64, "dev": "c" * 64, "weights": None},
         "versions": {"python": "3.11.0", "mixout": "0.1.0"},
         "hardware": {"processor": "a processor", "cores": 2, "gpu": None},
         "finished_at": "2026-01-01T00:00:00+00:00",

@@ -207,8 +207,13 @@ def test_going_on_twice(settings, tmp_path):
     check_equal(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_killed_after_training_before_the_record(settings, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    chosen = settings(save=4)
+@pytest.mark.parametrize(
+    "changes",
+    [{"save": 4}, {"save": 4, "patience": 1, "learning_rate": 1e-30}, {"patience": 1, "learning_rate": 1e-30}],
+)
+def test_killed_after_training_before_the_record(settings, tmp_path, changes):
+    """Also where nothing got better: it ends there again, and does not train on."""
+    chosen = settings(**changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Record, "write", lambda *_: (_ for _ in ()).throw(Stopped()))
         with pytest.raises(Stopped):

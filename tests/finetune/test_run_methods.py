@@ -224,11 +224,13 @@ def test_an_output_anchor_keeps_a_language_model_near_its_base(causal, tmp_path)
     assert halves.distance == pytest.approx(whole.distance, rel=1e-4)
 
 
-def test_an_output_anchor_of_a_new_head_anchors_hidden_states(settings, tiny_task, tmp_path):
+@pytest.mark.parametrize("kind", ["classes", "labels", "tags"])
+def test_an_output_anchor_of_a_new_head_anchors_hidden_states(settings, moods, names, tiny_task, tmp_path, kind):
+    known = {"labels": {"task": moods}, "tags": {"task": names, "task_type": "token-classification"}}.get(kind, {})
     with pytest.raises(InputError, match="on=hidden"):
-        finetune(settings(method="output_anchor(1)"), tmp_path / "a")
+        finetune(settings(method="output_anchor(1)", **known), tmp_path / "a")
     free, held = (
-        finetune(settings(method=method, original=f"{tiny_task}/dev.csv"), tmp_path / method[:5])
+        finetune(settings(method=method, original=f"{tiny_task}/dev.csv", **known), tmp_path / method[:5])
         for method in ("plain", "output_anchor(100, on=hidden)")
     )
     assert held.scores["original_similarity"] > free.scores["original_similarity"]

@@ -49,12 +49,15 @@ def test_a_language_model_has_none():
     assert constant_losses(corpus) is None
 
 
-def record_of(training, dev, score=0.25, *, rate=1e-4, optimizer="adamw", steps=4, epochs=2.0, ran=None, **given):
-    """Of a run of so many steps in so many epochs; ``given`` are settings of it."""
+def record_of(
+    training, dev, score=0.25, *, rate=1e-4, optimizer="adamw", steps=4, epochs=2.0, ran=None, began=1.1, **given
+):
+    """Of a run of so many steps in so many epochs, whose loss began there; ``given`` are settings of it."""
     settings = Settings(learning_rate=rate, optimizer=optimizer, epochs=epochs, method="plain", **given)
     return SimpleNamespace(
         settings=settings, status="finished", steps=steps, metric="accuracy", score=score, chance=0.5,
-        training=[SimpleNamespace(loss=training, epoch=ran or epochs)], evaluations=[SimpleNamespace(loss=dev)],
+        training=[SimpleNamespace(loss=began), SimpleNamespace(loss=training, epoch=ran or epochs)],
+        evaluations=[SimpleNamespace(loss=dev)],
     )  # fmt: skip
 
 
@@ -104,13 +107,25 @@ def test_what_to_try_comes_in_order(rate, advice, usual):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("loss", [1.1, 1.2, 2.1, 1e9])
 @pytest.mark.parametrize("rate", [1e-5, 1e-4, 2e-4, 1e-3, 1e6])
-def test_a_rate_is_not_to_be_raised_where_the_loss_is_above_a_constant_answers(optimizer, loss, rate, usual):
+def test_a_rate_is_not_to_be_raised_where_the_loss_has_risen_above_a_constant_answers(optimizer, loss, rate, usual):
     advised = [one for one in tried(record_of(loss, 1.5, rate=rate, optimizer=optimizer)) if "--learning-rate" in one]
     if loss < 1.15:  # where an untrained model lies, too: it may have been far below the usual one
         assert all("usual" in one for one in advised)
     else:
         [lower] = advised
         assert float(lower.partition("--learning-rate ")[2]) < rate
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("loss", [0.9, 1.1, 1.2, 2.1, 1e9])
+@pytest.mark.parametrize("rate", [1e-9, 1e-5, 1e-4, 2e-4])
+def test_a_rate_is_not_to_be_lowered_where_the_loss_is_what_it_was(optimizer, loss, rate, usual):
+    """Far above a constant answer lies any untrained model of rare classes, tags or values."""
+    record = record_of(loss, 2 * loss, rate=rate, optimizer=optimizer, began=1.001 * loss, score=0.9)
+    rows = task([0] * 99 + [1], [0] * 9 + [1], ("a", "b"))  # a constant answer has 0.056
+    advised = [one for one in judge(record, None, rows).split("; ") if "--learning-rate" in one]
+    assert all(float(one.partition("--learning-rate ")[2]) >= rate for one in advised)
+    assert advised or optimizer == "sgd" or rate >= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -138,7 +153,13 @@ def test_more_steps_are_counted_by_those_that_were_made(ran, advice):
         ({"steps": 12, "epochs": 4.0}, "--epochs 2"),
         ({"steps": 18, "epochs": 30.0, "ran": 6.0, "patience": 2}, "--epochs 3"),
         ({"steps": 9, "max_steps": 9}, "--max-steps 4"),
+        ({"steps": 40, "epochs": 1.0}, "--epochs 0.5"),
+        ({"steps": 20, "epochs": 0.5}, "--epochs 0.25"),
+        ({"steps": 18, "epochs": 3.0}, "--epochs 1.5"),
+        ({"steps": 7, "epochs": 1.0}, "--epochs 0.43"),
+        ({"steps": 9000, "epochs": 250.0}, "--epochs 120"),
     ],
 )
 def test_so_are_fewer(ran, advice):
     assert tried(record_of(0.7, 1.5, **ran))[-1] == f"fewer steps, {advice}"
+    assert float(advice.split()[1]) < ran.get("ran", ran.get("max_steps", ran.get("epochs")))

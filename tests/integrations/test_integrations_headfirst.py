@@ -75,17 +75,45 @@ def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):
         HeadFirst(1).on_train_begin(None, transformers.TrainerState(), None, model=model)
 
 
-def test_the_finetune_setting_trains_the_new_head_first(tiny_bert, tiny_task, tmp_path):
+@pytest.mark.parametrize(
+    ("head_first", "epochs", "max_steps", "alone"),
+    [
+        (1.0, 2.0, None, 6),
+        (1.0, 2.0, 7, 6),
+        (0.8, 1.0, None, 5),
+        (2.0, 2.0, None, None),
+        (1.0, 2.0, 6, None),  # in so many steps no epoch is left for the others, whatever epochs says
+        (1.0, 5.0, 3, None),
+        (0.9, 1.0, None, None),  # the last step begins before
+    ],
+)
+def test_the_finetune_setting_trains_the_new_head_first(
+    tiny_bert, tiny_task, tmp_path, monkeypatch, head_first, epochs, max_steps, alone
+):
+    from mixout.finetune.course import Course
     from mixout.finetune.settings import Settings
     from mixout.finetune.train import finetune
 
-    def run(name: str, **changes: Any) -> dict[str, torch.Tensor]:
-        values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "batch_size": 8}
-        finetune(Settings(**values, method="mixout(0.5)", epochs=2.0, save="no", **changes), tmp_path / name)
-        return load_file(tmp_path / name / "model.safetensors")
+    base, moved, step_ends = load_file(Path(tiny_bert) / "model.safetensors"), [], Course.on_step_end
 
-    base = load_file(Path(tiny_bert) / "model.safetensors")
-    body = {name: value for name, value in run("a", head_first=1.0, max_steps=6).items() if "classifier" not in name}
-    assert all(torch.equal(value, base[name.removeprefix("bert.")]) for name, value in body.items())
-    with pytest.raises(mixout.InputError, match="head_first below"):
-        run("b", head_first=2.0)
+    def look(self, args, state, control, **kwargs):
+        step_ends(self, args, state, control, **kwargs)
+        body = ((name.removeprefix("bert."), p) for name, p in kwargs["model"].named_parameters())
+        moved.append(not all(torch.equal(p, base[name]) for name, p in body if name in base))
+
+    monkeypatch.setattr(Course, "on_step_end", look)
+    values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "batch_size": 8}
+    values |= {
+        "method": "mixout(0.5)",
+        "save": "no",
+        "head_first": head_first,
+        "epochs": epochs,
+        "max_steps": max_steps,
+    }
+    if alone is None:
+        with pytest.raises(mixout.InputError, match="head_first below"):
+            finetune(Settings(**values), tmp_path / "run")
+        return
+    steps = finetune(Settings(**values), tmp_path / "run").steps
+    assert moved == [False] * alone + [True] * (steps - alone)
+    assert steps > alone

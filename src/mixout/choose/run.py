@@ -31,6 +31,7 @@ from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.environment import NOTE, own_streams, processes, quiet
 from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically, writing
+from mixout.finetune.run_methods import MeasuredDecay
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.train import finetune, fisher_rows
@@ -93,7 +94,10 @@ def choose(
         return inputs.complete(replace(all_rows, method=method)).learning_rate
 
     default = Candidate(settings.method, rate_of(settings.method))
-    base = replace(complete, save="no", evaluate="end", original=None, interpolate=(), report_to=())
+    named = [one for text in (settings.method, *methods) for one in replace(settings, method=text).methods]
+    # Of what the model knew before only what a method measures on it.
+    original = complete.original if any(isinstance(one, MeasuredDecay) and one.fisher for one in named) else None
+    base = replace(complete, save="no", evaluate="end", original=original, interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))
     for method in [one for one in methods if inputs.is_plain(replace(base, method=one))]:
@@ -137,8 +141,11 @@ def choose(
         model=place / "model",
         sentence=verdict.sentence(task.metric, tried, default, value, gain),
     )
+    # The folder of all rows is no name for them.
+    told = replace(record, settings=replace(record.settings, task=settings.task))
+    told = told if own_dev else replace(told, source=record.source | {"data": task.source})
     with writing(place):
-        write_atomically(choice.model / "README.md", card.write(record, result=verdict.result(choice)))
+        write_atomically(choice.model / "README.md", card.write(told, result=verdict.result(choice)))
         verdict.write(choice, search, place)
     return choice
 
@@ -265,7 +272,7 @@ def _estimate(settings: Settings, cache: Cache) -> float:
     with tempfile.TemporaryDirectory() as folder:
         for steps in (1, _PROBE):
             began = time.perf_counter()
-            few = replace(settings, max_steps=min(steps, settings.max_steps or steps))
+            few = replace(settings, max_steps=min(steps, settings.max_steps or steps), head_first=0.0)
             record = finetune(few, Path(folder) / str(steps), keep_model=False, cache=cache)
     steps = settings.max_steps or math.ceil(steps_per_epoch(record.train_size, settings) * settings.epochs)
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)

@@ -90,7 +90,8 @@ class Search:
         self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
         [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)
         rate = best[0].rate if best else base
-        others = [_at(method, rate_of(method) * rate / base, RATES_OF_METHOD) for method in methods if method != PLAIN]
+        named = [method for method in dict.fromkeys(methods) if method != PLAIN]
+        others = [_at(method, rate_of(method) * rate / base, RATES_OF_METHOD) for method in named]
         groups = [best, *self._halve(others, 1, UNTIL_METHODS)]
         [finalists] = self._halve([[one for group in groups for one in group]], FINALISTS, UNTIL_FINALISTS, level=2)
         finalists = list(dict.fromkeys([self.default, *finalists]))

@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from mixout.finetune.cache import Cache
     from mixout.finetune.environment import leads
+    from mixout.finetune.folder import unfinished
     from mixout.finetune.record import WriteError
     from mixout.finetune.train import finetune
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
     except KeyboardInterrupt:
-        way_on = f"continue with: mixout finetune --resume {place}" if place.exists() else "no files yet"
+        way_on = f"continue with: mixout finetune --resume {place}" if unfinished(place) else "no files yet"
         print(f"mixout: interrupted; {way_on}", file=sys.stderr)
         return 130
     except WriteError as error:
@@ -149,7 +150,8 @@ def _config(settings: Settings) -> str:
     texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value, ensure_ascii=False)) for name, value in values.items()}
     reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
     lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
-    return "\n".join(lines) + "\n"
+    # Letters that a code page would change as escapes of YAML: the file is read as UTF-8.
+    return "\n".join([*lines, ""]).encode("ascii", "backslashreplace").decode()
 
 
 def _report(line: str) -> None:

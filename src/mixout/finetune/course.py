@@ -135,7 +135,7 @@ class Course(TrainerCallback):
         if self.settings.keep_best and waited == 0 and state.is_world_process_zero:
             save_model(kwargs["model"], str(Path(str(args.output_dir)) / folder.BEST))
         if self.settings.patience is not None and waited >= self.settings.patience:
-            control.should_training_stop = True
+            control.should_training_stop, control.should_save = True, False
 
     def evaluations(self, state: TrainerState) -> tuple[list[dict[str, float]], dict[str, float]]:
         """Those of the run so far, and the first of those with the highest score; nan is below all."""

@@ -18,11 +18,13 @@ from typing import Literal
 
 from mixout._names import count
 from mixout.errors import InputError
+from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.tables import number
+from mixout.methods import OutputAnchor
 
 # The settings by which data are found and read.
 READ = (
@@ -75,7 +77,7 @@ def columns_of(settings: Settings) -> Columns:
 
 
 def check_kind(settings: Settings, task: Task) -> None:
-    """Refuse, by an InputError, a loss that this kind of labels does not have."""
+    """Refuse, by an InputError, a loss that this kind of labels does not have, and a run of the head alone."""
     meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
     for name, off, kinds in (
         ("label_smoothing", 0.0, ("values", "labels")),
@@ -84,6 +86,20 @@ def check_kind(settings: Settings, task: Task) -> None:
         got = getattr(settings, name)
         if got != off and task.kind in kinds:
             raise InputError(f"expected {name}={off} for {meant[task.kind]}, got {got}; leave it out")
+    if task.kind == "labels" and any(isinstance(one, OutputAnchor) and one.on == "logits" for one in settings.methods):
+        raise InputError(
+            f"expected output_anchor with on=hidden for several labels a row, got {settings.method!r}: its divergence "
+            "is of one class a row"
+        )
+    if not settings.head_first:
+        return
+    each = steps_per_epoch(settings.train_size or len(task.train), settings)
+    steps = settings.max_steps or math.ceil(settings.epochs * each)
+    if settings.head_first > (steps - 1) / each:  # when the last step begins
+        raise InputError(
+            f"expected head_first below the {steps / each:g} epochs of the run, with a step for all weights left, got "
+            f"{settings.head_first:g}; train longer, or lower it"
+        )
 
 
 def subset(task: Task, settings: Settings) -> Task:
@@ -176,9 +192,9 @@ def _several(task: Task, names: Sequence[str]) -> str:
     known = [f"{names[label]!r} ({rows_with})" for label, rows_with in counts.most_common(_NAMED)]
     of_each = ", ".join([*known, *["..."][: len(names) - _NAMED]])
     if task.kind == "tags":
-        return f"{len(names)} tags of {counts.total():,} training words: {of_each}"
+        return f"{count(len(names), 'tag')} of {counts.total():,} training words: {of_each}"
     apart = f", read from cells with {task.separator!r} between them" if task.separator else ""
-    return f"{len(names)} labels, {counts.total() / len(rows):.1f} a row{apart}; in training rows: {of_each}"
+    return f"{count(len(names), 'label')}, {counts.total() / len(rows):.1f} a row{apart}; in training rows: {of_each}"
 
 
 def _labels(task: Task, names: Sequence[str]) -> list[str]:

@@ -121,8 +121,7 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
 
     Raises:
         InputError: texts longer than the model has positions, more new top layers than it has blocks, layer-wise rates
-            without blocks, a head that is trained first for the whole run, or ``where`` selects none of its layers for
-            a method that mixes.
+            without blocks, or ``where`` selects none of its layers for a method that mixes.
 
     Example:
         >>> from mixout.finetune.models import outline
@@ -134,11 +133,6 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
     if limit is not None and settings.max_length > limit:
         raise InputError(
             f"expected max_length <= {limit}, the most that {settings.model!r} takes, got {settings.max_length}"
-        )
-    if settings.head_first and settings.head_first >= settings.epochs:
-        raise InputError(
-            f"expected head_first below the {settings.epochs:g} epochs of the run, got {settings.head_first:g}; "
-            "train longer, or lower it"
         )
     if settings.reinit_layers:
         top_blocks(loaded.model, settings.reinit_layers)

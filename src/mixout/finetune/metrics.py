@@ -88,7 +88,7 @@ def compute(
     silent = _says_nothing(got) or _says_nothing(expected)
     functions: dict[str, Callable[[], Any]] = {
         "accuracy": lambda: (got == expected).reshape(len(got), -1).all(axis=1).mean(),
-        "micro_f1": lambda: f1_score(expected, got, average="micro", zero_division=0),
+        "micro_f1": lambda: f1_score(expected.ravel(), got.ravel(), zero_division=0),
         "f1": lambda: f1_score(expected, got, zero_division=0, **mean),
         "matthews": lambda: 0.0 if silent else matthews_corrcoef(expected, got),
         "pearson": lambda: 0.0 if silent else pearsonr(got.astype("float64"), expected.astype("float64")).statistic,

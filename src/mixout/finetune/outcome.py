@@ -208,8 +208,8 @@ def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
         advice.append(f"more steps: {_lasting(record, defaults.STEPS)} ({defaults.STEPS} steps)")
     usual = _usual(settings, model)
     rate = settings.learning_rate
-    # An untrained model lies a little above a constant answer. Far above it no rate was too low.
-    far = ran.loss > constant / LEARNED
+    # An untrained model may lie far above a constant answer. Where the loss has risen above both, no rate was too low.
+    far = ran.loss > max(record.training[0].loss, constant) / LEARNED
     if usual is not None and rate < usual / 1.5 and not far:
         advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual)}")
     elif usual is not None and rate > 3 * usual:
@@ -227,7 +227,9 @@ def _lasting(record: Record, steps: int) -> str:
     """The option of a run of so many steps."""
     if record.settings.max_steps is not None:
         return f"--max-steps {steps}"
-    return f"--epochs {max(1, math.ceil(record.training[-1].epoch * steps / record.steps))}"
+    epochs = record.training[-1].epoch * steps / record.steps
+    # More are whole epochs; fewer may be a part of one.
+    return f"--epochs {math.ceil(epochs) if steps > record.steps else float(f'{epochs:.2g}'):g}"
 
 
 def _shorter(settings: Settings, model: nn.Module) -> list[str]:

@@ -49,8 +49,8 @@ def predict(
     """Write ``output``, CSV: the columns of ``file``, ``prediction``, and ``probability of ...`` for each class.
 
     Of several labels a row the prediction is a list of those above 0.5; of a tagger it is one of a tag a word, null
-    where the text was cut; lists are JSON. Where the file has the column of labels, the answers are scored. Columns
-    and length are those of the training, unless they are named.
+    where the text was cut; lists and objects are JSON. Where the file has the column of labels, the
+    answers are scored. Columns and length are those of the training, unless they are named.
 
     Returns:
         What was done, and the scores, in words.
@@ -105,7 +105,7 @@ def predict(
         writer = csv.writer(handle)
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
-            writer.writerow(json.dumps(cell) if isinstance(cell, list) else cell for cell in row)
+            writer.writerow(json.dumps(cell, default=str) if isinstance(cell, (list, dict)) else cell for cell in row)
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
     were = "was" if cut == 1 else "were"
     told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""

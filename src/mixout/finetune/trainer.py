@@ -66,6 +66,7 @@ class TextTrainer(Trainer):
     ) -> None:
         """Set up all; InputError for settings that transformers, the machine or the model does not take."""
         self.settings, self.dev = settings, dev
+        self.kept: dict[str, float] | None = None  # the best evaluation, where the model has its weights
         self.course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
         self.order = None
         if settings.batching == "bucketed":
@@ -142,7 +143,8 @@ class TextTrainer(Trainer):
         """The mean over the examples, or for a language model over the predicted tokens, of the whole batch."""
         labels = inputs["labels"]
         hidden = {"output_hidden_states": True} if model.training and self.anchored == "hidden" else {}
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, **hidden)
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**unlabelled, **hidden)
         parts: torch.Tensor | int = self.dev.parts(labels)
         if model.training and num_items_in_batch is not None:
             # Gradients are averaged over the processes, each of which has a part of the batch.
@@ -150,7 +152,9 @@ class TextTrainer(Trainer):
         loss = self.dev.total(outputs["logits"], labels, training=model.training) / parts
         if model.training and self.anchored is not None:
             # A mean over the batch, which counts as much as its share of the step.
-            loss = loss + output_penalty(model, inputs, outputs) * self.dev.parts(labels) / parts
+            # Labels tell which logits count. Of hidden states they tell nothing.
+            batch = unlabelled if hidden else inputs
+            loss = loss + output_penalty(model, batch, outputs) * self.dev.parts(labels) / parts
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
@@ -190,8 +194,13 @@ class TextTrainer(Trainer):
         # An iterator over batches draws a seed for its workers: without the fork, masks would depend on how often
         # one looks at the dev set.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        ended = self.state.global_step, self.state.epoch
+        if self.kept is not None:
+            # Entered where the weights are of.
+            self.state.global_step, self.state.epoch = int(self.kept["step"]), self.kept["epoch"]
         with torch.random.fork_rng(devices=devices):
             metrics: dict[str, float] = super().evaluate(*args, **options)
+        self.state.global_step, self.state.epoch = ended
         self.course.paused += time.perf_counter() - began
         return metrics
 
@@ -229,10 +238,8 @@ class TextTrainer(Trainer):
             return
         model: Any = self.model
         load_model(model, str(Path(str(self.args.output_dir)) / folder.BEST))
-        # The evaluation is entered at the step that the weights are of.
-        last, self.state.global_step = self.state.global_step, int(best["step"])
+        self.kept = best
         self.evaluate()
-        self.state.global_step = last
 
     def scores(self) -> dict[str, float]:
         """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""

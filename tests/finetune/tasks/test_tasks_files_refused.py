@@ -234,7 +234,7 @@ def test_column_names_that_cannot_be(names):
         ),
         (
             rows(9, lambda i: "bad" if i == 4 else i + 0.5),
-            r"line 6: expected a number as label \(regression\), got 'bad'; correct or remove the row$",
+            r"line 6: expected a number as label \(regression\), got 'bad'; correct or remove the row, or use --multi-",
         ),
     ],
     ids=["texts", "labels", "cells", "one"],

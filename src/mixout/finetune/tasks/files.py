@@ -97,7 +97,7 @@ def read_splits(
     place, splits = Path(path), (("train",), DEV) if dev else (("train",),)
     parts = [[place]] if place.is_file() else [members(place, names, endings) for names in splits]
     tables = [Table.joined([(reader or read)(file) for file in files]) for files in parts]
-    return (tables if dev else tables * 2), _origin(parts)
+    return (tables if dev else tables * 2), _origin(parts, split=dev)
 
 
 def has_dev(path: Path) -> bool:
@@ -118,11 +118,11 @@ def short_name(path: str | Path) -> str:
     return place.resolve().name if place.is_dir() else place.stem
 
 
-def _origin(parts: Sequence[Sequence[Path]]) -> str:
+def _origin(parts: Sequence[Sequence[Path]], *, split: bool) -> str:
     names = [f"{files[0].name}{f' and {len(files) - 1} more' if files[1:] else ''}" for files in parts]
     if len(parts) > 1:
         return f"The user's files {' and '.join(names)}."
-    return f"The user's file {names[0]}, {SPLIT}."
+    return f"The user's file {names[0]}{f', {SPLIT}' * split}."
 
 
 def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(READERS)) -> list[Path]:
