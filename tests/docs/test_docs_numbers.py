@@ -88,9 +88,11 @@ def demo_tie():
 
 
 def choices():
-    runs = read("choose").set_index("task")
+    runs = read("choose").set_index(["task", "rows"])
     for name, found in rows("choose.md", "best of the grid"):
-        yield found[-3:], [*100 * runs.loc[name, ["chosen_score", "default_score", "grid_score"]]]
+        task, _, size = name.partition(", ")
+        key = task, int(size.replace(",", ""))
+        yield found[-3:], [*100 * runs.loc[key, ["chosen_score", "default_score", "grid_score"]]]
 
 
 def dare():
