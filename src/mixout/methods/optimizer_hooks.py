@@ -90,7 +90,7 @@ class _Match:
 
     groups: list[list[nn.Parameter]] = field(default_factory=list)
     held: list[tuple[weakref.ref[Target], nn.Parameter, int]] = field(default_factory=list)
-    change: int = 0  # the last one that it knows
+    change: object = None  # the last one that it knows
     began: int = 0  # the last step, on the clock of steps
     warned: bool = False
 
@@ -103,7 +103,7 @@ class _Match:
 _MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _LOCK = threading.RLock()  # of targets and handles
-_CHANGES = [1]  # how often targets have come or gone, or parameters were exchanged
+_CHANGE = [object()]  # another one whenever targets have come or gone, or parameters were exchanged
 _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 
 
@@ -132,7 +132,7 @@ def detach_(module: nn.Module) -> None:
 
 def _changed() -> None:
     """A target has come or gone: match anew, and hook into optimizers as long as there is one."""
-    _CHANGES[0] += 1
+    _CHANGE[0] = object()
     if TARGETS and not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
         _HANDLES.append(register_optimizer_step_post_hook(_after_step))
@@ -145,11 +145,11 @@ def _changed() -> None:
 def _match(optimizer: Optimizer) -> _Match:
     match = _MATCHES.setdefault(optimizer, _Match())
     if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
-        _CHANGES[0] += 1  # of all optimizers: another may hold the parameter that came instead
-    change, groups = _CHANGES[0], [group["params"] for group in optimizer.param_groups]
+        _CHANGE[0] = object()  # of all optimizers: another may hold the parameter that came instead
+    change, groups = _CHANGE[0], [group["params"] for group in optimizer.param_groups]
     pairs = zip(groups, match.groups, strict=False)
     if (
-        match.change != change
+        match.change is not change
         or len(groups) != len(match.groups)
         or not all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs)
     ):
@@ -199,9 +199,9 @@ def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
     return False
 
 
-def _check(optimizer: Optimizer, match: _Match) -> None:
+def _check(optimizer: Optimizer, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
     """Before the step: one that has been taken cannot be refused."""
-    for target, weight, number in match.entries:
+    for target, weight, number in entries:
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
@@ -214,11 +214,11 @@ def _check(optimizer: Optimizer, match: _Match) -> None:
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     match = _match(optimizer)
-    if not match.entries:
+    if not (entries := match.entries):
         return None
     match.began = next(_CLOCK)
-    _check(optimizer, match)
-    if all(target.method.shrinks for target, *_ in match.entries):
+    _check(optimizer, entries)
+    if all(target.method.shrinks for target, *_ in entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
     named = kwargs.get("closure") is not None
@@ -266,11 +266,11 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
     match = _MATCHES.get(optimizer)
-    if match is None or not match.entries:
+    if match is None or not (entries := match.entries):
         return
     now = next(_CLOCK)
     alike: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
-    for target, weight, number in match.entries:
+    for target, weight, number in entries:
         target.penalised = None
         # What was decayed since this step began was decayed by an optimizer within it.
         if weight.grad is None or not target.method.decoupled or target.decayed_at > match.began:
