@@ -87,6 +87,26 @@ def demo_tie():
         yield found, [one[key] for key in ("mean", "sd", "min", "max", "failed", "restarts", "seconds")]
 
 
+def behind_a_search():
+    """Where both methods were searched: how far each is behind the best of both, by the rule; mean and most."""
+    runs = read("defaults")
+    means = 100 * runs.groupby(["model", "task", "rows", "rate", "method"]).score.mean()
+    searched = means.drop("rule", level="rate").unstack("method").dropna()
+    best = searched.max(axis=1).groupby(level=["model", "task", "rows"]).max()
+    behind = means.xs("rule", level="rate").unstack("method").loc[best.index].rsub(best, axis="index")
+    for line, found in rows("finetune.md", "behind the best run of the search"):
+        method = "plain" if "plain" in line else "anchor_decay(radius=0.005)"
+        yield found[:2], [behind[method].mean(), behind[method].max()]
+
+
+def dropouts_off():
+    runs = read("dropout_off").groupby(["task", "rows", "method"]).score
+    for name, found in rows("finetune.md", "with `dropout(0.0)`"):
+        task, _, size = name.partition(", ")
+        keys = [(task, int(size.replace(",", "")), f"anchor_decay(radius=0.005){more}") for more in ("", "+dropout(0.0)")]
+        yield found, [*(100 * runs.mean()[key] for key in keys), runs.count()[keys[1]]]
+
+
 def choices():
     runs = read("choose").set_index(["task", "rows"])
     for name, found in rows("choose.md", "best of the grid"):
@@ -142,6 +162,8 @@ TABLES = [
     default_of_language_models,
     demo,
     demo_tie,
+    behind_a_search,
+    dropouts_off,
     choices,
     dare,
 ]
