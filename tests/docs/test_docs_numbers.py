@@ -103,7 +103,9 @@ def dropouts_off():
     runs = read("dropout_off").groupby(["task", "rows", "method"]).score
     for name, found in rows("finetune.md", "with `dropout(0.0)`"):
         task, _, size = name.partition(", ")
-        keys = [(task, int(size.replace(",", "")), f"anchor_decay(radius=0.005){more}") for more in ("", "+dropout(0.0)")]
+        keys = [
+            (task, int(size.replace(",", "")), f"anchor_decay(radius=0.005){more}") for more in ("", "+dropout(0.0)")
+        ]
         yield found, [*(100 * runs.mean()[key] for key in keys), runs.count()[keys[1]]]
 
 
