@@ -103,8 +103,7 @@ class MovingAnchor(AnchorTensor):
 
     def __init__(self, start: AnchorTensor, weight: Tensor, rate: float) -> None:
         near = start.tensor if weight.is_meta else start.beside(weight)  # an anchor is never on the meta device
-        empty = torch.zeros(weight.shape, dtype=weight.dtype, device="cpu") if weight.is_meta else weight
-        began = torch.zeros_like(empty) if near is None else near
+        began = torch.zeros_like(weight, device="cpu" if weight.is_meta else None) if near is None else near
         wide = torch.promote_types(weight.dtype, torch.float32)
         super().__init__(began.detach().to(wide, copy=True), start.digest)
         self.start, self.name = start, start.name
@@ -230,7 +229,7 @@ class ImportanceStore(AnchorStore):
 
     def _read(self, name: str, parameter: Tensor) -> Tensor | None:
         found = self._find(name, parameter)  # held as it is given: nobody writes to it
-        return None if found is None else found.detach().to("cpu" if parameter.is_meta else parameter.device)
+        return None if found is None else found.detach().to(found.device if parameter.is_meta else parameter.device)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):

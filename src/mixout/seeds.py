@@ -193,13 +193,12 @@ class Period:
 
     def begin_pass(self) -> None:
         """A forward pass draws: it knows of all steps, also of those within the last backward pass."""
-        if not in_backward():  # a recomputation repeats the masks of its forward pass
-            self._unseen = 0
+        self._unseen = 0
 
     def note(self, layer: str, weight: Tensor | None) -> None:
         """A training pass has mixed ``weight`` of ``layer``; None in a compiled graph, where any optimizer counts."""
-        self.begin_pass()
-        if not in_backward():
+        if not in_backward():  # a recomputation repeats the masks of its forward pass
+            self.begin_pass()
             self._mixed[layer] = weight
 
     def count(self, optimizer: Optimizer) -> None:
