@@ -28,7 +28,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -258,31 +257,34 @@ class Ledger:
 
 def _told(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
-
-    def texts(entry: Entry, names: Iterable[str]) -> tuple[str, ...]:
-        return entry.run.task, *(text_of(entry.settings.get(name)) for name in names)
-
     names = {name for entry in entries for name in entry.settings if name not in _NO_FACTORS}
     told = {one.run.id: {name: text_of(one.settings[name]) for name in names & {*one.settings}} for one in entries}
     for name, (part, settings) in _CONTENT.items():
-        for entry in entries:
-            value = None if entry.record is None else entry.record.fingerprints.get(part)
-            told[entry.run.id][name] = (value or "unknown")[:8]
+        content = {
+            entry.run.id: None if entry.record is None else (entry.record.fingerprints.get(part) or "unknown")[:8]
+            for entry in entries
+        }
         # What a failed run was given is known from those that ended: on its own machine, or on another.
-        for given in (settings, tuple(one for one in settings if one not in PLACES)):
-            for alike in grouped(entries, partial(texts, names=given)).values():
-                known = if_one(told[entry.run.id][name] for entry in alike if entry.record is not None)
-                for entry in alike:
-                    if known is not None and entry.record is None and told[entry.run.id][name] == "unknown":
-                        told[entry.run.id][name] = known
-    shared = sorted(names - {"method", "subset_seed"})
-    for several in grouped(entries, partial(texts, names=shared)).values():
+        for given in (settings, [one for one in settings if one not in PLACES]):
+            for alike in _alike(entries, given):
+                known = if_one(one for entry in alike if (one := content[entry.run.id]) is not None)
+                content |= {entry.run.id: content[entry.run.id] or known for entry in alike}
+        for id, value in content.items():
+            told[id][name] = value or "unknown"
+    for several in _alike(entries, names - {"method", "subset_seed"}):
         subsets = grouped(several, lambda entry: entry.settings.get("subset_seed"))
         # Of own_subsets: the subset of a number occurs in the restart of that number alone.
         own = [own for seed, own in subsets.items() if {entry.run.restart for entry in own} == {seed}]
         for entry in chain(*own if len(own) > 1 else ()):
             told[entry.run.id] |= {"subset_seed": "own", "train_data": "own"}
     return told
+
+
+def _alike(entries: Sequence[Entry], names: Iterable[str]) -> list[list[Entry]]:
+    """Entries of one task whose settings of these names are equal, together."""
+    names = list(names)
+    of_task = grouped(entries, lambda entry: (entry.run.task, *(text_of(entry.settings.get(name)) for name in names)))
+    return list(of_task.values())
 
 
 def _data(entry: Entry) -> str | None:
