@@ -195,6 +195,13 @@ def test_text_that_a_method_measures_is_the_same_in_all_runs(quick, settings, ti
     runs = [Record.read(path.parent).settings for path in (tmp_path / "out").rglob("record.json")]
     assert len({one.method for one in runs if "fisher" in one.method}) == 2
     assert {one.original for one in runs if "fisher" in one.method} == {chosen.original}
+    # A method that measures does not make another run of plain fine-tuning.
+    plain = settings(original=f"{tiny_task}/dev.csv")
+    for methods in ([], ["anchor_decay(1, fisher=3)"]):
+        choose(plain, output_dir=tmp_path / "two", budget="1h", methods=methods)
+    runs = [Record.read(path.parent).settings for path in (tmp_path / "two/ledger").rglob("record.json")]
+    places = [(one.method, one.learning_rate, one.seed, one.task) for one in runs]
+    assert len(places) == len(set(places))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,7 @@ def test_text_that_a_method_measures_is_the_same_in_all_runs(quick, settings, ti
         ({"task_type": "causal-lm"}, 60, "1h", "labelled texts to choose by"),
         ({}, 60, "soon", "a budget such as 90s, 30m or 2h, got 'soon'"),
         ({}, 1, "1h", "at least 2 different labels"),
+        ({"original": "nowhere.txt", "epochs": 1.0, "learning_rate": 1e-3}, 60, "1h", "nowhere.txt"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_training(settings, tmp_path, monkeypatch, changes, rows, budget, said):

@@ -142,7 +142,7 @@ def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys, study_file):
     printed = capsys.readouterr().out
     assert "conflict: words, dropout(0.0), restart 0 came out in 2 ways" in printed
     assert f"damaged: {entries[1].folder}" in printed
-    assert "1 folders of runs that were cut off" in printed
+    assert "1 folder of runs that were cut off" in printed
 
     for step, told in (("run", []), ("plan", []), ("report", ["--output-dir", str(tmp_path / "report")])):
         words = ["--restarts", "3", *told] if step != "run" else ["--restarts", "1", "--pilot"]

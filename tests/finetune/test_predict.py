@@ -132,3 +132,18 @@ def test_another_classifier_answers_as_it_does_itself(tiny_bert, tmp_path):
     expected = model(**tokens).logits.softmax(1)[0].tolist()
     found = (tmp_path / "p.csv").read_text().splitlines()[-1].split(",")[-2:]
     assert list(map(float, found)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lists_are_json_and_advice_is_of_this_command(settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev"):
+        write(tmp_path / f"data/{name}.jsonl", text=["bata", "dota"] * 6, label=[0.5, 1.5] * 6)
+    finetune(settings(task=tmp_path / "data", epochs=0.1), tmp_path / "out")
+    table = pyarrow.table({"text": ["bata"], "label": ["none"], "list": [[1.0, float("nan")]], "accent": [["\u00e9"]]})
+    pyarrow.parquet.write_table(table, tmp_path / "new.parquet")
+    said = predict(tmp_path / "out", tmp_path / "new.parquet", tmp_path / "p.csv")
+    assert "got 'none'; correct or remove the row" in said
+    assert "--multi-label" not in said
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as handle:
+        [row] = csv.DictReader(handle)
+    assert (row["list"], json.loads(row["accent"])) == ("[1.0, null]", ["\u00e9"])

@@ -8,7 +8,9 @@ import shutil
 import pytest
 from tests.finetune.conftest import interrupted
 
+from mixout.cli import main
 from mixout.errors import AnchorMismatchError, InputError
+from mixout.finetune import folder
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,3 +78,15 @@ def test_the_checkpoints_anchor_is_compared(settings, tmp_path):
     state.write_text(json.dumps(values))
     with pytest.raises(AnchorMismatchError, match="0000"):
         finetune(settings(save=4), tmp_path / "out", resume=True)
+
+
+def test_a_run_that_was_cut_off_after_its_record_is_done(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(folder, "finish", None)
+    with pytest.raises(TypeError):
+        finetune(settings(method="anchor_decay(1, fisher=3)"), tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out/checkpoints").exists()
+    assert main(["finetune", "--resume", str(tmp_path / "out")]) == 2
+    assert "got a finished one: it is done" in capsys.readouterr().err
+    assert not (tmp_path / "out/checkpoints").exists()
+    assert (tmp_path / "out/fisher.safetensors").exists()

@@ -57,7 +57,7 @@ def record_of(
     return SimpleNamespace(
         settings=settings, status="finished", steps=steps, metric="accuracy", score=score, chance=0.5,
         training=[SimpleNamespace(loss=began), SimpleNamespace(loss=training, epoch=ran or epochs)],
-        evaluations=[SimpleNamespace(loss=dev)],
+        evaluations=[SimpleNamespace(loss=dev)], fitted=False,
     )  # fmt: skip
 
 
@@ -82,6 +82,20 @@ def test_what_is_said(training, dev, score, said):
     found = judge(record_of(training, dev, score, optimizer="sgd"), None, rows)
     assert found[: len(said)] == said
     assert bool(found) == bool(said)
+
+
+def test_a_single_step_cannot_be_fewer():
+    rows = task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d"))
+    said = [judge(record_of(0.7, 1.5, steps=steps, optimizer="sgd"), None, rows) for steps in (1, 2)]
+    assert ["fewer steps" in one for one in said] == [False, True]
+
+
+def test_without_dev_rows_no_loss_is_that_of_the_dev_rows():
+    record = record_of(1.08, 1.2, optimizer="sgd")
+    record.fitted = True
+    said = judge(record, None, task([0, 0, 1, 1, 2, 2], [0, 1, 2], ("a", "b", "c")))
+    assert "and final loss 1.200" in said
+    assert "dev" not in said
 
 
 @pytest.fixture

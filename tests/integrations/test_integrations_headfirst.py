@@ -76,19 +76,22 @@ def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head_first", "epochs", "max_steps", "alone"),
+    ("head_first", "epochs", "max_steps", "alone", "accumulation"),
     [
-        (1.0, 2.0, None, 6),
-        (1.0, 2.0, 7, 6),
-        (0.8, 1.0, None, 5),
-        (2.0, 2.0, None, None),
-        (1.0, 2.0, 6, None),  # in so many steps no epoch is left for the others, whatever epochs says
-        (1.0, 5.0, 3, None),
-        (0.9, 1.0, None, None),  # the last step begins before
+        (1.0, 2.0, None, 6, 1),
+        (1.0, 2.0, 7, 6, 1),
+        (0.8, 1.0, None, 5, 1),
+        (2.0, 2.0, None, None, 1),
+        (1.0, 2.0, 6, None, 1),  # in so many steps no epoch is left for the others, whatever epochs says
+        (1.0, 5.0, 3, None, 1),
+        (0.9, 1.0, None, None, 1),  # the last step begins before
+        (0.7, 2.0, None, 2, 4),  # the second step of an epoch, of four batches and two, begins after two thirds
+        (1.6, 2.0, None, 3, 4),
+        (1.7, 2.0, None, None, 4),
     ],
 )
 def test_the_finetune_setting_trains_the_new_head_first(
-    tiny_bert, tiny_task, tmp_path, monkeypatch, head_first, epochs, max_steps, alone
+    tiny_bert, tiny_task, tmp_path, monkeypatch, head_first, epochs, max_steps, alone, accumulation
 ):
     from mixout.finetune.course import Course
     from mixout.finetune.settings import Settings
@@ -109,6 +112,7 @@ def test_the_finetune_setting_trains_the_new_head_first(
         "head_first": head_first,
         "epochs": epochs,
         "max_steps": max_steps,
+        "accumulation": accumulation,
     }
     if alone is None:
         with pytest.raises(mixout.InputError, match="head_first below"):
@@ -117,3 +121,18 @@ def test_the_finetune_setting_trains_the_new_head_first(
     steps = finetune(Settings(**values), tmp_path / "run").steps
     assert moved == [False] * alone + [True] * (steps - alone)
     assert steps > alone
+
+
+def test_hidden_states_are_not_held_while_they_cannot_move(tiny_bert, tiny_task, tmp_path):
+    """With the body frozen a penalty on hidden states is a constant: the same run as with one that begins later."""
+    from mixout.finetune.settings import Settings
+    from mixout.finetune.train import finetune
+
+    values = {"model": tiny_bert, "task": tiny_task, "max_length": 32, "learning_rate": 1e-2, "batch_size": 8}
+    values |= {"save": "no", "head_first": 1.0, "epochs": 2.0}
+    held, plain = (
+        finetune(Settings(**values, method=method), tmp_path / method[:5])
+        for method in ("output_anchor(100, on=hidden)", "plain")
+    )
+    assert held.training[0].loss == plain.training[0].loss  # of the epoch of the head alone
+    assert held.distance < plain.distance

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mixout.errors import InputError
-from mixout.study.grid import Axis
+from mixout.study.grid import Axis, with_all_restarts
+from mixout.study.ledger import Contents, Ledger
 
 
 def test_restart_by_restart_all_methods_with_the_same_seeds(declare):
@@ -104,3 +105,15 @@ def test_a_loss_that_the_labels_do_not_have_is_refused_before_any_run(declare, t
     task = Axis(label="t", settings={"task": str(tmp_path / "values.csv")})
     with pytest.raises(InputError, match=r"expected label_smoothing=0.0 for labels that are values, got 0.1"):
         declare(tasks=[task], settings={"label_smoothing": 0.1}).runs()
+
+
+@pytest.mark.parametrize("lost", [None, 2, 3])
+def test_restarts_beyond_a_missing_one_are_the_studys(declare, finish, tmp_path, lost):
+    """As where the copy of one was cut off; by ``prune`` the others would go to the trash."""
+    ledger = Ledger(tmp_path)
+    for run in declare(restarts=5).runs() + declare(restarts=7, settings={"learning_rate": 0.5}).runs():
+        if run.restart != lost:
+            finish(ledger, run)
+    assert with_all_restarts(declare(restarts=2), ledger.read()).restarts == 5
+    assert with_all_restarts(declare(restarts=9), ledger.read()).restarts == 9
+    assert with_all_restarts(declare(restarts=2), Contents()).restarts == 2

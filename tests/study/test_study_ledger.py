@@ -58,7 +58,7 @@ def test_a_diverged_run_is_a_result(runs, tmp_path, finish):
     finish(ledger, runs[0], math.nan, status="diverged", distance=math.nan)
     [run] = ledger.runs()
     assert (run.status, run.failed) == ("diverged", True)
-    assert run.error == "a loss was not finite"
+    assert run.error == "the loss got out of hand"
     assert math.isnan(run.score)
 
 

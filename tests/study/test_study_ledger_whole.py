@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -140,3 +142,34 @@ def test_runs_that_nothing_tells_apart_but_their_identity_can_be_reported(runs, 
     assert sorted(run.id for cell in cells for run in cell) == sorted(one.id for one in [*runs, *again])
     ended = [cell for cell in cells if "finished" in {run.status for run in cell}]
     assert [[run.restart for run in cell] for cell in ended] == [[0, 1]] * 2  # a failed run with the one that ended
+
+
+def test_own_subsets_of_two_versions_of_the_data_are_two_studies(declare, tmp_path, finish, tiny_task):
+    ledger, truth = Ledger(tmp_path / "ledger"), {}
+    for version in range(2):
+        place = tmp_path / f"version-{version}" / "words"
+        shutil.copytree(tiny_task, place)
+        rows = (place / "train.csv").read_text().splitlines()
+        (place / "train.csv").write_text("\n".join([rows[0], *rows[1 + version :], *rows[1 : 1 + version]]))
+        tasks = [Axis(label="words", settings={"task": str(place)})]
+        for one in declare(restarts=3, settings={"train_size": 16}, own_subsets=True, tasks=tasks).runs():
+            data = {"train": f"{version}{one.restart}" * 4, "dev": "d" * 8, "weights": "w"}
+            finish(ledger, one, fingerprints=data)
+            truth.setdefault((version, one.method), set()).add(one.id)
+    found = [{run.id for run in cell} for cell in by_cell(ledger.runs()).values()]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, truth.values()))
+
+
+def test_runs_made_before_a_setting_existed_are_of_the_cell_of_later_ones(declare, tmp_path, finish):
+    ledger, truth = Ledger(tmp_path), {}
+    for number, study in enumerate((declare(restarts=4), declare(restarts=2, settings={"learning_rate": 0.02}))):
+        for one in study.runs():
+            finish(ledger, one)
+            truth.setdefault((number, one.method), set()).add(one.id)
+            if number == 0 and one.restart < 2:
+                [place] = (tmp_path / "runs").glob(f"{one.id}*/run.json")
+                values = json.loads(place.read_text())
+                del values["settings"]["keep_best"], values["settings"]["interpolate"]
+                place.write_text(json.dumps(values))
+    found = [{run.id for run in cell} for cell in by_cell(ledger.runs()).values()]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, truth.values()))

@@ -94,10 +94,7 @@ def choose(
         return inputs.complete(replace(all_rows, method=method)).learning_rate
 
     default = Candidate(settings.method, rate_of(settings.method))
-    named = [one for text in (settings.method, *methods) for one in replace(settings, method=text).methods]
-    # Of what the model knew before only what a method measures on it.
-    original = complete.original if any(isinstance(one, MeasuredDecay) and one.fisher for one in named) else None
-    base = replace(complete, save="no", evaluate="end", original=original, interpolate=(), report_to=())
+    base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))
     for method in [one for one in methods if inputs.is_plain(replace(base, method=one))]:
@@ -225,6 +222,9 @@ class _Runs:
             learning_rate=candidate.rate,
             seed=self.base.seed + repeat,
         )
+        # Of what the model knew before only what a method measures on it.
+        if not any(isinstance(one, MeasuredDecay) and one.fisher for one in settings.methods):
+            settings = replace(settings, original=None)
         metric, chance = self.inputs.goal(settings)
         return Planned(
             id=self.inputs.identity(settings),

@@ -44,7 +44,7 @@ def write(record: Record, *, result: str = "") -> str:
         record=record,
         settings=settings,
         header=_header(record),
-        fitted=_fitted(record),
+        fitted=record.fitted,
         loader=loaders.get(settings.task_type, "AutoModelForSequenceClassification"),
         before=first.scores if first.step == 0 else {},
         result=result,
@@ -76,7 +76,7 @@ def _header(record: Record) -> str:
             metric_value=round(value, 4),
         )
         for name, value in record.scores.items()
-        if math.isfinite(value) and not _fitted(record)
+        if math.isfinite(value) and not record.fitted
     ]
     name = f"{_short(settings.model)} on {_short(settings.task)}"
     data = ModelCardData(
@@ -91,11 +91,6 @@ def _header(record: Record) -> str:
         eval_results=results or None,
     )
     return str(data.to_yaml())
-
-
-def _fitted(record: Record) -> bool:
-    """Whether the dev rows are those that the model was trained on: its scores there are no result."""
-    return record.fingerprints["train"] == record.fingerprints["dev"]
 
 
 def _short(place: str) -> str:

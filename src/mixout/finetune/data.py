@@ -95,10 +95,13 @@ def check_kind(settings: Settings, task: Task) -> None:
         return
     each = steps_per_epoch(settings.train_size or len(task.train), settings)
     steps = settings.max_steps or math.ceil(settings.epochs * each)
-    if settings.head_first > (steps - 1) / each:  # when the last step begins
+    # When the last step begins. That of an epoch may have fewer batches.
+    epochs, within = divmod(steps - 1, each)
+    batches = math.ceil((settings.train_size or len(task.train)) / settings.batch_size)
+    if settings.head_first > epochs + within * settings.accumulation / batches:
         raise InputError(
-            f"expected head_first below the {steps / each:g} epochs of the run, with a step for all weights left, got "
-            f"{settings.head_first:g}; train longer, or lower it"
+            f"expected head_first below the {count(steps / each, 'epoch')} of the run, with a step for all weights "
+            f"left, got {settings.head_first:g}; train longer, or lower it"
         )
 
 

@@ -46,10 +46,13 @@ def unfinished(folder: Path) -> bool:
 
 
 def begun(folder: Path) -> Settings:
-    """The settings of the unfinished run in ``folder``; InputError where there is none."""
-    if not unfinished(folder):
-        finished = "a finished one: it is done" if (folder / RECORD_NAME).exists() else "none; leave out --resume"
-        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got {finished}")
+    """The settings of the unfinished run in ``folder``; InputError where there is none, or only its end was cut off."""
+    finished = (folder / RECORD_NAME).exists()
+    if finished and unfinished(folder) and environment.leads():
+        finish(folder)
+    if finished or not unfinished(folder):
+        got = "a finished one: it is done" if finished else "none; leave out --resume"
+        raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got {got}")
     return Settings.from_json(json.dumps(_plan(folder)["settings"]))
 
 

@@ -77,7 +77,7 @@ def record(
         labels=task.labels,
         train_size=len(task.train),
         dev_size=len(task.dev),
-        steps=state.global_step,
+        steps=training[-1].step,
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         new_parameters=tuple(sorted(loaded.new)),
         distance=moved.total,
@@ -185,16 +185,18 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
     # A constant answer may be so poor on the dev rows that even an untrained model has a lower loss there.
     if not learned and (dev > LEARNED * constant[1] or at_chance):
         advice = "; ".join(_more(record, model, constant[0]))
+        side = "final" if record.fitted else "dev"
         return (
-            f"it has hardly learned: training loss {training:.3f} and dev loss {dev:.3f} after {rate}, a constant "
+            f"it has hardly learned: training loss {training:.3f} and {side} loss {dev:.3f} after {rate}, a constant "
             f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {advice}"
         )
     if at_chance:
+        shorter = f"; fewer steps, {_lasting(record, record.steps // 2)}" if record.steps > 1 else ""
         return (
             f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
             f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
             f"constant answer). Try, in this order: see whether both files mean the same by their labels; more "
-            f"training rows; fewer steps, {_lasting(record, max(1, record.steps // 2))}"
+            f"training rows{shorter}"
         )
     return ""
 

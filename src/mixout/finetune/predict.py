@@ -105,11 +105,16 @@ def predict(
         writer = csv.writer(handle)
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
-            writer.writerow(json.dumps(cell, default=str) if isinstance(cell, (list, dict)) else cell for cell in row)
+            writer.writerow(_json(cell) if isinstance(cell, (list, dict)) else cell for cell in row)
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
     were = "was" if cut == 1 else "were"
     told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""
     return f"{count(len(got), 'prediction')}: {place}{_scores(table, settings, got, names, kind)}{told}"
+
+
+def _json(value: object) -> str:
+    """A list or an object as JSON, which has no nan: null stands for it."""
+    return json.dumps(json.loads(json.dumps(value, default=str), parse_constant=lambda _: None))
 
 
 def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> tuple[Table, Split]:

@@ -90,6 +90,11 @@ class Record:
         """Whether each prediction is a tuple: of several labels a row, or a tag for each word."""
         return isinstance(next(iter(self.predictions), None), tuple)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the dev rows are those that the model was trained on: its scores there are no result."""
+        return self.fingerprints["train"] == self.fingerprints["dev"]
+
     def to_json(self) -> str:
         """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
         values = {"format": _FORMAT, **asdict(self)}

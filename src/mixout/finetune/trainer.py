@@ -66,7 +66,6 @@ class TextTrainer(Trainer):
     ) -> None:
         """Set up all; InputError for settings that transformers, the machine or the model does not take."""
         self.settings, self.dev = settings, dev
-        self.kept: dict[str, float] | None = None  # the best evaluation, where the model has its weights
         self.course = Course(settings, steps_per_epoch(len(examples), settings), task, report)
         self.order = None
         if settings.batching == "bucketed":
@@ -150,7 +149,8 @@ class TextTrainer(Trainer):
             # Gradients are averaged over the processes, each of which has a part of the batch.
             parts = num_items_in_batch / self.args.world_size
         loss = self.dev.total(outputs["logits"], labels, training=model.training) / parts
-        if model.training and self.anchored is not None:
+        # While the head is trained alone, hidden states are what they were.
+        if model.training and self.anchored is not None and (not hidden or outputs["hidden_states"][-1].requires_grad):
             # A mean over the batch, which counts as much as its share of the step.
             # Labels tell which logits count. Of hidden states they tell nothing.
             batch = unlabelled if hidden else inputs
@@ -194,13 +194,8 @@ class TextTrainer(Trainer):
         # An iterator over batches draws a seed for its workers: without the fork, masks would depend on how often
         # one looks at the dev set.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        ended = self.state.global_step, self.state.epoch
-        if self.kept is not None:
-            # Entered where the weights are of.
-            self.state.global_step, self.state.epoch = int(self.kept["step"]), self.kept["epoch"]
         with torch.random.fork_rng(devices=devices):
             metrics: dict[str, float] = super().evaluate(*args, **options)
-        self.state.global_step, self.state.epoch = ended
         self.course.paused += time.perf_counter() - began
         return metrics
 
@@ -238,7 +233,8 @@ class TextTrainer(Trainer):
             return
         model: Any = self.model
         load_model(model, str(Path(str(self.args.output_dir)) / folder.BEST))
-        self.kept = best
+        # From now on evaluations are entered where the weights are of.
+        self.state.global_step, self.state.epoch = int(best["step"]), best["epoch"]
         self.evaluate()
 
     def scores(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One run as it lies in a ledger: the files of its folder, written from a plan and read into an entry.
+"""One run as it lies in a ledger: the files of its folder, written from a plan and read; and what tells runs apart.
 
 Records of 0.1 are read as well. What a newer version wrote is told apart from what is damaged: it must not be run
 again.
@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mixout.errors import InputError
+from mixout.finetune.data import READ
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.study.analysis.runs import Run, is_collapsed
-from mixout.study.identity import Planned
+from mixout.study.analysis.runs import Run, grouped, if_one, is_collapsed, text_of
+from mixout.study.identity import PLACES, WATCHED, Planned
 
 RUN_NAME = "run.json"
 FAILURE_NAME = "failure.json"
@@ -32,6 +34,17 @@ _OUTCOME_0_1 = ("status", "metric", "score", "scores", "evaluations", "training"
 # What a model still knows of its original domain, by type of model.
 _ORIGINAL = ("original_similarity", "original_log_likelihood")
 _PLACE = ("id", "task", "method", "restart", "factors")
+# What differs between the restarts of a cell, is only watched, or is known by its content.
+_NO_FACTORS = ("seed", *WATCHED, *PLACES)
+_DEFAULTS = {item.name: item.default for item in fields(Settings)}
+# Content -> its name among a record's fingerprints, and the settings that it follows from.
+_DATA = tuple(name for name in READ if name not in WATCHED)
+_CONTENT = {
+    "train_data": ("train", (*_DATA, "train_size", "subset_seed")),
+    "dev_data": ("dev", _DATA),
+    "original_text": ("original", _DATA),
+    "weights": ("weights", ("model",)),
+}
 
 
 class NewerError(InputError):
@@ -96,6 +109,7 @@ class Entry:
                 losses=(),
                 predictions=(),
                 collapsed=False,
+                between=True,
                 id="",  # of the trained model alone
             )
             for point in points
@@ -148,7 +162,7 @@ def read_entry(folder: Path) -> Entry:
         metric=record.metric,
         chance=record.chance,
         status=record.status,
-        error=None if record.status == "finished" else "a loss was not finite",
+        error=None if record.status == "finished" else "the loss got out of hand",
         seconds=float(record.seconds),
         peak_memory=memory.get("host") if memory.get("device") is None else memory["device"],
         distance=float(record.distance),
@@ -193,3 +207,43 @@ def _collapsed(record: Record) -> bool:
         classes=None if record.labels is None else len(record.labels),
         correlation=record.scores.get("pearson", 0.0),
     )
+
+
+def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
+    """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
+    told = {
+        entry.run.id: {name: text_of(value) for name, value in _settings(entry).items() if name not in _NO_FACTORS}
+        for entry in entries
+    }
+    names = {name for own in told.values() for name in own}
+    for name, (part, settings) in _CONTENT.items():
+        ended = [(entry.run.id, entry.record) for entry in entries if entry.record is not None]
+        content = {id: (record.fingerprints.get(part) or "unknown")[:8] for id, record in ended}
+        # What a failed run was given is known from those that ended: on its own machine, or on another.
+        for given in (settings, [one for one in settings if one not in PLACES]):
+            for alike in _alike(entries, given):
+                known = if_one(content[entry.run.id] for entry in alike if entry.run.id in content)
+                if known is not None:
+                    content = dict.fromkeys((entry.run.id for entry in alike), known) | content
+        for entry in entries:
+            told[entry.run.id][name] = content.get(entry.run.id, "unknown")
+    for several in _alike(entries, names - {"method", "subset_seed"}):
+        subsets = grouped(several, lambda entry: entry.settings.get("subset_seed"))
+        # Of own_subsets: the subset of a number occurs in the restart of that number alone.
+        own = [own for seed, own in subsets.items() if {entry.run.restart for entry in own} == {seed}]
+        # Drawn from several versions of the data, these are told apart by where they lie.
+        versions = any(len({told[entry.run.id]["train_data"] for entry in one} - {"unknown"}) > 1 for one in own)
+        for entry in chain(*own if len(own) > 1 else ()):
+            data = f"own, {entry.settings['task']}" if versions else "own"
+            told[entry.run.id] |= {"subset_seed": "own", "train_data": data}
+    return told
+
+
+def _settings(entry: Entry) -> dict[str, Any]:
+    """All settings of a run; those that came after it was made are as they were by default."""
+    return {**_DEFAULTS, **entry.settings}
+
+
+def _alike(entries: Sequence[Entry], names: Collection[str]) -> Iterable[list[Entry]]:
+    """Entries of one task whose settings of these names are equal, together."""
+    return grouped(entries, lambda one: (one.run.task, *(text_of(_settings(one).get(name)) for name in names))).values()

@@ -184,13 +184,13 @@ def _check_factors(factors: Mapping[str, Sequence[Any]], axes: Sequence[Axis]) -
 
 def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = None) -> Study:
     """The study with as many restarts as the ledger holds, where these are more than its file says."""
-    inputs = inputs or Inputs()
-    while any(
-        contents.entry(run) is not None
-        for run in replace(study, restarts=study.restarts + 1).runs(inputs, first=study.restarts)
-    ):
-        study = replace(study, restarts=study.restarts + 1)
-    return study
+    last = max((entry.run.restart for entry in contents.entries.values()), default=-1)
+    if last < study.restarts:
+        return study
+    # Also those beyond one that is missing, as where its copy was cut off.
+    further = replace(study, restarts=last + 1).runs(inputs or Inputs(), first=study.restarts)
+    held = (run.restart + 1 for run in further if contents.entry(run) is not None)
+    return replace(study, restarts=max(held, default=study.restarts))
 
 
 def wanted(study: Study, planned: Sequence[Planned], contents: Contents) -> list[Planned]:

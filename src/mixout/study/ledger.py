@@ -24,35 +24,23 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from mixout.errors import InputError
-from mixout.finetune.data import READ
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
-from mixout.study.analysis.runs import Run, grouped, if_one, text_of
-from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of
-from mixout.study.identity import PLACES, WATCHED, Planned
+from mixout.study.analysis.runs import Run, grouped, if_one
+from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of, told_apart
+from mixout.study.identity import Planned
 
 _RUN = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{12})?")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-# What differs between the restarts of a cell, is only watched, or is known by its content.
-_NO_FACTORS = ("seed", *WATCHED, *PLACES)
-# Content -> its name among a record's fingerprints, and the settings that it follows from.
-_DATA = tuple(name for name in READ if name not in WATCHED)
-_CONTENT = {
-    "train_data": ("train", (*_DATA, "train_size", "subset_seed")),
-    "dev_data": ("dev", _DATA),
-    "original_text": ("original", _DATA),
-    "weights": ("weights", ("model",)),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +82,7 @@ class Contents:
         """
         methods = grouped(self.entries.values(), lambda entry: entry.run.method)
         several = {label for label, own in methods.items() if len({entry.settings["method"] for entry in own}) > 1}
-        told = _told(list(self.entries.values()))
+        told = told_apart(list(self.entries.values()))
         runs = [
             replace(run, method=f"{run.method} ({told[run.id]['method']})") if run.method in several else run
             for run in self._by_one_metric()
@@ -253,38 +241,6 @@ class Ledger:
         for path in entry.folder.iterdir():
             if path.name not in (RUN_NAME, RECORD_NAME):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _told(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
-    """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
-    names = {name for entry in entries for name in entry.settings if name not in _NO_FACTORS}
-    told = {one.run.id: {name: text_of(one.settings[name]) for name in names & {*one.settings}} for one in entries}
-    for name, (part, settings) in _CONTENT.items():
-        content = {
-            entry.run.id: None if entry.record is None else (entry.record.fingerprints.get(part) or "unknown")[:8]
-            for entry in entries
-        }
-        # What a failed run was given is known from those that ended: on its own machine, or on another.
-        for given in (settings, [one for one in settings if one not in PLACES]):
-            for alike in _alike(entries, given):
-                known = if_one(one for entry in alike if (one := content[entry.run.id]) is not None)
-                content |= {entry.run.id: content[entry.run.id] or known for entry in alike}
-        for id, value in content.items():
-            told[id][name] = value or "unknown"
-    for several in _alike(entries, names - {"method", "subset_seed"}):
-        subsets = grouped(several, lambda entry: entry.settings.get("subset_seed"))
-        # Of own_subsets: the subset of a number occurs in the restart of that number alone.
-        own = [own for seed, own in subsets.items() if {entry.run.restart for entry in own} == {seed}]
-        for entry in chain(*own if len(own) > 1 else ()):
-            told[entry.run.id] |= {"subset_seed": "own", "train_data": "own"}
-    return told
-
-
-def _alike(entries: Sequence[Entry], names: Iterable[str]) -> list[list[Entry]]:
-    """Entries of one task whose settings of these names are equal, together."""
-    names = list(names)
-    of_task = grouped(entries, lambda entry: (entry.run.task, *(text_of(entry.settings.get(name)) for name in names)))
-    return list(of_task.values())
 
 
 def _data(entry: Entry) -> str | None:

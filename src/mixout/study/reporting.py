@@ -72,7 +72,8 @@ def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]
         for one, entry in contents.pairs(planned)
         if entry.record is not None
     )
-    text = f"{lacking} runs hold no scores for some t of interpolate, which was set after they were made."
+    hold = "run holds" if lacking == 1 else "runs hold"
+    text = f"{lacking} {hold} no scores for some t of interpolate, which was set later."
     return [text] if lacking else []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_restarts_are_too_few_where_methods_far_apart_are_not_told_apart(name):
     assert {*leader.few} == others - {one.method for one in leader.lower}
     said = [line.partition(" can't show")[0] for line in found.verdict if "can't show" in line]
     assert said == ([lacking] if lacking else [])
-    assert any("more restarts" in line for line in found.verdict) == bool(lacking)
+    assert any("more restart" in line for line in found.verdict) == bool(lacking)
 
 
 def test_points_are_numbers_that_are_read():
@@ -216,3 +217,9 @@ def test_scores_that_differ_by_rounding_alone_are_equal():
         for k in range(8)
     ]
     assert [(one.p_permutation, one.shown) for one in analyse(runs).comparisons] == [(1.0, False)]
+
+
+def test_one_is_singular():
+    lines = [" ".join(analyse(scored(n, sd=sd)).verdict) for n in (5, 6, 8, 16) for sd in (0.001, 0.0095, 0.01, 0.02)]
+    assert not re.search(r"(?<![.\d])1 (more restarts|points|methods|runs)\b", " ".join(lines))
+    assert any("run 1 more restart," in line for line in lines)

@@ -277,6 +277,30 @@ def test_a_point_is_the_same_of_errors_as_of_what_is_right(write, tmp_path, unit
         assert [getattr(one, name) for name in known] == pytest.approx([getattr(other, name) for name in known])
 
 
+def test_what_is_called_negative_is_not_turned_for_that(write):
+    percent = "\n".join(
+        f"RTE,{method},{k},{score + k / 10},NAME" for method, score in (("plain", 81), ("b", 84)) for k in range(6)
+    )
+    table = f"task,method,restart,score,metric\n{percent}\n"
+    [one] = compare(read_scores(write(table.replace("NAME", "negative predictive value"))))
+    assert one.difference * one.points == pytest.approx(3)
+    name = "negative log-likelihood loss"
+    with pytest.raises(InputError, match=f"whether higher or lower values of '{name}'"):
+        read_scores(write(table.replace("NAME", name)))
+    [one] = compare(read_scores(write(table.replace("NAME", name)), direction="lower"))
+    assert one.difference * one.points == pytest.approx(-3)
+
+
+def test_what_was_turned_already_is_not_turned_again(write):
+    rows = [("a", "loss", 0.5), ("a", "loss", 0.3), ("b", "negative loss", -0.5), ("b", "negative loss", -0.3)]
+    lines = [f"{task},{'ours' if abs(score) < 0.4 else 'plain'},0,{score},{name}" for task, name, score in rows]
+    runs = read_scores(write("\n".join(["task,method,restart,score,metric", *lines])), direction="lower")
+    assert {(run.method, run.score, run.metric) for run in runs} == {
+        ("ours", -0.3, "negative loss"),
+        ("plain", -0.5, "negative loss"),
+    }
+
+
 def test_the_unit_is_asked_for_where_tasks_differ_in_their_errors(write):
     text = rates(1) + rates(0.01, tasks=("text",)).partition("\n")[2]
     with pytest.raises(InputError, match=r"none above 1 on 'text' and 27 on 'speech'; add --unit percent"):

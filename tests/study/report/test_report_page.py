@@ -142,6 +142,12 @@ def test_what_cannot_be_told_apart_from_the_best_is_shaded(parse, tmp_path):
     assert shaded == {"a", "b"}
     few = parse(write_report([run for run in runs if run.restart < 4], tmp_path, title="T").read_text())
     assert not [row for row in few.all("tr") if row.attributes.get("class") == "shaded"]  # nobody can tell
+    some = parse(
+        write_report([run for run in runs if run.method != "c" or run.restart < 4], tmp_path, title="T").read_text()
+    )
+    [table] = [one for one in some.all("table") if one.attributes["id"] == "table-scores-0"]
+    shaded = {row.all("th")[0].words() for row in table.all("tr") if row.attributes.get("class") == "shaded"}
+    assert shaded == {"a", "b"}  # whatever c has
 
 
 @pytest.mark.usefixtures("undrawn")

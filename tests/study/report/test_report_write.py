@@ -133,11 +133,13 @@ def test_what_has_no_score_comes_last_where_scores_are_negative(tmp_path, parse)
 
 @pytest.mark.usefixtures("undrawn")
 def test_models_between_start_and_end_are_no_runs(study, tmp_path):
-    """Scores that were published have no identity either, but they are runs."""
+    """Scores that were published have no identity either, but they are runs, whatever their methods are called."""
     runs = study(plain=True, methods=("plain", "mixout(0.9)"))
     runs = [replace(run, id=f"{number:064}") for number, run in enumerate(runs)]
-    between = [replace(run, method=f"{run.method} at t=0.5", status="failed", id="") for run in runs]
-    runs += [Run(task="RTE", method="published", restart=k, score=0.7, metric="F1", chance=0.5) for k in range(6)]
+    between = [replace(run, method=f"{run.method} at t=0.5", status="failed", id="", between=True) for run in runs]
+    runs += [
+        Run(task="RTE", method="sampled at t=0.7", restart=k, score=0.7, metric="F1", chance=0.5) for k in range(6)
+    ]
     page = write_report(runs + between, tmp_path / "report", title="t")
     for again in (page, write_report(read_scores(page.with_name("runs.csv")), tmp_path / "again", title="t")):
         text = again.read_text(encoding="utf-8")

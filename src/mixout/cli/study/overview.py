@@ -130,7 +130,8 @@ def status(args: argparse.Namespace) -> int:
     for folder in contents.foreign:
         print(f"\nno run: {folder}; it is left alone")
     if contents.leftovers:
-        print(f"\n{len(contents.leftovers)} folders of runs that were cut off, or are being made by another process")
+        folders = count(len(contents.leftovers), "folder")
+        print(f"\n{folders} of runs that were cut off, or are being made by another process")
     named = contents.of(runs) if args.file is not None else runs  # type: ignore[arg-type]
     again = best_again(named, [entry for id, entry in contents.entries.items() if id in shown])  # type: ignore[arg-type]
     if again:
@@ -165,7 +166,7 @@ def prune(args: argparse.Namespace) -> int:
         if args.yes:
             ledger.discard(folder)
     done = f"moved to {ledger.folder / 'trash'}" if args.yes else "would be moved to the trash; do so with --yes"
-    print(f"{len(useless)} folders {done if useless else 'to remove'}")
+    print(f"{count(len(useless), 'folder')} {done if useless else 'to remove'}")
     return 0
 
 

@@ -156,7 +156,8 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
     if names is None:
         values = [number(label) for label in labels]
         good = (value is not None for value in values)
-        remedy = "correct or remove the row, or use --multi-label where cells hold several labels"
+        several = ", or use --multi-label where cells hold several labels" if train_size else ""  # in training alone
+        remedy = f"correct or remove the row{several}"
         table.check(good, labels, "a number as label (regression)", remedy)
         label = tuple(value for value in values if value is not None)
     else:

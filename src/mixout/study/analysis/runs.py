@@ -20,10 +20,10 @@ from mixout.errors import InputError
 STATUSES = ("finished", "diverged", "failed")
 COLUMNS = (
     *("task", "method", "restart", "score", "metric", "chance", "seconds", "distance", "original"),
-    *("kl_to_base", "peak_memory", "dev_size", "status", "error", "collapsed", "paired", "id"),
+    *("kl_to_base", "peak_memory", "dev_size", "status", "error", "collapsed", "paired", "between"),
+    "id",
 )  # of a table of runs; any other column is a factor
 
-_BETWEEN = re.compile(r" at t=[\d.e-]+$")
 _LARGEST = 1e100  # a score beyond has a square that is not finite
 
 T = TypeVar("T")
@@ -105,6 +105,7 @@ class Run(Restart):
     points: float | None = None  # factor to points: 100 for fractions, 1 for percentages; None where the scores tell
     # whether the restart number identifies the seeds: published scores come sorted, and pairs would invent agreement
     paired: bool = True
+    between: bool = False  # a model between the start and the end of a run (``interpolate``), none of its own
     id: str = ""  # the run's identity; empty for runs made elsewhere
 
     def __post_init__(self) -> None:
@@ -125,11 +126,6 @@ class Run(Restart):
         taken = sorted(set(self.factors) & set(COLUMNS))
         if taken:
             raise InputError(f"expected factors with names of their own, got {taken[0]!r}; rename it")
-
-    @property
-    def trained(self) -> bool:
-        """Whether it is a run of its own, and no model between the start and the end of one (``interpolate``)."""
-        return bool(self.id) or not _BETWEEN.search(self.method)
 
     @property
     def failed(self) -> bool:

@@ -160,7 +160,7 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
                 lower=tuple(sorted(lower.values(), key=lambda one: -one.difference)),
                 points=points[task],
                 few=few,
-                restarts=min(sizes.get(cell.method, 0) for cell in several[1:] if cell.method in few or not few),
+                restarts=min(sizes.get(name, 0) for name in few or [cell.method for cell in several[1:]]),
                 smallest=fewest_restarts(len(several[1:]) * looks, independent=not any(one.paired for one in compared)),
                 detectable=tuple(sorted(difference * points[task] for difference in shown)),
                 needed=None if runner_up is None else needed(runner_up, 1.0),
@@ -235,24 +235,24 @@ def _next(chosen: Sequence[Leader]) -> list[str]:
     for (n, smallest, what, of), several in grouped(few, lambda one: (one.restarts, one.smallest, *_few(one))).items():
         where = "" if len(several) == len(chosen) else f" on {_list([one.best.task for one in several])}"
         said.append(f"{what}{where} can't show a difference by the test used here; {smallest} can.")
-        take.append(f"run {smallest - n} more restarts{of}{where}")
+        take.append(f"run {count(smallest - n, 'more restart')}{of}{where}")
     if not known:
         these = "of those that can't be told apart" if any(one.lower for one in few) else "method"
         return [*said, f"Next: {' and '.join(take)}, or take the cheapest {these}{_cheapest(chosen)}."]
     if shown := sorted(points for one in known for points in one.detectable):
         least, most = shown[0], shown[-1]
-        about, by = f"about {figures(most)}", ""
+        about, by = f"about {figures(most)} point{'' if figures(most) == '1' else 's'}", ""
         if most >= 1.5 * least:
-            about, by = f"{figures(least)} to {figures(most)}", ", by method"
+            about, by = f"{figures(least)} to {figures(most)} points", ", by method"
         restarts = count(min(one.restarts for one in known), "restart")
-        said.append(f"With {restarts} a difference of {about} points would have shown{by}.")
+        said.append(f"With {restarts} a difference of {about} would have shown{by}.")
     if not (open_ := [one for one in known if one.alike]):
         use = f"use {_list(list(dict.fromkeys(one.best.method for one in known)))}"
         return [*said, f"Next: {'; '.join([*take, use])}."]
     take.append(f"take the cheapest of those that can't be told apart{_cheapest(open_)}")
     more = max((one.needed - one.restarts for one in open_ if one.needed is not None), default=0)
     if 0 < more <= 1000:
-        take.append(f"{more:,} more restarts would show 1 point between the two best")
+        take.append(f"{count(more, 'more restart')} would show 1 point between the two best")
     return [*said, f"Next: {'; '.join(take)}."]
 
 

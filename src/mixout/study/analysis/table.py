@@ -127,28 +127,36 @@ def _check_factors(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _with_direction(path: Path, runs: Sequence[Run], direction: str | None) -> list[Run]:
-    names = (run.metric for run in runs if not run.metric.startswith(_TURNED))
-    doubtful = [name for name in names if _LOWER_IS_BETTER.search(name)]
+    turned = _turned(runs)
+    doubtful = [run.metric for run in runs if run.metric not in turned and _LOWER_IS_BETTER.search(run.metric)]
     if direction is None and doubtful:
         raise InputError(
             f"expected to know whether higher or lower values of {doubtful[0]!r} in {path} are better; "
             "add --direction higher, or --direction lower"
         )
-    if direction != "lower":
-        return list(runs)
-    turned = ((run, -run.score, None if run.chance is None else -run.chance) for run in runs)
-    return [replace(run, score=score, chance=chance, metric=_TURNED + run.metric) for run, score, chance in turned]
+    return [_turn(run) if direction == "lower" and run.metric not in turned else run for run in runs]
+
+
+def _turn(run: Run) -> Run:
+    """The run with a score of which higher values are better."""
+    chance = None if run.chance is None else -run.chance
+    return replace(run, score=-run.score, chance=chance, metric=_TURNED + run.metric)
+
+
+def _turned(runs: Sequence[Run]) -> set[str]:
+    """The metrics whose scores were turned, here or where the table was made; not a "negative predictive value"."""
+    positive = {run.metric for run in runs if run.score > 0}
+    return {run.metric for run in runs if run.metric.startswith(_TURNED)} - positive
 
 
 def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
     if unit is not None:
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
-
-    def turned(run: Run) -> bool:
-        return run.metric.startswith(_TURNED)
-
+    turned = _turned(runs)
     scored = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
-    largest = {task: max(-run.score if turned(run) else run.score for run in here) for task, here in scored.items()}
+    largest = {
+        task: max(-run.score if run.metric in turned else run.score for run in here) for task, here in scored.items()
+    }
     small = [task for task, score in largest.items() if 0 <= score <= 1]
     large = [task for task, score in largest.items() if score > 1]
     if small and large:
@@ -156,14 +164,14 @@ def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
             f"expected scores of one unit in {path}, got none above 1 on {small[0]!r} and {largest[large[0]]:g} on "
             f"{large[0]!r}; add --unit percent, or --unit fraction"
         )
-    return [replace(run, points=1.0 if run.task in large else 100.0) if turned(run) else run for run in runs]
+    return [replace(run, points=1.0 if run.task in large else 100.0) if run.metric in turned else run for run in runs]
 
 
 def _value(name: str, text: str) -> str | bool | float:
     """The text of a column as the value of a run."""
     if name in _TEXTS:
         return text
-    if name in ("paired", "collapsed"):
+    if name in ("paired", "collapsed", "between"):
         if text.lower() not in _YES_NO:
             raise InputError(f"expected {name} to be yes or no, got {text!r}")
         return _YES_NO[text.lower()]

@@ -154,9 +154,7 @@ def curves(
 
 def _near(at: float | None, seen: Sequence[float], far: float) -> list[float]:
     """The value, if it lies no farther below the others than ``far`` times their spread."""
-    if at is None or not seen or (far < math.inf and at < min(seen) - far * (max(seen) - min(seen))):
-        return []
-    return [at]
+    return [] if at is None or not seen or at < min(seen) - far * (max(seen) - min(seen)) else [at]
 
 
 def _scatter(axes: Axes, dots: Sequence[Dot], color: str, *, alpha: float = 0.8, bitmap: bool) -> None:

@@ -76,7 +76,7 @@ def compose(
     """The page as HTML, and the charts on it; ``known`` are folded pairs, ``files`` have names and meanings."""
     sections, drawn = _results(summary, runs, data)
     pairs = {name: {key: _plain(value) for key, value in values.items()} for name, values in known.items()}
-    trained = [run for run in runs if run.trained]
+    trained = [run for run in runs if not run.between]
     failed = [run for run in trained if run.status != "finished" or run.error]
     # How the numbers came about.
     sections += [

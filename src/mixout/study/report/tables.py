@@ -234,7 +234,11 @@ def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
     """How the cell stands to the best on its task with its factors; empty where it is lower, or nobody can tell."""
     if any(cell is one.best for one in leaders):
         return "highest"
-    return "not told apart" if any(cell is other for one in leaders if not one.few for other in one.alike) else ""
+    return (
+        "not told apart"
+        if any(cell is other and other.method not in one.few for one in leaders for other in one.alike)
+        else ""
+    )
 
 
 def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
