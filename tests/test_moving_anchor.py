@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -268,3 +269,32 @@ def test_a_model_on_the_meta_device_gets_its_values_later(how, anchor):
     with torch.no_grad():
         model[0].weight.add_(1.0)
     torch.testing.assert_close(model(x), plain(x) if anchor == "given" else kept)  # p = 1: the anchor alone
+
+
+def test_a_part_that_was_removed_follows_nothing():
+    """Applied anew with another period it follows that one alone."""
+    model = net(Mixout(0.5, every=2, anchor_ema=B))
+    mixout.remove_(model[0])
+    train(model, sgd(model), range(2))
+    mixout.apply_(model[0], Mixout(0.5, every=4, anchor_ema=B), where=mixout.ALL)
+    optimizer, expected = sgd(model), model[0].weight.detach().clone()
+    for step in range(1, 9):
+        train(model, optimizer, [step])
+        if step % 4 == 0:
+            expected = B * expected + (1 - B) * model[0].weight.detach()
+    torch.testing.assert_close(moved(model)[0], expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_scaler_skips_is_none(fused):
+    model = net(Mixout(0.5, every=2, anchor_ema=B))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    scaler, before = torch.amp.GradScaler("cpu", init_scale=2.0), values(model)
+    for factor in (math.inf, math.inf, 1.0):
+        scaler.scale(model(torch.ones(2, 6)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if factor == math.inf:
+            same(values(model), before)
+    assert model[0]._mixed.mixing.period.steps == 1

@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 import mixout
 from mixout import GradientMask, Mixconnect, Mixout, functional, methods, passes
 from mixout.methods import Dropconnect
+from mixout.seeds import Period
+from mixout.streams import Stream
 
 
 def net(method, *, seed=None, width=8, form="auto"):
@@ -308,3 +311,43 @@ def test_numbers_of_numpy_are_numbers():
     assert repr(mixout.Seed(np.int64(3))) == "Seed(value=3, scope='all')"
     state = mixout.save_state(net(Mixout(0.5), seed=np.int64(3)))
     assert json.loads(json.dumps(state))["seed"] == 3
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_a_compiled_graph_draws_for_was_called(every):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = nn.Conv1d(3, 3, 1), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.narrow(self.wide(x))
+
+    torch._dynamo.reset()
+    model = mixout.apply_(Net(), Mixout(0.5, every=every), where=mixout.Where(types=nn.Module))
+    torch.compile(model, backend="aot_eager")(torch.randn(2, 3, 4)).sum().backward()
+    found = mixout.coverage(model)
+    assert ({*found.mixed}, found.bypassed) == ({"wide", "narrow"}, ())
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_an_anchor_that_was_cast_is_freed(every):
+    model = net(Mixout(0.5, every=every))
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    before = [weakref.ref(layer._mixed.anchor.tensor) for layer in model]
+    model.double()
+    gc.collect()
+    assert [ref() for ref in before] == [None, None]
+
+
+def test_two_threads_that_ask_for_different_tensors_get_their_own():
+    """As replicas on two devices do; while one makes its tensor, the other makes another."""
+    stream, made = Stream(1, "x", Period(5)), {}
+
+    def first():
+        made["b"] = stream.once(("b",), lambda: torch.zeros(2))
+        return torch.ones(2)
+
+    made["a"] = stream.once(("a",), first)
+    assert made["a"].tolist() == [1, 1]
+    assert made["b"].tolist() == [0, 0]

@@ -228,13 +228,13 @@ class ImportanceStore(AnchorStore):
             ) from error
 
     def _read(self, name: str, parameter: Tensor) -> Tensor | None:
-        found = self._find(name, parameter)  # held as it is given: nobody writes to it
+        found = self._find(name, parameter)
         return None if found is None else found.detach().to(found.device if parameter.is_meta else parameter.device)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):
             raise ValueError(f"expected weights that are finite and at least 0, got others for {name!r}")
-        narrow = tensor.to(torch.bfloat16)
+        narrow = tensor.to(torch.bfloat16, copy=True)  # what was given may change
         return AnchorTensor(laid_out(narrow, parameter), digest(narrow), fixed=True)
 
 

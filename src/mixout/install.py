@@ -151,14 +151,14 @@ def _anchored(
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: AnchorStore) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
     wanted: dict[str, tuple[nn.Module, list[str]]] = {}
-    factors: list[nn.Module] = []
+    factors: list[tuple[nn.Module, AnchorTensor]] = []
     sites = lora.sites(model)
     for name, module in model.named_modules():
         if not selection.covers(name, module):
             continue
-        if lora.within(sites, name) is not None:
+        if (site := lora.within(sites, name)) is not None:
             if method.selective:
-                factors += [module] if lora.is_factor(sites, name) else []
+                factors += [(module, _of_base(sites, site, dry=anchors.own))] if lora.is_factor(sites, name) else []
                 continue
             raise ValueError(
                 f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
@@ -180,8 +180,13 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
     for name, held in found.items():
         for field, anchor in held.items():
             optimizer_hooks.attach_(wanted[name][0], field, anchor, method, importance.get(name, {}).get(field))
-    for factor in factors:
-        optimizer_hooks.attach_(factor, "weight", AnchorTensor(), method)
+    for factor, zero in factors:
+        optimizer_hooks.attach_(factor, "weight", zero, method)
+
+
+def _of_base(sites: dict[str, Any], site: str, *, dry: bool) -> AnchorTensor:
+    """The anchor 0 of a factor of an adapter, with the digest of the base, which is what W is held near."""
+    return AnchorTensor(None, ZERO if dry else digest(lora.base_weight(sites[site])))
 
 
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
@@ -200,7 +205,8 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
         if not lora.is_factor(sites, name):
             chosen.setdefault(module, {})[field] = anchors.anchor(key, p)
         elif ".lora_B." in f".{name}.":  # at B = 0 an adapted layer is its base, whatever A is
-            chosen.setdefault(module, {})[field] = AnchorTensor()
+            site = str(lora.within(sites, name))
+            chosen.setdefault(module, {})[field] = _of_base(sites, site, dry=anchors.own)
     if not chosen:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
     for module in () if anchors.own else dict.fromkeys([*chosen, *frozen]):

@@ -30,7 +30,8 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     Args:
         model: a model, or any part of one.
         anchor: None for the anchors that lie on the model's layers; else any source that :func:`mixout.apply_` takes,
-            so that models trained with and without mixing are measured alike.
+            so that models trained with and without mixing are measured alike. Of LoRA layers W - u = s B A; of DoRA,
+            whose W is another, nothing.
         where: with ``anchor``: which layers' weights count, as in :func:`mixout.apply_`.
 
     Raises:
@@ -102,7 +103,8 @@ def radius_used(model: nn.Module) -> dict[str, float]:
         if target.module is not None and target.method.shrinks:
             weight, start = weight_and_start(key, target.module, target.field, target.anchor)
             if (importance := target.importance_beside(weight)) is not None:
-                weight, start = (weight if start is None else weight - start).detach() * importance, None
+                moved = weight if start is None else weight - start.to(weight.device, weight.dtype)
+                weight, start = moved.detach() * importance, None
             found[key] = distances.norm(weight, start, math.inf) * target.strength
     return found
 
@@ -128,7 +130,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     Raises:
         NotAppliedError: if ``anchor`` is None and the model holds no anchor.
         AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
-        MixoutError: if a weight is computed by another tool since apply_.
+        MixoutError: if a weight is computed by another tool since apply_, or an adapter is no plain LoRA.
         TypeError, ValueError: if ``t`` is not a number in [0, 1].
 
     Example:
@@ -146,8 +148,11 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     deltas: list[nn.Parameter] = []
     if anchor is None:
         pairs = list(pairs_of(inner).values())
-        layers = adapted_layers(inner).values()
-        deltas = [weight for layer in layers for name in _adapters(layer) for weight in layer.lora_B[name].parameters()]
+        for layer in lora.sites(inner).values():
+            for name in held_adapters(layer):
+                if problem := lora.variant(layer, name):
+                    raise MixoutError(f"expected adapters whose B can be multiplied by t, got {problem}")
+                deltas += layer.lora_B[name].parameters()
     else:
         pairs = [(weight, start) for _, _, weight, start in covered(inner, anchor, where)]
     # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
@@ -210,14 +215,25 @@ def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
     """The LoRA layers on which a method acts, by the name of their anchor, which is their frozen base."""
-    return {lora.base_name(name, layer): layer for name, layer in lora.sites(model).items() if _adapters(layer)}
+    found = {lora.base_name(name, layer): (layer, held_adapters(layer)) for name, layer in lora.sites(model).items()}
+    return {key: one for key, (one, held) in found.items() if held and not any(lora.variant(one, n) for n in held)}
 
 
-def _adapters(layer: Any) -> list[str]:  # noqa: ANN401  of peft
-    """Those of which a factor is mixed, decays, or is anchored to 0."""
-    traces = {output.FIELD, optimizer_hooks.FIELD}
-    marked = [name for name, factor in getattr(layer, "lora_B", {}).items() if traces & vars(factor).keys()]
-    return [*dict.fromkeys([*lora.mixed_factors(layer), *marked])]
+def held_adapters(layer: Any) -> dict[str, tuple[nn.Module, AnchorTensor]]:  # noqa: ANN401  of peft
+    """The adapters of which a factor is mixed, decays, or is anchored to 0: that factor, and its anchor.
+
+    The digest of the anchor is that of the base.
+    """
+    found: dict[str, tuple[nn.Module, AnchorTensor]] = {
+        name: (factor, factor._mixed.anchor) for name, factor in lora.mixed_factors(layer).items()
+    }
+    for name, factor in getattr(layer, "lora_B", {}).items():
+        anchors = [target.anchor for target in vars(factor).get(optimizer_hooks.FIELD, {}).values()]
+        if isinstance(held := vars(factor).get(output.FIELD), output.Held):
+            anchors += held.anchors.values()
+        if anchors:
+            found.setdefault(name, (factor, anchors[0]))
+    return found
 
 
 def has_anchors(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from mixout.anchor import fingerprint as fingerprint_of
 from mixout.errors import AnchorMismatchError, MixoutError
 from mixout.layers import Mixed, Share, lora, parameter
 from mixout.masks import check_p
-from mixout.measure import adapted_layers, anchored_weights, check_anchored
+from mixout.measure import adapted_layers, anchored_weights, check_anchored, held_adapters
 from mixout.methods import Method
 from mixout.methods.optimizer_hooks import targets
 from mixout.parts import whole
@@ -190,8 +190,8 @@ def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     """Of the anchors of ``model``, or of the layers that one application has changed."""
     found = [(module, one.digest) for module, _, one in anchored_weights(model).values()]
     for layer in adapted_layers(model).values():
-        for factor in [*lora.mixed_factors(layer).values()][:1]:  # every one holds the digest of its base
-            found.append((factor, factor._mixed.anchor.digest))
+        factor, anchor = next(iter(held_adapters(layer).values()))  # every one holds the digest of its base
+        found.append((factor, anchor.digest))
     return [digest for module, digest in found if applied is None or applied_here(module) is applied]
 
 

@@ -202,7 +202,9 @@ class Period:
             self._mixed[layer] = weight
 
     def count(self, optimizer: Optimizer) -> None:
-        """Count a step of ``optimizer``, if it is one of these weights."""
+        """Count a step of ``optimizer``, if it is one of these weights, and if it was not skipped."""
+        if getattr(optimizer, "found_inf", None):  # by a fused optimizer under GradScaler, after its gradients
+            return
         moving = [pair for layer in list(self.followers) for pair in layer.moving_anchors()]
         if not self._mixed and all(anchor.moved_in == self._after(self.steps) for anchor, _ in moving):
             return

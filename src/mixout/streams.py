@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,24 +70,33 @@ class Stream:
         return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
 
     def of(self, weight: str) -> Stream:
-        """The numbers of one of several weights of a layer: within a period each must ask for its own."""
+        """The numbers of one of several weights of a layer: within a period each must ask for its own.
+
+        A compiled graph finds those that were asked for before.
+        """
         if self.period is None or self.block is not None:
             return self
         if weight not in self._of:
             self._of[weight] = Stream(self.seed, f"{self.key}.{weight}", self.period)
         return self._of[weight]
 
-    def prepare(self, weights: Iterable[str]) -> None:
-        """Have what :meth:`of` gives for them: a compiled graph cannot make it."""
-        for weight in weights:
-            self.of(weight)
-
     def once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
         """``make()``, or the tensor that it gave before for the same ``key``, which holds the period."""
-        if self._held is None or self._held[0] != key:
+        held = self._held
+        if held is None or held[0] != key:
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
-                self._held = key, _same_for_all(make())
-        return self._held[1]
+                self._held = held = key, _same_for_all(make())
+        return held[1]
+
+    def forget(self) -> None:
+        """Make what :meth:`once` holds anew when it is asked for."""
+        for stream in (self, *self._of.values()):
+            stream._held = None
+
+    @property
+    def drawn_in_graphs(self) -> int:
+        """How often compiled graphs have drawn."""
+        return sum(int(stream.handle[1]) for stream in (self, *self._of.values()))
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
         """A generator on the host for the next draw, or for the draw that is repeated; None for torch's default one.
@@ -106,8 +115,7 @@ class Stream:
     def restore(self, count: int) -> None:
         """Continue after ``count`` draws."""
         self.count = count
-        for stream in (self, *self._of.values()):
-            stream._held = None
+        self.forget()
         self.seed.remembered.clear()
 
     def _count_of(self, nonce: int, graded: bool) -> int:

@@ -253,3 +253,48 @@ def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     assert trainer.state.log_history[0]["anchor_distance"] != before
     assert torch.equal(model.get_submodule(f"{QUERY}.base_layer").weight, frozen)
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
+
+
+ON_FACTORS = [OutputAnchor(1.0), AnchorDecay(1.0, selective=True)]
+
+
+@pytest.mark.parametrize("method", ON_FACTORS, ids=str)
+def test_the_adapter_of_a_convolution_has_a_distance(method):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"]))
+    layer = model.base_model.model[0]
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    mixout.apply_(model, method, where=mixout.ALL)
+    assert mixout.distance(model).total == pytest.approx(layer.get_delta_weight("default").norm().item())
+
+
+@pytest.mark.parametrize("method", [Mixout(0.5), *ON_FACTORS], ids=str)
+def test_the_fingerprint_of_adapters_is_that_of_their_bases(method):
+    model, other, again = (mixout.apply_(lora(seed=seed), method) for seed in (0, 9, 0))
+    assert mixout.fingerprint(model) == mixout.fingerprint(again) != mixout.fingerprint(other)
+    state = mixout.save_state(model)
+    with pytest.raises(mixout.AnchorMismatchError, match="fingerprint"):
+        mixout.load_state_(other, state)
+    mixout.load_state_(again, state)
+
+
+def test_interpolation_leaves_an_adapter_that_was_not_trained():
+    model = lora()
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["query"]))
+    layer = model.get_submodule(QUERY)
+    factors = [layer.lora_B[name].weight for name in ("default", "other")]
+    for factor in factors:
+        torch.nn.init.normal_(factor)
+    before = [factor.detach().clone() for factor in factors]
+    mixout.interpolate_(mixout.apply_(model, OutputAnchor(1.0)), 0.5)
+    assert factors[0].equal(0.5 * before[0])
+    assert factors[1].equal(before[1])
+
+
+def test_of_dora_no_distance_is_told_and_none_is_halved():
+    model = mixout.apply_(lora(use_dora=True), OutputAnchor(1.0))
+    torch.nn.init.normal_(model.get_submodule(QUERY).lora_B["default"].weight)
+    assert f"{QUERY}.base_layer.weight" not in mixout.distance(model).by_layer
+    with pytest.raises(mixout.MixoutError, match="got Dora"):
+        mixout.interpolate_(model, 0.5)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -258,3 +259,101 @@ def test_a_sparse_gradient_takes_no_penalty(optimizer):
     with pytest.raises(mixout.MixoutError, match=r"dense gradient of '0\.weight'.*leave out decoupled=False"):
         stepper.step()
     assert model[0].weight.equal(before)
+
+
+def test_after_the_last_remove_nothing_holds_a_weight():
+    """Not by an optimizer that the weight refers to (steps in the backward pass), nor by one that lives on."""
+    model, left = mixout.apply_(net(), AnchorDecay(RATE)), []
+    for p in model.parameters():
+        p.optimizer = torch.optim.SGD([p], lr=ETA)
+    optimizer = sgd(model)
+    loss_of(model, batches(1)[0]).backward()
+    for one in (optimizer, *(p.optimizer for p in model.parameters())):
+        one.step()
+    mixout.remove_(model)
+    optimizer.param_groups.clear()
+    optimizer.state.clear()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    left = [weakref.ref(p) for p in model.parameters()]
+    del model, one, p
+    gc.collect()
+    assert [ref() for ref in left] == [None] * len(left)
+    optimizer.step()
+
+
+def test_a_tied_weight_decays_on_where_its_first_module_is_gone():
+    model = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in "ab"})
+    model["b"].weight = model["a"].weight
+    mixout.apply_(model, AnchorDecay(RATE), where=mixout.ALL, anchor=0)
+    left, weight = model["b"], model["b"].weight
+    optimizer = torch.optim.SGD([weight], lr=ETA)
+    for _ in range(2):
+        before = weight.detach().clone()
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), LEFT * before)
+        model = None
+        gc.collect()
+    assert left.weight is weight
+
+
+class Chain(torch.optim.Optimizer):
+    """Steps others that it holds in a list."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+
+class Clipped(torch.optim.SGD):
+    """Changes the gradients, and steps as its base class, which torch hooks too once there was one of it."""
+
+    def step(self, closure=None):
+        torch.nn.utils.clip_grad_value_([p for group in self.param_groups for p in group["params"]], 0.5)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [Chain, Clipped])
+@pytest.mark.parametrize("views", [False, True])
+def test_a_penalty_is_added_once_to_a_gradient(optimizer, views):
+    """Views of one buffer, as under DDP, share a counter of changes."""
+    sgd(net())
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    mixout.apply_(model, AnchorDecay(1.0, decoupled=False), where=mixout.ALL, anchor=0)
+    buffer, before = torch.full((18,), 0.1), [p.detach().clone() for p in model.parameters()]
+    for at, p in enumerate(model.parameters()):
+        p.grad = buffer[9 * at : 9 * at + 9].view(3, 3) if views else torch.full((3, 3), 0.1)
+    if optimizer is Chain:
+        Chain([torch.optim.SGD([p], lr=0.1) for p in model.parameters()]).step()
+    else:
+        Clipped(model.parameters(), lr=0.1).step()
+    for p, w in zip(model.parameters(), before, strict=True):
+        step = 0.1 + w if optimizer is Chain else (0.1 + w).clamp(-0.5, 0.5)
+        torch.testing.assert_close(p.detach(), w - 0.1 * step)
+
+
+def test_a_step_while_another_thread_copies_the_model():
+    begun, ended = threading.Event(), threading.Event()
+
+    class Slow:
+        def __deepcopy__(self, memo):
+            begun.set()
+            assert ended.wait(20)
+            return Slow()
+
+    model = mixout.apply_(net(), AnchorDecay(RATE))
+    model[0].slow = Slow()
+    optimizer, copies = sgd(model), []
+    thread = threading.Thread(target=lambda: copies.append(copy.deepcopy(model)))
+    thread.start()
+    assert begun.wait(20)
+    train(model, optimizer, batches(1))
+    ended.set()
+    thread.join()
+    start = copies[0][0].weight.detach().clone()
+    train(copies[0], sgd(copies[0]), batches(1))
+    assert not copies[0][0].weight.equal(start)

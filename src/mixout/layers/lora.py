@@ -200,11 +200,15 @@ def _reads_inputs(layer: Any) -> bool:
 
 def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
     """Why this adapter of ``layer`` cannot be mixed, or None."""
-    problem = _layer_obstacle(layer)
-    variant = None if problem else layer.lora_variant.get(adapter)
-    if variant is None:
-        return problem
-    kind = variant if isinstance(variant, type) else type(variant)
+    return _layer_obstacle(layer) or variant(layer, adapter)
+
+
+def variant(layer: Any, adapter: str) -> str | None:
+    """Why W - u is not s B A with this adapter, as with DoRA; or None."""
+    found = layer.lora_variant.get(adapter)
+    if found is None:
+        return None
+    kind = found if isinstance(found, type) else type(found)
     return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
 
 
@@ -226,7 +230,9 @@ def base_weight(layer: Any) -> Tensor:
     """The anchor u of a LoRA layer, for its fingerprint; of a quantised base what it stores, or else its values."""
     if layer.merged:
         raise MixoutError("expected a base without its adapter, got one with it merged; call unmerge_adapter() first")
-    weight: Tensor = (layer.get_param() if is_of_a_parameter(layer) else layer.get_base_layer().weight).detach()
+    base = layer.get_base_layer()
+    field = "weight" if hasattr(base, "weight") else "in_proj_weight"  # of a torch.nn.MultiheadAttention
+    weight: Tensor = (layer.get_param() if is_of_a_parameter(layer) else getattr(base, field)).detach()
     # Subclasses that hold several tensors have no bytes of their own.
     return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
 
@@ -248,7 +254,8 @@ def delta_norm(layer: Any) -> float:
     device = factor.device if factor.is_cuda else torch.device("cpu")
     a, b = [], []
     for name in active:
-        wide, tall = (factors[name].weight.detach().to(device).double() for factors in (layer.lora_A, layer.lora_B))
+        pair = (factors[name].weight for factors in (layer.lora_A, layer.lora_B))
+        wide, tall = (one.detach().to(device).double().flatten(1) for one in pair)  # those of a convolution have more
         a.append(wide.reshape(stacks, -1, wide.shape[1]))
         b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
     return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())

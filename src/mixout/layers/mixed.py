@@ -93,7 +93,7 @@ class Share:
     @property
     def called(self) -> bool:
         """Whether the layer has been called in training, eagerly or in a compiled graph."""
-        return self.passes > 0 or int(self.stream.handle[1]) > 0
+        return self.passes > 0 or self.stream.drawn_in_graphs > 0
 
 
 class Mixed(nn.Module):
@@ -125,8 +125,8 @@ class Mixed(nn.Module):
 
     def moving_anchors(self) -> list[tuple[MovingAnchor, Tensor | None]]:
         """The anchors that move, each with the parameter that it follows."""
-        held = self._mixed.anchors if "_mixed" in self.__dict__ else {}  # none after restore_
-        return [(one, self.stepped(path)) for path, one in held.items() if isinstance(one, MovingAnchor)]
+        held = self._mixed.anchors.items()
+        return [(one, self.stepped(path)) for path, one in held if isinstance(one, MovingAnchor)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -139,6 +139,8 @@ class Mixed(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for anchor in self._mixed.anchors.values():
             anchor.apply_(fn)
+        self._mixed.short = None  # what was on the old device
+        self._mixed.stream.forget()
         return self
 
     def extra_repr(self) -> str:
@@ -229,7 +231,8 @@ def swap_(module: Any, mixed: type[Mixed], share: Share) -> None:  # noqa: ANN40
 def enlist_(layer: Mixed) -> None:
     """Let ``layer`` have streams for all of its weights, and its anchors that move do so after optimizer steps."""
     period = layer._mixed.mixing.period
-    layer._mixed.stream.prepare(layer._mixed.anchors)
+    for path in layer._mixed.anchors:
+        layer._mixed.stream.of(path)
     if period is not None and any(isinstance(one, MovingAnchor) for one in layer._mixed.anchors.values()):
         period.followers.add(layer)
 
@@ -237,6 +240,8 @@ def enlist_(layer: Mixed) -> None:
 def restore_(module: Mixed) -> None:
     """Give ``module`` its plain class back."""
     module.leave_()
+    if (period := module._mixed.mixing.period) is not None:
+        period.followers.discard(module)
     plain = still_sharded(module, module._mixed.plain)
     del module._mixed
     module.__class__ = plain  # type: ignore[assignment]

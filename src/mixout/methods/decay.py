@@ -48,7 +48,8 @@ the innermost decays. With ``decoupled=False`` it adds the penalty at the weight
 ``step(closure)`` gives the same update as its ``first_step`` and ``second_step``.
 
 Limits: an optimizer that is no ``torch.optim.Optimizer``, or that steps copies of the weights, does not decay them.
-DeepSpeed's ZeRO is refused. Under ``decoupled=False`` a line search (LBFGS) does not see the penalty in the loss.
+DeepSpeed's ZeRO is refused. Under ``decoupled=False`` a line search (LBFGS) does not see the penalty in the loss,
+and it stays in the gradient: two steps without ``zero_grad`` between them add it twice.
 
 Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Kirkpatrick et al.,
 PNAS 2017, arXiv 1612.00796 (EWC); Tian, Huang, Kira, NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.

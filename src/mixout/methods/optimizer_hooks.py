@@ -1,7 +1,6 @@
 """The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
 
-Each weight is a :class:`Target` on the module that holds it. Two hooks see every step of every optimizer of the
-process, as long as there is a target. Which ones an optimizer steps is found out when parameters or targets change.
+Each weight is a :class:`Target` on the module that holds it; two hooks see all optimizer steps while there is one.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Target:
         self.strength = strength  # times the learning rate, or if coupled w - u, or if selective nothing
         self.importance = importance
         self.decayed_at = 0  # on the clock of steps
-        self.penalised: tuple[Tensor, int] | None = None  # the gradient that holds the penalty, and its version then
+        self.penalised: Tensor | None = None  # the gradient that holds the penalty, until a step has ended
         self.before: Before | None = None  # of the step under way, if selective
         with _LOCK:
             TARGETS[id(self)] = self
@@ -62,12 +61,13 @@ class Target:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module that holds the weight; None once that is deleted."""
-        return self._module()
+        """The module that holds the weight; None once that is deleted, or while it is being copied."""
+        module = self._module()
+        return module if module is not None and "_parameters" in vars(module) else None
 
     def parameter(self) -> nn.Parameter | None:
         """The current parameter; None if the field holds none: parametrized or pruned since, or deleted."""
-        module = self._module()
+        module = self.module
         return None if module is None else module._parameters.get(self.field)
 
     def importance_beside(self, weight: Tensor) -> Tensor | None:
@@ -84,7 +84,7 @@ def targets(model: nn.Module) -> dict[str, Target]:
     return {f"{name}.{field}".lstrip("."): target for name, held in found for field, target in held.items()}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Match:
     """Which parameters of an optimizer decay, with the numbers of their groups."""
 
@@ -100,7 +100,8 @@ class _Match:
         return [(one, parameter, number) for at, parameter, number in self.held if (one := at()) is not None]
 
 
-_MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
+_MATCH = "_mixout_match"  # the attribute of an optimizer: so that what refers to the optimizer can be freed with it
+_MATCHES: weakref.WeakSet[_Match] = weakref.WeakSet()
 _HANDLES: list[Any] = []
 _LOCK = threading.RLock()  # of targets and handles
 _CHANGE = [object()]  # another one whenever targets have come or gone, or parameters were exchanged
@@ -134,17 +135,21 @@ def _changed() -> None:
     """A target has come or gone: match anew, and hook into optimizers as long as there is one."""
     _CHANGE[0] = object()
     if TARGETS and not _HANDLES:
-        _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
-        _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+        _HANDLES.extend(
+            [register_optimizer_step_pre_hook(_before_step), register_optimizer_step_post_hook(_after_step)]
+        )
         come_last_()
     if not TARGETS:
         while _HANDLES:
             _HANDLES.pop().remove()
+        for match in list(_MATCHES):  # no later step would
+            match.groups, match.held, match.change = [], [], None
 
 
 def _match(optimizer: Optimizer) -> _Match:
-    match = _MATCHES.setdefault(optimizer, _Match())
-    if any(target.parameter() is not parameter for target, parameter, _ in match.entries):
+    match: _Match = vars(optimizer).setdefault(_MATCH, _Match())
+    _MATCHES.add(match)
+    if any((one := at()) is None or one.parameter() is not parameter for at, parameter, _ in match.held):
         _CHANGE[0] = object()  # of all optimizers: another may hold the parameter that came instead
     change, groups = _CHANGE[0], [group["params"] for group in optimizer.param_groups]
     pairs = zip(groups, match.groups, strict=False)
@@ -199,9 +204,12 @@ def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
     return False
 
 
-def _check(optimizer: Optimizer, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
-    """Before the step: one that has been taken cannot be refused."""
-    for target, weight, number in entries:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    match = _match(optimizer)
+    if not (entries := match.entries):
+        return None
+    match.began = next(_CLOCK)
+    for target, weight, number in entries:  # a step that has been taken cannot be refused
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
@@ -210,14 +218,6 @@ def _check(optimizer: Optimizer, entries: list[tuple[Target, nn.Parameter, int]]
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
-
-
-def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    match = _match(optimizer)
-    if not (entries := match.entries):
-        return None
-    match.began = next(_CLOCK)
-    _check(optimizer, entries)
     if all(target.method.shrinks for target, *_ in entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
@@ -228,13 +228,13 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         return None
 
     def then_meet() -> Any:  # noqa: ANN401
+        for target, *_ in match.entries:
+            target.penalised = None
         loss = closure()
         _meet_gradient(optimizer, match)
         return loss
 
-    if named:
-        return args, {**kwargs, "closure": then_meet}
-    return (args[0], then_meet, *args[2:]), kwargs
+    return (args, {**kwargs, "closure": then_meet}) if named else ((args[0], then_meet, *args[2:]), kwargs)
 
 
 @torch.no_grad()
@@ -250,8 +250,8 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         if target.method.selective:
             target.before = before(weight, anchor, grad if sign > 0 else -grad)
             continue
-        if target.penalised is not None and target.penalised[0] is grad and target.penalised[1] == grad._version:
-            continue  # an outer step, or one that raised, has added it to this gradient
+        if target.penalised is grad:
+            continue  # an outer step, which may have clipped it since, or one that raised
         if grad.layout is not torch.strided:
             raise MixoutError(
                 f"expected a dense gradient of {target.anchor.name} for {target.method}, which adds a dense one to it, "
@@ -261,11 +261,11 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         if (importance := target.importance_beside(weight)) is not None:
             difference = difference * importance
         grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=sign * target.strength)
-        target.penalised = grad, grad._version
+        target.penalised = grad
 
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
-    match = _MATCHES.get(optimizer)
+    match: _Match | None = vars(optimizer).get(_MATCH)
     if match is None or not (entries := match.entries):
         return
     now = next(_CLOCK)
