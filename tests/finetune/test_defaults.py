@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.finetune.conftest import interrupted
 
 from mixout.errors import InputError
 from mixout.finetune import defaults
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
+from mixout.finetune.tasks import Split, Task
 from mixout.finetune.train import finetune
+from mixout.study.identity import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,3 +105,40 @@ def test_sgd_has_no_rule(settings, tmp_path):
     with pytest.raises(InputError, match="--learning-rate 1e-2"):
         finetune(settings(optimizer="sgd", learning_rate=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+DECAY = "anchor_decay(radius=0.005)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "chosen"),
+    [
+        (399, "auto", DECAY),
+        (400, "auto", defaults.WIDER),
+        (400, None, defaults.WIDER),
+        (1000, " anchor_decay ", DECAY),
+        (1000, DECAY, DECAY),
+        (1000, "plain", "plain"),
+    ],
+)
+def test_with_more_rows_the_default_may_go_farther_and_has_no_dropout(rows, given, chosen):
+    split = Split(text=("a",) * rows, label=(0, 1) * (rows // 2) + (0,) * (rows % 2))
+    words = {"name": "t", "labels": ("no", "yes"), "metrics": ("f1",), "metric": "f1", "source": ""}
+    settings, why = defaults.complete(Settings(method=given), of_width(384), Task(train=split, dev=split, **words))
+    assert settings.method == chosen
+    assert ("method" in why) == ("dropout" in chosen)
+
+
+def test_a_run_says_and_keeps_what_was_chosen(settings, tmp_path, monkeypatch):
+    """Also where it is cut off and goes on, and where the same run is named in full."""
+    monkeypatch.setattr(defaults, "MANY", 40)
+    chosen, said = settings(method="auto", save=4), []
+    interrupted(chosen, tmp_path / "out", 9)
+    record = finetune(chosen, tmp_path / "out", resume=True, report=said.append)
+    assert record.settings.method == defaults.WIDER == "anchor_decay(radius=0.01)+dropout(0.0)"
+    assert record.chosen["method"].startswith(f"method {defaults.WIDER}: from 40 rows on")
+    assert record.coverage["dropouts_on"] == 0
+    named = replace(chosen, method=record.settings.method)
+    assert Inputs().identity(chosen) == Inputs().identity(named) != Inputs().identity(replace(chosen, method=DECAY))
+    whole = finetune(named, tmp_path / "whole")
+    assert (whole.predictions, whole.training[-1].loss) == (record.predictions, record.training[-1].loss)

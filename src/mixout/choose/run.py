@@ -93,7 +93,7 @@ def choose(
     def rate_of(method: str) -> float:
         return inputs.complete(replace(all_rows, method=method)).learning_rate
 
-    default = Candidate(settings.method, rate_of(settings.method))
+    default = Candidate(complete.method, rate_of(complete.method))
     base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))
@@ -101,7 +101,7 @@ def choose(
         methods.remove(method)
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
     cache = Cache()
-    _check_methods([settings.method, *methods], base, task, cache)
+    _check_methods([default.method, *methods], base, task, cache)
     runs = _Runs(base, places, inputs, ledger, cache, tell)
     _check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)

@@ -1,6 +1,8 @@
 r"""Learning rate, epochs and batch size that nobody has named: one rule, from model, data and method.
 
-The method that nobody has named is :data:`mixout.finetune.settings.DECAY`, by the type of task.
+The method that nobody has named is :data:`mixout.finetune.settings.DECAY`, by the type of task. From ``MANY`` rows on
+it is :data:`WIDER`: there a model gains by learning more, and its own dropouts cost more than they gain
+(docs/finetune.md).
 
 .. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6}, \qquad
           5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
@@ -24,11 +26,13 @@ from torch import nn
 from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
-from mixout.finetune.settings import CAUSAL, DECAY, Settings
+from mixout.finetune.settings import AUTO, CAUSAL, DECAY, Settings
 from mixout.finetune.tasks import Task
 from mixout.methods import MixingMethod
 
 STEPS = 150
+MANY = 400  # rows
+WIDER = "anchor_decay(radius=0.01)+dropout(0.0)"
 MOST_ROWS = 100_000
 LORA = 10  # times the rate of all weights
 _EPOCHS = (3, 30)
@@ -55,6 +59,11 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
         learning rate 1e-4: for a model of width 384
     """
     why: dict[str, str] = {}
+    if settings.method == AUTO and task.kind != "text" and len(task.train) >= MANY:
+        settings = replace(settings, method=WIDER)
+        why["method"] = f"method {WIDER}: from {MANY} rows on weights may go farther, without the model's own dropout"
+    elif settings.method == AUTO:
+        settings = replace(settings, method=DECAY[settings.task_type])
     if task.kind == "text" and settings.method == DECAY[CAUSAL]:
         why["method"] = (
             f"method {settings.method}: the default for language models, which learn too little within 0.005; "

@@ -27,7 +27,7 @@ from typing import Any
 from mixout.errors import InputError
 from mixout.finetune import environment
 from mixout.finetune.record import RECORD_NAME, write_atomically
-from mixout.finetune.settings import FORMER, UNSEEN, Settings
+from mixout.finetune.settings import AUTO, FORMER, UNSEEN, Settings
 
 CHECKPOINTS = "checkpoints"
 _COMPLETE = "complete"
@@ -90,7 +90,8 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
             f"expected a launch like that of the unfinished run in {str(folder)!r}, which began {began}, got a launch "
             f"{got}; start it as it began"
         )
-    settings = replace(settings, **{name: getattr(before, name) for name in FORMER if getattr(settings, name) is None})
+    left_open = [name for name in (*FORMER, "method") if getattr(settings, name) in (None, AUTO)]
+    settings = replace(settings, **{name: getattr(before, name) for name in left_open})
     was, now = (json.loads(one.to_json()) for one in (before, settings))
     changed = [
         f"{name} (was {was[name]!r}, got {now[name]!r})"

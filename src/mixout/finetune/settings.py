@@ -43,8 +43,9 @@ PAPER: Mapping[str, Any] = {
     "batch_size": 32,
     "max_length": 128,
 }
-# The method of a run that names none, or its name alone. A language model learned little within 0.005
-# (docs/causal-lm.md).
+# The method of a run that names none: chosen by the data, see mixout.finetune.defaults.
+AUTO = "auto"
+# What its name alone means. A language model learned little within 0.005 (docs/causal-lm.md).
 DECAY = {kind: f"anchor_decay(radius={0.025 if kind == CAUSAL else 0.005})" for kind in TASK_TYPES}
 RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 # What a setting was before it followed from model and data: at this value a study's runs of before keep their identity.
@@ -104,9 +105,10 @@ class Settings:
     )
     metric: str | None = _option(None, "score by which runs are compared; default: accuracy, or that of the task")
     method: str = _option(
-        None,
+        AUTO,
         "what keeps the model near its pretrained weights, e.g. 'mixout(0.7)', 'lora(8)', 'dropout(0.1)' or 'plain'; "
-        "several are joined by a plus (default: anchor_decay(radius=0.005), for causal-lm anchor_decay(radius=0.025))",
+        "several are joined by a plus; 'auto' is anchor_decay(radius=0.005), from 400 rows on "
+        "anchor_decay(radius=0.01)+dropout(0.0), and for causal-lm anchor_decay(radius=0.025)",
     )
     where: str = _option(
         "body", "layers the method acts on: 'body', 'paper', 'all', or a regular expression on their names"
@@ -182,14 +184,16 @@ class Settings:
                 object.__setattr__(self, name, tuple(value) if isinstance(value, list) else os.fspath(value))
         if self.report_to == ("none",):  # as transformers spells it
             object.__setattr__(self, "report_to", ())
+        if self.method is None:
+            object.__setattr__(self, "method", AUTO)
         check(self)
-        if self.method is None or self.method.strip() == "anchor_decay":
+        if self.method.strip() == "anchor_decay":
             object.__setattr__(self, "method", DECAY[self.task_type])
         # Late: the help of the command line need not wait for torch.
         from mixout.methods import MixingMethod, spell
 
         try:
-            object.__setattr__(self, "method", spell(self.methods))
+            object.__setattr__(self, "method", AUTO if self.method.strip() == AUTO else spell(self.methods))
         except (TypeError, ValueError) as error:
             raise InputError(f"method: {error}") from error
         mixed = any(isinstance(method, MixingMethod) and method.anchor == "given" for method in self.methods)
@@ -201,10 +205,10 @@ class Settings:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """What ``method`` names."""
+        """What ``method`` names; of 'auto', before it was chosen, what is in any case."""
         from mixout.finetune.run_methods import parse
 
-        return parse(self.method)
+        return parse(DECAY[self.task_type] if self.method.strip() == AUTO else self.method)
 
     def resolved(self) -> Settings:
         """The same run with every seed written out."""

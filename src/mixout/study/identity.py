@@ -24,7 +24,7 @@ from mixout.finetune import metrics
 from mixout.finetune.defaults import complete
 from mixout.finetune.levels import check_limits
 from mixout.finetune.models import outline, revision
-from mixout.finetune.settings import FORMER, UNSEEN, Settings
+from mixout.finetune.settings import AUTO, FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
 from mixout.methods import Dropout, MixingMethod
 from mixout.study.analysis.runs import Restart
@@ -118,7 +118,7 @@ class Inputs:
 
     def complete(self, settings: Settings) -> Settings:
         """The settings with what they leave open, by the rule of a single run; raises as :meth:`identity`."""
-        if all(getattr(settings, name) is not None for name in FORMER):
+        if settings.method != AUTO and all(getattr(settings, name) is not None for name in FORMER):
             return settings
         task = inputs.subset(self._data(settings)[0], settings)
         return complete(settings, self._outline(settings.model, settings.task_type).model, task)[0]
