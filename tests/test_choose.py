@@ -21,6 +21,7 @@ from mixout.cli import main
 from mixout.errors import InputError
 from mixout.finetune import models
 from mixout.finetune.cache import Cache
+from mixout.finetune.defaults import WIDER
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import files
@@ -305,3 +306,11 @@ def test_a_file_is_no_folder(untrained, settings, tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(InputError, match=r"expected a folder as output-dir, got the file .*; choose another"):
         choose(untrained(), output_dir=tmp_path / "out", budget="1h")
+
+
+def test_auto_among_the_methods_is_what_it_is_on_all_rows(quick, settings, tmp_path, monkeypatch):
+    """A part has fewer rows; by these it would be another method."""
+    monkeypatch.setattr("mixout.finetune.defaults.MANY", 40)
+    choice = choose(settings(method="auto"), output_dir=tmp_path / "out", budget="1h", methods=["auto"])
+    tried = {row.candidate.method for row in choice.table}
+    assert tried == {"plain", WIDER}

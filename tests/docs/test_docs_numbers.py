@@ -90,7 +90,7 @@ def demo_tie():
 
 
 def behind_a_search():
-    """Where two methods were searched: how far the default and plain are behind the best, by the rule; mean and most."""
+    """Where two methods were searched: how far default and plain are behind the best, by the rule; mean and most."""
     runs = read("defaults")
     means = 100 * runs.groupby(["model", "task", "rows", "rate", "method"]).score.mean()
     searched = means.drop("rule", level="rate").unstack("method").dropna()

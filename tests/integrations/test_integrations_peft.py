@@ -298,3 +298,21 @@ def test_of_dora_no_distance_is_told_and_none_is_halved():
     assert f"{QUERY}.base_layer.weight" not in mixout.distance(model).by_layer
     with pytest.raises(mixout.MixoutError, match="got Dora"):
         mixout.interpolate_(model, 0.5)
+
+
+@pytest.mark.parametrize("method", ON_FACTORS, ids=str)
+def test_a_base_that_stores_no_weight_under_that_name_is_taken(method):
+    class Packed(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            del self.weight
+            self.register_buffer("qweight", torch.arange(16).view(4, 4))
+
+        def forward(self, x):
+            return x @ self.qweight.float().T
+
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), peft.LoraConfig(r=2, target_modules=["0"]))
+    layer = model.base_model.model[0]
+    layer.base_layer = Packed()
+    mixout.apply_(model, method, where=mixout.ALL)
+    assert mixout.fingerprint(model)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import threading
 import weakref
 
@@ -357,3 +358,62 @@ def test_a_step_while_another_thread_copies_the_model():
     start = copies[0][0].weight.detach().clone()
     train(copies[0], sgd(copies[0]), batches(1))
     assert not copies[0][0].weight.equal(start)
+
+
+class Ready(torch.optim.SGD):
+    """Makes the gradient, and lets its base class step with a closure that makes none."""
+
+    def step(self, closure=None):
+        loss = closure()
+        return super().step(lambda: loss)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_closure_that_makes_no_gradient_adds_no_second_penalty(again):
+    sgd(net())
+    model = mixout.apply_(nn.Linear(3, 2, bias=False), AnchorDecay(1.0, decoupled=False), where=mixout.ALL, anchor=0)
+    before, optimizer = model.weight.detach().clone(), Ready(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad(set_to_none=not again)
+        model.weight.grad = torch.zeros(2, 3) if model.weight.grad is None else model.weight.grad
+        (0.5 * model.weight).sum().backward()
+
+    for _ in range(2):
+        optimizer.step(closure)
+        before = before - 0.1 * (0.5 + before)
+        torch.testing.assert_close(model.weight.detach(), before)
+
+
+class Own(torch.optim.SGD):
+    """Is saved by all of its attributes."""
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "step"}
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Takes the attributes of another, as those of some trainers do."""
+
+    def __init__(self, inner):
+        self.__dict__ = dict(vars(inner))
+        self.inner = inner
+        self._patch_step_function()
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_holds_nothing_of_ours():
+    model, oracle = (mixout.apply_(net(), AnchorDecay(RATE)) for _ in range(2))
+    optimizer = Own(model.parameters(), lr=ETA)
+    train(model, optimizer, batches(1))
+    pickle.loads(pickle.dumps(optimizer))
+    wrapper, other = Wrapper(optimizer), mixout.apply_(net(), AnchorDecay(RATE))
+    train(model, wrapper, batches(1))
+    plain = sgd(oracle)
+    for _ in range(2):
+        train(oracle, plain, batches(1))
+    mixout.remove_(other)
+    for a, b in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
+from mixout.finetune import defaults
+from mixout.finetune.settings import Settings
 from mixout.study.analysis.compare import compare
 from mixout.study.analysis.runs import by_cell
+from mixout.study.entry import told_apart
 from mixout.study.grid import Axis
 from mixout.study.ledger import Ledger
 from mixout.study.reporting import report_on
@@ -173,3 +177,24 @@ def test_runs_made_before_a_setting_existed_are_of_the_cell_of_later_ones(declar
                 place.write_text(json.dumps(values))
     found = [{run.id for run in cell} for cell in by_cell(ledger.runs()).values()]
     assert sorted(map(sorted, found)) == sorted(map(sorted, truth.values()))
+
+
+def test_own_subsets_of_two_folders_of_one_name_are_two_studies():
+    def entry(version, restart):
+        data = {"train": f"{version}{restart}" * 4, "dev": "d", "weights": "w"}
+        settings = Settings(task="RTE", data_dir=f"glue-{version}", train_size=9, subset_seed=restart, method="plain")
+        run = SimpleNamespace(id=f"{version}{restart}", task="RTE", restart=restart)
+        return SimpleNamespace(run=run, settings=asdict(settings), record=SimpleNamespace(fingerprints=data))
+
+    told = told_apart([entry(version, restart) for version in "ab" for restart in range(3)])
+    assert {told[id]["train_data"] for id in told} == {"own, RTE in glue-a", "own, RTE in glue-b"}
+
+
+def test_what_is_chosen_by_the_rows_is_one_method(declare, tmp_path, finish, monkeypatch):
+    monkeypatch.setattr(defaults, "MANY", 20)
+    methods = [labelled("auto", "auto"), labelled("plain", "plain")]
+    for one in declare(methods=methods, factors={"train_size": [16, 24]}).runs():
+        finish(Ledger(tmp_path), one)
+    found = Ledger(tmp_path).runs()
+    assert {run.method for run in found} == {"auto", "plain"}
+    assert {len(cell) for cell in by_cell(found).values()} == {2}

@@ -94,6 +94,7 @@ def choose(
         return inputs.complete(replace(all_rows, method=method)).learning_rate
 
     default = Candidate(complete.method, rate_of(complete.method))
+    methods = [inputs.complete(replace(all_rows, method=method)).method for method in methods]  # auto: by all rows
     base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))

@@ -150,7 +150,8 @@ class TextTrainer(Trainer):
             parts = num_items_in_batch / self.args.world_size
         loss = self.dev.total(outputs["logits"], labels, training=model.training) / parts
         # While the head is trained alone, hidden states are what they were.
-        if model.training and self.anchored is not None and (not hidden or outputs["hidden_states"][-1].requires_grad):
+        states = outputs.get("hidden_states") if hidden else None
+        if model.training and self.anchored is not None and (not states or states[-1].requires_grad):
             # A mean over the batch, which counts as much as its share of the step.
             # Labels tell which logits count. Of hidden states they tell nothing.
             batch = unlabelled if hidden else inputs

@@ -23,6 +23,7 @@ It does not import peft: where a model holds its layers, peft is loaded.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -231,8 +232,10 @@ def base_weight(layer: Any) -> Tensor:
     if layer.merged:
         raise MixoutError("expected a base without its adapter, got one with it merged; call unmerge_adapter() first")
     base = layer.get_base_layer()
-    field = "weight" if hasattr(base, "weight") else "in_proj_weight"  # of a torch.nn.MultiheadAttention
-    weight: Tensor = (layer.get_param() if is_of_a_parameter(layer) else getattr(base, field)).detach()
+    stored = layer.get_param() if is_of_a_parameter(layer) else getattr(base, "weight", None)
+    if stored is None:  # of a torch.nn.MultiheadAttention, or packed
+        stored = next(itertools.chain(base.parameters(recurse=False), base.buffers(recurse=False)))
+    weight: Tensor = stored.detach()
     # Subclasses that hold several tensors have no bytes of their own.
     return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import threading
 import warnings
 import weakref
@@ -47,7 +46,7 @@ class Target:
         self.strength = strength  # times the learning rate, or if coupled w - u, or if selective nothing
         self.importance = importance
         self.decayed_at = 0  # on the clock of steps
-        self.penalised: Tensor | None = None  # the gradient that holds the penalty, until a step has ended
+        self.penalised: tuple[Tensor] | None = None  # the gradient that holds the penalty, until a step has ended
         self.before: Before | None = None  # of the step under way, if selective
         with _LOCK:
             TARGETS[id(self)] = self
@@ -84,12 +83,15 @@ def targets(model: nn.Module) -> dict[str, Target]:
     return {f"{name}.{field}".lstrip("."): target for name, held in found for field, target in held.items()}
 
 
-@dataclass(eq=False)
+@dataclass
 class _Match:
-    """Which parameters of an optimizer decay, with the numbers of their groups."""
+    """Which parameters of an optimizer decay, with the numbers of their groups.
 
-    groups: list[list[nn.Parameter]] = field(default_factory=list)
-    held: list[tuple[weakref.ref[Target], nn.Parameter, int]] = field(default_factory=list)
+    By their ids: a parameter that refers to its optimizer must not be kept, and torch swaps none with a weak reference.
+    """
+
+    groups: list[list[int]] = field(default_factory=list)
+    held: list[tuple[weakref.ref[Target], int, int]] = field(default_factory=list)  # with id and number
     change: object = None  # the last one that it knows
     began: int = 0  # the last step, on the clock of steps
     warned: bool = False
@@ -97,11 +99,11 @@ class _Match:
     @property
     def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
         """Those whose target is still there; one that has come during a step waits for the next."""
-        return [(one, parameter, number) for at, parameter, number in self.held if (one := at()) is not None]
+        found = ((one, one.parameter(), known, number) for at, known, number in self.held if (one := at()) is not None)
+        return [(one, p, number) for one, p, known, number in found if p is not None and id(p) == known]
 
 
-_MATCH = "_mixout_match"  # the attribute of an optimizer: so that what refers to the optimizer can be freed with it
-_MATCHES: weakref.WeakSet[_Match] = weakref.WeakSet()
+_MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _LOCK = threading.RLock()  # of targets and handles
 _CHANGE = [object()]  # another one whenever targets have come or gone, or parameters were exchanged
@@ -139,28 +141,19 @@ def _changed() -> None:
             [register_optimizer_step_pre_hook(_before_step), register_optimizer_step_post_hook(_after_step)]
         )
         come_last_()
-    if not TARGETS:
-        while _HANDLES:
-            _HANDLES.pop().remove()
-        for match in list(_MATCHES):  # no later step would
-            match.groups, match.held, match.change = [], [], None
+    while _HANDLES and not TARGETS:
+        _HANDLES.pop().remove()
 
 
 def _match(optimizer: Optimizer) -> _Match:
-    match: _Match = vars(optimizer).setdefault(_MATCH, _Match())
-    _MATCHES.add(match)
-    if any((one := at()) is None or one.parameter() is not parameter for at, parameter, _ in match.held):
+    match = _MATCHES.setdefault(optimizer, _Match())
+    if any((one := at()) is None or id(one.parameter()) != known for at, known, _ in match.held):
         _CHANGE[0] = object()  # of all optimizers: another may hold the parameter that came instead
-    change, groups = _CHANGE[0], [group["params"] for group in optimizer.param_groups]
-    pairs = zip(groups, match.groups, strict=False)
-    if (
-        match.change is not change
-        or len(groups) != len(match.groups)
-        or not all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs)
-    ):
-        match.held = [(weakref.ref(target), parameter, number) for target, parameter, number in _entries(optimizer)]
+    change, groups = _CHANGE[0], [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    if match.change is not change or groups != match.groups:
+        match.held = [(weakref.ref(target), id(p), number) for target, p, number in _entries(optimizer)]
         match.warned = match.warned or _warned_of_zero_decay(optimizer, match)
-        match.groups, match.change = [list(parameters) for parameters in groups], change
+        match.groups, match.change = groups, change
     return match
 
 
@@ -228,9 +221,11 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         return None
 
     def then_meet() -> Any:  # noqa: ANN401
-        for target, *_ in match.entries:
-            target.penalised = None
+        marks = [(one, mark, mark[0]._version) for one, *_ in match.entries if (mark := one.penalised) is not None]
         loss = closure()
+        for target, mark, version in marks:
+            if target.penalised is mark and mark[0]._version != version:  # its backward pass has made another gradient
+                target.penalised = None
         _meet_gradient(optimizer, match)
         return loss
 
@@ -250,7 +245,7 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         if target.method.selective:
             target.before = before(weight, anchor, grad if sign > 0 else -grad)
             continue
-        if target.penalised is grad:
+        if target.penalised is not None and target.penalised[0] is grad:
             continue  # an outer step, which may have clipped it since, or one that raised
         if grad.layout is not torch.strided:
             raise MixoutError(
@@ -261,11 +256,11 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
         if (importance := target.importance_beside(weight)) is not None:
             difference = difference * importance
         grad.add_(difference if loss_scale is None else difference * loss_scale, alpha=sign * target.strength)
-        target.penalised = grad
+        target.penalised = (grad,)
 
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
-    match: _Match | None = vars(optimizer).get(_MATCH)
+    match = _MATCHES.get(optimizer)
     if match is None or not (entries := match.entries):
         return
     now = next(_CLOCK)

@@ -234,7 +234,8 @@ def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
         # Drawn from several versions of the data, these are told apart by where they lie.
         versions = any(len({told[entry.run.id]["train_data"] for entry in one} - {"unknown"}) > 1 for one in own)
         for entry in chain(*own if len(own) > 1 else ()):
-            data = f"own, {entry.settings['task']}" if versions else "own"
+            place = " in ".join(entry.settings[name] for name in ("task", "data_dir") if entry.settings.get(name))
+            data = f"own, {place}" if versions else "own"
             told[entry.run.id] |= {"subset_seed": "own", "train_data": data}
     return told
 

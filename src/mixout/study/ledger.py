@@ -35,6 +35,7 @@ from filelock import FileLock, Timeout
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
+from mixout.finetune.settings import AUTO
 from mixout.study.analysis.runs import Run, grouped, if_one
 from mixout.study.entry import FAILURE_NAME, RUN_NAME, Entry, NewerError, describe, read_entry, result_of, told_apart
 from mixout.study.identity import Planned
@@ -82,6 +83,7 @@ class Contents:
         """
         methods = grouped(self.entries.values(), lambda entry: entry.run.method)
         several = {label for label, own in methods.items() if len({entry.settings["method"] for entry in own}) > 1}
+        several.discard(AUTO)  # one choice, by the rows of each run
         told = told_apart(list(self.entries.values()))
         runs = [
             replace(run, method=f"{run.method} ({told[run.id]['method']})") if run.method in several else run

@@ -291,6 +291,15 @@ def test_what_is_called_negative_is_not_turned_for_that(write):
     assert one.difference * one.points == pytest.approx(-3)
 
 
+def test_turned_scores_of_both_signs_are_read_back(write, tmp_path):
+    runs = read_scores(
+        write("task,method,restart,score,metric\nt,a,0,-0.5,nll\nt,a,1,0.2,nll\nt,b,0,0.4,nll\n"), direction="lower"
+    )
+    assert {run.points for run in runs} == {100.0}
+    (tmp_path / "again.csv").write_text(pandas.DataFrame(to_csv_rows(runs), dtype=object).to_csv(index=False))
+    assert read_scores(tmp_path / "again.csv") == runs
+
+
 def test_what_was_turned_already_is_not_turned_again(write):
     rows = [("a", "loss", 0.5), ("a", "loss", 0.3), ("b", "negative loss", -0.5), ("b", "negative loss", -0.3)]
     lines = [f"{task},{'ours' if abs(score) < 0.4 else 'plain'},0,{score},{name}" for task, name, score in rows]

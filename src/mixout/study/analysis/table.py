@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ def read_scores(
     if not runs:
         raise InputError(f"expected at least one run in {path}, got a header only")
     _check_factors(path, runs)
-    return _with_unit(path, _with_direction(path, runs, direction), unit)
+    runs = _with_direction(path, runs, direction)
+    return _with_unit(path, runs, unit, {run.metric for run in runs} if direction == "lower" else _turned(runs))
 
 
 def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
@@ -144,15 +145,20 @@ def _turn(run: Run) -> Run:
 
 
 def _turned(runs: Sequence[Run]) -> set[str]:
-    """The metrics whose scores were turned, here or where the table was made; not a "negative predictive value"."""
-    positive = {run.metric for run in runs if run.score > 0}
-    return {run.metric for run in runs if run.metric.startswith(_TURNED)} - positive
+    """The metrics whose scores were turned where the table was made; not a "negative predictive value"."""
+    named = grouped((run for run in runs if run.metric.startswith(_TURNED)), lambda run: run.metric)
+    return {
+        name
+        for name, here in named.items()
+        if not any(run.score > 0 for run in here)
+        # Scores of both signs, as of the likelihood of a density.
+        or (any(run.score <= 0 for run in here) and _LOWER_IS_BETTER.search(name.removeprefix(_TURNED)))
+    }
 
 
-def _with_unit(path: Path, runs: list[Run], unit: str | None) -> list[Run]:
+def _with_unit(path: Path, runs: list[Run], unit: str | None, turned: Collection[str]) -> list[Run]:
     if unit is not None:
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
-    turned = _turned(runs)
     scored = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
     largest = {
         task: max(-run.score if run.metric in turned else run.score for run in here) for task, here in scored.items()
