@@ -215,8 +215,11 @@ def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
     """The LoRA layers on which a method acts, by the name of their anchor, which is their frozen base."""
-    found = {lora.base_name(name, layer): (layer, held_adapters(layer)) for name, layer in lora.sites(model).items()}
-    return {key: one for key, (one, held) in found.items() if held and not any(lora.variant(one, n) for n in held)}
+    return {
+        lora.base_name(name, layer): layer
+        for name, layer in lora.sites(model).items()
+        if (held := held_adapters(layer)) and not any(lora.variant(layer, one) for one in held)
+    }
 
 
 def held_adapters(layer: Any) -> dict[str, tuple[nn.Module, AnchorTensor]]:  # noqa: ANN401  of peft
