@@ -45,8 +45,8 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         "finetune",
         help="train one model on one task with one method",
         usage="mixout finetune DATA [--model NAME] [--method METHOD] [OPTION ...]",
-        description="Train one model on one task with one method. Learning rate, epochs and batch size are chosen for "
-        "you,\nand printed. Without options: MiniLM on embedded text, offline.",
+        description="Train one model on one task with one method. Method, learning rate, epochs and batch size "
+        "are chosen\nfor you where you name none, and printed. Without options: MiniLM on embedded text, offline.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         # Only what is given: the rest is the recipe's, or that of the run that goes on.
