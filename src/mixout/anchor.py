@@ -164,6 +164,7 @@ class AnchorStore:
         self.own = own  # the weights themselves: nothing is read or copied
         self._kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
         self._made: dict[int, AnchorTensor] = {}
+        self.bases: dict[nn.Module, str] = {}  # digests of the frozen bases of LoRA layers, whose anchors are 0
         self._find = lookup(model, self._kept.source)
         self.of_this_moment = self._kept.source is None
 

@@ -111,9 +111,8 @@ def _mix_(
     applied.seed.subject = subject(str(applied), found)
     swapped: list[Any] = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
     for name, (site, adapters) in adapted.items():
-        base = ZERO if dry else digest(lora.base_weight(site))
         for part, module, paths, kind in lora.swaps(site, adapters, mixing):
-            swapped.append((f"{name}{part}", module, kind, {path: AnchorTensor(None, base) for path in paths}))
+            swapped.append((f"{name}{part}", module, kind, {path: _of_base(site, anchors) for path in paths}))
     around = [name for name, _ in blocks(model)] if method.unit == "layer" else []
     for name, module, kind, held in swapped:
         block = next((outer for outer in around if f"{name}.".startswith(f"{outer}.")), name)
@@ -158,7 +157,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
             continue
         if (site := lora.within(sites, name)) is not None:
             if method.selective:
-                factors += [(module, _of_base(sites, site, dry=anchors.own))] if lora.is_factor(sites, name) else []
+                factors += [(module, _of_base(sites[site], anchors))] if lora.is_factor(sites, name) else []
                 continue
             raise ValueError(
                 f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
@@ -184,9 +183,11 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
         optimizer_hooks.attach_(factor, "weight", zero, method)
 
 
-def _of_base(sites: dict[str, Any], site: str, *, dry: bool) -> AnchorTensor:
-    """The anchor 0 of a factor of an adapter, with the digest of the base, which is what W is held near."""
-    return AnchorTensor(None, ZERO if dry else digest(lora.base_weight(sites[site])))
+def _of_base(layer: nn.Module, anchors: AnchorStore) -> AnchorTensor:
+    """The anchor 0 of a factor of a LoRA layer, with the digest of the base, which is what W is held near."""
+    if not anchors.own and layer not in anchors.bases:
+        anchors.bases[layer] = digest(lora.base_weight(layer))
+    return AnchorTensor(None, anchors.bases.get(layer, ZERO))
 
 
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
@@ -202,11 +203,11 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
             continue
         if in_parts(p):
             _check_gathered(model, name, module)
-        if not lora.is_factor(sites, name):
+        site = lora.within(sites, name)
+        if site is None or not lora.is_factor(sites, name):
             chosen.setdefault(module, {})[field] = anchors.anchor(key, p)
         elif ".lora_B." in f".{name}.":  # at B = 0 an adapted layer is its base, whatever A is
-            site = str(lora.within(sites, name))
-            chosen.setdefault(module, {})[field] = _of_base(sites, site, dry=anchors.own)
+            chosen.setdefault(module, {})[field] = _of_base(sites[site], anchors)
     if not chosen:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
     for module in () if anchors.own else dict.fromkeys([*chosen, *frozen]):

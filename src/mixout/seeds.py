@@ -203,10 +203,11 @@ class Period:
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if it is one of these weights, and if it was not skipped."""
-        if getattr(optimizer, "found_inf", None):  # by a fused optimizer under GradScaler, after its gradients
-            return
         moving = [pair for layer in list(self.followers) for pair in layer.moving_anchors()]
         if not self._mixed and all(anchor.moved_in == self._after(self.steps) for anchor, _ in moving):
+            return
+        # A fused optimizer under GradScaler skips a step with infinite gradients; to ask is to wait for the GPU.
+        if getattr(optimizer, "found_inf", None):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in self._mixed.values()):

@@ -10,6 +10,7 @@ from lora_model import IDS, QUERY, bert, logits, lora, train
 
 import mixout
 from mixout import AnchorDecay, Mixout, OutputAnchor
+from mixout.anchor import digest
 
 peft = pytest.importorskip("peft")
 pytestmark = [
@@ -316,3 +317,12 @@ def test_a_base_that_stores_no_weight_under_that_name_is_taken(method):
     layer.base_layer = Packed()
     mixout.apply_(model, method, where=mixout.ALL)
     assert mixout.fingerprint(model)
+
+
+@pytest.mark.parametrize("methods", [*ON_FACTORS, [Mixout(0.5), OutputAnchor(1.0)]], ids=str)
+def test_each_base_is_hashed_once_whatever_acts_on_its_factors(methods, monkeypatch):
+    digests = []
+    monkeypatch.setattr("mixout.install.digest", lambda tensor: digests.append(tensor.data_ptr()) or digest(tensor))
+    model = mixout.apply_(lora(), methods)
+    bases = [p.data_ptr() for name, p in model.named_parameters() if name.endswith("base_layer.weight")]
+    assert sorted(digests) == sorted(bases)

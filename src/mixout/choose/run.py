@@ -93,7 +93,7 @@ def choose(
     def rate_of(method: str) -> float:
         return inputs.complete(replace(all_rows, method=method)).learning_rate
 
-    default = Candidate(complete.method, rate_of(complete.method))
+    default = Candidate(complete.method, complete.learning_rate)
     methods = [inputs.complete(replace(all_rows, method=method)).method for method in methods]  # auto: by all rows
     base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
     for method in (PLAIN, *methods):

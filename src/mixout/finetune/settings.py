@@ -208,7 +208,7 @@ class Settings:
         """What ``method`` names; of 'auto', before it was chosen, what is in any case."""
         from mixout.finetune.run_methods import parse
 
-        return parse(DECAY[self.task_type] if self.method.strip() == AUTO else self.method)
+        return parse(DECAY[self.task_type] if self.method == AUTO else self.method)
 
     def resolved(self) -> Settings:
         """The same run with every seed written out."""

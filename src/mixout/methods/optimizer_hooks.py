@@ -46,7 +46,8 @@ class Target:
         self.strength = strength  # times the learning rate, or if coupled w - u, or if selective nothing
         self.importance = importance
         self.decayed_at = 0  # on the clock of steps
-        self.penalised: tuple[Tensor] | None = None  # the gradient that holds the penalty, until a step has ended
+        # The gradient that holds the penalty, until a step has ended; in another tuple each time that it is added.
+        self.penalised: tuple[Tensor] | None = None
         self.before: Before | None = None  # of the step under way, if selective
         with _LOCK:
             TARGETS[id(self)] = self
@@ -85,11 +86,9 @@ def targets(model: nn.Module) -> dict[str, Target]:
 
 @dataclass
 class _Match:
-    """Which parameters of an optimizer decay, with the numbers of their groups.
+    """Which parameters of an optimizer decay, with the numbers of their groups."""
 
-    By their ids: a parameter that refers to its optimizer must not be kept, and torch swaps none with a weak reference.
-    """
-
+    # By id: a parameter that refers to its optimizer must not be kept, and torch swaps none with a weak reference.
     groups: list[list[int]] = field(default_factory=list)
     held: list[tuple[weakref.ref[Target], int, int]] = field(default_factory=list)  # with id and number
     change: object = None  # the last one that it knows
@@ -137,9 +136,8 @@ def _changed() -> None:
     """A target has come or gone: match anew, and hook into optimizers as long as there is one."""
     _CHANGE[0] = object()
     if TARGETS and not _HANDLES:
-        _HANDLES.extend(
-            [register_optimizer_step_pre_hook(_before_step), register_optimizer_step_post_hook(_after_step)]
-        )
+        _HANDLES.append(register_optimizer_step_pre_hook(_before_step))
+        _HANDLES.append(register_optimizer_step_post_hook(_after_step))
         come_last_()
     while _HANDLES and not TARGETS:
         _HANDLES.pop().remove()
@@ -197,12 +195,9 @@ def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
     return False
 
 
-def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    match = _match(optimizer)
-    if not (entries := match.entries):
-        return None
-    match.began = next(_CLOCK)
-    for target, weight, number in entries:  # a step that has been taken cannot be refused
+def _check(optimizer: Optimizer, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
+    """Before the step: one that has been taken cannot be refused."""
+    for target, weight, number in entries:
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
@@ -211,6 +206,14 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
+
+
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    match = _match(optimizer)
+    if not (entries := match.entries):
+        return None
+    match.began = next(_CLOCK)
+    _check(optimizer, entries)
     if all(target.method.shrinks for target, *_ in entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
@@ -229,7 +232,9 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         _meet_gradient(optimizer, match)
         return loss
 
-    return (args, {**kwargs, "closure": then_meet}) if named else ((args[0], then_meet, *args[2:]), kwargs)
+    if named:
+        return args, {**kwargs, "closure": then_meet}
+    return (args[0], then_meet, *args[2:]), kwargs
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ _ORIGINAL = ("original_similarity", "original_log_likelihood")
 _PLACE = ("id", "task", "method", "restart", "factors")
 # What differs between the restarts of a cell, is only watched, or is known by its content.
 _NO_FACTORS = ("seed", *WATCHED, *PLACES)
-_DEFAULTS = {item.name: item.default for item in fields(Settings)}
+_DEFAULTS = json.loads(json.dumps({item.name: item.default for item in fields(Settings)}))  # as a plan holds them
 # Content -> its name among a record's fingerprints, and the settings that it follows from.
 _DATA = tuple(name for name in READ if name not in WATCHED)
 _CONTENT = {
@@ -58,7 +58,7 @@ class Entry:
     folder: Path
     run: Run  # for the analysis
     record: Record | None  # None for a run that failed
-    settings: Mapping[str, Any]  # name to value, as in the plan
+    settings: Mapping[str, Any]  # name to value, as in the plan; those that came later as they are by default
     wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
     looks: int = 1  # how often the study was to be looked at when this run was added
     attempts: int = 1  # how often a failed run was tried; 1 for one that ended
@@ -146,7 +146,11 @@ def read_entry(folder: Path) -> Entry:
     if values["id"] != folder.name.partition(".")[0]:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
     place = {name: values[name] for name in _PLACE}
-    known: dict[str, Any] = {"folder": folder, "settings": values["settings"], "looks": values.get("looks", 1)}
+    known: dict[str, Any] = {
+        "folder": folder,
+        "settings": _DEFAULTS | values["settings"],
+        "looks": values.get("looks", 1),
+    }
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])
@@ -212,7 +216,7 @@ def _collapsed(record: Record) -> bool:
 def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
     told = {
-        entry.run.id: {name: text_of(value) for name, value in _settings(entry).items() if name not in _NO_FACTORS}
+        entry.run.id: {name: text_of(value) for name, value in entry.settings.items() if name not in _NO_FACTORS}
         for entry in entries
     }
     names = {name for own in told.values() for name in own}
@@ -240,11 +244,6 @@ def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     return told
 
 
-def _settings(entry: Entry) -> dict[str, Any]:
-    """All settings of a run; those that came after it was made are as they were by default."""
-    return {**_DEFAULTS, **entry.settings}
-
-
 def _alike(entries: Sequence[Entry], names: Collection[str]) -> Iterable[list[Entry]]:
     """Entries of one task whose settings of these names are equal, together."""
-    return grouped(entries, lambda one: (one.run.task, *(text_of(_settings(one).get(name)) for name in names))).values()
+    return grouped(entries, lambda one: (one.run.task, *(text_of(one.settings.get(name)) for name in names))).values()

@@ -234,11 +234,8 @@ def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
     """How the cell stands to the best on its task with its factors; empty where it is lower, or nobody can tell."""
     if any(cell is one.best for one in leaders):
         return "highest"
-    return (
-        "not told apart"
-        if any(cell is other and other.method not in one.few for one in leaders for other in one.alike)
-        else ""
-    )
+    able = (other for one in leaders for other in one.alike if other.method not in one.few)
+    return "not told apart" if any(cell is other for other in able) else ""
 
 
 def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
