@@ -20,17 +20,18 @@ from typing import Any
 
 from mixout.choose.parts import PARTS
 from mixout.finetune.defaults import in_short
+from mixout.finetune.settings import AUTO
 from mixout.study.analysis.words import in_words
 
 PLAIN = "plain"
-# What is tried beside plain fine-tuning: any text that --method takes. Adapters need the extra 'lora'. Most models
-# have one of the two dropouts already; that one is left out.
+# What is tried beside plain fine-tuning: any text that --method takes, and the default for so many rows. Adapters need
+# the extra 'lora'. Most models have one of the two dropouts already; that one is left out.
 METHODS = (
     "dropout(0.0)",
     "dropout(0.1)",
     "mixout(0.5)",
     "mixout(0.7)",
-    "anchor_decay(radius=0.005)",
+    AUTO,
     "interpolate(0.5)",
     *(("lora(8)",) if find_spec("peft") else ()),
 )
