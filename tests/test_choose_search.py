@@ -121,7 +121,8 @@ def test_the_nested_score_is_not_the_luck_of_the_best(monkeypatch):
         ranked = found.through(search.METHODS, lambda _: RATE)
         value, _, _, judged = verdict.expected(found, ranked, task, split)
         assert judged == 60
-        own.append(found.mean(ranked[0], [*found.runs[ranked[0]]]))
+        [best, *_] = found.ranked(ranked)
+        own.append(found.mean(best, [*found.runs[best]]))
         nested.append(value.value)
         covered += value.low <= 0.7 <= value.high
     error = np.std(nested) / math.sqrt(80)
@@ -129,6 +130,41 @@ def test_the_nested_score_is_not_the_luck_of_the_best(monkeypatch):
     assert np.mean(own) - 0.7 > 4 * np.std(own) / math.sqrt(80)
     assert abs(np.mean(nested) - 0.7) < 3 * error < 0.03
     assert covered >= 72
+
+
+@pytest.mark.parametrize(
+    ("gap", "noise", "splits", "kept"),
+    [
+        (0.02, 0.0, 3, False),  # always better by as much
+        (0.02, 0.03, 3, True),  # standard error 0.03 sqrt(1/3 + 1/4) = 0.023
+        (0.03, 0.03, 3, False),
+        (0.02, 0.03, 100, False),  # 0.03 sqrt(1/100 + 1/4) = 0.015
+        (0.2, 0.0, 1, True),  # one run shows nothing
+        (-0.02, 0.0, 3, True),
+    ],
+)
+def test_the_default_is_kept_unless_another_is_clearly_better(gap, noise, splits, kept):
+    found, other = Search(trainer(lambda _: 0.5), 1e9, DEFAULT), Candidate("mixout(0.7)", RATE)
+    draws = np.random.default_rng(0).normal(size=splits)
+    # Of exactly that mean and standard deviation.
+    draws = (draws - draws.mean()) / draws.std(ddof=1) if splits > 1 else draws * 0
+    for candidate, differences in ((DEFAULT, 0 * draws), (other, gap + noise * draws)):
+        found.runs[candidate] = {
+            (part, 0): Trained(score=0.7 + difference, predictions=(), seconds=1.0)
+            for part, difference in enumerate(differences)
+        }
+    decided = found.decided([DEFAULT, other])
+    assert decided == ([DEFAULT, other] if kept else [other, DEFAULT])
+    assert found.decided([other, DEFAULT]) == decided
+
+
+def test_a_default_without_a_score_is_not_kept():
+    found, other = Search(trainer(lambda _: 0.5), 1e9, DEFAULT), Candidate("mixout(0.7)", RATE)
+    for candidate, scores in ((DEFAULT, (0.9, math.nan)), (other, (0.6, 0.5))):
+        found.runs[candidate] = {
+            (part, 0): Trained(score=score, predictions=(), seconds=1.0) for part, score in enumerate(scores)
+        }
+    assert found.decided([DEFAULT, other])[0] == other
 
 
 def test_what_cannot_be_told_apart():

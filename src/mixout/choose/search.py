@@ -3,7 +3,8 @@
 A candidate is a method at a learning rate. First the rate: plain fine-tuning at several rates. Then each other method
 at rates around the best one, scaled as :mod:`mixout.finetune.defaults` does. Both by successive halving (K. Jamieson
 and A. Talwalkar, AISTATS 2016): each round doubles the runs of a candidate and keeps the better half. The best two and
-the default are judged on the parts by which no candidate was dropped.
+the default are judged on the parts by which no candidate was dropped. The default is kept unless the best is more than
+one standard error better than it: the best of many by a few runs is often lucky.
 
 The order follows from scores and times alone. A call that was interrupted takes the same way again, along runs that
 are there already.
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import zip_longest
+from statistics import fmean, stdev
 from typing import Any
 
 from mixout.choose.parts import PARTS
@@ -86,7 +88,7 @@ class Search:
         self._run(default, (SEARCHED[0], 0), 1.0)
 
     def through(self, methods: Sequence[str], rate_of: Callable[[str], float]) -> list[Candidate]:
-        """Search and judge: the default and the best two others, the best first."""
+        """Search and judge: the default and the best two others, the chosen one first."""
         base = rate_of(PLAIN)
         self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
         [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)
@@ -97,7 +99,22 @@ class Search:
         [finalists] = self._halve([[one for group in groups for one in group]], FINALISTS, UNTIL_FINALISTS, level=2)
         finalists = list(dict.fromkeys([self.default, *finalists]))
         all(self._run(one, (part, repeat), 1.0) for repeat in range(REPEATS) for part in JUDGED for one in finalists)
-        return self.ranked(finalists)
+        return self.decided(finalists)
+
+    def decided(self, finalists: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
+        """:meth:`ranked`, but the default first where the best is not one standard error better than it."""
+        ranked = self.ranked(finalists, without=without)
+        splits = [split for split in self.common(ranked) if split[0] != without]
+        pairs = [(self.runs[ranked[0]][split].score, self.runs[self.default][split].score) for split in splits]
+        differences = [best - default for best, default in pairs if math.isfinite(best - default)]
+        if len(differences) < len(pairs):  # a run of the default has no score
+            return ranked
+        if len(differences) > 1:
+            # The parts' training rows overlap (Nadeau and Bengio, Machine Learning 52, 2003).
+            error = stdev(differences) * math.sqrt(1 / len(differences) + 1 / (PARTS - 1))
+            if fmean(differences) > error:
+                return ranked
+        return [self.default, *(candidate for candidate in ranked if candidate != self.default)]
 
     def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
         """Those that were run, the best first, by their means over the splits that all have, ``without`` a part."""
@@ -121,7 +138,7 @@ class Search:
         best of several.
         """
         parts = [part for part in JUDGED if (part, 0) in self.common(finalists)]
-        return {part: self.ranked(finalists, without=part)[0] for part in parts}
+        return {part: self.decided(finalists, without=part)[0] for part in parts}
 
     def repeats(self, parts: Sequence[int], finalists: Sequence[Candidate]) -> list[int]:
         """The repeats in which all of these parts were judged."""

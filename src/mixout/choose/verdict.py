@@ -159,7 +159,7 @@ def sentence(
 ) -> str:
     """How the choice, the first of what was tried, compares with the default, and what to expect."""
     chosen, same = tried[0].candidate, tried[0].candidate == default
-    kept = "nothing else scored higher" if len(tried) > 1 else "the budget was too small to try anything else"
+    kept = "nothing else was clearly better" if len(tried) > 1 else "the budget was too small to try anything else"
     start = f"The default, {default}, is kept: {kept}" if same else f"{chosen} was chosen"
     if value is None or gain is None:
         return f"{start}. The budget was too small to say what to expect on new data; give a larger one."
