@@ -25,7 +25,7 @@ from mixout.selection import ALL, BODY, Selection, blocks, chosen, resolve
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
-# By regular expressions on the layers' names, of which the first that fits counts; "" fits all.
+# Methods by regular expression on layer names. The first expression that matches a layer decides; "" matches all.
 Rules: TypeAlias = Mapping[str, tuple[Method, ...]]
 
 
@@ -51,23 +51,23 @@ def install_(
     """Let the methods of each rule act on its layers; return the mixed ones by name. :func:`undo_` undoes it."""
     _set_dropouts_(model, [method for methods in rules.values() for method in methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
-    alone = len(rules) == 1
+    single_rule = len(rules) == 1
     for pattern, methods in rules.items():
         applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
         text = f", in the part {pattern!r}" if pattern else ""
-        own = selection.but(functools.partial(_is_others, rules, pattern), text)
-        # Mixing first: what is mixed has its anchor then.
-        for method in sorted(methods, key=lambda one: not isinstance(one, MixingMethod)):
+        rule_selection = selection.but(functools.partial(_is_others, rules, pattern), text)
+        # Mixing first: mixed weights then have their anchor.
+        for method in sorted(methods, key=lambda method: not isinstance(method, MixingMethod)):
             if isinstance(method, MixingMethod):
-                layers |= _mix_(model, method, own, anchors, applied, form)
+                layers |= _mix_(model, method, rule_selection, anchors, applied, form)
             if isinstance(method, AnchorDecay):
-                _decay_(model, method, own, anchors)
+                _decay_(model, method, rule_selection, anchors)
             if isinstance(method, OutputAnchor):
-                if not alone:
+                if not single_rule:
                     raise ValueError("expected output_anchor for the whole model, got it for some of its layers alone")
                 _anchor_outputs_(model, method, anchors)
         # What decayed weights, anchored outputs and changed dropouts leave on their module.
-        traces = {optimizer_hooks.FIELD, *((output.FIELD, dropouts.FIELD) if alone else ())}
+        traces = {optimizer_hooks.FIELD, *((output.FIELD, dropouts.FIELD) if single_rule else ())}
         changed = [m for m in model.modules() if isinstance(m, Mixed) or traces & vars(m).keys()]
         for module in [m for m in changed if applied_here(m) is None] or [model]:
             vars(module)[FIELD] = applied
@@ -79,7 +79,7 @@ def _mix_(
 ) -> dict[str, nn.Module]:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
-    dry, period = anchors.own, None if method.every == 1 else Period(method.every)
+    dry_run, period = anchors.own, None if method.every == 1 else Period(method.every)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
     applied.mixing = mixing = Mixing(
         p=p, unit=method.unit, noise=method.noise, gradient=method.gradient, form=form, period=period
@@ -97,59 +97,59 @@ def _mix_(
                 f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
             )
         sites = [site for site, _ in adapted.values()]
-        given = method.anchor == "given"
-        lora.check_fits(model, sites, mixing, takes_anchor=given, of_this_moment=anchors.of_this_moment)
-    others = {"zero": AnchorStore(model, 0), "own": AnchorStore(model, own=True)}
-    source = others.get(method.anchor, anchors).anchor
+        takes_anchor = method.anchor == "given"
+        lora.check_fits(model, sites, mixing, takes_anchor=takes_anchor, of_this_moment=anchors.of_this_moment)
+    stores = {"zero": AnchorStore(model, 0), "own": AnchorStore(model, own=True)}
+    anchor_of = stores.get(method.anchor, anchors).anchor
     # All anchors first: one that is missing must leave the model as it was.
-    wanted = {name: (layer, weights(layer)) for name, layer in layers.items()}
-    found = _anchored(source, wanted, may_lack=selection.may_lack)
-    if method.anchor_ema is not None and not dry:
-        for name, held in found.items():
-            for path, start in held.items():
-                held[path] = MovingAnchor(start, parameter(layers[name], path), method.anchor_ema)  # type: ignore[arg-type]
-    applied.seed.subject = subject(str(applied), found)
-    swapped: list[Any] = [(name, layers[name], mixed_class(layers[name]), held) for name, held in found.items()]
+    modules = {name: (layer, weights(layer)) for name, layer in layers.items()}
+    by_layer = _anchored(anchor_of, modules, may_lack=selection.may_lack)
+    if method.anchor_ema is not None and not dry_run:
+        for name, by_path in by_layer.items():
+            for path, start in by_path.items():
+                by_path[path] = MovingAnchor(start, parameter(layers[name], path), method.anchor_ema)  # type: ignore[arg-type]
+    applied.seed.subject = subject(str(applied), by_layer)
+    swaps: list[Any] = [(name, layers[name], mixed_class(layers[name]), by_path) for name, by_path in by_layer.items()]
     for name, (site, adapters) in adapted.items():
-        for part, module, paths, kind in lora.swaps(site, adapters, mixing):
-            swapped.append((f"{name}{part}", module, kind, {path: _of_base(site, anchors) for path in paths}))
-    around = [name for name, _ in blocks(model)] if method.unit == "layer" else []
-    for name, module, kind, held in swapped:
-        block = next((outer for outer in around if f"{name}.".startswith(f"{outer}.")), name)
+        for suffix, module, paths, mixed_type in lora.swaps(site, adapters, mixing):
+            swaps.append((f"{name}{suffix}", module, mixed_type, {path: _of_base(site, anchors) for path in paths}))
+    block_names = [name for name, _ in blocks(model)] if method.unit == "layer" else []
+    for name, module, mixed_type, by_path in swaps:
+        block = next((block_name for block_name in block_names if f"{name}.".startswith(f"{block_name}.")), name)
         stream = Stream(applied.seed, name, period, block if method.unit == "layer" else None)
-        swap_(module, kind, Share(mixing=mixing, anchors=held, plain=type(module), stream=stream))
-    mixed = {name: layers[name] for name in found}
-    if not dry:
+        swap_(module, mixed_type, Share(mixing=mixing, anchors=by_path, plain=type(module), stream=stream))
+    mixed = {name: layers[name] for name in by_layer}
+    if not dry_run:
         attach_(model, mixed)
         guard_(model)
     return mixed
 
 
 def _anchored(
-    anchor: Callable[[str, Tensor], AnchorTensor],
-    wanted: Mapping[str, tuple[nn.Module, Iterable[str]]],
+    anchor_of: Callable[[str, Tensor], AnchorTensor],
+    modules: Mapping[str, tuple[nn.Module, Iterable[str]]],
     *,
     may_lack: bool,
 ) -> dict[str, dict[str, AnchorTensor]]:
-    """The anchors of the weights of each module; without new layers, which the source ``may_lack``, but not most."""
-    found, missing, sizes = {}, {}, {}
-    for name, (module, paths) in wanted.items():
-        held: dict[str, Any] = {path: parameter(module, path) for path in paths}
-        sizes[name] = sum(weight.numel() for weight in held.values())
+    """The anchors of each module's weights; ``may_lack``: leave out layers that the source lacks, if they are few."""
+    anchors, missing, sizes = {}, {}, {}
+    for name, (module, paths) in modules.items():
+        by_path: dict[str, Any] = {path: parameter(module, path) for path in paths}
+        sizes[name] = sum(weight.numel() for weight in by_path.values())
         try:
-            found[name] = {path: anchor(f"{name}.{path}".lstrip("."), weight) for path, weight in held.items()}
+            anchors[name] = {path: anchor_of(f"{name}.{path}".lstrip("."), weight) for path, weight in by_path.items()}
         except WeightMissingError as error:
             missing[name] = error
-    if missing and (not may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in found)):
+    if missing and (not may_lack or sum(sizes[n] for n in missing) >= sum(sizes[n] for n in anchors)):
         raise next(iter(missing.values()))
     for name in missing:
-        vars(wanted[name][0])[NEW] = True
-    return found
+        vars(modules[name][0])[NEW] = True
+    return anchors
 
 
 def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors: AnchorStore) -> None:
     """Let every weight of the chosen region decay towards its anchor."""
-    wanted: dict[str, tuple[nn.Module, list[str]]] = {}
+    modules: dict[str, tuple[nn.Module, list[str]]] = {}
     factors: list[tuple[nn.Module, AnchorTensor]] = []
     sites = lora.sites(model)
     for name, module in model.named_modules():
@@ -164,35 +164,35 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
                 "the optimizer's own weight_decay"
             )
-        # Beside adapters, what is frozen stays at its anchor.
-        own = module.named_parameters(recurse=False)
-        fields = [field for field, p in own if decays(p) and (p.requires_grad or not sites)]
+        # In a model with adapters, frozen weights stay at their anchor anyway.
+        parameters = module.named_parameters(recurse=False)
+        fields = [field for field, p in parameters if decays(p) and (p.requires_grad or not sites)]
         if fields:
-            wanted[name] = module, fields
-    if not wanted and not factors:
+            modules[name] = module, fields
+    if not modules and not factors:
         raise NothingMixedError("expected a weight of at least two dimensions to decay, got none; check where=")
     # All anchors first: one that is missing must leave the model as it was.
     store = None if method.weights is None or anchors.own else ImportanceStore(model, method.weights)
-    found = _anchored(anchors.anchor, wanted, may_lack=selection.may_lack)
-    of_found = {name: wanted[name] for name in found}
-    importance = {} if store is None else _anchored(store.anchor, of_found, may_lack=False)
-    for name, held in found.items():
-        for field, anchor in held.items():
-            optimizer_hooks.attach_(wanted[name][0], field, anchor, method, importance.get(name, {}).get(field))
+    by_layer = _anchored(anchors.anchor, modules, may_lack=selection.may_lack)
+    anchored = {name: modules[name] for name in by_layer}
+    importance = {} if store is None else _anchored(store.anchor, anchored, may_lack=False)
+    for name, by_field in by_layer.items():
+        for field, anchor in by_field.items():
+            optimizer_hooks.attach_(modules[name][0], field, anchor, method, importance.get(name, {}).get(field))
     for factor, zero in factors:
         optimizer_hooks.attach_(factor, "weight", zero, method)
 
 
 def _of_base(layer: nn.Module, anchors: AnchorStore) -> AnchorTensor:
-    """The anchor 0 of a factor of a LoRA layer, with the digest of the base, which is what W is held near."""
+    """The anchor 0 of a factor of a LoRA layer; its digest is that of the base, near which W is kept."""
     if not anchors.own and layer not in anchors.bases:
         anchors.bases[layer] = digest(lora.base_weight(layer))
     return AnchorTensor(None, anchors.bases.get(layer, ZERO))
 
 
 def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStore) -> None:
-    """Anchor everything that is trained: the start's answers are computed with it. A head has no hidden states."""
-    chosen, sites = dict[nn.Module, dict[str, AnchorTensor]](), lora.sites(model)
+    """Anchor every trained parameter, to compute the start's answers; for hidden states without those of the head."""
+    trained, sites = dict[nn.Module, dict[str, AnchorTensor]](), lora.sites(model)
     frozen: dict[nn.Module, list[str]] = {}
     selection = resolve(BODY if method.on == "hidden" else ALL, model)
     lora.check_base(model)
@@ -205,23 +205,23 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
             _check_gathered(model, name, module)
         site = lora.within(sites, name)
         if site is None or not lora.is_factor(sites, name):
-            chosen.setdefault(module, {})[field] = anchors.anchor(key, p)
+            trained.setdefault(module, {})[field] = anchors.anchor(key, p)
         elif ".lora_B." in f".{name}.":  # at B = 0 an adapted layer is its base, whatever A is
-            chosen.setdefault(module, {})[field] = _of_base(sites[site], anchors)
-    if not chosen:
+            trained.setdefault(module, {})[field] = _of_base(sites[site], anchors)
+    if not trained:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
-    for module in () if anchors.own else dict.fromkeys([*chosen, *frozen]):
-        held = output.Held(method, chosen.get(module, {}), tuple(frozen.get(module, ())))
+    for module in () if anchors.own else dict.fromkeys([*trained, *frozen]):
+        held = output.Held(method, trained.get(module, {}), tuple(frozen.get(module, ())))
         vars(module)[output.FIELD] = held
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Refuse weights in parts that a pass of the anchors cannot gather, or would take from a pass that waits."""
+    """Refuse weights in parts that a pass of the anchors cannot gather, or would take from a waiting pass."""
     if not managed_by_fsdp(module):
         raise MixoutError(
             f"expected whole weights for output_anchor, or ones that FSDP2 gathers, got {name!r} in parts; use DDP"
         )
-    if any(isinstance(one, Mixed) for one in model.modules()):
+    if any(isinstance(layer, Mixed) for layer in model.modules()):
         raise MixoutError(
             "expected output_anchor alone or beside a decay under FSDP2, got it beside a method that mixes: FSDP2 has "
             "one gathered weight, and the pass of the anchors would take Phi's place; use DDP"
@@ -230,8 +230,8 @@ def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _set_dropouts_(model: nn.Module, methods: Sequence[Method], *, keep: bool) -> None:
     """Mixing switches the model's own dropouts off; a Dropout beside it, or alone, sets them."""
-    p = next((one.p for one in methods if isinstance(one, Dropout)), None)
-    if p is None and (keep or not any(isinstance(one, MixingMethod) for one in methods)):
+    p = next((method.p for method in methods if isinstance(method, Dropout)), None)
+    if p is None and (keep or not any(isinstance(method, MixingMethod) for method in methods)):
         return
     if not dropouts.set_(model, p or 0.0) and p:
         raise NothingMixedError(f"expected a model with dropouts to set to {p}, got none in it")

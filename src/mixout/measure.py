@@ -30,8 +30,8 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     Args:
         model: a model, or any part of one.
         anchor: None for the anchors that lie on the model's layers; else any source that :func:`mixout.apply_` takes,
-            so that models trained with and without mixing are measured alike. Of LoRA layers W - u = s B A; of DoRA,
-            whose W is another, nothing.
+            so that models trained with and without mixing are measured alike. For LoRA layers this is the norm of
+            W - u = s B A; DoRA layers, whose W is another, are not measured.
         where: with ``anchor``: which layers' weights count, as in :func:`mixout.apply_`.
 
     Raises:
@@ -48,9 +48,9 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     model = uncompiled(model)
     reshard_(model)
     if anchor is None:
-        found = distances.distance(pairs_of(model))
+        anchored = distances.distance(pairs_of(model))
         deltas = {key: lora.delta_norm(layer) for key, layer in adapted_layers(model).items()}
-        return Distance(total=math.hypot(found.total, *deltas.values()), by_layer={**found.by_layer, **deltas})
+        return Distance(total=math.hypot(anchored.total, *deltas.values()), by_layer={**anchored.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
     for name, module in model.named_modules():
         for key, weight in _matrices(name, module) if selection.mixes(name, module) else ():
@@ -64,9 +64,9 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
 
 
 def _matrices(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a layer by their dotted names; of one that cannot be mixed, its matrices."""
-    found: dict[str, Tensor | None] = {path: parameter(module, path) for path in weights(module)}
-    for path, weight in (found or dict(module.named_parameters(recurse=False))).items():
+    """The mixable weights of a layer by their dotted names; its matrices if the layer cannot be mixed."""
+    weight_by_path: dict[str, Tensor | None] = {path: parameter(module, path) for path in weights(module)}
+    for path, weight in (weight_by_path or dict(module.named_parameters(recurse=False))).items():
         if weight is not None and weight.dim() >= 2:
             yield f"{name}.{path}".lstrip("."), weight
 
@@ -98,15 +98,15 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     """
     model = uncompiled(model)
     reshard_(model)
-    found = {}
+    used = {}
     for key, target in targets(model).items():
         if target.module is not None and target.method.shrinks:
             weight, start = weight_and_start(key, target.module, target.field, target.anchor)
             if (importance := target.importance_beside(weight)) is not None:
                 moved = weight if start is None else weight - start.to(weight.device, weight.dtype)
                 weight, start = moved.detach() * importance, None
-            found[key] = distances.norm(weight, start, math.inf) * target.strength
-    return found
+            used[key] = distances.norm(weight, start, math.inf) * target.strength
+    return used
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
         model: a model, or any part of one.
         t: 1 leaves the weights as they are, 0 puts the anchor in their place; both bit for bit.
         anchor: None for the anchors that lie on the model's layers; weights without one (biases, norms, the head) stay.
-            Of LoRA layers W - u = s B A, so B is multiplied by t. Or any source that :func:`mixout.apply_` takes: then
+            In LoRA layers W - u = s B A, so B is multiplied by t. Or any source that :func:`mixout.apply_` takes: then
             every parameter that ``where`` covers moves, biases and norms too, as in the paper.
         where: with ``anchor``: which modules, as in :func:`mixout.apply_`; by default the pretrained body.
 
@@ -145,20 +145,20 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     t = check_t(t)
     inner = uncompiled(model)
     reshard_(inner)
-    deltas: list[nn.Parameter] = []
+    factors: list[nn.Parameter] = []
     if anchor is None:
         pairs = list(pairs_of(inner).values())
         for layer in lora.sites(inner).values():
             for name in held_adapters(layer):
                 if problem := lora.variant(layer, name):
                     raise MixoutError(f"expected adapters whose B can be multiplied by t, got {problem}")
-                deltas += layer.lora_B[name].parameters()
+                factors += layer.lora_B[name].parameters()
     else:
         pairs = [(weight, start) for _, _, weight, start in covered(inner, anchor, where)]
     # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
     for weight, start in {id(weight): (weight, start) for weight, start in pairs}.values():
         _move_(weight, start, t)
-    for weight in deltas:
+    for weight in factors:
         _move_(weight, None, t)
     return model
 
@@ -176,10 +176,10 @@ def covered(
     model: nn.Module, anchor: AnchorSource, where: WhereLike
 ) -> list[tuple[str, nn.Module, nn.Parameter, Tensor | None]]:
     """Name, module, parameter and anchor of all that ``where`` covers; a tied parameter once."""
-    store, first = AnchorStore(model, anchor), dict[nn.Parameter, tuple[str, nn.Module]]()
+    store, holders = AnchorStore(model, anchor), dict[nn.Parameter, tuple[str, nn.Module]]()
     for key, module, weight in resolve(where, model).parameters(model):
-        first.setdefault(weight, (key, module))
-    return [(key, module, weight, store.tensor(key, weight)) for weight, (key, module) in first.items()]
+        holders.setdefault(weight, (key, module))
+    return [(key, module, weight, store.tensor(key, weight)) for weight, (key, module) in holders.items()]
 
 
 def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
@@ -195,22 +195,22 @@ def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
 
 
 def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[nn.Module, str, AnchorTensor]]:
-    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; also of ``own`` anchors."""
+    """Module, field and anchor of each weight that is decayed or mixed, by its dotted name; ``own``: OwnWeight too."""
     sites = lora.sites(model)
-    found = {
+    by_key = {
         key: (target.module, target.field, target.anchor)
         for key, target in targets(model).items()
         if target.module is not None and not lora.is_factor(sites, key.rpartition(".")[0])
     }
-    for name, (module, held) in output.held(model).items():
+    for name, (module, output_anchors) in output.held(model).items():
         if not lora.is_factor(sites, name):
-            found |= {f"{name}.{field}".lstrip("."): (module, field, one) for field, one in held.anchors.items()}
+            by_key |= {f"{name}.{field}".lstrip("."): (module, field, u) for field, u in output_anchors.anchors.items()}
     for name, module in model.named_modules():
         if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
-            for path, one in module._mixed.anchors.items():
-                start = one.start if isinstance(one, MovingAnchor) else one
-                found[f"{name}.{path}".lstrip(".")] = (module, path, start)
-    return {key: one for key, one in found.items() if own or not isinstance(one[2], OwnWeight)}
+            for path, anchor in module._mixed.anchors.items():
+                start = anchor.start if isinstance(anchor, MovingAnchor) else anchor
+                by_key[f"{name}.{path}".lstrip(".")] = (module, path, start)
+    return {key: entry for key, entry in by_key.items() if own or not isinstance(entry[2], OwnWeight)}
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
@@ -218,25 +218,25 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {
         lora.base_name(name, layer): layer
         for name, layer in lora.sites(model).items()
-        if (held := held_adapters(layer)) and not any(lora.variant(layer, one) for one in held)
+        if (adapters := held_adapters(layer)) and not any(lora.variant(layer, adapter) for adapter in adapters)
     }
 
 
 def held_adapters(layer: Any) -> dict[str, tuple[nn.Module, AnchorTensor]]:  # noqa: ANN401  of peft
-    """The adapters of which a factor is mixed, decays, or is anchored to 0: that factor, and its anchor.
+    """For each adapter of which a factor is mixed, decays, or is anchored to 0: that factor and its anchor.
 
-    The digest of the anchor is that of the base.
+    The anchor has the digest of the base.
     """
-    found: dict[str, tuple[nn.Module, AnchorTensor]] = {
+    adapters: dict[str, tuple[nn.Module, AnchorTensor]] = {
         name: (factor, factor._mixed.anchor) for name, factor in lora.mixed_factors(layer).items()
     }
     for name, factor in getattr(layer, "lora_B", {}).items():
         anchors = [target.anchor for target in vars(factor).get(optimizer_hooks.FIELD, {}).values()]
-        if isinstance(held := vars(factor).get(output.FIELD), output.Held):
-            anchors += held.anchors.values()
+        if isinstance(output_anchors := vars(factor).get(output.FIELD), output.Held):
+            anchors += output_anchors.anchors.values()
         if anchors:
-            found.setdefault(name, (factor, anchors[0]))
-    return found
+            adapters.setdefault(name, (factor, anchors[0]))
+    return adapters
 
 
 def has_anchors(model: nn.Module) -> bool:
@@ -254,7 +254,7 @@ def check_anchored(model: nn.Module) -> None:
 def pairs_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Each anchored weight of a model that holds some, and its anchor beside it."""
     check_anchored(model)
-    return {key: weight_and_start(key, *one) for key, one in anchored_weights(model).items()}
+    return {key: weight_and_start(key, *entry) for key, entry in anchored_weights(model).items()}
 
 
 def weight_and_start(name: str, module: nn.Module, field: str, anchor: AnchorTensor) -> tuple[Tensor, Tensor | None]:

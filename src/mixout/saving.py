@@ -38,7 +38,7 @@ class State:
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that were applied, those of parts one after the other."""
-        return tuple(one for applied in applied_to(self._model) for one in applied.methods)
+        return tuple(method for applied in applied_to(self._model) for method in applied.methods)
 
     @property
     def p(self) -> float | None:
@@ -62,16 +62,16 @@ class State:
         Raises:
             KeyError: if nothing of that name is anchored.
         """
-        adapted, held = adapted_layers(self._model), anchored_weights(self._model, own=True)
+        adapted, anchored = adapted_layers(self._model), anchored_weights(self._model, own=True)
         for key in (name, f"{name}.weight".lstrip(".")):
             if key in adapted:
                 return lora.base_weight(adapted[key])
-            module, path, anchor = held.get(key, (self._model, "", None))
+            module, path, anchor = anchored.get(key, (self._model, "", None))
             if anchor is not None and (weight := parameter(module, path)) is not None:
                 start = anchor.beside(weight)
                 return torch.zeros_like(weight) if start is None else start
-        known = ", ".join([*held, *adapted][:5])
-        raise KeyError(f"expected the name of an anchored layer or parameter ({known}, ...), got {name!r}")
+        examples = ", ".join([*anchored, *adapted][:5])
+        raise KeyError(f"expected the name of an anchored layer or parameter ({examples}, ...), got {name!r}")
 
     def __repr__(self) -> str:
         return f"State(methods={self.methods}, p={self.p}, seed={self.seed})"
@@ -126,8 +126,8 @@ def save_state(model: nn.Module, *, tensors: bool = True) -> dict[str, Any]:
         >>> save_state(mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.9)))["p"]
         0.9
     """
-    first, *others = [_state(model, applied, tensors=tensors) for applied in applied_to(model)]
-    return {"version": STATE_VERSION, **first, "also": others}
+    first_state, *other_states = [_state(model, applied, tensors=tensors) for applied in applied_to(model)]
+    return {"version": STATE_VERSION, **first_state, "also": other_states}
 
 
 def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
@@ -145,25 +145,25 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
     if version != STATE_VERSION:
         hint = "; finish a run of mixout 0.1 with that version" if version == 2 else ""
         raise MixoutError(f"expected state of version {STATE_VERSION}, got {version!r}{hint}")
-    applications, saved = applied_to(model), [state, *state.get("also", [])]
-    if len(applications) != len(saved):
+    applications, states = applied_to(model), [state, *state.get("also", [])]
+    if len(applications) != len(states):
         raise MixoutError(
-            f"the state is of {len(saved)} calls of apply_, the model carries {len(applications)}; apply the same "
+            f"the state is of {len(states)} calls of apply_, the model carries {len(applications)}; apply the same "
             "methods to the same parts"
         )
-    for applied, one in zip(applications, saved, strict=True):  # refused before anything is changed
-        _check(model, applied, one)
-    for applied, one in zip(applications, saved, strict=True):
+    for applied, part_state in zip(applications, states, strict=True):  # refused before anything is changed
+        _check(model, applied, part_state)
+    for applied, part_state in zip(applications, states, strict=True):
         if applied.mixing is not None:
-            applied.mixing.set_p(one["p"])
+            applied.mixing.set_p(part_state["p"])
             if applied.mixing.period is not None:
-                applied.mixing.period.restore(one["steps"])
+                applied.mixing.period.restore(part_state["steps"])
                 for name, anchor in _moving(model, applied).items():
-                    anchor.restore_(one["anchors"][name], applied.mixing.period.index)
+                    anchor.restore_(part_state["anchors"][name], applied.mixing.period.index)
             for name, share in _shares(model, applied).items():
                 if share.stream.in_force:
-                    share.stream.restore(one["draws"].get(name, 0))
-        applied.seed.value = one["agreed_seed"]
+                    share.stream.restore(part_state["draws"].get(name, 0))
+        applied.seed.value = part_state["agreed_seed"]
 
 
 def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, Any]:
@@ -187,30 +187,30 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
 
 
 def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
-    """Of the anchors of ``model``, or of the layers that one application has changed."""
-    found = [(module, one.digest) for module, _, one in anchored_weights(model).values()]
+    """The digests of the anchors of ``model``, or of those on modules that ``applied`` has changed."""
+    digests = [(module, anchor.digest) for module, _, anchor in anchored_weights(model).values()]
     for layer in adapted_layers(model).values():
-        factor, anchor = next(iter(held_adapters(layer).values()))  # every one holds the digest of its base
-        found.append((factor, anchor.digest))
-    return [digest for module, digest in found if applied is None or applied_here(module) is applied]
+        factor, anchor = next(iter(held_adapters(layer).values()))  # each has the digest of its base
+        digests.append((factor, anchor.digest))
+    return [digest for module, digest in digests if applied is None or applied_here(module) is applied]
 
 
-# Where the importance of AnchorDecay's entries came from; what it is, its digest says.
+# Where AnchorDecay's importance weights came from; they are compared by their digest instead.
 _WEIGHTS = re.compile(r", weights=.*?(?=, \w+=|\)(\+|$))")
 
 
 def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
-    own = _state(model, applied, tensors=False)
-    same = _WEIGHTS.sub("", state["methods"]) == _WEIGHTS.sub("", own["methods"])
-    if not same or any(state[key] != own[key] for key in ("seed", "scope")):
+    current = _state(model, applied, tensors=False)
+    same_methods = _WEIGHTS.sub("", state["methods"]) == _WEIGHTS.sub("", current["methods"])
+    if not same_methods or any(state[key] != current[key] for key in ("seed", "scope")):
         raise MixoutError(
-            f"expected state of {applied} with seed={own['seed']} and scope={own['scope']!r}, got "
+            f"expected state of {applied} with seed={current['seed']} and scope={current['scope']!r}, got "
             f"{state['methods']} with seed={state['seed']} and scope={state['scope']!r}; apply the same method with "
             "the same seed and scope"
         )
-    if state["fingerprint"] != own["fingerprint"]:
+    if state["fingerprint"] != current["fingerprint"]:
         raise AnchorMismatchError(
-            f"expected the anchor with fingerprint {state['fingerprint']}, got {own['fingerprint']}; "
+            f"expected the anchor with fingerprint {state['fingerprint']}, got {current['fingerprint']}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
     shapes = {name: tuple(anchor.tensor.shape) for name, anchor in _moving(model, applied).items()}
@@ -220,17 +220,17 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
             f"expected the {len(shapes)} anchors that anchor_ema has moved in the state's 'anchors', got {len(saved)} "
             "or others; save them with mixout.save_state, and with torch.save"
         )
-    if state.get("importance") != own["importance"]:
+    if state.get("importance") != current["importance"]:
         raise AnchorMismatchError(
             f"expected the weights of anchor_decay with fingerprint {state.get('importance')}, got "
-            f"{own['importance']}; apply it with the same file of weights"
+            f"{current['importance']}; apply it with the same file of weights"
         )
     if applied.mixing is not None:
         check_p(state["p"], applied.mixing.noise)
 
 
 def _shares(model: nn.Module, applied: Applied) -> dict[str, Share]:
-    """By the names that the layers had in the model that ``apply_`` was given, whatever wraps it now."""
+    """Shares by the names that the layers had when ``apply_`` was called, whatever wraps the model now."""
     mixed = [m for m in model.modules() if isinstance(m, Mixed) and applied_here(m) is applied]
     return {m._mixed.stream.key: m._mixed for m in mixed}
 
