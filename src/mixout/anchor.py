@@ -73,7 +73,7 @@ class AnchorTensor:
         check_shape(self.name, self.tensor, weight)
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
-        # A weight was moved behind its module's back, or is only lent (functional_call).
+        # The weight was moved without its module, or is passed in for one call (functional_call).
         if self._elsewhere is None or not _alike(self._elsewhere, weight):
             self._elsewhere = self.tensor.to(weight.device, weight.dtype)
         return laid_out(self._elsewhere, weight)
@@ -102,10 +102,10 @@ class MovingAnchor(AnchorTensor):
     start: AnchorTensor
 
     def __init__(self, start: AnchorTensor, weight: Tensor, rate: float) -> None:
-        near = start.tensor if weight.is_meta else start.beside(weight)  # an anchor is never on the meta device
-        began = torch.zeros_like(weight, device="cpu" if weight.is_meta else None) if near is None else near
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        super().__init__(began.detach().to(wide, copy=True), start.digest)
+        u = start.tensor if weight.is_meta else start.beside(weight)  # an anchor is never on the meta device
+        initial = torch.zeros_like(weight, device="cpu" if weight.is_meta else None) if u is None else u
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        super().__init__(initial.detach().to(dtype, copy=True), start.digest)
         self.start, self.name = start, start.name
         self.rate = rate
         self.moved_in = 0  # the period that it is the anchor of
@@ -133,12 +133,12 @@ class MovingAnchor(AnchorTensor):
     def move_(self, weight: Tensor, period: int) -> None:
         """A <- b A + (1-b) w, in place, so that compiled graphs see it."""
         self.moved_in = period
-        held = self.beside(weight)
-        held.lerp_(weight.detach().to(held.dtype), 1 - self.rate)
+        tensor = self.beside(weight)
+        tensor.lerp_(weight.detach().to(tensor.dtype), 1 - self.rate)
 
     @torch.no_grad()
     def restore_(self, saved: Tensor, period: int) -> None:
-        """Be ``saved``, whole, the anchor of that period."""
+        """Take the values of ``saved``, a whole tensor, as those of that period."""
         self.moved_in = period
         self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
 
@@ -158,7 +158,7 @@ def _alike(tensor: Tensor, weight: Tensor) -> bool:
 
 
 class AnchorStore:
-    """Makes one anchor per parameter of ``model`` when asked; of weights in parts every rank must ask."""
+    """Makes one anchor per parameter of ``model`` when asked; for weights in parts every rank must ask."""
 
     def __init__(self, model: nn.Module, anchor: Anchor | AnchorSource = None, *, own: bool = False) -> None:
         self.own = own  # the weights themselves: nothing is read or copied
@@ -174,8 +174,8 @@ class AnchorStore:
             return OwnWeight()
         if id(parameter) not in self._made:
             tensor = self._read(name, parameter)
-            made = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
-            self._made[id(parameter)], made.name = made, repr(name)
+            anchor = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
+            self._made[id(parameter)], anchor.name = anchor, repr(name)
         return self._made[id(parameter)]
 
     def tensor(self, name: str, parameter: Tensor) -> Tensor | None:
@@ -184,17 +184,17 @@ class AnchorStore:
         return None if tensor is None else laid_out(tensor, parameter)
 
     def _read(self, name: str, parameter: Tensor) -> Tensor | None:
-        found = self._find(name, parameter)
-        if found is None:
+        tensor = self._find(name, parameter)
+        if tensor is None:
             return None
-        device = found.device if parameter.is_meta else parameter.device  # an anchor is never on the meta device
-        return found.detach().to(device, parameter.dtype, copy=True)
+        device = tensor.device if parameter.is_meta else parameter.device  # an anchor is never on the meta device
+        return tensor.detach().to(device, parameter.dtype, copy=True)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         """Identified by its values in the weight's dtype, then in the dtype and the memory in which it is kept."""
         identity = digest(tensor)
         tensor = laid_out(tensor, parameter)
-        dtype, host = self._kept.dtype, self._kept.device is not None
+        dtype, on_host = self._kept.dtype, self._kept.device is not None
         if dtype is not None:
             narrow = tensor.to(dtype)
             if not narrow.to(tensor.dtype).equal(tensor):
@@ -203,21 +203,21 @@ class AnchorStore:
                     "leave dtype out of mixout.Anchor, or start from a checkpoint in that dtype"
                 )
             tensor = narrow
-        if host:
+        if on_host:
             if hasattr(tensor, "placements"):
                 raise MixoutError(
                     f"expected the anchor of {name!r} beside its weight, which lies in parts on several ranks, got "
                     'mixout.Anchor(device="cpu"); leave it out: the anchor lies in parts too'
                 )
             tensor = tensor.cpu().pin_memory() if torch.cuda.is_available() else tensor.cpu()
-        return AnchorTensor(tensor, identity, fixed=host or dtype is not None)
+        return AnchorTensor(tensor, identity, fixed=on_host or dtype is not None)
 
 
 class ImportanceStore(AnchorStore):
     """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
 
     def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:
-        """The importance; of a weight that was frozen when it was measured 1, the mean, should it be trained later."""
+        """The importance; 1, the mean, for a weight that was frozen when it was measured but is trained later."""
         try:
             return super().anchor(name, parameter)
         except WeightMissingError as error:
@@ -229,44 +229,44 @@ class ImportanceStore(AnchorStore):
             ) from error
 
     def _read(self, name: str, parameter: Tensor) -> Tensor | None:
-        found = self._find(name, parameter)
-        return None if found is None else found.detach().to(found.device if parameter.is_meta else parameter.device)
+        tensor = self._find(name, parameter)
+        return None if tensor is None else tensor.detach().to(tensor.device if parameter.is_meta else parameter.device)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):
             raise ValueError(f"expected weights that are finite and at least 0, got others for {name!r}")
-        narrow = tensor.to(torch.bfloat16, copy=True)  # what was given may change
+        narrow = tensor.to(torch.bfloat16, copy=True)  # the caller's tensor may change
         return AnchorTensor(laid_out(narrow, parameter), digest(narrow), fixed=True)
 
 
 def digest(tensor: Tensor) -> str:
     """SHA-256 of dtype, shape and bytes; of the whole of a tensor in parts, and without bytes on the meta device."""
-    found = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
-    _hash_bytes(found, tensor)
-    return found.hexdigest()
+    hasher = hashlib.sha256(f"{tensor.dtype}:{tuple(tensor.shape)};".encode())
+    _hash_bytes(hasher, tensor)
+    return hasher.hexdigest()
 
 
 def fingerprint(digests: Iterable[str]) -> str:
     """SHA-256 of digests and their order."""
-    lines = "".join(f"{place:06}:{one};" for place, one in enumerate(digests))
+    lines = "".join(f"{index:06}:{digest};" for index, digest in enumerate(digests))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def old_fingerprint(tensors: Mapping[str, Tensor | None]) -> str:
     """The fingerprint of mixout 0.1: of names, dtypes, shapes and bytes at this moment; None is u = 0."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         if tensor is None:
-            found.update(f"{name}:0;".encode())
+            hasher.update(f"{name}:0;".encode())
         else:
-            found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            _hash_bytes(found, tensor)
-    return found.hexdigest()
+            hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            _hash_bytes(hasher, tensor)
+    return hasher.hexdigest()
 
 
-def _hash_bytes(found: Any, tensor: Tensor) -> None:  # noqa: ANN401  hashlib's type has no public name
+def _hash_bytes(hasher: Any, tensor: Tensor) -> None:  # noqa: ANN401  hashlib's type has no public name
     if tensor.is_meta:
         return
     data = whole(tensor.detach()).cpu().contiguous()
-    if data.numel():  # where they lie, without a copy: numpy may not be installed
-        found.update((ctypes.c_char * data.nbytes).from_address(data.data_ptr()))
+    if data.numel():  # read in place, without a copy: numpy may not be installed
+        hasher.update((ctypes.c_char * data.nbytes).from_address(data.data_ptr()))

@@ -28,7 +28,7 @@ from mixout.record import applications
 from mixout.selection import WhereLike, resolve
 from mixout.sources import uncompiled
 
-# In the order of the table.
+# The labels of the kinds, in the order of the table.
 _TOLD = {"mixed": "mixed", "decayed": "decays", "bypassed": "out of reach", "plain": "not mixed"}
 SortBy = Literal["kind", "name", "type", "parameters", "flops"]
 
@@ -92,8 +92,8 @@ class Coverage:
         """
         if by not in ("kind", "name", "type", "parameters", "flops"):
             raise ValueError(f"expected a column among kind, name, type, parameters, flops, got {by!r}")
-        numbers = by in ("parameters", "flops")
-        return replace(self, layers=tuple(sorted(self.layers, key=lambda row: getattr(row, by), reverse=numbers)))
+        numeric = by in ("parameters", "flops")
+        return replace(self, layers=tuple(sorted(self.layers, key=lambda row: getattr(row, by), reverse=numeric)))
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each layer, as ``pandas.DataFrame`` takes them."""
@@ -122,7 +122,7 @@ class Coverage:
         for layer in self.layers:
             groups.setdefault((layer.kind, layer.type, layer.reason), []).append(layer)
         ordered = sorted(groups.items(), key=lambda group: list(_TOLD).index(group[0][0]))
-        return [(_TOLD[kind], name, reason, members) for (kind, name, reason), members in ordered]
+        return [(_TOLD[kind], type_name, reason, members) for (kind, type_name, reason), members in ordered]
 
     def __repr__(self) -> str:
         return str(self)
@@ -130,9 +130,9 @@ class Coverage:
     def __str__(self) -> str:
         lines, groups = self._head(), self._groups()
         width = max((len(type_name) for _, type_name, *_ in groups), default=0)
-        for told, type_name, reason, members in groups:
-            numbers = sum(member.parameters for member in members)
-            lines.append(f"{told:<12}{len(members):>4} x {type_name:<{width}}{numbers:>13,}  {_names(members)}")
+        for label, type_name, reason, members in groups:
+            parameters = sum(member.parameters for member in members)
+            lines.append(f"{label:<12}{len(members):>4} x {type_name:<{width}}{parameters:>13,}  {_names(members)}")
             if reason:
                 lines.append(f"{'':>19}{reason}")
         return "\n  ".join([*lines, *self._still_on()])
@@ -147,20 +147,20 @@ class Coverage:
     def _repr_html_(self) -> str:
         """The same table for a notebook."""
         cells = [
-            (told, f"{len(members)} x {type_name}", f"{sum(m.parameters for m in members):,}", _names(members), reason)
-            for told, type_name, reason, members in self._groups()
+            (label, f"{len(members)} x {type_name}", f"{sum(m.parameters for m in members):,}", _names(members), reason)
+            for label, type_name, reason, members in self._groups()
         ]
         head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
         still_on = "".join(f"<p>{html.escape(line)}</p>" for line in self._still_on())
-        above = "".join(f"<p>{html.escape(line)}</p>" for line in self._head())
-        return f"{above}<table><tr>{head}</tr>{body}</table>{still_on}"
+        summary = "".join(f"<p>{html.escape(line)}</p>" for line in self._head())
+        return f"{summary}<table><tr>{head}</tr>{body}</table>{still_on}"
 
 
 def coverage(
     model: nn.Module, method: Method | str | Sequence[Method | str] | ByLayer | None = None, *, where: WhereLike = None
 ) -> Coverage:
-    """Tell what the method that ``model`` carries reaches, or what one would reach that is applied to it.
+    """Tell what the method on ``model`` reaches, or what ``method`` would reach if it were applied.
 
     Args:
         model: a model, or any part of one; without a method everything in it is plain.
@@ -183,8 +183,8 @@ def coverage(
     """
     model = uncompiled(model)
     if method is None:
-        found = applications(model)
-        return _report(model, ", ".join(map(str, found)) or "no method", found[0].where if found else "")
+        records = applications(model)
+        return _report(model, ", ".join(map(str, records)) or "no method", records[0].where if records else "")
     rules, selection = rules_of(method), resolve(where, model)
     check_applicable(model)
     try:
@@ -203,21 +203,21 @@ def _report(model: nn.Module, methods: str, text: str) -> Coverage:
 
 
 def _held(model: nn.Module) -> Iterator[str]:
-    found = targets(model).values()
-    decaying = {id(p): p for target in found if (p := target.parameter()) is not None}
+    decay_targets = targets(model).values()
+    decaying = {id(p): p for target in decay_targets if (p := target.parameter()) is not None}
     if decaying:
         decay = "decays" if len(decaying) == 1 else "decay"
         line = f"{count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
-        dry = any(isinstance(target.anchor, OwnWeight) for target in found)
-        # Of weights in parts every rank would have to ask.
-        if not dry and not any(in_parts(p) or p.is_meta for p in decaying.values()):
+        dry_run = any(isinstance(target.anchor, OwnWeight) for target in decay_targets)
+        # For weights in parts every rank would have to ask.
+        if not dry_run and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):
                 used = radius_used(model)
                 farthest = max(used, key=lambda name: used[name], default="")
                 line += f"; the farthest is at {used[farthest]:.2f} of its radius: {farthest}" if used else ""
         yield line
-    if answering := output.held(model):
-        anchored = sum(len(one.anchors) for _, one in answering.values())
+    if output_anchors := output.held(model):
+        anchored = sum(len(entry.anchors) for _, entry in output_anchors.values())
         yield f"answers are held by {count(anchored, 'anchored parameter')}"
 
 

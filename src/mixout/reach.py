@@ -20,7 +20,7 @@ from mixout.selection import BODY, Selection, is_trained, parent
 Kind = Literal["mixed", "decayed", "plain", "bypassed"]
 
 ENOUGH = 0.5  # share of the body's FLOPs from which on apply_ says nothing
-# By name: raw parameters that are looked up, added or scaled with, and no matrices to multiply with.
+# Names of raw parameters that are looked up, added or used as a scale, but not multiplied with as a matrix.
 _LOOKED_UP = re.compile(
     r"emb|position|latent_query|(cls|class|mask|query)_token|(^|[._])(bias(es)?|scale|rel_pos|A_log)(_\w+)?$",
     re.IGNORECASE,
@@ -56,36 +56,36 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
     seen, seen_mixed = set[int](), set[int]()
     sites = lora.sites(model)
     mixed = [(name, module) for name, module in model.named_modules() if isinstance(module, Mixed)]
-    around = {f"{name}.{path}".lstrip("."): module for name, module in mixed for path in module._mixed.anchors}
+    mixer_of = {f"{name}.{path}".lstrip("."): module for name, module in mixed for path in module._mixed.anchors}
     called = {_group(sites, name) for name, module in mixed if module._mixed.called}
-    found = []
+    layer_rows = []
     for name, module in model.named_modules():
-        own = {field: p for field, p in module._parameters.items() if p is not None}
-        if not own:
+        params = {field: p for field, p in module._parameters.items() if p is not None}
+        if not params:
             continue
-        holders = {field: around[key] for field in own if (key := f"{name}.{field}".lstrip(".")) in around}
-        by = next(iter(holders.values()), None)
-        kind, reason = _kind(name, module, by, parent(model, name), sites, text)
-        if kind == "mixed" and by is not None and _group(sites, name) in called and not by._mixed.called:
+        mixers = {field: mixer_of[key] for field in params if (key := f"{name}.{field}".lstrip(".")) in mixer_of}
+        mixer = next(iter(mixers.values()), None)
+        kind, reason = _kind(name, module, mixer, parent(model, name), sites, text)
+        if kind == "mixed" and mixer is not None and _group(sites, name) in called and not mixer._mixed.called:
             kind, reason = "bypassed", "never called in training, while other layers were"
-        here = [own[field] for field in holders] if kind == "mixed" else []
+        mixed_params = [params[field] for field in mixers] if kind == "mixed" else []
         row = LayerCoverage(
             name=name,
             type=module._mixed.plain.__name__ if isinstance(module, Mixed) else type(module).__name__,
             kind=kind,
             reason=reason,
-            parameters=sum(_size(p) for p in own.values() if id(p) not in seen),
-            mixed_parameters=sum(_size(p) for p in here if id(p) not in seen_mixed),
+            parameters=sum(_size(p) for p in params.values() if id(p) not in seen),
+            mixed_parameters=sum(_size(p) for p in mixed_params if id(p) not in seen_mixed),
             flops=_flops(name, module),
         )
-        seen.update(map(id, own.values()))
-        seen_mixed.update(map(id, here))
-        found.append(row)
-    return tuple(found)
+        seen.update(map(id, params.values()))
+        seen_mixed.update(map(id, mixed_params))
+        layer_rows.append(row)
+    return tuple(layer_rows)
 
 
 def check_reach(model: nn.Module, selection: Selection) -> None:
-    """Warn where less than half of the FLOPs of trained weights is mixed; refuse where by default the last alone is."""
+    """Warn if less than half of the trained weights' FLOPs are mixed; refuse if by default only the last layer is."""
     inside = selection.covers if selection.preset else selection.mixes
     modules, sites = dict(model.named_modules()), lora.sites(model)
     counted = [
@@ -98,17 +98,17 @@ def check_reach(model: nn.Module, selection: Selection) -> None:
     share = sum(row.flops for row in reached) / total if total else 1.0
     if share >= ENOUGH:
         return
-    left = max((row for row in counted if row.kind != "mixed"), key=lambda row: row.flops)
-    largest = f"{left.name!r} ({left.type}, {left.flops / total:.0%}): {left.reason}"
-    alone = [row.name for row in counted if selection.mixes(row.name, modules[row.name])] == [counted[-1].name]
-    if selection.preset and alone:
+    missed = max((row for row in counted if row.kind != "mixed"), key=lambda row: row.flops)
+    largest = f"{missed.name!r} ({missed.type}, {missed.flops / total:.0%}): {missed.reason}"
+    only_last = [row.name for row in counted if selection.mixes(row.name, modules[row.name])] == [counted[-1].name]
+    if selection.preset and only_last:
         raise NothingMixedError(
             f"expected at least one layer to mix beside {counted[-1].name!r}, the last of the model, which is usually "
             f"a new head without pretrained weights, got none; the largest other module is {largest}"
         )
-    whole = "the pretrained body" if selection.preset else selection.text
+    region = "the pretrained body" if selection.preset else selection.text
     warnings.warn(
-        f"apply_ reaches {share:.0%} of the FLOPs of {whole}; the largest module that it does not reach is {largest}. "
+        f"apply_ reaches {share:.0%} of the FLOPs of {region}; the largest module that it does not reach is {largest}. "
         "print(mixout.coverage(model)) lists the others, and why",
         LowCoverageWarning,
         stacklevel=3,  # who called apply_
@@ -120,20 +120,20 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _group(sites: dict[str, Any], name: str) -> str:
-    """Layers that are trained together: an adapter that is activated after another one has not been called yet."""
+    """The adapter of a LoRA factor, else "": an adapter may not have been active, and so not called, yet."""
     return name.rpartition(".")[2] if lora.is_factor(sites, name) else ""
 
 
 def _kind(
-    name: str, module: nn.Module, by: Mixed | None, holder: nn.Module | None, sites: dict[str, Any], text: str
+    name: str, module: nn.Module, mixer: Mixed | None, holder: nn.Module | None, sites: dict[str, Any], text: str
 ) -> tuple[Kind, str]:
-    """What ``module``, held by ``holder`` and with weights that ``by`` mixes, is, and why."""
+    """The kind of ``module``, which lies in ``holder`` and whose weights ``mixer`` mixes, and the reason."""
     if lora.within(sites, name) is not None:
         return lora.coverage_row(sites, name, module)
     if isinstance(module, Mixed) and any(parameter(module, path) is None for path in module._mixed.anchors):
         return "bypassed", f"its weight {REPLACED}"
-    if by is not None:
-        return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(by) else ("mixed", "")
+    if mixer is not None:
+        return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(mixer) else ("mixed", "")
     if vars(module).get(DECAYED):
         return "decayed", ""
     if NEW in vars(module):
@@ -155,8 +155,8 @@ def _not_chosen(module: nn.Module, text: str, sites: dict[str, Any]) -> str:
     if sites and not is_trained(module):
         return "frozen, and without an adapter"
     if not is_linear(module):
-        kind = next((k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch.nn")), "nn.Module")
-        return f"not a linear layer: left out by default; add it with where=mixout.Where(types=(nn.Linear, nn.{kind}))"
+        name = next((k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch.nn")), "nn.Module")
+        return f"not a linear layer: left out by default; add it with where=mixout.Where(types=(nn.Linear, nn.{name}))"
     if text == f"where={BODY!r}":
         return f"left out by default ({text}): an output layer or a new head"
     return f"left out ({text})"
@@ -167,15 +167,15 @@ def _size(parameter: nn.Parameter) -> int:
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """A bias or a scale that is stored with dimensions of size 1 is none."""
+    """Whether at least two dimensions exceed 1: a bias or a scale may be stored with dimensions of size 1."""
     return not is_lazy(parameter) and sum(size > 1 for size in parameter.shape) >= 2
 
 
 def _flops(name: str, module: nn.Module) -> int:
-    """Also of the raw parameters of an unknown class, except for what is named like something that is looked up."""
-    known = set(weights(module))
-    if isinstance(module, nn.Embedding) or (not known and "Embedding" in type(module).__name__):
+    """Raw parameters of an unknown class count too, unless their names say that they are looked up."""
+    mixable = set(weights(module))
+    if isinstance(module, nn.Embedding) or (not mixable and "Embedding" in type(module).__name__):
         return 0
     matrices = {key: p for key, p in module._parameters.items() if p is not None and _is_matrix(p)}
-    multiplied = [key for key in matrices if key in known | {"weight"} or not _LOOKED_UP.search(f"{name}.{key}")]
+    multiplied = [key for key in matrices if key in mixable | {"weight"} or not _LOOKED_UP.search(f"{name}.{key}")]
     return sum(matrices[key].numel() for key in multiplied)

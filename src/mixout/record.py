@@ -26,7 +26,7 @@ from mixout.masks import check_p
 from mixout.methods import Method, spell
 from mixout.seeds import SharedSeed
 
-# Attributes of a module: what was applied to it; it was left out, since the anchor has no weight for it.
+# Attributes of a module. FIELD: what was applied to it. NEW: it was left out, as the anchor has no weight for it.
 FIELD, NEW = "_mixout", "_mixout_new"
 
 # The tags that TRL's trainers of policy gradients give their model, from which they sample and which they then train.
@@ -48,15 +48,15 @@ class Applied:
 
 def applications(model: nn.Module) -> list[Applied]:
     """What was applied to ``model`` or to parts of it, in the order of the first module of each."""
-    return list(dict.fromkeys(held for module in model.modules() if (held := applied_here(module)) is not None))
+    return list(dict.fromkeys(applied for module in model.modules() if (applied := applied_here(module)) is not None))
 
 
 def applied_to(model: nn.Module) -> list[Applied]:
-    """:func:`applications`, at least one."""
-    found = applications(model)
-    if not found:
+    """What :func:`applications` returns; raises if it is empty."""
+    records = applications(model)
+    if not records:
         raise NotAppliedError("apply_ has not been called on this model; call mixout.apply_(model, method) first")
-    return found
+    return records
 
 
 def applied_here(module: nn.Module) -> Applied | None:
@@ -74,12 +74,12 @@ def set_p_(model: nn.Module, p: float) -> None:
         NotAppliedError: if the model carries no mixing method.
         TypeError, ValueError: if ``p`` is not a number in [0, 1].
     """
-    found = applied_to(model)
-    mixings = [applied.mixing for applied in found if applied.mixing is not None]
+    records = applied_to(model)
+    mixings = [record.mixing for record in records if record.mixing is not None]
     if not mixings:
-        raise NotAppliedError(f"expected a mixing method, got {', '.join(map(str, found))}")
-    checked = [check_p(p, mixing.noise) for mixing in mixings]
-    for mixing, value in zip(mixings, checked, strict=True):
+        raise NotAppliedError(f"expected a mixing method, got {', '.join(map(str, records))}")
+    values = [check_p(p, mixing.noise) for mixing in mixings]
+    for mixing, value in zip(mixings, values, strict=True):
         mixing.set_p(value)
 
 
@@ -87,19 +87,19 @@ def follow_(model: nn.Module, p: float) -> None:
     """Change p as a schedule says: the largest becomes ``p``, others keep the methods' proportion to it."""
     set_p_(model, p)
     mixings = [applied.mixing for applied in applications(model) if applied.mixing is not None]
-    most = max(mixing.stated for mixing in mixings)
+    largest = max(mixing.stated for mixing in mixings)
     for mixing in mixings:
-        if mixing.stated < most:
-            mixing.set_p(p * mixing.stated / most)
+        if mixing.stated < largest:
+            mixing.set_p(p * mixing.stated / largest)
 
 
 def subject(methods: str, anchors: Mapping[str, Mapping[str, AnchorTensor]]) -> str:
     """What ranks must have in common, in short: the methods, the layers, and the anchors of their weights."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, held in anchors.items():
-        for path, anchor in held.items():
-            found.update(f"{name}:{path}:{anchor.digest}".encode())
-    return f"{methods} on {len(anchors)} layers, digest of layers and anchors {found.hexdigest()}"
+    hasher = hashlib.blake2b(digest_size=8)
+    for name, by_path in anchors.items():
+        for path, anchor in by_path.items():
+            hasher.update(f"{name}:{path}:{anchor.digest}".encode())
+    return f"{methods} on {len(anchors)} layers, digest of layers and anchors {hasher.hexdigest()}"
 
 
 @contextmanager
@@ -146,9 +146,9 @@ def check_policy(model: Any) -> None:  # noqa: ANN401  any module
         )
 
 
-def _mixing(applied: list[Applied]) -> list[Mixing]:
-    """Of those that mix and are not switched off."""
-    return [one.mixing for one in applied if one.mixing is not None and not one.mixing.off]
+def _mixing(records: list[Applied]) -> list[Mixing]:
+    """The mixing of each record that mixes and is not switched off."""
+    return [record.mixing for record in records if record.mixing is not None and not record.mixing.off]
 
 
 class PlainGenerate:

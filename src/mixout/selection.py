@@ -1,7 +1,7 @@
 """``where``: which layers a method acts on; and what a model tells of itself: its pretrained body, and its blocks.
 
-Models of transformers, timm and torchvision tell their output layers and new heads, also within other modules: what
-lies around is then no body. A model that holds none of these is body all over.
+Models of transformers, timm and torchvision say which layers are outputs and new heads, also inside other modules. What
+surrounds such a model is not body. A model that contains none of them is body as a whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FEEDS_NONLINEARITY = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    r"""Regular expressions on dotted module names (``re.search``): in if any of ``include`` and none of ``exclude``.
+    r"""Chooses dotted module names by ``re.search``: any of ``include`` must match, and none of ``exclude``.
 
     Args:
         include: one expression or several.
@@ -68,30 +68,30 @@ class Where:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"expected a regular expression in where, got {pattern!r}: {error}") from error
-        for kind in _several(self.types or ()):
-            if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-                raise TypeError(f"expected types= as classes of modules, such as nn.Embedding, got {kind!r}")
+        for layer_type in _several(self.types or ()):
+            if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+                raise TypeError(f"expected types= as classes of modules, such as nn.Embedding, got {layer_type!r}")
 
     def names(self, name: str) -> bool:
         """Whether a module called ``name`` is in, whatever its class."""
-        inside, outside = (any(re.search(p, name) for p in _several(one)) for one in (self.include, self.exclude))
+        inside, outside = (any(re.search(p, name) for p in _several(exprs)) for exprs in (self.include, self.exclude))
         return inside and not outside
 
     def __call__(self, name: str, module: nn.Module) -> bool:
         """Whether a layer called ``name`` is in."""
-        right = is_linear(module) if self.types is None else isinstance(module, _several(self.types))
-        return right and self.names(name)
+        right_type = is_linear(module) if self.types is None else isinstance(module, _several(self.types))
+        return right_type and self.names(name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """What ``where`` means for one model."""
 
-    mixes: Selector  # of layers that can be mixed, which a mixing method takes
-    covers: Selector  # of modules that hold parameters, whose weights a decay takes
+    mixes: Selector  # which layers, of those that can be mixed, a mixing method takes
+    covers: Selector  # which modules, of those that hold parameters, a decay takes
     text: str = ""  # what the caller wrote, for messages and reports
     preset: bool = False  # the caller chose a preset, or nothing
-    may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not tell its heads
+    may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not name its heads
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
         """Each parameter that is covered, by its dotted name, and the module that holds it."""
@@ -120,7 +120,7 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
     if where is None or where in (BODY, PAPER, ALL):
         preset = where or BODY
         inside = (lambda *_: True) if preset == ALL else body(model)
-        may_lack = preset != ALL and not _parts(model)[0]  # no part tells its heads
+        may_lack = preset != ALL and not _parts(model)[0]  # no part names its heads
         if preset == PAPER and not any(_FEEDS_NONLINEARITY.search(name) for name, _ in model.named_modules()):
             raise ValueError(
                 'expected a feed-forward block whose first layer where="paper" can leave out, found none by name; '
@@ -128,20 +128,20 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
             )
 
         def mixes(name: str, module: nn.Module) -> bool:
-            fed = preset == PAPER and _FEEDS_NONLINEARITY.search(name)
-            return is_linear(module) and inside(name, module) and not fed
+            feeds = preset == PAPER and _FEEDS_NONLINEARITY.search(name)
+            return is_linear(module) and inside(name, module) and not feeds
 
         return Selection(mixes=mixes, covers=inside, text=f"where={preset!r}", preset=True, may_lack=may_lack)
-    chosen = Where(include=where) if isinstance(where, str) else where
-    if isinstance(chosen, Where):
-        covers = chosen if chosen.types else lambda name, _: chosen.names(name)  # a decay takes all types
-        return Selection(mixes=chosen, covers=covers, text=f"where={where!r}")
-    if not callable(chosen):
+    selector = Where(include=where) if isinstance(where, str) else where
+    if isinstance(selector, Where):
+        covers = selector if selector.types else lambda name, _: selector.names(name)  # a decay takes all types
+        return Selection(mixes=selector, covers=covers, text=f"where={where!r}")
+    if not callable(selector):
         raise TypeError(
             "expected where to be mixout.BODY, PAPER or ALL, a regular expression, a mixout.Where "
             f"or a predicate (name, module) -> bool, got {where!r}"
         )
-    predicate = _checked(chosen)
+    predicate = _checked(selector)
     return Selection(mixes=predicate, covers=predicate, text=f"where={getattr(where, '__name__', where)}")
 
 
@@ -151,13 +151,13 @@ def _checked(predicate: Callable[..., object]) -> Selector:
     try:
         signature = inspect.signature(predicate)
         signature.bind("", None)
-        named = [p.name for p in signature.parameters.values()][:2]
+        names = [p.name for p in signature.parameters.values()][:2]
     except TypeError as error:
         raise TypeError(f"{expected}, got {predicate!r}: {error}") from error
-    except ValueError:  # a builtin that tells no signature
-        named = []
-    if named[:1] in (["module"], ["mod"], ["m"]) or named[1:] in (["name"], ["fqn"]):
-        raise TypeError(f"{expected}, got one that takes ({', '.join(named)}); exchange the two")
+    except ValueError:  # a builtin without a signature
+        names = []
+    if names[:1] in (["module"], ["mod"], ["m"]) or names[1:] in (["name"], ["fqn"]):
+        raise TypeError(f"{expected}, got one that takes ({', '.join(names)}); exchange the two")
 
     return lambda name, module: bool(predicate(name, module))
 
@@ -172,16 +172,16 @@ def body(model: nn.Module) -> Callable[[str, nn.Module], bool]:
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The blocks of ``model`` by name, in order: the members of its outermost module lists that hold parameters."""
-    lists: list[str] = []
+    list_names: list[str] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        inside = any(name.startswith(f"{list_name}.") for list_name in list_names)
         if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
-            lists.append(name)
+            list_names.append(name)
             yield from ((f"{name}.{number}", block) for number, block in enumerate(module))
 
 
 def _parts(model: nn.Module) -> tuple[set[int], set[int]]:
-    """The ids of the modules of pretrained bodies, and of output layers; none where no part tells them."""
+    """The ids of the modules of pretrained bodies, and of output layers; both empty if no part names them."""
     inside: set[int] = set()
     outside: set[int] = set()
     for module in model.modules():
@@ -193,7 +193,7 @@ def _parts(model: nn.Module) -> tuple[set[int], set[int]]:
 
 def _of_transformers(module: Any) -> _Parts:  # noqa: ANN401
     """The body and the output embedding of a model of transformers; nothing for another module."""
-    # Of the class: wrappers such as peft's hand their model's attributes through.
+    # Asked of the class: wrappers such as peft's pass their model's attributes on.
     if not isinstance(getattr(type(module), "base_model_prefix", None), str):
         return [], []
     output, base = module.get_output_embeddings(), module.base_model
@@ -201,14 +201,14 @@ def _of_transformers(module: Any) -> _Parts:  # noqa: ANN401
 
 
 def _of_others(module: Any, inside: set[int]) -> _Parts:  # noqa: ANN401
-    """The same for a model of timm, which tells its classifier, and of torchvision, where it has a usual name."""
+    """The same for a model of timm, which returns its classifier, and of torchvision, whose head has a usual name."""
     if callable(getattr(type(module), "get_classifier", None)):
-        found = module.get_classifier()
-        several = found if isinstance(found, (tuple, list)) else [found]
-        return [module], [head for head in several if isinstance(head, nn.Module)]
+        classifier = module.get_classifier()
+        classifiers = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+        return [module], [head for head in classifiers if isinstance(head, nn.Module)]
     if type(module).__module__.startswith("torchvision.models.") and id(module) not in inside:
-        ends = [child for name, child in module.named_children() if name in ("fc", "classifier", "head", "heads")]
-        linears: list[nn.Module] = [m for end in ends for m in end.modules() if isinstance(m, nn.Linear)]
+        heads = [child for name, child in module.named_children() if name in ("fc", "classifier", "head", "heads")]
+        linears: list[nn.Module] = [m for head in heads for m in head.modules() if isinstance(m, nn.Linear)]
         return [module], linears[-1:]
     return [], []
 
@@ -217,19 +217,19 @@ def _has_head(module: nn.Module) -> bool:
     """Whether a model of transformers that is its own ``base_model`` is a body with a head around it."""
     # CLIPForImageClassification does not keep its body under its prefix: the pretrained models among its parts are the
     # body. Beside a list of layers such a part is a feature extractor (LightGlueForKeypointMatching).
-    parts = (type(m) for m in module.modules() if m is not module)
+    classes = (type(m) for m in module.modules() if m is not module)
     lists = (child for child in module.children() if isinstance(child, nn.ModuleList))
     return (
         re.search(r"For[A-Z]", type(module).__name__) is not None
-        and any(isinstance(getattr(kind, "base_model_prefix", None), str) for kind in parts)
-        and not any(True for one in lists for _ in one.parameters())
+        and any(isinstance(getattr(cls, "base_model_prefix", None), str) for cls in classes)
+        and not any(True for layers in lists for _ in layers.parameters())
     )
 
 
 def is_trained(module: nn.Module) -> bool:
     """Whether a weight of ``module`` that can be mixed requires a gradient."""
-    found = (parameter(module, path) for path in weights(module))
-    return any(weight is not None and weight.requires_grad for weight in found)
+    layer_weights = (parameter(module, path) for path in weights(module))
+    return any(weight is not None and weight.requires_grad for weight in layer_weights)
 
 
 def parent(model: nn.Module, name: str) -> nn.Module | None:
@@ -245,12 +245,12 @@ def chosen(
     adapted: dict[str, tuple[Any, list[str]]] = {}
     reasons, sites = [], lora.sites(model)
     for name, site in sites.items():
-        base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some kinds of adapters wrap none
+        base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some types of adapters wrap no base
         if not selection.mixes(name, base):
             continue
         problems = lora.problems(site, unit)
-        if found := [one for one, problem in problems.items() if problem is None]:
-            adapted[name] = site, found
+        if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
+            adapted[name] = site, adapters
         else:
             reasons.append(f"{name}: {next(iter(problems.values()))}")
     for name, module in model.named_modules():
@@ -274,9 +274,9 @@ def chosen(
 
 def _others(model: nn.Module) -> str:
     """The type of most of the layers that could be mixed, for a message."""
-    found = Counter(type(m).__name__ for m in model.modules() if entry_of(m) is not None and not is_linear(m))
-    return "".join(f"; choose its {n} x {kind} with types={kind}" for kind, n in found.most_common(1))
+    counts = Counter(type(m).__name__ for m in model.modules() if entry_of(m) is not None and not is_linear(m))
+    return "".join(f"; choose its {n} x {type_name} with types={type_name}" for type_name, n in counts.most_common(1))
 
 
-def _several(given: Any) -> tuple[Any, ...]:  # noqa: ANN401
-    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
+def _several(value: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
