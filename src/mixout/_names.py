@@ -1,4 +1,4 @@
-"""Names that are not there: an error that tells the new one, or the one that was meant. And counts in words."""
+"""Errors for names that do not exist, with the new name or the one that was meant; and counts in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
 
     def look_up(name: str) -> NoReturn:
         missing = f"module {module!r} has no attribute {name!r}"
-        if name in names:  # no AttributeError: ``from module import name`` replaces its words by its own
+        if name in names:  # no AttributeError: ``from module import name`` would replace its message
             raise ImportError(f"{missing}; it is called {names[name]} now")
         raise AttributeError(missing)
 
@@ -21,7 +21,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown ``name``: "; did you mean 'mixout'?", or nothing."""
-    folded = {one.lower().replace("-", "_"): one for one in valid}
+    folded = {candidate.lower().replace("-", "_"): candidate for candidate in valid}
     close = difflib.get_close_matches(name.lower().replace("-", "_"), list(folded), n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""
 

@@ -58,16 +58,16 @@ def apply_(
     Args:
         model: any module.
         method: one method, or several that are combined; at most one of them mixes. Text such as ``"mixout(0.9)"``
-            counts as the methods that it names, see :func:`mixout.methods.parse`. Or by layer: a dict from regular
-            expressions on the layers' names to methods, of which the first that fits counts; layers that none fits are
-            left out. :func:`mixout.by_depth` makes such a dict.
+            stands for the methods that it names, see :func:`mixout.methods.parse`. Or by layer: a dict from regular
+            expressions on layer names to methods. The first expression that matches a layer decides; layers that none
+            matches are left out. :func:`mixout.by_depth` makes such a dict.
         where: which layers: None or :data:`mixout.BODY`, all linear layers of the pretrained body;
             :data:`mixout.PAPER`, those that follow a dropout in the paper; :data:`mixout.ALL`, every linear layer; a
             regular expression on the names of linear layers; a :class:`mixout.Where`, for other types of layers too; or
             a predicate ``(name, module) -> bool`` on all layers that can be mixed.
         anchor: what is mixed in: None for a copy of the current weights; a state dict; a safetensors file or a folder
             that holds one; another model; or 0. :class:`Anchor` says how it is kept. A layer that it lacks is left out
-            as new, where nothing else tells a model's new head.
+            as new, where nothing else says which layers are a new head.
         seed: None for masks from torch's default generators, as dropout's; an integer for masks that follow from it
             alone. :class:`Seed` says which ranks share them.
         keep_dropout: leave the model's own dropouts on beside a mixing method.
@@ -98,8 +98,8 @@ def apply_(
 
     Source: Lee et al. 2020, section 3.
     """
-    kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
-    seeded = seed if isinstance(seed, Seed) else Seed(seed)
+    anchor_spec = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
+    seed_spec = seed if isinstance(seed, Seed) else Seed(seed)
     for name in former:
         raise TypeError(
             f"apply_ takes no keyword {name!r}; {_FORMER[name]}" if name in _FORMER
@@ -108,32 +108,32 @@ def apply_(
     if form not in FORMS:
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)
-    methods = tuple(dict.fromkeys(one for several in rules.values() for one in several))
-    whole, model = model, uncompiled(model)
-    for several in rules.values():
-        _check_methods(several, kept.source)
+    methods = tuple(dict.fromkeys(m for group in rules.values() for m in group))
+    original, model = model, uncompiled(model)
+    for group in rules.values():
+        _check_methods(group, anchor_spec.source)
     selection = resolve(where, model)
     check_applicable(model)
     reshard_(model)
-    anchors = AnchorStore(model, kept)
+    anchors = AnchorStore(model, anchor_spec)
     try:
-        layers = install_(model, rules, selection, anchors, seeded, form, keep_dropout=keep_dropout)
+        layers = install_(model, rules, selection, anchors, seed_spec, form, keep_dropout=keep_dropout)
         if layers:
             check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
-        if layers and all(isinstance(one, Mixed) and is_frozen(one) for one in layers.values()):
+        if layers and all(isinstance(layer, Mixed) and is_frozen(layer) for layer in layers.values()):
             warnings.warn(
                 f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {spell(methods)} mixes "
                 "nothing until one does; choose layers that are trained with where=, or unfreeze these",
                 FrozenLayersWarning,
                 stacklevel=2,
             )
-        reads = layers and any(isinstance(one, MixingMethod) and one.anchor == "given" for one in methods)
-        if kept.source is None and (reads or any(isinstance(one, (AnchorDecay, OutputAnchor)) for one in methods)):
+        reads = layers and any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
+        if anchor_spec.source is None and (reads or any(isinstance(m, (AnchorDecay, OutputAnchor)) for m in methods)):
             warn_if_fine_tuned(model)
     except BaseException:  # a warning too, where warnings are errors
         undo_(model)
         raise
-    return whole
+    return original
 
 
 def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, Method]:
@@ -165,8 +165,8 @@ def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, M
             "write the methods by layer as a dict"
         )
     last = len(names) - 1
-    found = {f"^{re.escape(name)}(\\.|$)": method(place / max(1, last)) for place, name in enumerate(names[:-1])}
-    return {**found, "": method(1.0)}
+    methods = {f"^{re.escape(name)}(\\.|$)": method(index / max(1, last)) for index, name in enumerate(names[:-1])}
+    return {**methods, "": method(1.0)}
 
 
 def rules_of(method: Any) -> Rules:  # noqa: ANN401  whatever a caller may write
@@ -174,14 +174,14 @@ def rules_of(method: Any) -> Rules:  # noqa: ANN401  whatever a caller may write
     if not isinstance(method, Mapping):
         return {"": as_methods(method)}
     rules = {}
-    for pattern, given in method.items():
+    for pattern, methods in method.items():
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            what = f"expected regular expressions as keys of the methods, got {pattern!r}: {error}"
-            raise ValueError(what) from error
-        rules[pattern] = as_methods(given)
-        if any(isinstance(one, Dropout) for one in rules[pattern]):
+            message = f"expected regular expressions as keys of the methods, got {pattern!r}: {error}"
+            raise ValueError(message) from error
+        rules[pattern] = as_methods(methods)
+        if any(isinstance(m, Dropout) for m in rules[pattern]):
             raise ValueError(
                 f"expected methods that act on layers, got Dropout for {pattern!r}, which sets all of the model's "
                 "dropouts; leave it out, or pass keep_dropout=True to keep them as they are"

@@ -1,7 +1,7 @@
 r"""Drop a share of what training has changed, after it: :math:`w \leftarrow u + \frac{M}{1-p} (w - u)`, one draw.
 
 With a random number for each element this is DARE (Yu et al. 2023, arXiv 2311.03099), and one training pass of
-mixconnect; with one for each input neuron, one of mixout. It scores nothing. In between: :func:`mixout.interpolate_`.
+mixconnect; with one for each input neuron, one of mixout. No number is scored. In between: :func:`mixout.interpolate_`.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ def drop_(
     p = check_p(p)
     # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
     for name, module, weight, start in covered(uncompiled(model), anchor, where):
-        zero = torch.zeros_like(weight) if start is None else start
+        u = torch.zeros_like(weight) if start is None else start
         if unit == "element":  # as one row, whatever the number of dimensions
-            rows = weight.reshape(1, -1), zero.reshape(1, -1)
+            rows = weight.reshape(1, -1), u.reshape(1, -1)
             weight.copy_(mix(*rows, p, unit="element", stream=Stream(seed, name)).view_as(weight))
         elif weight.dim() >= 2:
             entry = entry_of_mixed(module) if isinstance(module, Mixed) else entry_of(module)
             layout = {} if entry is None else entry.weights(module)
             options = MixOptions(p, unit, stream=Stream(seed, name))
-            weight.copy_(phi_of(weight, zero, layout.get(name.rpartition(".")[2], Layout()), options))
+            weight.copy_(phi_of(weight, u, layout.get(name.rpartition(".")[2], Layout()), options))
     return model
 
 

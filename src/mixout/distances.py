@@ -47,57 +47,57 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     In blocks: no copy of the weight's size is made.
     """
     weight, largest = weight.detach(), order == math.inf
-    near = None if anchor is None else laid_out(anchor, weight)
-    found = _of_blocks(_differences(weight, near), order)
-    if not largest and not _SQUARES_FIT[0] < float(found) < _SQUARES_FIT[1]:  # rare: once more, in float64
-        found = _of_blocks((one.double() for one in _differences(weight, near)), order)
+    u = None if anchor is None else laid_out(anchor, weight)
+    value = _of_blocks(_differences(weight, u), order)
+    if not largest and not _SQUARES_FIT[0] < float(value) < _SQUARES_FIT[1]:  # rare: once more, in float64
+        value = _of_blocks((block.double() for block in _differences(weight, u)), order)
     if hasattr(weight, "placements"):
-        found = of_all_ranks(found, weight, largest=True) if largest else of_all_ranks(found**2, weight).sqrt()
-    return float(found)
+        value = of_all_ranks(value, weight, largest=True) if largest else of_all_ranks(value**2, weight).sqrt()
+    return float(value)
 
 
-def _of_blocks(each: Iterator[Tensor], order: float) -> Tensor:
+def _of_blocks(diffs: Iterator[Tensor], order: float) -> Tensor:
     if order == math.inf:
-        largest = [one.abs().amax() if one.numel() else one.new_zeros(()) for one in each]  # vector_norm is slow here
+        largest = [diff.abs().amax() if diff.numel() else diff.new_zeros(()) for diff in diffs]  # vector_norm is slow
         return torch.stack(largest).amax().double()
     norms: list[Tensor] = []
-    for one in each:
-        # float32 adds 8 sums of 4,000 numbers.
-        serial = one.dim() == 1 and one.numel() <= _SERIAL
-        norms.append(torch.linalg.vector_norm(one, dtype=None if serial else torch.float64))
+    for diff in diffs:
+        # In float32 these are 8 sums of 4,000 numbers each.
+        serial = diff.dim() == 1 and diff.numel() <= _SERIAL
+        norms.append(torch.linalg.vector_norm(diff, dtype=None if serial else torch.float64))
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)
     return total
 
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
-    """Of each block w - u, which lasts until the next is asked for."""
+    """W - u of each block, valid until the next one is asked for."""
     device = weight.device if weight.is_cuda else torch.device("cpu")  # MPS has no double precision
-    room = torch.empty(0, device=device)
+    buffer = torch.empty(0, device=device)
     for block in blocks(weight, anchor, most=_SERIAL):
-        given = [one for one in block if one is not None]
-        dtype = torch.float32 if all(one.dtype in _NARROW for one in given) else torch.float64
-        w, *u = (one.to(device, dtype) for one in given)
+        tensors = [tensor for tensor in block if tensor is not None]
+        dtype = torch.float32 if all(tensor.dtype in _NARROW for tensor in tensors) else torch.float64
+        w, *u = (tensor.to(device, dtype) for tensor in tensors)
         if not u:
             yield w
         elif w.is_cuda or w.dim() != 1:
             yield w - u[0]
-        else:  # in the memory of the last one: the system would be asked for new memory each time
-            room = room.to(dtype).resize_(w.shape)
-            yield torch.sub(w, u[0], out=room)
+        else:  # in one buffer, as the system would else be asked for new memory each time
+            buffer = buffer.to(dtype).resize_(w.shape)
+            yield torch.sub(w, u[0], out=buffer)
 
 
 def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:
-    """Views of this rank's numbers of each, None for None, so small that what is computed of them stays in a cache.
+    """Views of this rank's part of each tensor (None for None), small enough that results stay in a cache.
 
-    On a host ``most`` is the largest number of a block.
+    On a host ``most`` is the largest number of elements in a block.
     """
-    own: list[Any] = [local(one) for one in (first, *others)]
-    given = [one for one in own if one is not None]
-    if all(one.is_contiguous() for one in given):
-        own = [None if one is None else one.view(-1) for one in own]
-    size, length = (_GPU_BLOCK if first.is_cuda else most or _BLOCK), len(own[0])
-    rows = max(1, size * length // max(1, own[0].numel()))
-    return zip(*(repeat(None) if one is None else one.split(rows) for one in own), strict=False)
+    parts: list[Any] = [local(tensor) for tensor in (first, *others)]
+    tensors = [part for part in parts if part is not None]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        parts = [None if part is None else part.view(-1) for part in parts]
+    size, length = (_GPU_BLOCK if first.is_cuda else most or _BLOCK), len(parts[0])
+    rows = max(1, size * length // max(1, parts[0].numel()))
+    return zip(*(repeat(None) if part is None else part.split(rows) for part in parts), strict=False)
 
 
 def of_all_ranks(own: Tensor, weight: Tensor, *, largest: bool = False) -> Tensor:
@@ -105,5 +105,5 @@ def of_all_ranks(own: Tensor, weight: Tensor, *, largest: bool = False) -> Tenso
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     mesh, partial = weight.device_mesh, Partial("max" if largest else "sum")  # type: ignore[attr-defined]
-    placements = [Replicate() if one.is_replicate() else partial for one in weight.placements]  # type: ignore[attr-defined]
+    placements = [Replicate() if placement.is_replicate() else partial for placement in weight.placements]  # type: ignore[attr-defined]
     return DTensor.from_local(own.to(mesh.device_type), mesh, placements, run_check=False).full_tensor()

@@ -48,7 +48,7 @@ READ_FROM_CONFIG = {
 }
 """Fields that modules of transformers, by class name, read as ``self.config.FIELD`` outside of their constructor."""
 
-# They make their nn.Dropout anew, from their configuration, when their first forward changes the kind of attention.
+# These create their nn.Dropout again, from their configuration, if their first forward changes the type of attention.
 _MAKES_DROPOUTS = {
     "BigBirdAttention": "attention_probs_dropout_prob",
     "BigBirdPegasusEncoderAttention": "attention_dropout",
@@ -94,14 +94,14 @@ def set_(model: nn.Module, p: float) -> list[DropoutSite]:
     copies: dict[int, Any] = {}  # of configurations: modules that share one share its copy
     for site in sites:
         module = model.get_submodule(site.module)
-        before = vars(module).setdefault(FIELD, {})
+        saved = vars(module).setdefault(FIELD, {})
         if site.kind != "config":
-            before.setdefault(site.field, getattr(module, site.field))
+            saved.setdefault(site.field, getattr(module, site.field))
             setattr(module, site.field, p)
             continue
-        if "config" not in before:
+        if "config" not in saved:
             config: Any = module.config
-            before["config"] = config
+            saved["config"] = config
             module.config = copies.setdefault(id(config), copy.copy(config))
         setattr(module.config, site.field, p)
     return sites
@@ -110,14 +110,14 @@ def set_(model: nn.Module, p: float) -> list[DropoutSite]:
 def restore_(model: nn.Module) -> None:
     """Undo :func:`set_`, in every module of ``model`` that was changed."""
     for module in model.modules():
-        for field, before in vars(module).pop(FIELD, {}).items():
-            setattr(module, field, before)
-            made_from = _MAKES_DROPOUTS.get(type(module).__name__)
-            if field != "config" or made_from is None:
+        for field, saved in vars(module).pop(FIELD, {}).items():
+            setattr(module, field, saved)
+            config_field = _MAKES_DROPOUTS.get(type(module).__name__)
+            if field != "config" or config_field is None:
                 continue
-            for made in module.modules():
-                if isinstance(made, _MODULES) and FIELD not in vars(made):  # made since, from the copy
-                    made.p = getattr(before, made_from)
+            for dropout in module.modules():
+                if isinstance(dropout, _MODULES) and FIELD not in vars(dropout):  # created since, from the copy
+                    dropout.p = getattr(saved, config_field)
 
 
 def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
@@ -127,8 +127,8 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
     drops_layers = _OF_LAYERS.search(type(module).__name__) is not None
     for field, value in vars(module).items():
         if _HAS_DROP.search(field) and _is_probability(value):
-            known = _DROPOUT.search(field) and not drops_layers and not _OF_LAYERS.search(field)
-            yield DropoutSite(module=name, field=field, p=float(value), kind="attribute" if known else "left")
+            is_dropout = _DROPOUT.search(field) and not drops_layers and not _OF_LAYERS.search(field)
+            yield DropoutSite(module=name, field=field, p=float(value), kind="attribute" if is_dropout else "left")
     classes = {base.__name__ for base in type(module).__mro__}
     for field, readers in READ_FROM_CONFIG.items():
         value = getattr(getattr(module, "config", None), field, None)

@@ -116,11 +116,11 @@ def missing_module(error: ImportError) -> str | None:
         >>> missing_module(ModuleNotFoundError("no a.b", name="a.b")), missing_module(ModuleNotFoundError("broken"))
         ('a', None)
     """
-    found: BaseException | None = error
-    while isinstance(found, ImportError):
-        if found.name:
-            return found.name.partition(".")[0]
-        found = found.__cause__
+    cause: BaseException | None = error
+    while isinstance(cause, ImportError):
+        if cause.name:
+            return cause.name.partition(".")[0]
+        cause = cause.__cause__
     return None
 
 

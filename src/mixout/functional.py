@@ -161,15 +161,15 @@ def mixed_embedding(
         >>> mixed_embedding(torch.tensor([3]), w, u, p=1.0)
         tensor([[0., 0.]])
     """
-    given = _checked(weight, anchor, MixOptions(p, unit, gradient, noise, stream), 0)
-    return embedding_pass(index, weight, anchor, given, **options)
+    mix_options = _checked(weight, anchor, MixOptions(p, unit, gradient, noise, stream), 0)
+    return embedding_pass(index, weight, anchor, mix_options, **options)
 
 
 def _checked(weight: Tensor, anchor: Tensor | None, options: MixOptions, input_dim: int) -> MixOptions:
     """``options`` with p as a number, except in a compiled graph, which cannot look into a tensor."""
-    for name, known in (("unit", UNITS), ("gradient", GRADIENTS), ("noise", NOISES), ("form", FORMS)):
-        if (value := getattr(options, name)) not in known:
-            raise ValueError(f"expected {name} in {known}, got {value!r}")
+    for name, allowed in (("unit", UNITS), ("gradient", GRADIENTS), ("noise", NOISES), ("form", FORMS)):
+        if (value := getattr(options, name)) not in allowed:
+            raise ValueError(f"expected {name} in {allowed}, got {value!r}")
     if input_dim not in (0, 1):
         raise ValueError(f"expected input_dim 0 or 1, got {input_dim}")
     if weight.dim() < 2:

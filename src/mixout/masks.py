@@ -52,16 +52,16 @@ def scale_of(p: float | Tensor) -> Any:  # noqa: ANN401  a tensor of a tensor, e
 
 
 def once_a_period(make: Callable[Given, Tensor]) -> Callable[Given, Tensor]:
-    """``make``; within a period of its ``stream`` what it gave before for the same other arguments."""
+    """``make``; within a period of its ``stream``, equal arguments give the tensor that it returned before."""
 
     @functools.wraps(make)
     def held(*args: Given.args, **options: Given.kwargs) -> Tensor:
         stream: Any = options.get("stream")
         if stream is None or stream.period is None or torch.compiler.is_compiling():
             return make(*args, **options)
-        others = tuple(value for name, value in options.items() if name != "stream")
-        found: Tensor = stream.once((stream.period.index, make, args, others), lambda: make(*args, **options))
-        return found
+        values = tuple(value for name, value in options.items() if name != "stream")
+        mask: Tensor = stream.once((stream.period.index, make, args, values), lambda: make(*args, **options))
+        return mask
 
     return held
 
@@ -108,8 +108,8 @@ def draw_element_coefficients(
     shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
 ) -> Tensor:
     """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers."""
-    kept = (stream is not None and stream.period is not None) or not _may_change()
-    if kept or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
+    immutable = (stream is not None and stream.period is not None) or not _may_change()
+    if immutable or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
         return draw_elements(shape, p, device=device, stream=stream).to(dtype).mul(scale_of(p))
     scale = torch.tensor(scale_of(p), dtype=dtype, device="cpu").view(torch.int32)
     # 1 or 0, times the bits of the scale: three passes that allocate nothing.
@@ -117,7 +117,7 @@ def draw_element_coefficients(
 
 
 def _integers(shape: tuple[int, ...], stream: Stream | None, device: torch.device) -> Tensor:
-    """Random integers of 32 bits on the host, two of each draw."""
+    """Random integers of 32 bits on the host, two from each draw."""
     generator = None if stream is None else stream.generator(device, graded=torch.is_grad_enabled())
     count = math.prod(shape)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count // 2),), device="cpu", generator=generator)
@@ -125,7 +125,7 @@ def _integers(shape: tuple[int, ...], stream: Stream | None, device: torch.devic
 
 
 def _bound(p: float) -> int:
-    """From which of them on the weight is kept; 2^31, which none reaches, for none."""
+    """The integer from which on a weight is kept; 2^31, which no integer reaches, if none is."""
     return round(2**32 * p) - 2**31
 
 
@@ -160,7 +160,7 @@ def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """P, and 1/(1-p) and 0 in ``dtype``: as tensors of the right dtype torch takes them faster than as numbers."""
     values = (p, torch.float32), (scale_of(p), dtype), (0.0, dtype)
-    bound, scale, zero = (torch.tensor(value, dtype=kind, device="cpu") for value, kind in values)
+    bound, scale, zero = (torch.tensor(value, dtype=value_dtype, device="cpu") for value, value_dtype in values)
     return bound, scale, zero
 
 

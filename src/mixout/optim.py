@@ -1,6 +1,6 @@
 r"""MoFO: AdamW in which only the entries with the largest momentum move.
 
-Of each weight of two dimensions or more, with AdamW's moments m and v, in each step
+Each step changes each weight of two dimensions or more, with AdamW's moments m and v, as follows:
 
 .. math:: w_i \leftarrow w_i - \eta \left( \frac{\hat m_i}{\sqrt{\hat v_i} + \epsilon} + \lambda w_i \right)
           \quad \text{where } |m_i| \text{ is among the largest share } \alpha, \text{ else } w_i \leftarrow w_i
@@ -105,12 +105,12 @@ class MoFO(Optimizer):
         return loss
 
     def _step_matrix(self, group: dict[str, Any], weight: Tensor) -> None:
-        """In blocks that stay in a cache; what AdamW would add to each is made in a buffer, and masked."""
+        """Step in blocks that stay in a cache: what AdamW would add is computed in a buffer, and masked."""
         state, fraction, beta1 = self._state_of(weight), group["fraction"], group["betas"][0]
         size, bound, buffers = local(weight).numel(), None, list[Tensor]()
         if size > SAMPLE:
-            places = _places(size, weight.device)
-            mean, gradient = (torch.take(local(one), places) for one in (state["exp_avg"], weight.grad))
+            indices = _places(size, weight.device)
+            mean, gradient = (torch.take(local(tensor), indices) for tensor in (state["exp_avg"], weight.grad))
             bound = _bound(mean.lerp_(gradient, 1 - beta1), fraction)
         for w, g, m, v in blocks(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"]):
             if not w.numel():
@@ -126,7 +126,7 @@ class MoFO(Optimizer):
         state["step"] += 1
 
     def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
-        """As AdamW's, also by name."""
+        """The state of ``weight``, with the content and the keys of AdamW's."""
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # known without waiting for a GPU
@@ -147,15 +147,15 @@ def _adamw(
     beta1, beta2 = group["betas"]
     options = {"beta1": beta1, "beta2": beta2, "lr": group["lr"], "eps": group["eps"], "weight_decay": weight_decay}
     # The fused update of the host reads memory in order, whatever the strides.
-    given = (*weights, *gradients, *means, *squares)
-    fused = all(one.device.type == "cpu" and one.is_contiguous() for one in given)
+    tensors = (*weights, *gradients, *means, *squares)
+    fused = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
     adamw(weights, gradients, means, squares, [], steps, **options, fused=fused, amsgrad=False, maximize=False)
 
 
 def _bound(momentum: Tensor, fraction: float) -> Tensor:
     """The smallest |m| that moves."""
-    size = momentum.abs().flatten()
-    return size.kthvalue(len(size) + 1 - max(1, round(fraction * len(size)))).values
+    magnitudes = momentum.abs().flatten()
+    return magnitudes.kthvalue(len(magnitudes) + 1 - max(1, round(fraction * len(magnitudes)))).values
 
 
 @functools.lru_cache(maxsize=256)

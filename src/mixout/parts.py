@@ -39,7 +39,7 @@ def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
 
 
 def local(tensor: Any) -> Tensor:  # noqa: ANN401
-    """This rank's part of ``tensor``; itself where it is whole."""
+    """This rank's part of ``tensor``; ``tensor`` itself where it is whole."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "placements") else tensor
     return part
 
@@ -71,16 +71,16 @@ def fsdp(name: str) -> Any:  # noqa: ANN401
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """The class of ``module``, without the part that ``fully_shard`` adds to it."""
-    kind = type(module)
-    return kind.__mro__[2] if kind.__mro__[1] is fsdp("FSDPModule") else kind
+    module_type = type(module)
+    return module_type.__mro__[2] if module_type.__mro__[1] is fsdp("FSDPModule") else module_type
 
 
 def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
     """``plain`` with the part that ``fully_shard`` has added to the class of ``module`` since it was mixed, if any."""
-    added = fsdp("FSDPModule")
-    if not isinstance(module, added) or issubclass(plain, added):
+    fsdp_class = fsdp("FSDPModule")
+    if not isinstance(module, fsdp_class) or issubclass(plain, fsdp_class):
         return plain
-    return type(f"FSDP{plain.__name__}", (added, plain), {})
+    return type(f"FSDP{plain.__name__}", (fsdp_class, plain), {})
 
 
 def check_whole(weight: Tensor) -> None:
@@ -98,7 +98,7 @@ def stepped_by_zero(weight: object) -> bool:
 
 
 def check_stepped(weight: object, method: str) -> None:
-    """Refuse such a weight, which ``method`` would not reach."""
+    """Refuse a weight that ZeRO steps, which ``method`` would not reach."""
     if stepped_by_zero(weight):
         raise MixoutError(
             "expected an optimizer that steps the model's weights, got DeepSpeed's ZeRO, which steps flat copies that "
@@ -108,8 +108,8 @@ def check_stepped(weight: object, method: str) -> None:
 
 def shares_out(optimizer: object) -> bool:
     """Whether each rank steps a share of the parameters of ``optimizer``: torch's ZeroRedundancyOptimizer."""
-    kind = getattr(sys.modules.get("torch.distributed.optim"), "ZeroRedundancyOptimizer", ())
-    return isinstance(optimizer, kind)
+    zero_class = getattr(sys.modules.get("torch.distributed.optim"), "ZeroRedundancyOptimizer", ())
+    return isinstance(optimizer, zero_class)
 
 
 def check_sharding(model: nn.Module) -> None:

@@ -108,18 +108,18 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
             coefficient = mask.to(weight.dtype) * scale_of(p)
         return forms.native(x, weight, anchor, bias, coefficient)
     x, bias = _cast(x, weight, bias)
-    read = x, weight, anchor, bias
+    operands = x, weight, anchor, bias
     if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
         kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
         few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
-        return (forms.split if few else forms.sparse)(*read, kept, scale_of(p), gradient=gradient)
+        return (forms.split if few else forms.sparse)(*operands, kept, scale_of(p), gradient=gradient)
     mask = draw_mask(tuple(weight.shape), weight.device, options)
-    return forms.dense(*read, mask, scale_of(p), gradient=gradient)
+    return forms.dense(*operands, mask, scale_of(p), gradient=gradient)
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Both as autocast would have them; without it they must have the weight's dtype."""
+    """``x`` and ``bias`` as autocast would cast them; without it they must have the weight's dtype."""
     if (dtype := autocast_dtype(x)) is None:
         if x.dtype != weight.dtype:
             torch.nn.functional.linear(x, weight, bias)  # raises, as a plain layer
@@ -134,8 +134,8 @@ def draw_mask(
     p, unit, _, noise, stream, _ = options
     if unit == "element" and noise == "bernoulli" and not isinstance(p, Tensor) and not torch.compiler.is_compiling():
         return draw_elements(shape, p, device=device, stream=stream)
-    drawn = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
-    return draw(drawn, p, noise=noise, device=device, stream=stream)
+    drawn_shape = mask_shape(shape, unit, input_dim=input_dim, groups=groups)
+    return draw(drawn_shape, p, noise=noise, device=device, stream=stream)
 
 
 @once_a_period
@@ -157,8 +157,8 @@ def _linear_in_graph(
     scale = scale_of(options.p)
     scale = scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device="cpu")
     slope = None if options.gradient == "dense" else scale if options.gradient == "exact" else torch.ones_like(scale)
-    near = None if anchor is None else like(anchor, weight)
-    result: Tensor = forms.compiled(x, weight, near, bias, mask, scale, slope)
+    u = None if anchor is None else like(anchor, weight)
+    result: Tensor = forms.compiled(x, weight, u, bias, mask, scale, slope)
     return result
 
 
@@ -168,7 +168,7 @@ def _is_fused(weight: Tensor) -> bool:
 
 
 def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False) -> float:
-    """Numbers that an input may have for the linear to be computed in torch's own operations; 0 for none."""
+    """The size of an input below which the linear is computed in torch's own operations; 0 for never."""
     if options.gradient != "exact" or options.form == "lean" or weight.dtype.itemsize <= 2:
         return 0.0
     if options.unit == "element" and not weight.is_cpu:  # there Phi is one kernel
@@ -177,11 +177,11 @@ def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False)
         return math.inf
     if weight.is_cuda:
         # Under autocast plain fine-tuning keeps a cast weight, whose place Phi takes.
-        most = SPARSE_ON_GPU_FROM if weight.dtype == torch.float32 and autocast else 0.0
+        limit = SPARSE_ON_GPU_FROM if weight.dtype == torch.float32 and autocast else 0.0
     else:
-        most = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
+        limit = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
     thin = keeps_columns(options) and weight.requires_grad
-    return most / (float(options.p) * weight.shape[0]) if thin or most == 0.0 else math.inf
+    return limit / (float(options.p) * weight.shape[0]) if thin or limit == 0.0 else math.inf
 
 
 def _has_thin_gradient(options: MixOptions) -> bool:
@@ -195,7 +195,7 @@ def keeps_columns(options: MixOptions) -> bool:
 
 
 def check_dense(x: Tensor) -> None:
-    """Refuse an input that the forms cannot flatten; asked in each pass, since a layer sees it there alone."""
+    """Refuse an input that the forms cannot flatten; checked in each pass, as a layer sees its input only there."""
     if x.layout != torch.strided or x.is_nested:
-        kind = "a nested one" if x.is_nested else f"one of layout {x.layout}"
-        raise TypeError(f"expected x as a dense tensor, got {kind}; pad it, or call x.to_dense()")
+        layout = "a nested one" if x.is_nested else f"one of layout {x.layout}"
+        raise TypeError(f"expected x as a dense tensor, got {layout}; pad it, or call x.to_dense()")

@@ -98,7 +98,7 @@ class SharedSeed:
 
     @property
     def in_force(self) -> bool:
-        """Whether masks follow from this seed; if not, from torch's default generators alone, as dropout's."""
+        """Whether masks follow from this seed; if not, from torch's default generators alone, as dropout's do."""
         return self.value is not None or ranks() > 1
 
     @property
@@ -107,7 +107,7 @@ class SharedSeed:
         return f"{self.value}/rank {dist.get_rank()}" if ranks() > 1 else str(self.value)
 
     def settled(self) -> int | str:
-        """The seed of this rank's masks, agreed on, or drawn from the default generator's state, first if need be."""
+        """The seed of this rank's masks. If needed, it is first agreed on, or drawn from the default generator's state."""
         if ranks() > 1 and not self._compared and (self.scope == "all" or self.value is None):
             self._agree()
             self._compared = True
@@ -123,16 +123,16 @@ class SharedSeed:
         if dist.get_rank() == 0:
             if not store.check([_RUN]):
                 store.set(_RUN, str(_proposal()))
-            others = json.loads(store.get(_APPLIED)) if store.check([_APPLIED]) else []
-            store.set(_APPLIED, json.dumps([*others, applied]))
+            earlier = json.loads(store.get(_APPLIED)) if store.check([_APPLIED]) else []
+            store.set(_APPLIED, json.dumps([*earlier, applied]))
             store.set(key, "")
         try:
             store.wait([key], PATIENCE)
         except RuntimeError as error:
-            first = json.loads(store.get(_APPLIED)) if store.check([_APPLIED]) else []
+            drawn = json.loads(store.get(_APPLIED)) if store.check([_APPLIED]) else []
             raise RankMismatchError(
                 f"rank {dist.get_rank()} draws masks for {applied}, but in {PATIENCE} rank 0 has drawn none for it (it "
-                f"has drawn masks for: {'; '.join(first) or 'nothing'}). Call apply_ with the same method, layers, "
+                f"has drawn masks for: {'; '.join(drawn) or 'nothing'}). Call apply_ with the same method, layers, "
                 "anchor and seed on every rank and train on every rank, or give each rank masks of its own: "
                 'apply_(..., seed=mixout.Seed(scope="rank"))'
             ) from error
@@ -146,7 +146,7 @@ def digest_bits(text: str) -> int:
 
 
 def _proposal() -> int:
-    """A number from the default generator, whose state stays as it is: a recomputation must find it so."""
+    """A number from the default generator, whose state does not change: a recomputation must find it the same."""
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
@@ -168,7 +168,7 @@ class Period:
 
     def __init__(self, every: Every) -> None:
         self.every = every
-        self.steps = 0  # that were counted
+        self.steps = 0  # counted so far
         self._enlist()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Period:
         self._mixed.clear()
 
     def begin_pass(self) -> None:
-        """A forward pass draws: it knows of all steps, also of those within the last backward pass."""
+        """A forward pass draws masks: all steps count for it, also those within the last backward pass."""
         self._unseen = 0
 
     def note(self, layer: str, weight: Tensor | None) -> None:
@@ -206,13 +206,13 @@ class Period:
         moving = [pair for layer in list(self.followers) for pair in layer.moving_anchors()]
         if not self._mixed and all(anchor.moved_in == self._after(self.steps) for anchor, _ in moving):
             return
-        # A fused optimizer under GradScaler skips a step with infinite gradients; to ask is to wait for the GPU.
+        # A fused optimizer under GradScaler skips a step with infinite gradients; reading that waits for the GPU.
         if getattr(optimizer, "found_inf", None):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in self._mixed.values()):
             self.steps += 1
-            self._unseen += in_backward()  # what is still to be recomputed has the masks of before the step
+            self._unseen += in_backward()  # what is still to be recomputed has the masks from before the step
             self._mixed.clear()
         index = self._after(self.steps)
         for anchor, weight in moving:
@@ -222,7 +222,7 @@ class Period:
 
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
-        self._unseen = 0  # steps of which no forward pass knows yet
+        self._unseen = 0  # steps within a backward pass, which no forward pass has seen yet
         self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the layers whose anchors move
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))

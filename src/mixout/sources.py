@@ -34,13 +34,13 @@ class Anchor:
 
     Args:
         source: as ``anchor`` itself: None for a copy of the current weights, a state dict, a file, a model, or 0.
-        dtype: to keep it in, which must hold it exactly, as bfloat16 holds the weights of a checkpoint in bfloat16; it
-            is cast in each pass. None for the weights' own.
+        dtype: in which it is kept, and which must hold it exactly, as bfloat16 does for a checkpoint in bfloat16; it is
+            cast in each pass. None for the dtype of the weights.
         device: ``"cpu"`` keeps it in the host's memory, pinned where there is a GPU, and copies each weight's in the
             pass that reads it, for models whose anchors do not fit beside them. None: it follows the weights.
 
     Raises:
-        TypeError: if ``dtype`` is none.
+        TypeError: if ``dtype`` is not a torch.dtype.
         ValueError: if ``dtype`` or ``device`` is out of its range.
 
     Example:
@@ -82,10 +82,10 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
     prefix = f"{body}." if isinstance(body, str) and body else ""
 
     def find(name: str, parameter: Tensor) -> Tensor:
-        # A checkpoint holds one name of a tied parameter, and may be that of the body or of the whole.
+        # A checkpoint holds a tied parameter under one name, and may be of the body or of the whole model.
         aliases = [name, *names.get(id(parameter), [])]
-        spellings = (one for alias in aliases for one in (alias, alias.removeprefix(prefix), prefix + alias))
-        tensor = next((t for t in map(read, dict.fromkeys(spellings)) if t is not None), None)
+        keys = (key for alias in aliases for key in (alias, alias.removeprefix(prefix), prefix + alias))
+        tensor = next((t for t in map(read, dict.fromkeys(keys)) if t is not None), None)
         if tensor is None:
             raise WeightMissingError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
@@ -127,8 +127,8 @@ def _nested(source: object) -> str:
 
 def _renamed(source: object) -> str:
     """A hint for a file: transformers stores some models, such as mixtures of experts, under other names."""
-    path = isinstance(source, (str, Path))
-    return "; a file may store it under another name: load the base model and pass it" if path else ""
+    is_file = isinstance(source, (str, Path))
+    return "; a file may store it under another name: load the base model and pass it" if is_file else ""
 
 
 def _reader(source: object) -> Callable[[str], Tensor | None]:
@@ -190,12 +190,12 @@ def _safetensors_files(source: str | Path) -> list[Path]:
 
 
 def _cached(source: str | Path) -> str:
-    """Where the hub's cache holds the model of that name, if the hub's package is loaded and it does."""
+    """A hint: where the hub's cache holds the model of that name, if its package is loaded and it does."""
     hub = sys.modules.get("huggingface_hub")
     if hub is None or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
         return ""
-    found = (hub.try_to_load_from_cache(str(source), file) for file in (_SINGLE, _INDEX))
-    folder = next((str(Path(file).parent) for file in found if isinstance(file, str)), None)
+    cached = (hub.try_to_load_from_cache(str(source), file) for file in (_SINGLE, _INDEX))
+    folder = next((str(Path(file).parent) for file in cached if isinstance(file, str)), None)
     return f", which is here: anchor={folder!r}" if folder else ""
 
 

@@ -37,7 +37,7 @@ class Stream:
     instead of from ``key``, so that layers share them.
     """
 
-    _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: what was made, by what it was made for
+    _held: tuple[tuple[Any, ...], Tensor] | None  # within a period: the key and the tensor of once()
     _of: dict[str, Stream]
 
     def __init__(
@@ -70,9 +70,9 @@ class Stream:
         return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
 
     def of(self, weight: str) -> Stream:
-        """The numbers of one of several weights of a layer: within a period each must ask for its own.
+        """The stream of one of several weights of a layer: within a period each weight has its own.
 
-        A compiled graph finds those that were asked for before.
+        A compiled graph finds the streams that were asked for before.
         """
         if self.period is None or self.block is not None:
             return self
@@ -81,15 +81,15 @@ class Stream:
         return self._of[weight]
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """``make()``, or the tensor that it gave before for the same ``key``, which holds the period."""
-        held = self._held
-        if held is None or held[0] != key:
+        """``make()``, or the tensor that it gave before for the same ``key``, which includes the period."""
+        cached = self._held
+        if cached is None or cached[0] != key:
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
-                self._held = held = key, _same_for_all(make())
-        return held[1]
+                self._held = cached = key, _same_for_all(make())
+        return cached[1]
 
     def forget(self) -> None:
-        """Make what :meth:`once` holds anew when it is asked for."""
+        """Drop what :meth:`once` keeps, so that it is made again when it is asked for."""
         for stream in (self, *self._of.values()):
             stream._held = None
 
