@@ -191,7 +191,7 @@ class AnchorStore:
         return tensor.detach().to(device, parameter.dtype, copy=True)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
-        """Identified by its values in the weight's dtype, then in the dtype and the memory in which it is kept."""
+        """The anchor, identified by its values in the weight's dtype, in the dtype and the memory in which it is kept."""
         identity = digest(tensor)
         tensor = laid_out(tensor, parameter)
         dtype, on_host = self._kept.dtype, self._kept.device is not None

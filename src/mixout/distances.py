@@ -37,8 +37,8 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
     within small blocks, and in float64 over blocks: the relative error is below 1e-5.
     """
     by_layer = {name: norm(weight, anchor) for name, (weight, anchor) in pairs.items()}
-    counted = {id(weight): name for name, (weight, _) in pairs.items()}
-    return Distance(total=math.hypot(*(by_layer[name] for name in counted.values())), by_layer=by_layer)
+    name_by_id = {id(weight): name for name, (weight, _) in pairs.items()}
+    return Distance(total=math.hypot(*(by_layer[name] for name in name_by_id.values())), by_layer=by_layer)
 
 
 def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:

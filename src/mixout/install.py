@@ -211,8 +211,8 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
     if not trained:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
     for module in () if anchors.own else dict.fromkeys([*trained, *frozen]):
-        held = output.Held(method, trained.get(module, {}), tuple(frozen.get(module, ())))
-        vars(module)[output.FIELD] = held
+        output_anchors = output.Held(method, trained.get(module, {}), tuple(frozen.get(module, ())))
+        vars(module)[output.FIELD] = output_anchors
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:

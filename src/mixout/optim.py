@@ -86,20 +86,20 @@ class MoFO(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            whole = []
+            unmasked = []
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 if weight.grad.is_sparse:
                     raise TypeError("expected dense gradients, which MoFO compares, got a sparse one")
                 if weight.dim() < 2 or group["fraction"] == 1:
-                    whole.append(weight)
+                    unmasked.append(weight)
                 else:
                     self._step_matrix(group, weight)
-            if whole:
-                states = [self._state_of(weight) for weight in whole]
+            if unmasked:
+                states = [self._state_of(weight) for weight in unmasked]
                 means, squares = ([local(state[key]) for state in states] for key in ("exp_avg", "exp_avg_sq"))
-                weights, gradients = [local(weight) for weight in whole], [local(weight.grad) for weight in whole]
+                weights, gradients = [local(weight) for weight in unmasked], [local(weight.grad) for weight in unmasked]
                 steps = [state["step"] for state in states]
                 _adamw(weights, gradients, means, squares, steps, group, group["weight_decay"])
         return loss

@@ -112,8 +112,8 @@ def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor |
     if keeps_columns(options) and not in_functional_transform():  # where each example may have columns of its own
         # On the host: the number of kept columns is known without waiting for a GPU.
         kept = _draw_kept(weight.shape[1], p, weight.device, stream=stream)
-        few = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
-        return (forms.split if few else forms.sparse)(*operands, kept, scale_of(p), gradient=gradient)
+        few_tokens = x.numel() * len(kept) <= SPLIT_BELOW * weight.shape[1] ** 2
+        return (forms.split if few_tokens else forms.sparse)(*operands, kept, scale_of(p), gradient=gradient)
     mask = draw_mask(tuple(weight.shape), weight.device, options)
     return forms.dense(*operands, mask, scale_of(p), gradient=gradient)
 
@@ -180,8 +180,8 @@ def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False)
         limit = SPARSE_ON_GPU_FROM if weight.dtype == torch.float32 and autocast else 0.0
     else:
         limit = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
-    thin = keeps_columns(options) and weight.requires_grad
-    return limit / (float(options.p) * weight.shape[0]) if thin or limit == 0.0 else math.inf
+    thin_gradient = keeps_columns(options) and weight.requires_grad
+    return limit / (float(options.p) * weight.shape[0]) if thin_gradient or limit == 0.0 else math.inf
 
 
 def _has_thin_gradient(options: MixOptions) -> bool:

@@ -57,7 +57,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
     sites = lora.sites(model)
     mixed = [(name, module) for name, module in model.named_modules() if isinstance(module, Mixed)]
     mixer_of = {f"{name}.{path}".lstrip("."): module for name, module in mixed for path in module._mixed.anchors}
-    called = {_group(sites, name) for name, module in mixed if module._mixed.called}
+    called_groups = {_group(sites, name) for name, module in mixed if module._mixed.called}
     layer_rows = []
     for name, module in model.named_modules():
         params = {field: p for field, p in module._parameters.items() if p is not None}
@@ -66,7 +66,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         mixers = {field: mixer_of[key] for field in params if (key := f"{name}.{field}".lstrip(".")) in mixer_of}
         mixer = next(iter(mixers.values()), None)
         kind, reason = _kind(name, module, mixer, parent(model, name), sites, text)
-        if kind == "mixed" and mixer is not None and _group(sites, name) in called and not mixer._mixed.called:
+        if kind == "mixed" and mixer is not None and _group(sites, name) in called_groups and not mixer._mixed.called:
             kind, reason = "bypassed", "never called in training, while other layers were"
         mixed_params = [params[field] for field in mixers] if kind == "mixed" else []
         row = LayerCoverage(

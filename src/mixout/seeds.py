@@ -107,7 +107,7 @@ class SharedSeed:
         return f"{self.value}/rank {dist.get_rank()}" if ranks() > 1 else str(self.value)
 
     def settled(self) -> int | str:
-        """The seed of this rank's masks. If needed, it is first agreed on, or drawn from the default generator's state."""
+        """The seed of this rank's masks; first agreed on, or drawn from the default generator's state, if needed."""
         if ranks() > 1 and not self._compared and (self.scope == "all" or self.value is None):
             self._agree()
             self._compared = True
