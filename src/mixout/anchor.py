@@ -191,7 +191,7 @@ class AnchorStore:
         return tensor.detach().to(device, parameter.dtype, copy=True)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
-        """The anchor, identified by its values in the weight's dtype, in the dtype and the memory in which it is kept."""
+        """The anchor in the dtype and memory to keep it in; identified by its values in the weight's dtype."""
         identity = digest(tensor)
         tensor = laid_out(tensor, parameter)
         dtype, on_host = self._kept.dtype, self._kept.device is not None
