@@ -38,10 +38,10 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
     if is_path(settings.task) and os.path.exists(settings.task):
         task = files.load(path, columns=data.columns_of(settings), metric=settings.metric, dev=False)
         if settings.original is not None:
-            documents.read_original(Path(settings.original), settings.text_column)  # what is wrong with it shows now
+            documents.read_original(Path(settings.original), settings.text_column)  # a faulty file shows now
         own_dev = files.has_dev(path)
         if own_dev:
-            files.members(path, files.DEV)  # two of them, or none that can be read, would be found at the very end
+            files.members(path, files.DEV)  # two of them, or an unreadable one, would show at the very end
     else:
         task = data.load(settings)
     train = data.subset(task, settings).train
@@ -57,7 +57,7 @@ def _check(task: Task) -> None:
             "the default: mixout finetune"
         )
     rows = zip(task.train.questions(), task.train.label, strict=True)
-    texts = Counter(one for _, one in {(text, one) for text, label in rows for one in task.of_row(label)})
+    texts = Counter(number for _, number in {(text, number) for text, label in rows for number in task.of_row(label)})
     for number, name in enumerate(task.labels or ()):
         if texts[number] < PARTS:
             raise InputError(
@@ -67,12 +67,12 @@ def _check(task: Task) -> None:
 
 
 def split(task: Task, seed: int) -> list[list[int]]:
-    """The rows of each part; of a row's classes the rarest counts, so that no part lacks it."""
+    """The rows of each part, stratified by the rarest class of each row, so that no part lacks a class."""
     classes = [{*task.of_row(label)} for label in task.train.label]
-    counts = Counter(one for row in classes for one in row)
-    strata = [min(row, key=lambda one: (counts[one], one), default=-1) for row in classes]
+    counts = Counter(number for row in classes for number in row)
+    strata = [min(row, key=lambda number: (counts[number], number), default=-1) for row in classes]
     sizes = Counter(strata)
-    strata = [one if sizes[one] >= PARTS else sizes.most_common(1)[0][0] for one in strata]
+    strata = [stratum if sizes[stratum] >= PARTS else sizes.most_common(1)[0][0] for stratum in strata]
     splitter = StratifiedGroupKFold(PARTS, shuffle=True, random_state=seed)
     return [rows.tolist() for _, rows in splitter.split(strata, strata, groups=task.train.questions())]
 
@@ -82,31 +82,31 @@ def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Se
 
     Columns are called as in the settings, so that the final model knows those of the user's files.
     """
-    named, places = task.kind != "classes", []
+    named, folders = task.kind != "classes", []
     for number, held_out in enumerate(parts):
-        others = sorted(row for part in parts if part is not held_out for row in part)
-        places.append(_write(folder / f"part-{number}", task, others, held_out, settings, named=named))
-    return places
+        train_rows = sorted(row for part in parts if part is not held_out for row in part)
+        folders.append(_write(folder / f"part-{number}", task, train_rows, held_out, settings, named=named))
+    return folders
 
 
 def write_all(task: Task, folder: Path, settings: Settings) -> Path:
     """Write a folder whose training and dev rows are all rows, with the names of the classes."""
-    every = range(len(task.train))
-    return _write(folder / "all", task, every, every, settings, named=True)
+    rows = range(len(task.train))
+    return _write(folder / "all", task, rows, rows, settings, named=True)
 
 
 def _write(
-    place: Path, task: Task, train: Sequence[int], dev: Sequence[int], settings: Settings, *, named: bool
+    folder: Path, task: Task, train: Sequence[int], dev: Sequence[int], settings: Settings, *, named: bool
 ) -> Path:
     labels: Sequence[Any] = task.train.label
     if named and task.labels is not None:
-        labels = [[task.labels[one] for one in task.of_row(row)] for row in labels]
-        labels = labels if task.kind in ("labels", "tags") else [one for [one] in labels]
+        labels = [[task.labels[number] for number in task.of_row(label)] for label in labels]
+        labels = labels if task.kind in ("labels", "tags") else [name for [name] in labels]
     columns: dict[str, Sequence[object]] = {settings.text_column: task.train.text, settings.label_column: labels}
     if task.train.pair is not None:
         columns[settings.pair_column or OPTIONAL_PAIR] = task.train.pair
     lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("dev", dev)):
-        write_atomically(place / f"{name}.jsonl", "".join(f"{lines[row]}\n" for row in rows))
-    return place
+        write_atomically(folder / f"{name}.jsonl", "".join(f"{lines[row]}\n" for row in rows))
+    return folder

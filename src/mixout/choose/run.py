@@ -71,22 +71,22 @@ def choose(
         WriteError: a disk is full; call it again to continue.
     """
     tell = report or (lambda _line: None)
-    seconds, place = seconds_of(budget), Path(output_dir)
+    seconds, folder = seconds_of(budget), Path(output_dir)
     if settings.patience is not None or settings.keep_best:
         raise InputError(
             "expected no patience and no keep_best: they would look at the rows that a run is scored on; leave them out"
         )
-    _check_place(place, settings)
+    _check_place(folder, settings)
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
     task, own_dev = parts.training_rows(settings)
     methods = [replace(settings, method=method).method for method in methods]
-    inputs, ledger = Inputs(), Ledger(place / "ledger")
-    with writing(place):
+    inputs, ledger = Inputs(), Ledger(folder / "ledger")
+    with writing(folder):
         rows = parts.split(task, settings.seed)
-        places = parts.write(task, rows, place / "parts", settings)
-        every = str(parts.write_all(task, place / "parts", settings))
-    all_rows = replace(settings, task=every, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
+        part_folders = parts.write(task, rows, folder / "parts", settings)
+        all_folder = str(parts.write_all(task, folder / "parts", settings))
+    all_rows = replace(settings, task=all_folder, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
     # Batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
 
@@ -98,12 +98,12 @@ def choose(
     base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
     for method in (PLAIN, *methods):
         inputs.check(replace(base, method=method))
-    for method in [one for one in methods if inputs.is_plain(replace(base, method=one))]:
+    for method in [method for method in methods if inputs.is_plain(replace(base, method=method))]:
         methods.remove(method)
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
     cache = Cache()
     _check_methods([default.method, *methods], base, task, cache)
-    runs = _Runs(base, places, inputs, ledger, cache, tell)
+    runs = _Runs(base, part_folders, inputs, ledger, cache, tell)
     _check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
     finalists = search.through(methods, rate_of)
@@ -118,17 +118,17 @@ def choose(
         save="no",
     )
     tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
-    record = _final(final, place / "model", ledger, inputs, cache, tell)
+    record = _final(final, folder / "model", ledger, inputs, cache, tell)
     if record.verdict:
         tell(record.verdict)
-    value, plain, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
+    expected, default_score, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
     tried = verdict.table(search, chosen)
     choice = Choice(
         method=chosen.method,
         learning_rate=chosen.rate,
         metric=task.metric,
-        expected=value,
-        default=plain,
+        expected=expected,
+        default=default_score,
         gain=gain,
         judged_rows=judged,
         table=tried,
@@ -136,15 +136,15 @@ def choose(
         runs=search.made,
         seconds=search.spent,
         dev=record.scores if own_dev else {},
-        model=place / "model",
-        sentence=verdict.sentence(task.metric, tried, default, value, gain),
+        model=folder / "model",
+        sentence=verdict.sentence(task.metric, tried, default, expected, gain),
     )
-    # The folder of all rows is no name for them.
-    told = replace(record, settings=replace(record.settings, task=settings.task))
-    told = told if own_dev else replace(told, source=record.source | {"data": task.source})
-    with writing(place):
-        write_atomically(choice.model / "README.md", card.write(told, result=verdict.result(choice)))
-        verdict.write(choice, search, place)
+    # The model card names the user's data, not the folder of all rows.
+    shown = replace(record, settings=replace(record.settings, task=settings.task))
+    shown = shown if own_dev else replace(shown, source=record.source | {"data": task.source})
+    with writing(folder):
+        write_atomically(choice.model / "README.md", card.write(shown, result=verdict.result(choice)))
+        verdict.write(choice, search, folder)
     return choice
 
 
@@ -155,36 +155,36 @@ def seconds_of(budget: str) -> float:
         >>> seconds_of("30m"), seconds_of("1.5h"), seconds_of("90s")
         (1800.0, 5400.0, 90.0)
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", budget.strip())
-    if found is None or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", budget.strip())
+    if match is None or float(match[1]) == 0:
         raise InputError(f"expected a budget such as 90s, 30m or 2h, got {budget!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
-def _check_place(place: Path, settings: Settings) -> None:
-    """Refuse a folder in which the final model would take the place of what somebody else has put there."""
-    if place.exists() and not place.is_dir():
-        raise InputError(f"expected a folder as output-dir, got the file {str(place)!r}; choose another one")
-    model, start = place / "model", Path(settings.model).expanduser()
-    wrong = "which choose has not made" if model.exists() and not model.with_suffix(".id").exists() else ""
+def _check_place(folder: Path, settings: Settings) -> None:
+    """Refuse a folder in which the final model would replace what choose has not made."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a folder as output-dir, got the file {str(folder)!r}; choose another one")
+    model, start = folder / "model", Path(settings.model).expanduser()
+    problem = "which choose has not made" if model.exists() and not model.with_suffix(".id").exists() else ""
     if start.exists() and start.resolve() == model.resolve():
-        wrong = "which is the model to begin with"
-    if wrong:
+        problem = "which is the model to begin with"
+    if problem:
         raise InputError(
-            f"expected room for the final model in {str(model)!r}, got a folder there, {wrong}; choose another "
+            f"expected room for the final model in {str(model)!r}, got a folder there, {problem}; choose another "
             "output-dir, or move it away"
         )
 
 
 def _check_methods(methods: Sequence[str], base: Settings, task: Task, cache: Cache) -> None:
-    """Apply each method to the model once: what it does not take shows now, not after a part of the budget."""
+    """Apply each method to the model once: one that it does not take shows now, not after a part of the budget."""
     for method in methods:
         settings = replace(base, method=method)
         with quiet(), own_streams():
-            loaded, _ = cache.model_of(settings, task)
-            loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
-            rows = fisher_rows(settings, task, loaded, cache, cache.tokens(task.train, settings))
-            apply_methods(loaded, settings, rows[:1])
+            model, _ = cache.model_of(settings, task)
+            model = reinitialise_(model, settings.reinit_layers, settings.stream_seed("init"))
+            rows = fisher_rows(settings, task, model, cache, cache.tokens(task.train, settings))
+            apply_methods(model, settings, rows[:1])
 
 
 class _Runs:
@@ -223,8 +223,8 @@ class _Runs:
             learning_rate=candidate.rate,
             seed=self.base.seed + repeat,
         )
-        # Of what the model knew before only what a method measures on it.
-        if not any(isinstance(one, MeasuredDecay) and one.fisher for one in settings.methods):
+        # The original texts matter only where a method measures the Fisher information on them.
+        if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
             settings = replace(settings, original=None)
         metric, chance = self.inputs.goal(settings)
         return Planned(
@@ -239,62 +239,62 @@ class _Runs:
         )
 
     def _within(self, line: str) -> None:
-        """Where a run stands, failures, and the first run's notes; that it has ended is said elsewhere."""
+        """Progress of a run, failures, and the first run's notes; the end of a run is reported elsewhere."""
         if line.startswith("  ") or "failed" in line or (line.startswith(NOTE) and not self.noted):
             self.tell(line)
 
 
 def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) -> None:
     """Refuse a budget that is too small for one run, by the time that a few steps take."""
-    first = runs.planned(default, 0, 0)
-    entry = runs.ledger.find(first)
-    each = _estimate(first.settings, runs.cache) if entry is None else _seconds(entry)
-    final = each * parts.PARTS / (parts.PARTS - 1)
-    if budget < each + final:
+    first_run = runs.planned(default, 0, 0)
+    entry = runs.ledger.find(first_run)
+    cost = _estimate(first_run.settings, runs.cache) if entry is None else _seconds(entry)
+    final = cost * parts.PARTS / (parts.PARTS - 1)
+    if budget < cost + final:
         raise InputError(
-            f"expected a budget for one run and the final training, about {in_words(math.ceil(each + final))}, got "
-            f"{in_words(budget)}; {in_words(USEFUL * each)} would try everything. Shorter runs: --max-steps, "
+            f"expected a budget for one run and the final training, about {in_words(math.ceil(cost + final))}, got "
+            f"{in_words(budget)}; {in_words(USEFUL * cost)} would try everything. Shorter runs: --max-steps, "
             f"--train-size, or a smaller --model"
         )
-    fit = math.floor((budget - final) / each)
+    fit = math.floor((budget - final) / cost)
     tell(
-        f"a run takes about {in_words(each)}: the budget is good for {count(fit, 'run')}; about {USEFUL} try everything"
+        f"a run takes about {in_words(cost)}: the budget is good for {count(fit, 'run')}; about {USEFUL} try everything"
     )
 
 
 def _seconds(entry: Entry) -> float:
-    # Where its process was killed at its end, what its record knows of it.
-    known = 0.0 if entry.record is None else entry.record.seconds + entry.record.evaluation_seconds
-    return known if entry.wall is None else entry.wall
+    # If its process was killed at its end, the times of its record.
+    recorded = 0.0 if entry.record is None else entry.record.seconds + entry.record.evaluation_seconds
+    return recorded if entry.wall is None else entry.wall
 
 
 def _estimate(settings: Settings, cache: Cache) -> float:
-    """What a run will take, by a few steps after a first one, which is slow."""
+    """The seconds that a run will take, by a few steps after a first one, which is slow."""
     with tempfile.TemporaryDirectory() as folder:
         for steps in (1, _PROBE):
             began = time.perf_counter()
-            few = replace(settings, max_steps=min(steps, settings.max_steps or steps), head_first=0.0)
-            record = finetune(few, Path(folder) / str(steps), keep_model=False, cache=cache)
+            short = replace(settings, max_steps=min(steps, settings.max_steps or steps), head_first=0.0)
+            record = finetune(short, Path(folder) / str(steps), keep_model=False, cache=cache)
     steps = settings.max_steps or math.ceil(steps_per_epoch(record.train_size, settings) * settings.epochs)
     return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
 
 
-def _final(settings: Settings, place: Path, ledger: Ledger, inputs: Inputs, cache: Cache, tell: Report) -> Record:
+def _final(settings: Settings, folder: Path, ledger: Ledger, inputs: Inputs, cache: Cache, tell: Report) -> Record:
     """The model on all rows; one of an earlier call stays if it is the same, and else goes to the ledger's trash."""
-    known = place.with_suffix(".id")
+    id_file = folder.with_suffix(".id")
     # The identity opens the dev file: it is asked for only where there is a final model, or after its training.
-    if (place / RECORD_NAME).exists() and known.exists() and known.read_text() == inputs.identity(settings):
-        return Record.read(place)
-    with writing(place.parent):
-        ledger.discard(place)
-        write_atomically(known, "")  # from now on what lies there is ours
-    # What it scores on the way may be on rows that it is trained on.
+    if (folder / RECORD_NAME).exists() and id_file.exists() and id_file.read_text() == inputs.identity(settings):
+        return Record.read(folder)
+    with writing(folder.parent):
+        ledger.discard(folder)
+        write_atomically(id_file, "")  # from now on what lies there is ours
+    # Scores before the end are not shown: they may be on rows that it is trained on.
     record = finetune(
         settings,
-        place,
+        folder,
         report=lambda line: tell(line) if "  step" in line and "dev" not in line else None,
         cache=cache,
     )
-    with writing(place.parent):
-        write_atomically(known, inputs.identity(settings))
+    with writing(folder.parent):
+        write_atomically(id_file, inputs.identity(settings))
     return record

@@ -1,13 +1,13 @@
 """Which runs are made, in which order, until the time is over; and which candidate they favour.
 
-A candidate is a method at a learning rate. First the rate: plain fine-tuning at several rates. Then each other method
+A candidate is a method at a learning rate. First plain fine-tuning is run at several rates. Then each other method
 at rates around the best one, scaled as :mod:`mixout.finetune.defaults` does. Both by successive halving (K. Jamieson
 and A. Talwalkar, AISTATS 2016): each round doubles the runs of a candidate and keeps the better half. The best two and
 the default are judged on the parts by which no candidate was dropped. The default is kept unless the best is more than
 one standard error better than it: the best of many by a few runs is often lucky.
 
-The order follows from scores and times alone. A call that was interrupted takes the same way again, along runs that
-are there already.
+The order follows from scores and times alone. After an interruption the same call makes the same choices, with the runs
+that are there already.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ METHODS = (
     "interpolate(0.5)",
     *(("lora(8)",) if find_spec("peft") else ()),
 )
-# Multiples of the rule's rate for plain fine-tuning, and of the best one for the other methods, the likeliest first.
+# Multiples of the rule's rate (plain fine-tuning) and of the best rate (other methods), the likeliest first.
 RATES, RATES_OF_METHOD = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 2.0, 0.5)
 SEARCHED, JUDGED = (0, 1), (2, 3, 4)
 FINALISTS, REPEATS = 2, 3
-# About so many runs are all that is tried: five rates of plain fine-tuning, three of each method, and the judging.
+# About so many runs try everything: five rates of plain fine-tuning, three of each method, and the judging.
 USEFUL = 75
-# Shares of the time by whose end the rate, each method's own rate, and the finalists are known.
+# Shares of the budget after which the rate, each method's own rate, and the finalists are known.
 UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.25, 0.6, 0.7
 _SPLITS = [(part, repeat) for repeat in range(64) for part in SEARCHED]
 
@@ -89,16 +89,16 @@ class Search:
 
     def through(self, methods: Sequence[str], rate_of: Callable[[str], float]) -> list[Candidate]:
         """Search and judge: the default and the best two others, the chosen one first."""
-        base = rate_of(PLAIN)
-        self._run(Candidate(PLAIN, base), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
-        [best] = self._halve([_at(PLAIN, base, RATES)], 1, UNTIL_RATE)
-        rate = best[0].rate if best else base
-        named = [method for method in dict.fromkeys(methods) if method != PLAIN]
-        others = [_at(method, rate_of(method) * rate / base, RATES_OF_METHOD) for method in named]
-        groups = [best, *self._halve(others, 1, UNTIL_METHODS)]
-        [finalists] = self._halve([[one for group in groups for one in group]], FINALISTS, UNTIL_FINALISTS, level=2)
+        base_rate = rate_of(PLAIN)
+        self._run(Candidate(PLAIN, base_rate), _SPLITS[0], UNTIL_FINALISTS)  # however little time there is
+        [best] = self._halve([_at(PLAIN, base_rate, RATES)], 1, UNTIL_RATE)
+        rate = best[0].rate if best else base_rate
+        names = [method for method in dict.fromkeys(methods) if method != PLAIN]
+        groups = [_at(method, rate_of(method) * rate / base_rate, RATES_OF_METHOD) for method in names]
+        kept = [best, *self._halve(groups, 1, UNTIL_METHODS)]
+        [finalists] = self._halve([[winner for group in kept for winner in group]], FINALISTS, UNTIL_FINALISTS, level=2)
         finalists = list(dict.fromkeys([self.default, *finalists]))
-        all(self._run(one, (part, repeat), 1.0) for repeat in range(REPEATS) for part in JUDGED for one in finalists)
+        all(self._run(pick, (part, repeat), 1.0) for repeat in range(REPEATS) for part in JUDGED for pick in finalists)
         return self.decided(finalists)
 
     def decided(self, finalists: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
@@ -118,13 +118,13 @@ class Search:
 
     def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
         """Those that were run, the best first, by their means over the splits that all have, ``without`` a part."""
-        tried = [one for one in candidates if one in self.runs]
+        tried = [candidate for candidate in candidates if candidate in self.runs]
         common = [split for split in self.common(tried) if split[0] != without]
-        return sorted(tried, key=lambda one: -self.mean(one, common))
+        return sorted(tried, key=lambda candidate: -self.mean(candidate, common))
 
     def common(self, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
         """The splits that all of them have."""
-        return sorted(set.intersection(*(set(self.runs[one]) for one in candidates))) if candidates else []
+        return sorted(set.intersection(*(set(self.runs[tried]) for tried in candidates))) if candidates else []
 
     def mean(self, candidate: Candidate, splits: Sequence[tuple[int, int]]) -> float:
         """Mean score; a run without a score is below everything."""
@@ -149,24 +149,24 @@ class Search:
         self, groups: Sequence[Sequence[Candidate]], keep: int, until: float, *, level: int = 1
     ) -> list[list[Candidate]]:
         """The best ``keep`` of each group; after ``until`` of the time those that look best so far."""
-        found = [list(group) for group in groups]
+        kept = [list(group) for group in groups]
         while True:
-            # All groups in turn, so that time that runs out has been shared.
-            asked = [one for column in zip_longest(*found) for one in column if one is not None]
-            complete = all(self._run(one, split, until) for one in asked for split in _SPLITS[:level])
-            found = [self.ranked(group) for group in found]
-            found = [group[: max(keep, math.ceil(len(group) / 2)) if complete else keep] for group in found]
-            if max(map(len, found), default=0) <= keep:
-                return found
+            # One of each group in turn, so that the groups share the time until it runs out.
+            queue = [candidate for column in zip_longest(*kept) for candidate in column if candidate is not None]
+            complete = all(self._run(candidate, split, until) for candidate in queue for split in _SPLITS[:level])
+            kept = [self.ranked(group) for group in kept]
+            kept = [group[: max(keep, math.ceil(len(group) / 2)) if complete else keep] for group in kept]
+            if max(map(len, kept), default=0) <= keep:
+                return kept
             level *= 2
 
     def _run(self, candidate: Candidate, split: tuple[int, int], until: float) -> bool:
-        """Whether the run was made: there was time for it, and for the final training."""
+        """Make the run, if there is time for it and for the final training; return whether it is there."""
         if split in self.runs.get(candidate, ()):
             return True
-        each = self.spent / self.made if self.made else 0.0
-        final = each * PARTS / (PARTS - 1)  # on all parts
-        if self.spent + each > until * (self.budget - final):
+        run_seconds = self.spent / self.made if self.made else 0.0
+        final_seconds = run_seconds * PARTS / (PARTS - 1)  # on all parts
+        if self.spent + run_seconds > until * (self.budget - final_seconds):
             return False
         trained = self.train(candidate, *split)
         self.runs.setdefault(candidate, {})[split] = trained
@@ -177,10 +177,10 @@ class Search:
         return True
 
     def _line(self, candidate: Candidate, split: tuple[int, int]) -> str:
-        """A run that has ended, the time left, and the best mean of those with the most runs: one of few is luck."""
+        """A run that has ended, the time left, and the best mean of those with the most runs: a mean of few is luck."""
         most = max(map(len, self.runs.values()))
-        known = [one for one, splits in self.runs.items() if len(splits) == most]
-        best = max(known, key=lambda one: self.mean(one, [*self.runs[one]]))
+        longest = [tried for tried, splits in self.runs.items() if len(splits) == most]
+        best = max(longest, key=lambda tried: self.mean(tried, [*self.runs[tried]]))
         score, left = self.runs[candidate][split].score, in_words(max(0.0, self.budget - self.spent))
         return (
             f"[{self.made}, {left} left] {candidate}, part {split[0]}, repeat {split[1]}: {score:.3f}; best so far "

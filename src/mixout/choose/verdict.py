@@ -65,7 +65,7 @@ class Row:
     mean: float  # the best of several is too good to be expected again
     difference: (
         Estimate | None
-    )  # from the chosen one over the runs that both have; None for it, and for fewer than three
+    )  # from the chosen one over the runs that both have; None for the chosen one, and for fewer than three
     verdict: str  # in words
 
 
@@ -92,7 +92,7 @@ class Choice:
 def expected(
     search: Search, finalists: Sequence[Candidate], task: Task, parts: Sequence[Sequence[int]]
 ) -> tuple[Estimate, float, Estimate, int] | None:
-    """The nested score, the default's, by how much the first is higher, and the number of rows; None without any."""
+    """The nested score, the default's, by how much the first is higher, and the number of rows; None without rows."""
     chosen = search.left_out(finalists)
     if not chosen:
         return None
@@ -110,9 +110,9 @@ def expected(
     def score(of: list[NDArray[np.object_]], rows: NDArray[np.int64]) -> float:
         true = truth[rows].tolist()
         scores = [
-            metrics.compute([task.metric], one[rows].tolist(), true, classes=task.classes, tags=task.tags) for one in of
+            metrics.compute([task.metric], run[rows].tolist(), true, classes=task.classes, tags=task.tags) for run in of
         ]
-        return math.fsum(found[task.metric] for found in scores) / len(scores)
+        return math.fsum(values[task.metric] for values in scores) / len(scores)
 
     def estimate(of: Callable[[NDArray[np.int64]], float]) -> Estimate:
         rows = np.arange(len(truth))
@@ -138,17 +138,17 @@ def _array(rows: Iterable[Any]) -> NDArray[np.object_]:
 def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
     """Everything that was tried, the chosen one first, then the rest by how much was run of it and how it scored."""
     rows = []
-    for one, splits in search.runs.items():
-        difference = _difference(search, one, chosen)
+    for candidate, splits in search.runs.items():
+        difference = _difference(search, candidate, chosen)
         lower = "lower" if difference is not None and difference.high < 0 else "cannot be told apart"
         rows.append(
             Row(
-                candidate=one,
+                candidate=candidate,
                 runs=len(splits),
                 seconds=math.fsum(trained.seconds for trained in splits.values()),
-                mean=search.mean(one, list(splits)),
+                mean=search.mean(candidate, list(splits)),
                 difference=difference,
-                verdict="chosen" if one == chosen else FEW if difference is None else lower,
+                verdict="chosen" if candidate == chosen else FEW if difference is None else lower,
             )
         )
     return tuple(sorted(rows, key=lambda row: (row.candidate != chosen, -row.runs, -row.mean)))
@@ -158,13 +158,13 @@ def sentence(
     metric: str, tried: Sequence[Row], default: Candidate, value: Estimate | None, gain: Estimate | None
 ) -> str:
     """How the choice, the first of what was tried, compares with the default, and what to expect."""
-    chosen, same = tried[0].candidate, tried[0].candidate == default
-    kept = "nothing else was clearly better" if len(tried) > 1 else "the budget was too small to try anything else"
-    start = f"The default, {default}, is kept: {kept}" if same else f"{chosen} was chosen"
+    chosen, is_default = tried[0].candidate, tried[0].candidate == default
+    reason = "nothing else was clearly better" if len(tried) > 1 else "the budget was too small to try anything else"
+    start = f"The default, {default}, is kept: {reason}" if is_default else f"{chosen} was chosen"
     if value is None or gain is None:
         return f"{start}. The budget was too small to say what to expect on new data; give a larger one."
     expect = f"Expect {metric} {value.value:.3f} on new data (95 % interval {value.low:.3f} to {value.high:.3f})"
-    if same:
+    if is_default:
         return f"{start}. {expect}."
     if gain.low > 0:
         return f"{start}. {expect}: better than the default, {default}, by {gain.points()}."
@@ -173,32 +173,32 @@ def sentence(
     return f"{start}. {expect}: not shown to be better than the default, {default}; the difference is {gain.points()}."
 
 
-def _difference(search: Search, one: Candidate, chosen: Candidate) -> Estimate | None:
-    """Of the splits in which both have a score; Student's interval, widened for the parts' common training rows."""
-    runs, splits = search.runs, search.common([one, chosen])
-    every = np.array([runs[one][split].score - runs[chosen][split].score for split in splits])
-    differences = every[np.isfinite(every)]
-    if one == chosen or len(differences) < SMALLEST:
+def _difference(search: Search, candidate: Candidate, chosen: Candidate) -> Estimate | None:
+    """The mean over splits where both have a score; Student's interval, widened for the parts' common training rows."""
+    runs, splits = search.runs, search.common([candidate, chosen])
+    with_nan = np.array([runs[candidate][split].score - runs[chosen][split].score for split in splits])
+    differences = with_nan[np.isfinite(with_nan)]
+    if candidate == chosen or len(differences) < SMALLEST:
         return None
     mean = float(differences.mean())
     low, high = mean_interval(differences) or (mean, mean)  # the same difference in all
-    half = (high - low) / 2 * math.sqrt(1 + len(differences) / (PARTS - 1))
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    half_width = (high - low) / 2 * math.sqrt(1 + len(differences) / (PARTS - 1))
+    return Estimate(value=mean, low=mean - half_width, high=mean + half_width)
 
 
 def result(choice: Choice) -> str:
     """The sentence, and the scores that are worth something: for report and model card."""
-    parts = [choice.sentence]
+    paragraphs = [choice.sentence]
     if choice.expected is not None:
-        parts.append(
+        paragraphs.append(
             f"The expected score is from {choice.judged_rows} training rows in parts. Each part was answered by the "
             f"candidate that is chosen without it, trained on the other rows. The default has "
             f"{choice.metric} {choice.default:.3f} on the same rows. The model itself is trained on all rows."
         )
     if choice.dev:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in choice.dev.items())
-        parts.append(f"On the dev rows, which were not used before: {scores}.")
-    return "\n\n".join(parts)
+        paragraphs.append(f"On the dev rows, which were not used before: {scores}.")
+    return "\n\n".join(paragraphs)
 
 
 def text(choice: Choice) -> str:
@@ -211,8 +211,8 @@ def write(choice: Choice, search: Search, place: Path) -> None:
     """Write the report, the table of runs, and the figure."""
     write_atomically(place / "report.md", text(choice))
     rows = [
-        (one.method, one.rate, part, repeat, trained.score, round(trained.seconds, 2))
-        for one, splits in search.runs.items()
+        (candidate.method, candidate.rate, part, repeat, trained.score, round(trained.seconds, 2))
+        for candidate, splits in search.runs.items()
         for (part, repeat), trained in splits.items()
     ]
     table = pandas.DataFrame(rows, columns=["method", "learning_rate", "part", "repeat", choice.metric, "seconds"])
@@ -221,18 +221,18 @@ def write(choice: Choice, search: Search, place: Path) -> None:
 
 
 def _figure(choice: Choice, path: Path) -> None:
-    """A line a method: mean score over learning rate; a point is as large as it has runs."""
+    """One line per method: mean score over learning rate; larger points have more runs."""
     with style():
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for method, own in looks([row.candidate.method for row in choice.table], PLAIN).items():
+        for method, look in looks([row.candidate.method for row in choice.table], PLAIN).items():
             rows = sorted(
                 (row for row in choice.table if row.candidate.method == method), key=lambda row: row.candidate.rate
             )
             rates, means = [row.candidate.rate for row in rows], [row.mean for row in rows]
-            axes.plot(rates, means, color=own.color, linestyle=own.line, marker=own.mark, label=method)
-            axes.scatter(rates, means, [20.0 * row.runs for row in rows], color=own.color, marker=own.mark)
+            axes.plot(rates, means, color=look.color, linestyle=look.line, marker=look.mark, label=method)
+            axes.scatter(rates, means, [20.0 * row.runs for row in rows], color=look.color, marker=look.mark)
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"mean {choice.metric} (larger points: more runs)")
         ticks = sorted({row.candidate.rate for row in choice.table if row.candidate.method == PLAIN})
         axes.set_xticks(ticks, [in_short(rate) for rate in ticks])

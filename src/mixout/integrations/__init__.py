@@ -1,4 +1,4 @@
-"""Adapters to trainers: one file each, imported only by who needs it. And what a trainer's logger should see."""
+"""Adapters to trainers: one file each, imported only where it is needed. And what a trainer's logger should see."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def measures(model: nn.Module) -> dict[str, float]:
         {'mixout_p': 0.9, 'anchor_distance': 0.0}
     """
     ps = [float(applied.mixing.p) for applied in applied_to(model) if applied.mixing is not None]
-    found = {f"mixout_p_{place}" if place > 1 else "mixout_p": p for place, p in enumerate(ps, start=1)}
-    found |= {"anchor_distance": distance(model).total} if has_anchors(model) else {}
+    values = {f"mixout_p_{number}" if number > 1 else "mixout_p": p for number, p in enumerate(ps, start=1)}
+    values |= {"anchor_distance": distance(model).total} if has_anchors(model) else {}
     used = radius_used(model)
-    return found | ({"anchor_radius_used": max(used.values())} if used else {})
+    return values | ({"anchor_radius_used": max(used.values())} if used else {})

@@ -1,6 +1,6 @@
 """Find ranks of a distributed run that disagree on the method, p, the seed or the masks drawn so far.
 
-DDP needs nothing of this: :func:`mixout.apply_` and ``DistributedDataParallel(model)`` in either order. It needs torch
+DDP works without this: :func:`mixout.apply_` and ``DistributedDataParallel(model)`` in either order. It needs torch
 only.
 """
 
@@ -28,15 +28,15 @@ def check_ranks(model: nn.Module, group: dist.ProcessGroup | None = None) -> Non
         RankMismatchError: on every rank, if one differs from the first; the message says in what.
         NotAppliedError: if the model carries no method.
     """
-    own = _facts(model)
-    every: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(every, own, group=group)
-    for rank, facts in enumerate(every):
-        for what, first in every[0].items():
-            if facts.get(what) != first:
+    own_facts = _facts(model)
+    facts_by_rank: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(facts_by_rank, own_facts, group=group)
+    for rank, facts in enumerate(facts_by_rank):
+        for name, first in facts_by_rank[0].items():
+            if facts.get(name) != first:
                 raise RankMismatchError(
-                    f"expected the same {what} on every rank, got {first} on rank 0 and {facts.get(what)} on rank "
-                    f"{rank}; {_REMEDIES.get(what, _APPLY_ALIKE)}, or give each rank its own masks with "
+                    f"expected the same {name} on every rank, got {first} on rank 0 and {facts.get(name)} on rank "
+                    f"{rank}; {_REMEDIES.get(name, _APPLY_ALIKE)}, or give each rank its own masks with "
                     'seed=mixout.Seed(scope="rank")'
                 )
 
@@ -49,12 +49,12 @@ _REMEDIES = {
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
-    first = save_state(model, tensors=False)
-    parts = [first, *first["also"]]
+    state = save_state(model, tensors=False)
+    parts = [state, *state["also"]]
     own_masks = any(part["scope"] == "rank" for part in parts)
-    apart = {"also", *(("seed", "agreed_seed", "draws") if own_masks else ())}
+    left_out = {"also", *(("seed", "agreed_seed", "draws") if own_masks else ())}
     return {
-        what: value if len(parts) == 1 else [part.get(what) for part in parts]
-        for what, value in first.items()
-        if what not in apart
+        name: value if len(parts) == 1 else [part.get(name) for part in parts]
+        for name, value in state.items()
+        if name not in left_out
     }

@@ -104,9 +104,9 @@ class MixoutCallback(TrainerCallback, ExportableState):
         """The Trainer has copied the logs into its history before it asks."""
         logs: dict[str, Any] = kwargs["logs"]
         if self.log and self._model is not None and "loss" in logs:
-            found = measures(self._model)
-            logs.update(found)
-            state.log_history[-1].update(found)
+            values = measures(self._model)
+            logs.update(values)
+            state.log_history[-1].update(values)
 
     def state(self) -> dict[str, Any]:
         """What goes into ``trainer_state.json``; the Trainer asks before training too, and then there is nothing."""
@@ -134,19 +134,19 @@ class MixoutCallback(TrainerCallback, ExportableState):
                 f"expected the schedule of p with which the checkpoint of step {state.global_step} was trained, got "
                 f"none; pass MixoutCallback(schedule=...), and leave restore_callback_states_from_checkpoint off"
             )
-        found = saved[_KEY]
+        model_state = saved[_KEY]
         if moves_anchors(self._model):  # type: ignore[arg-type]
-            given = args.resume_from_checkpoint
-            file = (Path(given) if isinstance(given, str) else _folder(args, state)) / _FILE
-            held: dict[str, Any] = torch.load(file, map_location="cpu") if file.is_file() else {}
-            if held.get("step") != state.global_step:
+            folder = args.resume_from_checkpoint
+            file = (Path(folder) if isinstance(folder, str) else _folder(args, state)) / _FILE
+            stored: dict[str, Any] = torch.load(file, map_location="cpu") if file.is_file() else {}
+            if stored.get("step") != state.global_step:
                 raise MixoutError(
                     f"expected the anchors of step {state.global_step}, which anchor_ema has moved, in {str(file)!r}, "
-                    f"got {'those of step ' + str(held['step']) if held else 'none'}; name the folder of the "
+                    f"got {'those of step ' + str(stored['step']) if stored else 'none'}; name the folder of the "
                     "checkpoint in TrainingArguments(resume_from_checkpoint=...)"
                 )
-            found = held[_KEY]
-        mixout.load_state_(self._model, found)  # type: ignore[arg-type]
+            model_state = stored[_KEY]
+        mixout.load_state_(self._model, model_state)  # type: ignore[arg-type]
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -185,7 +185,7 @@ class HeadFirst(TrainerCallback):
     >>> from transformers import Trainer  # Trainer(model, ..., callbacks=[HeadFirst(1)])
 
     Args:
-        epochs: how many, of those of the run; parts of one are fine.
+        epochs: how many of the run's epochs; fractions are fine.
         new: names of the parameters to train first; None for those outside the pretrained body.
 
     Raises:
@@ -221,10 +221,10 @@ class HeadFirst(TrainerCallback):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
         if applications(model):
             self._thaw.enter_context(disabled(model))
-        for name, one in parameters.items():
-            if name not in new and one.requires_grad:
-                self._thaw.callback(one.requires_grad_, True)
-                one.requires_grad_(False)
+        for name, parameter in parameters.items():
+            if name not in new and parameter.requires_grad:
+                self._thaw.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
 
 
 def from_pretrained(kind: Any, name: str | Path, **options: Any) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -281,8 +281,8 @@ def pretrained_only(model: nn.Module, new: Collection[str], where: WhereLike = N
         >>> mixout.coverage(mixed).mixed
         ('0',)
     """
-    fresh = {name.rpartition(".")[0] for name in new}
-    return resolve(where, model).but(lambda name, _: name in fresh, ", without new layers")
+    new_layers = {name.rpartition(".")[0] for name in new}
+    return resolve(where, model).but(lambda name, _: name in new_layers, ", without new layers")
 
 
 if not TYPE_CHECKING:

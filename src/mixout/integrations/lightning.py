@@ -1,7 +1,7 @@
 """Mixout in Lightning: p on a schedule, p and the distance from the anchor in the logs, exact resume.
 
 Lightning's checkpoints hold neither the state of torch's random generators, from which masks are drawn, nor anything
-of mixout; the callback adds both. Data are Lightning's business: it resumes exactly at the end of an epoch, and within
+of mixout; the callback adds both. Lightning itself resumes the data: exactly at the end of an epoch, and within
 one if the dataloader has ``state_dict`` and ``load_state_dict``. With several processes the first one's state is
 restored in all; pass ``seed=`` to ``apply_`` there.
 """
@@ -92,7 +92,7 @@ class MixoutCallback(Callback):
             _restore(self._streams)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Within an epoch the order was drawn before the checkpoint: what the dataloader drew now does not count."""
+        """Within an epoch the order was drawn before the checkpoint: what the dataloader has drawn now is undone."""
         self._follow(trainer, pl_module)
         if self._streams is not None and self._within_epoch:
             _restore(self._streams)
@@ -102,8 +102,8 @@ class MixoutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """As often as Lightning hands metrics to its loggers."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._logs and every and trainer.global_step % every == 0:
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._logs and interval and trainer.global_step % interval == 0:
             pl_module.log_dict(measures(pl_module), on_step=True, on_epoch=False)
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,6 +1,6 @@
 """Layers that read their weight through :mod:`mixout.functional`, and which module becomes which.
 
-Whatever would silently not be mixed is named with its reason by :func:`obstacle`.
+:func:`obstacle` says why a module cannot be mixed, so that none is passed over in silence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mixout.layers.registry import parameter as parameter
 from mixout.layers.registry import register as register
 from mixout.parts import in_parts, plain_type
 
-# Where a forward of ours spares arithmetic, or the weights are read from a list; all others lend Phi to their own.
+# Layers with a forward of ours, which saves arithmetic, or with weights in a list. All others become Lending.
 _CLASSES: dict[type[nn.Module] | str, type[Mixed]] = {
     nn.Linear: MixedLinear,
     CONV1D: Transposed,
@@ -37,21 +37,21 @@ _CLASSES: dict[type[nn.Module] | str, type[Mixed]] = {
 
 
 def mixed_class(module: nn.Module) -> type[Mixed] | None:
-    """The mixed class for ``module``, one of its own for a subclass that leaves the forward as it is; or None."""
+    """The mixed class for ``module``, or None. A subclass that keeps the forward gets a mixed class of its own."""
     if in_parts(module._parameters.get("weight")):
-        from mixout.layers import sharded  # where a model needs it
+        from mixout.layers import sharded  # only where a model needs it
 
         return sharded.mixed_class(module) if plain_type(module) is nn.Linear else None
-    kind, found = type(module), find(module)
-    if found is None or not keeps_forward(kind, found[0]) or kind is NonDynamicallyQuantizableLinear:
+    plain, registered = type(module), find(module)
+    if registered is None or not keeps_forward(plain, registered[0]) or plain is NonDynamicallyQuantizableLinear:
         return None
-    base, entry = found
+    base, entry = registered
     mixed = Lending if entry.forward else _CLASSES.get(base) or _CLASSES.get(dotted(base), Lending)
-    return mixed if issubclass(mixed, kind) else mixed_subclass(mixed, kind)
+    return mixed if issubclass(mixed, plain) else mixed_subclass(mixed, plain)
 
 
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Hook those of ``layers``, by their names in ``model``, whose weights FSDP2 gathers into its all-gathers."""
+    """Hook into FSDP2's all-gathers those of ``layers``, by their names in ``model``, whose weights it gathers."""
     if any(in_parts(layer._parameters.get("weight")) for layer in layers.values()):
         from mixout.layers import sharded
 
@@ -67,14 +67,14 @@ def weights(module: nn.Module) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether ``module`` is mixed by default: a linear layer, also one that is mixed already, of any layout."""
-    found = find(module)
-    return found is not None and found[1].linear
+    """Whether ``module`` is a linear layer of any layout, mixed already or not: these are mixed by default."""
+    registered = find(module)
+    return registered is not None and registered[1].linear
 
 
 def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
     """Why ``module`` cannot be mixed, or None: its forward must be called, and must read plain weights."""
-    kind = type(module).__name__
+    class_name = type(module).__name__
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this weight without calling the layer: choose the attention module"
     weight: Any = module._parameters.get("weight")
@@ -83,18 +83,18 @@ def obstacle(module: nn.Module, parent: nn.Module | None) -> str | None:
             from mixout.layers import sharded
 
             return sharded.obstacle(module, weight)
-        kind = plain_type(module).__name__
-        return f"its weight lies in parts on several ranks; there nn.Linear alone can be mixed, not {kind}"
+        class_name = plain_type(module).__name__
+        return f"its weight lies in parts on several ranks; there nn.Linear alone can be mixed, not {class_name}"
     if isinstance(module, nn.RNNCellBase):  # called by a loop of the user
-        return f"{kind} is called once a time step, each with a mask of its own; use a layer such as nn.LSTM"
+        return f"{class_name} is called once a time step, each with a mask of its own; use a layer such as nn.LSTM"
     if mixed_class(module) is None:
-        base = find(module)
-        if base is not None:
+        registered = find(module)
+        if registered is not None:
             return (
-                f"{kind}, a subclass of {base[0].__name__}, may use its weight in its own way; if it reads the "
-                f"attribute as {base[0].__name__} does, call mixout.register({kind}) first"
+                f"{class_name}, a subclass of {registered[0].__name__}, may use its weight in its own way; if it reads "
+                f"the attribute as {registered[0].__name__} does, call mixout.register({class_name}) first"
             )
-        return f"{kind} is not a layer that mixout can mix"
+        return f"{class_name} is not a layer that mixout can mix"
     if "forward" in vars(module):
         return "its forward is replaced on the instance (by hooks of another library)"
     return next(filter(None, (_weight_obstacle(module, path) for path in weights(module))), None)

@@ -1,7 +1,7 @@
 """The forwards of mixed layers.
 
-A linear, one whose weight is (in, out), and an embedding have a forward of ours, which spares arithmetic. All others
-compute with Phi by their own: while it runs, Phi lies where the weight is read. Any forward that reads its weights as
+A linear, one whose weight is (in, out), and an embedding have a forward of ours, which saves arithmetic. All others run
+their own forward, and while it runs Phi is the attribute that it reads. Any forward that reads its weights as
 attributes is mixed exactly, with one draw of each weight for one call: all experts of a stack, whichever kernel
 computes them; all time steps of a recurrent layer; a packed projection. The parameters stay where they are, so another
 layer that shares one is not touched.
@@ -35,24 +35,24 @@ def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, b
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Short:
-    """What a pass in torch's own operations needs after one whose checks were made."""
+    """What passes in torch's own operations need, once an earlier pass has made the checks."""
 
-    size: tuple[int, ...]  # of the mask
-    weight: Tensor  # the layer's Parameter; the pass is another one if it is exchanged,
-    anchor: Tensor  # or its anchor, of its dtype and on its device,
-    version: int  # or p
-    most: float  # numbers of an input from which on another form is faster
+    size: tuple[int, ...]  # the mask's shape
+    weight: Tensor  # the layer's Parameter; not to be used with another one,
+    anchor: Tensor  # with another anchor (this has the weight's dtype and device),
+    version: int  # or with another p
+    most: float  # numbers in an input from which another form is faster
     p: float
     on_host: bool
-    like: Tensor  # of the size of the mask: ones on a GPU, where their dropout is M / (1-p) in one kernel
+    like: Tensor  # ones of the mask's shape; on a GPU their dropout is M / (1-p) in one kernel
     of_p: tuple[Tensor, Tensor, Tensor]  # see mixout.masks.constants
 
     @classmethod
     def of(cls, share: Share, weight: Tensor) -> Short | None:
-        """For a layer that can be small and has an anchor where its weight is; None for any other."""
+        """For a layer that can be small and has its anchor beside its weight; None for any other."""
         check_whole(weight)  # DeepSpeed's ZeRO-3 is initialised after apply_
         mixing, anchor = share.mixing, share.anchor.tensor
-        p = float(mixing.probability())  # no operation of torch: selective checkpointing counts them
+        p = float(mixing.probability())  # a number: selective checkpointing counts torch's operations
         if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
         alike = (anchor.dtype, anchor.device, anchor.shape) == (weight.dtype, weight.device, weight.shape)
@@ -62,12 +62,12 @@ class Short:
         most = native_up_to(weight, options, autocast=True)
         if most == 0.0 or not (weight.is_cpu or weight.is_cuda):
             return None
-        size, host = mask_shape(tuple(weight.shape), mixing.unit), weight.is_cpu
-        like = torch.ones(size, dtype=torch.float32 if host else weight.dtype, device=weight.device)
-        return cls(size, weight, anchor, mixing.version, most, p, host, like, constants(p, weight.dtype))
+        size, on_host = mask_shape(tuple(weight.shape), mixing.unit), weight.is_cpu
+        like = torch.ones(size, dtype=torch.float32 if on_host else weight.dtype, device=weight.device)
+        return cls(size, weight, anchor, mixing.version, most, p, on_host, like, constants(p, weight.dtype))
 
     def fits(self, share: Share, parameters: dict[str, Any], x: Tensor) -> bool:
-        """Whether nothing has changed that matters, and ``x`` is small enough."""
+        """Whether weight, anchor and p are unchanged, and ``x`` is small enough."""
         weight = self.weight
         return (
             parameters.get("weight") is weight
@@ -90,10 +90,10 @@ class MixedLinear(Mixed, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         share: Share | None = self.__dict__.get("_mixed")
-        # Asked first: a graph, or a trace, must not depend on what eager passes leave.
+        # Asked first: a graph or a trace must not depend on state that eager passes leave.
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if not compiling and share is not None and share.short is not None and self.training:
-            # Written out in one place: where layers are small, a step takes as long as Python does.
+            # Written inline: where layers are small, Python takes most of a step's time.
             short, parameters = share.short, self._parameters
             if short.fits(share, parameters, input):
                 share.passes += 1
@@ -101,8 +101,8 @@ class MixedLinear(Mixed, nn.Linear):
                     weight, period = short.weight, share.mixing.period
                     if period is not None:
                         period.note(share.stream.key, weight)
-                    at = weight.dtype, weight.device
-                    coefficient = draw_coefficients(short.size, short.p, *at, stream=share.stream)
+                    dtype_device = weight.dtype, weight.device
+                    coefficient = draw_coefficients(short.size, short.p, *dtype_device, stream=share.stream)
                 elif short.on_host:
                     coefficient = coefficients(torch.rand_like(short.like), short.of_p)
                 else:
@@ -112,15 +112,15 @@ class MixedLinear(Mixed, nn.Linear):
                 return nn.functional.linear(input, phi, bias)
         if not mixes(self):
             return nn.Linear.forward(self, input)
-        held = self._parameters.get("weight")
-        if held is None:  # a replica of DataParallel, which holds plain attributes
+        parameter = self._parameters.get("weight")
+        if parameter is None:  # a replica of DataParallel, which holds plain attributes
             return mixed_pass(self, input, self.weight, self._mixed.anchor.beside(self.weight), self.bias)
         if not compiling:
-            self._mixed.short = short = Short.of(self._mixed, held)
+            self._mixed.short = short = Short.of(self._mixed, parameter)
             if short is not None and short.fits(self._mixed, self._parameters, input):
-                # From the first pass on: selective checkpointing expects the same operations in its recomputation.
+                # Already in the first pass: selective checkpointing expects the same operations in its recomputation.
                 return MixedLinear.forward(self, input)
-        return mixed_pass(self, input, held, self._mixed.anchor.beside(held), self.bias)
+        return mixed_pass(self, input, parameter, self._mixed.anchor.beside(parameter), self.bias)
 
 
 class Transposed(Mixed):
@@ -160,8 +160,8 @@ class MixedEmbedding(Mixed, nn.Embedding):
 def phi_of(weight: Tensor, anchor: Tensor | None, layout: Layout, options: MixOptions) -> Tensor:
     """Phi of a weight that is stored as ``layout`` says."""
     rows, blocks = layout.view(weight)
-    near = None if anchor is None else layout.view(anchor)[0]
-    phi = phi_pass(rows, near, options, input_dim=0 if layout.transposed else 1, groups=blocks)
+    anchor_rows = None if anchor is None else layout.view(anchor)[0]
+    phi = phi_pass(rows, anchor_rows, options, input_dim=0 if layout.transposed else 1, groups=blocks)
     return phi.view_as(weight)
 
 
@@ -192,26 +192,26 @@ class Lending(Mixed):
     def _phi(self, path: str, layout: Layout) -> Tensor:
         holder, field = holder_of(self, path)
         weight: Tensor = getattr(holder, field)
-        held, stream = self._mixed.anchors[path], self._mixed.stream
-        if stays(weight, held):
+        anchor, stream = self._mixed.anchors[path], self._mixed.stream
+        if stays(weight, anchor):
             return weight
-        return phi_of(weight, held.beside(weight), layout, self.mix_options(stream.of(path)))
+        return phi_of(weight, anchor.beside(weight), layout, self.mix_options(stream.of(path)))
 
     @contextmanager
     def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
-        """Let the attributes of these names be ``phis``; the parameters stay where they are."""
-        places = [holder_of(self, path) for path in phis]
-        before = [vars(holder).get(field) for holder, field in places]  # replicas of DataParallel hold theirs so
-        for (holder, field), phi in zip(places, phis.values(), strict=True):
+        """Let the attributes that ``phis`` names be its values; the parameters stay where they are."""
+        attributes = [holder_of(self, path) for path in phis]
+        saved = [vars(holder).get(field) for holder, field in attributes]  # not None in replicas of DataParallel
+        for (holder, field), phi in zip(attributes, phis.values(), strict=True):
             vars(holder)[field] = phi
         try:
             yield
         finally:
-            for (holder, field), own in zip(places, before, strict=True):
-                if own is None:
+            for (holder, field), weight in zip(attributes, saved, strict=True):
+                if weight is None:
                     del vars(holder)[field]
                 else:
-                    vars(holder)[field] = own
+                    vars(holder)[field] = weight
 
 
 class Recurrent(Lending):
@@ -223,12 +223,12 @@ class Recurrent(Lending):
 
     @contextmanager
     def lent(self, phis: dict[str, Tensor]) -> Iterator[None]:
-        """As :meth:`Lending.lent`, in that list."""
-        # Where weights were exchanged torch makes the list anew: now, or the forward would, without Phi.
+        """As :meth:`Lending.lent`, in the list of weights."""
+        # Where weights were exchanged torch makes a new list. It does so now, not in the forward, which would lose Phi.
         self._update_flat_weights()
-        own, names = self._flat_weights, self._flat_weights_names
-        self._flat_weights = [phis.get(name, weight) for name, weight in zip(names, own, strict=True)]
+        weights, names = self._flat_weights, self._flat_weights_names
+        self._flat_weights = [phis.get(name, weight) for name, weight in zip(names, weights, strict=True)]
         try:
             yield
         finally:
-            self._flat_weights = own
+            self._flat_weights = weights

@@ -54,25 +54,25 @@ class MixedFactor(Mixed, nn.Linear):
         if not mixes(self):
             return nn.Linear.forward(self, input)
         self.count_pass()
-        still = self.weight.detach()
+        constant = self.weight.detach()
         slope = 1 - self._mixed.mixing.probability()
-        return nn.functional.linear(input, still + slope * (self.weight - still), self.bias)
+        return nn.functional.linear(input, constant + slope * (self.weight - constant), self.bias)
 
 
 def sites(model: nn.Module) -> dict[str, Any]:
     """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
-    found: dict[str, nn.Module] = {}
-    adapted = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", ())
+    layers: dict[str, nn.Module] = {}
+    tuner_class = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", ())
     for name, module in model.named_modules():
         # An adapter of a second parameter of one layer lies within that of the first, and is a site of its own.
-        if isinstance(module, adapted) and (within(found, name) is None or is_of_a_parameter(module)):
-            found[name] = module
-    return found
+        if isinstance(module, tuner_class) and (within(layers, name) is None or is_of_a_parameter(module)):
+            layers[name] = module
+    return layers
 
 
 def is_of_a_parameter(layer: nn.Module) -> bool:
     """Whether an adapted layer adapts one parameter of the layer that it wraps."""
-    return any(dotted(kind) == ADAPTED_PARAMETER for kind in type(layer).__mro__)
+    return any(dotted(base) == ADAPTED_PARAMETER for base in type(layer).__mro__)
 
 
 def within(sites: dict[str, Any], name: str) -> str | None:
@@ -86,21 +86,21 @@ def within(sites: dict[str, Any], name: str) -> str | None:
 
 def is_factor(sites: dict[str, Any], name: str) -> bool:
     """Whether the module called ``name`` is an A or a B of one of ``sites``."""
-    around = within(sites, name)
-    return around is not None and name[len(around) + 1 :].startswith(("lora_A.", "lora_B."))
+    site_name = within(sites, name)
+    return site_name is not None and name[len(site_name) + 1 :].startswith(("lora_A.", "lora_B."))
 
 
 def problems(layer: Any, unit: Unit) -> dict[str, str | None]:
-    """Why each adapter of ``layer`` cannot be mixed, None for those that can; why none can under the name ""."""
+    """Why each adapter of ``layer`` cannot be mixed, or None if it can; under the name "" why none can."""
     masked = _factors(layer)[0 if unit == "input" else 1]
-    found = {one: _adapter_obstacle(layer, one) or obstacle(factor, None) for one, factor in masked.items()}
-    return found or {"": _layer_obstacle(layer) or "it holds no adapter"}
+    reasons = {name: _adapter_obstacle(layer, name) or obstacle(factor, None) for name, factor in masked.items()}
+    return reasons or {"": _layer_obstacle(layer) or "it holds no adapter"}
 
 
 def check_fits(
     model: nn.Module, sites: Iterable[nn.Module], mixing: Mixing, *, takes_anchor: bool, of_this_moment: bool
 ) -> None:
-    """Refuse what ``sites``, the adapted layers that are chosen, cannot do."""
+    """Refuse a method that ``sites``, the chosen adapted layers, cannot carry."""
     if not takes_anchor or mixing.unit not in ("input", "output") or mixing.gradient == "dense":
         raise ValueError(
             "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
@@ -120,32 +120,32 @@ def check_fits(
 
 
 def swaps(layer: Any, chosen: Sequence[str], mixing: Mixing) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed]]]:
-    """What is mixed where the adapters ``chosen`` are: its name within ``layer``, module, weights and mixed class."""
-    of: Any = mixed_class  # each has one, or it were not chosen
+    """The modules to mix for the adapters ``chosen``: name within ``layer``, module, weights and mixed class."""
+    class_of: Any = mixed_class  # each chosen one has a class
     if is_of_a_parameter(layer):
-        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], of(layer)
+        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], class_of(layer)
         return
-    masked, other = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
+    masked, unmasked = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
     for adapter in chosen:
-        factors = {name: getattr(layer, name)[adapter] for name in (masked, other)}
-        yield f".{masked}.{adapter}", factors[masked], ["weight"], of(factors[masked])
+        factors = {name: getattr(layer, name)[adapter] for name in (masked, unmasked)}
+        yield f".{masked}.{adapter}", factors[masked], ["weight"], class_of(factors[masked])
         if mixing.gradient == "paper":
-            yield f".{other}.{adapter}", factors[other], ["weight"], MixedFactor
+            yield f".{unmasked}.{adapter}", factors[unmasked], ["weight"], MixedFactor
 
 
 def mixed_factors(layer: Any) -> dict[str, Mixed]:
     """A factor of each adapter of ``layer`` that is mixed, or ``layer`` itself."""
     if isinstance(layer, Mixed):
         return {path.split(".")[1]: layer for path in layer._mixed.anchors}
-    return {name: one for held in _factors(layer) for name, one in held.items() if isinstance(one, Mixed)}
+    return {name: factor for pairs in _factors(layer) for name, factor in pairs.items() if isinstance(factor, Mixed)}
 
 
 def coverage_row(
     sites: dict[str, Any], name: str, module: nn.Module
 ) -> tuple[Literal["mixed", "plain", "bypassed"], str]:
     """What the module called ``name``, within one of ``sites``, is for :func:`mixout.coverage`, and why."""
-    around = within(sites, name) or ""
-    layer, (part, _, adapter) = sites[around], name[len(around) + 1 :].partition(".")
+    site_name = within(sites, name) or ""
+    layer, (part, _, adapter) = sites[site_name], name[len(site_name) + 1 :].partition(".")
     if part == "base_layer":
         if isinstance(module, Mixed):
             return "bypassed", "mixed, but frozen by an adapter that came later; remove_, add adapters, then apply_"
@@ -156,14 +156,14 @@ def coverage_row(
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
     if (problem := _adapter_obstacle(layer, adapter)) is not None:
         return "bypassed", problem
-    here, anywhere = mixed_factors(layer), {one for site in sites.values() for one in mixed_factors(site)}
-    lent = is_of_a_parameter(layer) and part == "lora_A" and adapter in here
-    if lent or (isinstance(module, Mixed) and not isinstance(module, MixedFactor)):
+    mixed, mixed_anywhere = mixed_factors(layer), {key for site in sites.values() for key in mixed_factors(site)}
+    read_mixed = is_of_a_parameter(layer) and part == "lora_A" and adapter in mixed
+    if read_mixed or (isinstance(module, Mixed) and not isinstance(module, MixedFactor)):
         return ("mixed", "") if adapter in layer.active_adapters else ("plain", "its adapter is not active")
-    if adapter in here:
+    if adapter in mixed:
         return "plain", "the other factor of a mixed adapter"
     # An adapter that is mixed elsewhere was there at apply_, and where= left this layer out.
-    if here or (anywhere and adapter not in anywhere):
+    if mixed or (mixed_anywhere and adapter not in mixed_anywhere):
         return "bypassed", f"adapter {adapter!r} came after apply_: call remove_, then apply_"
     return "plain", "not chosen"
 
@@ -171,17 +171,17 @@ def coverage_row(
 def _factors(layer: Any) -> list[dict[str, nn.Module]]:
     """The factors A, and B, by adapter; none where they are no modules."""
     pair = [getattr(layer, name, None) for name in ("lora_A", "lora_B")]
-    return [dict(one.items()) if isinstance(one, nn.ModuleDict) else {} for one in pair]
+    return [dict(factors.items()) if isinstance(factors, nn.ModuleDict) else {} for factors in pair]
 
 
 def _layer_obstacle(layer: Any) -> str | None:
     """Why no adapter of ``layer`` can be mixed, whatever the adapter, or None."""
-    kind = type(layer)
+    layer_class = type(layer)
     if is_of_a_parameter(layer):
         if not _reads_inputs(layer):
             return f"the A of its adapter does not act on inputs, as far as mixout knows {layer.parameter_name!r}"
-    elif dotted(kind) not in _CALLS_ITS_FACTORS:
-        return f"peft's {dotted(kind).removeprefix('peft.tuners.')} is not a LoRA of a linear"
+    elif dotted(layer_class) not in _CALLS_ITS_FACTORS:
+        return f"peft's {dotted(layer_class).removeprefix('peft.tuners.')} is not a LoRA of a linear"
     if layer.merged:
         return "its adapter is merged; unmerge it first"
     if any(p.requires_grad for p in layer.get_base_layer().parameters() if p.dim() >= 2):
@@ -206,11 +206,11 @@ def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
 
 def variant(layer: Any, adapter: str) -> str | None:
     """Why W - u is not s B A with this adapter, as with DoRA; or None."""
-    found = layer.lora_variant.get(adapter)
-    if found is None:
+    lora_variant = layer.lora_variant.get(adapter)
+    if lora_variant is None:
         return None
-    kind = found if isinstance(found, type) else type(found)
-    return f"{kind.__name__.removesuffix('Variant')}: its weight is not u + s B A"
+    variant_class = lora_variant if isinstance(lora_variant, type) else type(lora_variant)
+    return f"{variant_class.__name__.removesuffix('Variant')}: its weight is not u + s B A"
 
 
 def check_base(model: nn.Module) -> None:
@@ -241,7 +241,7 @@ def base_weight(layer: Any) -> Tensor:
 
 
 def base_name(name: str, layer: Any) -> str:
-    """The dotted name of that weight, where ``layer`` is called ``name``."""
+    """The dotted name of the base's weight, where ``layer`` is called ``name``."""
     field = layer.parameter_name if is_of_a_parameter(layer) else "weight"
     while hasattr(layer, "base_layer"):
         name, layer = f"{name}.base_layer", layer.base_layer
@@ -258,7 +258,7 @@ def delta_norm(layer: Any) -> float:
     a, b = [], []
     for name in active:
         pair = (factors[name].weight for factors in (layer.lora_A, layer.lora_B))
-        wide, tall = (one.detach().to(device).double().flatten(1) for one in pair)  # those of a convolution have more
+        wide, tall = (weight.detach().to(device).double().flatten(1) for weight in pair)  # convolutions have more axes
         a.append(wide.reshape(stacks, -1, wide.shape[1]))
         b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
     return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())

@@ -51,7 +51,7 @@ class Mixing:
         self.set_p(self.stated)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "off": False}  # of a copy nobody would switch it on again
+        return {**self.__dict__, "off": False}  # nobody would switch a copy on again
 
     def set_p(self, p: float) -> None:
         """Change p, in place, so that a compiled graph sees it too."""
@@ -74,15 +74,15 @@ class Mixing:
 
 @dataclass(kw_only=True)
 class Share:
-    """What one layer has of it."""
+    """What one mixed layer has of its own."""
 
     mixing: Mixing  # what it shares with the others
     anchors: dict[str, AnchorTensor]  # of each of its weights, by the weight's name in the layer
     plain: type[nn.Module]  # its class without mixing
     stream: Stream  # the random numbers of its masks
-    passes: int = 0  # in how many it was mixed
+    passes: int = 0  # training passes in which it was mixed
     short: Any = None  # see layers/forwards.py
-    anchor: AnchorTensor = field(init=False)  # the first
+    anchor: AnchorTensor = field(init=False)  # the first of them
 
     def __post_init__(self) -> None:
         self.anchor = next(iter(self.anchors.values()))
@@ -108,8 +108,8 @@ class Mixed(nn.Module):
         return MixOptions(mixing.probability(), mixing.unit, mixing.gradient, mixing.noise, stream, mixing.form)
 
     def count_pass(self) -> None:
-        """Count, so that coverage can tell a layer that is never called; a compiled graph cannot count."""
-        if not torch.compiler.is_compiling():  # there the stream counts
+        """Count this pass, so that coverage can name layers that are never called; a compiled graph cannot count."""
+        if not torch.compiler.is_compiling():  # in a graph the stream counts
             if self._mixed.passes == 0:  # DeepSpeed is initialised after apply_
                 for path in self._mixed.anchors:
                     if (weight := parameter(self, path)) is not None:
@@ -125,8 +125,8 @@ class Mixed(nn.Module):
 
     def moving_anchors(self) -> list[tuple[MovingAnchor, Tensor | None]]:
         """The anchors that move, each with the parameter that it follows."""
-        held = self._mixed.anchors.items()
-        return [(one, self.stepped(path)) for path, one in held if isinstance(one, MovingAnchor)]
+        anchors = self._mixed.anchors.items()
+        return [(anchor, self.stepped(path)) for path, anchor in anchors if isinstance(anchor, MovingAnchor)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -139,17 +139,17 @@ class Mixed(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for anchor in self._mixed.anchors.values():
             anchor.apply_(fn)
-        self._mixed.short = None  # what was on the old device
+        self._mixed.short = None  # its tensors are on the old device
         self._mixed.stream.forget()
         return self
 
     def extra_repr(self) -> str:
-        """The plain layer's, and how it is mixed."""
+        """That of the plain layer, and how it is mixed."""
         plain = super().extra_repr()
         return f"{plain}, {self._mixed.mixing}" if plain else repr(self._mixed.mixing)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse a quantised weight, which torchao puts here: it cannot be mixed, and would never be, in silence."""
+        """Refuse a quantised weight, which torchao sets here: it cannot be mixed, and no pass would say so."""
         if name in self._mixed.anchors and hasattr(param, "__tensor_flatten__") and not in_parts(param):
             raise _not_quantised(self)
         super().register_parameter(name, param)
@@ -178,7 +178,7 @@ def _not_quantised(layer: Mixed) -> MixoutError:
 
 def entry_of_mixed(layer: Mixed) -> Entry:
     """How the plain class of ``layer`` stores its weights."""
-    return find(layer, layer._mixed.plain)[1]  # type: ignore[index]  # registered, or it were not mixed
+    return find(layer, layer._mixed.plain)[1]  # type: ignore[index]  # a mixed layer is registered
 
 
 def mixes(layer: Mixed) -> bool:
@@ -206,14 +206,14 @@ def is_frozen(layer: Mixed) -> bool:
 
 def stays(weight: Tensor | None, anchor: AnchorTensor) -> bool:
     """Whether Phi is w in any case: the weight is not trained, and the anchor is not zero."""
-    # One that torch.func.functional_call hands in is no Parameter, and is mixed.
+    # A tensor that torch.func.functional_call hands in is no Parameter, and is mixed.
     if not isinstance(weight, nn.Parameter) or weight.requires_grad:
         return False
     return anchor.tensor is not None or isinstance(anchor, OwnWeight)
 
 
 def check_weights(layer: Mixed) -> None:
-    """Refuse a weight that another tool has come to compute since ``apply_``: Phi would ignore what it does."""
+    """Refuse a weight that another tool computes since ``apply_``: Phi would ignore what that tool does."""
     if getattr(layer, "_is_replica", False):  # replicas of DataParallel hold their weights as plain attributes
         return
     for path in layer._mixed.anchors:
@@ -229,11 +229,11 @@ def swap_(module: Any, mixed: type[Mixed], share: Share) -> None:  # noqa: ANN40
 
 
 def enlist_(layer: Mixed) -> None:
-    """Let ``layer`` have streams for all of its weights, and its anchors that move do so after optimizer steps."""
+    """Give ``layer`` a stream for each of its weights, and let its moving anchors move after optimizer steps."""
     period = layer._mixed.mixing.period
     for path in layer._mixed.anchors:
         layer._mixed.stream.of(path)
-    if period is not None and any(isinstance(one, MovingAnchor) for one in layer._mixed.anchors.values()):
+    if period is not None and any(isinstance(anchor, MovingAnchor) for anchor in layer._mixed.anchors.values()):
         period.followers.add(layer)
 
 
@@ -259,11 +259,11 @@ def mixed_subclass(mixed: type[Mixed], plain: type[nn.Module]) -> type[Mixed]:
 
 
 def _reduce(layer: Mixed, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-    """For pickle and deepcopy: such a class has no name in a module, so it is made again from the two that have."""
+    """For pickle and deepcopy: no module names such a class, so it is made again from its two bases."""
     bases, reduced = type(layer).__bases__, super(Mixed, layer).__reduce_ex__(protocol)
     return (_rebuild, bases, *reduced[2:]) if bases in _SUBCLASSES else reduced
 
 
 def _rebuild(mixed: type[Mixed], plain: type[nn.Module]) -> Mixed:
-    kind = mixed_subclass(mixed, plain)
-    return kind.__new__(kind)
+    subclass = mixed_subclass(mixed, plain)
+    return subclass.__new__(subclass)

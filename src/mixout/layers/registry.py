@@ -1,8 +1,8 @@
 """Which classes of layers can be mixed: what each calls its weights, and which dimension of them is the input.
 
-A class is known by itself or by its dotted name, so that nothing has to be imported for it. A subclass that leaves the
-forward as it is counts as its base. One with a forward of its own may do anything with its weight: it is left alone
-until somebody registers it.
+A class is registered as itself or by its dotted name, so that nothing has to be imported for it. A subclass that leaves
+the forward as it is counts as its base. A subclass with a forward of its own may do anything with its weight: it is
+left alone until somebody registers it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def register(
     blocks: int = 1,
     forward: Callable[..., Any] | None = None,
     linear: bool = True,
-) -> Any:  # noqa: ANN401  what it was given; of a class decorator type checkers ask no more
+) -> Any:  # noqa: ANN401  ``kind`` itself; type checkers ask no more of a class decorator
     """Tell mixout how a class of layers stores its weights, so that it can be mixed; a decorator too.
 
     While the layer's forward runs in training, its attribute ``weight`` is Phi, drawn once for that call. So any
@@ -156,9 +156,9 @@ def keeps_forward(kind: type[nn.Module], base: type[nn.Module]) -> bool:
 
 
 def entry_of(module: nn.Module) -> Entry | None:
-    """How ``module`` is mixed, or None; of a subclass with a forward of its own nothing is known."""
-    found = find(module)
-    return found[1] if found is not None and keeps_forward(type(module), found[0]) else None
+    """How ``module`` is mixed; None where that is unknown, as of a subclass with a forward of its own."""
+    registered = find(module)
+    return registered[1] if registered is not None and keeps_forward(type(module), registered[0]) else None
 
 
 def parameter(module: nn.Module, path: str) -> Tensor | None:
@@ -169,20 +169,20 @@ def parameter(module: nn.Module, path: str) -> Tensor | None:
 
 def holder_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module that holds the parameter of that dotted name, and its name there."""
-    place, _, field = path.rpartition(".")
-    return (module.get_submodule(place) if place else module), field
+    parent, _, field = path.rpartition(".")
+    return (module.get_submodule(parent) if parent else module), field
 
 
-def _is_router(module: nn.Module, kind: type[nn.Module]) -> bool:
+def _is_router(module: nn.Module, plain: type[nn.Module]) -> bool:
     """A router of experts of transformers: a linear layer (experts, in) with a choice behind it."""
     weight = module._parameters.get("weight")
-    own = kind.__module__.startswith(f"{_MODELS}.") and kind.__name__.endswith(("Router", "Gate"))
-    return own and weight is not None and weight.dim() == 2
+    named_so = plain.__module__.startswith(f"{_MODELS}.") and plain.__name__.endswith(("Router", "Gate"))
+    return named_so and weight is not None and weight.dim() == 2
 
 
 def _stack(module: nn.Module, input_dim: int) -> dict[str, Layout]:
-    held = module._parameters.items()
-    names = [name for name, weight in held if name.endswith("proj") and weight is not None and weight.dim() == 3]
+    params = module._parameters.items()
+    names = [name for name, weight in params if name.endswith("proj") and weight is not None and weight.dim() == 3]
     return dict.fromkeys(names, Layout(input_dim=input_dim))
 
 
@@ -218,7 +218,7 @@ for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
     register(_kind, weight=lambda layer: {"weight": Layout(input_dim=0, blocks=layer.groups)}, linear=False)
 register(nn.MultiheadAttention, weight=_attention)
 for _kind in (nn.RNN, nn.LSTM, nn.GRU):
-    register(_kind, weight=lambda rnn: {one: Layout() for one in rnn._flat_weights_names if one.startswith("weight")})
+    register(_kind, weight=lambda rnn: {key: Layout() for key in rnn._flat_weights_names if key.startswith("weight")})
 register(f"{_MODELS}.falcon.modeling_falcon.FalconLinear")
 register(f"{_MODELS}.ibert.quant_modules.QuantLinear")
 register(f"{_MODELS}.llama4.modeling_llama4.Llama4TextExperts", weight=lambda experts: _stack(experts, -2))

@@ -10,12 +10,12 @@ masked. The anchor is sharded like the weight, and nothing else is sent.
 - Only one forward pass may wait for its backward, and it may call each layer once: FSDP2 has one gathered weight for
   all calls. More are refused.
 
-FSDP2 finds ``fsdp_pre_all_gather`` and ``fsdp_post_all_gather`` as attributes of the local tensor, be that plain or of
-a subclass; docs/design.md says why it is plain here.
+FSDP2 finds ``fsdp_pre_all_gather`` and ``fsdp_post_all_gather`` as attributes of the local tensor, which may be plain
+or of a subclass; docs/design.md says why it is plain here.
 
 Tensor parallelism: each rank mixes its part of the weight and computes with it. The mask belongs to the whole weight.
 Where that is split over output neurons (``ColwiseParallel``) all ranks use the same mask of input neurons; where it is
-split over input neurons (``RowwiseParallel``) each uses its slice of it. The weight's gradient is computed in whole.
+split over input neurons (``RowwiseParallel``) each uses its slice. All of the weight's gradient is computed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
 
 
 class Draw(NamedTuple):
-    """How Phi is made, or was."""
+    """How Phi is or was made."""
 
     mask: Tensor  # M, broadcastable to the whole weight
     scale: float  # 1 / mu, or 0 where mu is 0
@@ -79,12 +79,12 @@ class ShardedLinear(Mixed, nn.Linear):
 
     _gathering: Gathering
 
-    # Tells a compiler to leave it alone: how Phi was made is known to Python only.
+    # Not compiled: how Phi was made is known to Python only.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         gathering = self._gathering
-        # In a backward pass this is a recomputation, whatever p is by then.
+        # Within a backward pass this is a recomputation, for which p may have changed.
         if not in_backward():
             if _wants_phi(self) != (gathering.shown is not None):
                 raise MixoutError(
@@ -107,7 +107,7 @@ class ShardedLinear(Mixed, nn.Linear):
             y.register_hook(lambda _: gathering.check(draw))  # type: ignore[no-untyped-call]
         return y
 
-    def stepped(self, path: str) -> Tensor | None:  # noqa: ARG002  it has one
+    def stepped(self, path: str) -> Tensor | None:  # noqa: ARG002  it has one weight
         """The parameter that an optimizer steps."""
         return self._gathering.rows
 
@@ -139,9 +139,9 @@ class TensorParallelLinear(Mixed, nn.Linear):
         if draw is None:
             return nn.Linear.forward(self, input)
         weight, anchor, mask = _own(self, self.weight, draw)
-        own, whole = mix(weight, anchor, mask, draw.scale, gradient=self._mixed.mixing.gradient), self.weight
+        part, whole = mix(weight, anchor, mask, draw.scale, gradient=self._mixed.mixing.gradient), self.weight
         phi = DTensor.from_local(
-            own, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+            part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
         )
         return nn.functional.linear(input, phi, self.bias)
 
@@ -176,7 +176,7 @@ def mixed_class(module: nn.Module) -> type[Mixed]:
 
 
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Hook those of ``layers``, by their names in ``model``, that are sharded into FSDP2's all-gathers."""
+    """Hook into FSDP2's all-gathers those of ``layers``, by their names in ``model``, that are sharded."""
     holders = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for name, layer in layers.items():
         if not isinstance(layer, ShardedLinear):
@@ -187,12 +187,12 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
                 "see Phi too under FSDP2; leave it out with where="
             )
         parts = name.split(".") if name else []
-        paths = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]  # of what is around it, and of itself
-        around = [m for path in paths if isinstance(m := model.get_submodule(path), FSDPModule)]
-        if not around:
+        paths = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]  # of what is around the layer, and its own
+        fsdp_modules = [module for path in paths if isinstance(module := model.get_submodule(path), FSDPModule)]
+        if not fsdp_modules:
             raise _not_whole(name)
-        outermost: nn.Module = around[0]
-        layer._gathering = Gathering(owner=around[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
+        outermost: nn.Module = fsdp_modules[0]
+        layer._gathering = Gathering(owner=fsdp_modules[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
         layer._gathering.handles = [
             # Before FSDP2's own hook, which gathers, and after the one that reshards.
             outermost.register_forward_pre_hook(functools.partial(_before_forward, layer), prepend=True),
@@ -212,12 +212,12 @@ def _not_whole(name: str) -> MixoutError:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before_forward(layer: ShardedLinear, _module: nn.Module, _args: Any) -> None:  # noqa: ANN401
     """Drop a gathered weight that an earlier pass has used, or that is mixed for another mode; hook new tensors."""
-    if in_backward():  # a recomputation, which needs its own forward's
+    if in_backward():  # a recomputation, which needs the weight of its own forward
         return
-    gathering, wants = layer._gathering, _wants_phi(layer)
+    gathering, wants_phi = layer._gathering, _wants_phi(layer)
     if isinstance(layer.weight, DTensor):
         _hook(layer)
-    elif (wants and gathering.used) or wants != (gathering.shown is not None):
+    elif (wants_phi and gathering.used) or wants_phi != (gathering.shown is not None):
         gathering.owner.reshard()
 
 
@@ -263,11 +263,11 @@ def _before_gathering(
         gathering.used = False
     weight: DTensor = layer._parameters["weight"]  # type: ignore[assignment]
     gathering.rows = weight
-    shown = gathering.shown
-    rows = weight.to_local() if shown is None else interpolate(*_own(layer, weight, shown), shown.scale)
+    draw = gathering.shown
+    rows = weight.to_local() if draw is None else interpolate(*_own(layer, weight, draw), draw.scale)
     rows = rows.to(mp_policy.param_dtype or rows.dtype)
-    missing = -(-outer_size[0] // mesh.size()) - rows.shape[0]
-    return ((torch.cat([rows, rows.new_zeros(missing, outer_size[1])]) if missing else rows,), None)
+    missing_rows = -(-outer_size[0] // mesh.size()) - rows.shape[0]
+    return ((torch.cat([rows, rows.new_zeros(missing_rows, outer_size[1])]) if missing_rows else rows,), None)
 
 
 def _after_gathering(

@@ -32,7 +32,7 @@ momentum does. With :math:`w_-` and g of before the step, where :math:`\langle g
 .. math:: w \leftarrow w - \text{rate} \cdot c \, (w - u), \quad c = \mathrm{clip}(1 - ||w_- - u|| / ||w - u||, 0, 1)
 
 for each weight as a whole. Rate 1 takes back what the step has added to the distance; no learning rate enters. Two
-numbers a weight are kept during a step, and one temporary of its size. It bounds nothing.
+numbers per weight are kept during a step, and one temporary of its size. It bounds nothing.
 
 Weighted (``weights=F``, EWC): each entry decays with its own importance, :math:`w_i \leftarrow u_i + e^{-\eta F_i / r}
 (w_i - u_i)`, so its radius is :math:`r / F_i`. Coupled, ``rate F (w - u)`` is added to the gradient: EWC's penalty
@@ -112,22 +112,22 @@ class AnchorDecay(Method):
     name: ClassVar[str] = "anchor_decay"
 
     def __post_init__(self) -> None:
-        given = {name: value for name in ("radius", "rate") if (value := getattr(self, name)) is not None}
-        if len(given) != 1:
-            found = " and ".join(f"{name} {value}" for name, value in given.items())
+        strengths = {name: value for name in ("radius", "rate") if (value := getattr(self, name)) is not None}
+        if len(strengths) != 1:
+            both = " and ".join(f"{name} {value}" for name, value in strengths.items())
             raise ValueError(
                 "expected anchor_decay with either a radius, about the farthest that a weight may go, for example "
-                f"anchor_decay(radius=0.005), or a rate = 1 / radius; got {found or 'neither'}"
+                f"anchor_decay(radius=0.005), or a rate = 1 / radius; got {both or 'neither'}"
             )
-        for name, value in given.items():
+        for name, value in strengths.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"expected {name} to be a number, got {value!r}")
         self._check_options()
         if self.weights is not None:
             if not isinstance(self.weights, (Mapping, str, Path)):
                 raise TypeError(f"expected weights as tensors by name, or a path, got {self.weights!r}")
-            held = _Held(self.weights) if isinstance(self.weights, Mapping) else str(self.weights)
-            object.__setattr__(self, "weights", held)
+            weights = _Held(self.weights) if isinstance(self.weights, Mapping) else str(self.weights)
+            object.__setattr__(self, "weights", weights)
 
     def _check_options(self) -> None:
         if self.rate is not None and not (self.rate >= 0 and math.isfinite(self.rate)):
@@ -150,11 +150,11 @@ class AnchorDecay(Method):
         return self.rate if self.rate is not None else 1 / self.radius  # type: ignore[operator]  # one is given
 
     def strength_on(self, start: Tensor | None) -> float:
-        """The strength on a weight that starts at ``start``, None for 0: infinite where that is 0, if relative."""
+        """The strength on a weight that starts at ``start`` (None: at 0); if relative, infinite on a start at 0."""
         if not self.relative:
             return self.strength
-        unit = 0.0 if start is None else norm(start, None) / math.sqrt(max(1, start.numel()))
-        return self.strength / unit if unit else math.inf
+        root_mean_square = 0.0 if start is None else norm(start, None) / math.sqrt(max(1, start.numel()))
+        return self.strength / root_mean_square if root_mean_square else math.inf
 
     @property
     def weighted(self) -> bool:
@@ -168,7 +168,7 @@ class AnchorDecay(Method):
 
 
 class _Held(dict[str, Tensor]):
-    """Tensors by name, which a frozen method can hold: equal to itself alone, and short in print."""
+    """Tensors by name, which a frozen method can hold: equal to itself only, and with a short repr."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # dict's is None
 
@@ -196,8 +196,8 @@ def shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float
     if isinstance(exponent, Tensor):  # of any dtype and device, which lerp does not take
         share = -torch.expm1(exponent)
         for weight, anchor in zip(weights, anchors or weights, strict=True):
-            near = share if share.device.type == "cpu" else share.to(weight.device)
-            weight.sub_((weight if anchors is None else weight - anchor) * near)
+            device_share = share if share.device.type == "cpu" else share.to(weight.device)
+            weight.sub_((weight if anchors is None else weight - anchor) * device_share)
     elif anchors is None:
         torch._foreach_mul_(weights, math.exp(exponent))
     else:
@@ -224,7 +224,7 @@ class Before(NamedTuple):
 
 @torch.no_grad()
 def before(weight: Tensor, anchor: Tensor | None, gradient: Tensor) -> Before:
-    """Of a weight and its gradient."""
+    """What to know of a weight and its gradient before the step."""
     agreement, square = _products(weight, anchor, gradient.to_dense() if gradient.is_sparse else gradient)
     return Before(agreement, square.sqrt())
 
@@ -253,10 +253,10 @@ def _known_to_be_0(value: Tensor) -> bool:
 
 def _products(weight: Tensor, anchor: Tensor | None, gradient: Tensor | None) -> Tensor:
     """<g, w - u>, 0 without g, and ||w - u||^2; of all ranks."""
-    dtype, found = torch.promote_types(weight.dtype, torch.float32), []
+    dtype, products = torch.promote_types(weight.dtype, torch.float32), []
     for w, u, g in blocks(weight, anchor, gradient):
         difference = (w if u is None else w - u).to(dtype).flatten()
         slope = difference.new_zeros(()) if g is None else torch.dot(g.to(dtype).flatten(), difference)
-        found.append(torch.stack([slope, torch.dot(difference, difference)]))
-    total = torch.stack(found).sum(0)
+        products.append(torch.stack([slope, torch.dot(difference, difference)]))
+    total = torch.stack(products).sum(0)
     return of_all_ranks(total, weight) if hasattr(weight, "placements") else total

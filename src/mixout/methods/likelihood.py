@@ -15,8 +15,8 @@ summed gradient has the right mean.
 F is divided by its mean over all weights. So a rate keeps its meaning: ``AnchorDecay(rate, weights=F)`` decays as
 ``AnchorDecay(rate)`` does on the average, important weights more and the others less.
 
-Models of transformers are understood, and plain tensors. A causal language model's logits belong to the next token; all
-others' to their own place.
+Models of transformers are understood, and plain tensors. A causal language model's logits belong to the next token;
+those of all other models to the token at the same place.
 
 Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796 (EWC). Kunstner, Balles, Hennig, NeurIPS 2019, on the empirical
 Fisher.
@@ -104,10 +104,10 @@ def fisher(
                 break
             args, options = as_call(example)
             with torch.enable_grad():
-                found = predictions(model, example, model(*args, **options))
-                if not len(found.logits):  # a text of one token, say
+                predicted = predictions(model, example, model(*args, **options))
+                if not len(predicted.logits):  # a text of one token, say
                     continue
-                loss = _surprise(found, labels, generator)
+                loss = _surprise(predicted, labels, generator)
             seen += 1
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for total, gradient in zip(sums.values(), gradients, strict=True):
@@ -126,18 +126,18 @@ def fisher(
 
 
 def _weights(model: nn.Module, where: WhereLike) -> dict[str, nn.Parameter]:
-    """What AnchorDecay decays and what is trained; a tied weight once, by its first name."""
-    found: dict[nn.Parameter, str] = {}
+    """The trained weights that AnchorDecay decays; a tied weight once, by its first name."""
+    name_by_weight: dict[nn.Parameter, str] = {}
     for name, _, weight in resolve(where, model).parameters(model):
         if decays(weight) and in_parts(weight):
             raise MixoutError("expected whole weights, got ones in parts on several ranks; call this before sharding")
         if decays(weight) and weight.requires_grad:
-            found.setdefault(weight, name)
-    if not found:
+            name_by_weight.setdefault(weight, name)
+    if not name_by_weight:
         raise NothingMixedError(
             "expected a weight of at least two dimensions that requires a gradient, got none; check where="
         )
-    return {name: weight for weight, name in found.items()}
+    return {name: weight for weight, name in name_by_weight.items()}
 
 
 def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -150,27 +150,27 @@ def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         elif isinstance(batch, Tensor):
             yield from torch.split(batch.to(device), 1)
         else:
-            yield from zip(*(torch.split(one.to(device), 1) for one in batch), strict=True)
+            yield from zip(*(torch.split(tensor.to(device), 1) for tensor in batch), strict=True)
 
 
-def _surprise(found: Predictions, labels: Labels, generator: torch.Generator) -> Tensor:
+def _surprise(predicted: Predictions, labels: Labels, generator: torch.Generator) -> Tensor:
     """-log p(y | x), summed over the predictions of one example."""
-    logits = found.logits.float()
-    if labels == "given" and found.labels is None:
+    logits = predicted.logits.float()
+    if labels == "given" and predicted.labels is None:
         raise ValueError('expected batches with labels, which labels="given" reads, got one without')
     if logits.shape[1] == 1:
         noise = torch.randn(logits.shape, generator=generator, device=logits.device)
-        value = logits.detach() + noise if labels == "sampled" else found.labels.view_as(logits)  # type: ignore[union-attr]
+        value = logits.detach() + noise if labels == "sampled" else predicted.labels.view_as(logits)  # type: ignore[union-attr]
         return (value - logits).square().sum() / 2
     if labels == "given":
-        return cross_entropy(logits, found.labels, reduction="sum")  # type: ignore[arg-type]
+        return cross_entropy(logits, predicted.labels, reduction="sum")  # type: ignore[arg-type]
     drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator).squeeze(1)
     return cross_entropy(logits, drawn, reduction="sum")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a batch's predictions that count are, and should be."""
+    """The predictions of a batch that count, and what they should be."""
 
     logits: Tensor  # (rows, classes)
     labels: Tensor | None  # of each row, if the batch says; floats where there is one class (regression)
@@ -185,7 +185,7 @@ def as_call(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own flag again: no dropout, and mixed layers read their weight as it is."""
+    """Eval mode, then each module's own flag again: no dropout, and mixed layers read their weight as it is."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -207,9 +207,9 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
         raise TypeError(f"expected outputs with logits, or a tensor of them, got {type(outputs).__name__}")
     labels: Tensor | None
     if isinstance(batch, Mapping):
-        labels, present = batch.get("labels"), batch.get("attention_mask")
+        labels, attended = batch.get("labels"), batch.get("attention_mask")
     else:
-        labels, present = None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1], None
+        labels, attended = None if isinstance(batch, Tensor) or len(batch) < 2 else batch[1], None
     if labels is not None and labels.is_floating_point() and logits.shape[-1] > 1:
         raise ValueError("expected labels that are classes, got numbers for several classes (multi-label)")
     if logits.dim() == 2:
@@ -218,20 +218,20 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
         raise ValueError(f"expected logits (examples, classes) or (examples, tokens, classes), got {logits.dim()} axes")
     if predicts_next(model):
         logits = logits[:, :-1]
-        labels, present = (None if one is None else one[:, 1:] for one in (labels, present))
+        labels, attended = (None if tensor is None else tensor[:, 1:] for tensor in (labels, attended))
     counts = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     if labels is not None:
         counts = labels.to(logits.device) != _IGNORED
-    elif isinstance(present, Tensor) and present.shape == counts.shape:
-        counts = present.to(logits.device) != 0
+    elif isinstance(attended, Tensor) and attended.shape == counts.shape:
+        counts = attended.to(logits.device) != 0
     return Predictions(logits=logits[counts], labels=None if labels is None else labels.to(logits.device)[counts])
 
 
 def predicts_next(model: nn.Module) -> bool:
     """Whether ``model`` holds a causal language model of transformers; an encoder-decoder's labels are in place."""
     for module in model.modules():
-        kind = type(module)
-        if isinstance(getattr(kind, "base_model_prefix", None), str):
+        cls = type(module)
+        if isinstance(getattr(cls, "base_model_prefix", None), str):
             config = getattr(module, "config", None)
-            return _PREDICTS_NEXT.search(kind.__name__) is not None and not getattr(config, "is_encoder_decoder", False)
+            return _PREDICTS_NEXT.search(cls.__name__) is not None and not getattr(config, "is_encoder_decoder", False)
     return False

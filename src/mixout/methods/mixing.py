@@ -1,4 +1,4 @@
-r"""What a method is; the two that act on no weight; and those that mix: one description for all.
+r"""The base of all methods; the two that act on no weight; and those that mix, with one description for all.
 
 A method is a frozen description, on which :mod:`mixout.apply` acts. Those that mix replace a weight w by a random Phi
 of mean w in each training pass.
@@ -43,7 +43,7 @@ class Method:
         return [f for f in fields(cls) if f.init]  # type: ignore[arg-type]  # every method is a dataclass
 
     def given(self) -> list[tuple[Field[Any], Any]]:
-        """The arguments that have not their default, and their values."""
+        """The arguments that differ from their default, and their values."""
         return [(f, value) for f in self.arguments() if (value := getattr(self, f.name)) != f.default]
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class Dropout(Method):
     p: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "p", check_p(self.p))  # numpy's become Python's
+        object.__setattr__(self, "p", check_p(self.p))  # a numpy number becomes Python's
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,14 +121,14 @@ class MixingMethod(Method):
         object.__setattr__(self, "every", check_every(self.every))
         if self.anchor_ema is not None:
             object.__setattr__(self, "anchor_ema", self._checked_ema(self.anchor_ema))
-        for name, known in (("unit", UNITS), ("noise", NOISES), ("gradient", GRADIENTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
+        for name, allowed in (("unit", UNITS), ("noise", NOISES), ("gradient", GRADIENTS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} in {allowed}, got {getattr(self, name)!r}")
         if self.anchor == "own" and self.gradient == "dense":
             raise ValueError(f"expected gradient 'exact' or 'paper' for {self.name}, got 'dense': that masks nothing")
         if self.unit == "layer" and self.every == 1:
             raise ValueError("expected every= with unit='layer', for example every=20: how many steps a draw is kept")
-        object.__setattr__(self, "p", check_p(self.p, self.noise))  # numpy's become Python's
+        object.__setattr__(self, "p", check_p(self.p, self.noise))  # a numpy number becomes Python's
 
     def _checked_ema(self, b: float) -> float | None:
         if isinstance(b, bool) or not isinstance(b, Real):
@@ -244,8 +244,8 @@ class Dropconnect(MixingMethod):
 class GradientMask(MixingMethod):
     """Plain weights forward, mixout's sparse gradient backward: ``Phi = w``, ``dL/dw = g M / (1-p)``. A control.
 
-    - Does: no pull towards anything. Under Adam a gradient that is zero most of the time alone keeps w closer to the
-      start, by about sqrt(1-p): what mixout does beyond that is its pull.
+    - Does: no pull towards anything. Under Adam a gradient that is mostly zero already keeps w closer to the start, by
+      about sqrt(1-p): what mixout does beyond that is its pull.
     - Costs: no anchor; 1-p of the weight-gradient GEMM.
     - With ``unit="layer", every=20`` close to LISA: of the model's blocks each trains with probability 1-p for 20
       steps, the rest of the model always. Under Adam the momentum moves a masked block for some more steps.

@@ -28,7 +28,7 @@ TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary(
 
 
 class Target:
-    """A weight that decays, by its module and field, since tools exchange Parameter objects; a copy decays its own."""
+    """A weight that decays, known by module and field, since tools exchange Parameters; a copy decays its own."""
 
     def __init__(
         self,
@@ -72,16 +72,16 @@ class Target:
 
     def importance_beside(self, weight: Tensor) -> Tensor | None:
         """How much each entry counts, on the device of ``weight``, where it stays; None where all count alike."""
-        if (held := self.importance) is None or held.tensor is None:
+        if (importance := self.importance) is None or importance.tensor is None:
             return None
-        held.tensor = held.tensor.to(weight.device)
-        return laid_out(held.tensor, weight)
+        importance.tensor = importance.tensor.to(weight.device)
+        return laid_out(importance.tensor, weight)
 
 
 def targets(model: nn.Module) -> dict[str, Target]:
     """What decays in ``model``, which may be a part of another, by parameter name."""
-    found = ((name, vars(module).get(FIELD, {})) for name, module in model.named_modules())
-    return {f"{name}.{field}".lstrip("."): target for name, held in found for field, target in held.items()}
+    modules = ((name, vars(module).get(FIELD, {})) for name, module in model.named_modules())
+    return {f"{name}.{field}".lstrip("."): target for name, fields in modules for field, target in fields.items()}
 
 
 @dataclass
@@ -90,22 +90,22 @@ class _Match:
 
     # By id: a parameter that refers to its optimizer must not be kept, and torch swaps none with a weak reference.
     groups: list[list[int]] = field(default_factory=list)
-    held: list[tuple[weakref.ref[Target], int, int]] = field(default_factory=list)  # with id and number
-    change: object = None  # the last one that it knows
-    began: int = 0  # the last step, on the clock of steps
+    held: list[tuple[weakref.ref[Target], int, int]] = field(default_factory=list)  # parameter's id, group's number
+    change: object = None  # the last one that was matched
+    began: int = 0  # when the last step began, on the clock of steps
     warned: bool = False
 
     @property
     def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
-        """Those whose target is still there; one that has come during a step waits for the next."""
-        found = ((one, one.parameter(), known, number) for at, known, number in self.held if (one := at()) is not None)
-        return [(one, p, number) for one, p, known, number in found if p is not None and id(p) == known]
+        """Those whose target is still there; a target that comes during a step waits for the next."""
+        live = ((target, target.parameter(), p_id, n) for ref, p_id, n in self.held if (target := ref()) is not None)
+        return [(target, p, n) for target, p, p_id, n in live if p is not None and id(p) == p_id]
 
 
 _MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _LOCK = threading.RLock()  # of targets and handles
-_CHANGE = [object()]  # another one whenever targets have come or gone, or parameters were exchanged
+_CHANGE = [object()]  # a new one whenever targets have come or gone, or parameters were exchanged
 _CLOCK = itertools.count(1)  # orders beginnings and ends of steps
 
 
@@ -145,8 +145,8 @@ def _changed() -> None:
 
 def _match(optimizer: Optimizer) -> _Match:
     match = _MATCHES.setdefault(optimizer, _Match())
-    if any((one := at()) is None or id(one.parameter()) != known for at, known, _ in match.held):
-        _CHANGE[0] = object()  # of all optimizers: another may hold the parameter that came instead
+    if any((target := ref()) is None or id(target.parameter()) != p_id for ref, p_id, _ in match.held):
+        _CHANGE[0] = object()  # for all optimizers: another one may hold the new parameter
     change, groups = _CHANGE[0], [[id(p) for p in group["params"]] for group in optimizer.param_groups]
     if match.change is not change or groups != match.groups:
         match.held = [(weakref.ref(target), id(p), number) for target, p, number in _entries(optimizer)]
@@ -159,20 +159,20 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     decaying: dict[int, Target] = {}
     out_of_reach: dict[int, Target] = {}
     with _LOCK:
-        known = list(TARGETS.values())
-    for target in known:
+        live = list(TARGETS.values())
+    for target in live:
         parameter = target.parameter()
         check_stepped(parameter, "anchor_decay")
         if parameter is not None:
             decaying.setdefault(id(parameter), target)
         elif target.module is not None:
-            out_of_reach.update((id(other), target) for other in target.module.parameters() if other.requires_grad)
-    # What an optimizer within this one (SAM, Lookahead) steps, that one decays.
-    inner = [one for one in vars(optimizer).values() if isinstance(one, Optimizer) and one is not optimizer]
+            out_of_reach.update((id(p), target) for p in target.module.parameters() if p.requires_grad)
+    # An optimizer within this one (SAM, Lookahead) decays what it steps.
+    inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer) and value is not optimizer]
     if inner and shares_out(optimizer):  # the other ranks step what this one does not
         inner.append(optimizer)
-    others = {id(p) for one in inner for group in one.param_groups for p in group["params"]}
-    stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in others]
+    nested = {id(p) for optim in inner for group in optim.param_groups for p in group["params"]}
+    stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in nested]
     for parameter, _ in stepped:
         if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
@@ -196,7 +196,7 @@ def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
 
 
 def _check(optimizer: Optimizer, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
-    """Before the step: one that has been taken cannot be refused."""
+    """Check before the step, which cannot be refused once it is taken."""
     for target, weight, number in entries:
         if not (weight.requires_grad or weight.grad is not None):
             continue
@@ -219,15 +219,15 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
     named = kwargs.get("closure") is not None
     closure = kwargs["closure"] if named else args[1] if len(args) > 1 else None
-    if not callable(closure):  # another argument of the optimizer's own
+    if not callable(closure):  # some other argument of this optimizer
         _meet_gradient(optimizer, match)
         return None
 
     def then_meet() -> Any:  # noqa: ANN401
-        marks = [(one, mark, mark[0]._version) for one, *_ in match.entries if (mark := one.penalised) is not None]
+        tags = [(target, tag, tag[0]._version) for target, *_ in match.entries if (tag := target.penalised) is not None]
         loss = closure()
-        for target, mark, version in marks:
-            if target.penalised is mark and mark[0]._version != version:  # its backward pass has made another gradient
+        for target, tag, version in tags:
+            if target.penalised is tag and tag[0]._version != version:  # its backward pass has made another gradient
                 target.penalised = None
         _meet_gradient(optimizer, match)
         return loss
@@ -251,7 +251,7 @@ def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
             target.before = before(weight, anchor, grad if sign > 0 else -grad)
             continue
         if target.penalised is not None and target.penalised[0] is grad:
-            continue  # an outer step, which may have clipped it since, or one that raised
+            continue  # by an outer step, which may have clipped it since, or one that raised
         if grad.layout is not torch.strided:
             raise MixoutError(
                 f"expected a dense gradient of {target.anchor.name} for {target.method}, which adds a dense one to it, "
@@ -269,7 +269,7 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
     if match is None or not (entries := match.entries):
         return
     now = next(_CLOCK)
-    alike: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
     for target, weight, number in entries:
         target.penalised = None
         # What was decayed since this step began was decayed by an optimizer within it.
@@ -287,10 +287,10 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
             continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
         key = number, target.strength, anchor is None, weight.dtype, weight.device, mesh
-        alike.setdefault(key, []).append((weight, anchor))
-    for (number, strength, zero, *_), pairs in alike.items():
+        groups.setdefault(key, []).append((weight, anchor))
+    for (number, strength, to_zero, *_), pairs in groups.items():
         weights, anchors = map(list, zip(*pairs, strict=True))
-        shrink_(weights, None if zero else anchors, _exponent(optimizer, number, strength))
+        shrink_(weights, None if to_zero else anchors, _exponent(optimizer, number, strength))
 
 
 def _exponent(optimizer: Optimizer, number: int, strength: float) -> float | Tensor:

@@ -81,14 +81,14 @@ class OutputAnchor(Method):
             raise TypeError(f"expected beta to be a number, at least 0, got {self.beta!r}")
         if not (self.beta >= 0 and math.isfinite(self.beta)):
             raise ValueError(f"expected a finite beta, at least 0, got {self.beta}")
-        for name, known in (("direction", ("forward", "reverse")), ("on", ("logits", "hidden"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} in {known}, got {getattr(self, name)!r}")
+        for name, allowed in (("direction", ("forward", "reverse")), ("on", ("logits", "hidden"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} in {allowed}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a module holds of it: the method, its anchors by field, and the fields that were frozen at ``apply_``."""
+    """What a module holds: the method, its anchors by field, and the fields that were frozen at ``apply_``."""
 
     method: OutputAnchor
     anchors: dict[str, AnchorTensor]
@@ -97,8 +97,8 @@ class Held:
 
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
     """The modules of ``model`` that hold anchors for this method, by name."""
-    found = ((name, module, vars(module).get(FIELD)) for name, module in model.named_modules())
-    return {name: (module, one) for name, module, one in found if isinstance(one, Held)}
+    modules = ((name, module, vars(module).get(FIELD)) for name, module in model.named_modules())
+    return {name: (module, state) for name, module, state in modules if isinstance(state, Held)}
 
 
 def output_penalty(
@@ -145,11 +145,11 @@ def output_penalty(
     base = _base_outputs(inner, batch, anchors, hidden=method.on == "hidden")
     if method.on == "hidden":
         squares = (_hidden(outputs).float() - _hidden(base).float()).square().mean(-1)
-        present = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        terms = squares[present != 0] if isinstance(present, Tensor) and present.shape == squares.shape else squares
+        attended = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        terms = squares[attended != 0] if isinstance(attended, Tensor) and attended.shape == squares.shape else squares
     else:
-        now, then = (predictions(inner, batch, one).logits.float() for one in (outputs, base))
-        terms = _divergence(now, then) if method.direction == "forward" else _divergence(then, now)
+        logits, start = (predictions(inner, batch, answers).logits.float() for answers in (outputs, base))
+        terms = _divergence(logits, start) if method.direction == "forward" else _divergence(start, logits)
     if inner.training and torch.is_grad_enabled() and not terms.requires_grad:
         raise MixoutError(
             "expected outputs with a gradient in training, got some without, on which the penalty has no effect: "
@@ -158,34 +158,34 @@ def output_penalty(
     return method.beta * terms.sum() / (max(terms.numel(), 1) if count is None else count)
 
 
-def _divergence(now: Tensor, then: Tensor) -> Tensor:
-    """KL(then || now) of each row of logits; of one class (regression) that of normal laws of variance 1."""
-    if now.shape[-1] == 1:
-        return (now - then).square().sum(-1) / 2
-    return kl_div(now.log_softmax(-1), then.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+def _divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(target || logits) of each row of logits; of one class (regression) that of normal laws of variance 1."""
+    if logits.shape[-1] == 1:
+        return (logits - target).square().sum(-1) / 2
+    return kl_div(logits.log_softmax(-1), target.log_softmax(-1), reduction="none", log_target=True).sum(-1)
 
 
 def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
-    found = held(model)
-    if not found:
+    modules = held(model)
+    if not modules:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(0.1))")
-    tensors, made = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
-    for name, (module, one) in found.items():
-        for field, anchor in one.anchors.items():
+    tensors, start_by_id = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
+    for name, (module, state) in modules.items():
+        for field, anchor in state.anchors.items():
             path, weight = f"{name}.{field}".lstrip("."), module._parameters.get(field)
             if weight is None:
                 raise MixoutError(f"{path!r} {REPLACED}")
-            if id(weight) not in made:
+            if id(weight) not in start_by_id:
                 start = anchor.follow(weight)
-                made[id(weight)] = torch.zeros_like(weight) if start is None else start
-            tensors[path] = made[id(weight)]
-        for field in one.frozen:
+                start_by_id[id(weight)] = torch.zeros_like(weight) if start is None else start
+            tensors[path] = start_by_id[id(weight)]
+        for field in state.frozen:
             if (weight := module._parameters.get(field)) is not None and weight.requires_grad:
                 raise MixoutError(
                     f"{f'{name}.{field}'.lstrip('.')!r} was frozen at apply_ and is trained now, so that its start is "
                     "not known; call apply_ while all that will be trained requires a gradient, and freeze then"
                 )
-    return next(iter(found.values()))[1].method, tensors
+    return next(iter(modules.values()))[1].method, tensors
 
 
 @torch.no_grad()
@@ -213,23 +213,23 @@ def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
     """Let this rank's parts of the weights be those of the anchors: FSDP2 gathers its own parameters, no others."""
     reshard_(model)
     pairs = [(local(model.get_parameter(name)), local(anchor)) for name, anchor in anchors.items()]
-    own = [weight.clone() for weight, _ in pairs]
+    saved = [weight.clone() for weight, _ in pairs]
     try:
         for weight, anchor in pairs:
             weight.copy_(anchor)
         yield
     finally:
-        reshard_(model)  # a weight that is left gathered is the anchor's
-        for (weight, _), value in zip(pairs, own, strict=True):
+        reshard_(model)  # a weight that is still gathered is the anchor's
+        for (weight, _), value in zip(pairs, saved, strict=True):
             weight.copy_(value)
 
 
 def _hidden(outputs: Any) -> Tensor:  # noqa: ANN401
     states = getattr(outputs, "hidden_states", None)
-    found = states[-1] if states else getattr(outputs, "last_hidden_state", None)
-    if found is None:
+    last = states[-1] if states else getattr(outputs, "last_hidden_state", None)
+    if last is None:
         raise TypeError(
             f"expected outputs with hidden states, got {type(outputs).__name__} without; call the model with "
             "output_hidden_states=True"
         )
-    return found  # type: ignore[no-any-return]
+    return last  # type: ignore[no-any-return]

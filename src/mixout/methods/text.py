@@ -18,8 +18,8 @@ from mixout.methods.mixing import Dropconnect, Dropout, GradientMask, Method, Mi
 from mixout.methods.output import OutputAnchor
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind
-    for kind in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, OutputAnchor, Plain)
+    method.name: method
+    for method in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, OutputAnchor, Plain)
 }
 
 _CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
@@ -29,7 +29,7 @@ def parse(text: str, known: Mapping[str, type[Method]] = METHODS) -> tuple[Metho
     """The methods that ``text`` names, joined by ``+``.
 
     Args:
-        text: one or several.
+        text: one method or several.
         known: methods by name.
 
     Raises:
@@ -43,12 +43,12 @@ def parse(text: str, known: Mapping[str, type[Method]] = METHODS) -> tuple[Metho
 
 
 def as_methods(method: Any) -> tuple[Method, ...]:  # noqa: ANN401  whatever a caller may write
-    """What a caller may write for one or several methods: descriptions, text, or a sequence of these."""
-    given = [method] if isinstance(method, (Method, str)) else method
-    if isinstance(given, Sequence):
-        several = [one for part in given for one in (parse(part) if isinstance(part, str) else (part,))]
-        if several and all(isinstance(one, Method) for one in several):
-            return tuple(several)
+    """One or several methods, which a caller may write as instances, as text, or as a sequence of these."""
+    parts = [method] if isinstance(method, (Method, str)) else method
+    if isinstance(parts, Sequence):
+        methods = [item for part in parts for item in (parse(part) if isinstance(part, str) else (part,))]
+        if methods and all(isinstance(item, Method) for item in methods):
+            return tuple(methods)
     hint = ""
     if isinstance(method, type) and issubclass(method, Method):
         hint = f"; write {method.__name__}(...), with its arguments"
@@ -68,7 +68,7 @@ def spell(methods: Method | Sequence[Method]) -> str:
     for f, value in methods.given():
         if isinstance(value, bool):
             text = str(value).lower()
-        else:  # a number as its field has it: 1 given for a float is 1.0, and a count stays one
+        else:  # a number in its field's type: 1 in a float field is 1.0, a count stays an integer
             text = repr(float(value)) if isinstance(value, Real) and "float" in str(f.type) else str(value)
         arguments.append(text if f is methods.arguments()[0] else f"{f.name}={text}")
     return f"{methods.name}({', '.join(arguments)})" if arguments else methods.name
@@ -76,13 +76,13 @@ def spell(methods: Method | Sequence[Method]) -> str:
 
 def reaches(methods: Iterable[Method]) -> list[str]:
     """How far each decay of ``methods`` that bounds the distance lets a weight go, in words."""
-    found = []
-    for one in methods:
-        if isinstance(one, AnchorDecay) and one.shrinks and one.strength:
-            far = f"{1 / one.strength:.3g}" + " times its tensor's root mean square" * one.relative
-            far += " divided by its importance" * one.weighted
-            found.append(f"{spell(one)}: under Adam a weight goes about {far} from its start at most")
-    return found
+    lines = []
+    for method in methods:
+        if isinstance(method, AnchorDecay) and method.shrinks and method.strength:
+            reach = f"{1 / method.strength:.3g}" + " times its tensor's root mean square" * method.relative
+            reach += " divided by its importance" * method.weighted
+            lines.append(f"{spell(method)}: under Adam a weight goes about {reach} from its start at most")
+    return lines
 
 
 def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
@@ -92,19 +92,19 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
     name = match["name"]
     if name not in methods:
         raise ValueError(f"expected a method among {', '.join(methods)}, got {name!r}{nearest(name, [*methods])}")
-    kind = methods[name]
-    settable = kind.arguments()
-    known = [f.name for f in settable]
+    method_class = methods[name]
+    settable = method_class.arguments()
+    names = [f.name for f in settable]
     values: dict[str, Any] = {}
     for position, argument in enumerate(filter(None, map(str.strip, (match["arguments"] or "").split(",")))):
         key, equals, value = (piece.strip() for piece in argument.partition("="))
-        if not equals and (position > 0 or not known):
+        if not equals and (position > 0 or not names):
             raise ValueError(f"expected arguments of {name} after the first as name=value, got {argument!r}")
-        key, value = (key, value) if equals else (known[0], key)
+        key, value = (key, value) if equals else (names[0], key)
         if key in values:
             raise ValueError(f"expected each argument of {name} once, got {key} twice in {part.strip()!r}")
-        if key not in known:
-            raise ValueError(f"expected {name} to take {', '.join(known)}, got {key!r}{nearest(key, known)}")
+        if key not in names:
+            raise ValueError(f"expected {name} to take {', '.join(names)}, got {key!r}{nearest(key, names)}")
         values[key] = _value(value)
     for f in settable:
         if f.default is MISSING and f.name not in values:
@@ -113,7 +113,7 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
                 f'expected {name} with its {f.name}, for example "{name}({example})", got {part.strip()!r}'
             )
     try:
-        return kind(**values)
+        return method_class(**values)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
 

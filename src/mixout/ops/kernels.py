@@ -1,4 +1,4 @@
-"""On a GPU: Phi, and the places of the thin gradient, in one kernel each.
+"""On a GPU: Phi, and the placing of the thin gradient, in one kernel each.
 
 What torch does in several passes over a matrix as large as the weight, with a launch for each, is one pass here, which
 reads w and u and writes Phi in the dtype that the product wants. Triton comes with torch's builds for CUDA; where it is
@@ -23,9 +23,9 @@ try:
 except ImportError:
     triton = None
 
-# Offsets are numbers of 32 bits.
+# Offsets are 32-bit numbers.
 LARGEST = 2**31
-# Rows and columns of a tile of Phi, and of the thin gradient: of that a program owns whole rows.
+# Rows and columns of a tile: of Phi, and of the thin gradient, where a program owns whole rows.
 _PHI = {"ROWS": 16, "COLUMNS": 128}
 _PLACE = {"ROWS": 4, "COLUMNS": 256}
 
@@ -66,21 +66,21 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
     """
     result = torch.empty_like(weight, dtype=dtype)
     mask = mask.expand(weight.shape)
-    other = weight if anchor is None else anchor
+    anchor_operand = weight if anchor is None else anchor
     rows, columns = weight.shape
     grid = (triton.cdiv(rows, _PHI["ROWS"]), triton.cdiv(columns, _PHI["COLUMNS"]))
     with _current(weight.device):
         _phi[grid](
             result,
             weight,
-            other,
+            anchor_operand,
             mask.view(torch.uint8) if mask.dtype == torch.bool else mask,
             scale,
             rows,
             columns,
             *result.stride(),
             *weight.stride(),
-            *other.stride(),
+            *anchor_operand.stride(),
             *mask.stride(),
             ANCHORED=anchor is not None,
             **_PHI,
@@ -91,7 +91,7 @@ def phi(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, dtype
 def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> Tensor:
     """A matrix that is 0 except for the rising columns ``kept``, which are ``scale`` times the rows of ``columns``.
 
-    Of an index that is there several times the first row counts. :func:`available` holds for ``columns``, (|K|, out).
+    Of a repeated index the first row counts. :func:`available` holds for ``columns``, (|K|, out).
     """
     result = columns.new_empty(shape, dtype=dtype)
     # A program owns whole rows: it clears them, then writes what is kept.
@@ -102,7 +102,7 @@ def place(columns: Tensor, kept: Tensor, shape: tuple[int, ...], dtype: torch.dt
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, wherever its arguments lie."""
+    """Make ``device`` the current one, on which Triton launches, wherever its arguments lie."""
     return nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device)
 
 
@@ -160,14 +160,14 @@ if triton is not None:
         for start in range(0, columns, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             inside = (row < rows)[:, None] & (column < columns)[None, :]
-            nothing = tl.zeros([ROWS, COLUMNS], dtype=result.dtype.element_ty)
-            tl.store(result + row[:, None] * columns + column[None, :], nothing, mask=inside)
+            zeros = tl.zeros([ROWS, COLUMNS], dtype=result.dtype.element_ty)
+            tl.store(result + row[:, None] * columns + column[None, :], zeros, mask=inside)
         tl.debug_barrier()
         for start in range(0, count, COLUMNS):
-            place = start + tl.arange(0, COLUMNS)
-            column = tl.load(kept + place, mask=place < count, other=0)
-            before = tl.load(kept + place - 1, mask=(place > 0) & (place < count), other=-1)
-            inside = ((place < count) & (column != before))[:, None] & (row < rows)[None, :]
-            value = tl.load(thin + place[:, None] * t0 + row[None, :] * t1, mask=inside, other=0.0)
+            index = start + tl.arange(0, COLUMNS)
+            column = tl.load(kept + index, mask=index < count, other=0)
+            previous = tl.load(kept + index - 1, mask=(index > 0) & (index < count), other=-1)
+            inside = ((index < count) & (column != previous))[:, None] & (row < rows)[None, :]
+            value = tl.load(thin + index[:, None] * t0 + row[None, :] * t1, mask=inside, other=0.0)
             value = value.to(tl.float32) * scale
             tl.store(result + row[None, :] * columns + column[:, None], value.to(result.dtype.element_ty), mask=inside)

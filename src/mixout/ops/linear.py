@@ -18,10 +18,10 @@ All are differentiable twice, work under ``torch.func``, and return tensors that
 (..., in) in the dtype to compute in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give
 (..., out).
 
-In graphs of ``torch.compile`` on a CPU :func:`compiled` takes their place: ops of their own, opaque to the compiler,
-for which the number of kept columns would be a new shape in each pass, and which takes minutes to fuse the Phi of many
-layers into one kernel. One graph serves every mask and every p. All of x is kept for backward. Differentiable once, as
-torch's compiled graphs are.
+In graphs of ``torch.compile`` on a CPU :func:`compiled` takes their place, with ops that are opaque to the compiler.
+The number of kept columns would be a new shape for it in each pass, and it takes minutes to fuse the Phi of many layers
+into one kernel. One graph serves every mask and every p. All of x is kept for backward. Differentiable once, as torch's
+compiled graphs are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None
 
 
 class _Linear(torch.autograd.Function):
-    """Rows of x to rows of y; x_kept = x[:, kept] is an input, so that a second derivative finds its way to x."""
+    """Rows of x to rows of y; x_kept = x[:, kept] is an input, so that a second derivative reaches x."""
 
     generate_vmap_rule = True
 
@@ -100,14 +100,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, weight, anchor, _, mask = ctx.saved_tensors
-        of_x, _, of_weight, _, of_bias = tangents[:5]
+        x_tangent, _, weight_tangent, _, bias_tangent = tangents[:5]
         total = torch.zeros(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-        if of_x is not None:
-            total = total + F.linear(of_x, interpolate_to(x.dtype, weight, anchor, mask, ctx.scale))
-        if of_weight is not None:
-            of_phi = of_weight if ctx.slope is None else scaled(of_weight, mask, ctx.slope)
-            total = total + F.linear(x, of_phi.to(x.dtype))
-        return total if of_bias is None else total + of_bias
+        if x_tangent is not None:
+            total = total + F.linear(x_tangent, interpolate_to(x.dtype, weight, anchor, mask, ctx.scale))
+        if weight_tangent is not None:
+            phi_tangent = weight_tangent if ctx.slope is None else scaled(weight_tangent, mask, ctx.slope)
+            total = total + F.linear(x, phi_tangent.to(x.dtype))
+        return total if bias_tangent is None else total + bias_tangent
 
 
 def thin_gradient(
@@ -119,9 +119,9 @@ def thin_gradient(
     if math.prod(shape) < kernels.LARGEST and kernels.available(rows):
         return kernels.place(rows, kept, shape, dtype, slope)
     columns = rows.t().to(dtype).mul_(slope)
-    place = torch.Tensor.scatter if torch.is_grad_enabled() else torch.Tensor.scatter_  # vmap knows the former
-    placed: Tensor = place(columns.new_zeros(shape), 1, kept.expand(columns.shape), columns)
-    return placed
+    scatter = torch.Tensor.scatter if torch.is_grad_enabled() else torch.Tensor.scatter_  # vmap knows the former
+    gradient: Tensor = scatter(columns.new_zeros(shape), 1, kept.expand(columns.shape), columns)
+    return gradient
 
 
 def masked(gradient: Tensor, dtype: torch.dtype, mask: Tensor, slope: float | None) -> Tensor:
@@ -174,19 +174,19 @@ def split(
     Where w equals u the second product is 0 and y is the anchor's output to the bit.
     """
     kept = kept.to(weight.device, non_blocking=True)
-    thin = _columns(weight, kept)
-    near = None if anchor is None else like(anchor, weight)
-    delta = (thin if near is None else thin - _columns(near, kept)) * scale
+    w_kept = _columns(weight, kept)
+    u = None if anchor is None else like(anchor, weight)
+    delta = (w_kept if u is None else w_kept - _columns(u, kept)) * scale
     if gradient == "paper":
-        delta = delta.detach() + (thin - thin.detach())
+        delta = delta.detach() + (w_kept - w_kept.detach())
     delta = delta.to(x.dtype)
     rows = x.reshape(-1, x.shape[-1])
     x_kept = rows.index_select(1, kept)
     with without_autocast(x.device):
-        if near is None:
+        if u is None:
             y = F.linear(x_kept, delta, bias)
         else:
-            y = torch.addmm(F.linear(rows, near.to(x.dtype), bias), x_kept, delta.t())
+            y = torch.addmm(F.linear(rows, u.to(x.dtype), bias), x_kept, delta.t())
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 

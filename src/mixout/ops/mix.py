@@ -1,4 +1,4 @@
-"""Phi for any unit, with one weight-sized result and nothing weight-sized kept but an element mask.
+"""Phi for any unit: one weight-sized result, and nothing weight-sized is kept but an element mask.
 
 ``Phi = u + M * scale * (w - u)`` as in :mod:`mixout.ops.reference`. Backward needs M alone, which for input and
 output units is a vector. Differentiable twice, and under ``torch.func``.
@@ -17,7 +17,7 @@ from torch import Tensor
 from mixout.ops import kernels
 from mixout.ops.reference import Gradient, slope_of
 
-# A compiled graph cannot ask for these, in some versions of torch.
+# Asked for once: a compiled graph cannot ask, in some versions of torch.
 _KINDS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu", "xla")))
 
 
@@ -42,8 +42,8 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
 def interpolate_to(dtype: torch.dtype, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float) -> Tensor:
     """:func:`interpolate`, then a cast to ``dtype``; on a GPU in one kernel."""
     if kernels.available(weight):
-        near = None if anchor is None else anchor.to(weight.device, non_blocking=True)
-        return kernels.phi(weight, near, mask, scale, dtype)
+        device_anchor = None if anchor is None else anchor.to(weight.device, non_blocking=True)
+        return kernels.phi(weight, device_anchor, mask, scale, dtype)
     return interpolate(weight, anchor, mask, scale).to(dtype)
 
 
@@ -88,11 +88,11 @@ def mix(
     """Phi, whose derivative with respect to ``weight`` is M * scale (``exact``), M (``paper``) or 1 (``dense``).
 
     Arguments as of :func:`mixout.ops.reference.mix`; ``anchor`` None stands for 0. ``scale`` is a tensor where p is
-    one, in a compiled graph: there autograd derives Phi and the compiler fuses it.
+    a tensor, in a compiled graph: there autograd derives Phi and the compiler fuses it.
     """
     if gradient == "dense":
         return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())
-    if isinstance(scale, Tensor):  # where p is one: in a compiled graph, which fuses Phi
+    if isinstance(scale, Tensor):  # where p is a tensor: in a compiled graph, which fuses Phi
         phi = interpolate(weight, anchor, mask, scale)
         return phi if gradient == "exact" else phi.detach() + mask.to(weight.dtype) * (weight - weight.detach())
     result: Tensor = _Mix.apply(weight, anchor, mask, scale, slope_of(gradient, scale))  # type: ignore[no-untyped-call]
@@ -100,27 +100,27 @@ def mix(
 
 
 def as_function_of_weight(phi: Tensor, mask: Tensor, slope: float) -> Tensor:
-    """Phi, made elsewhere, which autograd sees in the place of w: what it gets is dL/dw."""
-    seen = phi.view_as(phi)
-    if seen.requires_grad:
-        seen.register_hook(lambda grad: scaled(grad, mask, slope))  # type: ignore[no-untyped-call]
-    return seen
+    """Phi, made elsewhere, in the place of w for autograd: a hook turns its gradient into dL/dw."""
+    phi_view = phi.view_as(phi)
+    if phi_view.requires_grad:
+        phi_view.register_hook(lambda grad: scaled(grad, mask, slope))  # type: ignore[no-untyped-call]
+    return phi_view
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes a linear of ``x`` in, or None; it leaves float64 alone, and does not know every device."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not _enabled(kind):
+    """The dtype in which autocast computes a linear of ``x``, or None: it skips float64, and lacks some devices."""
+    device_type = x.device.type
+    if x.dtype == torch.float64 or not _enabled(device_type):
         return None
-    return torch.get_autocast_dtype(kind)
+    return torch.get_autocast_dtype(device_type)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which tensors on ``device`` keep their dtypes."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if _enabled(kind) else nullcontext()
+    device_type = device.type
+    return torch.autocast(device_type, enabled=False) if _enabled(device_type) else nullcontext()
 
 
-def _enabled(kind: str) -> bool:
-    known = kind in _KINDS or torch.amp.is_autocast_available(kind)
-    return known and torch.is_autocast_enabled(kind)
+def _enabled(device_type: str) -> bool:
+    available = device_type in _KINDS or torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
