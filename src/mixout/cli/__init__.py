@@ -1,7 +1,7 @@
 """The entry point: ``mixout <command>``. Reads the command line, calls the command's module and prints.
 
 Exit status: 0 done, 1 the machine failed (a full disk) or a claim does not hold, 2 wrong input, 130 interrupted, 141
-nobody reads on.
+the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mixout.finetune.record import WriteError
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")
-# Options and commands of version 0.1, and what takes their place.
+# Options and commands of version 0.1, and what replaces them.
 _FORMER = {"--p": "; write p into the method, such as --method 'mixout(0.9)'"}
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
     "dare": "use mixout.delta.drop_ in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
     "verify": "in a clone of the repository call: make verify",
 }
-# Seconds for which a process leaves it to the first one of its machine to tell an error.
+# Seconds that a process waits for the first one of its machine to report an error.
 PATIENCE = 30.0
-# How argparse complains of an unknown command or value.
+# argparse's message on an unknown command or value.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>[^']*)' \(choose from (?P<known>.*)\)")
 
 
@@ -62,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Who reads, such as head, has read enough. What is still to be written at the end goes nowhere.
+        # The reader, such as head, has closed the pipe. The rest of the output is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MixoutError as error:
         # Any other exception is a bug, and must show where it is.
         if int(os.environ.get("LOCAL_RANK") or 0) > 0:
-            # The first process of a machine has most likely the same to say, and its end ends this one. If this one
-            # ended before, the launcher would end the first before it has spoken.
+            # The first process of a machine most likely reports the same error, and its end ends this one. If this one
+            # ended earlier, the launcher would stop the first one before its report.
             time.sleep(PATIENCE)
         print(f"mixout: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -89,21 +89,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"mixout.cli.{name}").add(commands)
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a word may go on; docs/finetune.md
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions of a word; docs/finetune.md
         import argcomplete  # type: ignore[import-not-found]
 
         argcomplete.autocomplete(parser)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        # A command with subcommands says which of them it was.
+        # A subcommand sets its own parser.
         raise unknown_option(getattr(args, "parser", commands.choices[args.command]), unknown[0])
     return args
 
 
 def unknown_option(command: argparse.ArgumentParser, word: str) -> InputError:
-    """The error of a word that is no option of a command."""
+    """The error for a word that is not an option of the command."""
     options = sorted({option for action in command._actions for option in action.option_strings})
     name = word.partition("=")[0]
-    # Without the dashes, which the nearest option has in any case.
+    # Without the dashes, which all options have in common.
     hint = _FORMER.get(name) or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
     return InputError(f"expected an option of {command.prog}, got {word!r}{hint}")

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose, with lines of progress on stderr, and print what was found."""
+    """Choose, with lines of progress on stderr, and print the choice."""
     use_device(vars(args).get("device"))
     from mixout.choose import METHODS, choose
     from mixout.choose.verdict import text

@@ -1,4 +1,4 @@
-"""``mixout demo``: four methods on embedded text while the learning rate is turned up, and what was seen in words."""
+"""``mixout demo``: four methods on embedded text at rising learning rates, and the result in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # The study; what it runs and how its settings were found: docs/demo.md.
 STUDY = "demo"
 RATE, BASELINE, MIXOUT, MASK = "learning_rate", "dropout(0.1)", "mixout(0.7)", "gradient_mask(0.7)"
-# Points within which the words call methods alike: about twice the standard error of 2,400 dev sentences and two runs.
+# Methods within so many points are called alike: about twice the standard error of 2,400 dev sentences and two runs.
 _ALIKE = 4.0
 _NEXT = "Try it on your data: mixout finetune your.csv"
 _WIDTH = 80
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     ledger = Ledger(folder / "ledger")
 
     def work(report: Report) -> int:
-        methods, rates = [one.label for one in study.methods], list(map(str, study.factors[RATE]))
+        methods, rates = [method.label for method in study.methods], list(map(str, study.factors[RATE]))
         live = sys.stderr.isatty() and LiveTable(
             "learning rate", methods, rates, lambda: _means(ledger.read().of(planned))
         )
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{count(tally.elsewhere, 'run')} left to another process; call it again when that has ended")
             return 1
         contents = ledger.read()
-        # In the terms of the study's command: with it the demo can be enlarged and exported, too.
+        # As options of mixout study, with which the demo can also be enlarged and exported.
         options = f"{STUDY} --restarts {study.restarts} --ledger {ledger.folder}"
         with writing(folder):
             page = report_on(
@@ -115,8 +115,8 @@ def summed_up(runs: Sequence[Run]) -> tuple[Means, Means]:
     from mixout.study.analysis.cells import instability
 
     different: dict[str, dict[str, float]] = {}
-    for one in instability(runs):
-        different.setdefault(one.method, {})[one.factors[RATE]] = one.disagreement
+    for cell in instability(runs):
+        different.setdefault(cell.method, {})[cell.factors[RATE]] = cell.disagreement
     return _means(runs), different
 
 
@@ -160,25 +160,25 @@ The mask of mixout alone, gradient_mask(0.7), scores 1.0 points more than mixout
 These methods are insurance against a learning rate that is too high, not accuracy.
     """
     rates = list(means[BASELINE])
-    best = max(rates, key=lambda rate: sum(of[rate] for of in means.values()))
+    best = max(rates, key=lambda rate: sum(row[rate] for row in means.values()))
     top = max(rates, key=float)
-    there = [of[best] for of in means.values()]
-    apart = 100 * (max(there) - min(there))
+    at_best = [row[best] for row in means.values()]
+    apart = 100 * (max(at_best) - min(at_best))
     alike = f"score alike, within {apart:.1f} points" if apart <= _ALIKE else f"lie up to {apart:.1f} points apart"
     first = f"At the learning rate {best} all methods {alike}."
     if best == top:
         return [first, f"No learning rate was too high here: the highest, {top}, is the best one."]
-    lost = {name: 100 * (of[best] - of[top]) for name, of in means.items()}
-    losses = ", ".join(f"{name} {_loss(points, named=not at)}" for at, (name, points) in enumerate(lost.items()))
+    losses = {name: 100 * (row[best] - row[top]) for name, row in means.items()}
+    loss_text = ", ".join(f"{name} {_loss(points, named=not i)}" for i, (name, points) in enumerate(losses.items()))
     mask = 100 * (means[MASK][top] - means[MIXOUT][top])
     second = (
-        f"At {top} {losses}. The mask of mixout alone, {MASK}, scores {abs(mask):.1f} points "
+        f"At {top} {loss_text}. The mask of mixout alone, {MASK}, scores {abs(mask):.1f} points "
         f"{'more' if mask >= 0 else 'less'} than {MIXOUT} there."
     )
     if different:
         disagree = ", ".join(f"{100 * different[name][top]:.0f} % with {name}" for name in (BASELINE, MIXOUT))
         second += f" Share of the sentences that two restarts answer differently: {disagree}."
-    lead = 100 * (max(max(of.values()) for of in means.values()) - means[BASELINE][best])
+    lead = 100 * (max(max(row.values()) for row in means.values()) - means[BASELINE][best])
     third = f"the best mean of all is {lead:.1f} points above {BASELINE} at {best}."
     if lead <= _ALIKE:
         third = (

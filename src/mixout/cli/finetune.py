@@ -1,6 +1,6 @@
 """``mixout finetune``: one run from the command line.
 
-Only the options that are no setting are written here; the others are in :mod:`mixout.cli.options`.
+Only the options that are not settings are defined here; the others are in :mod:`mixout.cli.options`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         "are chosen\nfor you where you name none, and printed. Without options: MiniLM on embedded text, offline.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Only what is given: the rest is the recipe's, or that of the run that goes on.
+        # Only the given options: the others come from the recipe, or from the run that is resumed.
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(parser=parser)
@@ -72,18 +72,18 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
 
 def run(args: argparse.Namespace) -> int:
     """Train, report on stderr while it lasts, print the result on stdout."""
-    given = vars(args)
-    if "config" in given:
-        written = from_file(Path(args.config), args.parser)
-        given = {name: value for name, value in written.items() if name != "task" or "data" not in given} | given
-    use_device(given.get("device"))
-    resume = "resume" in given
-    if resume and "recipe" in given:
+    options = vars(args)
+    if "config" in options:
+        in_file = from_file(Path(args.config), args.parser)
+        options = {name: value for name, value in in_file.items() if name != "task" or "data" not in options} | options
+    use_device(options.get("device"))
+    resume = "resume" in options
+    if resume and "recipe" in options:
         raise InputError("expected --resume without --recipe, got both: the run has its settings; leave out --recipe")
-    folder = given.get("resume") or given.get("output_dir")
-    chosen = settings_in(given)
-    settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[given.get("recipe", "auto")], **chosen})
-    if "print_config" in given:
+    folder = options.get("resume") or options.get("output_dir")
+    chosen = settings_in(options)
+    settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[options.get("recipe", "auto")], **chosen})
+    if "print_config" in options:
         print(_config(settings), end="")
         return 0
     from mixout.finetune.cache import Cache
@@ -93,33 +93,34 @@ def run(args: argparse.Namespace) -> int:
     from mixout.finetune.train import finetune
 
     cache = Cache()
-    if "push_to_hub" in given:
+    if "push_to_hub" in options:
         from mixout.finetune import card
 
-        card.prepare(given["push_to_hub"])
-    if "test" in given:
+        card.prepare(options["push_to_hub"])
+    if "test" in options:
         from mixout.finetune.predict import predict, rows
 
-        # What is wrong with it shows before the training.
-        rows(given["test"], settings, pairs=cache.task(settings).train.pair is not None)
-    place = Path(folder or Path("out") / settings.digest()[:12])
+        # Errors in the file are found before the training.
+        rows(options["test"], settings, pairs=cache.task(settings).train.pair is not None)
+    output_dir = Path(folder or Path("out") / settings.digest()[:12])
     try:
-        record = finetune(settings, place, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
+        record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
     except KeyboardInterrupt:
-        way_on = f"continue with: mixout finetune --resume {place}" if unfinished(place) else "no files yet"
-        print(f"mixout: interrupted; {way_on}", file=sys.stderr)
+        hint = f"continue with: mixout finetune --resume {output_dir}" if unfinished(output_dir) else "no files yet"
+        print(f"mixout: interrupted; {hint}", file=sys.stderr)
         return 130
     except WriteError as error:
         print(
-            f"mixout: error: {error}; make room, then continue with: mixout finetune --resume {place}", file=sys.stderr
+            f"mixout: error: {error}; make room, then continue with: mixout finetune --resume {output_dir}",
+            file=sys.stderr,
         )
         return 1
     if leads():
-        print(_summary(record, place))
-        if "test" in given:
-            print(predict(place, given["test"], place / "predictions.csv"))
-        if "push_to_hub" in given:
-            print(f"on the hub: {card.push(place, given['push_to_hub'])}")
+        print(_summary(record, output_dir))
+        if "test" in options:
+            print(predict(output_dir, options["test"], output_dir / "predictions.csv"))
+        if "push_to_hub" in options:
+            print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
     import torch
 
     if torch.distributed.is_initialized():
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:
-    """The settings of the run that goes on; what is given beside must agree, except for loggers."""
+    """The settings of the run that is resumed; ``chosen`` must agree with them, except for loggers."""
     from mixout.finetune.folder import begun
 
     if folder is None:
@@ -137,7 +138,7 @@ def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:
 
 
 def _config(settings: Settings) -> str:
-    """Settings as a file for ``--config``, with those that follow from model, data and method and why."""
+    """Settings as a file for ``--config``, including those chosen by model, data and method, with the reasons."""
     from mixout.finetune import data, defaults, levels, models
 
     task = data.subset(data.load(settings), settings)
@@ -150,7 +151,7 @@ def _config(settings: Settings) -> str:
     texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value, ensure_ascii=False)) for name, value in values.items()}
     reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
     lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
-    # Letters that a code page would change as escapes of YAML: the file is read as UTF-8.
+    # Letters that a code page would change are written as YAML escapes: the file is read as UTF-8.
     return "\n".join([*lines, ""]).encode("ascii", "backslashreplace").decode()
 
 

@@ -1,6 +1,6 @@
-"""Lines of progress on stderr: where there is a terminal, those that begin with two spaces replace each other.
+"""Lines of progress on stderr: in a terminal, those that begin with two spaces replace each other.
 
-Or above and below a table of mean scores that fills while runs end. And tables of text.
+Also a live table of mean scores, with the lines above and below it, and tables as aligned text.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 2) -> str:
     lines = []
     for row in rows:
         gaps = [" " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)]
-        cells = [cell + gap if at < left else gap + cell for at, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
+        cells = [cell + gap if i < left else gap + cell for i, (cell, gap) in enumerate(zip(row, gaps, strict=True))]
         lines.append("  ".join(cells))
     return "\n".join(lines)
 
 
 def _width(text: str) -> int:
-    """Of a terminal's columns: Chinese letters take two."""
+    """The width in columns of a terminal: Chinese letters take two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 class Lines:
-    """Prints one line a call; a context, at whose end an unfinished line of a terminal is removed."""
+    """Prints one line for each call; a context manager: at its end an unfinished line of a terminal is removed."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -67,7 +67,7 @@ class Lines:
 
 
 class LiveTable:
-    """Takes the lines of progress that :class:`Lines` would print; a context."""
+    """Takes the lines of progress that :class:`Lines` would print; a context manager."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class LiveTable:
             console=console or Console(stderr=True),
             transient=True,
             auto_refresh=False,
-            redirect_stdout=False,  # what others read stays there
+            redirect_stdout=False,  # results for other programs stay on stdout
         )
 
     def __call__(self, line: str) -> None:
@@ -115,6 +115,6 @@ class LiveTable:
         corner, rows, columns = self._names
         table = Table(corner, *columns)
         for row in rows:
-            known = self._known.get(row, {})
-            table.add_row(row, *(f"{known[column]:.3f}" if column in known else "..." for column in columns))
+            scores = self._known.get(row, {})
+            table.add_row(row, *(f"{scores[column]:.3f}" if column in scores else "..." for column in columns))
         return Group(table, Text(line, no_wrap=True, overflow="ellipsis"))

@@ -1,7 +1,7 @@
 """Settings as options of a command line, and as a file of options.
 
-Names, defaults and help texts come from the fields of :class:`mixout.finetune.settings.Settings`. Where a setting has
-another name in transformers' Trainer, that name is taken too.
+Names, defaults and help texts come from the fields of :class:`mixout.finetune.settings.Settings`. If a setting has
+another name in transformers' Trainer, that name is accepted, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUPS = {
     "evaluation, checkpoints, loggers": "evaluate patience keep_best interpolate save logging_steps report_to",
     "seeds": "seed init_seed data_seed mask_seed subset_seed",
 }
-# What other trainers call them.
+# Names of the settings in other trainers.
 _ALIASES = {
     "model": "model-name-or-path",
     "task": "dataset-name",
@@ -54,7 +54,7 @@ _METAVARS = dict.fromkeys(("metric", "text_column", "pair_column", "label_column
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each setting, in groups; the data may come without the option's name."""
+    """Add an option for each setting, in groups; the data may be given without an option's name."""
     parser.add_argument("data", metavar="DATA", nargs="?", help="what --task takes: a table, a folder or a task's name")
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     for item in fields(Settings):
@@ -63,14 +63,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, of which :func:`use_device` makes use."""
+    """Add ``--device``, which is for :func:`use_device`."""
     parser.add_argument(
         "--device", metavar="cpu|N", help="the CPU, or the GPU with this number; default: the first GPU, or the CPU"
     )
 
 
 def use_device(device: str | None) -> None:
-    """Hide all other GPUs from torch, which must not have looked for them yet; None leaves everything as it is.
+    """Hide all other GPUs from torch, before it first looks for them; None changes nothing.
 
     Raises:
         InputError: there is no such device, or a launcher gives each process its own.
@@ -79,7 +79,7 @@ def use_device(device: str | None) -> None:
         return
     if os.environ.get("WORLD_SIZE"):
         raise InputError(f"expected no --device under torchrun, which gives each process its own, got {device!r}")
-    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if device != "cpu" and not (device.isdigit() and (not visible or int(device) < len(visible))):
         raise InputError(
             f"expected --device cpu or the number of a GPU{f' of {visible}' * bool(visible)}, got {device!r}"
@@ -97,27 +97,27 @@ def use_device(device: str | None) -> None:
 
 def settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings among the options that were given."""
-    found = {item.name: given[item.name] for item in fields(Settings) if item.name in given}
+    settings = {item.name: given[item.name] for item in fields(Settings) if item.name in given}
     if "data" in given:
-        if "task" in found:
-            raise InputError(f"expected the data once, got {given['data']!r} and --task {found['task']!r}")
-        found["task"] = given["data"]
-    return found
+        if "task" in settings:
+            raise InputError(f"expected the data once, got {given['data']!r} and --task {settings['task']!r}")
+        settings["task"] = given["data"]
+    return settings
 
 
 def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class
-    kind, name = kind_of(item), item.name
-    options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else kind}
-    options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(kind, name.upper())
+    value_type, name = kind_of(item), item.name
+    options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else value_type}
+    options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(value_type, name.upper())
     unset = item.default in (None, (), False, "none", 0.0) or name == "text_column"
     default = "chosen by model, data and method" if name in FORMER else "" if unset else item.default
     options["help"] = f"{item.metadata['help']}{f' (default: {default})' if default else ''}".replace("%", "%%")
     if item.metadata["choices"]:
         options["choices"] = item.metadata["choices"]
         del options["metavar"]
-    if kind is tuple:
+    if value_type is tuple:
         options |= {"nargs": "+", "type": float if name == "interpolate" else str}
-    if kind is bool:
+    if value_type is bool:
         options |= {"nargs": "?", "const": True, "type": _truth, "metavar": "true|false"}
     group.add_argument(f"--{name.replace('_', '-')}", **options)
     for alias in _ALIASES.get(name, "").split():
@@ -138,17 +138,17 @@ def _truth(text: str) -> bool:
 
 
 def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The options in a file: read as words of a command line, where they are checked like all others."""
+    """The options in a file, parsed as words of a command line, so that they are checked like all others."""
     from mixout.cli import unknown_option
 
     words = _words(path)
     try:
-        found, unknown = parser.parse_known_args(words)
+        options, unknown = parser.parse_known_args(words)
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
     if unknown:
         raise InputError(f"{path.name}: {unknown_option(parser, unknown[0])}")
-    return vars(found)
+    return vars(options)
 
 
 def _words(path: Path) -> list[str]:

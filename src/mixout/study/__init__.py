@@ -1,1 +1,1 @@
-"""Methods compared over tasks and restarts: declare, run what is missing, keep, analyse, report."""
+"""Compare methods over tasks and restarts: declare a study, run what is missing, keep the runs, analyse, report."""

@@ -6,8 +6,8 @@
     name = "demo"
     restarts = 4                  # restart k uses seed k for every method, so that differences are paired
     baseline = "dropout(0.1)"     # optional: the label that the others are compared with
-    own_subsets = true            # optional: restart k draws its train_size examples itself; else all have the same
-    rate = "best"                 # optional: each method at its own best of the factor learning_rate,
+    own_subsets = true            # optional: restart k draws its own train_size examples; else all share the same
+    rate = "best"                 # optional: each method runs at its own best value of the factor learning_rate,
     search = 3                    # chosen on the first 3 restarts and compared on the others
 
     [settings]                    # shared by all runs: any of `mixout finetune`'s options
@@ -24,9 +24,9 @@
     [factors]                     # optional: every combination of these settings is run
     train_size = [100, 200]
 
-Paths count from where the command runs. Files that come with mixout are found by their names: ``demo``. A file with
-``base = "table1"`` under ``[study]`` is the study of that name, except for what it says itself: each setting alone;
-tasks, methods and factors as a whole.
+Paths are relative to the current directory. Files that come with mixout are found by their names: ``demo``. A file
+with ``base = "table1"`` under ``[study]`` starts from the study of that name. Its own settings replace single settings
+of the base; its tasks, methods and factors replace those of the base as a whole.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read(path: str | Path) -> Study:
     """The study that a TOML file declares.
 
     Raises:
-        InputError: the file cannot be read, or what it says cannot be; the message names the file.
+        InputError: the file cannot be read, or its content is not a valid study; the message names the file.
     """
     try:
         text = (_SHIPPED / f"{path}.toml" if str(path) in shipped() else Path(path)).read_text(encoding="utf-8")
@@ -77,7 +77,7 @@ def parse(text: str) -> Study:
     """The study that the text of a TOML file declares.
 
     Raises:
-        InputError: it is no TOML, or what it says cannot be.
+        InputError: the text is not TOML, or not a valid study.
 
     Example:
         >>> study = parse('''
@@ -113,7 +113,7 @@ def parse(text: str) -> Study:
 
 
 def _complete(tables: dict[str, Any]) -> dict[str, Any]:
-    """What a file says, and what it leaves to the study that it names as its base."""
+    """The tables of a file, completed by those of the study that it names as its base."""
     _check_keys("a study file", tables, ("study", "settings", "task", "method", "factors"))
     for name in ("study", "settings", "factors"):
         if not isinstance(tables.get(name, {}), dict):
@@ -122,21 +122,21 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
     _check_keys("[study]", head, _HEAD)
     if "base" not in head:
         return tables
-    # Not any path: files that name each other would have no end.
+    # A shipped study, not any path: files that name each other would recurse without end.
     if head["base"] not in shipped():
         raise InputError(
             f"expected base as a study that comes with mixout ({', '.join(shipped())}), "
             f"got {head['base']!r}{nearest(str(head['base']), shipped())}"
         )
     base = _complete(tomllib.loads((_SHIPPED / f"{head['base']}.toml").read_text(encoding="utf-8")))
-    both = {name: {**base.get(name, {}), **tables.get(name, {})} for name in ("study", "settings")}
-    return {**base, **tables, **both}
+    merged = {name: {**base.get(name, {}), **tables.get(name, {})} for name in ("study", "settings")}
+    return {**base, **tables, **merged}
 
 
-def _check_keys(where: str, table: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(where: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for name in table:
-        if name not in known:
-            raise InputError(f"expected {where} to hold {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        if name not in allowed:
+            raise InputError(f"expected {where} to hold {', '.join(allowed)}, got {name!r}{nearest(name, allowed)}")
 
 
 def _axes(tables: Mapping[str, Any], kind: str) -> list[Axis]:
@@ -146,21 +146,21 @@ def _axes(tables: Mapping[str, Any], kind: str) -> list[Axis]:
     return [_axis(kind, f"[[{kind}]] {number}", dict(entry)) for number, entry in enumerate(entries, start=1)]
 
 
-def _axis(kind: str, where: str, own: dict[str, Any]) -> Axis:
-    names = [key for key in ("name", kind) if key in own]
+def _axis(kind: str, where: str, entry: dict[str, Any]) -> Axis:
+    names = [key for key in ("name", kind) if key in entry]
     if len(names) != 1:
         raise InputError(f"{where}: expected one name, got {' and '.join(names) or 'none'}; write name = ...")
-    name, label = own.pop(names[0]), own.pop("label", None)
-    check_settings(where, own, also=("name", "label"))
+    name, label = entry.pop(names[0]), entry.pop("label", None)
+    check_settings(where, entry, also=("name", "label"))
     try:
-        # Brings the method into its canonical spelling, and finds out here what is wrong with it.
-        own[kind] = getattr(Settings(**own, **{kind: name}), kind)
+        # Writes the method in its canonical spelling, and finds errors while the place in the file is known.
+        entry[kind] = getattr(Settings(**entry, **{kind: name}), kind)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if label is None and kind == "task":
         label = Path(name).name if is_path(name) else name
     elif label is None:
-        # What is interpolated after training has labels of its own.
-        more = [f"{key} {text_of(value)}" for key, value in own.items() if key not in (kind, "interpolate")]
-        label = ", ".join([own[kind], *more])
-    return Axis(label=label, settings=own)
+        # Interpolated models get labels of their own.
+        extras = [f"{key} {text_of(value)}" for key, value in entry.items() if key not in (kind, "interpolate")]
+        label = ", ".join([entry[kind], *extras])
+    return Axis(label=label, settings=entry)

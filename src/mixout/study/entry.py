@@ -1,6 +1,6 @@
-"""One run as it lies in a ledger: the files of its folder, written from a plan and read; and what tells runs apart.
+"""One run in a ledger: its files are written from a plan and read here. Also finds what distinguishes runs.
 
-Records of 0.1 are read as well. What a newer version wrote is told apart from what is damaged: it must not be run
+Records of version 0.1 are read as well. A run of a newer version is not treated as damaged: it must not be run
 again.
 """
 
@@ -26,18 +26,18 @@ RUN_NAME = "run.json"
 FAILURE_NAME = "failure.json"
 FORMAT = 2
 RECORD_FORMAT = 1
-# What came out of a run, whatever score counts and however often it was looked at. Named one by one: a field that a
-# later version adds must not turn equal results into others.
+# The result of a run, independent of the metric that counts and of how often it was evaluated. The fields are listed:
+# a field that a later version adds must not make equal results differ.
 _OUTCOME = ("status", "scores", "predictions", "steps", "distance")
-# In 0.1 what was looked at was part of it.
+# In 0.1 the metric, the evaluations and the training log were part of the result.
 _OUTCOME_0_1 = ("status", "metric", "score", "scores", "evaluations", "training", "predictions", "steps", "distance")
-# What a model still knows of its original domain, by type of model.
+# The score on text of the original domain, by type of model.
 _ORIGINAL = ("original_similarity", "original_log_likelihood")
 _PLACE = ("id", "task", "method", "restart", "factors")
-# What differs between the restarts of a cell, is only watched, or is known by its content.
+# Settings that differ between the restarts of a cell, do not change the result, or are represented by their content.
 _NO_FACTORS = ("seed", *WATCHED, *PLACES)
 _DEFAULTS = json.loads(json.dumps({item.name: item.default for item in fields(Settings)}))  # as a plan holds them
-# Content -> its name among a record's fingerprints, and the settings that it follows from.
+# Content -> its name among a record's fingerprints, and the settings that determine it.
 _DATA = tuple(name for name in READ if name not in WATCHED)
 _CONTENT = {
     "train_data": ("train", (*_DATA, "train_size", "subset_seed")),
@@ -58,9 +58,9 @@ class Entry:
     folder: Path
     run: Run  # for the analysis
     record: Record | None  # None for a run that failed
-    settings: Mapping[str, Any]  # name to value, as in the plan; those that came later as they are by default
+    settings: Mapping[str, Any]  # name to value, as in the plan; settings added by later versions have their default
     wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
-    looks: int = 1  # how often the study was to be looked at when this run was added
+    looks: int = 1  # planned number of looks at the study when this run was added
     attempts: int = 1  # how often a failed run was tried; 1 for one that ended
     traceback: str | None = None  # of the last attempt of a failed run
 
@@ -78,25 +78,25 @@ class Entry:
         if planned.metric == self.run.metric:
             return replace(self.run, **planned.key.named)
         if self.record is not None and planned.metric not in self.record.scores:
-            known = ", ".join(self.record.scores)
-            raise InputError(f"expected a score of {planned} among {known}, got {planned.metric!r}")
+            metrics = ", ".join(self.record.scores)
+            raise InputError(f"expected a score of {planned} among {metrics}, got {planned.metric!r}")
         return replace(self.by(planned.metric, planned.chance), **planned.key.named)
 
     def by(self, metric: str, chance: float | None) -> Run:
         """The run with another of its scores as the one that counts, and what a constant answer scores by it."""
         if self.record is None:
             return replace(self.run, metric=metric, chance=chance)
-        seen = tuple((one.step, one.scores[metric]) for one in self.record.evaluations)
-        return replace(self.run, metric=metric, score=self.record.scores[metric], chance=chance, evaluations=seen)
+        scores = tuple((evaluation.step, evaluation.scores[metric]) for evaluation in self.record.evaluations)
+        return replace(self.run, metric=metric, score=self.record.scores[metric], chance=chance, evaluations=scores)
 
     def between(self, planned: Planned) -> list[Run]:
         """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
 
-        Each has the scores that its record holds for the weights at u + t (w - u); t = 1 is the run itself. Of a run
-        that failed none has a score.
+        Each has the scores that the record holds for the weights at u + t (w - u); t = 1 is the run itself. If the run
+        failed, none has a score.
         """
-        lost = tuple({"t": t, planned.metric: math.nan} for t in dict.fromkeys(planned.settings.interpolate))
-        points = lost if self.record is None else self.record.interpolated
+        unscored = tuple({"t": t, planned.metric: math.nan} for t in dict.fromkeys(planned.settings.interpolate))
+        points = unscored if self.record is None else self.record.interpolated
         return [
             replace(
                 self.seen_as(planned),
@@ -121,32 +121,32 @@ def result_of(values: Mapping[str, Any], names: tuple[str, ...] = _OUTCOME) -> s
     """sha256 of what came out of a run: scores and predictions, not clocks, machine or paths.
 
     Args:
-        values: of a record's JSON, in which numbers that are not finite have a form that compares.
-        names: of the fields that count.
+        values: the JSON of a record, in which numbers that are not finite are written so that they compare as equal.
+        names: the fields that count.
     """
     return hashlib.sha256(json.dumps([values[name] for name in names]).encode()).hexdigest()
 
 
 def describe(run: Planned, wall: float | None) -> str:
-    """The text of ``run.json``: what is run, and under which names."""
+    """The text of ``run.json``: the settings of the run, and its names in the study."""
     values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks")}
     return json.dumps({"format": FORMAT, **values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
 
 
 def read_entry(folder: Path) -> Entry:
-    """The run in a folder: one that ended, where the folder's name has a result, else one that failed.
+    """The run in a folder: one that ended if the folder's name contains a result, otherwise one that failed.
 
     Raises:
         NewerError: a newer mixout wrote it.
-        OSError, ValueError, KeyError, TypeError, AttributeError: it does not hold what it should.
+        OSError, ValueError, KeyError, TypeError, AttributeError: a file or a field is missing or malformed.
     """
     values: dict[str, Any] = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
     if values.get("format", 1) > FORMAT:
         raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
     if values["id"] != folder.name.partition(".")[0]:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
-    place = {name: values[name] for name in _PLACE}
-    known: dict[str, Any] = {
+    coordinates = {name: values[name] for name in _PLACE}
+    entry_fields: dict[str, Any] = {
         "folder": folder,
         "settings": _DEFAULTS | values["settings"],
         "looks": values.get("looks", 1),
@@ -155,13 +155,13 @@ def read_entry(folder: Path) -> Entry:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])
         error = traceback.strip().rpartition("\n")[2]
-        scored: dict[str, Any] = {"score": math.nan, "metric": values["metric"], "chance": values["chance"]}
-        run = Run(**place, **scored, status="failed", error=error)
-        return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
+        score_fields: dict[str, Any] = {"score": math.nan, "metric": values["metric"], "chance": values["chance"]}
+        run = Run(**coordinates, **score_fields, status="failed", error=error)
+        return Entry(**entry_fields, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
     record = _record(folder)
     memory = record.peak_memory
     run = Run(
-        **place,
+        **coordinates,
         score=record.score,
         metric=record.metric,
         chance=record.chance,
@@ -172,25 +172,25 @@ def read_entry(folder: Path) -> Entry:
         distance=float(record.distance),
         original=_original(record.scores),
         kl_to_base=record.scores.get("kl_to_base"),
-        evaluations=tuple((entry.step, entry.scores[record.metric]) for entry in record.evaluations),
-        losses=tuple((entry.step, entry.loss) for entry in record.training),
+        evaluations=tuple((evaluation.step, evaluation.scores[record.metric]) for evaluation in record.evaluations),
+        losses=tuple((log.step, log.loss) for log in record.training),
         predictions=() if record.nested else record.predictions,
         dev_size=record.dev_size,
         collapsed=_collapsed(record),
     )
-    return Entry(**known, run=run, record=record, wall=values["wall"])
+    return Entry(**entry_fields, run=run, record=record, wall=values["wall"])
 
 
 def _record(folder: Path) -> Record:
     text = (folder / RECORD_NAME).read_text(encoding="utf-8")
     values = json.loads(text)
-    # Whatever a record says that this version has no name for, a newer one has written.
+    # A field that this version does not know was written by a newer version.
     unknown = [name for name in values if name not in {"format", *(item.name for item in fields(Record))}]
     unknown += [name for name in values["settings"] if name not in {item.name for item in fields(Settings)}]
     if values["format"] > RECORD_FORMAT or unknown:
         version = values.get("versions", {}).get("mixout", "?")
-        what = f"{unknown[0]!r}" if unknown else f"format {values['format']}"
-        raise NewerError(f"expected a record that this version knows, got {what}, of mixout {version}")
+        unsupported = f"{unknown[0]!r}" if unknown else f"format {values['format']}"
+        raise NewerError(f"expected a record that this version knows, got {unsupported}, of mixout {version}")
     result = folder.name.partition(".")[2]
     if result not in (result_of(values)[:12], result_of(values, _OUTCOME_0_1)[:12]):
         raise InputError("expected the result that the folder is named after, got another; the record was changed")
@@ -214,36 +214,36 @@ def _collapsed(record: Record) -> bool:
 
 
 def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
-    """For each id what tells the run apart from others in its place: settings, and the content of data and weights."""
-    told = {
+    """For each id the values that distinguish the run from others in its place: settings, and hashes of the content."""
+    traits = {
         entry.run.id: {name: text_of(value) for name, value in entry.settings.items() if name not in _NO_FACTORS}
         for entry in entries
     }
-    names = {name for own in told.values() for name in own}
-    for name, (part, settings) in _CONTENT.items():
+    names = {name for values in traits.values() for name in values}
+    for name, (part, keys) in _CONTENT.items():
         ended = [(entry.run.id, entry.record) for entry in entries if entry.record is not None]
         content = {id: (record.fingerprints.get(part) or "unknown")[:8] for id, record in ended}
-        # What a failed run was given is known from those that ended: on its own machine, or on another.
-        for given in (settings, [one for one in settings if one not in PLACES]):
-            for alike in _alike(entries, given):
-                known = if_one(content[entry.run.id] for entry in alike if entry.run.id in content)
-                if known is not None:
-                    content = dict.fromkeys((entry.run.id for entry in alike), known) | content
+        # The content of a failed run is that of ended runs with equal settings: with equal paths first, then with any.
+        for key_group in (keys, [key for key in keys if key not in PLACES]):
+            for similar in _alike(entries, key_group):
+                digest = if_one(content[entry.run.id] for entry in similar if entry.run.id in content)
+                if digest is not None:
+                    content = dict.fromkeys((entry.run.id for entry in similar), digest) | content
         for entry in entries:
-            told[entry.run.id][name] = content.get(entry.run.id, "unknown")
-    for several in _alike(entries, names - {"method", "subset_seed"}):
-        subsets = grouped(several, lambda entry: entry.settings.get("subset_seed"))
-        # Of own_subsets: the subset of a number occurs in the restart of that number alone.
-        own = [own for seed, own in subsets.items() if {entry.run.restart for entry in own} == {seed}]
-        # Drawn from several versions of the data, these are told apart by where they lie.
-        versions = any(len({told[entry.run.id]["train_data"] for entry in one} - {"unknown"}) > 1 for one in own)
-        for entry in chain(*own if len(own) > 1 else ()):
-            place = " in ".join(entry.settings[name] for name in ("task", "data_dir") if entry.settings.get(name))
-            data = f"own, {place}" if versions else "own"
-            told[entry.run.id] |= {"subset_seed": "own", "train_data": data}
-    return told
+            traits[entry.run.id][name] = content.get(entry.run.id, "unknown")
+    for group in _alike(entries, names - {"method", "subset_seed"}):
+        subsets = grouped(group, lambda entry: entry.settings.get("subset_seed"))
+        # With own_subsets, subset k occurs in restart k only.
+        own_subsets = [subset for seed, subset in subsets.items() if {entry.run.restart for entry in subset} == {seed}]
+        # If subsets were drawn from several versions of the data, the paths distinguish these.
+        varied = any(len({traits[e.run.id]["train_data"] for e in subset} - {"unknown"}) > 1 for subset in own_subsets)
+        for entry in chain(*own_subsets if len(own_subsets) > 1 else ()):
+            location = " in ".join(entry.settings[name] for name in ("task", "data_dir") if entry.settings.get(name))
+            data = f"own, {location}" if varied else "own"
+            traits[entry.run.id] |= {"subset_seed": "own", "train_data": data}
+    return traits
 
 
 def _alike(entries: Sequence[Entry], names: Collection[str]) -> Iterable[list[Entry]]:
-    """Entries of one task whose settings of these names are equal, together."""
-    return grouped(entries, lambda one: (one.run.task, *(text_of(one.settings.get(name)) for name in names))).values()
+    """Groups of entries of one task that have equal values of these settings."""
+    return grouped(entries, lambda e: (e.run.task, *(text_of(e.settings.get(name)) for name in names))).values()

@@ -1,7 +1,7 @@
-"""Where runs happen: one contract, kept by this process, by several on this machine, and by :mod:`mixout.study.ray`.
+"""Where runs are executed: one interface, for this process, for worker processes, and for :mod:`mixout.study.ray`.
 
-An executor is given jobs and hands back outcomes. It decides neither what is run nor what becomes of a failure, and
-writes nothing but the folder of a job.
+An executor takes jobs and returns outcomes. It does not decide what is run or how a failure is handled, and writes
+only to the folder of a job.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Job:
 
     id: str  # the run's identity
     settings: Settings  # what to run
-    folder: Path  # where the run's files are to be in the end; may hold what an attempt left that was cut off
-    again: bool = False  # start anew, whatever ``folder`` holds: an attempt has failed
+    folder: Path  # where the run's files go; may hold files of an interrupted attempt
+    again: bool = False  # start from the beginning, whatever ``folder`` holds: an attempt has failed
     keep_model: bool = False  # leave the trained model in ``folder``, too
-    environment: Mapping[str, str] = field(default_factory=dict)  # what loggers read there: names, tags, a folder
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables for loggers: names, tags, a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ class Outcome:
     """How a job ended."""
 
     job: Job
-    seconds: float | None = None  # from its start to its end; None where it did not end by itself
-    error: str | None = None  # the traceback of what was raised; None where the finished run lies in the job's folder
-    lost: bool = False  # the process or machine went away, which says nothing about the run
+    seconds: float | None = None  # from its start to its end; None if it did not end by itself
+    error: str | None = None  # the traceback of the exception; None if the finished run is in the job's folder
+    lost: bool = False  # the process or machine was lost, which says nothing about the run
 
 
 class Executor(ABC):
-    """Runs jobs, up to ``slots`` at a time. A context: leaving it gives up what still runs."""
+    """Runs jobs, up to ``slots`` at a time. A context manager: leaving it stops the jobs that still run."""
 
     slots = 1
 
@@ -71,7 +71,7 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self, tell: Tell) -> Outcome:
-        """The next job that ends; ``tell`` is called with the identity of a running job and a line on where it stands.
+        """The next job that ends; ``tell`` is called with the identity of a running job and a line on its progress.
 
         Raises:
             MixoutError: the input is wrong: it would be wrong for the next attempt, too.
@@ -82,14 +82,14 @@ class Executor(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:  # noqa: B027  in this process nothing runs between two calls
-        """Give up what still runs."""
+        """Stop the jobs that still run."""
 
 
 class LocalExecutor(Executor):
     """This process, one run after the other.
 
-    A run that was cut off goes on from its last checkpoint where its settings make checkpoints; otherwise it starts
-    anew. Weights and tokens are read once for the runs of a task.
+    An interrupted run continues from its last checkpoint if its settings save checkpoints; otherwise it starts from
+    the beginning. Weights and tokens are read once for the runs of a task.
     """
 
     def __init__(self, cache: Cache | None = None) -> None:
@@ -115,13 +115,13 @@ class PoolExecutor(Executor):
         if workers < 1:
             raise InputError(f"expected workers >= 1, got {workers}")
         self.slots = workers
-        self._free: deque[int | _Worker] = deque(range(workers))  # workers without a job, and the numbers of others
+        self._free: deque[int | _Worker] = deque(range(workers))  # idle workers, and numbers of workers not started
         self._busy: dict[Connection, tuple[_Worker, Job]] = {}
 
     def start(self, job: Job) -> None:
         """Give a job to a worker."""
-        free = self._free.popleft()
-        worker = free if isinstance(free, _Worker) else _Worker(free, self.slots)
+        slot = self._free.popleft()
+        worker = slot if isinstance(slot, _Worker) else _Worker(slot, self.slots)
         try:
             worker.pipe.send(job)
         except (BrokenPipeError, ConnectionResetError):  # it was killed while it had no job
@@ -135,7 +135,7 @@ class PoolExecutor(Executor):
             for pipe in wait(list(self._busy)):
                 worker, job = self._busy[cast("Connection", pipe)]
                 try:
-                    said = worker.pipe.recv()
+                    message = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     worker.pipe.close()
@@ -143,14 +143,14 @@ class PoolExecutor(Executor):
                     self._free.append(worker.place)
                     error = f"WorkerLost: the process of the run ended with status {worker.process.exitcode}"
                     return Outcome(job=job, error=error, lost=True)
-                if isinstance(said, str):
-                    tell(job.id, said)
+                if isinstance(message, str):
+                    tell(job.id, message)
                     continue
                 del self._busy[worker.pipe]
                 self._free.append(worker)
-                if isinstance(said, BaseException):
-                    raise said
-                return cast("Outcome", said)
+                if isinstance(message, BaseException):
+                    raise message
+                return cast("Outcome", message)
 
     def __exit__(self, *_: object) -> None:
         """End the workers, and what they run."""
@@ -169,21 +169,21 @@ class _Worker:
     def __init__(self, place: int, workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor threads survive a fork
         self.place = place
-        self.pipe, other = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(other, place, workers), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(child_pipe, place, workers), daemon=True)
         self.process.start()
-        other.close()
+        child_pipe.close()
 
 
-def _serve(pipe: Connection, place: int, workers: int) -> None:
-    """A worker: takes jobs until the pipe is closed."""
+def _serve(pipe: Connection, number: int, workers: int) -> None:
+    """Worker number ``number``: takes jobs until the pipe is closed."""
     # An interrupt reaches the whole group; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // workers))
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
-        torch.cuda.set_device(place % torch.cuda.device_count())
+        torch.cuda.set_device(number % torch.cuda.device_count())
     cache = Cache()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -221,20 +221,20 @@ def attempt(job: Job, cache: Cache, tell: Tell) -> Outcome:
 
 @contextlib.contextmanager
 def _named(job: Job) -> Iterator[None]:
-    """What loggers are to call the run; what the user has set in the environment stays."""
-    own = {name: value for name, value in job.environment.items() if name not in os.environ}
-    os.environ.update(own)
-    before = _open_wandb_run()
+    """Set the names that loggers give the run; variables that the user has set are kept."""
+    variables = {name: value for name, value in job.environment.items() if name not in os.environ}
+    os.environ.update(variables)
+    outer_run = _open_wandb_run()
     try:
         yield
     finally:
-        for name in own:
+        for name in variables:
             os.environ.pop(name, None)
-        # transformers goes on with a W&B run that is open, so the next one would be part of this one. What was open
-        # before is the caller's.
-        if (opened := _open_wandb_run()) is not None and opened is not before:
+        # transformers continues a W&B run that is open, so the next run would be logged into this one. A run that was
+        # open before belongs to the caller.
+        if (opened := _open_wandb_run()) is not None and opened is not outer_run:
             sys.modules["wandb"].finish()
-            sys.modules["wandb"].teardown()  # else it keeps the names that it has read, for the next run too
+            sys.modules["wandb"].teardown()  # otherwise it uses the names that it has read for the next run, too
 
 
 def _open_wandb_run() -> object:
@@ -248,7 +248,7 @@ def _run(job: Job, cache: Cache, tell: Tell) -> None:
         try:
             train(resume=True)
         except InputError as error:
-            # Such as paths that have moved since. From the start it is the same run.
+            # For example, paths have moved since. Started from the beginning it is the same run.
             report(f"cannot go on where the run was cut off, so it starts anew: {error}")
         else:
             return

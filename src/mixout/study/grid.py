@@ -1,11 +1,11 @@
-"""The grid of a study, tasks x methods x factors x restarts; and which of its runs are wanted, by what a ledger holds.
+"""The grid of a study, tasks x methods x factors x restarts; and which of its runs are needed, given a ledger.
 
-The settings of a method come before those of a task, and these before the shared ones. Restart k uses seed k for every
+Settings of a method override those of a task, and these override the shared ones. Restart k uses seed k for every
 method, so that differences are paired. Nothing is run here.
 
-With ``rate = "best"`` the first ``search`` restarts run at every value of the factor ``learning_rate``. Of each method
-on each task the one with the highest mean is its best, and only that one is run with the other restarts. Judging on the
-restarts that chose the rate would favour whoever has more luck among more rates.
+With ``rate = "best"`` the first ``search`` restarts run at every value of the factor ``learning_rate``. For each method
+on each task the rate with the highest mean is its best, and the other restarts run at that rate only. A comparison on
+the restarts that chose the rate would favour methods that were lucky at one of many rates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NO_FACTORS = (*_PLACED, *WATCHED)
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One task or one method of a study: what it is called, and the settings that are its own."""
+    """One task or one method of a study: its label, and its own settings."""
 
     label: str
     settings: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Study:
     """Tasks x methods x factors x restarts.
 
     Raises:
-        InputError: a name is unknown, or a value cannot be.
+        InputError: a name is unknown, or a value is not valid.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Study:
     baseline: str | None = None  # label of a method; None for none
     settings: Mapping[str, Any] = field(default_factory=dict)  # shared by all runs
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # setting -> its values
-    # restart k trains on subset k of ``train_size`` examples, so that intervals speak of other examples too
+    # restart k trains on subset k of ``train_size`` examples, so that intervals include the choice of examples
     own_subsets: bool = False
     rate: str | None = (
         None  # ``"best"``: each method at its own best value of the factor ``learning_rate``; None: at each
@@ -76,11 +76,11 @@ class Study:
         _check_factors(self.factors, [*self.tasks, *self.methods])
         labels = [axis.label for axis in self.methods]
         if self.baseline is not None and self.baseline not in labels:
-            # A label that nobody gave goes on with the method's own settings.
-            longer = [f"; did you mean {label!r}?" for label in labels if label.startswith(f"{self.baseline},")]
+            # A label that was not given by the user ends with the method's own settings.
+            hints = [f"; did you mean {label!r}?" for label in labels if label.startswith(f"{self.baseline},")]
             raise InputError(
                 f"expected baseline as the label of a method ({', '.join(map(repr, labels))}), "
-                f"got {self.baseline!r}{(longer or [nearest(str(self.baseline), labels)])[0]}"
+                f"got {self.baseline!r}{(hints or [nearest(str(self.baseline), labels)])[0]}"
             )
 
     def _check_search(self) -> None:
@@ -97,31 +97,31 @@ class Study:
             )
 
     def with_settings(self, changes: Mapping[str, Any]) -> Study:
-        """The study with other shared settings; what a task or method says itself stays."""
+        """The study with other shared settings; a task's or method's own settings stay."""
         return replace(self, settings={**self.settings, **changes})
 
     def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:
         """All runs: task by task, to read data and weights once, and within a task restart by restart from ``first``.
 
         Raises:
-            InputError: a value cannot be, data or models are missing, or two cells are the same.
+            InputError: a value is not valid, data or models are missing, or two cells are the same.
             MissingExtraError: the embedded model or task is not installed.
         """
-        known = inputs or Inputs()
-        combinations = [dict(zip(self.factors, one, strict=True)) for one in itertools.product(*self.factors.values())]
+        input_cache = inputs or Inputs()
+        grid = [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
         runs: dict[str, Planned] = {}
         for task, restart, factors, method in itertools.product(
-            self.tasks, range(first, self.restarts), combinations, self.methods
+            self.tasks, range(first, self.restarts), grid, self.methods
         ):
             values = {**self.settings, **task.settings, **factors, **method.settings, "seed": restart}
             texts = {name: text_of(value) for name, value in factors.items()}
-            place = Restart(task=task.label, method=method.label, factors=texts, restart=restart)
+            coordinates = Restart(task=task.label, method=method.label, factors=texts, restart=restart)
             try:
                 if self.own_subsets:
                     _check_own_subset(values)
                     values["subset_seed"] = restart
-                # Those of other restarts differ in their seeds alone.
-                run = known.planned(place, Settings(**values), check=restart == first)
+                # Runs of other restarts differ in their seeds only.
+                run = input_cache.planned(coordinates, Settings(**values), check=restart == first)
             except InputError as error:
                 where = ", ".join([task.label, method.label, *(f"{name} {text}" for name, text in texts.items())])
                 raise InputError(f"{where}: {error}") from error
@@ -145,7 +145,7 @@ def _check_own_subset(values: Mapping[str, Any]) -> None:
 
 
 def check_settings(where: str, table: Mapping[str, Any], *, also: Sequence[str] = ()) -> None:
-    """Refuse names that are no settings or that a study places elsewhere; the InputError begins with ``where``."""
+    """Refuse names that are not settings, or belong elsewhere in a study; the InputError begins with ``where``."""
     for name in table:
         if name in _PLACED:
             raise InputError(f"{where}: expected settings without {name!r}; {_PLACED[name]}")
@@ -169,10 +169,10 @@ def _check_axes(kind: str, axes: Sequence[Axis]) -> None:
 
 
 def _check_factors(factors: Mapping[str, Sequence[Any]], axes: Sequence[Axis]) -> None:
-    known = [name for name in _NAMES if name not in _NO_FACTORS]
+    allowed = [name for name in _NAMES if name not in _NO_FACTORS]
     for name, values in factors.items():
-        if name not in known:
-            raise InputError(f"expected a factor among {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        if name not in allowed:
+            raise InputError(f"expected a factor among {', '.join(allowed)}, got {name!r}{nearest(name, allowed)}")
         if not isinstance(values, (list, tuple)) or not values:
             raise InputError(f"expected the values of the factor {name} as a list, got {values!r}")
         for axis in axes:
@@ -183,18 +183,18 @@ def _check_factors(factors: Mapping[str, Sequence[Any]], axes: Sequence[Axis]) -
 
 
 def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = None) -> Study:
-    """The study with as many restarts as the ledger holds, where these are more than its file says."""
+    """The study with as many restarts as the ledger holds, if these are more than in its file."""
     last = max((entry.run.restart for entry in contents.entries.values()), default=-1)
     if last < study.restarts:
         return study
-    # Also those beyond one that is missing, as where its copy was cut off.
+    # Also restarts after a missing one, for example if its copy was interrupted.
     further = replace(study, restarts=last + 1).runs(inputs or Inputs(), first=study.restarts)
-    held = (run.restart + 1 for run in further if contents.entry(run) is not None)
-    return replace(study, restarts=max(held, default=study.restarts))
+    counts = (run.restart + 1 for run in further if contents.entry(run) is not None)
+    return replace(study, restarts=max(counts, default=study.restarts))
 
 
 def wanted(study: Study, planned: Sequence[Planned], contents: Contents) -> list[Planned]:
-    """The runs that a study asks for now: of a search for the best rate the others only once it is known."""
+    """The runs that a study needs now: if it searches for the best rate, the other restarts once that is known."""
     if study.rate is None:
         return list(planned)
     best = best_rates(study, planned, contents)
@@ -210,32 +210,32 @@ def best_rates(study: Study, planned: Sequence[Planned], contents: Contents) -> 
         if (entry := contents.entry(run)) is None:
             return math.nan
         counted = entry.seen_as(run).counted
-        # A run that failed for good ends its search: without a known chance it counts as the worst.
+        # A failed run must not keep the search open: where chance is unknown it counts as the worst.
         return -math.inf if math.isnan(counted) else counted
 
     best = {}
     search = (run for run in planned if run.restart < study.search)
     for key, runs in grouped(search, lambda run: run.key.without(RATE)).items():
         rates = grouped(runs, lambda run: run.factors[RATE])
-        means = {rate: float(np.mean([score(run) for run in own])) for rate, own in rates.items()}
+        means = {rate: float(np.mean([score(run) for run in members])) for rate, members in rates.items()}
         if not any(map(math.isnan, means.values())):
             best[key] = max(means, key=means.__getitem__)
     return best
 
 
 def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tuple[list[Run], list[str]]:
-    """The runs by which methods are compared, without the rate among their factors; and which rates those are."""
+    """The runs by which methods are compared, without the rate among their factors; and notes on the chosen rates."""
     if study.rate is None:
         return contents.of(planned), []
     best = best_rates(study, planned, contents)
     values = [str(value) for value in dict.fromkeys(run.factors[RATE] for run in planned)]
     notes = []
     for (task, method, factors), rate in best.items():
-        where = "".join(f", {name} {value}" for name, value in factors)
+        factor_text = "".join(f", {name} {value}" for name, value in factors)
         ends = (min(values, key=float), max(values, key=float))
         edge = ", at the end of the list: a better one may lie beyond" if rate in ends else ""
         notes.append(
-            f"{method} on {task}{where}: learning rate {rate}, the best of {len(values)} over restarts 0 to "
+            f"{method} on {task}{factor_text}: learning rate {rate}, the best of {len(values)} over restarts 0 to "
             f"{study.search - 1}{edge}; it is judged on the others."
         )
     chosen = [run for run in wanted(study, planned, contents) if run.restart >= study.search]

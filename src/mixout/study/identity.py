@@ -2,9 +2,9 @@
 
 Settings that are paths stand for content: the sha256 of the data takes the place of ``task``, ``data_dir``,
 ``original`` and the columns, that of the weights the place of ``model``. So two machines with the files in different
-folders agree, and a file that changed makes another run. Settings at their default are left out, so that a setting
-that is added later does not make every earlier run another one; a changed default is a new major version, which is
-part of the identity. What is watched is not: the score that counts, evaluations, checkpoints, loggers, device, workers.
+folders agree, and a changed file makes another run. Settings at their default are left out, so that a setting that is
+added later does not change the identity of earlier runs; a changed default is a new major version, which is part of
+the identity. Settings that are only watched are not: the metric, evaluations, checkpoints, loggers, device, workers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COLUMNS = ("text_column", "pair_column", "label_column")
 PLACES = ("model", "task", "data_dir", "original")  # where things lie: represented by their content
 _WATCHED = {"metric": None, "evaluate": "epoch", "save": "epoch"}  # with the defaults of 0.1
 WATCHED = (*UNSEEN, *_WATCHED)  # without influence on the result
-_LEFT_OUT = (*PLACES, *_COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent the one
+_LEFT_OUT = (*PLACES, *_COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent ``seed``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Inputs:
         self._revision, self._outline = cache(revision), cache(outline)
 
     def planned(self, place: Restart, settings: Settings, *, check: bool) -> Planned:
-        """The run of these settings in its place; ``check``: see :meth:`check`; raises as :meth:`identity`."""
+        """The run with these settings in its place; ``check``: see :meth:`check`; raises as :meth:`identity`."""
         settings = self.complete(settings)
         if check:
             self.check(settings)
@@ -92,18 +92,18 @@ class Inputs:
         task = self._data(settings)[0]
         values = self._values(settings) | {"mixout": "0.1"}
         scores, saves = dict.fromkeys([task.metric, *task.metrics]), dict.fromkeys(["epoch", "no", settings.save])
-        watched = (dict(zip(_WATCHED, one, strict=True)) for one in itertools.product(scores, ("epoch", "end"), saves))
+        cases = (dict(zip(_WATCHED, row, strict=True)) for row in itertools.product(scores, ("epoch", "end"), saves))
         return tuple(
-            _hash(values | {name: value for name, value in one.items() if value != _WATCHED[name]}) for one in watched
+            _hash(values | {name: value for name, value in case.items() if value != _WATCHED[name]}) for case in cases
         )
 
     def _values(self, settings: Settings) -> dict[str, Any]:
         settings = self.complete(settings)
         task, data, _ = self._data(settings)
         resolved = settings.resolved()
-        usual = {item.name: FORMER.get(item.name, item.default) for item in fields(resolved)}
+        defaults = {item.name: FORMER.get(item.name, item.default) for item in fields(resolved)}
         chosen = {
-            name: value for name, value in vars(resolved).items() if name not in _LEFT_OUT and value != usual[name]
+            name: value for name, value in vars(resolved).items() if name not in _LEFT_OUT and value != defaults[name]
         }
         if settings.patience is not None or settings.keep_best:  # the score decides when or with what a run ends
             chosen["metric"] = task.metric
@@ -117,14 +117,14 @@ class Inputs:
         }
 
     def complete(self, settings: Settings) -> Settings:
-        """The settings with what they leave open, by the rule of a single run; raises as :meth:`identity`."""
+        """The settings, with open ones filled in as for a single run; raises as :meth:`identity`."""
         if settings.method != AUTO and all(getattr(settings, name) is not None for name in FORMER):
             return settings
         task = inputs.subset(self._data(settings)[0], settings)
         return complete(settings, self._outline(settings.model, settings.task_type).model, task)[0]
 
     def check(self, settings: Settings) -> None:
-        """Hold the settings against labels and the model's shape, without its weights; raises as :meth:`identity`."""
+        """Check the settings against labels and the model's shape, without its weights; raises as :meth:`identity`."""
         inputs.check_kind(settings, self._data(settings)[0])
         check_limits(settings, self._outline(settings.model, settings.task_type))
 
@@ -132,8 +132,8 @@ class Inputs:
         """Whether the method does no more than to set the model's own dropouts to what they are."""
         sites = dropouts.find(self._outline(settings.model, settings.task_type).model)
         ps = {method.p for method in settings.methods if isinstance(method, Dropout)}
-        alone = len(ps) == len(settings.methods) == 1
-        return alone and {site.p for site in sites if site.kind != "left"} <= ps
+        only_dropout = len(ps) == len(settings.methods) == 1
+        return only_dropout and {site.p for site in sites if site.kind != "left"} <= ps
 
     def goal(self, settings: Settings) -> tuple[str, float | None]:
         """The metric that counts, and what a constant answer scores on the dev set; None for a language model."""
@@ -145,7 +145,7 @@ class Inputs:
         key = tuple(getattr(settings, name) for name in inputs.READ)
         if key not in self._tasks:
             task = inputs.load(settings)
-            constant = None  # of a language model a distribution over tokens, which only a run finds out
+            constant = None  # for a language model a distribution over tokens, which only a run computes
             if task.kind != "text":
                 constant = metrics.chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
             self._tasks[key] = (task, task.fingerprint(), constant)

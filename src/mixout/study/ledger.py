@@ -1,4 +1,4 @@
-"""What has been run: one folder a run, each of which appears whole or not at all.
+"""The runs that were made: one folder for each run, which appears whole or not at all.
 
 ::
 
@@ -11,9 +11,9 @@
       trash/<time>/           what was removed
 
 ``id`` is the run's identity and ``result`` a hash of what came out, without clocks and machine. So ledgers of several
-machines are merged by copying their ``runs`` together: equal results fall into one folder, and a run that came out
-differently stands beside the other, a conflict. Of those the one that was finished first counts. Several processes,
-also of several machines that share the folder, may work on one ledger: each run is made by the one that holds its lock.
+machines are merged by copying their ``runs`` together: equal results fall into one folder, and different results of a
+run lie side by side, as a conflict. Of these the one that finished first counts. Several processes, also of several
+machines that share the folder, may work on one ledger: each run is made by the process that holds its lock.
 
 It runs nothing and computes no statistics.
 """
@@ -60,49 +60,49 @@ class Contents:
     foreign: list[Path] = field(default_factory=list)  # folders that are no runs
 
     def entry(self, planned: Planned) -> Entry | None:
-        """What is there of a run, also under an identity that 0.1 gave it."""
-        found = (self.entries.get(id) for id in (planned.id, *planned.former))
-        return next((entry for entry in found if entry is not None), None)
+        """The entry of a run, also under an identity that 0.1 gave it; None if the ledger lacks it."""
+        entries = (self.entries.get(id) for id in (planned.id, *planned.former))
+        return next((entry for entry in entries if entry is not None), None)
 
     def pairs(self, planned: Sequence[Planned]) -> list[tuple[Planned, Entry]]:
-        """The runs that are there, each with what is there of it."""
+        """The planned runs that the ledger holds, each with its entry."""
         return [(run, entry) for run in planned if (entry := self.entry(run)) is not None]
 
     def of(self, planned: Sequence[Planned]) -> list[Run]:
-        """The runs that a study asks for, as far as they are there, under the names that the study gives them.
+        """The planned runs that the ledger holds, under the names that the study gives them.
 
-        After each the models between start and end that it asks for.
+        Each is followed by the models between start and end that the study asks for.
         """
-        return [run for one, entry in self.pairs(planned) for run in (entry.seen_as(one), *entry.between(one))]
+        return [run for plan, entry in self.pairs(planned) for run in (entry.seen_as(plan), *entry.between(plan))]
 
     def runs(self) -> list[Run]:
         """Every run, also the failed ones, sorted by task, method, factors and restart.
 
-        Where runs have the same place, as those of two studies with other settings, the settings that differ become
-        factors. A label that stands for several methods is followed by the method.
+        If runs have the same place, as in two studies with different settings, the settings that differ become factors.
+        A label that is shared by several methods is followed by the method.
         """
         methods = grouped(self.entries.values(), lambda entry: entry.run.method)
-        several = {label for label, own in methods.items() if len({entry.settings["method"] for entry in own}) > 1}
-        several.discard(AUTO)  # one choice, by the rows of each run
-        told = told_apart(list(self.entries.values()))
+        shared = {label for label, group in methods.items() if len({entry.settings["method"] for entry in group}) > 1}
+        shared.discard(AUTO)  # one rule, which chooses by the rows of each run
+        traits = told_apart(list(self.entries.values()))
         runs = [
-            replace(run, method=f"{run.method} ({told[run.id]['method']})") if run.method in several else run
+            replace(run, method=f"{run.method} ({traits[run.id]['method']})") if run.method in shared else run
             for run in self._by_one_metric()
         ]
         names: set[str] = set()
-        for here in grouped(runs, lambda run: (run.key, run.restart)).values():
-            here.sort(key=lambda run: run.status == "failed")
-            for at, run in enumerate(here):
-                if told[run.id] in [told[other.id] for other in here[:at]]:  # such as one that failed on other data
-                    told[run.id]["inputs"] = run.id[:8]
-                names |= {name for name, _ in told[here[0].id].items() ^ told[run.id].items()}
-        factors = {id: {name: own[name] for name in sorted(names) if name in own} for id, own in told.items()}
+        for group in grouped(runs, lambda run: (run.key, run.restart)).values():
+            group.sort(key=lambda run: run.status == "failed")
+            for index, run in enumerate(group):
+                if traits[run.id] in [traits[earlier.id] for earlier in group[:index]]:  # e.g. failed on other data
+                    traits[run.id]["inputs"] = run.id[:8]
+                names |= {name for name, _ in traits[group[0].id].items() ^ traits[run.id].items()}
+        factors = {id: {name: texts[name] for name in sorted(names) if name in texts} for id, texts in traits.items()}
         runs = [replace(run, factors=factors[run.id] | run.factors) for run in runs]
         return sorted(runs, key=lambda run: (run.key, run.restart))
 
     def _by_one_metric(self) -> list[Run]:
-        """All runs; those of a task by the score that counts most often, among those that all of them have."""
-        found = []
+        """All runs; those of one task by one metric: the one most runs use, among those for which all have scores."""
+        runs = []
         for entries in grouped(self.entries.values(), lambda entry: entry.run.task).values():
             counts = Counter(entry.run.metric for entry in entries)
             ended = [entry.record.scores for entry in entries if entry.record is not None]
@@ -111,20 +111,20 @@ class Contents:
             chances = {_data(e): e.run.chance for e in entries if e.run.metric == metric and e.run.chance is not None}
             chance = if_one(chances.values())
             for entry in entries:
-                same = metric is None or entry.run.metric == metric
-                found.append(entry.run if same else entry.by(str(metric), chances.get(_data(entry), chance)))
-        return found
+                has_metric = metric is None or entry.run.metric == metric
+                runs.append(entry.run if has_metric else entry.by(str(metric), chances.get(_data(entry), chance)))
+        return runs
 
     def remarks(self) -> list[str]:
-        """What a reader of results has to know of the ledger, in words."""
-        said = [
+        """Sentences on the ledger that a reader of results has to know."""
+        lines = [
             f"{entries[0].run} came out in {len(entries)} ways; the one that was finished first counts."
             for entries in self.conflicts.values()
         ]
-        for folders, what in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):
+        for folders, text in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):
             if folders:
-                said.append(f"{len(folders)} run{' is' if len(folders) == 1 else 's are'} {what}.")
-        return said
+                lines.append(f"{len(folders)} run{' is' if len(folders) == 1 else 's are'} {text}.")
+        return lines
 
 
 class Ledger:
@@ -141,7 +141,7 @@ class Ledger:
 
     def read(self) -> Contents:
         """Everything that is there. What cannot be read is listed, never skipped in silence."""
-        found = []
+        loaded = []
         contents = Contents(leftovers=_folders(self.folder / "work"))
         for folder in _folders(self.folder / "runs"):
             if not _RUN.fullmatch(folder.name):
@@ -150,12 +150,12 @@ class Ledger:
                 contents.leftovers.append(folder)
             else:
                 try:
-                    found.append(read_entry(folder))
+                    loaded.append(read_entry(folder))
                 except NewerError as error:
                     contents.newer[folder] = str(error)
                 except _UNREADABLE as error:
                     contents.damaged[folder] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        for id, entries in grouped(found, lambda entry: entry.run.id).items():
+        for id, entries in grouped(loaded, lambda entry: entry.run.id).items():
             ended = [entry for entry in entries if entry.record is not None]
             failed = [entry for entry in entries if entry.record is None]
             ended.sort(key=lambda entry: (entry.record.finished_at if entry.record else "", entry.folder.name))
@@ -166,10 +166,10 @@ class Ledger:
         return contents
 
     def find(self, run: Planned) -> Entry | None:
-        """The run, if it has ended by now; also where another process has made it since the ledger was read."""
+        """The run, if it has ended by now, also if another process has made it since the ledger was read."""
         for id in (run.id, *run.former):
             for folder in (self.folder / "runs").glob(f"{id}.*"):
-                with suppress(*_UNREADABLE):  # what is damaged is made again
+                with suppress(*_UNREADABLE):  # a damaged run is made again
                     return read_entry(folder)
         return None
 
@@ -178,7 +178,7 @@ class Ledger:
         return self.folder / "work" / run.id
 
     def claim(self, id: str) -> FileLock | None:
-        """The lock of a run, held from now on; None while another process makes the run. It goes with the process.
+        """The lock of a run, now held; None while another process makes the run. It is released with the process.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -194,39 +194,39 @@ class Ledger:
         return lock
 
     def release(self, lock: FileLock) -> None:
-        """Give a lock back. Its file goes first: whoever has it open sees the run as it is now."""
-        with suppress(OSError):  # Windows keeps what is open
+        """Release a lock. Its file is deleted first: a process that has it open sees the run as it is now."""
+        with suppress(OSError):  # Windows does not delete open files
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
     def commit(self, run: Planned, wall: float | None) -> Entry:
-        """Take over the run that lies finished in its work folder: a rename, before which nothing of it shows.
+        """Move a finished run from its work folder to the ledger, by a rename, so that it appears whole.
 
         ``wall`` is the seconds that it took, None where that is unknown. WriteError where the disk is full.
         """
-        place = self.work(run)
-        values = json.loads((place / RECORD_NAME).read_text(encoding="utf-8"))
+        work_dir = self.work(run)
+        values = json.loads((work_dir / RECORD_NAME).read_text(encoding="utf-8"))
         target = self.folder / "runs" / f"{run.id}.{result_of(values)[:12]}"
         with writing(self.folder):
-            if (place / CHECKPOINTS).exists():
-                shutil.rmtree(place / CHECKPOINTS)
-            write_atomically(place / RUN_NAME, describe(run, wall))
+            if (work_dir / CHECKPOINTS).exists():
+                shutil.rmtree(work_dir / CHECKPOINTS)
+            write_atomically(work_dir / RUN_NAME, describe(run, wall))
             target.parent.mkdir(exist_ok=True)
-            # The same result, but damaged: what can be read is never run again.
+            # A damaged copy of the same result; a readable one would not have been run again.
             self.discard(target)
-            place.rename(target)
+            work_dir.rename(target)
             sync_folder(target.parent)
             self.discard(self.folder / "runs" / run.id)
         return read_entry(target)
 
     def fail(self, run: Planned, attempts: int, traceback: str) -> None:
         """Record that a run failed for good; a later success replaces it. WriteError where the disk is full."""
-        place = self.folder / "runs" / run.id
+        run_dir = self.folder / "runs" / run.id
         failure = {"status": "failed", "attempts": attempts, "traceback": traceback}
         with writing(self.folder):
-            place.mkdir(parents=True, exist_ok=True)
-            write_atomically(place / RUN_NAME, describe(run, None))
-            write_atomically(place / FAILURE_NAME, json.dumps(failure, indent=1) + "\n")
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(run_dir / RUN_NAME, describe(run, None))
+            write_atomically(run_dir / FAILURE_NAME, json.dumps(failure, indent=1) + "\n")
             if self.work(run).exists():
                 shutil.rmtree(self.work(run))
 
@@ -246,9 +246,9 @@ class Ledger:
 
 
 def _data(entry: Entry) -> str | None:
-    """What an entry was scored on, if that is known."""
+    """The fingerprint of the data that an entry was scored on, if known."""
     return None if entry.record is None else entry.record.fingerprints.get("dev")
 
 
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

@@ -1,6 +1,6 @@
-"""How far a study is: lines with counts, failures, the time left, and how long runs are expected to take.
+"""Progress of a study: lines with counts, failures and the time left, and how long runs are expected to take.
 
-Lines that start with two spaces say where a run stands; the others say that one has ended, or are notes for all runs.
+Lines that start with two spaces are progress within a run; the others say that a run has ended, or are general notes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Clock:
-    """What runs take, from those that have ended: those of the cell, else of the task, else all.
+    """Expected time of runs, from runs that have ended: those of the same cell, else of the same task, else all.
 
     Runs of one task may train on different numbers of examples for different numbers of epochs, so the time is taken to
     grow with the examples seen in training. It is an estimate: loading and evaluation do not grow with them.
@@ -34,7 +34,7 @@ class Clock:
 
     @classmethod
     def of(cls, planned: Sequence[Planned], contents: Contents) -> Clock:
-        """With what a ledger knows about these runs."""
+        """A clock with the times of those of these runs that a ledger holds."""
         clock = cls()
         for run, entry in contents.pairs(planned):
             if entry.wall is not None:
@@ -56,15 +56,15 @@ class Clock:
 
 
 def _sizes(run: Planned) -> dict[object, float]:
-    """How much work a run is, in a unit of each group that it is in, the closest group first."""
-    # How many examples a whole task has is not known here: such runs of one task compare with each other alone.
+    """The work of a run in the unit of each group that contains it, the closest group first."""
+    # The number of examples of a whole task is unknown here: its runs are compared only with each other.
     epochs, size = run.settings.epochs, run.settings.train_size
-    among: dict[object, float] = {("examples",): epochs * size} if size else {}
-    return {run.key: epochs, (run.task, size is None): epochs * (size or 1), **among, None: 1.0}
+    by_examples: dict[object, float] = {("examples",): epochs * size} if size else {}
+    return {run.key: epochs, (run.task, size is None): epochs * (size or 1), **by_examples, None: 1.0}
 
 
 class Course:
-    """The lines of a study that runs: ``clock`` knows what earlier runs took, and learns from the present ones."""
+    """Reports the progress of a study; ``clock`` knows the times of earlier runs, and gets those of the new ones."""
 
     def __init__(
         self, planned: Sequence[Planned], missing: Sequence[Planned], contents: Contents, clock: Clock, report: Report
@@ -77,19 +77,19 @@ class Course:
         self._notes: set[str] = set()
         self._began = self._told = time.perf_counter()
         self._worked = 0.0
-        there = contents.pairs(planned)
-        failed = sum(entry.record is None for _, entry in there)
-        if len(there) > failed:
-            report(f"{len(there) - failed} of {self._total} runs are there already")
-        if failed > sum(run.id in self.left for run, _ in there):
+        pairs = contents.pairs(planned)
+        failed = sum(entry.record is None for _, entry in pairs)
+        if len(pairs) > failed:
+            report(f"{len(pairs) - failed} of {self._total} runs are there already")
+        if failed > sum(run.id in self.left for run, _ in pairs):
             report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
         for line in contents.remarks():
             report(line)
 
     def within(self, id: str, line: str) -> None:
-        """Pass on where a run stands, but not every line: short runs say nothing, long ones that they are alive.
+        """Report progress within a run, but not every line: short runs stay silent, long ones show that they are alive.
 
-        A note on the machine is passed on once, whichever runs say it.
+        A note on the machine is reported once, even if several runs send it.
         """
         if line.startswith(NOTE):
             if line not in self._notes:
@@ -106,21 +106,21 @@ class Course:
         if wall is not None:
             self._clock.add(run, wall)
             self._worked += wall
-        how = ", diverged" if entry.run.status == "diverged" else ", at chance" if entry.run.failed else ""
-        self._end(run, f"{entry.run.metric} {entry.run.score:.3f}{how} ({entry.run.seconds:.0f} s of training)")
+        suffix = ", diverged" if entry.run.status == "diverged" else ", at chance" if entry.run.failed else ""
+        self._end(run, f"{entry.run.metric} {entry.run.score:.3f}{suffix} ({entry.run.seconds:.0f} s of training)")
 
     def gave_up(self, run: Planned, attempts: int, error: str) -> None:
         """A run has failed for good."""
         self.failed += 1
         self._end(run, f"failed after {attempts} attempts: {error}")
 
-    def _end(self, run: Planned, how: str) -> None:
+    def _end(self, run: Planned, result: str) -> None:
         self.ended += 1
         del self.left[run.id]
         failed = f", {self.failed} failed" if self.failed else ""
         work, left = self._clock.expect(list(self.left.values())), ""
         if self.left and work is not None and self._worked:
-            # Several at a time: so much work a second so far, so much is left.
+            # Several runs at a time: the work that is left, at the speed so far.
             speed = self._worked / (time.perf_counter() - self._began)
             left = f", about {in_words(work / speed)} left"
-        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {how}{failed}{left}")
+        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {result}{failed}{left}")

@@ -25,7 +25,7 @@ _QUIET: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "l
 
 
 class RayExecutor(Executor):
-    """One task a run.
+    """Runs each job as one Ray task.
 
     Args:
         address: of a running cluster, ``"auto"`` for the one that runs on this machine.
@@ -34,7 +34,7 @@ class RayExecutor(Executor):
         gpus: GPUs for each run, also a fraction; None for 1 on a cluster that has GPUs.
 
     Raises:
-        InputError: a number that cannot be.
+        InputError: a number is out of range.
         MissingExtraError: Ray is not installed.
     """
 
@@ -50,20 +50,20 @@ class RayExecutor(Executor):
         self._shares = (1.0 if cpus is None else cpus, gpus)
         # More than the cluster has room for: Ray queues them, and uses nodes that come later.
         self.slots = workers or 256
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when it is imported
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray reads this when it is imported
         with needs("ray", "a Ray cluster"):
             import ray
         self._ray: Any = ray  # it has no types that mypy could use
         self._jobs: dict[Any, Job] = {}
-        self._remote: Any  # within the context
+        self._remote: Any  # set by __enter__
 
     def __enter__(self) -> Self:
         try:
             self._ray.init(address=self._address, **_QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            first = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"expected the address of a running Ray cluster, got {self._address!r}: {first}; start one with "
+                f"expected the address of a running Ray cluster, got {self._address!r}: {reason}; start one with "
                 f"'ray start --head', or leave the address out"
             ) from error
         cpus, gpus = self._shares
@@ -84,7 +84,7 @@ class RayExecutor(Executor):
         self._jobs[self._remote.remote(job)] = job
 
     def wait(self, tell: Tell) -> Outcome:
-        """The next job that ends. What is told of it comes with it: its notes, not where it stood meanwhile."""
+        """The next job that ends. Its notes arrive together with it; its progress meanwhile is not reported."""
         [ready], _ = self._ray.wait(list(self._jobs))
         job = self._jobs.pop(ready)
         outcome: Outcome | MixoutError | WriteError
@@ -94,7 +94,7 @@ class RayExecutor(Executor):
             # Raised outside of the run, such as by a worker without mixout.
             return Outcome(job=job, error=str(error))
         except self._ray.exceptions.RayError as error:
-            # One line last: it is what people see of it.
+            # As one line, since only the last line is shown to users.
             text = " ".join(str(error).split())
             return Outcome(job=job, error=f"{type(error).__name__}: {text}", lost=True)
         for note in notes:
@@ -123,12 +123,12 @@ def _attempt(job: Job) -> tuple[Outcome | MixoutError | WriteError, dict[str, by
                 "copy them there (the embedded task follows the installed libraries)"
             )
         with tempfile.TemporaryDirectory() as folder:
-            # Events of TensorBoard come back with the run's files: the driver's folder may not be here.
+            # TensorBoard's events come back with the run's files: the driver's folder may not exist on this machine.
             names = {name: value for name, value in job.environment.items() if name != TENSORBOARD}
-            here = replace(job, folder=Path(folder) / "run", environment=names)
-            outcome = attempt(here, _cache, lambda _, line: lines.append(line))
-            found = (path for path in sorted(here.folder.rglob("*")) if path.is_file())
-            files = {path.relative_to(here.folder).as_posix(): path.read_bytes() for path in found}
+            local_job = replace(job, folder=Path(folder) / "run", environment=names)
+            outcome = attempt(local_job, _cache, lambda _, line: lines.append(line))
+            paths = (path for path in sorted(local_job.folder.rglob("*")) if path.is_file())
+            files = {path.relative_to(local_job.folder).as_posix(): path.read_bytes() for path in paths}
     except (MixoutError, WriteError) as error:
         return type(error)(f"on {socket.gethostname()}: {error}"), {}, []
     return outcome, {} if outcome.error else files, [line for line in lines if line.startswith(NOTE)]
@@ -139,12 +139,12 @@ _inputs = Inputs()
 _cache = Cache()
 
 
-def _write(place: Path, files: dict[str, bytes]) -> None:
-    """The files of a run, its record last: that makes it a finished one."""
-    with writing(place):
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the files of a run, its record last: the record marks the run as finished."""
+    with writing(folder):
         for name, content in files.items():
             if name != RECORD_NAME:
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                (place / name).write_bytes(content)
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / RECORD_NAME, files[RECORD_NAME].decode("utf-8"))
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / RECORD_NAME, files[RECORD_NAME].decode("utf-8"))

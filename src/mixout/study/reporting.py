@@ -1,4 +1,4 @@
-"""A study's runs in a ledger -> its report: results under the study's names, and how they came about."""
+"""The report of a study from its runs in a ledger: results under the study's names, and how they were made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
 from mixout.study.report import Data, write_report
 
-# Stated by the results themselves, or where things lie on one machine.
+# Settings that the results themselves state, or paths on one machine.
 _NOT_SHARED = ("task", "method", "data_dir", "original", "report_to", "seed", "init_seed", "data_seed", "mask_seed")
 
 
@@ -40,8 +40,8 @@ def report_on(
     """Write the report on a study, as far as it has been run, or on everything that a ledger holds.
 
     ``planned`` are the runs of the study; None for all of the ledger, under their own names, which needs neither
-    data nor model. A study that searches for the best rate is given as well. The others are those of
-    :func:`mixout.study.report.write_report`, as is what is raised.
+    data nor model. ``study`` is needed if it searches for the best rate. The other arguments and the errors are those
+    of :func:`mixout.study.report.write_report`.
     """
     rates: list[str] = []
     if planned is None:
@@ -68,8 +68,8 @@ def report_on(
 def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]:
     """A note on runs that were made before the study asked for models between start and end."""
     lacking = sum(
-        not set(one.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
-        for one, entry in contents.pairs(planned)
+        not set(plan.settings.interpolate) <= {1, *(point["t"] for point in entry.record.interpolated)}
+        for plan, entry in contents.pairs(planned)
         if entry.record is not None
     )
     hold = "run holds" if lacking == 1 else "runs hold"
@@ -78,18 +78,18 @@ def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]
 
 
 def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> dict[str, Data]:
-    """What each task was trained and tested on, as its records say.
+    """What each task was trained and tested on, according to its records.
 
-    ``read``: also the texts, where the data are at hand and still those that the runs were tested on.
+    ``read``: also the texts, if the data are available and unchanged since the runs were tested on them.
     """
     records = {entry.run.id: entry.record for entry in entries if entry.record is not None}
-    found = {}
-    for task, here in grouped((run for run in runs if run.id in records), lambda run: run.task).items():
-        first, size = records[here[0].id], if_one(records[run.id].train_size for run in here)
-        source = first.source.get("data", "")
-        data = Data(source=source, train_size=size, dev_size=first.dev_size, labels=first.labels)
-        found[task] = _with_texts(data, first) if read else data
-    return found
+    data_by_task = {}
+    for task, task_runs in grouped((run for run in runs if run.id in records), lambda run: run.task).items():
+        record, size = records[task_runs[0].id], if_one(records[run.id].train_size for run in task_runs)
+        source = record.source.get("data", "")
+        data = Data(source=source, train_size=size, dev_size=record.dev_size, labels=record.labels)
+        data_by_task[task] = _with_texts(data, record) if read else data
+    return data_by_task
 
 
 def _with_texts(data: Data, record: Record) -> Data:
@@ -107,12 +107,12 @@ def _with_texts(data: Data, record: Record) -> Data:
 
 
 def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
-    """For each task the command that makes its best run again, with its model; a comment before each."""
+    """For each task a comment, and the command that repeats its best run and keeps the model."""
     settings = {entry.run.id: entry.settings for entry in entries if entry.record is not None}
     scored = (run for run in runs if run.id in settings and not math.isnan(run.score))
     lines = []
-    for task, several in grouped(scored, lambda run: run.task).items():
-        run = max(several, key=lambda one: one.score)
+    for task, task_runs in grouped(scored, lambda run: run.task).items():
+        run = max(task_runs, key=lambda candidate: candidate.score)
         lines.append(f"# the best run on {task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}")
         lines.append(command(settings[run.id]))
     return lines
@@ -145,12 +145,12 @@ def shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return {
         name: value
         for name, value in (settings[0].items() if settings else ())
-        if name not in _NOT_SHARED and all(other.get(name) == value for other in settings)
+        if name not in _NOT_SHARED and all(run_settings.get(name) == value for run_settings in settings)
     }
 
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
-    """On what runs ran: versions, hardware, sources; several values where runs differ."""
-    every = ({**one.source, "gradient": one.gradient, **one.versions, **one.hardware} for one in records)
-    pairs = grouped((pair for values in every for pair in values.items() if pair[1] is not None), lambda pair: pair[0])
-    return {name: "; ".join(dict.fromkeys(str(value) for _, value in several)) for name, several in pairs.items()}
+    """Versions, hardware and sources of the runs; several values where runs differ."""
+    facts = ({**record.source, "gradient": record.gradient, **record.versions, **record.hardware} for record in records)
+    pairs = grouped((pair for values in facts for pair in values.items() if pair[1] is not None), lambda pair: pair[0])
+    return {name: "; ".join(dict.fromkeys(str(value) for _, value in group)) for name, group in pairs.items()}

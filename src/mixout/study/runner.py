@@ -1,8 +1,8 @@
-"""Runs that are missing -> executor -> ledger. The only file that decides what is run, and what becomes of a failure.
+"""Gives missing runs to an executor, and their results to a ledger. Only this file decides what is run or retried.
 
 A run that raises is tried again a bounded number of times, then recorded as failed with its traceback, and the study
-goes on. A run whose process or machine was lost is tried again a little more often, since that says nothing about it.
-Wrong input and a full disk end the study; every run that has ended is kept then, as under an interrupt or a power cut.
+goes on. A run whose process or machine was lost is tried again more often, since that says nothing about the run.
+Wrong input and a full disk end the study; runs that have ended are kept, as after an interrupt or a power cut.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock, Course, Report
 
 RETRIES = 1
-# Of a run whose worker was lost. Not without end: a run may itself be what kills its process.
+# Retries of a run whose worker was lost. Bounded, since the run itself may kill its process.
 LOSSES = 3
 KEEP = ("no", "best", "all")
 
@@ -37,7 +37,7 @@ class Tally:
 
     ran: int  # runs that ended in this call, with a record or as failed
     failed: int  # those of them that failed
-    elsewhere: int = 0  # runs that another process is making, or has made meanwhile
+    elsewhere: int = 0  # runs that another process is making, or has made in the meantime
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -63,14 +63,14 @@ def run(
     """Run what is missing, except for what another process is making.
 
     Args:
-        planned: what a study asks for, in the order in which it is run.
-        ledger: what is there; each run is written into it as soon as it has ended.
+        planned: the runs of a study, in the order in which they are run.
+        ledger: where runs are kept; each run is written into it as soon as it has ended.
         executor: where to run.
         report: called with one line of progress after each run, and with one every few seconds within it.
         retries: how often a run that raised is tried again.
         again: run those that failed, instead of those that were never run.
-        keep: trained models: none, those of all runs, or of each task and method that with the best score. Of runs
-            that are there already none is made again for its model.
+        keep: which trained models to keep: none, all, or for each task and method the one with the best score. Runs
+            that the ledger holds already are not repeated for their models.
 
     Raises:
         InputError: the input is wrong, or a newer mixout has made some of these runs.
@@ -81,20 +81,20 @@ def run(
     if keep not in KEEP:
         raise InputError(f"expected keep among {', '.join(KEEP)}, got {keep!r}")
     contents = ledger.read()
-    # What a newer version made must not be made again: it would stand beside it, or be lost.
-    newer = {folder.name.partition(".")[0]: what for folder, what in contents.newer.items()}
-    for one in planned:
-        if one.id in newer:
+    # A run that a newer version made must not be repeated: the results would conflict, or one would be lost.
+    newer = {folder.name.partition(".")[0]: reason for folder, reason in contents.newer.items()}
+    for plan in planned:
+        if plan.id in newer:
             raise InputError(
-                f"expected runs that this mixout can read, got one of a newer version ({one}): {newer[one.id]}; "
+                f"expected runs that this mixout can read, got one of a newer version ({plan}): {newer[plan.id]}; "
                 "use that version, or another ledger"
             )
     queue = missing(planned, contents, again=again)
     course = Course(planned, queue, contents, Clock.of(planned, contents), report)
-    there = contents.pairs(planned)
-    before = {run.id: entry.attempts for run, entry in there if again and entry.record is None}
-    kept = {run.key: entry for run, entry in there if keep == "best" and entry.has_model}
-    loop = _Loop(ledger, course, retries, keep, before, kept)
+    pairs = contents.pairs(planned)
+    attempts = {run.id: entry.attempts for run, entry in pairs if again and entry.record is None}
+    kept = {run.key: entry for run, entry in pairs if keep == "best" and entry.has_model}
+    loop = _Loop(ledger, course, retries, keep, attempts, kept)
     left = loop.recovered(queue)
     if left:
         with executor:
@@ -130,24 +130,24 @@ class _Loop:
     elsewhere: int = 0
 
     def recovered(self, queue: Sequence[Planned]) -> deque[Planned]:
-        """Take over runs that were finished when a process was killed, but not yet in the ledger; the others."""
+        """Commit runs that were finished, but not yet in the ledger, when a process was killed. Returns the others."""
         for run in queue:
             if (self.ledger.work(run) / RECORD_NAME).exists() and self.claimed(run):
-                with suppress(ValueError, KeyError, TypeError):  # a record that cannot be read: the run is made again
+                with suppress(ValueError, KeyError, TypeError):  # the record cannot be read: the run is made again
                     self.finish(run, None)
         return deque(run for run in queue if run.id in self.course.left)
 
     def through(self, queue: deque[Planned], executor: Executor) -> None:
-        """Until nothing is left."""
-        flying = 0
-        while queue or flying:
-            while queue and flying < executor.slots:
+        """Execute runs until the queue is empty."""
+        running = 0
+        while queue or running:
+            while queue and running < executor.slots:
                 if self.claimed(run := queue.popleft()):
                     executor.start(self.job(run))
-                    flying += 1
-            if flying:
+                    running += 1
+            if running:
                 outcome = executor.wait(self.course.within)
-                flying -= 1
+                running -= 1
                 run = self.course.left[outcome.job.id]
                 if not self.settled(run, outcome):
                     queue.appendleft(run)
@@ -164,7 +164,7 @@ class _Loop:
         )
 
     def claimed(self, run: Planned) -> bool:
-        """Whether the run is ours to make: no other process makes it, or has made it since we looked."""
+        """Whether this process may make the run: no other one makes it, or has made it since the ledger was read."""
         if run.id in self.locks:  # another attempt
             return True
         if (lock := self.ledger.claim(run.id)) is not None:
@@ -177,7 +177,7 @@ class _Loop:
         return False
 
     def settled(self, run: Planned, outcome: Outcome) -> bool:
-        """Whether the run is done with; otherwise it is to be tried again."""
+        """Record the outcome. Whether the run is settled; otherwise it must be tried again."""
         if outcome.error is None:
             self.finish(run, outcome.seconds)
             return True
@@ -199,9 +199,9 @@ class _Loop:
         self.ledger.release(self.locks.pop(run.id))
         if self.keep == "best" and entry.has_model:
             best = self.kept.get(run.key)
-            score, most = (math.nan if one is None else one.seen_as(run).score for one in (entry, best))
-            # nan, the score of a run that diverged, is above nothing.
-            if score > most or math.isnan(most):
+            score, best_score = (math.nan if item is None else item.seen_as(run).score for item in (entry, best))
+            # nan, the score of a diverged run, is not above any other score.
+            if score > best_score or math.isnan(best_score):
                 self.kept[run.key] = entry
             if best is not None:
                 self.ledger.forget_model(entry if self.kept[run.key] is best else best)

@@ -48,11 +48,11 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option("prune", "--not-in", dest="file", metavar="FILE", help=help)
     help = "runs of each method on each task; default: those of the study file; for results and prune all that exist"
     option(" ".join(SUBCOMMANDS), "--restarts", type=int, metavar="N", help=help)
-    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    repeatable: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     help = "settings for all runs, in place of those in the file, e.g. model=minilm train_size=500"
-    option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, **several)
+    option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, **repeatable)
     help = "tables of earlier exports: runs that ended there count as done, and are exported again"
-    option("plan run export", "--known", metavar="CSV", help=help, **several)
+    option("plan run export", "--known", metavar="CSV", help=help, **repeatable)
     help = "run only the first restart of each method on each task, to see how long it takes"
     option("run", "--pilot", action="store_true", help=help)
     help = "add batches of restarts until the interval of every difference from the baseline is at most W points wide"
@@ -71,17 +71,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_executor(option: Callable[..., None]) -> None:
-    both = "run retry"
-    option(both, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
+    steps = "run retry"
+    option(steps, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
     option(
-        both, "--ray-address", metavar="ADDRESS", help="run on this Ray cluster; 'auto' finds the one of this machine"
+        steps, "--ray-address", metavar="ADDRESS", help="run on this Ray cluster; 'auto' finds the one of this machine"
     )
-    option(both, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
-    option(both, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; may be a fraction")
+    option(steps, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
+    option(steps, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; may be a fraction")
     help = "keep no trained model, the best of each method and task, or all (default: %(default)s)"
-    option(both, "--keep", choices=("no", "best", "all"), default="no", help=help)
+    option(steps, "--keep", choices=("no", "best", "all"), default="no", help=help)
     help = "new attempts of a run that raises (default: %(default)s)"
-    option(both, "--retries", type=int, default=1, metavar="N", help=help)
+    option(steps, "--retries", type=int, default=1, metavar="N", help=help)
 
 
 def _add_report(option: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""The study that the command line means: a file, with the changes that options make to it."""
+"""The study that the command line describes: a file, with the changes that options make to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mixout.study.ledger import Contents
 
 
 def declared(args: argparse.Namespace) -> Study:
-    """The study of ``FILE``, ``--restarts`` and ``--set``; InputError where it cannot be."""
+    """The study of ``FILE``, ``--restarts`` and ``--set``; InputError if it is not valid."""
     study = read(args.file)
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)
@@ -26,7 +26,7 @@ def declared(args: argparse.Namespace) -> Study:
 
 
 def asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Planned]]:
-    """The study, with all restarts that the ledger holds unless told otherwise, and its runs."""
+    """The study, with all restarts that the ledger holds unless ``--restarts`` is given, and its runs."""
     study, inputs = declared(args), Inputs()
     try:
         if args.restarts is None:
@@ -42,7 +42,7 @@ def asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Pla
 
 
 def check_no_file(args: argparse.Namespace) -> None:
-    """Refuse what changes a study where none is named."""
+    """Refuse options that change a study if no study is named."""
     if args.restarts is not None or args.set:
         raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
 
@@ -50,16 +50,16 @@ def check_no_file(args: argparse.Namespace) -> None:
 def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run]:
     """The runs of the tables that ``--known`` names, by identity, without those that failed.
 
-    What failed on one machine may not on another, so it is run again. A run that was exported under an identity of 0.1
-    is found under that of ``planned``.
+    A run that failed on one machine may end on another, so it is run again. A run that was exported under an identity
+    of 0.1 is found under that of ``planned``.
 
     Raises:
         InputError: a table cannot be read, a run has no identity or another metric than planned, or two tables disagree
             on one.
     """
     metrics = {run.id: run.metric for run in planned}
-    now = {id: run.id for run in planned for id in run.former}
-    found: dict[str, Run] = {}
+    current_ids = {id: run.id for run in planned for id in run.former}
+    runs: dict[str, Run] = {}
     for path in args.known:
         for run in read_scores(path):
             name = f"{run.task}, {run.method}, restart {run.restart}"
@@ -67,20 +67,20 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
                 raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
             if run.status == "failed":
                 continue
-            id = now.get(run.id, run.id)
+            id = current_ids.get(run.id, run.id)
             if run.metric != (metric := metrics.get(id, run.metric)):
                 raise InputError(
                     f"expected {metric} as the metric in {path}, got {run.metric} of {name}; leave the table out, or "
                     f"export it again with --set metric={metric}"
                 )
             # nan, the score of a run that diverged, differs from itself.
-            if id in found and repr(found[id].score) != repr(run.score):
+            if id in runs and repr(runs[id].score) != repr(run.score):
                 raise InputError(
-                    f"expected one score of each run, got {found[id].score} and, in {path}, {run.score} of {name}; "
+                    f"expected one score of each run, got {runs[id].score} and, in {path}, {run.score} of {name}; "
                     f"leave one of the tables out"
                 )
-            found.setdefault(id, run)
-    return found
+            runs.setdefault(id, run)
+    return runs
 
 
 def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
@@ -90,7 +90,7 @@ def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
 
 
 def command(step: str, args: argparse.Namespace) -> str:
-    """What to call next, on the same study and ledger."""
+    """The command to call next, on the same study and ledger."""
     tables = ["--known", *args.known] if getattr(args, "known", []) and step in ("plan", "run", "export") else []
     return shlex.join(["mixout", "study", step, args.file or "FILE", *options_of(args, args.restarts), *tables])
 
@@ -102,5 +102,5 @@ def _setting(text: str) -> tuple[str, object]:
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        # A text without quotation marks, which a shell would take away anyway.
+        # Text without quotation marks, which a shell would remove anyway.
         return name, value

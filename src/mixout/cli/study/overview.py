@@ -1,4 +1,4 @@
-"""``mixout study plan``, ``status`` and ``prune``: what there is to run, and what there is."""
+"""``mixout study plan``, ``status`` and ``prune``: what is to be run, and what the ledger holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STATES = ("done", "failed", "missing")
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show the runs of a study, and how long those that are missing will take."""
+    """Show the runs of a study, and how long the missing ones will take."""
     study = declared(args)
     contents = Ledger(args.ledger).read()
     runs = wanted(study, study.runs(), contents)
@@ -59,14 +59,14 @@ def plan(args: argparse.Namespace) -> int:
         print(f"{len(failed)} failed; try again: {command('retry', args)}")
     if study.rate is not None and left:
         print("the restarts that are compared follow at the best rate of each method, once the search has ended")
-    far = dict.fromkeys(line for run in runs for line in reaches(run.settings.methods))
-    for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study), *far):
+    reach_notes = dict.fromkeys(line for run in runs for line in reaches(run.settings.methods))
+    for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study), *reach_notes):
         print(line)
     return 0
 
 
 def _shows_nothing(study: Study) -> list[str]:
-    """Whether so few restarts can show a difference at all."""
+    """A note if the study has too few restarts to show any difference."""
     searched = study.search if study.rate is not None else 0  # restarts and rates that are not compared
     factors = [values for name, values in study.factors.items() if not searched or name != RATE]
     family = sum(_compared(study, task) - 1 for task in study.tasks) * math.prod(map(len, factors))
@@ -81,28 +81,28 @@ def _shows_nothing(study: Study) -> list[str]:
 
 
 def _compared(study: Study, task: Axis) -> int:
-    """How many methods a report compares: the models between start and end (``interpolate``) are some as well."""
-    settings = ({**study.settings, **task.settings, **one.settings} for one in study.methods)
-    asked = (one.get("interpolate", ()) for one in settings)
-    return sum(1 + len({*ts} - {1}) for ts in asked)
+    """How many methods a report compares: models between start and end (``interpolate``) count as methods."""
+    settings = ({**study.settings, **task.settings, **method.settings} for method in study.methods)
+    points = (values.get("interpolate", ()) for values in settings)
+    return sum(1 + len({*ts} - {1}) for ts in points)
 
 
 def _why_missing(left: Sequence[Planned], contents: Contents) -> list[str]:
-    """For runs that are there under the same names, but made from something else: from what."""
-    places = {(entry.run.key, entry.run.restart): entry.settings for entry in contents.entries.values()}
+    """For missing runs that the ledger holds under the same names, but made from something else: what differs."""
+    settings_by_place = {(entry.run.key, entry.run.restart): entry.settings for entry in contents.entries.values()}
     reasons: Counter[str] = Counter()
     for run in left:
-        there = places.get((run.key, run.restart))
-        if there is None:
+        old = settings_by_place.get((run.key, run.restart))
+        if old is None:
             continue
-        here = {name: text_of(value) for name, value in asdict(run.settings).items() if name not in (*WATCHED, *PLACES)}
-        changed = [name for name, value in here.items() if name in there and text_of(there[name]) != value]
+        new = {name: text_of(value) for name, value in asdict(run.settings).items() if name not in (*WATCHED, *PLACES)}
+        changed = [name for name, value in new.items() if name in old and text_of(old[name]) != value]
         reasons[f"other {', '.join(changed)}" if changed else "other data, weights or version of mixout"] += 1
     return [f"{number} of these are in the ledger with {reason}" for reason, number in reasons.items()]
 
 
 def status(args: argparse.Namespace) -> int:
-    """Show what a ledger holds, of one study or at all."""
+    """Show what a ledger holds, of one study or in total."""
     contents = Ledger(args.ledger).read()
     if args.file is None:
         check_no_file(args)
@@ -140,7 +140,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def prune(args: argparse.Namespace) -> int:
-    """List, and with ``--yes`` move to the trash, what was cut off, is damaged or does not count."""
+    """List folders that were cut off, are damaged or do not count; with ``--yes`` move them to the trash."""
     if not Path(args.ledger).is_dir():
         raise InputError(f"expected --ledger as a folder with runs, got {args.ledger!r}, which does not exist")
     ledger = Ledger(args.ledger)
@@ -159,8 +159,8 @@ def prune(args: argparse.Namespace) -> int:
     for entries in contents.conflicts.values():
         useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
     if kept is not None:
-        others = [entry for id, entry in contents.entries.items() if id not in kept]
-        useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in others}
+        unlisted = [entry for id, entry in contents.entries.items() if id not in kept]
+        useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in unlisted}
     for folder, why in useless.items():
         print(f"{folder}: {why}")
         if args.yes:
@@ -177,7 +177,7 @@ def _table(
     *,
     done: Collection[str] = (),
 ) -> str:
-    """One row a cell: its runs by state, and with a clock how long the missing ones take."""
+    """One row for each cell: its runs by state, and with a clock how long the missing ones take."""
     cells: dict[tuple[str, str], list[Planned | Run]] = {}
     for run in runs:
         cells.setdefault((run.task, run.label), []).append(run)
@@ -187,7 +187,7 @@ def _table(
         row = [task, method, str(len(members)), *(str(states.count(state)) for state in _STATES)]
         if clock:
             pairs = zip(members, states, strict=True)
-            seconds = clock.expect([run for run, at in pairs if isinstance(run, Planned) and at == "missing"])
+            seconds = clock.expect([run for run, state in pairs if isinstance(run, Planned) and state == "missing"])
             row.append("?" if seconds is None else in_words(seconds))
         rows.append(row)
     return aligned(rows)

@@ -1,7 +1,7 @@
-"""``mixout study report`` and ``export``: what a ledger's runs, or a table of scores, showed: as a page, as a table.
+"""``mixout study report`` and ``export``: the results of a ledger, or of a table of scores, as a page or a table.
 
-A report on a table of scores needs no torch, which takes longer to load than that report takes: so modules are loaded
-where they are used.
+A report on a table of scores needs no torch, which takes longer to load than the report takes to write. So modules are
+imported where they are used.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def export(args: argparse.Namespace) -> int:
 
     def write() -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.tmp")
         if path.suffix == ".csv":
-            pandas.DataFrame(rows, dtype=object).to_csv(whole, index=False, lineterminator="\n")
+            pandas.DataFrame(rows, dtype=object).to_csv(temporary, index=False, lineterminator="\n")
         else:
             with needs("data", "Parquet files"):
                 import pyarrow  # noqa: F401  without it pandas refuses, and in other words
-            pandas.DataFrame(rows).to_parquet(whole, index=False)
-        whole.replace(path)
+            pandas.DataFrame(rows).to_parquet(temporary, index=False)
+        temporary.replace(path)
         return f"{count(len(rows), 'run')} in {path}"
 
     return _written(write, path.parent, "--output")
@@ -67,7 +67,7 @@ def _written(make: Callable[[], str], folder: Path, option: str) -> int:
 
 
 def _exported(args: argparse.Namespace) -> list[Run]:
-    """The runs of the ledger and of the tables that are known; with a study those that it asks for, in its order."""
+    """The runs of the ledger and of the ``--known`` tables; with a study those that it asks for, in its order."""
     from mixout.cli.study.declared import asked, check_no_file, known
     from mixout.study.ledger import Ledger
 
@@ -76,18 +76,18 @@ def _exported(args: argparse.Namespace) -> list[Run]:
         check_no_file(args)
         elsewhere = known(args, ())
         # A run that failed here may have ended elsewhere.
-        own = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
-        return list((elsewhere | {run.id: run for run in own}).values())
+        ledger_runs = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
+        return list((elsewhere | {run.id: run for run in ledger_runs}).values())
     planned = asked(args, contents)[1]
-    elsewhere, found = known(args, planned), []
-    for one in planned:
-        entry = contents.entry(one)
-        if entry is not None and (entry.record is not None or one.id not in elsewhere):
-            found.append(entry.seen_as(one))
-        elif one.id in elsewhere:
-            run = elsewhere[one.id]
-            found.append(replace(run, id=one.id, task=one.task, method=one.method, factors=one.factors))
-    return found
+    elsewhere, exported = known(args, planned), []
+    for plan in planned:
+        entry = contents.entry(plan)
+        if entry is not None and (entry.record is not None or plan.id not in elsewhere):
+            exported.append(entry.seen_as(plan))
+        elif plan.id in elsewhere:
+            run = elsewhere[plan.id]
+            exported.append(replace(run, id=plan.id, task=plan.task, method=plan.method, factors=plan.factors))
+    return exported
 
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
@@ -145,7 +145,7 @@ def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def _command(args: argparse.Namespace, *options: str) -> str:
-    """The call that makes this report, with the options that decide what it compares, is called, and where it lies."""
+    """The call that makes this report, with the options for its comparisons, its title and its folder."""
     words = ["mixout", "study", "report", *options]
     for name in ("direction", "unit", "baseline", "title", "output_dir"):
         if getattr(args, name) is not None:

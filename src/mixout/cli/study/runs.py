@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     def work(report: Report) -> int:
         tally, runs = Tally(ran=0, failed=0), wanted(study, planned, ledger.read())
         while True:
-            asked = [run for run in runs if run.id not in done]
+            batch = [run for run in runs if run.id not in done]
             if args.pilot:
-                asked = list({one.key: one for one in reversed(asked)}.values())[::-1]
-            tally += run_missing(asked, ledger, executor, report=report, retries=args.retries, keep=args.keep)
+                batch = list({run.key: run for run in reversed(batch)}.values())[::-1]
+            tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
             following = wanted(study, planned, ledger.read())
             if args.pilot or len(following) == len(runs):
-                return _ended(tally, args, asked)
+                return _ended(tally, args, batch)
             runs = following  # the search has ended
 
     return guarded(work, args.ledger)
@@ -70,7 +70,7 @@ def retry(args: argparse.Namespace) -> int:
 
 
 def guarded(work: Callable[[Report], int], place: str | Path) -> int:
-    """Do it with lines of progress, and say what to do where it does not come to its end."""
+    """Do the work with lines of progress. If it is interrupted or a disk is full, say how to continue."""
     try:
         with Lines() as lines:
             return work(lines)
@@ -84,7 +84,7 @@ def guarded(work: Callable[[Report], int], place: str | Path) -> int:
 
 
 def _ended(tally: Tally, args: argparse.Namespace, runs: Sequence[Planned] = ()) -> int:
-    """Say what was done; 1 where a run of the study has failed, now or before."""
+    """Print what was done; 1 if a run of the study has failed, now or before."""
     print(f"{count(tally.ran, 'run')} in this call, {tally.failed} of them failed; ledger {args.ledger}")
     if tally.elsewhere:
         print(f"{count(tally.elsewhere, 'run')} left to another process; call it again when that has ended")
@@ -95,14 +95,14 @@ def _ended(tally: Tally, args: argparse.Namespace, runs: Sequence[Planned] = ())
 
 
 def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Executor, report: Report) -> Tally:
-    """Batches of as many restarts as the study has, until all differences are known well enough."""
+    """Run batches of as many restarts as the study has, until all intervals of differences are narrow enough."""
     if not args.until_width > 0:
         raise InputError(f"expected a width > 0 in points, got {args.until_width}")
     if args.looks < 1:
         raise InputError(f"expected looks >= 1, got {args.looks}")
     if len(study.methods) < 2:
         raise InputError("expected two methods or more with --until-width, got one: there is no difference to know")
-    # All at once: whatever is wrong with a later batch shows now. Each run keeps how often it was to be looked at.
+    # All batches at once, so that errors in a later one are found now. Each run stores the planned number of looks.
     whole = [replace(run, looks=args.looks) for run in replace(study, restarts=study.restarts * args.looks).runs()]
     tally = Tally(ran=0, failed=0)
     for look in range(1, args.looks + 1):
@@ -128,13 +128,13 @@ def _said(c: Comparison, look: int, enough: bool | None) -> str:
     if c.level_difference is None or c.low is None or c.high is None:
         return f"{head}: {c.difference * c.points:+.1f} points{failed}, no interval yet"
     ends = f"{c.low * c.points:+.1f} to {c.high * c.points:+.1f}"
-    said = "too few restarts to believe it" if enough is None else "narrow enough" if enough else "not narrow enough"
+    verdict = "too few restarts to believe it" if enough is None else "narrow enough" if enough else "not narrow enough"
     points = f"{c.level_difference * c.points:+.1f} points"
-    return f"{head}{failed}: {points}, {100 * c.confidence:.1f} % interval {ends}, {said}"
+    return f"{head}{failed}: {points}, {100 * c.confidence:.1f} % interval {ends}, {verdict}"
 
 
 def _executor(args: argparse.Namespace) -> Executor:
-    # Not before: who works on this machine alone need not have Ray.
+    # Imported here: without --ray-address Ray need not be installed.
     if args.ray_address is not None:
         from mixout.study.ray import RayExecutor
 

@@ -1,4 +1,4 @@
-"""From runs to numbers and plain sentences. It reads results, never runs anything and never draws."""
+"""Turns runs into numbers and plain sentences. It reads results, never runs anything and never draws."""
 
 from mixout.errors import needs
 

@@ -1,15 +1,15 @@
-"""Over several cells: one number over tasks, lines over p and numeric factors, the front of score and what is kept.
+"""Over several cells: means over tasks, lines over p and numeric factors, the front of score and what is kept.
 
 Scores of tasks have different scales, so each is put on one: 0 is chance, 100 the best run of the study on that task,
 ``100 (score - chance) / (best - chance)``. Where chance is unknown for a task, all tasks enter in points as they are.
 A task enters with as much weight as it has runs. The best run is taken as given.
 
-The interval of the mean difference is a t interval whose variance is that within tasks (degrees of freedom by Welch and
-Satterthwaite). The p flips the signs of all pairs of all tasks at once, so that a method that is a little ahead
-everywhere can be shown from few restarts a task.
+The interval of the mean difference is a t interval with the variance within tasks (degrees of freedom by Welch and
+Satterthwaite). The p-value flips the signs of all pairs of all tasks at once, so that few restarts a task can show a
+method that is a little ahead everywhere.
 
-A factor, such as a learning rate or a number of examples, is numeric where each of its values is a number. Seeds are
-numbers that count nothing, so no score is shown over them.
+A factor, such as a learning rate or a number of examples, is numeric if each of its values is a number. Seeds are
+numbers without an order, so no score is shown over them.
 """
 
 from __future__ import annotations
@@ -57,36 +57,36 @@ def aggregate(comparisons: Sequence[Comparison], cells: Iterable[Cell]) -> list[
     """Each method over all tasks on which it was compared with the baseline, if there are two or more."""
     with_scores = [cell for cell in cells if cell.n]
     normalised = all(cell.chance is not None for cell in with_scores)
-    scales = _scales(with_scores) if normalised else {one.task: (0.0, one.points) for one in comparisons}
-    groups = grouped((one for one in comparisons if one.task in scales), lambda one: (one.method, one.key.factors))
-    return [_aggregate(several, scales, normalised) for several in groups.values() if len(several) > 1]
+    scales = _scales(with_scores) if normalised else {c.task: (0.0, c.points) for c in comparisons}
+    groups = grouped((c for c in comparisons if c.task in scales), lambda c: (c.method, c.key.factors))
+    return [_aggregate(group, scales, normalised) for group in groups.values() if len(group) > 1]
 
 
 def _scales(cells: Iterable[Cell]) -> _Scales:
     """A task on which nothing is above chance has no scale and does not enter."""
     scales = {}
-    for task, several in grouped(cells, lambda cell: cell.task).items():
-        chance, best = max(cell.chance or 0.0 for cell in several), max(cell.max or 0.0 for cell in several)
+    for task, group in grouped(cells, lambda cell: cell.task).items():
+        chance, best = max(cell.chance or 0.0 for cell in group), max(cell.max or 0.0 for cell in group)
         if best > chance:
             scales[task] = (chance, 100.0 / (best - chance))
     return scales
 
 
-def _aggregate(several: list[Comparison], scales: _Scales, normalised: bool) -> Aggregate:
-    first, every = several[0], sum(one.n + one.n_baseline for one in several)
+def _aggregate(group: list[Comparison], scales: _Scales, normalised: bool) -> Aggregate:
+    first, total = group[0], sum(c.n + c.n_baseline for c in group)
     # A task weighs as much on both sides: else a method with more runs on an easy task would look better.
-    scaled = [(one, (one.n + one.n_baseline) / every, *scales[one.task]) for one in several]
-    mean = math.fsum(weight * (one.mean - offset) * factor for one, weight, offset, factor in scaled)
-    baseline = math.fsum(weight * (one.baseline_mean - offset) * factor for one, weight, offset, factor in scaled)
-    differences = np.concatenate([factor * np.array(one.differences) for one, _, _, factor in scaled])
-    half = _half([(one, weight * factor) for one, weight, _, factor in scaled])
-    paired, family = all(one.paired for one in several), len(several) * first.looks
+    scaled = [(c, (c.n + c.n_baseline) / total, *scales[c.task]) for c in group]
+    mean = math.fsum(weight * (c.mean - offset) * factor for c, weight, offset, factor in scaled)
+    baseline = math.fsum(weight * (c.baseline_mean - offset) * factor for c, weight, offset, factor in scaled)
+    differences = np.concatenate([factor * np.array(c.differences) for c, _, _, factor in scaled])
+    half = _half([(c, weight * factor) for c, weight, _, factor in scaled])
+    paired, family = all(c.paired for c in group), len(group) * first.looks
     return Aggregate(
         method=first.method,
         baseline=first.baseline,
         factors=first.factors,
-        tasks=tuple(one.task for one in several),
-        n=sum(one.n for one in several),
+        tasks=tuple(c.task for c in group),
+        n=sum(c.n for c in group),
         normalised=normalised,
         mean=mean,
         baseline_mean=baseline,
@@ -97,31 +97,31 @@ def _aggregate(several: list[Comparison], scales: _Scales, normalised: bool) -> 
     )
 
 
-def _half(several: list[tuple[Comparison, float]]) -> float | None:
+def _half(weighted: list[tuple[Comparison, float]]) -> float | None:
     """Half the width of the interval: the variances of the tasks, each with its factor, add up."""
-    if any(one.some_failed or min(one.n, one.n_baseline) < SMALLEST for one, _ in several):
+    if any(c.some_failed or min(c.n, c.n_baseline) < SMALLEST for c, _ in weighted):
         return None
     parts: list[tuple[float, int]] = []  # variance that a sample brings to the difference of means, and its freedom
-    for one, factor in several:
-        samples = [(one.sd, one.n), (one.baseline_sd, one.n_baseline)]
-        if one.paired:
-            samples = [(float(np.std(one.differences, ddof=1)), one.n)]
+    for c, factor in weighted:
+        samples = [(c.sd, c.n), (c.baseline_sd, c.n_baseline)]
+        if c.paired:
+            samples = [(float(np.std(c.differences, ddof=1)), c.n)]
         parts += [((factor * (sd or 0.0)) ** 2 / size, size - 1) for sd, size in samples]
     variance = math.fsum(part for part, _ in parts)
     if variance <= 1e-20:
         return None
     freedom = 1 / math.fsum((part / variance) ** 2 / free for part, free in parts)
-    return float(t.isf(ALPHA / 2 / several[0][0].looks, freedom)) * math.sqrt(variance)
+    return float(t.isf(ALPHA / 2 / weighted[0][0].looks, freedom)) * math.sqrt(variance)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Placed):
     """Cells that differ in one numeric factor alone, or in their method's p, in the order of its values.
 
-    ``factors`` are the other ones, which they share; of a sweep over p the method has ``p`` for its number.
+    ``factors`` are the other ones, which they share; in a sweep over p the method's label has ``p`` for the number.
     """
 
-    factor: str  # in which they differ
+    factor: str  # the factor in which they differ
     values: tuple[float, ...]  # of the factor, one for each cell
     cells: tuple[Cell, ...]
 
@@ -142,7 +142,7 @@ def doses(cells: Iterable[Cell]) -> list[Sweep]:
 
 
 def split_p(method: str) -> tuple[str, float] | None:
-    """A mixing method's label, or any that ends in ``p=`` and a number up to 1, without its p, and that p; else None.
+    """The label of a mixing method, or one that ends in ``p=`` and a number up to 1, without its p; and p. Else None.
 
     Example:
         >>> split_p("mixout(w_pre, 0.7)+anchor_decay(0.01)")
@@ -163,15 +163,15 @@ def split_p(method: str) -> tuple[str, float] | None:
 
 def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
     """For each numeric factor the methods that occur with two or more of its values, all else equal."""
-    every = list(cells)
-    found = []
-    for factor in sorted({name for cell in every for name in cell.factors}):
-        having = [cell for cell in every if factor in cell.factors]
+    all_cells = list(cells)
+    lines = []
+    for factor in sorted({name for cell in all_cells for name in cell.factors}):
+        having = [cell for cell in all_cells if factor in cell.factors]
         values = [_number(cell.factors[factor]) for cell in having]
         if not factor.endswith("seed") and all(map(math.isfinite, values)):
             keys = (cell.key.without(factor) for cell in having)
-            found += _lines(factor, zip(keys, values, having, strict=True))
-    return found
+            lines += _lines(factor, zip(keys, values, having, strict=True))
+    return lines
 
 
 def front(cells: Iterable[Cell]) -> list[Cell]:
@@ -185,25 +185,25 @@ def front(cells: Iterable[Cell]) -> list[Cell]:
         >>> [cell.method for cell in front(summarise(runs))]
         ['plain', 'decay']
     """
-    known = [(cell.mean, cell.original, cell) for cell in cells if cell.mean is not None and cell.original is not None]
-    found = []
-    for here in grouped(known, lambda one: one[2].task).values():
-        most = -math.inf
-        for _, kept, cell in sorted(here, key=lambda one: (-one[0], -one[1])):
-            if kept > most:
-                found.append(cell)
-                most = kept
-    return found
+    scored = [(cell.mean, cell.original, cell) for cell in cells if cell.mean is not None and cell.original is not None]
+    front_cells = []
+    for group in grouped(scored, lambda triple: triple[2].task).values():
+        most_kept = -math.inf
+        for _, kept, cell in sorted(group, key=lambda triple: (-triple[0], -triple[1])):
+            if kept > most_kept:
+                front_cells.append(cell)
+                most_kept = kept
+    return front_cells
 
 
 def _lines(factor: str, members: Iterable[tuple[CellKey, float, Cell]]) -> list[Sweep]:
     """A line for each key that has two or more values."""
-    found = []
-    for key, several in grouped(members, lambda member: member[0]).items():
-        if len({value for _, value, _ in several}) > 1:
-            _, values, cells = zip(*sorted(several, key=lambda member: member[1]), strict=True)
-            found.append(Sweep(**key.named, factor=factor, values=values, cells=cells))
-    return found
+    lines = []
+    for key, group in grouped(members, lambda member: member[0]).items():
+        if len({value for _, value, _ in group}) > 1:
+            _, values, cells = zip(*sorted(group, key=lambda member: member[1]), strict=True)
+            lines.append(Sweep(**key.named, factor=factor, values=values, cells=cells))
+    return lines
 
 
 def _number(text: str) -> float:

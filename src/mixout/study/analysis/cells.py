@@ -1,7 +1,7 @@
 """A cell is one method on one task over its restarts: the whole distribution in numbers, not its best member.
 
-Runs without a score enter as the chance score where that is known, and are otherwise left out and counted. Which runs
-failed says :attr:`mixout.study.analysis.runs.Run.failed`.
+Runs without a score enter as the chance score where that is known, and are otherwise left out and counted.
+:attr:`mixout.study.analysis.runs.Run.failed` says which runs failed.
 
 Equal scores can hide different answers. For classes the disagreement of two runs is the share of dev examples that they
 answer differently; for values it is the mean absolute difference. Over all pairs of restarts of a cell it estimates the
@@ -37,13 +37,13 @@ class Cell(Placed):
     unscored: int  # runs without a score of their own: chance where it is known, else left out
     scores: tuple[float, ...]  # those that enter, in the order of the restarts
     restarts: tuple[int, ...]  # their numbers
-    mean: float | None  # arithmetic mean; None if nothing entered, as all the others
+    mean: float | None  # arithmetic mean; None if no score entered, like all the others
     sd: float | None  # sample standard deviation; None for fewer than two
     median: float | None  # the middle
     min: float | None  # lowest
     max: float | None  # highest; it grows with n, so compare ``best_of`` at equal k instead
     # lower end of Student's t interval of the mean; None for fewer than three scores, without any spread, and where a
-    # run failed: then scores fall into two groups, and no interval of their mean covers what it says
+    # run failed: then scores fall into two groups, and no interval of their mean has its nominal coverage
     mean_low: float | None
     mean_high: float | None  # its upper end
     dev_error: float | None  # standard error of the mean by the choice of dev examples (binomial); of accuracies only
@@ -140,14 +140,14 @@ def _dev_error(runs: Sequence[Run], scores: Array) -> float | None:
     size = if_one(run.dev_size for run in runs)
     if not size or not len(scores) or runs[0].metric != "accuracy":
         return None
-    mean, one = float(scores.mean()), 1.0 if scores.max() <= 1 else 100.0
-    return math.sqrt(max(0.0, mean * (one - mean)) / size)
+    mean, full = float(scores.mean()), 1.0 if scores.max() <= 1 else 100.0
+    return math.sqrt(max(0.0, mean * (full - mean)) / size)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known and finite."""
-    known = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(known)) if known else None
+    """The mean of the values that are known and finite."""
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class Instability(Placed):
 
 
 def instability(runs: Iterable[Run]) -> list[Instability]:
-    """One value for each cell with two or more runs that have predictions; runs with nan among theirs are left out.
+    """One value for each cell with two or more runs that have predictions; runs with nan predictions are left out.
 
     Raises:
         InputError: runs of one task differ in their number of predictions.
@@ -175,15 +175,15 @@ def instability(runs: Iterable[Run]) -> list[Instability]:
         for key, cell in by_cell(runs).items()
     }
     classes: dict[tuple[str, Any], bool] = {}
-    for place, here in grouped(chain(*cells.values()), lambda run: (run.task, run.key.factors)).items():
-        examples = len(here[0].predictions)
-        for run in here:
+    for task_factors, group in grouped(chain(*cells.values()), lambda run: (run.task, run.key.factors)).items():
+        examples = len(group[0].predictions)
+        for run in group:
             if len(run.predictions) != examples:
                 raise InputError(
                     f"expected {examples} predictions from every run on {run.task}, got "
                     f"{len(run.predictions)} from restart {run.restart} of {run.method}"
                 )
-        classes[place] = all(float(value).is_integer() for run in here for value in run.predictions)
+        classes[task_factors] = all(float(value).is_integer() for run in group for value in run.predictions)
     return [_instability(key, cell, classes[key.task, key.factors]) for key, cell in cells.items() if len(cell) > 1]
 
 
@@ -193,7 +193,7 @@ def _instability(key: CellKey, cell: list[Run], classes: bool) -> Instability:
     works = np.array([not run.failed for run in cell])
 
     def disagreement(some: Array) -> float:
-        """Over the pairs of different runs."""
+        """The mean over pairs of different runs."""
         return float((pdist(some, "hamming") if classes else pdist(some, "cityblock") / examples).mean())
 
     spread = 1.0 - mode(predictions).count / n if classes else predictions.std(axis=0, ddof=1)

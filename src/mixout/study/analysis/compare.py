@@ -1,7 +1,7 @@
 """Every method against one baseline, restart by restart, with one correction over all of these comparisons.
 
-Only the difference of means is tested in the family. The other numbers describe: their intervals and p values hold one
-at a time. Scores of runs that crashed enter as chance (see ``Run.counted``).
+Only the difference of means is tested in the family. The other numbers are descriptive: each of their intervals and p
+values holds by itself. Scores of runs that crashed enter as chance (see ``Run.counted``).
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Comparison(Placed):
     difference: float  # of the means
     level_difference: float | None  # of the means over the runs, or pairs, that did not fail
     confidence: float  # level of its interval: 0.95, or higher where the data were looked at repeatedly
-    # lower end of the t interval of ``level_difference``, Welch's where not paired: what a failure would change it
-    # cannot know. None for fewer than three such pairs, or runs on a side, and without any spread
+    # lower end of the t interval of ``level_difference``, Welch's where not paired; it does not include the effect of
+    # failures. None for fewer than three such pairs, or runs on a side, and without any spread
     low: float | None
     high: float | None  # its upper end
     p_permutation: float  # two-sided permutation p of the difference
     p_smallest: float  # the smallest p that this number of restarts can reach
     p_holm: float  # p after Holm's correction over the family, times the number of looks
     family: int  # number of comparisons in the family
-    looks: int  # how often the data were to be looked at before more restarts were added
+    looks: int  # planned number of looks at the data before more restarts are added
     margin: float  # in points, within which the methods count as equally good
     # p of a difference within the margin (TOST), after Holm; None without an interval, and where a run failed
     p_equivalent: float | None
@@ -86,7 +86,7 @@ class Comparison(Placed):
 
     @property
     def interval(self) -> Interval | None:
-        """Of the difference of the means; None where a run failed, since then it is of the runs that did not."""
+        """Of the difference of the means; None where a run failed, since ``low`` and ``high`` leave failed runs out."""
         return None if self.some_failed or self.low is None or self.high is None else (self.low, self.high)
 
     @property
@@ -115,26 +115,26 @@ def compare(
     cells = by_cell(runs)
     baseline = choose_baseline([key.method for key in cells], baseline)
     points = points_of(cells)
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     tests = looks * sum(key.method != baseline for key in cells)
     for key, cell in cells.items():
-        other = cells.get(CellKey(key.task, baseline, key.factors))
-        if key.method == baseline or other is None:
+        base = cells.get(CellKey(key.task, baseline, key.factors))
+        if key.method == baseline or base is None:
             continue
-        if cell[0].metric != other[0].metric:
-            raise InputError(f"expected one metric on {key.task}, got {other[0].metric} and {cell[0].metric}")
-        if (comparison := _compare(key, baseline, cell, other, points[key.task], looks, margin, tests)) is not None:
-            found.append(comparison)
-    known = [c.p_equivalent for c in found if c.p_equivalent is not None]
-    different, equivalent = holm([c.p_permutation for c in found]), iter(holm(known))
+        if cell[0].metric != base[0].metric:
+            raise InputError(f"expected one metric on {key.task}, got {base[0].metric} and {cell[0].metric}")
+        if (comparison := _compare(key, baseline, cell, base, points[key.task], looks, margin, tests)) is not None:
+            comparisons.append(comparison)
+    equivalence_ps = [c.p_equivalent for c in comparisons if c.p_equivalent is not None]
+    different, equivalent = holm([c.p_permutation for c in comparisons]), iter(holm(equivalence_ps))
     return [
         replace(
             c,
             p_holm=min(1.0, looks * p),
-            family=len(found),
+            family=len(comparisons),
             p_equivalent=None if c.p_equivalent is None else min(1.0, looks * next(equivalent)),
         )
-        for c, p in zip(found, different, strict=True)
+        for c, p in zip(comparisons, different, strict=True)
     ]
 
 
@@ -151,45 +151,45 @@ def choose_baseline(methods: Sequence[str], baseline: str | None = None) -> str:
     if baseline is None:
         return next((method for method in methods if _USUAL_BASELINE.match(method)), methods[0])
     if baseline not in methods:
-        known = list(dict.fromkeys(methods))
-        raise InputError(f"expected a baseline among {', '.join(known)}, got {baseline!r}{nearest(baseline, known)}")
+        labels = list(dict.fromkeys(methods))
+        raise InputError(f"expected a baseline among {', '.join(labels)}, got {baseline!r}{nearest(baseline, labels)}")
     return baseline
 
 
 def points_of(cells: dict[CellKey, list[Run]]) -> dict[str, float]:
     """Factor from scores to points for each task: the runs' own, else 100 where none of its scores exceeds 1, else 1.
 
-    So a point is a hundredth of an accuracy or correlation; and of the log-likelihood of a language model, where it
-    stands for about one per cent of the perplexity.
+    So a point is a hundredth of an accuracy or correlation; for a language model a hundredth of the log-likelihood,
+    about one per cent of the perplexity.
     """
     points = {}
     for task, runs in grouped(chain(*cells.values()), lambda run: run.task).items():
-        given = [run.points for run in runs if run.points is not None]
-        points[task] = given[-1] if given else 1.0 if any(1.0 < run.counted < math.inf for run in runs) else 100.0
+        stated = [run.points for run in runs if run.points is not None]
+        points[task] = stated[-1] if stated else 1.0 if any(1.0 < run.counted < math.inf for run in runs) else 100.0
     return points
 
 
-def _scores(cell: list[Run], other: list[Run], paired: bool, holds: Callable[[Run], bool]) -> list[Array]:
-    """The scores of the runs of which it holds; of pairs, of those in which it holds of both."""
+def _scores(cell: list[Run], base: list[Run], paired: bool, holds: Callable[[Run], bool]) -> list[Array]:
+    """The scores of the runs for which ``holds`` is true; of pairs, of those where it is true for both runs."""
     if paired:
-        both = [pair for pair in zip(cell, other, strict=True) if all(map(holds, pair))]
-        cell, other = [one for one, _ in both], [one for _, one in both]
-    return [np.array([run.counted for run in runs if holds(run)], dtype=np.float64) for runs in (cell, other)]
+        pairs = [pair for pair in zip(cell, base, strict=True) if all(map(holds, pair))]
+        cell, base = [run for run, _ in pairs], [run for _, run in pairs]
+    return [np.array([run.counted for run in runs if holds(run)], dtype=np.float64) for runs in (cell, base)]
 
 
 def _compare(
-    key: CellKey, baseline: str, cell: list[Run], other: list[Run], points: float, looks: int, margin: float, tests: int
+    key: CellKey, baseline: str, cell: list[Run], base: list[Run], points: float, looks: int, margin: float, tests: int
 ) -> Comparison | None:
-    every, common = len(cell) + len(other), {run.restart for run in cell} & {run.restart for run in other}
-    paired = cell[0].paired and other[0].paired and bool(common)
+    total, common = len(cell) + len(base), {run.restart for run in cell} & {run.restart for run in base}
+    paired = cell[0].paired and base[0].paired and bool(common)
     if paired:
-        cell, other = ([run for run in runs if run.restart in common] for runs in (cell, other))
-    failed, baseline_failed = [run.failed for run in cell], [run.failed for run in other]
-    x, y = _scores(cell, other, paired, lambda run: math.isfinite(run.counted))
+        cell, base = ([run for run in runs if run.restart in common] for runs in (cell, base))
+    failed, baseline_failed = [run.failed for run in cell], [run.failed for run in base]
+    x, y = _scores(cell, base, paired, lambda run: math.isfinite(run.counted))
     if not len(x) or not len(y):
         return None
     confidence = 1 - ALPHA / looks
-    level_x, level_y = _scores(cell, other, paired, lambda run: not run.failed)
+    level_x, level_y = _scores(cell, base, paired, lambda run: not run.failed)
     sample, second = (level_x - level_y, None) if paired else (level_x, level_y)
     low, high = mean_interval(sample, second, level=confidence) or (None, None)
     failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
@@ -204,7 +204,7 @@ def _compare(
         paired=paired,
         n=len(x),
         n_baseline=len(y),
-        left_out=every - len(x) - len(y),
+        left_out=total - len(x) - len(y),
         mean=float(x.mean()),
         baseline_mean=float(y.mean()),
         sd=float(x.std(ddof=1)) if len(x) > 1 else None,
@@ -223,12 +223,12 @@ def _compare(
         margin=margin,
         p_equivalent=None if any((*failed, *baseline_failed)) else equivalence_p(sample, second, margin / points),
         improvement=superiority(x, y),
-        chance_known=cell[0].chance is not None and other[0].chance is not None,
+        chance_known=cell[0].chance is not None and base[0].chance is not None,
         failed=sum(failed),
         baseline_failed=sum(baseline_failed),
         failure_runs=len(cell),
-        failure_runs_baseline=len(other),
-        failure_difference=sum(failed) / len(cell) - sum(baseline_failed) / len(other),
+        failure_runs_baseline=len(base),
+        failure_difference=sum(failed) / len(cell) - sum(baseline_failed) / len(base),
         failure_low=failure_low,
         failure_high=failure_high,
         failure_p=rates_p(failed, baseline_failed, paired=paired),

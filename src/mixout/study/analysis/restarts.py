@@ -6,12 +6,12 @@ of the report has nearly that power, but its p has a smallest value: below :func
 however large a difference is. Both count the family: with m comparisons (and looks) alpha is divided by m, which is
 what Holm's correction asks of the smallest p.
 
-A pilot of few restarts knows its spread badly, hence the range; from fewer than five nothing is said.
+A pilot of few restarts estimates its spread badly, hence the range; for fewer than five no number is given.
 
-Looks: whoever looks after each batch and stops where the interval happens to be narrow stops too often where the spread
-was underestimated. With at most m looks each uses the interval at level ``1 - alpha / m`` (Bonferroni), so all of them
-hold together. A rule that stops where the interval is narrow stops when no failure was seen yet, so it asks for ten
-restarts where chance is known.
+Looks: a user who looks after each batch and stops once the interval is narrow stops too often where the spread was
+underestimated. With at most m looks each uses the interval at level ``1 - alpha / m`` (Bonferroni), so that all hold
+together. Such a rule also tends to stop before the first failure was seen, so it asks for ten restarts where chance is
+known.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def restarts_needed(difference: float, spread: float, *, family: int = 1, indepe
     fewest = most = fewest_restarts(family, independent=independent)
     while most < _MOST and not enough(most):  # few are the usual case, and quicker to compute
         most = min(2 * most, _MOST)
-    found = bisect_left(range(most + 1), True, lo=max(fewest, most // 2), key=enough)
-    return found if found <= _MOST else None
+    n = bisect_left(range(most + 1), True, lo=max(fewest, most // 2), key=enough)
+    return n if n <= _MOST else None
 
 
 def power_at(n: int, difference: float, spread: float, *, independent: bool = False, alpha: float = ALPHA) -> float:
@@ -131,7 +131,7 @@ def _spreads(freedom: int) -> Array:
 
 
 def _pilot(c: Comparison) -> float | None:
-    """The spread that a comparison of enough restarts saw, if any: of the paired differences, or of two runs'."""
+    """The spread in a comparison of enough restarts, if any: of paired differences, or of those of two runs."""
     if min(c.n, c.n_baseline) < PILOT:
         return None
     spread = float(np.std(c.differences, ddof=1)) if c.paired else math.hypot(c.sd or 0.0, c.baseline_sd or 0.0)
@@ -180,8 +180,8 @@ def detectable(c: Comparison) -> float | None:
 def reached(c: Comparison, width: float) -> bool | None:
     """Whether the interval of a comparison, of runs that did not fail, is at most so many points wide.
 
-    Asked once after each batch, of comparisons that are made for the most looks. None where it is narrow by too few
-    restarts to believe it.
+    Called once after each batch, with comparisons that were made for all planned looks. None where it is narrow, but
+    the restarts are too few to trust it.
     """
     if c.low is None or c.high is None or (c.high - c.low) * c.points > width:
         return False

@@ -1,4 +1,4 @@
-"""What the analysis knows of a run, whoever made it: its place in the study, its score, and what was observed.
+"""A run as the analysis sees it, whoever made it: its place in the study, its score, and what was observed.
 
 A run has a task, a method, a restart number and perhaps further factors; a cell holds the runs that share all but the
 restart. Scores are such that higher is better. Tables of scores are read by :mod:`mixout.study.analysis.table`,
@@ -42,7 +42,7 @@ class CellKey(NamedTuple):
 
     @property
     def named(self) -> dict[str, Any]:
-        """The arguments that place something here."""
+        """The keyword arguments that give an object this place."""
         return {"task": self.task, "method": self.method, "factors": dict(self.factors)}
 
     def without(self, factor: str) -> CellKey:
@@ -52,7 +52,7 @@ class CellKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """What has a place in a study: a run, a cell, a comparison."""
+    """An object with a place in a study: a run, a cell, a comparison."""
 
     task: str
     method: str  # label of the compared thing, such as ``"mixout(0.9)"``
@@ -71,7 +71,7 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True)
 class Restart(Placed):
-    """One run, planned or made, in its place."""
+    """One run, planned or made, with its place."""
 
     restart: int  # runs of several methods with the same number have the same seeds
 
@@ -96,16 +96,16 @@ class Run(Restart):
     peak_memory: int | None = None  # in bytes
     distance: float | None = None  # to the pretrained weights
     original: float | None = None  # score on text of the domain that the model knew before
-    kl_to_base: float | None = None  # of a language model's answers on the dev set from those before training, in nats
+    kl_to_base: float | None = None  # KL divergence of a language model's answers on the dev set from before, in nats
     evaluations: tuple[tuple[int, float], ...] = ()  # pairs of step and score
     losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
     predictions: tuple[float, ...] = ()  # for the dev set, in its order
     dev_size: int | None = None  # examples in the dev set; None where that is unknown
-    collapsed: bool = False  # its answers are those of a constant except for a few, see :func:`is_collapsed`
-    points: float | None = None  # factor to points: 100 for fractions, 1 for percentages; None where the scores tell
-    # whether the restart number identifies the seeds: published scores come sorted, and pairs would invent agreement
+    collapsed: bool = False  # nearly all its answers are the same, see :func:`is_collapsed`
+    points: float | None = None  # factor to points: 100 for fractions, 1 for percentages; None to infer it from scores
+    # whether the restart number identifies the seeds: published scores come sorted, and pairing them invents agreement
     paired: bool = True
-    between: bool = False  # a model between the start and the end of a run (``interpolate``), none of its own
+    between: bool = False  # a model between the start and the end of a run (``interpolate``), not a run of its own
     id: str = ""  # the run's identity; empty for runs made elsewhere
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ class Run(Restart):
 
     @property
     def failed(self) -> bool:
-        """It did not finish, has no score, scores no more than a constant answer, or has collapsed to nearly one."""
+        """The run did not finish, has no score, scores no more than a constant answer, or has collapsed."""
         # Two ways to compute the same score may differ in the last bits.
         at_chance = self.chance is not None and self.score <= self.chance + 1e-9
         return self.status != "finished" or math.isnan(self.score) or at_chance or self.collapsed
@@ -151,7 +151,7 @@ def is_collapsed(
     classes: int | None = None,
     correlation: float = 0.0,
 ) -> bool:
-    """Whether a run gives nearly the same answer to all, and its loss is that of a constant answer.
+    """Whether a run gives nearly the same answer to all examples, and its loss is that of a constant answer.
 
     Of a classifier: the share of examples that do not get the most frequent answer is below a fifth of its errors,
     and its loss (cross entropy) at least 0.95 of the entropy of a constant answer with as many errors. Of a regression,
@@ -172,12 +172,12 @@ def is_collapsed(
         mean = math.fsum(predictions) / n
         narrow = math.fsum((value - mean) ** 2 for value in predictions) / n < 0.05 * loss
         return narrow and not correlation**2 >= 0.1  # nan, of a constant, explains nothing
-    others = 1 - max(predictions.count(value) for value in set(predictions)) / n
+    minority = 1 - max(predictions.count(value) for value in set(predictions)) / n
     errors = 1 - accuracy
     if not 0 < errors < 1 or classes < 2:
         return False
     entropy = -accuracy * math.log(accuracy) - errors * math.log(errors / (classes - 1))
-    return others < errors / 5 and loss >= 0.95 * entropy
+    return minority < errors / 5 and loss >= 0.95 * entropy
 
 
 def place(task: str, factors: Sequence[tuple[str, str]]) -> str:
@@ -196,12 +196,12 @@ def named(factors: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def spoken(text: str) -> str:
-    """A factor's name or value as it is read: learning rate for ``learning_rate``, 1e-4 for ``1e-04``."""
+    """A factor's name or value for readers: learning rate for ``learning_rate``, 1e-4 for ``1e-04``."""
     return re.sub(r"(?<=\de)-0(?=\d)", "-", text.replace("_", " "))
 
 
 def text_of(value: object) -> str:
-    """A value as results show it: 3.0 and 3 are one number.
+    """A value as results show it: 3.0 and 3 are the same number.
 
     Example:
         >>> text_of(3.0), text_of(2e-5), text_of("adamw")
@@ -217,20 +217,20 @@ def by_cell(runs: Iterable[Run]) -> dict[CellKey, list[Run]]:
         InputError: there is no run, a restart occurs twice in a cell, or the runs of a cell differ in their
             metric, their chance score or whether they are paired.
     """
-    every = list(runs)
-    if not every:
+    all_runs = list(runs)
+    if not all_runs:
         raise InputError("expected at least one run, got none; run the study first")
-    tasks = grouped(every, lambda run: run.task)
-    return {key: _completed(key, cell, tasks[key.task]) for key, cell in grouped(every, lambda run: run.key).items()}
+    tasks = grouped(all_runs, lambda run: run.task)
+    return {key: _completed(key, cell, tasks[key.task]) for key, cell in grouped(all_runs, lambda run: run.key).items()}
 
 
 def _completed(key: CellKey, cell: list[Run], task: list[Run]) -> list[Run]:
-    """The runs of a cell in order; one that lacks a metric or chance score has that of its cell, else of its task."""
+    """The runs of a cell in order; a run without metric or chance score gets that of its cell, else of its task."""
     cell.sort(key=lambda run: run.restart)
-    for one, other in pairwise(cell):
-        if one.restart == other.restart:
+    for previous, current in pairwise(cell):
+        if previous.restart == current.restart:
             raise InputError(
-                f"expected each restart once, got restart {one.restart} of {key} twice; "
+                f"expected each restart once, got restart {previous.restart} of {key} twice; "
                 "name what differs in a column of its own"
             )
     if len({run.paired for run in cell}) > 1:
@@ -239,8 +239,8 @@ def _completed(key: CellKey, cell: list[Run], task: list[Run]) -> list[Run]:
     chance = _only(key, "chance", [run.chance for run in cell if run.chance is not None])
     metric = metric or if_one([run.metric for run in task if not math.isnan(run.score)]) or cell[0].metric
     chance = if_one([run.chance for run in task if run.chance is not None]) if chance is None else chance
-    same = (metric, chance)  # of nearly all runs; to copy thousands of them takes seconds
-    return [run if (run.metric, run.chance) == same else replace(run, metric=metric, chance=chance) for run in cell]
+    shared = (metric, chance)  # nearly all runs have it already; copying thousands of them takes seconds
+    return [run if (run.metric, run.chance) == shared else replace(run, metric=metric, chance=chance) for run in cell]
 
 
 def _only(key: CellKey, name: str, values: Sequence[T]) -> T | None:
@@ -251,7 +251,7 @@ def _only(key: CellKey, name: str, values: Sequence[T]) -> T | None:
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """The items by what ``key`` says of them, groups and members in the order in which they come."""
+    """The items grouped by ``key``, groups and members in order of first occurrence."""
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -259,7 +259,7 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 
 def if_one(values: Iterable[T]) -> T | None:
-    """The value that all of them are; None where they differ, or where there is none.
+    """The value that all of them have; None if they differ, or if there are none.
 
     Example:
         >>> if_one([3, 3]), if_one([3, 4]), if_one([])

@@ -1,4 +1,4 @@
-"""Intervals and tests for few numbers: what scipy has is scipy's, what it lacks is here.
+"""Intervals and tests for small samples: those that scipy has are scipy's, those that it lacks are here.
 
 - A mean or a difference of means: Student's t, on the differences where restarts are paired, else Welch's. A bootstrap
   (BCa) covers 62 to 87 % instead of 95 % at 3 to 6 restarts (``benchmarks/results/coverage.csv``).
@@ -44,10 +44,10 @@ def mean_interval(one: Array, other: Array | None = None, *, level: float = 0.95
         >>> round(low, 2), round(high, 2)
         (-0.48, 4.48)
     """
-    found = _student(one, other)
-    if found is None:
+    student = _student(one, other)
+    if student is None:
         return None
-    middle, error, freedom = found
+    middle, error, freedom = student
     half = -float(stdtrit(freedom, (1 - level) / 2)) * error
     return middle - half, middle + half
 
@@ -59,26 +59,26 @@ def equivalence_p(one: Array, other: Array | None, margin: float) -> float | Non
         >>> round(equivalence_p(np.array([0.4, -0.2, 0.15, 0.0, 0.3]), None, 1.0), 3)
         0.001
     """
-    found = _student(one, other)
-    if found is None:
+    student = _student(one, other)
+    if student is None:
         return None
-    middle, error, freedom = found
+    middle, error, freedom = student
     return float(stdtr(freedom, (abs(middle) - margin) / error))
 
 
-def _student(one: Array, other: Array | None) -> tuple[float, float, float] | None:
-    """The mean, or difference of means, its standard error, and Welch's degrees of freedom; None of too little."""
-    samples = [one] if other is None else [one, other]
+def _student(first: Array, second: Array | None) -> tuple[float, float, float] | None:
+    """The mean, or difference of means, its standard error, and Welch's degrees of freedom; None for too few values."""
+    samples = [first] if second is None else [first, second]
     # Constant samples may differ by rounding.
     largest = max(float(np.abs(sample).max(initial=0.0)) for sample in samples)
     if min(map(len, samples)) < SMALLEST or all(float(np.ptp(sample)) <= 1e-12 * largest for sample in samples):
         return None
-    # Not by scipy.stats: its checks of arguments take a hundred times as long, and a report has thousands of these.
+    # scipy.stats is not used: its argument checks take a hundred times as long, and a report has thousands of these.
     variances = [float(sample.var(ddof=1)) / len(sample) for sample in samples]
     if not (total := math.fsum(variances)):  # squares of tiny numbers are 0
         return None
     parts = [(variance / total) ** 2 / (len(sample) - 1) for variance, sample in zip(variances, samples, strict=True)]
-    middle = float(one.mean()) - (0.0 if other is None else float(other.mean()))
+    middle = float(first.mean()) - (0.0 if second is None else float(second.mean()))
     return middle, math.sqrt(total), 1 / math.fsum(parts)
 
 
@@ -125,11 +125,11 @@ def rates_p(one: Sequence[bool], other: Sequence[bool], *, paired: bool) -> floa
     return float(stats.binomtest(first, differing).pvalue) if differing else 1.0
 
 
-def _correlation(one: Sequence[bool], other: Sequence[bool]) -> float:
+def _correlation(xs: Sequence[bool], ys: Sequence[bool]) -> float:
     """Phi of the 2 x 2 table, with Newcombe's correction: a positive one is shrunk, since the interval narrows."""
-    n = len(one)
-    both = sum(x and y for x, y in zip(one, other, strict=True))
-    first, second = sum(one), sum(other)
+    n = len(xs)
+    both = sum(x and y for x, y in zip(xs, ys, strict=True))
+    first, second = sum(xs), sum(ys)
     neither = n - first - second + both
     scale = math.sqrt(first * second * (n - first) * (n - second))
     if scale == 0.0:
@@ -216,13 +216,13 @@ def holm(p: Sequence[float]) -> list[float]:
     order = np.argsort(p, kind="stable")
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.arange(len(p), 0, -1) * np.asarray(p)[order]))
-    return [float(one) for one in corrected]
+    return [float(value) for value in corrected]
 
 
 def _batches(width: int, family: int) -> list[int]:
-    """How many of the random rearrangements are drawn at once: 32 MB of them. Of thousands of runs fewer do.
+    """Sizes of the batches of random rearrangements, at most 32 MB each. For thousands of runs fewer are drawn.
 
-    Of a large family more are needed: five times as many as the least that a corrected p of ``ALPHA`` takes.
+    For a large family more are drawn: at least five times the number that a corrected p of ``ALPHA`` requires.
     """
     total = max(min(RANDOM, max(999, 5 * _BATCH // width)), round(5 * family / ALPHA))
     rows = max(1, min(total, _BATCH // width))

@@ -1,7 +1,7 @@
-"""Everything that a study's runs show, as one value: numbers with intervals, the answer, and what could not be said.
+"""The whole analysis of a study as one value: numbers with intervals, the answer, and what could not be determined.
 
-The answer: on each task, with each set of factors, every other method is compared with the one of the highest mean. It
-was chosen by the same runs, so a method that is shown to be lower is lower by the luck of the best as well; "can't be
+The answer: on each task, with each set of factors, every other method is compared with the one of the highest mean. The
+best was chosen by the same runs, so part of its lead over a method that is shown to be lower may be luck; "can't be
 told apart" errs on the safe side.
 """
 
@@ -22,7 +22,7 @@ from mixout.study.analysis.stats import ALPHA, SMALLEST
 from mixout.study.analysis.words import figures, percent_of, rounded
 
 _FORMAT = 6
-_CHEAPER = 0.9  # of the training time: less than that is worth a word
+_CHEAPER = 0.9  # below this share of the longest training time the cheapest method is named
 _NAMED = 4
 
 
@@ -32,11 +32,11 @@ class Leader:
 
     best: Cell  # the cell with the highest mean
     alike: tuple[Cell, ...]  # the other cells that are not shown to be lower, the highest first
-    lower: tuple[Comparison, ...]  # comparisons with the best of those that are, the nearest first
+    lower: tuple[Comparison, ...]  # comparisons of the lower cells with the best, the nearest first
     points: float  # factor from the score to points
     # methods that these runs could not show to differ from the best, however far they are: too few runs, or pairs
     few: tuple[str, ...]
-    restarts: int  # runs, or pairs, of the comparison with the best that has the fewest; of those with ``few``, if any
+    restarts: int  # fewest runs, or pairs, of the comparisons with the best; of those of ``few`` only, if any
     smallest: int  # the fewest restarts of each method with which any difference among them can be shown
     detectable: tuple[float, ...]  # differences in points that these restarts show with a power of 0.8, ascending
     needed: int | None  # restarts of each method that would show 1 point between the best and the next, if known
@@ -47,7 +47,7 @@ class Summary:
     """The analysis of one study."""
 
     baseline: str  # with which methods are compared
-    looks: int  # how often the data were to be looked at; intervals and p are corrected for it
+    looks: int  # planned number of looks at the data; intervals and p are corrected for it
     verdict: tuple[str, ...]  # the answer in a few sentences
     leaders: tuple[Leader, ...]  # on each task with each set of factors
     cells: tuple[Cell, ...]  # each method on each task
@@ -72,7 +72,7 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         runs: all of them, failed ones too.
         baseline: label of the method that the others are compared with; by default the first that is plain or dropout,
             else the first.
-        looks: how often the data were to be looked at before more restarts were added.
+        looks: planned number of looks at the data before more restarts are added.
         margin: in points, within which a method counts as good as the baseline.
 
     Raises:
@@ -87,21 +87,21 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         >>> analyse(runs).verdict[0]
         'Best on RTE: mixout(0.9) (score 0.720, mean of 8 runs).'
     """
-    every = list(runs)
-    cells = summarise(every)
+    all_runs = list(runs)
+    cells = summarise(all_runs)
     baseline = choose_baseline([cell.method for cell in cells], baseline)
-    comparisons = compare(every, baseline, looks=looks, margin=margin)
-    found, swept = leaders(every, cells, looks=looks), sweeps(cells)
+    comparisons = compare(all_runs, baseline, looks=looks, margin=margin)
+    leader_list, swept = leaders(all_runs, cells, looks=looks), sweeps(cells)
     return Summary(
         baseline=baseline,
         looks=looks,
-        verdict=answer(found, swept),
-        leaders=tuple(found),
+        verdict=answer(leader_list, swept),
+        leaders=tuple(leader_list),
         cells=tuple(cells),
         comparisons=tuple(comparisons),
         aggregates=tuple(aggregate(comparisons, cells)),
         powers=tuple(plan(comparisons)),
-        instabilities=tuple(instability(every)),
+        instabilities=tuple(instability(all_runs)),
         doses=tuple(doses(cells)),
         sweeps=tuple(swept),
         front=tuple(Placed(**cell.key.named) for cell in front(cells)),
@@ -112,19 +112,19 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
 def _notes(cells: list[Cell], comparisons: list[Comparison], baseline: str) -> list[str]:
     unknown = dict.fromkeys(cell.task for cell in cells if cell.chance is None)
     notes = [f"{task}: chance is not known, so only runs that did not finish count as failed." for task in unknown]
-    done = {one.key for one in comparisons}
+    compared = {c.key for c in comparisons}
     for cell in cells:
-        if cell.method != baseline and cell.key not in done:
+        if cell.method != baseline and cell.key not in compared:
             notes.append(f"{cell.key} was not compared: it or {baseline} has no scores there.")
         if cell.unscored:
             treated = "left out" if cell.chance is None else "counted as chance"
             notes.append(f"{cell.key}: {cell.unscored} of {cell.runs} runs without a score {treated}.")
         if cell.n < SMALLEST:
             notes.append(f"{cell.key}: {count(cell.n, 'score')}, too few for an interval.")
-    for one in comparisons:
-        if one.left_out:
-            missing = "a counterpart or a score" if one.paired else "a score"
-            notes.append(f"{one.key} against {baseline}: {count(one.left_out, 'run')} without {missing} left out.")
+    for c in comparisons:
+        if c.left_out:
+            missing = "a counterpart or a score" if c.paired else "a score"
+            notes.append(f"{c.key} against {baseline}: {count(c.left_out, 'run')} without {missing} left out.")
     return notes
 
 
@@ -133,40 +133,40 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
     of_cell = by_cell(runs)
     points = points_of(of_cell)
     places = grouped((cell for cell in cells if cell.mean is not None), lambda cell: (cell.task, cell.key.factors))
-    found = []
-    for (task, _), several in places.items():
-        if len(several) < 2:
+    leader_list = []
+    for (task, _), ranked in places.items():
+        if len(ranked) < 2:
             continue
-        several.sort(key=lambda cell: -(cell.mean or 0.0))
-        here = [run for cell in several for run in of_cell[cell.key]]
-        for best in (*several, several[0]):
-            compared = compare(here, best.method, looks=looks)
-            # Over the restarts that both have another one may be ahead.
-            if not any(one.shown and one.difference > 0 for one in compared):
+        ranked.sort(key=lambda cell: -(cell.mean or 0.0))
+        place_runs = [run for cell in ranked for run in of_cell[cell.key]]
+        for best in (*ranked, ranked[0]):
+            compared = compare(place_runs, best.method, looks=looks)
+            # Over the restarts that both methods have, another one may be ahead.
+            if not any(c.shown and c.difference > 0 for c in compared):
                 break
-        several.remove(best)
-        several.insert(0, best)
-        lower = {one.method: one for one in compared if one.shown and one.difference < 0}
-        shown = [difference for one in compared if (difference := detectable(one)) is not None]
-        left = sum(not one.shown for one in compared) * looks  # Holm's correction of the largest that is not shown
-        able = {one.method for one in compared if one.shown or one.p_smallest * left <= ALPHA}
-        few = tuple(cell.method for cell in several[1:] if cell.method not in able)
-        sizes = {one.method: min(one.n, one.n_baseline) for one in compared}
-        runner_up = next((one for one in compared if one.method == several[1].method), None)
-        found.append(
+        ranked.remove(best)
+        ranked.insert(0, best)
+        lower = {c.method: c for c in compared if c.shown and c.difference < 0}
+        shown = [difference for c in compared if (difference := detectable(c)) is not None]
+        open_tests = sum(not c.shown for c in compared) * looks  # Holm's factor for the largest that is not shown
+        testable = {c.method for c in compared if c.shown or c.p_smallest * open_tests <= ALPHA}
+        few = tuple(cell.method for cell in ranked[1:] if cell.method not in testable)
+        sizes = {c.method: min(c.n, c.n_baseline) for c in compared}
+        runner_up = next((c for c in compared if c.method == ranked[1].method), None)
+        leader_list.append(
             Leader(
-                best=several[0],
-                alike=tuple(cell for cell in several[1:] if cell.method not in lower),
-                lower=tuple(sorted(lower.values(), key=lambda one: -one.difference)),
+                best=ranked[0],
+                alike=tuple(cell for cell in ranked[1:] if cell.method not in lower),
+                lower=tuple(sorted(lower.values(), key=lambda c: -c.difference)),
                 points=points[task],
                 few=few,
-                restarts=min(sizes.get(name, 0) for name in few or [cell.method for cell in several[1:]]),
-                smallest=fewest_restarts(len(several[1:]) * looks, independent=not any(one.paired for one in compared)),
+                restarts=min(sizes.get(name, 0) for name in few or [cell.method for cell in ranked[1:]]),
+                smallest=fewest_restarts(len(ranked[1:]) * looks, independent=not any(c.paired for c in compared)),
                 detectable=tuple(sorted(difference * points[task] for difference in shown)),
                 needed=None if runner_up is None else needed(runner_up, 1.0),
             )
         )
-    return found
+    return leader_list
 
 
 def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
@@ -178,42 +178,44 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
     """
     if not found:
         return ("Nothing was compared: a comparison needs two methods with scores on the same task.",)
-    of_task = grouped(found, lambda one: one.best.task)
-    chosen = [max(several, key=lambda one: one.best.mean or 0.0) for several in of_task.values()]
+    of_task = grouped(found, lambda leader: leader.best.task)
+    chosen = [max(task_leaders, key=lambda leader: leader.best.mean or 0.0) for task_leaders in of_task.values()]
     if len(chosen) == 1:
         sentences = [*_winner(chosen[0]), *_steadiest(sweeps, chosen[0])]
     else:
-        won, tasks = sum(bool(one.lower) for one in chosen), f"of {len(chosen)} tasks"
+        won, tasks = sum(bool(leader.lower) for leader in chosen), f"of {len(chosen)} tasks"
         first = f"Methods differ on {won} {tasks}." if won else f"No winner on any {tasks}."
-        sentences = [first, *(" ".join(_winner(one)) for one in chosen)]
+        sentences = [first, *(" ".join(_winner(leader)) for leader in chosen)]
     return (*sentences, *_next(chosen))
 
 
-def _winner(one: Leader) -> list[str]:
-    where = place(one.best.task, one.best.key.factors)
-    mean = f"{one.best.metric} {one.best.mean or 0.0:.{3 if one.points > 1 else 1}f}"
-    runs = f"mean of {one.best.n} runs" if one.best.n > 1 else "one run"
-    failed = f", {one.best.failed} of {one.best.runs} failed" if one.best.failed else ""
-    best = f"{one.best.method} ({mean}, {runs}{failed})"
-    if not one.lower:
-        lowest = min(cell.mean or 0.0 for cell in one.alike)
-        width = rounded(((one.best.mean or 0.0) - lowest) * one.points)
+def _winner(leader: Leader) -> list[str]:
+    where = place(leader.best.task, leader.best.key.factors)
+    mean = f"{leader.best.metric} {leader.best.mean or 0.0:.{3 if leader.points > 1 else 1}f}"
+    runs = f"mean of {leader.best.n} runs" if leader.best.n > 1 else "one run"
+    failed = f", {leader.best.failed} of {leader.best.runs} failed" if leader.best.failed else ""
+    best = f"{leader.best.method} ({mean}, {runs}{failed})"
+    if not leader.lower:
+        lowest = min(cell.mean or 0.0 for cell in leader.alike)
+        width = rounded(((leader.best.mean or 0.0) - lowest) * leader.points)
         return [
-            f"No winner on {where}: the {len(one.alike) + 1} methods lie within {width} points.",
+            f"No winner on {where}: the {len(leader.alike) + 1} methods lie within {width} points.",
             f"Highest: {best}.",
         ]
-    said = f"Best on {where}: {best}."
-    if one.alike:
-        names = [cell.method + (f" ({cell.failed} of {cell.runs} failed)" if cell.failed else "") for cell in one.alike]
-        return [said, f"Not told apart from it: {_list(names)}."]
-    nearest = one.lower[0]
-    ends = [rounded(-end * one.points) for end in nearest.interval or ()]
-    interval = f" ({percent_of(nearest.confidence)} interval {ends[1]} to {ends[0]})" if ends else ""
-    return [said, f"The next, {nearest.method}, is {rounded(-nearest.difference * one.points)} points lower{interval}."]
+    top = f"Best on {where}: {best}."
+    if leader.alike:
+        names = [
+            cell.method + (f" ({cell.failed} of {cell.runs} failed)" if cell.failed else "") for cell in leader.alike
+        ]
+        return [top, f"Not told apart from it: {_list(names)}."]
+    second = leader.lower[0]
+    ends = [rounded(-end * leader.points) for end in second.interval or ()]
+    interval = f" ({percent_of(second.confidence)} interval {ends[1]} to {ends[0]})" if ends else ""
+    return [top, f"The next, {second.method}, is {rounded(-second.difference * leader.points)} points lower{interval}."]
 
 
 def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
-    """What a wrong value of the first factor costs each method: a range that was seen, not a test."""
+    """What a wrong value of the first factor costs each method: an observed range, not a test."""
     ranges = []
     for sweep in sweeps:
         means = [cell.mean for cell in sweep.cells if cell.mean is not None]
@@ -230,46 +232,46 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
 
 def _next(chosen: Sequence[Leader]) -> list[str]:
     """What would have shown, and what to do."""
-    few, known = [one for one in chosen if one.few], [one for one in chosen if not one.few]
-    said, take = [], []
-    for (n, smallest, what, of), several in grouped(few, lambda one: (one.restarts, one.smallest, *_few(one))).items():
-        where = "" if len(several) == len(chosen) else f" on {_list([one.best.task for one in several])}"
-        said.append(f"{what}{where} can't show a difference by the test used here; {smallest} can.")
-        take.append(f"run {count(smallest - n, 'more restart')}{of}{where}")
-    if not known:
-        these = "of those that can't be told apart" if any(one.lower for one in few) else "method"
-        return [*said, f"Next: {' and '.join(take)}, or take the cheapest {these}{_cheapest(chosen)}."]
-    if shown := sorted(points for one in known for points in one.detectable):
+    few, clear = [leader for leader in chosen if leader.few], [leader for leader in chosen if not leader.few]
+    sentences, steps = [], []
+    for (n, fewest, what, of), group in grouped(few, lambda lead: (lead.restarts, lead.smallest, *_few(lead))).items():
+        where = "" if len(group) == len(chosen) else f" on {_list([leader.best.task for leader in group])}"
+        sentences.append(f"{what}{where} can't show a difference by the test used here; {fewest} can.")
+        steps.append(f"run {count(fewest - n, 'more restart')}{of}{where}")
+    if not clear:
+        these = "of those that can't be told apart" if any(leader.lower for leader in few) else "method"
+        return [*sentences, f"Next: {' and '.join(steps)}, or take the cheapest {these}{_cheapest(chosen)}."]
+    if shown := sorted(points for leader in clear for points in leader.detectable):
         least, most = shown[0], shown[-1]
         about, by = f"about {figures(most)} point{'' if figures(most) == '1' else 's'}", ""
         if most >= 1.5 * least:
             about, by = f"{figures(least)} to {figures(most)} points", ", by method"
-        restarts = count(min(one.restarts for one in known), "restart")
-        said.append(f"With {restarts} a difference of {about} would have shown{by}.")
-    if not (open_ := [one for one in known if one.alike]):
-        use = f"use {_list(list(dict.fromkeys(one.best.method for one in known)))}"
-        return [*said, f"Next: {'; '.join([*take, use])}."]
-    take.append(f"take the cheapest of those that can't be told apart{_cheapest(open_)}")
-    more = max((one.needed - one.restarts for one in open_ if one.needed is not None), default=0)
+        restarts = count(min(leader.restarts for leader in clear), "restart")
+        sentences.append(f"With {restarts} a difference of {about} would have shown{by}.")
+    if not (open_ := [leader for leader in clear if leader.alike]):
+        use = f"use {_list(list(dict.fromkeys(leader.best.method for leader in clear)))}"
+        return [*sentences, f"Next: {'; '.join([*steps, use])}."]
+    steps.append(f"take the cheapest of those that can't be told apart{_cheapest(open_)}")
+    more = max((leader.needed - leader.restarts for leader in open_ if leader.needed is not None), default=0)
     if 0 < more <= 1000:
-        take.append(f"{count(more, 'more restart')} would show 1 point between the two best")
-    return [*said, f"Next: {'; '.join(take)}."]
+        steps.append(f"{count(more, 'more restart')} would show 1 point between the two best")
+    return [*sentences, f"Next: {'; '.join(steps)}."]
 
 
-def _few(one: Leader) -> tuple[str, str]:
-    """What is too few, in words, and of which methods more are needed; empty where of all."""
+def _few(leader: Leader) -> tuple[str, str]:
+    """What is too few, in words, and which methods need more; empty if all do."""
 
     def named(methods: Sequence[str]) -> str:
         return ", ".join(methods) if len(methods) < 3 else f"{len(methods)} methods"
 
-    cells = [one.best, *(cell for cell in one.alike if cell.method in one.few)]
-    if one.restarts < min(cell.n for cell in cells):
-        names = "" if len(one.few) == len(one.alike) + len(one.lower) else named(one.few)
-        return f"{count(one.restarts, 'pair')} of restarts{names and f' with {names}'}", names and f" of {names}"
-    short = [cell for cell in cells if cell.n < one.smallest]
-    most = max(cell.n for cell in short)
-    number = count(most, "restart") if most == one.restarts else f"{one.restarts} to {most} restarts"
-    of = "" if len(short) == 1 + len(one.alike) + len(one.lower) else f" of {named([cell.method for cell in short])}"
+    cells = [leader.best, *(cell for cell in leader.alike if cell.method in leader.few)]
+    if leader.restarts < min(cell.n for cell in cells):
+        names = "" if len(leader.few) == len(leader.alike) + len(leader.lower) else named(leader.few)
+        return f"{count(leader.restarts, 'pair')} of restarts{names and f' with {names}'}", names and f" of {names}"
+    few = [cell for cell in cells if cell.n < leader.smallest]
+    most = max(cell.n for cell in few)
+    number = count(most, "restart") if most == leader.restarts else f"{leader.restarts} to {most} restarts"
+    of = "" if len(few) == 1 + len(leader.alike) + len(leader.lower) else f" of {named([cell.method for cell in few])}"
     return f"{number}{of or ' of each method'}", of
 
 

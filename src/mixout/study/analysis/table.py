@@ -1,4 +1,4 @@
-"""A table of runs as a CSV file: one row a run, for scores that were made elsewhere and for exports."""
+"""A table of runs as a CSV file: one row for each run, for scores that were made elsewhere and for exports."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def read_scores(
         One run a row, in the file's order.
 
     Raises:
-        InputError: the file cannot be read, a column is missing, a value is wrong, or a factor tells single runs apart;
-            the message names the line or the column.
+        InputError: the file cannot be read, a column is missing, a value is wrong, or a factor distinguishes single
+            runs; the message names the line or the column.
     """
     path = Path(path)
     try:
@@ -91,7 +91,7 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
     shown = ", ".join(names)
     for name in _REQUIRED:
         if name not in names:
-            close = nearest(name, [other for other in names if other not in COLUMNS])
+            close = nearest(name, [column for column in names if column not in COLUMNS])
             raise InputError(f"expected {path} to have a column {name!r}, got {shown}{close}")
     if len(set(names)) < len(names):
         raise InputError(f"expected each column of {path} once, got {shown}")
@@ -99,8 +99,8 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
 
 def _check_factors(path: Path, runs: Sequence[Run]) -> None:
     """Refuse columns that are no factors, such as a loss, a date or a seed: with them each run is a cell of its own."""
-    # Such a column has another value in most runs of a method, and the restarts tell the runs apart without it. Where
-    # several columns look like that, real factors among them are known by values that several runs share.
+    # Such a column has a different value in most runs of a method, and restarts distinguish the runs without it. If
+    # several columns look like that, real factors among them have values that several runs share.
     names = list(dict.fromkeys(name for run in runs for name in run.factors))
 
     def largest(factors: Sequence[str], *, restart: bool) -> int:
@@ -149,10 +149,10 @@ def _turned(runs: Sequence[Run]) -> set[str]:
     named = grouped((run for run in runs if run.metric.startswith(_TURNED)), lambda run: run.metric)
     return {
         name
-        for name, here in named.items()
-        if not any(run.score > 0 for run in here)
-        # Scores of both signs, as of the likelihood of a density.
-        or (any(run.score <= 0 for run in here) and _LOWER_IS_BETTER.search(name.removeprefix(_TURNED)))
+        for name, group in named.items()
+        if not any(run.score > 0 for run in group)
+        # Scores of both signs, such as the likelihood of a density.
+        or (any(run.score <= 0 for run in group) and _LOWER_IS_BETTER.search(name.removeprefix(_TURNED)))
     }
 
 
@@ -161,7 +161,7 @@ def _with_unit(path: Path, runs: list[Run], unit: str | None, turned: Collection
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
     scored = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
     largest = {
-        task: max(-run.score if run.metric in turned else run.score for run in here) for task, here in scored.items()
+        task: max(-run.score if run.metric in turned else run.score for run in group) for task, group in scored.items()
     }
     small = [task for task, score in largest.items() if 0 <= score <= 1]
     large = [task for task, score in largest.items() if score > 1]
@@ -197,13 +197,13 @@ def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence
     if None in row or None in row.values():
         raise InputError(f"expected as many values as columns in {path}, line {line}")
     texts = {name: (text or "").strip() for name, text in row.items() if name not in unnamed}
-    # What failed before its end has no score, whatever was written down.
+    # A run that failed has no score, even if one was written down.
     if not texts["score"] or texts.get("status") == "failed":
         texts["score"] = "nan"
     try:
-        known: dict[str, Any] = {
+        values: dict[str, Any] = {
             name: _value(name, texts[name]) for name in COLUMNS if texts.get(name) or name in _REQUIRED
         }
-        return Run(**known, factors={name: text for name, text in texts.items() if name not in COLUMNS and text})
+        return Run(**values, factors={name: text for name, text in texts.items() if name not in COLUMNS and text})
     except InputError as error:
         raise InputError(f"{path}, line {line}: {error}") from error

@@ -21,8 +21,8 @@ def p_value(p: float) -> str:
         return "< 0.001"
     if p >= 0.995:
         return "1"
-    near = abs(p - ALPHA)
-    return f"{p:.{4 if near < 0.0005 else 3 if p < 0.01 or near < 0.005 else 2}f}"
+    distance = abs(p - ALPHA)
+    return f"{p:.{4 if distance < 0.0005 else 3 if p < 0.01 or distance < 0.005 else 2}f}"
 
 
 def rounded(points: float) -> str:
@@ -82,12 +82,12 @@ class Scores:
         return number(value, self.digits)
 
     def difference(self, value: float | None) -> str:
-        """With its sign."""
+        """A difference of scores, with its sign."""
         return number(value, self.digits, sign=True)
 
 
 def number(value: float | None, digits: int, *, sign: bool = False) -> str:
-    """With a true minus sign; a dash where there is none.
+    """A number with a true minus sign; a dash if there is none.
 
     Example:
         >>> number(-0.0004, 2), number(1.5, 1, sign=True), number(None, 1)
@@ -102,7 +102,7 @@ def number(value: float | None, digits: int, *, sign: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int, *, sign: bool = False) -> str:
-    """Both ends; a dash where there are none.
+    """Both ends of an interval; a dash if there are none.
 
     Example:
         >>> interval(52.3, 60.81, 1), interval(-0.2, 1.0, 1, sign=True), interval(0.5, None, 1)
@@ -114,7 +114,7 @@ def interval(low: float | None, high: float | None, digits: int, *, sign: bool =
 
 
 def compact(values: Sequence[float]) -> list[str]:
-    """Values of one axis in few letters: powers of ten for large ones, and below 1 where some are small.
+    """Values of one axis in few letters: large ones as powers of ten, those below 1 as well if some are small.
 
     Example:
         >>> compact([1e-4, 3e-4, 0.01]), compact([0, 0.01, 0.1]), compact([500, 2000, 1.5e6])

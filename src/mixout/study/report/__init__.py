@@ -10,7 +10,7 @@
       runs.csv            one row a run; read again by ``read_scores``
       summary.json        everything, with intervals and curves
 
-The same runs give the same bytes. It draws and words what the analysis found, and computes no statistics.
+The same runs give the same bytes. The report shows what the analysis found, and computes no statistics.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_report(
     """Analyse runs, failed ones too, and write the report into a folder; files of an earlier one are replaced.
 
     ``baseline``, ``looks`` and ``margin`` are those of :func:`mixout.study.analysis.summary.analyse`. The others are
-    shown: lines on what was left out, commands that make the runs again, versions and hardware, settings that all runs
+    shown: lines on what was left out, commands that repeat the runs, versions and hardware, settings that all runs
     share, and what each task was trained and tested on.
 
     Returns:
@@ -71,11 +71,11 @@ def write_report(
     check_folder(folder)
     summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
     summary = replace(summary, notes=(*notes, *summary.notes))
-    known = {"Settings": settings or {}, "Environment": environment or {}}
-    page, charts = compose(title, summary, runs, data or {}, commands, known, _FILES)
+    details = {"Settings": settings or {}, "Environment": environment or {}}
+    page, charts = compose(title, summary, runs, data or {}, commands, details, _FILES)
     text = summary.to_json()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    if not (folder / "index.html").exists():  # by which a report that is cut off is known as one
+    if not (folder / "index.html").exists():  # marks the folder as a report's, if writing is interrupted
         write_atomically(folder / "index.html", f"<!doctype html>{_MARK}<p>This report was not finished.")
     for chart in charts:
         write_files(chart, folder / "figures")
@@ -84,7 +84,7 @@ def write_report(
         ("cells", [*map(_flat, summary.cells)]),
         ("comparisons", [*map(_flat, summary.comparisons)]),
     ):
-        # As objects whole numbers stay whole beside unknown ones.
+        # With dtype object, whole numbers stay whole in a column with unknown values.
         table = pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
         write_atomically(folder / f"{name}.csv", str(table))
     write_atomically(folder / "summary.json", text)
@@ -93,16 +93,16 @@ def write_report(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, by an InputError, a folder in which files that are no report's would be replaced."""
+    """Raise InputError for a folder in which files would be replaced that are not those of a report."""
     page = folder / "index.html"
-    theirs = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
-    if theirs and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
+    existing = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
+    if existing and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
         raise InputError(
             f"expected a new folder for the report, or that of an earlier one, got {str(folder)!r}, which holds "
-            f"{theirs[0]!r}; choose another --output-dir"
+            f"{existing[0]!r}; choose another --output-dir"
         )
 
 
 def _flat(item: Placed) -> dict[str, object]:
-    """Scalars and factors, one column each. Curves and lists, which no table can hold, stand in the JSON file."""
+    """Scalars and factors, one column each. Curves and lists, which a table cannot hold, are in the JSON file."""
     return {name: value for name, value in vars(item).items() if not isinstance(value, (tuple, dict))} | item.factors

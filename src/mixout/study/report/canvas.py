@@ -4,7 +4,7 @@ One colour a method in every figure and table, grey for the baseline. The colour
 which the colour-blind tell apart; yellow is left out, since it can't be seen on white. Methods that differ in p alone
 are shades of one colour. A method also has a mark of its own.
 
-A page lays panels out by the width of the screen, so each is a picture there; in a file they stand side by side.
+A page lays panels out by the width of the screen, so each is a picture of its own; in a file they are side by side.
 """
 
 from __future__ import annotations
@@ -84,20 +84,20 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
         >>> [look.color for look in found.values()]
         ['#7a838c', '#dd7e33', '#8a3d00', '#0072b2']
     """
-    every = list(dict.fromkeys(methods))
+    unique = list(dict.fromkeys(methods))
     families = grouped(
-        ((*(split_p(method) or (method, 0.0)), method) for method in every if method != baseline), lambda one: one[0]
+        ((*(split_p(method) or (method, 0.0)), method) for method in unique if method != baseline), lambda item: item[0]
     )
     colors = {baseline: GREY}
     for hue, members in zip(itertools.cycle(COLORS), families.values(), strict=False):
-        for place, (_, _, method) in enumerate(sorted(members)):
-            colors[method] = hue if len(members) == 1 else _shade(hue, place / (len(members) - 1))
-    marks = zip(every, itertools.cycle(MARKS), strict=False)
+        for rank, (_, _, method) in enumerate(sorted(members)):
+            colors[method] = hue if len(members) == 1 else _shade(hue, rank / (len(members) - 1))
+    marks = zip(unique, itertools.cycle(MARKS), strict=False)
     return {method: Look(color=colors[method], mark=mark) for method, mark in marks}
 
 
 def _shade(hue: str, share: float) -> str:
-    """From 20 % of white in it to 35 % of black: in the dark, where light and dark change places, both are seen."""
+    """From 20 % white to 35 % black: in dark mode, where light and dark are swapped, both stay visible."""
     amount = 0.2 - 0.55 * share
     towards = 1.0 if amount > 0 else 0.0
     red, green, blue = (part + abs(amount) * (towards - part) for part in to_rgb(hue))
@@ -106,7 +106,7 @@ def _shade(hue: str, share: float) -> str:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in this style in the body, whatever the user's own matplotlibrc says."""
+    """Draw in this style within the context, whatever the user's own matplotlibrc says."""
     with matplotlib.style.context(_STYLE, after_reset=True), warnings.catch_warnings():
         # The page shows every letter; a picture for papers has boxes for those that its font lacks.
         warnings.filterwarnings("ignore", "Glyph")
@@ -114,7 +114,7 @@ def style() -> Iterator[None]:
 
 
 class Labels:
-    """What the methods of a study are called, with the factors that differ, and what they look like.
+    """The labels of a study's methods, with the factors that differ, and the methods' looks.
 
     Example:
         >>> from mixout.study.analysis.runs import Run
@@ -138,11 +138,11 @@ class Labels:
             seen[item.method] += 1
 
     def of(self, item: Placed) -> str:
-        """The label of what was among the items."""
+        """The label of one of the items."""
         return ", ".join([item.method, *self._named(item)])
 
     def place(self, item: Placed) -> str:
-        """Where it was made: its task, and the factors that differ."""
+        """The place of an item: its task, and the factors that differ."""
         words = self._named(item)
         return ", ".join([item.task, *words] if len(self.tasks) > 1 or not words else words)
 
@@ -152,7 +152,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Dot:
-    """One run: where it stands, whether it failed, and what is said of it when it is pointed at."""
+    """One run: its position, whether it failed, and the text that is shown when the pointer is on it."""
 
     x: float
     y: float
@@ -165,10 +165,10 @@ class Panel:
     """One pair of axes, usually a task."""
 
     title: str
-    description: str  # what is drawn, in words and numbers, for who does not see it
+    description: str  # what is drawn, in words and numbers, for readers who cannot see it
     height: float  # of the axes, in points
     draw: Callable[[Axes], None]  # draws into axes of that height
-    dots: tuple[Dot, ...] = ()  # places that can be pointed at
+    dots: tuple[Dot, ...] = ()  # points with a text for the pointer
     left: float = 6.0  # room for the labels of the vertical axis, in points
     top: float = 16.0  # room above the axes, in points
 
@@ -185,24 +185,24 @@ class Chart:
 
 
 def pictures(chart: Chart) -> list[tuple[str, list[tuple[float, float, str]]]]:
-    """Each panel as the address of a picture that holds it, with the places in it that say something, in percent."""
-    found = []
+    """Each panel as the data URL of its picture, with its dots: position in percent, and text."""
+    images = []
     for panel in chart.panels:
         figure = _figure([panel], {}, titles=False)
-        address = _address(figure)  # before places are known: the limits of the axes follow from what is drawn
-        # Of this axes' data in the figure, whose sides are 1.
-        place = (figure.axes[0].transData - figure.transFigure).transform
+        address = _address(figure)  # before the transform is read: drawing sets the limits of the axes
+        # From data coordinates to those of the figure, whose sides are 1.
+        to_figure = (figure.axes[0].transData - figure.transFigure).transform
         spots = []
         for dot in panel.dots if len(panel.dots) <= MANY else ():
             if math.isfinite(dot.x) and math.isfinite(dot.y):
-                x, y = place((dot.x, dot.y))
+                x, y = to_figure((dot.x, dot.y))
                 spots.append((round(100 * x, 1), round(100 * (1 - y), 1), dot.text))
-        found.append((address, spots))
-    return found
+        images.append((address, spots))
+    return images
 
 
 def swatch(look: Look) -> str:
-    """Line and mark of a method, for a legend in the page: the address of a picture that holds it."""
+    """Line and mark of a method, for a legend in the page, as the data URL of a picture."""
     with style():
         figure = Figure(figsize=(28 / _POINTS, 12 / _POINTS), facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1))
@@ -226,7 +226,7 @@ def write_files(chart: Chart, folder: Path) -> None:
 def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool) -> Figure:
     """The panels in lines of two; in a file with titles and, below, the legend."""
     columns = min(2, len(panels))
-    lines = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     head = _TITLE if titles else 0.0
     width = columns * WIDTH + (columns - 1) * _GAP
     across = max(1, int(width // (7 * max(map(len, legend), default=1) + 40)))
@@ -246,8 +246,8 @@ def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool
                 axes.grid(visible=True)
                 panel.draw(axes)
                 if titles:
-                    at = (column * (WIDTH + _GAP) + 4) / width, (below - 14) / total
-                    figure.text(*at, panel.title, size=TEXT + 1, weight="bold", color=INK)
+                    position = (column * (WIDTH + _GAP) + 4) / width, (below - 14) / total
+                    figure.text(*position, panel.title, size=TEXT + 1, weight="bold", color=INK)
             below -= height + _GAP
         if legend:
             figure.legend(

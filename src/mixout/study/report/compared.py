@@ -17,7 +17,7 @@ from mixout.study.report.tables import Columns, Table, Value, method_columns, pl
 
 def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:
     """The comparisons on one task, the largest difference first."""
-    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
+    text = Scores(score for c in comparisons for score in (c.mean, c.baseline_mean))
     columns: Columns[Comparison] = [
         *method_columns(labels),
         ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
@@ -31,21 +31,21 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
     notes = [f'Interval: {percent_of(first.confidence)}. Margin of "as good": {count(first.margin, "point")}.']
     if first.looks > 1:
         notes.append(f"The data were looked at up to {first.looks} times: intervals and p-values allow for it.")
-    least = min(c.p_smallest * c.family * c.looks for c in comparisons)
-    if least > ALPHA:
+    min_p = min(c.p_smallest * c.family * c.looks for c in comparisons)
+    if min_p > ALPHA:
         notes.append(
-            f"So few restarts can show no difference by this test: the p-value is at least {p_value(min(1.0, least))}."
+            f"So few restarts can show no difference by this test: the p-value is at least {p_value(min(1.0, min_p))}."
         )
     if all(c.chance_known and not c.some_failed for c in comparisons):
         fewest = min(min(c.failure_runs, c.failure_runs_baseline) for c in comparisons)
         notes.append(f"No run failed; a failure rate of up to {percent(wilson(0, fewest)[1])} may go unseen.")
-    ordered = sorted(comparisons, key=lambda one: -one.difference)
+    ordered = sorted(comparisons, key=lambda c: -c.difference)
     return table(name, f"{first.task}, against {first.baseline}", ordered, columns, " ".join(notes))
 
 
 def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table | None:
     """Where runs failed: how their rates differ, and the runs that did not fail."""
-    text = Scores(score for one in comparisons for score in (one.mean, one.baseline_mean))
+    text = Scores(score for c in comparisons for score in (c.mean, c.baseline_mean))
     columns: Columns[Comparison] = [
         *method_columns(labels),
         ("failed", lambda c: Value(f"{c.failed} of {c.failure_runs}", c.failed)),
@@ -56,10 +56,10 @@ def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Ta
         ("without failed", lambda c: plain(c.level_difference, text.digits, sign=True)),
         ("its interval", lambda c: _ends((c.low, c.high), text.digits)),
     ]
-    failing = [one for one in sorted(comparisons, key=lambda one: one.failure_difference) if one.some_failed]
+    failing = [c for c in sorted(comparisons, key=lambda c: c.failure_difference) if c.some_failed]
     if not failing:
         return None
-    tests = {"McNemar's" if one.paired else "Fisher's" for one in failing}
+    tests = {"McNemar's" if c.paired else "Fisher's" for c in failing}
     note = (
         f"p-value: {' or '.join(sorted(tests))} exact test of the rates. "
         "Means over all runs mix failed runs with others and describe neither."
@@ -71,12 +71,12 @@ def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
     """All tasks together."""
     columns: Columns[Aggregate] = [
         *method_columns(labels),
-        ("tasks", lambda one: Value(str(len(one.tasks)), len(one.tasks))),
-        ("runs", lambda one: Value(str(one.n), one.n)),
-        ("mean", lambda one: plain(one.mean, 1)),
-        ("difference", lambda one: plain(one.difference, 1, sign=True)),
-        ("interval", lambda one: _ends((one.low, one.high), 1)),
-        ("p-value over all pairs", lambda one: _p(one.p)),
+        ("tasks", lambda aggregate: Value(str(len(aggregate.tasks)), len(aggregate.tasks))),
+        ("runs", lambda aggregate: Value(str(aggregate.n), aggregate.n)),
+        ("mean", lambda aggregate: plain(aggregate.mean, 1)),
+        ("difference", lambda aggregate: plain(aggregate.difference, 1, sign=True)),
+        ("interval", lambda aggregate: _ends((aggregate.low, aggregate.high), 1)),
+        ("p-value over all pairs", lambda aggregate: _p(aggregate.p)),
     ]
     if not aggregates:
         return None
@@ -97,9 +97,9 @@ def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
 
     columns: Columns[Power] = [
         *method_columns(labels, task=True),
-        ("restarts now", lambda one: Value(str(one.pilot), one.pilot)),
-        ("would show", lambda one: plain(None if one.detectable is None else one.detectable * one.points, 1)),
-        *((f"for {count(need.points, 'point')}", partial(needed, at)) for at, need in enumerate(powers[0].needed)),
+        ("restarts now", lambda power: Value(str(power.pilot), power.pilot)),
+        ("would show", lambda power: plain(None if power.detectable is None else power.detectable * power.points, 1)),
+        *((f"for {count(need.points, 'point')}", partial(needed, i)) for i, need in enumerate(powers[0].needed)),
     ]
     note = (
         "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "

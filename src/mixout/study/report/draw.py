@@ -1,4 +1,4 @@
-"""The two kinds of panel: a row for each method, and lines over something. It computes no statistics."""
+"""The two kinds of panel: a row for each method, and lines over a common axis. Computes no statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Row:
     look: Look
     said: str  # its values in words
     note: str  # short text at the right of the label
-    value: float | None  # None where there is none
+    value: float | None  # None if there is none
     interval: Interval | None
     dots: tuple[Dot, ...] = ()  # runs, by their x alone
     sure: bool = True  # the mark is filled instead of hollow
@@ -54,9 +54,9 @@ def rows(title: str, rows: Sequence[Row], *, axis: str, line: tuple[float | None
 
     A dashed line stands at ``line``, unless it lies farther from the runs than ``far`` times their spread.
     """
-    seen = [x for row in rows for x in (row.value, *(row.interval or ()), *(dot.x for dot in row.dots)) if _known(x)]
-    at = _near(line[0], seen, far)
-    low, high = min([*seen, *at], default=0.0), max([*seen, *at], default=1.0)
+    values = [x for row in rows for x in (row.value, *(row.interval or ()), *(dot.x for dot in row.dots)) if _known(x)]
+    dashed = _near(line[0], values, far)
+    low, high = min([*values, *dashed], default=0.0), max([*values, *dashed], default=1.0)
     # Equal scores still need an axis; dots must not be cut at its ends.
     margin = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
     limits = low - margin, high + margin
@@ -68,8 +68,8 @@ def rows(title: str, rows: Sequence[Row], *, axis: str, line: tuple[float | None
         middle = top + _DOTS / 2
         # Spread evenly, by the golden ratio.
         shifts = ((_DOTS - _DOT) * ((0.5 + 0.618034 * number) % 1 - 0.5) for number in range(len(row.dots)))
-        own = tuple(replace(dot, y=middle + shift) for dot, shift in zip(row.dots, shifts, strict=True))
-        placed.append((replace(row, dots=own), height, middle, lines))
+        row_dots = tuple(replace(dot, y=middle + shift) for dot, shift in zip(row.dots, shifts, strict=True))
+        placed.append((replace(row, dots=row_dots), height, middle, lines))
         height = top + (_DOTS if row.dots else 0) + _BAR + _SPACE
     dots = tuple(dot for row, *_ in placed for dot in row.dots)
 
@@ -79,13 +79,13 @@ def rows(title: str, rows: Sequence[Row], *, axis: str, line: tuple[float | None
         axes.yaxis.set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(axis, labelpad=3)
-        for x in at:
+        for x in dashed:
             axes.axvline(x, **_DASHED)
             share = (x - limits[0]) / (limits[1] - limits[0])
             side = "left" if share < 0.3 else "right" if share > 0.7 else "center"
             axes.text(x, -4, line[1], size=SMALL, color=MUTED, ha=side)
         for row, top, middle, lines in placed:
-            # Lines of the grid end at the text.
+            # Grid lines end at the text.
             behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
             for line_number, text in enumerate(lines):
                 axes.text(limits[0], top + _LINE * line_number + 9, text, size=TEXT, color=INK, bbox=behind)
@@ -93,8 +93,8 @@ def rows(title: str, rows: Sequence[Row], *, axis: str, line: tuple[float | None
             _scatter(axes, row.dots, row.look.color, bitmap=len(dots) > MANY)
             _interval(axes, row, middle + 5 + (_DOTS / 2 if row.dots else -_DOTS / 2))
 
-    said = "; ".join(f"{row.label}: {row.said}" for row in rows)
-    return Panel(title=title, description=said, height=height, draw=draw, dots=dots)
+    description = "; ".join(f"{row.label}: {row.said}" for row in rows)
+    return Panel(title=title, description=description, height=height, draw=draw, dots=dots)
 
 
 def curves(
@@ -115,19 +115,19 @@ def curves(
     dots = tuple(dot for line in lines for dot in line.dots)
     heights = [y for line in lines for y in (*line.y, *chain(*filter(None, line.intervals)))]
     heights += [y for line in lines for thread in line.threads for _, y in thread]
-    near = _near(chance, [y for y in (*heights, *(dot.y for dot in dots)) if _known(y)], 1.0)
+    chance_lines = _near(chance, [y for y in (*heights, *(dot.y for dot in dots)) if _known(y)], 1.0)
 
     def draw(axes: Axes) -> None:
         axes.set_xlabel(axis, labelpad=3)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylabel(value, labelpad=4)
-        for height in near:
+        for height in chance_lines:
             axes.axhline(height, **_DASHED, zorder=1.2)
-            # At the end that is farther from the lines.
+            # The label is at the end that is farther from the lines.
             ends = [line.y[:1] for line in lines], [line.y[-1:] for line in lines]
-            first, last = (min((abs(y - height) for end in one for y in end if _known(y)), default=0.0) for one in ends)
-            at, shift, side = (0, 2, "left") if first > last else (1, -2, "right")
-            axes.annotate("chance", (at, height), xytext=(shift, 3), xycoords=("axes fraction", "data"), ha=side,
+            first, last = (min((abs(y - height) for ys in end for y in ys if _known(y)), default=0.0) for end in ends)
+            edge, shift, side = (0, 2, "left") if first > last else (1, -2, "right")
+            axes.annotate("chance", (edge, height), xytext=(shift, 3), xycoords=("axes fraction", "data"), ha=side,
                           textcoords="offset points", size=SMALL, color=MUTED, zorder=1.1)  # fmt: skip
         if log:
             axes.set_xscale("log")
@@ -148,17 +148,17 @@ def curves(
             )  # fmt: skip
         _ticks(axes, lines, ticks)
 
-    said = "; ".join(line.said for line in lines)
-    return Panel(title=title, description=said, height=_CURVE, draw=draw, dots=dots, left=42.0, top=8.0)
+    description = "; ".join(line.said for line in lines)
+    return Panel(title=title, description=description, height=_CURVE, draw=draw, dots=dots, left=42.0, top=8.0)
 
 
-def _near(at: float | None, seen: Sequence[float], far: float) -> list[float]:
-    """The value, if it lies no farther below the others than ``far`` times their spread."""
-    return [] if at is None or not seen or at < min(seen) - far * (max(seen) - min(seen)) else [at]
+def _near(value: float | None, others: Sequence[float], far: float) -> list[float]:
+    """The value as a list; empty if it is below the others by more than ``far`` times their spread."""
+    return [] if value is None or not others or value < min(others) - far * (max(others) - min(others)) else [value]
 
 
 def _scatter(axes: Axes, dots: Sequence[Dot], color: str, *, alpha: float = 0.8, bitmap: bool) -> None:
-    # A cross is seen around the mark of a mean that is of one failed run alone.
+    # A cross is larger: it stays visible around the mean of a single failed run.
     for failed, mark, size in ((False, "o", _DOT), (True, "x", _CROSS)):
         kept = [(dot.x, dot.y) for dot in dots if dot.failed == failed and _known(dot.x) and _known(dot.y)]
         if kept:
@@ -180,15 +180,15 @@ def _interval(axes: Axes, row: Row, y: float) -> None:
 
 
 def _ticks(axes: Axes, lines: Sequence[Curve], names: Mapping[float, str] | None) -> None:
-    places = sorted({x for line in lines for x in line.x})
+    xs = sorted({x for line in lines for x in line.x})
     if names is not None:
-        axes.minorticks_off()  # a logarithmic axis would name places of its own
-        every = max(1, math.ceil(len(names) / 12))
-        axes.set_xticks(list(names)[::every], list(names.values())[::every])
-    elif len(places) == 1:
-        axes.set_xticks(places, [f"{places[0]:g}"])
+        axes.minorticks_off()  # a logarithmic axis would add labels of its own
+        step = max(1, math.ceil(len(names) / 12))
+        axes.set_xticks(list(names)[::step], list(names.values())[::step])
+    elif len(xs) == 1:
+        axes.set_xticks(xs, [f"{xs[0]:g}"])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=all(float(x).is_integer() for x in places)))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=all(float(x).is_integer() for x in xs)))
 
 
 def _known(x: float | None) -> TypeGuard[float]:

@@ -1,7 +1,7 @@
-"""The page: one HTML file that needs no other and asks no network for anything; and what stands on it, in its order.
+"""The page: one HTML file that needs no other file and no network; and its sections, in their order.
 
-Style and script stand in it. All text is escaped by the template engine, and a content security policy lets nothing run
-or load but the page's own script, by its hash. Sections without data are left out.
+Style and script are embedded. All text is escaped by the template engine, and a content security policy lets nothing
+run or load but the page's own script, by its hash. Sections without data are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ with needs("demo", "the report"):
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-# Other baselines are compared beforehand, where that is cheap.
+# With at most so many runs and fewer methods, comparisons with every other baseline are computed, too.
 _RUNS, _METHODS = 2000, 8
 _LETTERS, _EXAMPLES, _FLIPS, _FLIPPING, _CLASSES = 280, 3, 5, 6, 12
 
@@ -59,7 +59,7 @@ class Section:
 
 
 def blocks(kind: str, *values: object) -> list[Markup]:
-    """A piece of a section, by the macro of ``blocks.html.j2`` of that name; nothing where its last value is empty."""
+    """A part of a section, by the macro ``kind`` of ``blocks.html.j2``; an empty list if the last value is empty."""
     macro = getattr(_templates().get_template("blocks.html.j2").module, kind)
     return [Markup(macro(*values))] if values[-1] else []
 
@@ -95,7 +95,7 @@ def compose(
         title=title,
         facts=tables.facts(summary.cells, trained),
         sections=[section for section in sections if section.blocks],
-        # Ours, not the user's: not escaped.
+        # Our own text, not the user's, so it is not escaped.
         css=Markup(_read("page.css")),
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -136,25 +136,25 @@ class Data:
         return f"{answer:g}" if answer.is_integer() else number(answer, 2)
 
 
-def _results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -> tuple[list[Section], list[Chart]]:
+def _results(summary: Summary, runs: Sequence[Run], data: Mapping[str, Data]) -> tuple[list[Section], list[Chart]]:
     """What came out, and all charts in it."""
     look = looks([cell.method for cell in summary.cells], summary.baseline)
     labels, of_cell, cells = Labels(summary.cells, look), by_cell(runs), summary.cells
     # A table of scores may know the size of a dev set.
-    of_task = {task: given.get(task) or Data(dev_size=if_one(run.dev_size for run in runs if run.task == task))
+    of_task = {task: data.get(task) or Data(dev_size=if_one(run.dev_size for run in runs if run.task == task))
                for task in dict.fromkeys(run.task for run in runs)}  # fmt: skip
-    over = charts.over_factors(summary.sweeps, of_cell, look)
-    of_p, kept = charts.over_p(summary.doses, of_cell, look), charts.tradeoff(cells, summary.sweeps, of_cell, look)
-    shown = (*over[:1], charts.scores(cells, of_cell, labels), *over[1:], of_p, kept)
+    factor_charts = charts.over_factors(summary.sweeps, of_cell, look)
+    by_p, tradeoff = charts.over_p(summary.doses, of_cell, look), charts.tradeoff(cells, summary.sweeps, of_cell, look)
+    shown = (*factor_charts[:1], charts.scores(cells, of_cell, labels), *factor_charts[1:], by_p, tradeoff)
     drawn = [chart for chart in shown if chart is not None]
     differences = charts.differences(summary.comparisons, labels)
     training = [charts.over_steps(cells, of_cell, labels, losses=losses) for losses in (True, False)]
     best = charts.best_of(cells, labels)
     scores = [
-        tables.scores(at, [cell for cell in cells if cell.task == task], summary.leaders, labels)
-        for at, task in enumerate(of_task)
+        tables.scores(index, [cell for cell in cells if cell.task == task], summary.leaders, labels)
+        for index, task in enumerate(of_task)
     ]
-    flips = [_flips(task, summary, of_cell, known, labels) for task, known in of_task.items()]
+    flips = [_flips(task, summary, of_cell, data, labels) for task, data in of_task.items()]
     sections = [
         Section("answer", "Answer", blocks("lines", summary.verdict) + blocks("chart", drawn[0])),
         Section("asked", "What was asked", _asked(summary, of_task)),
@@ -175,44 +175,46 @@ def _results(summary: Summary, runs: Sequence[Run], given: Mapping[str, Data]) -
 
 
 def _asked(summary: Summary, of_task: Mapping[str, Data]) -> list[Markup]:
-    """What the tasks and methods are, and three examples, each of another class where there are as many."""
-    asked = []
+    """What the tasks and methods are, and three examples, of three classes if there are as many."""
+    parts = []
     for task, data in of_task.items():
-        said = _what(data, [cell for cell in summary.cells if cell.task == task])
-        asked += blocks("pairs", {"Task": task} | said if said else {})
-        chosen = {answer: at for at, answer in reversed([*enumerate(data.answers)])}
-        places = sorted(chosen.values()) if len(chosen) >= _EXAMPLES else range(len(data.texts))
-        items = [(_short(data.texts[at]), [f"answer: {data.answers[at]}"]) for at in places[:_EXAMPLES]]
-        asked += blocks("examples", items)
+        facts = _what(data, [cell for cell in summary.cells if cell.task == task])
+        parts += blocks("pairs", {"Task": task} | facts if facts else {})
+        first_rows = {answer: row for row, answer in reversed([*enumerate(data.answers)])}
+        rows = sorted(first_rows.values()) if len(first_rows) >= _EXAMPLES else range(len(data.texts))
+        items = [(_short(data.texts[row]), [f"answer: {data.answers[row]}"]) for row in rows[:_EXAMPLES]]
+        parts += blocks("examples", items)
     words = {word for cell in summary.cells for word in re.findall(r"\w+", cell.method)}
-    return asked + blocks("pairs", {kind: text for kind, text in KINDS.items() if kind in words})
+    return parts + blocks("pairs", {method: text for method, text in KINDS.items() if method in words})
 
 
 def _what(data: Data, cells: Sequence[Cell]) -> dict[str, str]:
     text = Scores(score for cell in cells for score in cell.scores)
-    rows = [("trained on", data.train_size), ("tested on (dev set)", data.dev_size)]
+    sizes = [("trained on", data.train_size), ("tested on (dev set)", data.dev_size)]
     names = data.labels or ()
     classes = ", ".join(names[:_CLASSES]) + (" and others" if len(names) > _CLASSES else "")
     chance = "" if cells[0].chance is None else f"; a constant answer scores {text.value(cells[0].chance)}"
-    said = {
+    facts = {
         "Data": data.source,
-        "Rows": ", ".join(f"{count(size, 'row')} {what}" for what, size in rows if size is not None),
+        "Rows": ", ".join(f"{count(size, 'row')} {use}" for use, size in sizes if size is not None),
         "Question": f"which of {len(names)} classes: {classes}" if names else "",
         "Score": "" if cells[0].metric == "score" and not chance else f"{cells[0].metric}, higher is better{chance}",
     }
-    return {name: value for name, value in said.items() if value}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _flips(
     task: str, summary: Summary, of_cell: charts.Runs, data: Data, labels: Labels
 ) -> list[tuple[str, list[str]]]:
-    """The examples that restarts answer most differently, with the factors of the best, and who answered what."""
-    best = max((one.best for one in summary.leaders if one.best.task == task), key=lambda c: c.mean or 0, default=None)
-    known = [one for one in summary.instabilities if one.task == task and one.kind == "classes"]
-    factors = best.factors if best is not None else known[0].factors if known else {}
-    here = [one for one in known if one.factors == factors][:_FLIPPING]
-    flipping = {at for one in here for at in one.flipping}
-    spread = {at: sum(one.spread[at] for one in here) for at in flipping}
+    """The examples that restarts answer most differently, and each method's answers, with the factors of the best."""
+    best = max(
+        (leader.best for leader in summary.leaders if leader.best.task == task), key=lambda c: c.mean or 0, default=None
+    )
+    unstable = [cell for cell in summary.instabilities if cell.task == task and cell.kind == "classes"]
+    factors = best.factors if best is not None else unstable[0].factors if unstable else {}
+    shown = [cell for cell in unstable if cell.factors == factors][:_FLIPPING]
+    flipping = {row for cell in shown for row in cell.flipping}
+    spread = {row: sum(cell.spread[row] for cell in shown) for row in flipping}
 
     def counted(one: Instability, at: int) -> str:
         predicted = (run.predictions for run in of_cell[one.key] if len(run.predictions) > at)
@@ -220,41 +222,41 @@ def _flips(
         return f"{labels.of(one)}: {', '.join(f'{answer} ({times})' for answer, times in answers.most_common())}"
 
     items = []
-    for at in sorted(spread, key=lambda at: (-spread[at], at))[:_FLIPS]:
-        answer = [f"answer: {data.answers[at]}"] if data.answers else []
-        text = _short(data.texts[at]) if data.texts else f"row {at} of the dev set, from 0"
-        items.append((text, [*answer, *(counted(one, at) for one in here)]))
+    for row in sorted(spread, key=lambda row: (-spread[row], row))[:_FLIPS]:
+        answer = [f"answer: {data.answers[row]}"] if data.answers else []
+        text = _short(data.texts[row]) if data.texts else f"row {row} of the dev set, from 0"
+        items.append((text, [*answer, *(counted(cell, row) for cell in shown)]))
     return items
 
 
 def _differences(summary: Summary, runs: Sequence[Run], labels: Labels, chart: Chart | None) -> list[Markup]:
-    """Against the baseline; where it is cheap, also against each of the others."""
+    """Differences from the baseline; if it is cheap, also from each of the other methods."""
     if chart is None:
         return []
     methods = [method for method in dict.fromkeys(cell.method for cell in summary.cells) if method != summary.baseline]
-    several = len(methods) > 1 and len(runs) <= _RUNS and len(methods) < _METHODS
+    compare_all = len(methods) > 1 and len(runs) <= _RUNS and len(methods) < _METHODS
     options = [(summary.baseline, blocks("titled", chart) + _against("differences", summary.comparisons, labels))]
-    for at, method in enumerate(methods if several else ()):
-        others = compare(runs, method, looks=summary.looks, margin=summary.comparisons[0].margin)
-        if others:
-            options.append((method, _against(f"differences-{at}", others, labels)))
+    for index, method in enumerate(methods if compare_all else ()):
+        comparisons = compare(runs, method, looks=summary.looks, margin=summary.comparisons[0].margin)
+        if comparisons:
+            options.append((method, _against(f"differences-{index}", comparisons, labels)))
     return blocks("switch", "Compare with", options) + blocks("table", compared.across(summary.aggregates, labels))
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Markup]:
-    made: list[Markup] = []
-    for at, here in enumerate(grouped(comparisons, lambda one: one.task).values()):
-        made += blocks("table", compared.differences(f"{name}-{at}", here, labels))
-        made += blocks("table", compared.failures(f"{name}-{at}-failed", here, labels))
-    return made
+    parts: list[Markup] = []
+    for index, on_task in enumerate(grouped(comparisons, lambda comparison: comparison.task).values()):
+        parts += blocks("table", compared.differences(f"{name}-{index}", on_task, labels))
+        parts += blocks("table", compared.failures(f"{name}-{index}-failed", on_task, labels))
+    return parts
 
 
 def _folds(parts: Mapping[str, Sequence[Markup]]) -> list[Markup]:
-    return [made for part in parts.items() for made in blocks("fold", *part)]
+    return [block for fold in parts.items() for block in blocks("fold", *fold)]
 
 
-def _each(kind: str, *values: object) -> list[Markup]:
-    return [made for value in values for made in blocks(kind, value)]
+def _each(macro: str, *values: object) -> list[Markup]:
+    return [block for value in values for block in blocks(macro, value)]
 
 
 def _short(text: str) -> str:
@@ -263,7 +265,7 @@ def _short(text: str) -> str:
 
 
 def _plain(value: object) -> str:
-    """A setting: text as it is, anything else as JSON, which is read without knowing Python."""
+    """A setting: text as it is, anything else as JSON, which can be read without knowing Python."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_plain, value)) or "none"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The tables of a report as values, whose numbers are texts already. They compute no statistics."""
+"""The tables of a report as values, with numbers already formatted as text. Computes no statistics."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ _MOST_PLACES = 8
 
 @dataclass(frozen=True)
 class Value:
-    """A place of a table."""
+    """A value in a table."""
 
     text: str  # what is shown
-    order: float | None = None  # what is sorted by; the text where it is None
-    mark: str = ""  # why it is set off; empty where it is not
+    order: float | None = None  # sort key; None to sort by the text
+    mark: str = ""  # why it is highlighted; empty if it is not
     color: str = ""  # of the method that it names
 
 
@@ -73,16 +73,16 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]  # as many values as columns each
     note: str = ""  # a sentence below it
-    shaded: frozenset[int] = frozenset()  # numbers of the rows that are set off
+    shaded: frozenset[int] = frozenset()  # numbers of the highlighted rows
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns are sorted by number, and stand at the right."""
-        return [any(row[at].order is not None for row in self.rows) for at in range(len(self.columns))]
+        """Which columns are sorted by number, and aligned to the right."""
+        return [any(row[index].order is not None for row in self.rows) for index in range(len(self.columns))]
 
     @property
     def meanings(self) -> dict[str, str]:
-        """Of the columns that need words."""
+        """Explanations of the columns that need one."""
         return {name: MEANINGS[name] for name in self.columns if name in MEANINGS}
 
 
@@ -91,16 +91,16 @@ Columns = Sequence[tuple[str, Callable[[T], Value]]]
 
 def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: str = "",
            shaded: Callable[[T], bool] = lambda _: False) -> Table:  # fmt: skip
-    """A row for each item, without the columns that say nothing in any row."""
-    every = [[of(item) for _, of in columns] for item in items]
-    kept = [at for at in range(len(columns)) if any(row[at].text != MISSING for row in every)]
+    """A row for each item, without the columns that are empty in all rows."""
+    all_rows = [[value_of(item) for _, value_of in columns] for item in items]
+    kept = [index for index in range(len(columns)) if any(row[index].text != MISSING for row in all_rows)]
     return Table(
         name=name,
         title=title,
-        columns=tuple(columns[at][0] for at in kept),
-        rows=tuple(tuple(row[at] for at in kept) for row in every),
+        columns=tuple(columns[index][0] for index in kept),
+        rows=tuple(tuple(row[index] for index in kept) for row in all_rows),
         note=note,
-        shaded=frozenset(at for at, item in enumerate(items) if shaded(item)),
+        shaded=frozenset(index for index, item in enumerate(items) if shaded(item)),
     )
 
 
@@ -114,7 +114,7 @@ def facts(cells: Sequence[Cell], runs: Sequence[Run]) -> str:
         count(len(runs), "run"),
         count(len({cell.task for cell in cells}), "task"),
         count(len({cell.method for cell in cells}), "method"),
-        *(f"{len(seen)} values of {spoken(name)}" for name, seen in values.items() if len(seen) > 1),
+        *(f"{len(pairs)} values of {spoken(name)}" for name, pairs in values.items() if len(pairs) > 1),
         f"{restarts} each",
         f"{sum(cell.failed for cell in cells if cell.key in trained):,} failed",
     ]
@@ -123,21 +123,21 @@ def facts(cells: Sequence[Cell], runs: Sequence[Run]) -> str:
 
 def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table | None:
     """Methods by tasks and the values of factors; None for a single place, and for too many."""
-    of = {(cell.method, labels.place(cell)): cell for cell in cells}
+    cell_of = {(cell.method, labels.place(cell)): cell for cell in cells}
     places = {labels.place(cell): cell for cell in reversed(cells)}
     if not 1 < len(places) <= _MOST_PLACES:
         return None
     texts = {task: Scores(x for cell in cells if cell.task == task for x in cell.scores) for task in labels.tasks}
 
     def mean(place: str, method: str) -> Value:
-        cell = of.get((method, place))
+        cell = cell_of.get((method, place))
         if cell is None:
             return Value(MISSING)
         return Value(texts[cell.task].value(cell.mean), cell.mean, _standing(cell, leaders))
 
     methods = grouped(cells, lambda cell: cell.method)
-    known = {method: [cell.mean for cell in own if cell.mean is not None] for method, own in methods.items()}
-    ranks = {method: _rank(fmean(means) if means else None) for method, means in known.items()}
+    means_of = {method: [cell.mean for cell in group if cell.mean is not None] for method, group in methods.items()}
+    ranks = {method: _rank(fmean(means) if means else None) for method, means in means_of.items()}
     note = (
         "Bold: the highest mean of a column, and what can't be told apart from it, where restarts are enough to tell."
     )
@@ -188,8 +188,8 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
         ("kept", lambda c: plain(c.original, 3)),
         ("KL to the base", lambda c: plain(c.kl_to_base, 3)),
     ]
-    made = table("costs", "Cost", cells, columns)
-    return made if {name for name, _ in columns[-5:]} & {*made.columns} else None
+    cost_table = table("costs", "Cost", cells, columns)
+    return cost_table if {name for name, _ in columns[-5:]} & {*cost_table.columns} else None
 
 
 def instability(instabilities: Sequence[Instability], labels: Labels) -> Table | None:
@@ -200,9 +200,9 @@ def instability(instabilities: Sequence[Instability], labels: Labels) -> Table |
 
     columns: Columns[Instability] = [
         *method_columns(labels, task=True),
-        ("disagreement", lambda one: share(one, one.disagreement)),
-        ("without failed runs", lambda one: share(one, one.working)),
-        ("flipping", lambda one: Value(f"{len(one.flipping):,} of {one.examples:,}", len(one.flipping))),
+        ("disagreement", lambda row: share(row, row.disagreement)),
+        ("without failed runs", lambda row: share(row, row.working)),
+        ("flipping", lambda row: Value(f"{len(row.flipping):,} of {row.examples:,}", len(row.flipping))),
     ]
     return table("instability", "Disagreement between restarts", instabilities, columns) if instabilities else None
 
@@ -213,10 +213,10 @@ def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Cal
     def factor(name: str, item: Placed) -> Value:
         return Value(spoken(item.factors.get(name, MISSING)))
 
-    several = task and len(labels.tasks) > 1
+    with_task = task and len(labels.tasks) > 1
     return [
         ("method", lambda item: Value(item.method, color=labels.looks[item.method].color)),
-        ("task", lambda item: Value(item.task if several else MISSING)),
+        ("task", lambda item: Value(item.task if with_task else MISSING)),
         *((spoken(name), partial(factor, name)) for name in labels.varying),
     ]
 
@@ -231,11 +231,11 @@ def _mean(cell: Cell, text: Scores, mark: str) -> Value:
 
 
 def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
-    """How the cell stands to the best on its task with its factors; empty where it is lower, or nobody can tell."""
-    if any(cell is one.best for one in leaders):
+    """Whether the cell is the highest in its place, or not told apart from it; empty if lower or undecided."""
+    if any(cell is leader.best for leader in leaders):
         return "highest"
-    able = (other for one in leaders for other in one.alike if other.method not in one.few)
-    return "not told apart" if any(cell is other for other in able) else ""
+    tied = (alike for leader in leaders for alike in leader.alike if alike.method not in leader.few)
+    return "not told apart" if any(cell is alike for alike in tied) else ""
 
 
 def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
