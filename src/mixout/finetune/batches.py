@@ -1,4 +1,4 @@
-"""A split of labelled text becomes tokens and batches, as the Trainer takes them; what is minimised, and scored.
+"""A split of labelled text becomes tokens and batches, as the Trainer takes them; the loss, and the scores.
 
 The same for language models is in ``causal``.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 Example = dict[str, Any]
-IGNORED = -100  # the label of what counts for nothing, in torch and transformers
+IGNORED = -100  # the label that losses leave out, in torch and transformers
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
@@ -38,7 +38,7 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
 
     Raises:
         InputError: the texts come in pairs, and the tokenizer has no token to put between the two; or they are words,
-            and it does not tell which tokens are of which.
+            and it does not tell which word a token belongs to.
     """
     if not len(split):
         return []
@@ -48,8 +48,8 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
     if isinstance(split.text[0], tuple):
         words = map(tokens.word_ids, range(len(split)))
         labels = [
-            [IGNORED if word in (None, before) else tags[word] for before, word in zip([None, *of], of, strict=False)]
-            for tags, of in zip(labels, words, strict=True)
+            [IGNORED if word in (None, prev) else tags[word] for prev, word in zip([None, *ids], ids, strict=False)]
+            for tags, ids in zip(labels, words, strict=True)
         ]
     return [
         {"labels": label, **{name: column[row] for name, column in columns.items()}} for row, label in enumerate(labels)
@@ -65,14 +65,14 @@ def cut_texts(split: Split, examples: list[Example], tokenizer: Tokenizer, max_l
 
 
 def _tokens(split: Split, tokenizer: Tokenizer, **options: Any) -> Any:  # noqa: ANN401
-    """The texts and second texts in tokens, with something that marks where the second begins."""
+    """The texts and second texts in tokens, with a mark where the second begins."""
     texts: list[Any] = list(split.text)
     if isinstance(texts[0], tuple):
         if not tokenizer.is_fast:
             raise InputError(
                 f"expected a fast tokenizer to tag words with, got {type(tokenizer).__name__}; choose another model"
             )
-        # Byte-level tokenizers know a word within a sentence by the blank before it.
+        # Byte-level tokenizers recognise a word within a sentence by the blank before it.
         blank = " " if "\u0120" in "".join(tokenizer.tokenize("a a")) else ""
         return tokenizer([[blank + word for word in row] for row in texts], is_split_into_words=True, **options)
     if split.pair is None or _marks_pairs(tokenizer):
@@ -83,7 +83,7 @@ def _tokens(split: Split, tokenizer: Tokenizer, **options: Any) -> Any:  # noqa:
             "expected a tokenizer that can mark where the second text of a pair begins, got one that puts nothing "
             "between the two and has neither a sep_token nor an eos_token; give it one, or join the texts yourself"
         )
-    # Part of the second text, so that both are cut alike where a pair is too long.
+    # The mark is part of the second text, so that both texts are cut alike if a pair is too long.
     return tokenizer(texts, [f"{mark}{second}" for second in split.pair], **options)
 
 
@@ -116,21 +116,21 @@ def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def by_length(examples: Sequence[Example]) -> list[int]:
-    """The rows in the order of their lengths, in which batches hold little padding."""
+    """The rows in the order of their lengths, so that batches hold little padding."""
     return sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
 
 
 class Dev:
-    """What is minimised, and what evaluations go through, in the order of lengths, and keep."""
+    """The loss, and the dev examples with their predictions; evaluations take them in the order of their lengths."""
 
-    # The Trainer's mean over batches, each weighted with its examples, is the loss; of several processes, whose last
+    # The Trainer's mean over batches, each weighted with its examples, is the loss. With several processes, whose last
     # batches repeat examples, it is not: then ``score`` gives the loss.
     mean_of_batches = True
 
     def __init__(self, task: Task, examples: list[Example], smoothing: float) -> None:
         self.task, self.examples, self.smoothing = task, examples, smoothing
         self.order = by_length(examples)
-        # The label of what counts for nothing.
+        # The label of examples or tokens that do not count.
         self.unlabelled = math.nan if task.kind == "values" else IGNORED
         self.predictions: tuple[Any, ...] = ()
 
@@ -139,10 +139,10 @@ class Dev:
         return [self.examples[row] for row in self.order]
 
     def restored(self, outputs: Array) -> Array:
-        """What was computed in the order of evaluation, in the order of the files."""
-        found = np.empty_like(outputs)
-        found[self.order] = outputs
-        return found
+        """Outputs that were computed in the order of evaluation, put into the order of the files."""
+        in_file_order = np.empty_like(outputs)
+        in_file_order[self.order] = outputs
+        return in_file_order
 
     def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
@@ -158,7 +158,7 @@ class Dev:
 
 
 class DevSet(Dev):
-    """Of labelled text. ``balanced``: every class counts the same in training."""
+    """The dev set of labelled text. ``balanced``: every class counts the same in training."""
 
     def __init__(self, task: Task, examples: list[Example], smoothing: float = 0.0, *, balanced: bool = False) -> None:
         super().__init__(task, examples, smoothing)
@@ -193,9 +193,9 @@ class DevSet(Dev):
         labels: Sequence[Any] = [example["labels"] for example in self.examples]
         rows = self.restored(answers(outputs, self.task.kind)).tolist()
         if self.task.kind == "tags":
-            # Tokens without a label, and words that were cut, count for nothing.
-            words = [[at for at, label in enumerate(row) if label != IGNORED] for row in labels]
-            rows, labels = ([[row[at] for at in words[n]] for n, row in enumerate(side)] for side in (rows, labels))
+            # Tokens without a label, and words that were cut, are not scored.
+            labelled = [[at for at, label in enumerate(row) if label != IGNORED] for row in labels]
+            rows, labels = ([[row[at] for at in labelled[n]] for n, row in enumerate(side)] for side in (rows, labels))
         self.predictions = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
         scores = metrics.compute(
             self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
@@ -216,7 +216,7 @@ class DevSet(Dev):
 
 
 def answers(outputs: Array, kind: str) -> Array:
-    """What a model says: a class, a value, 1 or 0 for each of several labels, or a tag for each token."""
+    """What a model answers: a class, a value, 1 or 0 for each of several labels, or a tag for each token."""
     if kind == "values":
         return outputs.reshape(-1)
     return (outputs > 0).astype(int) if kind == "labels" else outputs.argmax(axis=-1)
@@ -226,7 +226,7 @@ _POOL = 8
 
 
 class Buckets(Sampler[int]):
-    """Batches of like lengths: an order of the training examples in which neighbours need little padding.
+    """Batches of similar lengths: an order of the training examples in which neighbours need little padding.
 
     Each epoch: shuffle; cut into pools of eight batches; sort each pool by length and cut it into batches; shuffle the
     batches. What is left over, fewer than a batch, comes last. With RTE in batches of 32 the share of padding falls

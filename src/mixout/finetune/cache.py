@@ -1,4 +1,4 @@
-"""What the runs of one process share: pretrained weights, tokenizer, tokens, data of the hub. Nothing that is trained.
+"""What the runs of one process share: pretrained weights, tokenizer, tokens, data of the hub; nothing trained.
 
 A run from the cache equals one from the files, bit for bit: it gets copies, and its new output head is drawn by the
 same code. Nothing goes stale while a process lives: texts are known by their content, and a model's folder is read
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """Hands out what a run needs, and keeps what the next one may share."""
+    """Provides what a run needs, and keeps what the next run may share."""
 
     def __init__(self) -> None:
         self._model: tuple[Hashable, Loaded] | None = None
@@ -50,7 +50,7 @@ class Cache:
         return data.subset(self._tasks[key], settings)
 
     def model_of(self, settings: Settings, task: Task) -> tuple[Loaded, Mapping[str, Tensor]]:
-        """:meth:`model`, as a run with these settings on this task begins with it."""
+        """:meth:`model` as a run with these settings on this task needs it."""
         return self.model(
             settings.model,
             labels=task.labels,
@@ -62,27 +62,27 @@ class Cache:
     def model(self, model: str, *, init_seed: int, **options: Any) -> tuple[Loaded, Mapping[str, Tensor]]:  # noqa: ANN401
         """What :func:`mixout.finetune.models.load` loads, and the pretrained values of its parameters.
 
-        The values are shared: they are there to be read. Parameters that are new have none.
+        The values are shared: do not change them. Parameters that are new have none.
         """
         key = (model, *options.items(), _signature(model))
         if self._model is not None and self._model[0] == key:
             loaded = again(self._model[1], init_seed=init_seed)
         else:
-            # Gone before the next one is read: both need not fit into memory.
+            # Freed before the next one is read: memory may not hold both.
             self._model = None
             self._tokens.clear()
             loaded = models.load(model, init_seed=init_seed, **options)
             self._model = key, copy.deepcopy(loaded)
-        kept = self._model[1]
-        return loaded, {name: p.detach() for name, p in kept.model.named_parameters() if name not in kept.new}
+        cached = self._model[1]
+        return loaded, {name: p.detach() for name, p in cached.model.named_parameters() if name not in cached.new}
 
     def tokens(self, split: Split, settings: Settings) -> list[Example]:
-        """A split in the tokens of the last model; shared, to be read."""
+        """The tokens of a split, by the last model's tokenizer; shared, so do not change them."""
         key = (split.fingerprint(), settings.max_length, settings.assistant_only_loss)
         if key not in self._tokens:
-            of_text = partial(causal.encode, assistant_only=settings.assistant_only_loss)
-            encoded = of_text if settings.task_type == CAUSAL else encode
-            self._tokens[key] = encoded(split, self._tokenizer(), settings.max_length)
+            encode_text = partial(causal.encode, assistant_only=settings.assistant_only_loss)
+            encoder = encode_text if settings.task_type == CAUSAL else encode
+            self._tokens[key] = encoder(split, self._tokenizer(), settings.max_length)
         return self._tokens[key]
 
     def dev(self, task: Task, settings: Settings) -> DevSet | DevTexts:
@@ -93,41 +93,41 @@ class Cache:
         return DevTexts(task, examples, self.tokens(task.original, settings) if task.original else [], smoothing)
 
     def cut(self, task: Task, settings: Settings) -> tuple[int, int]:
-        """How many training and dev texts lose their end; those of a language model are windows."""
+        """How many training and dev texts lose their end; 0 for a language model, whose texts become windows."""
         if task.kind == "text":
             return 0, 0
         parts, tokenizer = (task.train, task.dev), self._tokenizer()
-        first, second = (cut_texts(one, self.tokens(one, settings), tokenizer, settings.max_length) for one in parts)
-        return first, second
+        train, dev = (cut_texts(part, self.tokens(part, settings), tokenizer, settings.max_length) for part in parts)
+        return train, dev
 
     def _tokenizer(self) -> Tokenizer:
-        """A copy: encoding leaves its marks on a tokenizer, which would be saved with the model."""
+        """A copy: encoding changes a tokenizer, and the change would be saved with the model."""
         if self._model is None:
             raise RuntimeError("expected a model before its tokens, got none; call model() first")
         return copy.deepcopy(self._model[1].tokenizer)
 
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:
-    """A model that nobody has trained, once more, its new parameters from a seed; the global streams stay."""
+    """A copy of an untrained model, its new parameters drawn from a seed; the global streams are left as they were."""
     model = loaded.model
-    held = {name: value for name, value in model.state_dict().items() if name not in loaded.new}
+    pretrained = {name: value for name, value in model.state_dict().items() if name not in loaded.new}
     with own_streams():
         torch.manual_seed(init_seed)
-        # Copies, for the loader takes the tensors that it is given: in one go, so that tied weights are one.
+        # A copy, since the loader keeps the tensors that it gets: one copy of all, so that tied weights stay tied.
         network = type(model).from_pretrained(
             None,
             config=copy.deepcopy(model.config),
             generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
-            state_dict=copy.deepcopy(held),
+            state_dict=copy.deepcopy(pretrained),
             dtype=torch.float32,
         )
     return replace(loaded, model=network, tokenizer=copy.deepcopy(loaded.tokenizer))
 
 
 def _signature(model: str) -> Hashable:
-    """What changes when a file of a model's folder does; nothing for the embedded one and for names of the hub."""
+    """A value that changes with the files of a model's folder; None for the embedded model and names of the hub."""
     folder = Path(os.path.expanduser(model))
     if model == EMBEDDED or not folder.is_dir():
         return None
-    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found)
+    files = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in files)

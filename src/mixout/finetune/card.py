@@ -26,7 +26,7 @@ with needs("hf", "model cards"):
     from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-# What a reader of the card asks first; the rest is in record.json.
+# The settings that the card lists; the rest is in record.json.
 _TOLD = (
     "method where head optimizer learning_rate schedule warmup weight_decay layer_decay reinit_layers epochs max_steps "
     "patience keep_best head_first batch_size batching accumulation label_smoothing class_weights max_grad_norm "
@@ -93,9 +93,9 @@ def _header(record: Record) -> str:
     return str(data.to_yaml())
 
 
-def _short(place: str) -> str:
-    """The last part of a path: where it lay on the machine that trained is nobody's business."""
-    return place.rstrip("/").rpartition("/")[2] or place
+def _short(path: str) -> str:
+    """The last part of a path: the folders of the training machine stay private."""
+    return path.rstrip("/").rpartition("/")[2] or path
 
 
 def prepare(name: str) -> None:
@@ -107,28 +107,28 @@ def prepare(name: str) -> None:
 def push(folder: Path, name: str) -> str:
     """Upload a finished run without the paths of this machine; InputError where the hub refuses it."""
     settings = Record.read(folder).settings
-    places = [settings.model, settings.task, settings.data_dir, settings.original, str(folder)]
-    used = [Path(place) for place in places if place and Path(place).exists()]
-    local = {str(form) for place in used for form in (place, place.resolve())}
-    # A table is not the run's: answers to rows of the user's own.
+    paths = [settings.model, settings.task, settings.data_dir, settings.original, str(folder)]
+    existing = [Path(path) for path in paths if path and Path(path).exists()]
+    local = {str(spelling) for path in existing for spelling in (path, path.resolve())}
+    # A table is not part of the run: it holds answers to the user's own rows.
     files = sorted(
         path for path in folder.iterdir() if path.is_file() and path.suffix != ".csv" and path.name[0] != "."
     )
     operations = [CommitOperationAdd(path.name, _without(path, local)) for path in files]
     with _hub(name):
-        found = HfApi().create_commit(name, operations, commit_message="Fine-tuned with mixout")
-    return str(found.repo_url)
+        commit = HfApi().create_commit(name, operations, commit_message="Fine-tuned with mixout")
+    return str(commit.repo_url)
 
 
-def _without(path: Path, places: Collection[str]) -> bytes | Path:
+def _without(path: Path, local_paths: Collection[str]) -> bytes | Path:
     """A text file with the last part of each path alone; other files as they are."""
     if path.suffix not in (".json", ".md"):
         return path
     text = path.read_text(encoding="utf-8")
-    # The longest first: others may be a part of it.
-    for place in sorted(places, key=len, reverse=True):
-        if "/" in place:
-            text = text.replace(json.dumps(place)[1:-1], _short(place))
+    # The longest first, since others may be a part of it.
+    for local_path in sorted(local_paths, key=len, reverse=True):
+        if "/" in local_path:
+            text = text.replace(json.dumps(local_path)[1:-1], _short(local_path))
     return text.encode()
 
 

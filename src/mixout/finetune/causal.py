@@ -36,32 +36,32 @@ if TYPE_CHECKING:
 def encode(part: Split, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
     """Windows of at most ``max_length`` tokens, in the order of the documents.
 
-    Prompt and text are turned into tokens apart, as they are when the model is used: no token holds parts of both.
+    Prompt and text become tokens separately, as when the model is used: no token holds parts of both.
     A conversation is what the chat template writes, with its special tokens; ``assistant_only``: only the assistant's
     turns are predicted.
 
     Returns:
         For each window ``input_ids``; ``labels``, which are -100 where nothing is predicted; and ``document``, the
-        number of its document. Windows in which nothing is predicted are left out.
+        number of its document. Windows without a predicted token are left out.
 
     Raises:
         InputError: nothing is predicted in a whole document; or the tokenizer's chat template does not take a
-            conversation, or does not tell the assistant's turns.
+            conversation, or does not mark the assistant's turns.
     """
     if not len(part):
         return []
-    read = _conversations(part, tokenizer, assistant_only) if part.chat else _completions(part, tokenizer)
-    found: list[Example] = []
-    for number, (tokens, learned) in enumerate(read):
-        # The first token has nothing before it that could predict it.
-        labels = [IGNORED, *(one if counts else IGNORED for one, counts in zip(tokens[1:], learned[1:], strict=True))]
+    documents = _conversations(part, tokenizer, assistant_only) if part.chat else _completions(part, tokenizer)
+    windows: list[Example] = []
+    for number, (tokens, learned) in enumerate(documents):
+        # The first token has no context to predict it from.
+        labels = [IGNORED, *(token if learn else IGNORED for token, learn in zip(tokens[1:], learned[1:], strict=True))]
         if all(label == IGNORED for label in labels):
             raise InputError(
                 f"expected documents with a token to predict and one before it, got {part.text[number][:40]!r}; "
                 f"remove it"
             )
-        found += [{**window, "document": number} for window in _windows(tokens, labels, max_length)]
-    return found
+        windows += [{**window, "document": number} for window in _windows(tokens, labels, max_length)]
+    return windows
 
 
 def _completions(part: Split, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[bool]]]:
@@ -70,10 +70,10 @@ def _completions(part: Split, tokenizer: Tokenizer) -> Iterator[tuple[list[int],
     texts = tokenizer(list(part.text), add_special_tokens=part.prompt is None)["input_ids"]
     prompts = [[]] * len(part) if part.prompt is None else tokenizer(list(part.prompt))["input_ids"]
     for prompt, text in zip(prompts, texts, strict=True):
-        # Some tokenizers end every text of their own accord, also a prompt, which goes on.
-        before = prompt[:-1] if prompt[-1:] == [end] else prompt
-        after = text if end is None or text[-1:] == [end] else [*text, end]
-        yield before + after, [False] * len(before) + [True] * len(after)
+        # Some tokenizers add the end token to every text, also to a prompt, which continues.
+        context = prompt[:-1] if prompt[-1:] == [end] else prompt
+        completion = text if end is None or text[-1:] == [end] else [*text, end]
+        yield context + completion, [False] * len(context) + [True] * len(completion)
 
 
 def _conversations(part: Split, tokenizer: Tokenizer, assistant_only: bool) -> Iterator[tuple[list[int], list[bool]]]:
@@ -85,7 +85,7 @@ def _conversations(part: Split, tokenizer: Tokenizer, assistant_only: bool) -> I
     for text in part.text:
         try:
             tokens, learned = _conversation(json.loads(text), tokenizer, assistant_only)
-        # What a template cannot join, such as a text and a list, is Python's own error.
+        # If a template cannot join values, such as a text and a list, Python raises its own error.
         except (TemplateError, TypeError) as error:
             raise InputError(
                 f"expected conversations that the model's chat template takes, got {text[:200]!r}: {error}; "
@@ -105,26 +105,26 @@ def _conversation(
     if re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template()):
         marked = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
         return marked["input_ids"], list(map(bool, marked["assistant_masks"]))
-    # Without these marks: what the template writes more where a turn of the assistant is added.
-    written, spans = tokenizer.apply_chat_template(messages, tokenize=False), []
+    # Without these marks: a turn of the assistant is the text that the template adds for it.
+    rendered, spans = tokenizer.apply_chat_template(messages, tokenize=False), []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            asked = messages[:number]
-            before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) if asked else ""
-            after = tokenizer.apply_chat_template([*asked, message], tokenize=False)
-            if not (written.startswith(after) and after.startswith(before)):
+            prior = messages[:number]
+            before = tokenizer.apply_chat_template(prior, tokenize=False, add_generation_prompt=True) if prior else ""
+            after = tokenizer.apply_chat_template([*prior, message], tokenize=False)
+            if not (rendered.startswith(after) and after.startswith(before)):
                 raise InputError(
                     "expected a chat template that marks the assistant's turns with {% generation %}, or that writes "
                     "a turn the same whatever follows it, got neither; give the tokenizer such a template, or leave "
                     "out --assistant-only-loss"
                 )
             spans.append(range(len(before), len(after)))
-    found = tokenizer(written, add_special_tokens=False, return_offsets_mapping=True)
-    return found["input_ids"], [any(start in span for span in spans) for start, _ in found["offset_mapping"]]
+    encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    return encoding["input_ids"], [any(start in span for span in spans) for start, _ in encoding["offset_mapping"]]
 
 
 def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[Example]:
-    """Neighbours share a token: the last of one window is what the next one's first prediction goes by."""
+    """Neighbours share a token: the last one of a window is the context of the next window's first prediction."""
     for start in range(0, len(tokens) - 1, max_length - 1):
         predicted = [IGNORED, *labels[start + 1 : start + max_length]]
         if any(label != IGNORED for label in predicted):
@@ -132,7 +132,7 @@ def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[
 
 
 class DevTexts(Dev):
-    """Of text: windows of what is held out, and of the original domain where there is some."""
+    """The dev set of a language model: windows of held-out text, and of the original domain if there is any."""
 
     # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
     mean_of_batches = False
@@ -151,12 +151,12 @@ class DevTexts(Dev):
         return torch.stack([losses.sum(dim=1), labels.ne(IGNORED).sum(dim=1)], dim=1)
 
     def score(self, outputs: Array) -> dict[str, float]:
-        """Scores from what :meth:`keep` kept, ``(windows, 2)``, in the order of evaluation; and the held-out loss.
+        """Scores from the output of :meth:`keep`, ``(windows, 2)``, in the order of evaluation; and the held-out loss.
 
         A loss that is not finite leaves the run without a log-likelihood (nan).
         """
-        found = self.restored(outputs.astype("float64"))
-        dev, original = found[: len(self.dev)], found[len(self.dev) :]
+        loss_and_count = self.restored(outputs.astype("float64"))
+        dev, original = loss_and_count[: len(self.dev)], loss_and_count[len(self.dev) :]
         sums = np.zeros((len(self.task.dev), 2))
         np.add.at(sums, [window["document"] for window in self.dev], dev)
         self.predictions = tuple((-sums[:, 0] / sums[:, 1]).tolist())
@@ -169,16 +169,16 @@ class DevTexts(Dev):
         return {"loss": float(dev[:, 0].sum() / dev[:, 1].sum()), **scores}
 
     def chance(self) -> float:
-        """The log-likelihood of the best constant answer: each token at its share of the text that is judged."""
+        """The log-likelihood of the best constant answer: each token at its share of the evaluated text."""
         windows = self.original if self.task.metric.startswith("original_") else self.dev
         labels = np.array([label for window in windows for label in window["labels"] if label != IGNORED])
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
-        # Rounded: logarithms of several machines may differ in the last bits, and chance belongs to the data.
+        # Rounded: logarithms differ between machines in the last bits, but chance is a property of the data.
         return round(math.fsum((shares * np.log(shares)).tolist()), 9)
 
 
 def perplexity(loss: float) -> float:
-    """``exp(loss)``; infinite where that exceeds the numbers there are.
+    """``exp(loss)``; infinite where that exceeds the range of a float.
 
     Example:
         >>> perplexity(0.0), perplexity(1e4), perplexity(float("nan"))

@@ -1,4 +1,4 @@
-"""May a setting have this value? What can be said without a look at data, model or machine."""
+"""Whether settings have valid values, as far as this is known without data, model or machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kind_of(item: Field[Any]) -> type:
 
 
 def check(settings: Settings) -> None:
-    """Refuse the first value that may not be, by an InputError; whole numbers become floats where those are meant."""
+    """Refuse the first invalid value by an InputError; whole numbers become floats where floats are expected."""
     for item in fields(settings):
         value = getattr(settings, item.name)
         if value is not None or item.default is not None:
@@ -54,7 +54,7 @@ def check(settings: Settings) -> None:
     if save not in ("epoch", "no") and (isinstance(save, (str, bool)) or save < 1):
         raise InputError(f"expected save as 'epoch', 'no' or a number of steps >= 1, got {save!r}")
     loggers: object = settings.report_to
-    # A text is a sequence of texts too: its letters.
+    # A text is a sequence of texts too, its letters.
     if not isinstance(loggers, tuple) or not all(isinstance(name, str) for name in loggers):
         raise InputError(f'expected report_to as names of loggers, such as ("tensorboard",), got {loggers!r}')
     ts: object = settings.interpolate
@@ -72,19 +72,19 @@ def check(settings: Settings) -> None:
         )
 
 
-def _check_value(settings: Settings, name: str, value: Any, kind: type, choices: tuple[str, ...]) -> None:  # noqa: ANN401
+def _check_value(settings: Settings, name: str, value: Any, value_type: type, choices: tuple[str, ...]) -> None:  # noqa: ANN401
     """Check the type of one value, its range, and whether it is among its choices."""
-    if kind in (int, float):
-        endless = kind is float and isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max
-        if isinstance(value, bool) or not isinstance(value, (int, kind)) or endless:
-            raise InputError(f"expected {name} as a {'whole' if kind is int else 'finite'} number, got {value!r}")
-        object.__setattr__(settings, name, kind(value))
-        holds, expected = _RANGES[name]
-        if not holds(value):
+    if value_type in (int, float):
+        not_finite = value_type is float and isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max
+        if isinstance(value, bool) or not isinstance(value, (int, value_type)) or not_finite:
+            raise InputError(f"expected {name} as a {'whole' if value_type is int else 'finite'} number, got {value!r}")
+        object.__setattr__(settings, name, value_type(value))
+        in_range, expected = _RANGES[name]
+        if not in_range(value):
             raise InputError(f"expected {name} {expected}, got {value!r}")
-    elif kind is bool and not isinstance(value, bool):
+    elif value_type is bool and not isinstance(value, bool):
         raise InputError(f"expected {name} as true or false, got {value!r}")
-    elif kind is str and name != "save" and (not isinstance(value, str) or not value.strip()):
+    elif value_type is str and name != "save" and (not isinstance(value, str) or not value.strip()):
         raise InputError(f"expected {name} as text that is not empty, got {value!r}")
     if choices and value not in choices:
         raise InputError(f"expected {name} in {choices}, got {value!r}{nearest(str(value), choices)}")

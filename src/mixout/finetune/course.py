@@ -1,4 +1,4 @@
-"""What the Trainer is told; when a run logs, evaluates, saves and stops, and what it says meanwhile; and the clock.
+"""The Trainer's arguments; when a run logs, evaluates, saves and stops, and what it reports; and the clock.
 
 Everything happens at the end of an optimizer step and in one order, so a checkpoint holds all that came before it.
 Settings become arguments of the Trainer whatever a launcher has left in the environment.
@@ -32,23 +32,23 @@ with needs("hf", "fine-tuning"):
     from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Report = Callable[[str], None]
-# Called with values of every process: gives their means.
+# Called in every process with its values; returns the means over the processes.
 Mean = Callable[[Tensor], Tensor]
 
-_POINTS = 50  # of a training curve, where --logging-steps says nothing
-_FEWEST = 10  # steps whose mean loss may end a run
+_POINTS = 50  # points of a training curve without --logging-steps
+_FEWEST = 10  # least number of steps whose mean loss may end a run
 
 
 class Course(TrainerCallback):
     """What happens at the end of a step: logging, evaluation, checkpoint, an early end; and the clock.
 
-    All at one point and in that order, unlike the Trainer's own epochs, whose end comes after a checkpoint of
-    the epoch's last step: resumed from there, it would skip that evaluation. The Trainer logs with every checkpoint,
-    for it forgets a loss that is summed up but not yet logged. There is no checkpoint of the last step: the result
-    follows at once.
+    All of it happens at one point and in that order. The Trainer's own epoch ends after the checkpoint of its last
+    step: a run resumed from there would skip that evaluation. The Trainer logs with every checkpoint, because it
+    forgets a loss that is summed up but not yet logged. There is no checkpoint of the last step: the result follows
+    at once.
 
     The losses in between, for console, bar and loggers, are summed up here: they change neither the Trainer's log nor
-    the record, so a run is the same however often one looks.
+    the record, so a run is the same however often they are shown.
     """
 
     def __init__(self, settings: Settings, steps_per_epoch: int, task: Task, report: Report) -> None:
@@ -62,7 +62,7 @@ class Course(TrainerCallback):
         # Set by the trainer, which calls back.
         self.log: Callable[[dict[str, float]], None] = lambda _logs: None
         self.mean: Mean = lambda value: value
-        # Of each step: since the last look, for the eye; and the last ones, for what watches over them.
+        # Losses: of this step's batches; of the steps since the last one shown; of the last steps, for _watch.
         self._batches: list[Tensor] = []
         self._shown: list[Tensor] = []
         self._watched: deque[Tensor] = deque()
@@ -70,7 +70,7 @@ class Course(TrainerCallback):
         self._constant = (outcome.constant_losses(task, balanced=settings.class_weights == "balanced") or (0.0,))[0]
 
     def seconds(self) -> float:
-        """Spent in training so far, without evaluations; a resumed run counts on from its checkpoint."""
+        """Seconds of training so far, without evaluations; a resumed run counts on from its checkpoint."""
         return time.perf_counter() - self.began - self.paused
 
     def add(self, loss: Tensor) -> None:
@@ -81,56 +81,56 @@ class Course(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock."""
-        before = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
-        self.began = time.perf_counter() - before
+        earlier_seconds = next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
+        self.began = time.perf_counter() - earlier_seconds
         epochs = state.max_steps / self.steps_per_epoch if self.settings.max_steps else self.settings.epochs
-        where = f"from step {state.global_step}" if state.global_step else "from the start"
-        long = f"{count(state.max_steps, 'step')}, {count(epochs, 'epoch')}"
-        self.report(f"{self.settings.method} on {self.task.name}: {long}, {where}")
+        start = f"from step {state.global_step}" if state.global_step else "from the start"
+        length = f"{count(state.max_steps, 'step')}, {count(epochs, 'epoch')}"
+        self.report(f"{self.settings.method} on {self.task.name}: {length}, {start}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what the Trainer does next."""
         step, save = state.global_step, self.settings.save
-        of_step = torch.stack(self._batches).sum()
+        step_loss = torch.stack(self._batches).sum()
         self._batches.clear()
-        self._shown.append(of_step)
+        self._shown.append(step_loss)
         epoch_ends = step % self.steps_per_epoch == 0
         saves = epoch_ends if save == "epoch" else save != "no" and step % int(save) == 0
-        self._watch(state, of_step, saves=saves)
+        self._watch(state, step_loss, saves=saves)
         last = step >= state.max_steps or self.diverged
         control.should_training_stop = last
         control.should_evaluate = last or (epoch_ends and self.settings.evaluate == "epoch")
         control.should_save = not last and saves
-        # Each epoch, whatever is evaluated: the last loss tells whether the run has learned.
+        # Log each epoch, whatever is evaluated: the last loss tells whether the run has learned.
         control.should_log = last or epoch_ends or saves
         if step % (self.settings.logging_steps or math.ceil(state.max_steps / _POINTS)) == 0:
             self._loss = self._take(self._shown)
             if not control.should_log:
                 self.log({"loss": self._loss})
-        # A bar says it already.
+        # A progress bar shows the same.
         if args.disable_tqdm and step % max(1, state.max_steps // 10) == 0 and not control.should_evaluate:
             loss = "" if self._loss is None else f"training loss {self._loss:.4f}, "
             self.report(f"  step {step}/{state.max_steps}, {loss}{self.seconds():.0f} s")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say that the checkpoint is whole: every process has written its part."""
+        """Mark the checkpoint as complete: every process has written its part."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder.complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say how it stands; keep the best model, and end where nothing gets better."""
-        found = kwargs["metrics"]
-        # None before the first step.
+        """Report the scores; keep the best model, and stop when the score no longer improves."""
+        metrics = kwargs["metrics"]
+        # There is none before the first step.
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-        training = "" if loss is None else f"training loss {loss:.4f}, "
-        scores = ", ".join(f"{name} {found[f'eval_{name}']:.4f}" for name in self.task.metrics)
+        training_text = "" if loss is None else f"training loss {loss:.4f}, "
+        scores = ", ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in self.task.metrics)
         self.report(
-            f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}: {training}"
-            f"dev loss {found['eval_loss']:.4f}, {scores}"
+            f"  step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.2f}: {training_text}"
+            f"dev loss {metrics['eval_loss']:.4f}, {scores}"
         )
         evaluations, best = self.evaluations(state)
-        # Before the first step a language model is evaluated, too.
+        # A language model is also evaluated before the first step.
         waited = len(evaluations) - 1 - evaluations.index(best) if state.global_step else 0
         if self.settings.keep_best and waited == 0 and state.is_world_process_zero:
             save_model(kwargs["model"], str(Path(str(args.output_dir)) / folder.BEST))
@@ -138,43 +138,43 @@ class Course(TrainerCallback):
             control.should_training_stop, control.should_save = True, False
 
     def evaluations(self, state: TrainerState) -> tuple[list[dict[str, float]], dict[str, float]]:
-        """Those of the run so far, and the first of those with the highest score; nan is below all."""
+        """The run's evaluations so far, and the first one with the highest score; nan is below every score."""
         name = f"eval_{self.task.metric}"
-        found = [entry for entry in state.log_history if name in entry]
-        return found, max(found, key=lambda entry: -math.inf if math.isnan(entry[name]) else entry[name])
+        entries = [entry for entry in state.log_history if name in entry]
+        return entries, max(entries, key=lambda entry: -math.inf if math.isnan(entry[name]) else entry[name])
 
     def _watch(self, state: TrainerState, loss: Tensor, *, saves: bool) -> None:
-        """Look whether the loss is out of hand: every so many steps, and at the end, over the last ones."""
+        """Check at intervals, and at the end, whether the mean loss of the last steps is out of hand."""
         history, size = state.log_history, max(_FEWEST, state.max_steps // _POINTS)
-        # In the history, which goes into the checkpoints.
-        kept: dict[str, Any] = next((entry for entry in history if "first_loss" in entry), {})
+        # An entry of the history, which goes into the checkpoints.
+        first_entry: dict[str, Any] = next((entry for entry in history if "first_loss" in entry), {})
         if not self._watched:
-            before = torch.tensor(kept.get("watched", []), dtype=loss.dtype, device=loss.device)
-            self._watched = deque(before, maxlen=size)
+            earlier_losses = torch.tensor(first_entry.get("watched", []), dtype=loss.dtype, device=loss.device)
+            self._watched = deque(earlier_losses, maxlen=size)
         self._watched.append(loss)
-        if not kept:
-            # Before any update. A language model has been evaluated, too: its first batch may be an easy one.
+        if not first_entry:
+            # The loss before any update; a language model's evaluation counts too: its first batch may be easy.
             evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-            kept = {"first_loss": max([float(self.mean(loss)), *evaluated]), "step": state.global_step}
-            history.append(kept)
+            first_entry = {"first_loss": max([float(self.mean(loss)), *evaluated]), "step": state.global_step}
+            history.append(first_entry)
         if saves:
-            # What a resumed run will find, on every process.
+            # A resumed run reads these, in every process.
             self._watched = deque(self.mean(torch.stack([*self._watched])), maxlen=size)
-            kept["watched"] = [float(one) for one in self._watched]
+            first_entry["watched"] = [float(value) for value in self._watched]
         if state.global_step % size == 0 or state.global_step == state.max_steps:
-            found = float(self.mean(torch.stack([*self._watched]).mean()))
-            far = outcome.diverges(found, max(kept["first_loss"], self._constant))
-            self.diverged = not math.isfinite(found) or (far and len(self._watched) >= _FEWEST)
+            mean_loss = float(self.mean(torch.stack([*self._watched]).mean()))
+            too_high = outcome.diverges(mean_loss, max(first_entry["first_loss"], self._constant))
+            self.diverged = not math.isfinite(mean_loss) or (too_high and len(self._watched) >= _FEWEST)
 
     def _take(self, losses: list[Tensor]) -> float:
-        """The mean over these steps, which are forgotten."""
-        found = float(self.mean(torch.stack(losses).mean()))
+        """The mean of these losses; the list is cleared."""
+        mean_loss = float(self.mean(torch.stack(losses).mean()))
         losses.clear()
-        return found
+        return mean_loss
 
 
 class Bars(ProgressCallback):
-    """The Trainer's bars, with the loss behind them, and without its raw logs in between: ``report`` has words."""
+    """The Trainer's bars, followed by the loss, without its raw logs in between: ``report`` puts them in words."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the training loss."""
@@ -187,18 +187,18 @@ _LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWN
 
 
 def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
-    """What the Trainer is told; InputError for settings that transformers or the machine does not take."""
+    """The Trainer's arguments; InputError for settings that transformers or the machine does not take."""
     if settings.batch_size % processes():
         raise InputError(
             f"expected a batch size that {processes()} processes can share, got {settings.batch_size}; choose a "
             f"multiple of {processes()}"
         )
-    # A language model's outputs are as wide as its vocabulary, for each token: no larger batches than in training.
-    judged = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
+    # A language model's outputs have the width of its vocabulary for each token: batches as in training.
+    eval_batch_size = settings.batch_size if settings.task_type == CAUSAL else max(32, settings.batch_size)
     options: dict[str, Any] = {
         "output_dir": str(place / folder.CHECKPOINTS),
         "per_device_train_batch_size": settings.batch_size // processes(),
-        "per_device_eval_batch_size": judged,
+        "per_device_eval_batch_size": eval_batch_size,
         "gradient_accumulation_steps": settings.accumulation,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
@@ -213,21 +213,21 @@ def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgumen
         # Course decides; the epochs of the Trainer do not survive a resume.
         **dict.fromkeys(("logging_strategy", "eval_strategy", "save_strategy"), "no"),
         "save_total_limit": folder.KEPT,
-        # A loss that is not finite is a result, not to be replaced by the average of those before.
+        # A loss that is not finite is a result, not to be replaced by the mean of earlier losses.
         "logging_nan_inf_filter": False,
         "report_to": list(settings.report_to) or "none",
         "disable_tqdm": not bars,
         "log_level": "error",
         "label_names": ["labels"],
         "use_cpu": not torch.accelerator.is_available(),
-        # Of a frozen body no gradient comes.
+        # A frozen body has no gradients.
         "ddp_find_unused_parameters": settings.head_first > 0,
         "dataloader_pin_memory": torch.accelerator.is_available(),
     }
     try:
         with without_launcher():
             args = TrainingArguments(**options)
-    # Such as bf16 on a GPU that has none, or an accelerate that is too old.
+    # Such as bf16 on a GPU without it, or an accelerate that is too old.
     except (ImportError, ValueError) as error:
         raise InputError(f"expected settings that transformers takes on this machine, got: {error}") from error
     if args.n_gpu > 1:
@@ -240,7 +240,7 @@ def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgumen
 def without_launcher() -> Iterator[None]:
     """Hide what ``accelerate launch`` or ``accelerate config`` says of precision and compilation: settings decide.
 
-    And what says nothing: an empty number of processes, as some schedulers leave it, is none.
+    Empty numbers of processes, which some schedulers leave in the environment, are hidden too.
     """
     empty = [name for name in _PLACES if os.environ.get(name) == ""]
     hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_LAUNCHER) or name in empty}

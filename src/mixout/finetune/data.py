@@ -1,9 +1,9 @@
-"""Settings -> the labelled task or the corpus that they name, the part of it that is used, and what is said of it.
+"""Settings -> the labelled task or the corpus that they name, the part of it that is used, and its description.
 
-What one type of task cannot use is refused here, where a run and the plan of a study both pass.
+Settings that one type of task cannot use are refused here, both for a run and for the plan of a study.
 
 The description comes before a run trains: how many rows and classes, and what often goes wrong with them. A line that
-begins with "note: " asks for a second look at the data. Nothing is refused by it: all of it can be meant.
+begins with "note: " asks for a second look at the data. It refuses nothing: all of this can be intended.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.tables import number
 from mixout.methods import OutputAnchor
 
-# The settings by which data are found and read.
+# The settings that decide which data are read, and how.
 READ = (
     *("task", "task_type", "original", "data_dir", "metric", "multi_label"),
     *("text_column", "pair_column", "label_column"),
 )
-# What only labelled text has, and its value where there is none.
+# Settings of labelled text alone, and their values without it.
 _OF_LABELS = {
     "data_dir": None,
     "pair_column": None,
@@ -41,7 +41,7 @@ _OF_LABELS = {
     "head_first": 0.0,
     "class_weights": "none",
 }
-_NAMED = 6  # so many classes are named one by one
+_NAMED = 6  # most classes that are named one by one
 _MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
 
@@ -77,30 +77,30 @@ def columns_of(settings: Settings) -> Columns:
 
 
 def check_kind(settings: Settings, task: Task) -> None:
-    """Refuse, by an InputError, a loss that this kind of labels does not have, and a run of the head alone."""
-    meant = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
-    for name, off, kinds in (
+    """Refuse, by an InputError, a loss that is undefined for these labels, and a run that trains the head alone."""
+    described = {"values": "labels that are values", "labels": "several labels a row", "tags": "tags of words"}
+    for name, default, kinds in (
         ("label_smoothing", 0.0, ("values", "labels")),
         ("class_weights", "none", ("values", "labels", "tags")),
     ):
-        got = getattr(settings, name)
-        if got != off and task.kind in kinds:
-            raise InputError(f"expected {name}={off} for {meant[task.kind]}, got {got}; leave it out")
-    if task.kind == "labels" and any(isinstance(one, OutputAnchor) and one.on == "logits" for one in settings.methods):
+        value = getattr(settings, name)
+        if value != default and task.kind in kinds:
+            raise InputError(f"expected {name}={default} for {described[task.kind]}, got {value}; leave it out")
+    if task.kind == "labels" and any(isinstance(m, OutputAnchor) and m.on == "logits" for m in settings.methods):
         raise InputError(
             f"expected output_anchor with on=hidden for several labels a row, got {settings.method!r}: its divergence "
             "is of one class a row"
         )
     if not settings.head_first:
         return
-    each = steps_per_epoch(settings.train_size or len(task.train), settings)
-    steps = settings.max_steps or math.ceil(settings.epochs * each)
-    # When the last step begins. That of an epoch may have fewer batches.
-    epochs, within = divmod(steps - 1, each)
+    in_epoch = steps_per_epoch(settings.train_size or len(task.train), settings)
+    steps = settings.max_steps or math.ceil(settings.epochs * in_epoch)
+    # The epoch and step at which the last step begins. An epoch's last step may have fewer batches.
+    epochs, rest = divmod(steps - 1, in_epoch)
     batches = math.ceil((settings.train_size or len(task.train)) / settings.batch_size)
-    if settings.head_first > epochs + within * settings.accumulation / batches:
+    if settings.head_first > epochs + rest * settings.accumulation / batches:
         raise InputError(
-            f"expected head_first below the {count(steps / each, 'epoch')} of the run, with a step for all weights "
+            f"expected head_first below the {count(steps / in_epoch, 'epoch')} of the run, with a step for all weights "
             f"left, got {settings.head_first:g}; train longer, or lower it"
         )
 
@@ -113,14 +113,14 @@ def subset(task: Task, settings: Settings) -> Task:
 
 
 def _check_text(settings: Settings) -> None:
-    """Refuse, by an InputError, what only labelled text has, and what is no text for a language model."""
+    """Refuse, by an InputError, settings of labelled text, and a task that is no text for a language model."""
     for name, default in _OF_LABELS.items():
         if getattr(settings, name) != default:
             raise InputError(
                 f"expected {name} only with labelled text, got {getattr(settings, name)!r} with "
                 f"task_type={CAUSAL!r}; leave it out"
             )
-    # os.path.exists, unlike Path.exists, answers no to names that no file can have.
+    # os.path.exists, unlike Path.exists, returns False for names that no file can have.
     if not is_path(settings.task) or not (os.path.exists(settings.task) or files.is_hub_name(settings.task)):
         raise InputError(
             f"expected a folder or file with text for task_type={CAUSAL!r} ({', '.join(text.ENDINGS)}), got "
@@ -143,18 +143,18 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
         note: t: 3 of 4 training texts and 0 of 2 dev texts are cut: they are longer than max_length, 8 tokens
         note: t: 2 of 2 dev rows are also training rows: the score on new texts will be lower; remove them from one side
     """
-    kind = "document" if task.kind == "text" else "row"
+    unit = "document" if task.kind == "text" else "row"
     held_out = " held out of the same table" * (files.SPLIT in task.source)
     lines = [
-        f"{task.name}: {count(len(task.train), f'training {kind}')}, {count(len(task.dev), f'dev {kind}')}{held_out}"
+        f"{task.name}: {count(len(task.train), f'training {unit}')}, {count(len(task.dev), f'dev {unit}')}{held_out}"
     ]
     notes = []
     if task.kind in ("labels", "tags"):
         lines.append(_several(task, task.labels or ()))
     elif task.labels is not None:
-        # Of p (1 - p) / n at p = 0.5, where it is largest.
-        error = 196 * math.sqrt(0.25 / len(task.dev))
-        lines[0] += f" (95 % interval of an accuracy: ±{error:.1f} points)"
+        # 1.96 standard errors, sqrt(p (1 - p) / n), at p = 0.5, where they are largest.
+        margin = 196 * math.sqrt(0.25 / len(task.dev))
+        lines[0] += f" (95 % interval of an accuracy: ±{margin:.1f} points)"
         lines.append(_classes(task, task.labels))
         notes += _labels(task, task.labels)
     elif task.kind == "values":
@@ -165,11 +165,11 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
             f"{cut[0]} of {len(task.train)} training texts and {cut[1]} of {len(task.dev)} dev texts are cut: they are "
             f"longer than max_length, {max_length} tokens"
         )
-    known = set(task.train.questions())
-    double = sum(key in known for key in task.dev.questions())
-    if double:
+    questions = set(task.train.questions())
+    repeated = sum(question in questions for question in task.dev.questions())
+    if repeated:
         notes.append(
-            f"{double} of {len(task.dev)} dev {kind}s are also training {kind}s: the score on new texts will be "
+            f"{repeated} of {len(task.dev)} dev {unit}s are also training {unit}s: the score on new texts will be "
             "lower; remove them from one side"
         )
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
@@ -177,31 +177,31 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
 
 def _classes(task: Task, names: Sequence[str]) -> str:
     counts = Counter(task.train.label)
-    answer, right = Counter(task.dev.label).most_common(1)[0]
-    share = 100 * right / len(task.dev)
+    answer, correct = Counter(task.dev.label).most_common(1)[0]
+    share = 100 * correct / len(task.dev)
     if len(names) <= _NAMED:
         first = f"{names[0]!r} ({count(counts[0], 'training row')})"
-        of_each = ", ".join([first, *(f"{name!r} ({counts[label]})" for label, name in enumerate(names) if label)])
+        listing = ", ".join([first, *(f"{name!r} ({counts[label]})" for label, name in enumerate(names) if label)])
     else:
-        of_each = f"{min(counts.values())} to {max(counts.values())} training rows each"
+        listing = f"{min(counts.values())} to {max(counts.values())} training rows each"
     name = names[int(answer)]
-    return f"{len(names)} classes: {of_each}; always answering {name!r} is right in {share:.0f} % of the dev rows"
+    return f"{len(names)} classes: {listing}; always answering {name!r} is right in {share:.0f} % of the dev rows"
 
 
 def _several(task: Task, names: Sequence[str]) -> str:
-    """Of several labels a row, or a tag for each word."""
+    """The line on classes where a row has several labels, or each word a tag."""
     rows = [task.of_row(label) for label in task.train.label]
     counts = Counter(number for row in rows for number in row)
-    known = [f"{names[label]!r} ({rows_with})" for label, rows_with in counts.most_common(_NAMED)]
-    of_each = ", ".join([*known, *["..."][: len(names) - _NAMED]])
+    largest = [f"{names[label]!r} ({rows_with})" for label, rows_with in counts.most_common(_NAMED)]
+    listing = ", ".join([*largest, *["..."][: len(names) - _NAMED]])
     if task.kind == "tags":
-        return f"{count(len(names), 'tag')} of {counts.total():,} training words: {of_each}"
-    apart = f", read from cells with {task.separator!r} between them" if task.separator else ""
-    return f"{count(len(names), 'label')}, {counts.total() / len(rows):.1f} a row{apart}; in training rows: {of_each}"
+        return f"{count(len(names), 'tag')} of {counts.total():,} training words: {listing}"
+    origin = f", read from cells with {task.separator!r} between them" if task.separator else ""
+    return f"{count(len(names), 'label')}, {counts.total() / len(rows):.1f} a row{origin}; in training rows: {listing}"
 
 
 def _labels(task: Task, names: Sequence[str]) -> list[str]:
-    """What looks as if the labels did not mean classes."""
+    """Signs that the labels do not mean classes."""
     notes = []
     present = sorted(set(task.dev.label))
     if len(present) == 1:
@@ -222,8 +222,8 @@ def _labels(task: Task, names: Sequence[str]) -> list[str]:
             f"labels such as {max(names, key=len)!r} look like several in one cell, and each combination is a class: "
             f"{len(names)} classes of {len(parts)} labels; if each may be right, --multi-label"
         )
-    same = Counter(name.casefold() for name in names)
-    alike = [repr(name) for name in names if same[name.casefold()] > 1]
+    folded = Counter(name.casefold() for name in names)
+    alike = [repr(name) for name in names if folded[name.casefold()] > 1]
     if alike:
         notes.append(f"the labels {', '.join(alike[:_NAMED])} differ in capitals alone, and are different classes")
     missing = [repr(name) for name in names if name.casefold() in _MISSING]
@@ -233,16 +233,16 @@ def _labels(task: Task, names: Sequence[str]) -> list[str]:
 
 
 def _parts(names: Sequence[str]) -> set[str]:
-    """The labels that classes such as "0,3" or "joy|fear" look like combinations of; none where they do not.
+    """The single labels in classes that look like combinations, such as "0,3" or "joy|fear"; empty for other classes.
 
-    Then some of them occur in several classes. Blanks and slashes stand in the name of one class too: there the labels
-    must also be fewer than the classes, and with blanks all be numbers.
+    In combinations some labels occur in several classes. The name of one class may have blanks and slashes too: then
+    the labels must also be fewer than the classes, and with blanks all be numbers.
     """
     for separator in (*cells.SEPARATORS, " "):
         split = [cells.several(name, separator) or () for name in names]
         parts = {part for row in split for part in row}
-        several = max(map(len, split)) > 1 and sum(map(len, split)) > len(parts)
-        surely = separator in ",;|" or len(parts) < len(names)
-        if several and surely and (separator != " " or all(number(part) is not None for part in parts)):
+        combined = max(map(len, split)) > 1 and sum(map(len, split)) > len(parts)
+        plausible = separator in ",;|" or len(parts) < len(names)
+        if combined and plausible and (separator != " " or all(number(part) is not None for part in parts)):
             return parts
     return set()

@@ -1,6 +1,6 @@
-r"""Learning rate, epochs and batch size that nobody has named: one rule, from model, data and method.
+r"""Learning rate, epochs and batch size that the user leaves open: one rule, from model, data and method.
 
-The method that nobody has named is :data:`mixout.finetune.settings.DECAY`, by the type of task. From ``MANY`` rows on
+If no method is named, it is :data:`mixout.finetune.settings.DECAY`, by the type of task. From ``MANY`` rows on
 it is :data:`WIDER`: there a model gains by learning more, and its own dropouts cost more than they gain
 (docs/finetune.md).
 
@@ -8,8 +8,8 @@ it is :data:`WIDER`: there a model gains by learning more, and its own dropouts 
           5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
-or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. Few rows are few steps, and too few steps
-are why a first run learns nothing: there are as many epochs as make ``STEPS`` steps, at least 3 and at most 30. Large
+or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. With few rows you take few steps, and a
+first run with too few steps learns nothing: the epochs make ``STEPS`` steps, but are at least 3 and at most 30. Large
 data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all, but each at least once. LoRA takes ten
 times the rate, which Schulman et al. 2025 ("LoRA without regret") found right across models and data.
 
@@ -34,17 +34,17 @@ STEPS = 150
 MANY = 400  # rows
 WIDER = "anchor_decay(radius=0.01)+dropout(0.0)"
 MOST_ROWS = 100_000
-LORA = 10  # times the rate of all weights
+LORA = 10  # times the learning rate of full fine-tuning
 _EPOCHS = (3, 30)
 _RATES = (5e-6, 5e-4)
-_CHARACTERS = 4  # of a token, roughly
+_CHARACTERS = 4  # per token, roughly
 
 
 def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings, dict[str, str]]:
     """Choose what the settings leave open.
 
     Returns:
-        The settings without an open one, and for each that was chosen its value and reason in words.
+        The settings with every open one filled in, and for each choice its value and reason in words.
 
     Raises:
         InputError: the learning rate of an optimizer for which there is no rule.
@@ -73,17 +73,17 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
         value, reason = learning_rate(settings, model)
         settings = replace(settings, learning_rate=value)
         why["learning_rate"] = f"learning rate {in_short(value)}: {reason}"
-    rows, of_rows = _rows(settings, task)
+    rows, rows_text = _rows(settings, task)
     if settings.batch_size is None:
         settings = replace(settings, batch_size=batch_size(rows))
-        why["batch_size"] = f"batch size {settings.batch_size}: for {of_rows}"
+        why["batch_size"] = f"batch size {settings.batch_size}: for {rows_text}"
     steps = steps_per_epoch(rows, settings)
     if settings.epochs is None and settings.max_steps is not None:
         settings = replace(settings, epochs=settings.max_steps / steps)
     elif settings.epochs is None:
         settings = replace(settings, epochs=epochs(rows, steps))
         why["epochs"] = (
-            f"{count(settings.epochs, 'epoch')}: {count(round(steps * settings.epochs), 'step')} over {of_rows}"
+            f"{count(settings.epochs, 'epoch')}: {count(round(steps * settings.epochs), 'step')} over {rows_text}"
         )
     return settings, why
 
@@ -97,13 +97,13 @@ def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
         )
     width = width_of(model)
     rate, reason = 1e-4 * (384 / width) ** 1.64, f"for a model of width {width:,}"
-    # Of what masks the gradient: Adam's steps are shorter then.
-    mixing = [one for one in settings.methods if isinstance(one, MixingMethod) and one.anchor != "zero"]
-    p = max((one.p for one in mixing if one.gradient != "dense"), default=0.0)
+    # The p of methods that mask the gradient: Adam's steps are shorter then.
+    mixing = [method for method in settings.methods if isinstance(method, MixingMethod) and method.anchor != "zero"]
+    p = max((method.p for method in mixing if method.gradient != "dense"), default=0.0)
     if 0 < p < 1:
         rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
     rate = min(_RATES[1], max(_RATES[0], rate))
-    if any(isinstance(one, Lora) for one in settings.methods):
+    if any(isinstance(method, Lora) for method in settings.methods):
         rate, reason = LORA * rate, f"{reason}, {LORA} times as high for lora"
     return float(f"{rate:.1e}"), reason
 
@@ -119,7 +119,7 @@ def batch_size(rows: int) -> int:
 
 
 def epochs(rows: int, steps: int) -> float:
-    """As many as make ``STEPS`` steps, ``steps`` in an epoch, within bounds."""
+    """The epochs that make ``STEPS`` steps, with ``steps`` in each epoch, within bounds."""
     low, high = _EPOCHS
     wanted = min(high, max(low, math.ceil(STEPS / steps)))
     return float(max(1, min(wanted, MOST_ROWS // rows)))
@@ -132,7 +132,7 @@ def width_of(model: nn.Module) -> int:
 
 
 def _rows(settings: Settings, task: Task) -> tuple[int, str]:
-    """What batches are made of, also in words: rows, or the windows of documents, estimated by their letters."""
+    """The number of rows, or of documents' windows, estimated by their characters; and the same in words."""
     if task.kind != "text":
         return len(task.train), count(len(task.train), "row")
     window = _CHARACTERS * settings.max_length
@@ -141,7 +141,7 @@ def _rows(settings: Settings, task: Task) -> tuple[int, str]:
 
 
 def in_short(value: float) -> str:
-    """A rate as people write it.
+    """A learning rate as people write it.
 
     Example:
         >>> in_short(1e-4), in_short(3.2e-05)

@@ -1,17 +1,17 @@
-r"""How far fine-tuning moved what a model says; and the models between the start and the end.
+r"""How far fine-tuning moved a model's outputs; and the models between the start and the end.
 
-Of a text encoder, on text that the task has nothing to do with:
+For a text encoder, on text that has nothing to do with the task:
 
 .. math:: \text{similarity} = \frac{1}{n} \sum_i \cos(e_i^{\text{before}}, e_i^{\text{after}})
 
-e_i is the mean of the last hidden states over the tokens of text i, in eval mode and float32. 1: nothing moved.
+e_i is the mean of the last hidden states over the tokens of text i, in eval mode and float32. At 1 nothing moved.
 
-Of a causal language model, on the dev set, which is new text:
+For a causal language model, on the dev set, which is new text:
 
 .. math:: \mathrm{KL}(\pi_0 \,\|\, \pi) = \frac{1}{|T|} \sum_{t \in T} \sum_v \pi_0(v) \log \frac{\pi_0(v)}{\pi(v)}
 
-in nats per predicted token. It predicts what is forgotten (Shenfeld et al. 2025, arXiv 2509.04259). What was forgotten
-is the loss on text of the original domain; see :mod:`mixout.finetune.causal`.
+in nats per predicted token. It predicts forgetting (Shenfeld et al. 2025, arXiv 2509.04259). Forgetting itself is
+measured by the loss on text of the original domain; see :mod:`mixout.finetune.causal`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _BATCH = 32
 
 
 class Drift:
-    """Takes the embeddings of texts when it is made, and says later how far they have turned.
+    """Stores the embeddings of texts when it is made, and measures later how far they have turned.
 
     Raises:
-        InputError: the model's body is no encoder of text.
+        InputError: the model's body is not a text encoder.
     """
 
     def __init__(self, loaded: Loaded, texts: Sequence[str], max_length: int) -> None:
@@ -50,8 +50,8 @@ class Drift:
         """``original_similarity``, at most 1, nan where a hidden state is not finite; nothing without texts."""
         if not self._texts:
             return {}
-        turned = cosine_similarity(self._before, self._embed(), dim=1)
-        return {"original_similarity": float(turned.mean())}
+        similarity = cosine_similarity(self._before, self._embed(), dim=1)
+        return {"original_similarity": float(similarity.mean())}
 
     @torch.no_grad()
     def _embed(self) -> Tensor:
@@ -59,7 +59,7 @@ class Drift:
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         training = model.training
         model.train(False)
-        found = [torch.empty(0, dtype=torch.float64)]
+        embeddings = [torch.empty(0, dtype=torch.float64)]
         for start in range(0, len(self._texts), _BATCH):
             batch = list(self._texts[start : start + _BATCH])
             tokens = tokenizer(
@@ -71,14 +71,14 @@ class Drift:
                     f"expected a text encoder for original, got {type(model.base_model).__name__}, which has no last "
                     f"hidden state; leave original out"
                 )
-            present = tokens["attention_mask"].unsqueeze(-1).double()
-            found.append(((hidden.double() * present).sum(1) / present.sum(1)).cpu())
+            mask = tokens["attention_mask"].unsqueeze(-1).double()
+            embeddings.append(((hidden.double() * mask).sum(1) / mask.sum(1)).cpu())
         model.train(training)
-        return torch.cat(found[bool(self._texts) :])
+        return torch.cat(embeddings[bool(self._texts) :])
 
 
 class Divergence:
-    """The KL divergence of a causal language model from its start, by name. No second model: weights are exchanged."""
+    """The KL divergence of a causal language model from its start. No second model: the weights are exchanged."""
 
     def __init__(self, model: Any, start: Mapping[str, Tensor], windows: Sequence[Example], batch_size: int) -> None:  # noqa: ANN401
         self._model, self._start, self._windows, self._size = model, start, windows, batch_size
@@ -96,9 +96,9 @@ class Divergence:
             batch = {key: value.to(model.device) for key, value in collate(self._windows[at : at + self._size]).items()}
             inputs = {key: value for key, value in batch.items() if key != "labels"}
             outputs = (model(**inputs), called_with(model, base, (), inputs))
-            now, then = (predictions(model, batch, one).logits.float().log_softmax(-1) for one in outputs)
-            total += float(kl_div(now, then, reduction="sum", log_target=True))
-            count += len(now)
+            log_p, log_p0 = (predictions(model, batch, output).logits.float().log_softmax(-1) for output in outputs)
+            total += float(kl_div(log_p, log_p0, reduction="sum", log_target=True))
+            count += len(log_p)
         model.train(training)
         return {"kl_to_base": max(0.0, total / count) if total == total else total}
 
@@ -117,16 +117,16 @@ def interpolated(
 ) -> tuple[dict[str, float], ...]:
     """Scores of the models between the start, t = 0, and the end, t = 1 (WiSE-FT), and t.
 
-    Parameters that are ``new`` stay as they were trained; so is the whole model at the end.
+    Parameters that are ``new`` keep their trained values; at the end the whole model has them again.
     """
     reshard_(model)
     trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
-    found = []
+    scores = []
     for t in ts:
         interpolate_(model, t, start, new)
-        found.append({"t": t, **evaluate()})
+        scores.append({"t": t, **evaluate()})
         reshard_(model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(trained[name])
-    return tuple(found)
+    return tuple(scores)

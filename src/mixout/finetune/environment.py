@@ -1,6 +1,6 @@
 """The process and machine of a run: versions, hardware, memory; and how a run leaves the process as it found it.
 
-The random streams are those of the process: not for several threads.
+The random streams are those of the process, so nothing here is for several threads.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mixout.errors import needs
 
 # Begins a line of progress that is about the machine rather than the run.
 NOTE = "note: "
-# Of mallopt: how many blocks may be mapped on their own, and from how much free memory on it is given back.
+# Parameters of mallopt: the most blocks mapped separately, and the free memory above which it is returned.
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1
-# What Linux calls bfloat16 products among the abilities of x86 and Arm processors.
+# Linux's flags of x86 and Arm processors for bfloat16 products.
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
@@ -36,13 +36,13 @@ def versions() -> dict[str, str]:
     """Versions of Python, mixout and the libraries that the numbers depend on; those that are installed."""
     import mixout
 
-    found = {"python": platform.python_version(), "mixout": mixout.__version__}
+    installed = {"python": platform.python_version(), "mixout": mixout.__version__}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware() -> dict[str, Any]:
@@ -63,14 +63,14 @@ def emulates_bfloat16() -> bool:
     """Whether training in bfloat16 would run on a CPU without instructions for it, as far as Linux tells."""
     if torch.accelerator.is_available():
         return False
-    abilities = [value.split() for name, value in _cpuinfo() if name.lower() in ("flags", "features")]
-    return bool(abilities) and not _BFLOAT16.intersection(*abilities)
+    flags = [value.split() for name, value in _cpuinfo() if name.lower() in ("flags", "features")]
+    return bool(flags) and not _BFLOAT16.intersection(*flags)
 
 
 def forget_peak_memory() -> None:
-    """Let :func:`peak_memory` count from here; that of the host does not where a container forbids it."""
+    """Reset what :func:`peak_memory` counts; a container may forbid it for the host."""
     if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)  # what an earlier run has left, see keep_memory
+        libc.malloc_trim(0)  # returns what an earlier run has left, see keep_memory
     # Before its first use CUDA has no peak to forget.
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
@@ -84,18 +84,18 @@ def peak_memory() -> dict[str, int | None]:
     None where they are not known: on other systems than Linux, and without a GPU. VmHWM can be reset, unlike
     ``ru_maxrss``, and does not start with the parent process's peak.
     """
-    found = None
+    match = None
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    return {"host": int(found[1]) * 1024 if found else None, "device": device}
+    return {"host": int(match[1]) * 1024 if match else None, "device": device}
 
 
 def keep_memory() -> None:
     """Let this process keep what it frees, where the C library is glibc and there is no accelerator.
 
-    Else the memory of each large tensor goes back to the system, which clears it before it gives it out again: a
+    Else the memory of each large tensor goes back to the system, which clears it before its next use: that takes a
     quarter of a small model's training step with few tokens (benchmarks/results/allocator.csv).
     """
     libc = _glibc()
@@ -129,23 +129,23 @@ def launched_with(name: str) -> bool:
 
 
 def fsdp2() -> bool:
-    """Whether it asks that each process hold a part of the model, by FSDP2."""
+    """Whether the launcher asks that each process hold a part of the model, by FSDP2."""
     return launched_with("FSDP") and os.environ.get("FSDP_VERSION") == "2"
 
 
 def launch() -> dict[str, Any]:
-    """Of several processes: how many, and how they share the model."""
+    """How many processes there are, and how they share the model; empty for one without FSDP2."""
     return {"processes": processes(), "model": "FSDP2" if fsdp2() else "whole"} if processes() > 1 or fsdp2() else {}
 
 
 def leads() -> bool:
-    """Whether this process speaks and writes for all that train together."""
+    """Whether this process reports and writes for all that train together."""
     return int(os.environ.get("RANK") or 0) == 0
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No advice and no bars for loading from transformers in the body; its errors still show."""
+    """Hide the advice and loading bars of transformers in the body; its errors still show."""
     with needs("hf", "fine-tuning"):
         from transformers.utils import logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -161,15 +161,15 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def own_streams() -> Iterator[None]:
-    """The body may seed and draw: the global streams of Python, numpy and torch (CPU and CUDA) are put back."""
+    """The body may seed and draw: the global streams of Python, numpy and torch (CPU and CUDA) are restored."""
     with needs("hf", "fine-tuning"):
         import numpy as np
-    python, numpy = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     # Every device: torch.manual_seed reaches all of them.
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,4 +1,4 @@
-"""The folder of one run: may it be used, what does it hold, from where can the run go on.
+"""The folder of one run: whether it may be used, what it holds, and from where the run can go on.
 
 ::
 
@@ -32,11 +32,11 @@ from mixout.finetune.settings import AUTO, FORMER, UNSEEN, Settings
 CHECKPOINTS = "checkpoints"
 _COMPLETE = "complete"
 _RUN = "run.json"
-# The weights of the best evaluation so far, where they are asked for.
+# The weights of the best evaluation so far, if they are asked for.
 BEST = "best.safetensors"
 # What a method measured before it trained, beside the checkpoints and in the end beside the model.
 FISHER = "fisher.safetensors"
-# What is kept: the newest two, so that a complete one is left when the newest is cut off in the middle.
+# Checkpoints kept: the newest two, so that a complete one is left when the newest is cut off in the middle.
 KEPT = 2
 
 
@@ -60,30 +60,30 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
     """Refuse a folder that this run must not or cannot use. Nothing is written.
 
     Returns:
-        The settings; of a run that is resumed, with what it had chosen where ``settings`` leave something open.
+        The settings; if a run is resumed, its own choices fill in what ``settings`` leave open.
 
     Raises:
         InputError: it holds a finished run, an unfinished one without ``resume`` or with other settings, other
             files, or nothing to resume; or it cannot be written to.
     """
-    existing, wrong, remedy = _existing(folder), "", "choose another one"
+    existing, problem, remedy = _existing(folder), "", "choose another one"
     if folder.is_file():
-        wrong = "which is a file"
+        problem = "which is a file"
     elif (folder / RECORD_NAME).exists():
-        wrong = "which holds a finished run"
+        problem = "which holds a finished run"
     elif unfinished(folder) and not resume:
-        wrong, remedy = "which holds an unfinished run", "continue it with --resume, or choose another one"
+        problem, remedy = "which holds an unfinished run", "continue it with --resume, or choose another one"
     elif folder.exists() and not resume and not _is_empty(folder):
-        wrong = "which holds other files"
+        problem = "which holds other files"
     elif not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        wrong = f"with no permission for {existing}"
-    if wrong:
+        problem = f"with no permission for {existing}"
+    if problem:
         raise InputError(
-            f"expected a new or empty output-dir that can be written to, got {str(folder)!r}, {wrong}; {remedy}"
+            f"expected a new or empty output-dir that can be written to, got {str(folder)!r}, {problem}; {remedy}"
         )
     if not resume:
         return settings
-    before, was_sharded = begun(folder), bool(_plan(folder).get("fsdp2"))
+    earlier, was_sharded = begun(folder), bool(_plan(folder).get("fsdp2"))
     if was_sharded != environment.fsdp2():
         began, got = ("with FSDP2", "without") if was_sharded else ("without", "with FSDP2")
         raise InputError(
@@ -91,12 +91,12 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
             f"{got}; start it as it began"
         )
     left_open = [name for name in (*FORMER, "method") if getattr(settings, name) in (None, AUTO)]
-    settings = replace(settings, **{name: getattr(before, name) for name in left_open})
-    was, now = (json.loads(one.to_json()) for one in (before, settings))
+    settings = replace(settings, **{name: getattr(earlier, name) for name in left_open})
+    old, new = (json.loads(values.to_json()) for values in (earlier, settings))
     changed = [
-        f"{name} (was {was[name]!r}, got {now[name]!r})"
-        for name in now
-        if name not in UNSEEN and now[name] != was[name]
+        f"{name} (was {old[name]!r}, got {new[name]!r})"
+        for name in new
+        if name not in UNSEEN and new[name] != old[name]
     ]
     if changed:
         raise InputError(
@@ -109,16 +109,16 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
 def check_space(folder: Path, *, weights: int, settings: Settings, keep_model: bool = True) -> None:
     """Refuse to start a run whose files will not fit on the disk, by an InputError."""
     # Adam keeps two numbers for each weight. A new checkpoint is written before the oldest is removed.
-    each = 1 if settings.optimizer == "sgd" else 3
-    checkpoints = 0 if settings.save == "no" else each * (KEPT + 1)
+    per_weight = 1 if settings.optimizer == "sgd" else 3
+    checkpoints = 0 if settings.save == "no" else per_weight * (KEPT + 1)
     copies = keep_model + settings.keep_best + checkpoints
     needed = weights * copies + (16 << 20)
     free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
-        without = ", or do without checkpoints: --save no" if checkpoints else ""
+        advice = ", or do without checkpoints: --save no" if checkpoints else ""
         raise InputError(
             f"expected {needed / 1e6:,.0f} MB of free disk for {str(folder)!r}, got {free / 1e6:,.0f} MB; make room, "
-            f"or choose another output-dir{without}"
+            f"or choose another output-dir{advice}"
         )
 
 
@@ -136,8 +136,8 @@ def begin(
     plan = folder / CHECKPOINTS / _RUN
     if plan.is_file():
         earlier = _plan(folder)
-        before = earlier["fingerprints"]
-        changed = [name for name in fingerprints if fingerprints[name] != before.get(name)]
+        recorded = earlier["fingerprints"]
+        changed = [name for name in fingerprints if fingerprints[name] != recorded.get(name)]
         if changed:
             raise InputError(
                 f"expected the run in {str(folder)!r} to go on with what it began with, got other content for: "
@@ -158,7 +158,7 @@ def _plan(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """A failure of the file system in the body, before training, is one of the folder that was chosen."""
+    """Turn a failure of the file system in the body, before training, into an InputError about the folder."""
     try:
         yield
     except OSError as error:
@@ -166,7 +166,7 @@ def making(folder: Path) -> Iterator[None]:
 
 
 def complete(checkpoint: Path) -> None:
-    """Mark a checkpoint as complete: everything else of it is written."""
+    """Mark a checkpoint as complete, after all its other files are written."""
     write_atomically(checkpoint / _COMPLETE, "")
 
 
@@ -185,11 +185,11 @@ def finish(folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether a run may begin here: nothing there, or the folders of one that was ended before it wrote anything."""
+    """Whether a run may begin here: the folder is empty, or a run ended in it before it wrote anything."""
     entries = list(folder.iterdir())
     if entries == [folder / CHECKPOINTS] and entries[0].is_dir():
         entries = [entry for entry in entries[0].iterdir() if not entry.name.startswith(f".{_RUN}.")]
@@ -198,8 +198,8 @@ def _is_empty(folder: Path) -> bool:
 
 def _last_complete(checkpoints: Path) -> Path | None:
     """The newest complete checkpoint; one that was cut off while being written is removed."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for checkpoint in found:
+    by_step = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for checkpoint in by_step:
         if not (checkpoint / _COMPLETE).is_file():
             shutil.rmtree(checkpoint)
-    return next((path for path in reversed(found) if path.exists()), None)
+    return next((path for path in reversed(by_step) if path.exists()), None)

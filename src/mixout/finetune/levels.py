@@ -1,7 +1,7 @@
 """A model's blocks and what its shape allows: layer-wise rates, new weights for the top ones; and where methods act.
 
 Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its decoder's. A
-model that keeps its blocks otherwise has no levels.
+model without such lists has no levels.
 
 New top layers are the baseline "Re-init" of Zhang et al. 2021 (https://arxiv.org/abs/2006.05987): the top blocks of a
 pretrained encoder suit pretraining more than the task. As there, what lies above the blocks (a pooler, a last norm)
@@ -39,7 +39,7 @@ from mixout.selection import blocks as body_blocks
 
 
 def layer_levels(model: nn.Module) -> dict[str, int]:
-    """The level of each parameter: embeddings 0, block k (from 0) k + 1, head and pooler the most.
+    """The level of each parameter: embeddings 0, block k (from 0) k + 1, head and pooler the highest.
 
     What lies between blocks takes the level of the block before it.
 
@@ -54,18 +54,18 @@ def layer_levels(model: nn.Module) -> dict[str, int]:
         >>> layer_levels(model)
         {'embed.weight': 0, 'layer.0.weight': 1, 'layer.1.weight': 2, 'head.weight': 3}
     """
-    found = blocks(model)
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    prefixes = blocks(model)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     levels: dict[str, int] = {}
-    seen = 0
+    current = 0
     for name, parameter in model.named_parameters():
-        inside = next((number for number, prefix in enumerate(found) if name.startswith(prefix)), None)
-        if inside is not None:
-            seen = levels[name] = inside + 1
-        elif id(parameter) in tables or "embed" in name:
+        block = next((number for number, prefix in enumerate(prefixes) if name.startswith(prefix)), None)
+        if block is not None:
+            current = levels[name] = block + 1
+        elif id(parameter) in embeddings or "embed" in name:
             levels[name] = 0
         else:
-            levels[name] = seen + 1 if seen == len(found) else seen
+            levels[name] = current + 1 if current == len(prefixes) else current
     return levels
 
 
@@ -73,13 +73,13 @@ def blocks(model: nn.Module) -> list[str]:
     """Name prefixes of the blocks, bottom first; InputError where the body has no module list."""
     body = getattr(model, "base_model", model)
     start = next((f"{name}." for name, module in model.named_modules() if module is body and name), "")
-    found = [f"{start}{name}." for name, _ in body_blocks(body)]
-    if not found:
+    prefixes = [f"{start}{name}." for name, _ in body_blocks(body)]
+    if not prefixes:
         raise InputError(
             f"expected a model whose blocks lie in a torch.nn.ModuleList, so that layer_decay and reinit_layers can "
             f"tell them apart, got {type(model).__name__} without one; use layer_decay=1.0 and reinit_layers=0"
         )
-    return found
+    return prefixes
 
 
 def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
@@ -101,19 +101,19 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
     names = {name for name, level in levels.items() if level > below} - loaded.new
     with own_streams(), torch.no_grad():
         torch.manual_seed(seed)
-        # All of it: some classes scale a block's weights by the depth of the model.
-        fresh = type(loaded.model)(copy.deepcopy(loaded.model.config))
+        # A whole model, since some classes scale a block's weights by the model's depth.
+        new_model = type(loaded.model)(copy.deepcopy(loaded.model.config))
         for name in names:
-            loaded.model.get_parameter(name).copy_(fresh.get_parameter(name))
+            loaded.model.get_parameter(name).copy_(new_model.get_parameter(name))
     return replace(loaded, new=loaded.new | names)
 
 
 def top_blocks(model: nn.Module, layers: int) -> list[str]:
     """Name prefixes of the top ``layers`` blocks; InputError where the model has fewer."""
-    found = blocks(model)
-    if layers > len(found):
-        raise InputError(f"expected reinit_layers <= {len(found)}, the blocks that the model has, got {layers}")
-    return found[len(found) - layers :]
+    prefixes = blocks(model)
+    if layers > len(prefixes):
+        raise InputError(f"expected reinit_layers <= {len(prefixes)}, the blocks that the model has, got {layers}")
+    return prefixes[len(prefixes) - layers :]
 
 
 def check_limits(settings: Settings, loaded: Loaded) -> None:
@@ -139,11 +139,11 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
     if settings.layer_decay != 1.0:
         blocks(loaded.model)
     try:
-        chosen = resolve(settings.where, loaded.model)
+        selection = resolve(settings.where, loaded.model)
     except ValueError as error:
         raise InputError(f"where={settings.where!r}: {error}") from error
     mixes = any(isinstance(method, (MixingMethod, Lora)) for method in settings.methods)
-    if mixes and not any(chosen.mixes(name, module) for name, module in loaded.model.named_modules()):
+    if mixes and not any(selection.mixes(name, module) for name, module in loaded.model.named_modules()):
         raise InputError(
             f"expected where as {', '.join(PRESETS)}, or a regular expression that matches a layer of "
             f"{settings.model!r}, got {settings.where!r}{nearest(settings.where, PRESETS)}"
@@ -175,13 +175,13 @@ def apply_methods(
             with own_streams():
                 torch.manual_seed(settings.stream_seed("init"))
                 add_lora_(loaded.model, low_rank, where, loaded.new)
-            # Once more: the layers of the body are others now.
+            # Again, since the body has other layers now.
             where = _pretrained_only(loaded, methods, settings.where)
         if settings.head == "mixout":
             where = _with_new_head(loaded, where)
-        # By a seed: the same masks on any number of processes.
+        # With a seed: the same masks on any number of processes.
         mixout.apply_(loaded.model, methods or (Plain(),), where=where, seed=settings.stream_seed("mask"))
-    # Already a message for the user; it only has to become an error of the input.
+    # Already a message for the user; only its type becomes InputError.
     except (TypeError, ValueError) as error:
         raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error
     if settings.head == "dropout":
@@ -190,32 +190,32 @@ def apply_methods(
 
 
 def _pretrained_only(loaded: Loaded, methods: Sequence[Method], where: str) -> Selection:
-    chosen = resolve(where, loaded.model)
-    kinds = (AnchorDecay, Lora)
-    if not any(isinstance(one, kinds) or (isinstance(one, MixingMethod) and one.anchor == "given") for one in methods):
-        return chosen
-    fresh = {name.rpartition(".")[0] for name in loaded.new}
+    selection = resolve(where, loaded.model)
+    anchored = (AnchorDecay, Lora)
+    if not any(isinstance(m, anchored) or (isinstance(m, MixingMethod) and m.anchor == "given") for m in methods):
+        return selection
+    new_modules = {name.rpartition(".")[0] for name in loaded.new}
     # A mixing method takes layers that can be mixed, a decay alone takes every module.
-    layers = any(isinstance(method, (MixingMethod, Lora)) for method in methods)
-    select = chosen.mixes if layers else chosen.covers
-    caught = sorted(name for name in fresh if select(name, loaded.model.get_submodule(name)))
-    if caught and where not in ("body", "paper"):
+    by_layer = any(isinstance(method, (MixingMethod, Lora)) for method in methods)
+    select = selection.mixes if by_layer else selection.covers
+    selected = sorted(name for name in new_modules if select(name, loaded.model.get_submodule(name)))
+    if selected and where not in ("body", "paper"):
         raise InputError(
             f"expected where to select layers with pretrained weights, got {where!r}, which selects "
-            f"{', '.join(caught)}: a head anchored by request without weights; use where='body', or an expression "
+            f"{', '.join(selected)}: a head anchored by request without weights; use where='body', or an expression "
             f"that leaves it out"
         )
-    return pretrained_only(loaded.model, loaded.new, chosen)
+    return pretrained_only(loaded.model, loaded.new, selection)
 
 
-def _with_new_head(loaded: Loaded, chosen: Selection) -> Selection:
-    """``chosen`` and the new linear layers outside the body, to be mixed but not to be decayed."""
+def _with_new_head(loaded: Loaded, selection: Selection) -> Selection:
+    """``selection`` and the new linear layers outside the body, to be mixed but not to be decayed."""
     in_body = body(loaded.model)
-    fresh = {name: loaded.model.get_submodule(name) for name in (key.rpartition(".")[0] for key in loaded.new)}
-    heads = {name for name, module in fresh.items() if is_linear(module) and not in_body(name, module)}
+    new_modules = {name: loaded.model.get_submodule(name) for name in (key.rpartition(".")[0] for key in loaded.new)}
+    heads = {name for name, module in new_modules.items() if is_linear(module) and not in_body(name, module)}
     if not heads:
         raise InputError("expected a model with a new linear output head for head='mixout', got none; use 'plain'")
-    return replace(chosen, mixes=lambda name, module: name in heads or chosen.mixes(name, module))
+    return replace(selection, mixes=lambda name, module: name in heads or selection.mixes(name, module))
 
 
 def _drop_before_head(loaded: Loaded, p: float) -> None:

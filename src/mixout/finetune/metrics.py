@@ -1,7 +1,7 @@
 """Scores of predictions against labels, named and computed as GLUE does (scikit-learn and scipy underneath).
 
 ================  ==============================================================================
-``accuracy``      share of equal pairs; of rows with equal labels, where they have several; of words with equal tags
+``accuracy``      share of rows that are right, in all of their labels; for tags: share of words
 ``f1``            two classes: F1 of class 1; more: unweighted mean over the classes that the labels hold
 ``matthews``      Matthews correlation of the two labelings
 ``pearson``       Pearson correlation
@@ -38,8 +38,8 @@ _KNOWN = (*CLASSIFICATION, *REGRESSION, "micro_f1", _ENTITIES)
 def of_kind(kind: str, names: Iterable[str] = ()) -> tuple[str, ...]:
     """The metrics of a kind of task, see :attr:`mixout.finetune.tasks.Task.kind`, with classes of these names."""
     if kind == "tags":
-        named = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in names)
-        return (_ENTITIES, "accuracy") if named else ("accuracy",)
+        iob2 = all(tag == "O" or tag.startswith(("B-", "I-")) for tag in names)
+        return (_ENTITIES, "accuracy") if iob2 else ("accuracy",)
     return {"values": REGRESSION, "classes": CLASSIFICATION, "labels": MULTI_LABEL}[kind]
 
 
@@ -71,46 +71,46 @@ def compute(
     with needs("hf", "metrics"):
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import f1_score, matthews_corrcoef
-    wanted = list(names)
-    for name in wanted:
+    metric_names = list(names)
+    for name in metric_names:
         check(name)
     if tags is not None:
-        return {name: _of_words(name, predictions, labels, tags) for name in wanted}
-    got, expected = np.asarray(predictions), np.asarray(labels)
-    if got.ndim not in (1, 2) or got.shape != expected.shape or not got.size:
+        return {name: _of_words(name, predictions, labels, tags) for name in metric_names}
+    preds, expected = np.asarray(predictions), np.asarray(labels)
+    if preds.ndim not in (1, 2) or preds.shape != expected.shape or not preds.size:
         raise ValueError(
             f"expected predictions and labels of the same shape (n,), n > 0, "
-            f"got {got.shape} and {expected.shape}; pass one prediction for each label"
+            f"got {preds.shape} and {expected.shape}; pass one prediction for each label"
         )
-    # Over the labels' classes: a stray prediction of another one is a miss, and must not change what is averaged.
-    mean = {"average": "binary"} if classes == 2 else {"average": "macro", "labels": np.unique(expected)}
-    # The libraries give 0 or nan, and warn.
-    silent = _says_nothing(got) or _says_nothing(expected)
+    # Averaged over the labels' classes: a prediction of another class is a miss, and adds no class to the mean.
+    averaging = {"average": "binary"} if classes == 2 else {"average": "macro", "labels": np.unique(expected)}
+    # There the libraries give 0 or nan, and warn.
+    silent = _says_nothing(preds) or _says_nothing(expected)
     functions: dict[str, Callable[[], Any]] = {
-        "accuracy": lambda: (got == expected).reshape(len(got), -1).all(axis=1).mean(),
-        "micro_f1": lambda: f1_score(expected.ravel(), got.ravel(), zero_division=0),
-        "f1": lambda: f1_score(expected, got, zero_division=0, **mean),
-        "matthews": lambda: 0.0 if silent else matthews_corrcoef(expected, got),
-        "pearson": lambda: 0.0 if silent else pearsonr(got.astype("float64"), expected.astype("float64")).statistic,
-        "spearman": lambda: 0.0 if silent else spearmanr(got, expected).statistic,
+        "accuracy": lambda: (preds == expected).reshape(len(preds), -1).all(axis=1).mean(),
+        "micro_f1": lambda: f1_score(expected.ravel(), preds.ravel(), zero_division=0),
+        "f1": lambda: f1_score(expected, preds, zero_division=0, **averaging),
+        "matthews": lambda: 0.0 if silent else matthews_corrcoef(expected, preds),
+        "pearson": lambda: 0.0 if silent else pearsonr(preds.astype("float64"), expected.astype("float64")).statistic,
+        "spearman": lambda: 0.0 if silent else spearmanr(preds, expected).statistic,
     }
-    return {name: float(functions[name]()) for name in wanted}
+    return {name: float(functions[name]()) for name in metric_names}
 
 
 def _of_words(name: str, predictions: Any, labels: Any, tags: Sequence[str]) -> float:  # noqa: ANN401
-    rows = [(tuple(got), tuple(true)) for got, true in zip(predictions, labels, strict=True)]
+    rows = [(tuple(predicted), tuple(truth)) for predicted, truth in zip(predictions, labels, strict=True)]
     if name == _ENTITIES:
-        sets = [(_entities(got, tuple(tags)), _entities(true, tuple(tags))) for got, true in rows]
-        total = sum(len(got) + len(true) for got, true in sets)
-        hits = sum(len(got & true) for got, true in sets)
+        sets = [(_entities(predicted, tuple(tags)), _entities(truth, tuple(tags))) for predicted, truth in rows]
+        total = sum(len(predicted) + len(truth) for predicted, truth in sets)
+        hits = sum(len(predicted & truth) for predicted, truth in sets)
         return float(2 * hits / max(1, total))
-    equal = [one == other for got, true in rows for one, other in zip(got, true, strict=True)]
+    equal = [tag == true_tag for predicted, truth in rows for tag, true_tag in zip(predicted, truth, strict=True)]
     return float(sum(equal) / len(equal))
 
 
-@lru_cache(1 << 16)  # choose asks for the same rows a thousand times
+@lru_cache(1 << 16)  # ``choose`` scores the same rows a thousand times
 def _entities(row: tuple[int, ...], tags: tuple[str, ...]) -> set[tuple[str, int, int]]:
-    return entities([tags[one] for one in row])
+    return entities([tags[number] for number in row])
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -120,14 +120,14 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
         [('LOC', 3, 4), ('LOC', 4, 5), ('PER', 0, 2)]
     """
-    found, kind, start = set(), "", 0
-    for at, tag in enumerate([*tags, "O"]):
-        if kind and tag != f"I-{kind}":
-            found.add((kind, start, at))
-            kind = ""
-        if not kind and tag[:2] in ("B-", "I-"):
-            kind, start = tag[2:], at
-    return found
+    spans, entity_type, start = set(), "", 0
+    for index, tag in enumerate([*tags, "O"]):
+        if entity_type and tag != f"I-{entity_type}":
+            spans.add((entity_type, start, index))
+            entity_type = ""
+        if not entity_type and tag[:2] in ("B-", "I-"):
+            entity_type, start = tag[2:], index
+    return spans
 
 
 def chance(
@@ -139,7 +139,7 @@ def chance(
 ) -> float:
     """Score of the best predictor that gives every example the same answer: for accuracy, the majority class.
 
-    That of words gives every word the same tag. Every correlation with a constant is 0.
+    For tags every word gets the same tag. Every correlation with a constant is 0.
 
     Example:
         >>> chance("accuracy", [0, 1, 1, 1], classes=2), chance("matthews", [0, 1, 1, 1], classes=2)
@@ -153,9 +153,9 @@ def chance(
         return max(_of_words(metric, constant, labels, tags) for constant in rows)
     expected = np.asarray(labels)
     if expected.ndim == 2:
-        # Of F1 the most frequent labels, as many as are best.
-        often = np.argsort(-expected.sum(axis=0))
-        answers = [np.isin(np.arange(len(often)), often[:count]).astype(int) for count in range(len(often) + 1)]
+        # For F1: the most frequent labels, as many as score best.
+        ranked = np.argsort(-expected.sum(axis=0))
+        answers = [np.isin(np.arange(len(ranked)), ranked[:count]).astype(int) for count in range(len(ranked) + 1)]
         answers.append(np.array(Counter(map(tuple, expected.tolist())).most_common(1)[0][0]))
     else:
         answers = list(np.unique(expected))

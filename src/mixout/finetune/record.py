@@ -51,14 +51,14 @@ class Record:
     status: str  # "finished", or "diverged" where a loss was not finite or got out of hand
     settings: Settings  # resolved, with every seed
     digest: str  # of the settings, see :meth:`Settings.digest`
-    metric: str  # name of the score that counts
+    metric: str  # name of the score by which runs are compared
     score: float  # its value at the end, on the dev set
-    scores: dict[str, float]  # all of the task's, at the end
+    scores: dict[str, float]  # all of the task's scores, at the end
     chance: float  # what a constant answer scores on the dev set
-    evaluations: tuple[Evaluation, ...]  # by step; that of a language model begins at 0, before training
+    evaluations: tuple[Evaluation, ...]  # by step; of a language model from step 0, before training
     training: tuple[Progress, ...]  # the course of the training loss
     # For the dev set, in its order: numbers of classes, or values; 1 or 0 for each of several labels; the
-    # numbers of words' tags; of a language model each document's mean log-likelihood.
+    # numbers of words' tags; for a language model each document's mean log-likelihood.
     predictions: tuple[Any, ...]
     labels: tuple[str, ...] | None  # names of the classes; None for a regression or a language model
     train_size: int  # rows or documents
@@ -67,23 +67,23 @@ class Record:
     parameters: int  # of the model
     new_parameters: tuple[str, ...]  # names of those without pretrained weights
     distance: float  # ||w - w_pre|| over every parameter that has pretrained weights, mixed or not
-    distance_by_layer: dict[str, float]  # the same for each module
+    distance_by_layer: dict[str, float]  # the same distance for each module
     coverage: dict[str, Any]  # of the method: counts of layers, shares of parameters and FLOPs
     gradient: str | None  # convention of the mixing method, "exact" or "paper"; None without mixing
     seconds: float  # of training, without evaluations, loading, and what an interruption lost
     evaluation_seconds: float  # spent in evaluations
-    # Bytes at the run's peak, host and device; None where it cannot be measured. Where the system cannot forget the
-    # process's earlier peak (other than Linux), host is that of the process.
+    # Bytes at the run's peak, host and device; None where it cannot be measured. Where the earlier peak cannot be
+    # reset (other than Linux), host is the peak of the whole process.
     peak_memory: dict[str, int | None]
     source: dict[str, str]  # where model and data came from, in words
     fingerprints: dict[str, str | None]  # sha256 of anchor, train, dev, weights and original text
     versions: dict[str, str]  # of mixout, Python and the libraries
-    hardware: dict[str, Any]  # processor, cores, accelerator, operating system; of several processes how many
+    hardware: dict[str, Any]  # processor, cores, accelerator, operating system; number of processes if several
     finished_at: str  # UTC, ISO 8601
-    chosen: dict[str, str] = field(default_factory=dict)  # settings that nobody named: value and reason, in words
+    chosen: dict[str, str] = field(default_factory=dict)  # settings that were left open: value and reason, in words
     interpolated: tuple[dict[str, float], ...] = ()  # for each t of --interpolate: t, and the scores at u + t (w - u)
-    verdict: str = ""  # where a run has failed: what happened, and what to try
-    pairs: bool | None = None  # whether texts come in pairs; None in a record of before
+    verdict: str = ""  # of a failed run: what happened, and what to try
+    pairs: bool | None = None  # whether texts come in pairs; None in earlier records
 
     @property
     def nested(self) -> bool:
@@ -96,7 +96,7 @@ class Record:
         return self.fingerprints["train"] == self.fingerprints["dev"]
 
     def to_json(self) -> str:
-        """One JSON object, a line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
+        """One JSON object, one line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
         values = {"format": _FORMAT, **asdict(self)}
         lines = [f'"{name}": {json.dumps(_portable(value), allow_nan=False)}' for name, value in values.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -115,7 +115,7 @@ class Record:
             values["training"] = tuple(Progress(**item) for item in values["training"])
             for name in ("predictions", "labels", "new_parameters", "interpolated"):
                 if values.get(name) is not None:
-                    values[name] = tuple(tuple(one) if isinstance(one, list) else one for one in values[name])
+                    values[name] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in values[name])
             return cls(**values)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"expected a record as mixout writes it, got something else: {error!r}") from error
@@ -165,11 +165,11 @@ def writing(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError):
-            # What loggers raise without a network is an OSError too, but not the system's.
-            of_writing = error.errno is not None
+            # Loggers without a network raise an OSError too, but not one of the system.
+            is_write_error = error.errno is not None
         else:
-            of_writing = bool((_TORCH if isinstance(error, RuntimeError) else _RUST).search(str(error)))
-        if not of_writing:
+            is_write_error = bool((_TORCH if isinstance(error, RuntimeError) else _RUST).search(str(error)))
+        if not is_write_error:
             raise
         raise WriteError(f"could not write to {folder}: {' '.join(str(error).split())}") from error
 
@@ -189,7 +189,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a power cut too; only POSIX can be asked to."""
+    """Make the names in a folder survive a power cut; only POSIX can do this."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -199,7 +199,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# JSON has no NaN. Strings keep the kind apart, which null would not, and every reader accepts them.
+# JSON has no NaN. Strings tell nan from inf, which null would not, and every reader accepts them.
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 

@@ -1,8 +1,8 @@
-r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that need data, another library or the end.
+r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that only fine-tuning has.
 
 - ``lora(8)``: low-rank adapters of peft beside frozen weights, W = u + s B A with rank r and s = 2 (alpha = 2 r); the
-  new head is trained whole. They lie on the linear layers that ``where`` selects, and are merged at the end, so the
-  checkpoint is a plain one. Hu et al., ICLR 2022, arXiv 2106.09685.
+  new head is trained whole. They lie on the linear layers that ``where`` selects, and are merged at the end, so that
+  the checkpoint is a plain one. Hu et al., ICLR 2022, arXiv 2106.09685.
 - ``anchor_decay(40, fisher=200)``: the decay weighted by the Fisher information (EWC), which the run measures itself
   before it trains. See :mod:`mixout.methods.decay`.
 - ``interpolate(0.5)``: after training the pretrained weights go half way back, u + t (w - u) (WiSE-FT). That is the
@@ -57,7 +57,7 @@ class Lora(Method):
 
 @dataclass(frozen=True, repr=False)
 class MeasuredDecay(AnchorDecay):
-    """:class:`mixout.AnchorDecay`, weighted by the Fisher information of so many rows where ``fisher`` is given.
+    """:class:`mixout.AnchorDecay`, weighted by the Fisher information of ``fisher`` rows if that is given.
 
     Example:
         >>> parse("anchor_decay(40, fisher=200)")[0].fisher
@@ -80,7 +80,7 @@ class MeasuredDecay(AnchorDecay):
         return self.fisher is not None or super().weighted
 
     def plain(self, weights: Mapping[str, Tensor] | None = None) -> AnchorDecay:
-        """The library's method, with what was measured."""
+        """The library's method, with the measured ``weights``."""
         values = {f.name: getattr(self, f.name) for f in fields(AnchorDecay)}
         return AnchorDecay(**values if weights is None else values | {"weights": weights})
 
@@ -101,8 +101,8 @@ class Interpolate(Method):
         object.__setattr__(self, "t", check_t(self.t))
 
 
-P = 0.7  # of mixout, where nothing else is known
-# What a name alone means.
+P = 0.7  # default probability
+# What a method's name without arguments means.
 USUAL = {name: f"{name}({P})" for name in ("mixout", "mixconnect", "gradient_mask")}
 USUAL |= {"dropconnect": "dropconnect(0.1)", "dropout": "dropout(0.1)", "anchor_decay": DECAY["classification"]}
 METHODS: Mapping[str, type[Method]] = {
@@ -114,19 +114,19 @@ METHODS: Mapping[str, type[Method]] = {
 
 
 def parse(text: str) -> tuple[Method, ...]:
-    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for one of ours twice.
+    """The methods that ``text`` names; ValueError as of :func:`mixout.methods.parse`, or for lora or interpolate twice.
 
     Example:
         >>> parse("mixout")
         (Mixout(p=0.7),)
     """
-    found = parse_with(USUAL.get(text.strip(), text), METHODS)
-    if len(found) > 1 and any(isinstance(one, Plain) for one in found):
+    methods = parse_with(USUAL.get(text.strip(), text), METHODS)
+    if len(methods) > 1 and any(isinstance(method, Plain) for method in methods):
         raise ValueError(f"expected plain alone, got {text!r}; leave it out of the sum")
-    for kind in (Lora, Interpolate):
-        if sum(isinstance(one, kind) for one in found) > 1:
-            raise ValueError(f"expected {kind.name} once, got {text!r}")
-    return found
+    for method_type in (Lora, Interpolate):
+        if sum(isinstance(method, method_type) for method in methods) > 1:
+            raise ValueError(f"expected {method_type.name} once, got {text!r}")
+    return methods
 
 
 def _whole(name: str, value: Any) -> int:  # noqa: ANN401
@@ -146,7 +146,7 @@ def add_lora_(model: nn.Module, method: Lora, where: Selection, new: frozenset[s
     """
     with needs("lora", "the method lora"):
         from peft import LoraConfig, inject_adapter_in_model
-    # Merged into a weight that another module uses too, such as an embedding, an adapter would change both.
+    # An adapter merged into a weight that another module uses too, such as an embedding, would change both.
     users = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
     names = [
         name
@@ -163,7 +163,7 @@ def add_lora_(model: nn.Module, method: Lora, where: Selection, new: frozenset[s
 
 @torch.no_grad()
 def merge_lora_(model: nn.Module) -> None:
-    """Let every adapted layer be the plain one that computes the same; nothing where there is none."""
+    """Replace every adapted layer by the plain layer that computes the same; do nothing without adapters."""
     for name, layer in lora.sites(model).items():
         layer.merge()
         model.set_submodule(name, layer.get_base_layer())
@@ -173,25 +173,25 @@ def merge_lora_(model: nn.Module) -> None:
 def measured(
     methods: Sequence[Method], model: nn.Module, where: Selection, rows: Sequence[Batch], saved: str | None
 ) -> tuple[tuple[Method, ...], dict[str, Tensor] | None]:
-    """The library's methods, a decay with its Fisher information; and that, to be saved, where it was measured here.
+    """The library's methods, a decay with its Fisher information; and that information if it was measured here.
 
-    It is measured on as many of ``rows``, one example each, as are asked for, evenly spread; or read from ``saved``.
+    It is measured on ``fisher`` of the ``rows``, one example each, evenly spread; or it is read from ``saved``.
     """
     weights: dict[str, Tensor] | None = None
-    found: list[Method] = []
+    library_methods: list[Method] = []
     for method in methods:
         if not isinstance(method, MeasuredDecay):
-            found.append(method)
+            library_methods.append(method)
         elif method.fisher is None:
-            found.append(method.plain())
+            library_methods.append(method.plain())
         elif saved is not None:
-            found.append(method.plain(load_file(saved)))
+            library_methods.append(method.plain(load_file(saved)))
         else:
             count = min(method.fisher, len(rows))
-            spread = [rows[place * len(rows) // count] for place in range(count)]
-            # Of several processes each measures: on the CPU, where all get the same.
+            sample = [rows[index * len(rows) // count] for index in range(count)]
+            # With several processes each one measures, on the CPU, where all get the same result.
             if torch.accelerator.is_available() and processes() == 1:
                 model.to(torch.accelerator.current_accelerator())
-            weights = fisher(model, spread, examples=method.fisher, where=where)
-            found.append(method.plain(weights))
-    return tuple(found), weights
+            weights = fisher(model, sample, examples=method.fisher, where=where)
+            library_methods.append(method.plain(weights))
+    return tuple(library_methods), weights

@@ -3,7 +3,7 @@
 Frozen, checked when built, JSON both ways. The command line takes its options, defaults and help texts from the fields
 below, so that each is written once.
 
-It opens no file and reads no data: whether a model or a task exists is found out by who loads it.
+It opens no file and reads no data: whether a model or a task exists is checked when it is loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TAGS = "token-classification"
 SCHEDULES = "linear cosine constant_with_warmup inverse_sqrt"
 TASK_TYPES = ("classification", TAGS, CAUSAL)
 _PATHS = ("model", "task", "data_dir", "original")
-# Without influence on the result.
+# Settings without influence on the result.
 UNSEEN = ("report_to", "logging_steps", "interpolate")
 # What Lee, Cho and Kang 2020 (https://arxiv.org/abs/1909.11299) trained BERT-large with.
 PAPER: Mapping[str, Any] = {
@@ -45,15 +45,15 @@ PAPER: Mapping[str, Any] = {
 }
 # The method of a run that names none: chosen by the data, see mixout.finetune.defaults.
 AUTO = "auto"
-# What its name alone means. A language model learned little within 0.005 (docs/causal-lm.md).
-DECAY = {kind: f"anchor_decay(radius={0.025 if kind == CAUSAL else 0.005})" for kind in TASK_TYPES}
+# What anchor_decay without arguments means. A language model learned little within 0.005 (docs/causal-lm.md).
+DECAY = {task: f"anchor_decay(radius={0.025 if task == CAUSAL else 0.005})" for task in TASK_TYPES}
 RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
-# What a setting was before it followed from model and data: at this value a study's runs of before keep their identity.
+# Former defaults of settings that follow from model and data now: with them a study's earlier runs keep their identity.
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
 
 
 def _option(default: Any, text: str, choices: str = "") -> Any:  # noqa: ANN401
-    """A field with the help text and choices, apart by blanks, that the command line shows."""
+    """A field with the help text and choices, separated by blanks, that the command line shows."""
     return field(default=default, metadata={"help": text, "choices": tuple(choices.split())})
 
 
@@ -132,7 +132,7 @@ class Settings:
         "momentum",
         "adamw bertadam mofo sgd",
     )
-    # Learning rate, epochs and batch size follow from model, data and method where nobody names them: see defaults.py.
+    # Learning rate, epochs and batch size follow from model, data and method unless they are named: see defaults.py.
     learning_rate: float = _option(None, "highest learning rate, reached after the warm-up")
     weight_decay: float = _option(0.0, "decay of the weights towards 0, without biases and norms")
     layer_decay: float = _option(1.0, "factor between the learning rate of a layer and that of the layer above it")
@@ -178,7 +178,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field, and bring the method into its canonical spelling."""
-        # JSON knows lists only, and paths may come as os.PathLike.
+        # JSON has no tuples, only lists; and paths may come as os.PathLike.
         for name, value in vars(self).copy().items():
             if isinstance(value, list) or (name in _PATHS and isinstance(value, os.PathLike)):
                 object.__setattr__(self, name, tuple(value) if isinstance(value, list) else os.fspath(value))
@@ -189,7 +189,7 @@ class Settings:
         check(self)
         if self.method.strip() == "anchor_decay":
             object.__setattr__(self, "method", DECAY[self.task_type])
-        # Late: the help of the command line need not wait for torch.
+        # Imported late: the help of the command line need not wait for torch.
         from mixout.methods import MixingMethod, spell
 
         try:
@@ -205,7 +205,7 @@ class Settings:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """What ``method`` names; of 'auto', before it was chosen, what is in any case."""
+        """The methods that ``method`` names; for 'auto' the default of the task type, until one is chosen."""
         from mixout.finetune.run_methods import parse
 
         return parse(DECAY[self.task_type] if self.method == AUTO else self.method)
@@ -246,9 +246,9 @@ class Settings:
         return cls(**values)
 
     def digest(self) -> str:
-        """A name for the run by which its default folder is called: sha256 of what decides the result.
+        """The name of the run's default folder: sha256 of the settings that decide the result.
 
-        A study knows runs by more, the content of data and model: see :mod:`mixout.study.identity`.
+        A study identifies runs also by the content of data and model: see :mod:`mixout.study.identity`.
         """
         values = {name: value for name, value in asdict(self.resolved()).items() if name not in UNSEEN}
         return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """FSDP2: each process holds a part of the model, as the launcher asks: ``accelerate launch`` with ``fsdp_version: 2``.
 
 Accelerate shards where the Trainer begins to train. A method that is applied before that would keep the whole anchor in
-each process. So the model is sharded here, in the way that the launcher's configuration says, then the methods are
-applied, and Accelerate leaves a model that is sharded as it is. Each process reads the whole weights and keeps them on
+each process. So the model is sharded here, as the launcher's configuration says; then the methods are
+applied, and Accelerate leaves a sharded model as it is. Each process reads the whole weights and keeps them on
 its host, to measure the distance.
 
 Weights are gathered, and gradients reduced, in float32: the precision of the forward pass is autocast's, as without
@@ -27,7 +27,7 @@ with needs("hf", "fine-tuning"):
     from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
     from accelerate.utils import fsdp2_prepare_model
 
-# What a launcher may ask for besides, and what to do instead.
+# Requests of a launcher that are refused, and what to do instead.
 _LAUNCHER = {
     "FSDP_OFFLOAD_PARAMS": "set fsdp_offload_params: false; weights on the host cannot be mixed",
     "FSDP_ACTIVATION_CHECKPOINTING": "set fsdp_activation_checkpointing: false, and give --gradient-checkpointing",
@@ -56,13 +56,13 @@ def check(settings: Settings) -> None:
         "precision 'fp16'": settings.precision == "fp16" and "use 'bf16' or 'fp32'",
         "keep_best": settings.keep_best and f"leave it out (patience may stay), {torchrun}",
     }
-    for what, instead in refused.items():
-        if instead:
-            raise InputError(f"expected what FSDP2 can train, got {what}, which works on whole models only; {instead}")
+    for option, advice in refused.items():
+        if advice:
+            raise InputError(f"expected what FSDP2 can train, got {option}, which works on whole models only; {advice}")
 
 
 def shard_(model: nn.Module) -> None:
-    """Under FSDP2 let each process hold its part of ``model``, in place; all of them hold the same model before.
+    """Under FSDP2 shard ``model`` in place: all processes hold the same model before, and a part of it after.
 
     Raises:
         InputError: Accelerate does not take the launcher's configuration.
@@ -81,10 +81,10 @@ def shard_(model: nn.Module) -> None:
 
 
 def tell(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None = None) -> None:
-    """Let Accelerate work by ``plugin``, on CPUs too, where it does not listen to the launcher.
+    """Make Accelerate use ``plugin``, also on CPUs, where it ignores the launcher.
 
-    By default for a model that is sharded already, whose blocks Accelerate would not find again: they have another
-    class by now. Checkpoints of the run are written in parts, whatever the launcher says: they are there for a resume.
+    The default is for a model that is sharded already: Accelerate would not find its blocks, whose class has changed.
+    Checkpoints of the run are written in parts, whatever the launcher says: they only serve a resume.
     """
     if fsdp2():
         accelerator.state.distributed_type = DistributedType.FSDP
@@ -94,16 +94,16 @@ def tell(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor] | None:
-    """The whole weights, on the host of the first process; None where each has them. Every process must ask."""
+    """The whole weights, on the host of the first process; None without FSDP2. Every process must call this."""
     if not fsdp2():
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    found: dict[str, Any] = get_model_state_dict(
+    weight_by_name: dict[str, Any] = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-    first: dict[int, str] = {}
+    name_by_id: dict[int, str] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
-        if (other := first.setdefault(id(weight), name)) != name and found:
-            found[name] = found[other]  # tied: gathered twice, but written once
-    return found
+        if (first_name := name_by_id.setdefault(id(weight), name)) != name and weight_by_name:
+            weight_by_name[name] = weight_by_name[first_name]  # tied: gathered twice, but written once
+    return weight_by_name

@@ -59,7 +59,7 @@ def finetune(
         output_dir: a folder that is new, empty, or holds this run unfinished. Holds in the end a checkpoint that
             ``from_pretrained`` loads, the tokenizer, ``record.json`` and a model card.
         resume: continue the unfinished run in ``output_dir`` from its last checkpoint.
-        keep_model: write model, tokenizer and card; without them the record is all that is left of the run.
+        keep_model: write model, tokenizer and card; else only the record is left of the run.
         report: called with one line of progress now and then; None for silence.
         bars: show progress bars on stderr.
         cache: what earlier runs of this process have read, to be used again; the result is the same.
@@ -70,12 +70,12 @@ def finetune(
         AnchorMismatchError: on resume, the pretrained weights are not those that the run began with.
         WriteError: a file could not be written during training or at its end (a full disk); the run can be resumed.
     """
-    # Of several processes one speaks and writes.
+    # Of several processes one reports and writes.
     leads = environment.leads()
     tell: Report = report if report is not None and leads else lambda _line: None
     settings = settings.resolved()
-    place = Path(output_dir)
-    settings = folder.check(place, settings, resume=resume)
+    run_dir = Path(output_dir)
+    settings = folder.check(run_dir, settings, resume=resume)
     _check_machine(settings)
     for note in _notes(settings):
         tell(environment.NOTE + note)
@@ -92,51 +92,51 @@ def finetune(
         examples = shared.tokens(task.train, settings)
         sharding.shard_(loaded.model)
         dev = shared.dev(task, settings)
-        measured = place / folder.CHECKPOINTS / folder.FISHER
+        fisher_path = run_dir / folder.CHECKPOINTS / folder.FISHER
         importance = apply_methods(
             loaded,
             settings,
             fisher_rows(settings, task, loaded, shared, examples),
-            str(measured) if measured.is_file() else None,
+            str(fisher_path) if fisher_path.is_file() else None,
         )
         fingerprints = {"anchor": old_fingerprint(start), **task.fingerprints(), "weights": loaded.sha256}
-        size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        folder.check_space(place, weights=size, settings=settings, keep_model=keep_model)
+        weight_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+        folder.check_space(run_dir, weights=weight_bytes, settings=settings, keep_model=keep_model)
         if report is not None and leads:
-            cut, length = shared.cut(task, settings), settings.max_length
-            said = (*describe(task, cut=cut, max_length=length), *chosen.values())
-            for line in (*said, *reaches(settings.methods)):
+            cut, max_length = shared.cut(task, settings), settings.max_length
+            lines = (*describe(task, cut=cut, max_length=max_length), *chosen.values())
+            for line in (*lines, *reaches(settings.methods)):
                 tell(line)
-        with folder.making(place):
-            run = TextTrainer(settings, place, loaded, task, examples, dev, report=tell, bars=bars and leads)
+        with folder.making(run_dir):
+            trainer = TextTrainer(settings, run_dir, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
-        close = (
+        drift = (
             Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
             if isinstance(dev, DevTexts)
             else Drift(loaded, task.original.text if task.original else (), settings.max_length)
         )
         # The last check: from here on the folder holds an unfinished run of these very settings.
-        with run.accelerator.main_process_first():
-            checkpoint, chosen = folder.begin(place, settings, chosen, fingerprints)
-        with writing(place):
+        with trainer.accelerator.main_process_first():
+            checkpoint, chosen = folder.begin(run_dir, settings, chosen, fingerprints)
+        with writing(run_dir):
             if importance is not None and leads:
-                _save(importance, measured)
-            state = run.run(checkpoint)
+                _save(importance, fisher_path)
+            state = trainer.run(checkpoint)
             covered = outcome.coverage(loaded.model)
-            merge_lora_(mixout.remove_(loaded.model))  # after it no layer tells what was applied
-            between = interpolated(
-                loaded.model, start, loaded.new, settings.interpolate, lambda: run.scores() | close.scores()
+            merge_lora_(mixout.remove_(loaded.model))  # after it no layer shows what was applied
+            scores_between = interpolated(
+                loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores() | drift.scores()
             )
             for method in settings.methods:
                 if isinstance(method, Interpolate):
                     interpolate_(loaded.model, method.t, start, loaded.new)
-                    run.evaluate()
+                    trainer.evaluate()
             record = outcome.record(
-                settings, task, loaded, dev, state, diverged=run.course.diverged, closeness=close.scores(), start=start,
-                chosen=chosen, interpolated=between, coverage=covered, fingerprints=fingerprints,
+                settings, task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
+                start=start, chosen=chosen, interpolated=scores_between, coverage=covered, fingerprints=fingerprints,
             )  # fmt: skip
-            _write(place, loaded, record, keep_model=keep_model)
-            run.accelerator.wait_for_everyone()
+            _write(run_dir, loaded, record, keep_model=keep_model)
+            trainer.accelerator.wait_for_everyone()
     return record
 
 
@@ -151,7 +151,7 @@ def _notes(settings: Settings) -> Iterator[str]:
 def fisher_rows(
     settings: Settings, task: Task, loaded: models.Loaded, shared: Cache, examples: list[Example]
 ) -> list[Batch]:
-    """What a Fisher information is measured on: original text, or without any the training rows of an encoder."""
+    """The rows for the Fisher information: original text, or for an encoder without it the training rows."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
     if task.kind == "labels":
@@ -165,7 +165,7 @@ def fisher_rows(
     if task.original is not None:
         examples = shared.tokens(task.original, settings)
     names = loaded.tokenizer.model_input_names
-    return [{name: torch.tensor([one[name]]) for name in names if name in one} for one in examples]
+    return [{name: torch.tensor([example[name]]) for name in names if name in example} for example in examples]
 
 
 def _check_fits(settings: Settings, task: Task, loaded: models.Loaded) -> None:
@@ -204,19 +204,19 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     partial.replace(path)
 
 
-def _write(place: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
+def _write(run_dir: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
     """The plain model, its tokenizer and card; then the record, which makes the run a finished one.
 
-    Every process must ask: the weights may lie in parts. One writes.
+    Every process must call this, since the weights may lie in parts; one writes.
     """
     weights = sharding.gathered(loaded.model) if keep_model else None
     if not environment.leads():
         return
     if keep_model:
-        loaded.model.save_pretrained(place, state_dict=weights)
-        loaded.tokenizer.save_pretrained(place)
-        write_atomically(place / "README.md", card.write(record))
+        loaded.model.save_pretrained(run_dir, state_dict=weights)
+        loaded.tokenizer.save_pretrained(run_dir)
+        write_atomically(run_dir / "README.md", card.write(record))
     else:
-        (place / folder.CHECKPOINTS / folder.FISHER).unlink(missing_ok=True)
-    record.write(place)
-    folder.finish(place)
+        (run_dir / folder.CHECKPOINTS / folder.FISHER).unlink(missing_ok=True)
+    record.write(run_dir)
+    folder.finish(run_dir)

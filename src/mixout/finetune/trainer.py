@@ -5,7 +5,7 @@ Three random streams: the new head (drawn by the loader); the order of the examp
 
 There is no training loop here. Several processes (torchrun) share each batch, and the result is that of one: masks are
 the same on all of them, the loss is the mean over the whole batch, and examples that are repeated at an epoch's end, so
-that all have as many, count for nothing.
+that all have the same number, do not count.
 """
 
 # ruff: noqa: ANN401  the signatures of the overridden methods are those of transformers
@@ -47,8 +47,8 @@ if not hasattr(Trainer, "loss_is_scaled_for_ga"):
 class TextTrainer(Trainer):
     """The Trainer with our optimizers, a loss that accumulation does not change, and evaluations that draw nothing."""
 
-    # compute_loss divides by the number of examples or tokens in the whole accumulated batch. Left to the models, the
-    # Trainer takes any that accepts keyword arguments to do so; BERT's does not, and its gradient would grow with
+    # compute_loss divides by the number of examples or tokens in the whole accumulated batch. Without this the Trainer
+    # assumes that every model with keyword arguments does so; BERT does not, and its gradient would grow with
     # accumulation.
     loss_is_scaled_for_ga = True
 
@@ -71,18 +71,18 @@ class TextTrainer(Trainer):
         if settings.batching == "bucketed":
             lengths = [len(example["input_ids"]) for example in examples]
             self.order = Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
-        self.anchored = next((one.on for one in settings.methods if isinstance(one, OutputAnchor)), None)
+        self.anchored = next((method.on for method in settings.methods if isinstance(method, OutputAnchor)), None)
         model: Any = loaded.model
-        # Built later, on the device; what is wrong with it shows now.
+        # The optimizer is built later, on the device; errors in its groups show now.
         optimizers.groups(model, settings)
         if settings.gradient_checkpointing:
-            # Under its new name, where transformers has it.
-            new = getattr(model, "activation_checkpointing_enable", None)
-            (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+            # By the new name, if transformers has it.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         # super() turns the cache of keys and values off, which is right for training and wrong in a checkpoint.
         self.cache = {"use_cache": model.config.use_cache} if hasattr(model.config, "use_cache") else {}
         args = arguments(settings, place, bars=bars)
-        first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
+        head_first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
         with without_launcher():
             super().__init__(
                 model=model,
@@ -94,7 +94,7 @@ class TextTrainer(Trainer):
                 compute_metrics=lambda outputs: dev.score(outputs.predictions),  # type: ignore[arg-type]
                 preprocess_logits_for_metrics=dev.keep,
                 # The record holds the distance from the anchor at the end.
-                callbacks=[self.course, MixoutCallback(log=False), *first],
+                callbacks=[self.course, MixoutCallback(log=False), *head_first],
             )
         self.remove_callback(ProgressCallback if bars else PrinterCallback)
         if bars:
@@ -105,7 +105,7 @@ class TextTrainer(Trainer):
             dev.mean_of_batches = False
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Set Accelerate up, which may have to be told of FSDP2."""
+        """Set Accelerate up, and tell it of FSDP2 where needed."""
         super().create_accelerator_and_postprocess()
         sharding.tell(self.accelerator)
         self.is_fsdp_enabled = self.is_fsdp_enabled or environment.fsdp2()
@@ -129,8 +129,8 @@ class TextTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any | None = None) -> torch.utils.data.Sampler[int] | None:
         """The order of the training examples: the one that was given, or the Trainer's own."""
-        own: torch.utils.data.Sampler[int] | None = super()._get_train_sampler(train_dataset)
-        return own if self.order is None else self.order
+        sampler: torch.utils.data.Sampler[int] | None = super()._get_train_sampler(train_dataset)
+        return sampler if self.order is None else self.order
 
     def compute_loss(
         self,
@@ -149,11 +149,11 @@ class TextTrainer(Trainer):
             # Gradients are averaged over the processes, each of which has a part of the batch.
             parts = num_items_in_batch / self.args.world_size
         loss = self.dev.total(outputs["logits"], labels, training=model.training) / parts
-        # While the head is trained alone, hidden states are what they were.
+        # While only the head is trained, hidden states do not change.
         states = outputs.get("hidden_states") if hidden else None
         if model.training and self.anchored is not None and (not states or states[-1].requires_grad):
-            # A mean over the batch, which counts as much as its share of the step.
-            # Labels tell which logits count. Of hidden states they tell nothing.
+            # The penalty is a mean over the batch, weighted by the batch's share of the step.
+            # Labels tell which logits count, but nothing about hidden states.
             batch = unlabelled if hidden else inputs
             loss = loss + output_penalty(model, batch, outputs) * self.dev.parts(labels) / parts
         return (loss, outputs) if return_outputs else loss
@@ -168,7 +168,7 @@ class TextTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """The batches of one step, and the number of parts over which their loss is the mean."""
-        # Not the Trainer's count: it leaves out every label of -100, also a regression's, and asks the model's class.
+        # Not the Trainer's count: it leaves out every label of -100, also in a regression, and asks the model's class.
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.world_size == 1:
             return samples, sum(self.dev.parts(batch["labels"]) for batch in samples)
@@ -177,12 +177,12 @@ class TextTrainer(Trainer):
         return samples, self.accelerator.gather(parts).sum()
 
     def _leave_out_repeated(self, samples: list[Any]) -> None:
-        """Take the labels from the examples that an epoch's last batches repeat, so that every process has as many."""
+        """Remove the labels of examples that an epoch's last batches repeat, so that all processes have as many."""
         size = self.args.per_device_train_batch_size
-        real = len(self.train_dataset) % (size * self.args.world_size)  # type: ignore[arg-type]
-        if samples and real and self.accelerator.gradient_state.end_of_dataloader:
+        remaining = len(self.train_dataset) % (size * self.args.world_size)  # type: ignore[arg-type]
+        if samples and remaining and self.accelerator.gradient_state.end_of_dataloader:
             labels = samples[-1]["labels"]
-            labels[min(size, max(0, real - size * self.args.process_index)) :] = self.dev.unlabelled
+            labels[min(size, max(0, remaining - size * self.args.process_index)) :] = self.dev.unlabelled
 
     def prediction_step(self, *args: Any, **options: Any) -> tuple[Any, Any, Any]:
         """A batch of an evaluation."""
@@ -201,24 +201,24 @@ class TextTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the seconds of training, which thereby go into the checkpoint."""
+        """Log, with the seconds of training, so that they go into the checkpoint."""
         if "loss" in logs:
             logs["seconds"] = self.course.seconds()
         super().log(logs, start_time)
 
     def log_between(self, logs: dict[str, float]) -> None:
-        """Show loggers a point that is no part of the run's history."""
+        """Give loggers a point that is not part of the run's history."""
         logs = {**logs, "learning_rate": self._get_learning_rate(), "epoch": self.state.epoch or 0.0}
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def run(self, checkpoint: Path | None) -> TrainerState:
         """Train the model in place."""
-        # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its own back.
+        # The masks' stream starts here, whatever the set-up has drawn; a resumed run gets its saved one back.
         set_seed(self.args.seed)
-        # What a language model knew before is part of the result. A resumed run has it in its checkpoint.
+        # A language model's loss before training is part of the result. A resumed run has it in its checkpoint.
         self.args.eval_on_start = isinstance(self.dev, DevTexts) and checkpoint is None
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        # Room for a copy of the weights, which tells how far the model has gone.
+        # Free memory for a copy of the weights, to measure how far the model has moved.
         self.optimizer.state.clear()  # type: ignore[union-attr]
         if self.settings.keep_best:
             self._restore_best()
@@ -234,13 +234,13 @@ class TextTrainer(Trainer):
             return
         model: Any = self.model
         load_model(model, str(Path(str(self.args.output_dir)) / folder.BEST))
-        # From now on evaluations are entered where the weights are of.
+        # From now on evaluations are logged at the step of these weights.
         self.state.global_step, self.state.epoch = int(best["step"]), best["epoch"]
         self.evaluate()
 
     def scores(self) -> dict[str, float]:
         """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""
-        kept = self.dev.predictions
-        found = self.predict(self.eval_dataset).metrics or {}  # type: ignore[arg-type]
-        self.dev.predictions = kept
-        return {name: found[f"test_{name}"] for name in ("loss", *self.dev.task.metrics)}
+        predictions = self.dev.predictions
+        metrics = self.predict(self.eval_dataset).metrics or {}  # type: ignore[arg-type]
+        self.dev.predictions = predictions
+        return {name: metrics[f"test_{name}"] for name in ("loss", *self.dev.task.metrics)}

@@ -40,17 +40,17 @@ def load_task(
     """
     if metric is not None:
         metrics.check(metric)
-    key, own = glue.key_of(name), is_path(name)
-    # os.path.exists, unlike Path.exists, answers no to names that no file can have. What looks like one of ours,
-    # mistyped, is not looked for on the hub, unless a split is named.
-    if own and not os.path.exists(name) and (not files.is_hub_name(name) or (":" not in name and _hint(name))):
+    key, external = glue.key_of(name), is_path(name)
+    # os.path.exists, unlike Path.exists, returns False for names that no file can have. A name close to one of our
+    # tasks counts as mistyped: it is not looked for on the hub, unless it names a split.
+    if external and not os.path.exists(name) and (not files.is_hub_name(name) or (":" not in name and _hint(name))):
         raise InputError(
             f"expected a file or folder that exists, or a task ({', '.join(_NAMES.values())}), got {name!r}"
             f"{_hint(name) or _beside(name) or '; check the path'}"
         )
     if data_dir is not None and key not in glue.LAYOUTS:
         raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
-    if own:
+    if external:
         return files.load(name, columns=columns or Columns(), metric=metric)
     if columns not in (None, Columns()):
         raise InputError(
@@ -76,7 +76,7 @@ def _hint(name: str) -> str:
 
 
 def _beside(name: str) -> str:
-    """What lies in the same folder under a similar name."""
+    """A hint at the most similar name in the same folder."""
     try:
         return nearest(os.path.basename(name), os.listdir(os.path.dirname(name) or "."))
     except (OSError, ValueError):

@@ -29,7 +29,7 @@ class Split:
 
     text: tuple[Any, ...]  # str, or where words have tags a tuple of words
     pair: tuple[str, ...] | None = None
-    prompt: tuple[str, ...] | None = None  # what a language model is given before the text
+    prompt: tuple[str, ...] | None = None  # what a language model is given before ``text``
     label: tuple[Any, ...] = ()  # none for a language model
     chat: bool = False  # the texts are conversations, as JSON, for a chat template
 
@@ -38,8 +38,8 @@ class Split:
 
     def questions(self) -> list[str]:
         """What each row asks, without its answer."""
-        others = self.pair or self.prompt or [""] * len(self)
-        return [f"{text}\0{other}" for text, other in zip(self.text, others, strict=True)]
+        contexts = self.pair or self.prompt or [""] * len(self)
+        return [f"{text}\0{context}" for text, context in zip(self.text, contexts, strict=True)]
 
     def select(self, indices: Iterable[int]) -> Split:
         """The rows at these positions, in the order given."""
@@ -67,15 +67,15 @@ class Task:
     dev: Split
     labels: tuple[str, ...] | None = None  # names of the classes by number; None for values and for language models
     metrics: tuple[str, ...] = ()  # everything that is reported
-    metric: str  # by which runs are compared
+    metric: str  # the one by which runs are compared
     source: str  # one sentence on where the data came from
-    separator: str = ""  # of several labels in a cell
-    comma: bool = False  # whether values were written 0,5
+    separator: str = ""  # between several labels in a cell
+    comma: bool = False  # whether values were written as 0,5
     original: Split | None = None  # text that the model knew before, to see how far it moved there
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, also of those that a split lacks; None without any."""
+        """Number of classes, including those that a split lacks; None without classes."""
         return None if self.labels is None else len(self.labels)
 
     @property
@@ -89,7 +89,7 @@ class Task:
 
     @property
     def tags(self) -> tuple[str, ...] | None:
-        """The names of the classes, where these are tags of words."""
+        """The names of the classes if they are tags of words, else None."""
         return self.labels if self.kind == "tags" else None
 
     def of_row(self, label: Any) -> tuple[int, ...]:  # noqa: ANN401
@@ -100,19 +100,19 @@ class Task:
 
     def fingerprints(self) -> dict[str, str]:
         """The SHA-256 (hex) of each part."""
-        found = {"train": self.train.fingerprint(), "dev": self.dev.fingerprint()}
+        digests = {"train": self.train.fingerprint(), "dev": self.dev.fingerprint()}
         if self.original is not None:
-            # Beside labels its text alone, as in the records of before.
-            text = self.kind == "text"
-            found["original"] = self.original.fingerprint() if text else digest_of(self.original.text)
-        return found
+            # Beside labels, only its text is hashed, as in earlier records.
+            of_text = self.kind == "text"
+            digests["original"] = self.original.fingerprint() if of_text else digest_of(self.original.text)
+        return digests
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of all the text and the class names; not of the name, source or metrics."""
         parts = self.fingerprints()
         if self.kind == "text":
             return digest_of([parts["train"], parts["dev"], parts.get("original")])
-        # Without original text as before there was any, so that earlier runs stay what they are.
+        # Without original text as in earlier versions, so that earlier runs keep their identity.
         return digest_of([parts.pop("train"), parts.pop("dev"), self.labels, *parts.values()])
 
 
@@ -136,9 +136,9 @@ def few_sample(part: Split, size: int, seed: int) -> Split:
     for index, label in enumerate(part.label or [0] * len(part)):
         members.setdefault(label if isinstance(label, int) else 0, []).append(index)
     if not len(members) <= size <= len(part):
-        kind = "examples (every class must be present)" if part.label else "documents"
+        unit = "examples (every class must be present)" if part.label else "documents"
         raise InputError(
-            f"expected a training subset of {len(members)} to {len(part)} {kind}, got {size}; choose a size in that "
+            f"expected a training subset of {len(members)} to {len(part)} {unit}, got {size}; choose a size in that "
             "range"
         )
     strata = [members[label] for label in sorted(members)]
@@ -155,7 +155,7 @@ def _shares(counts: list[int], size: int) -> list[int]:
     shares = [max(1, int(quota)) for quota in quotas]
     while sum(shares) != size:
         step = 1 if sum(shares) < size else -1
-        # The stratum that is furthest from its quota moves; rounding down left room, and 1 is never given up.
+        # The stratum that is furthest from its quota changes by one; no share falls below 1 or exceeds its count.
         movable = [i for i, share in enumerate(shares) if 1 <= share + step <= counts[i]]
         best = max(movable, key=lambda i: step * (quotas[i] - shares[i]))
         shares[best] += step

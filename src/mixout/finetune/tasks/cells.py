@@ -15,7 +15,7 @@ from mixout.finetune.tasks.base import Split
 from mixout.finetune.tasks.tables import Table, is_empty, number
 
 OPTIONAL_PAIR = "text_pair"
-SEPARATORS = (",", ";", "|", "+", "/")  # of several labels in a cell; else blanks
+SEPARATORS = (",", ";", "|", "+", "/")  # tried between several labels in a cell, before blanks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class Columns:
     """
 
     text: str = "text"
-    pair: str | None = None  # the second text, which must be there; None: "text_pair", where the files have it
+    pair: str | None = None  # the second text, which must exist; None: "text_pair", if the files have it
     label: str = "label"
-    holds: Literal["label", "labels", "tags"] = "label"  # a cell of it; a list holds several labels in any case
+    holds: Literal["label", "labels", "tags"] = "label"  # content of a label cell; lists always hold several
 
     def __post_init__(self) -> None:
         names = (self.text, OPTIONAL_PAIR if self.pair is None else self.pair, self.label)
@@ -40,7 +40,7 @@ class Columns:
 def checked(table: Table, columns: Columns, pair: str | None, separator: str) -> Table:
     """Return the columns text, label and, where there are second texts, pair; no cell is empty.
 
-    Labels are text; several, or the tags of a text that is a tuple of words, are tuples of it.
+    Labels are text; several labels, or the tags of a text that is a tuple of words, are tuples of text.
     """
     names = [columns.text, *([] if pair is None else [pair]), columns.label]
     table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
@@ -48,7 +48,7 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
     if columns.holds == "tags":
         words = words_in(table, columns.text)
         tags = [tuple(map(spelled, cell)) if isinstance(cell, list) else () for cell in cells]
-        good = [len(of) == len(text) and "" not in of for of, text in zip(tags, words, strict=True)]
+        good = [len(row) == len(text) and "" not in row for row, text in zip(tags, words, strict=True)]
         table.check(good, cells, f"a list in column {columns.label!r} with a tag for each word", "correct the row")
         return replace(table, columns={"text": words, "label": tags})
     if any(isinstance(cell, list) for cell in table.columns[columns.text]):
@@ -56,22 +56,22 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
             f"{table.name}: expected text in column {columns.text!r}, got lists; words with tags need --task-type "
             "token-classification"
         )
-    found = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
+    texts = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
     labels: list[Any] = [several(cell, separator) if columns.holds == "labels" else spelled(cell) for cell in cells]
     comma = False
     if table.comma and columns.holds == "label":
         points = [spelled(label.replace(",", ".", 1)) for label in labels]
-        values = [number(point) is not None for point in points]
-        if 2 * sum(values) > len(values):
+        numeric = [number(point) is not None for point in points]
+        if 2 * sum(numeric) > len(numeric):
             comma = any("," in label for label in labels)
             labels = [
-                point if is_value else label for point, is_value, label in zip(points, values, labels, strict=True)
+                point if is_value else label for point, is_value, label in zip(points, numeric, labels, strict=True)
             ]
     expected, remedy = f"a label (text or a number) in column {columns.label!r}", "fill or remove the row"
     if columns.holds == "labels":
         expected, remedy = f"labels in column {columns.label!r}", "fill the row; [] stands for none of the labels"
     table.check([label not in ("", None) for label in labels], cells, expected, remedy)
-    return replace(table, columns={**found, "label": labels}, comma=comma)
+    return replace(table, columns={**texts, "label": labels}, comma=comma)
 
 
 def texts_in(table: Table, column: str) -> tuple[str, ...]:
@@ -91,18 +91,18 @@ def words_in(table: Table, column: str) -> list[tuple[str, ...]]:
 
 
 def separator_of(cells: Sequence[object]) -> str:
-    """What stands between several labels in a cell: that which leaves the fewest different labels; nothing in lists.
+    """The separator of several labels in a cell: the one that gives the fewest different labels; empty for lists.
 
     Raises:
-        InputError: no cell holds several.
+        InputError: no cell holds several labels.
     """
     if any(isinstance(cell, list) for cell in cells):
         return ""
     for separators in (SEPARATORS, " "):
-        split = {one: [several(cell, one) or () for cell in cells] for one in separators}
-        found = [one for one, rows in split.items() if max(map(len, rows)) > 1]
-        if found:
-            return min(found, key=lambda one: len(set().union(*split[one])))
+        labels_by = {separator: [several(cell, separator) or () for cell in cells] for separator in separators}
+        candidates = [separator for separator, rows in labels_by.items() if max(map(len, rows)) > 1]
+        if candidates:
+            return min(candidates, key=lambda separator: len(set().union(*labels_by[separator])))
     raise InputError(
         f"expected several labels in some rows, with one of {' '.join(SEPARATORS)} between them, got one in each; "
         "leave out --multi-label"
@@ -110,7 +110,7 @@ def separator_of(cells: Sequence[object]) -> str:
 
 
 def several(cell: object, separator: str) -> tuple[str, ...] | None:
-    """The labels in a cell, each once; None for an empty cell, which need not mean none of them as [] does.
+    """The labels in a cell, each once; None for an empty cell, which need not mean "no label" as [] does.
 
     Example:
         >>> several("['joy', 'fear']", ","), several("3;0.0", ";"), several(["a", "b"], ""), several("[]", ",")
@@ -118,12 +118,12 @@ def several(cell: object, separator: str) -> tuple[str, ...] | None:
     """
     if is_empty(cell):
         return None
-    found = cell if isinstance(cell, list) else [one.strip(" []{}()'\"") for one in str(cell).split(separator or None)]
-    return tuple(dict.fromkeys(label for one in found if (label := spelled(one))))
+    raw = cell if isinstance(cell, list) else [part.strip(" []{}()'\"") for part in str(cell).split(separator or None)]
+    return tuple(dict.fromkeys(label for part in raw if (label := spelled(part))))
 
 
 def spelled(cell: object) -> str:
-    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Nothing where there is none."""
+    """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Empty without a label."""
     text = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
     value = number(text)
     if value is not None and value.is_integer() and "." in text:
@@ -156,18 +156,18 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
     if names is None:
         values = [number(label) for label in labels]
         good = (value is not None for value in values)
-        several = ", or use --multi-label where cells hold several labels" if train_size else ""  # in training alone
-        remedy = f"correct or remove the row{several}"
+        hint = ", or use --multi-label where cells hold several labels" if train_size else ""  # only in training
+        remedy = f"correct or remove the row{hint}"
         table.check(good, labels, "a number as label (regression)", remedy)
         label = tuple(value for value in values if value is not None)
     else:
         numbers = {name: index for index, name in enumerate(names)}
-        known = ", ".join([*names[:20], *["..."][: len(names) - 20]])
+        shown = ", ".join([*names[:20], *["..."][: len(names) - 20]])
         remedy = "correct it, or give training rows with it"
         if 2 * len(names) > train_size > 20:
             remedy = f"{train_size} training rows have {len(names)} labels: name another column with --label-column"
-        good = (numbers.keys() >= ({one} if isinstance(one, str) else {*one}) for one in labels)
-        table.check(good, labels, f"a label that also occurs in the training rows ({known})", remedy)
+        good = (numbers.keys() >= ({row} if isinstance(row, str) else {*row}) for row in labels)
+        table.check(good, labels, f"a label that also occurs in the training rows ({shown})", remedy)
         if isinstance(labels[0], str):
             label = tuple(numbers[name] for name in labels)
         elif isinstance(texts[0], tuple):

@@ -1,8 +1,8 @@
 """Text for a causal language model: documents, or prompts with the completions that are to be learned.
 
-A ``.txt`` file holds documents apart by blank lines. A column of conversations, lists of messages with a role and
+A ``.txt`` file holds documents separated by blank lines. A column of conversations, lists of messages with a role and
 content, goes through the tokenizer's chat template. In JSONL, CSV, TSV and Parquet a row is a document in the column
-"text", or a "prompt" and its "completion", of which only the latter counts in the loss. A folder holds ``train.*`` and
+"text", or a "prompt" and its "completion"; only the completion counts in the loss. A folder holds ``train.*`` and
 ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of the text, or of the prompt. Everything is
 checked before a task exists. It neither repairs nor skips rows, and it does not tokenize.
 """
@@ -44,17 +44,17 @@ def load(path: str | Path, *, original: Path | None, column: str, metric: str | 
     tables, source = read_splits(path, endings=ENDINGS, reader=partial(_read, column=column))
     parts = [_of_table(table, column) for table in tables]
     if len(parts) == 1:
-        [every] = parts
-        # By the prompt where there is one, so that no question stands on both sides.
-        keys = every.text if every.prompt is None else every.prompt
-        parts = [every.select(rows) for rows in halves(tables[0].name, keys, "documents")]
-    new = ("log_likelihood", "perplexity")
+        [whole] = parts
+        # Split by the prompt if there is one, so that no question stands on both sides.
+        keys = whole.text if whole.prompt is None else whole.prompt
+        parts = [whole.select(rows) for rows in halves(tables[0].name, keys, "documents")]
+    scores = ("log_likelihood", "perplexity")
     return Task(
         name=short_name(path),
         train=parts[0],
         dev=parts[1],
         original=None if original is None else read_original(original, column),
-        metrics=new if original is None else (*new, *(f"original_{name}" for name in new)),
+        metrics=scores if original is None else (*scores, *(f"original_{name}" for name in scores)),
         metric=metric or METRICS[0],
         source=source + ("" if original is None else f" Original domain: {original.name}."),
     )
@@ -68,10 +68,10 @@ def read_original(file: Path, column: str) -> Split:
 
 
 def _read(file: Path, column: str) -> Table:
-    """A file as a table with the column, in which each document of a text file is a row."""
+    """A file as a table with the column; each document of a text file is a row."""
     if file.suffix.lower() != ".txt":
         return read(file, ENDINGS)
-    # Indentation and trailing blanks are text; only blank lines are not, at both ends of the file too.
+    # Indentation and trailing blanks belong to a document; blank lines do not, also at both ends of the file.
     whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
     pieces = [piece.strip("\n") for piece in re.split(r"\n(?:[^\S\n]*\n)+", whole) if piece.strip()]
     return Table(name=file.name, columns={column: pieces}, lines=range(1, len(pieces) + 1), unit="document")
@@ -88,7 +88,7 @@ def _of_table(table: Table, column: str) -> Split:
     if not paired and any(isinstance(cell, list) for cell in table.columns[column]):
         cells = table.columns[column]
         good = (
-            isinstance(cell, list) and bool(cell) and all(isinstance(one, dict) and "role" in one for one in cell)
+            isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict) and "role" in turn for turn in cell)
             for cell in cells
         )
         expected = f'a conversation in column {column!r}, [{{"role": ..., "content": ...}}, ...]'

@@ -29,7 +29,7 @@ from mixout.finetune.tasks.tables import READERS, Table, number, read
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
-SPLIT = "split 80/20 by a hash of the text"  # in what is said of a task's source
+SPLIT = "split 80/20 by a hash of the text"  # a part of a task's source
 
 
 def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
@@ -43,7 +43,7 @@ def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = 
 
 
 def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, metric: str | None) -> Task:
-    """Make a task of a training and a dev table, or of one that is split."""
+    """Make a task of a training and a dev table, or of one table that is split."""
     # If one side has the second text the other needs it too, whether it was named or not.
     pair = columns.pair or next((OPTIONAL_PAIR for table in tables if OPTIONAL_PAIR in table.columns), None)
     cells = tables[0].columns.get(columns.label, ())
@@ -54,27 +54,27 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
     if len(tables) == 1:
         [whole] = tables
         sides = halves(whole.name, whole.columns["text"], "texts")
-        # For messages: what one side lacks, the file may well have.
+        # For messages: the file may have what one part lacks.
         parts = ("without the fifth that is the dev set", "the fifth that is the dev set")
         tables = [replace(whole.take(r), name=f"{whole.name} ({part})") for r, part in zip(sides, parts, strict=True)]
     train, dev = tables
     rows: Sequence[Any] = train.columns["label"]
     labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
-    asked = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
-    regression = columns.holds == "label" and (asked or are_values(labels))
+    by_metric = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
+    regression = columns.holds == "label" and (by_metric or are_values(labels))
     names = None if regression else in_order(labels)
     kind = columns.holds if columns.holds != "label" else "values" if regression else "classes"
-    known = metrics.of_kind(kind, names or ())
-    chosen = metric or ("spearman" if regression else known[0])
-    metrics.check(chosen, known)
+    fitting = metrics.of_kind(kind, names or ())
+    primary = metric or ("spearman" if regression else fitting[0])
+    metrics.check(primary, fitting)
     train.check_varied(labels if columns.holds == "tags" else rows)
     return Task(
         name=name,
         train=split_of(train, names, len(rows)),
         dev=split_of(dev, names, len(rows)),
         labels=names,
-        metrics=(chosen, *(name for name in known if name != chosen)),
-        metric=chosen,
+        metrics=(primary, *(name for name in fitting if name != primary)),
+        metric=primary,
         source=source,
         separator=separator,
         comma=regression and train.comma,
@@ -88,14 +88,14 @@ def read_splits(
     endings: Sequence[str] = tuple(READERS),
     reader: Callable[[Path], Table] | None = None,
 ) -> tuple[list[Table], str]:
-    """The tables of a folder or file, or what is neither on the hub, and where they came from: one table, or two.
+    """The tables of a folder or file, else of a data set of the hub, and where they came from: one table, or two.
 
-    Without ``dev`` it is the training table, twice.
+    Without ``dev`` they are the training table, twice.
     """
     if not os.path.exists(path):
         return from_hub(str(path))
-    place, splits = Path(path), (("train",), DEV) if dev else (("train",),)
-    parts = [[place]] if place.is_file() else [members(place, names, endings) for names in splits]
+    location, splits = Path(path), (("train",), DEV) if dev else (("train",),)
+    parts = [[location]] if location.is_file() else [members(location, stems, endings) for stems in splits]
     tables = [Table.joined([(reader or read)(file) for file in files]) for files in parts]
     return (tables if dev else tables * 2), _origin(parts, split=dev)
 
@@ -106,16 +106,16 @@ def has_dev(path: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    places = (folder, folder / "data")
-    return sorted(path for place in places if place.is_dir() for path in place.iterdir() if path.is_file())
+    folders = (folder, folder / "data")
+    return sorted(path for parent in folders if parent.is_dir() for path in parent.iterdir() if path.is_file())
 
 
 def short_name(path: str | Path) -> str:
     """What data are called in reports: the name of the folder, of the file without its ending, or on the hub."""
     if not os.path.exists(path):
         return str(path).partition(":")[0]
-    place = Path(path)
-    return place.resolve().name if place.is_dir() else place.stem
+    location = Path(path)
+    return location.resolve().name if location.is_dir() else location.stem
 
 
 def _origin(parts: Sequence[Sequence[Path]], *, split: bool) -> str:
@@ -126,11 +126,11 @@ def _origin(parts: Sequence[Sequence[Path]], *, split: bool) -> str:
 
 
 def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(READERS)) -> list[Path]:
-    """The file of a split, or all its shards, ``train-00000-of-00002.parquet``; InputError without, or with others."""
+    """The file of a split, or its shards, ``train-00000-of-00002.parquet``; InputError for missing or several files."""
     files = _files(folder)
-    found = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
+    candidates = [path for path in files if path.stem in stems and path.suffix.lower() in endings]
     shards = [(path, match) for path in files if (match := _SHARD.fullmatch(path.stem)) and match["stem"] in stems]
-    if shards and not found:
+    if shards and not candidates:
         expected = int(shards[0][1]["count"])
         if len({match["number"] for _, match in shards}) == expected == len(shards):
             return [path for path, _ in shards]
@@ -138,13 +138,13 @@ def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(R
             f"expected {expected} shards of {shards[0][1]['stem']} in {str(folder)!r}, got "
             f"{', '.join(path.name for path, _ in shards)}; add what is missing, or remove what is too much"
         )
-    if len(found) == 1:
-        return found
-    got = found or files
+    if len(candidates) == 1:
+        return candidates
+    listed = candidates or files
     raise InputError(
         f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(endings)}, got "
-        f"{', '.join(path.name for path in got) or 'an empty folder'}; "
-        f"{'remove all but one' if found else 'add it, or give a single file to be split'}"
+        f"{', '.join(path.name for path in listed) or 'an empty folder'}; "
+        f"{'remove all but one' if candidates else 'add it, or give a single file to be split'}"
     )
 
 
@@ -180,13 +180,13 @@ def from_hub(task: str) -> tuple[list[Table], str]:
         import datasets
     try:
         if splits is None:
-            found = datasets.load_dataset(name)
-            chosen = ["train", *[one for one in reversed(DEV) if one in found][:1]]
-            parts = [found[one] for one in chosen]
+            dataset = datasets.load_dataset(name)
+            names = ["train", *[split for split in reversed(DEV) if split in dataset][:1]]
+            parts = [dataset[split] for split in names]
         else:
-            chosen = splits.split(",")
-            parts = [datasets.load_dataset(name, split=one) for one in chosen]
-    # Unreachable, refused and offline arrive as OSError; a split or rows that are not there as the others.
+            names = splits.split(",")
+            parts = [datasets.load_dataset(name, split=split) for split in names]
+    # An unreachable or refusing hub and offline mode raise OSError; a missing split or missing rows the others.
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetGenerationError) as error:
         raise InputError(
             f"expected a task, a file or folder that exists, or a data set of the hub, got {task!r}: "
@@ -194,16 +194,16 @@ def from_hub(task: str) -> tuple[list[Table], str]:
         ) from error
     if len(parts) > 2:
         raise InputError(f"expected one split, or two for training and dev set, got {task!r}")
-    tables = [_from_hub(f"{name}:{split}", part) for split, part in zip(chosen, parts, strict=True)]
-    return tables, f"{name} on the hub, {' and '.join(chosen)}{f', {SPLIT}' * (len(tables) == 1)}."
+    tables = [_from_hub(f"{name}:{split}", part) for split, part in zip(names, parts, strict=True)]
+    return tables, f"{name} on the hub, {' and '.join(names)}{f', {SPLIT}' * (len(tables) == 1)}."
 
 
 def _from_hub(name: str, part: Any) -> Table:  # noqa: ANN401  a datasets.Dataset
     columns = {column: part[column][:] for column in part.column_names}
     for column, feature in part.features.items():
-        inner = getattr(feature, "feature", feature)  # of a list
-        if hasattr(inner, "int2str"):
-            columns[column] = [_named(one, inner) for one in columns[column]]
+        element_type = getattr(feature, "feature", feature)  # of a list's elements
+        if hasattr(element_type, "int2str"):
+            columns[column] = [_named(cell, element_type) for cell in columns[column]]
     if not len(part):
         raise InputError(f"{name}: expected at least one row, got none; choose another split")
     return Table(name=name, columns=columns, lines=range(1, len(part) + 1), unit="row")
@@ -211,5 +211,5 @@ def _from_hub(name: str, part: Any) -> Table:  # noqa: ANN401  a datasets.Datase
 
 def _named(number: Any, classes: Any) -> Any:  # noqa: ANN401
     if isinstance(number, list):
-        return [_named(one, classes) for one in number]
+        return [_named(element, classes) for element in number]
     return classes.int2str(number) if number is not None and number >= 0 else None

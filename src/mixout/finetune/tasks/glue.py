@@ -29,7 +29,7 @@ class Layout:
     cells: tuple[str, ...] | None = ("0", "1")  # how the TSV file spells them; None: as ``labels``
     metrics: tuple[str, ...] = ("accuracy",)  # the primary one first
     header: tuple[str, ...] | None = None  # of a TSV file that does not name its columns
-    matched: str = ""  # end of the dev set's name: MNLI has two, of which the one of the same genres is read
+    matched: str = ""  # end of the dev set's name: MNLI has two; the one with the training genres is read
 
 
 LAYOUTS = {
@@ -101,8 +101,8 @@ def key_of(name: str) -> str:
 def _from_folder(key: str, layout: Layout, data_dir: Path) -> tuple[Split, Split]:
     if not data_dir.is_dir():
         raise InputError(f"expected a folder of TSV files, got {str(data_dir)!r}, which is none; check --data-dir")
-    inner = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and key_of(path.name) == key]
-    folder = inner[0] if inner else data_dir
+    subfolders = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and key_of(path.name) == key]
+    folder = subfolders[0] if subfolders else data_dir
     train, dev = "train.tsv", f"dev{layout.matched}.tsv"
     missing = [name for name in (train, dev) if not (folder / name).is_file()]
     if missing:
@@ -117,8 +117,8 @@ def _from_folder(key: str, layout: Layout, data_dir: Path) -> tuple[Split, Split
 
 
 def _split(layout: Layout, table: Table) -> Split:
-    again = f"is this {layout.name} in GLUE's own layout?"
-    table.require(layout.columns, again)
+    hint = f"is this {layout.name} in GLUE's own layout?"
+    table.require(layout.columns, hint)
     *texts, cells = (table.columns[name] for name in layout.columns)
     for column in texts:
         good = (not is_empty(cell) for cell in column)
@@ -126,11 +126,11 @@ def _split(layout: Layout, table: Table) -> Split:
     label: tuple[int | float, ...]
     if layout.labels is None:
         scores = [number(cell) for cell in cells]
-        table.check((score is not None and 0 <= score <= 5 for score in scores), cells, "a score from 0 to 5", again)
+        table.check((score is not None and 0 <= score <= 5 for score in scores), cells, "a score from 0 to 5", hint)
         label = tuple(score for score in scores if score is not None)
     else:
         names = layout.cells or layout.labels
-        table.check((cell in names for cell in cells), cells, f"the label {' or '.join(names)}", again)
+        table.check((cell in names for cell in cells), cells, f"the label {' or '.join(names)}", hint)
         label = tuple(names.index(str(cell)) for cell in cells)
     return _texts(texts, label)
 
@@ -145,15 +145,15 @@ def _from_hub(key: str, layout: Layout) -> tuple[Split, Split]:
         import datasets
     try:
         splits: Mapping[str, Mapping[str, Sequence[str] | Sequence[int]]] = datasets.load_dataset(HUB, key)
-    # Unreachable, refused and offline all arrive as OSError; an offline cache without the task as ValueError.
+    # An unreachable or refusing hub and offline mode raise OSError; an offline cache without the task ValueError.
     except (OSError, ValueError) as error:
         raise InputError(
             f"expected the data set {HUB} ({key}) from the hub, got: {error}; "
             "check the connection, or give a directory of GLUE's TSV files with --data-dir"
         ) from error
-    kind = float if layout.labels is None else int
+    label_type = float if layout.labels is None else int
     train, dev = (
-        _texts([split[name] for name in layout.texts], tuple(kind(cell) for cell in split["label"]))
+        _texts([split[name] for name in layout.texts], tuple(label_type(cell) for cell in split["label"]))
         for split in (splits["train"], splits[f"validation{layout.matched}"])
     )
     return train, dev

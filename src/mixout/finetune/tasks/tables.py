@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mixout.errors import InputError, needs
 
-_NAMED = 5  # so many rows are named by a message about many
+_NAMED = 5  # most rows that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Table:
     name: str  # of the file
     columns: Mapping[str, Sequence[object]]  # those that have a name; a cell that the file leaves out is None
     lines: Sequence[int]  # where each row starts in the file, from 1
-    unit: str = "line"  # what they count; Parquet has rows
-    comma: bool = False  # whether numbers may be written 0,5
+    unit: str = "line"  # what ``lines`` count; Parquet has rows
+    comma: bool = False  # whether numbers may be written as 0,5
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
         """Refuse a table without these columns by an InputError that lists those that exist."""
@@ -88,7 +88,7 @@ def is_empty(cell: object) -> bool:
 def read(path: Path, endings: Iterable[str] = ()) -> Table:
     """Read a file by its extension; InputError if it is absent, empty, of an unknown kind, not UTF-8, or malformed.
 
-    ``endings`` are those that the caller can read, where they are more.
+    ``endings`` are for the message, if the caller can read more than these.
     """
     reader, ending = READERS.get(path.suffix.lower()), path.suffix or "no ending"
     if reader is None:
@@ -102,12 +102,12 @@ def read(path: Path, endings: Iterable[str] = ()) -> Table:
 def read_csv(path: Path) -> Table:
     """Read comma-separated values with a header; quoted cells may hold commas and line breaks.
 
-    A header with semicolons and no comma is of a spreadsheet in a country that writes 0,5: semicolons separate there.
-    In one with tabs alone tabs do.
+    A header with semicolons and no comma comes from a spreadsheet in a country that writes 0,5: semicolons are then
+    the separator. If the header has only tabs, the separator is the tab.
     """
     text = read_text(path)
     header = text.partition("\n")[0]
-    separator = next((one for one in ",;\t" if one in header), ",")
+    separator = next((mark for mark in ",;\t" if mark in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     rows: list[list[str]] = []
     lines = [1]
@@ -168,18 +168,18 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 
 
 def read_conll(path: Path) -> Table:
-    """Read a word a line, its tag in the last column, sentences apart by blank lines: lists in the columns text, label.
+    """Read one word a line, its tag last, blank lines between sentences: lists in the columns "text" and "label".
 
-    Where no word has a tag there is no label. Lines of ``-DOCSTART-`` are left out.
+    If no word has a tag there is no label. Lines of ``-DOCSTART-`` are left out.
     """
     rows = [(number, line.split()) for number, line in enumerate(read_text(path).split("\n"), 1)]
-    apart = groupby(rows, lambda row: bool(row[1]) and row[1][0] != "-DOCSTART-")
-    sentences = [list(sentence) for has_words, sentence in apart if has_words]
-    short = [number for sentence in sentences for number, cells in sentence if len(cells) < 2]
-    tagged = len(short) < sum(map(len, sentences))
-    if (short and tagged) or not sentences:
-        raise InputError(f"{path.name}, line {[*short, 1][0]}: expected a word and its tag, got something else")
-    words, tags = ([[cells[at] for _, cells in sentence] for sentence in sentences] for at in (0, -1))
+    groups = groupby(rows, lambda row: bool(row[1]) and row[1][0] != "-DOCSTART-")
+    sentences = [list(sentence) for has_words, sentence in groups if has_words]
+    untagged = [number for sentence in sentences for number, cells in sentence if len(cells) < 2]
+    tagged = len(untagged) < sum(map(len, sentences))
+    if (untagged and tagged) or not sentences:
+        raise InputError(f"{path.name}, line {[*untagged, 1][0]}: expected a word and its tag, got something else")
+    words, tags = ([[cells[column] for _, cells in sentence] for sentence in sentences] for column in (0, -1))
     lines = [sentence[0][0] for sentence in sentences]
     columns = {"text": words, "label": tags} if tagged else {"text": words}
     return Table(name=path.name, columns=columns, lines=lines)
@@ -215,7 +215,7 @@ def number(cell: object) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    # Python's own spelling 1_000 is nobody's number in a data file.
+    # Python's own spelling 1_000 is not a number in a data file.
     return value if math.isfinite(value) and "_" not in text else None
 
 
@@ -230,11 +230,11 @@ READERS: dict[str, Callable[[Path], Table]] = {
 
 def _table(path: Path, header: Sequence[str], rows: list[list[str]], lines: Sequence[int]) -> Table:
     """Build a table of text cells, every row as wide as the header."""
-    # Spreadsheets write columns without a name, which nobody can ask for, and empty rows at the end.
-    double = sorted({name for name in header if name.strip() and header.count(name) > 1})
-    if double:
+    # Spreadsheets write columns without a name, which cannot be asked for, and empty rows at the end.
+    duplicates = sorted({name for name in header if name.strip() and header.count(name) > 1})
+    if duplicates:
         raise InputError(
-            f"{path.name}, line 1: expected every column once, got {double[0]!r} twice; rename one of the two"
+            f"{path.name}, line 1: expected every column once, got {duplicates[0]!r} twice; rename one of the two"
         )
     while rows and not any(rows[-1]):
         rows.pop()
