@@ -220,9 +220,9 @@ def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
         for entry in entries
     }
     names = {name for values in traits.values() for name in values}
-    for name, (part, keys) in _CONTENT.items():
+    for name, (fingerprint, keys) in _CONTENT.items():
         ended = [(entry.run.id, entry.record) for entry in entries if entry.record is not None]
-        content = {id: (record.fingerprints.get(part) or "unknown")[:8] for id, record in ended}
+        content = {id: (record.fingerprints.get(fingerprint) or "unknown")[:8] for id, record in ended}
         # The content of a failed run is that of ended runs with equal settings: with equal paths first, then with any.
         for key_group in (keys, [key for key in keys if key not in PLACES]):
             for similar in _alike(entries, key_group):

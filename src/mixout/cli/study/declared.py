@@ -85,8 +85,8 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
 
 def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
     """The options that name a study's ledger and runs."""
-    counted = [] if restarts is None else ["--restarts", str(restarts)]
-    return [*counted, "--ledger", args.ledger, *(["--set", *args.set] if args.set else [])]
+    restart_options = [] if restarts is None else ["--restarts", str(restarts)]
+    return [*restart_options, "--ledger", args.ledger, *(["--set", *args.set] if args.set else [])]
 
 
 def command(step: str, args: argparse.Namespace) -> str:

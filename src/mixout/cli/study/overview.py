@@ -144,9 +144,9 @@ def prune(args: argparse.Namespace) -> int:
     if not Path(args.ledger).is_dir():
         raise InputError(f"expected --ledger as a folder with runs, got {args.ledger!r}, which does not exist")
     ledger = Ledger(args.ledger)
-    contents, kept = ledger.read(), None
+    contents, kept_ids = ledger.read(), None
     if args.file is not None:
-        kept = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
+        kept_ids = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
     else:
         check_no_file(args)
     useless: dict[Path, str] = {}
@@ -158,8 +158,8 @@ def prune(args: argparse.Namespace) -> int:
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
         useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
-    if kept is not None:
-        unlisted = [entry for id, entry in contents.entries.items() if id not in kept]
+    if kept_ids is not None:
+        unlisted = [entry for id, entry in contents.entries.items() if id not in kept_ids]
         useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in unlisted}
     for folder, why in useless.items():
         print(f"{folder}: {why}")

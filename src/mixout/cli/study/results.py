@@ -74,18 +74,18 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     contents = Ledger(args.ledger).read()
     if args.file is None:
         check_no_file(args)
-        elsewhere = known(args, ())
+        known_runs = known(args, ())
         # A run that failed here may have ended elsewhere.
-        ledger_runs = [run for run in contents.runs() if run.status != "failed" or run.id not in elsewhere]
-        return list((elsewhere | {run.id: run for run in ledger_runs}).values())
+        ledger_runs = [run for run in contents.runs() if run.status != "failed" or run.id not in known_runs]
+        return list((known_runs | {run.id: run for run in ledger_runs}).values())
     planned = asked(args, contents)[1]
-    elsewhere, exported = known(args, planned), []
+    known_runs, exported = known(args, planned), []
     for plan in planned:
         entry = contents.entry(plan)
-        if entry is not None and (entry.record is not None or plan.id not in elsewhere):
+        if entry is not None and (entry.record is not None or plan.id not in known_runs):
             exported.append(entry.seen_as(plan))
-        elif plan.id in elsewhere:
-            run = elsewhere[plan.id]
+        elif plan.id in known_runs:
+            run = known_runs[plan.id]
             exported.append(replace(run, id=plan.id, task=plan.task, method=plan.method, factors=plan.factors))
     return exported
 

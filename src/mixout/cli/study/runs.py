@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
             if args.pilot:
                 batch = list({run.key: run for run in reversed(batch)}.values())[::-1]
             tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-            following = wanted(study, planned, ledger.read())
-            if args.pilot or len(following) == len(runs):
+            next_runs = wanted(study, planned, ledger.read())
+            if args.pilot or len(next_runs) == len(runs):
                 return _ended(tally, args, batch)
-            runs = following  # the search has ended
+            runs = next_runs  # the search has ended
 
     return guarded(work, args.ledger)
 
@@ -103,20 +103,20 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
     if len(study.methods) < 2:
         raise InputError("expected two methods or more with --until-width, got one: there is no difference to know")
     # All batches at once, so that errors in a later one are found now. Each run stores the planned number of looks.
-    whole = [replace(run, looks=args.looks) for run in replace(study, restarts=study.restarts * args.looks).runs()]
+    all_runs = [replace(run, looks=args.looks) for run in replace(study, restarts=study.restarts * args.looks).runs()]
     tally = Tally(ran=0, failed=0)
     for look in range(1, args.looks + 1):
-        batch = [run for run in whole if run.restart < study.restarts * look]
+        batch = [run for run in all_runs if run.restart < study.restarts * look]
         tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
         runs = ledger.read().of(batch)
         comparisons = compare(runs, study.baseline, looks=args.looks)
         for c in comparisons:
             report(_said(c, look, reached(c, args.until_width)))
         baseline = choose_baseline([run.method for run in runs], study.baseline)
-        lacking = {run.key for run in runs if run.method != baseline} - {c.key for c in comparisons}
-        for key in sorted(lacking):
+        uncompared = {run.key for run in runs if run.method != baseline} - {c.key for c in comparisons}
+        for key in sorted(uncompared):
             report(f"look {look} of {args.looks}: {key} was not compared, for want of scores")
-        if not lacking and all(reached(c, args.until_width) for c in comparisons):
+        if not uncompared and all(reached(c, args.until_width) for c in comparisons):
             break
     return tally
 

@@ -166,11 +166,11 @@ def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
     all_cells = list(cells)
     lines = []
     for factor in sorted({name for cell in all_cells for name in cell.factors}):
-        having = [cell for cell in all_cells if factor in cell.factors]
-        values = [_number(cell.factors[factor]) for cell in having]
+        with_factor = [cell for cell in all_cells if factor in cell.factors]
+        values = [_number(cell.factors[factor]) for cell in with_factor]
         if not factor.endswith("seed") and all(map(math.isfinite, values)):
-            keys = (cell.key.without(factor) for cell in having)
-            lines += _lines(factor, zip(keys, values, having, strict=True))
+            keys = (cell.key.without(factor) for cell in with_factor)
+            lines += _lines(factor, zip(keys, values, with_factor, strict=True))
     return lines
 
 

@@ -167,8 +167,8 @@ def sign_flips(differences: Array, *, family: int = 1) -> float:
     if 1 << len(moving) <= EXACT_UP_TO:
         bits = (np.arange(1 << len(moving))[:, None] >> np.arange(len(moving))) & 1
         return _share(np.abs((1 - 2 * bits) @ moving), observed, exact=True)
-    draw, n = np.random.default_rng(0), len(moving)
-    flipped = [draw.integers(0, 2, size=(rows, n), dtype=np.int8) @ moving for rows in _batches(n, family)]
+    rng, n = np.random.default_rng(0), len(moving)
+    flipped = [rng.integers(0, 2, size=(rows, n), dtype=np.int8) @ moving for rows in _batches(n, family)]
     return _share(np.abs(moving.sum() - 2 * np.concatenate(flipped)), observed, exact=False)
 
 
@@ -188,8 +188,8 @@ def exchanged_labels(one: Array, other: Array, *, family: int = 1) -> float:
     if math.comb(m + n, m) <= EXACT_UP_TO:
         groups = np.array(list(combinations(range(m + n), m)))
         return _share(np.abs(pooled[groups].sum(axis=1)), observed, exact=True)
-    draw, sizes = np.random.default_rng(0), _batches(m + n, family)
-    sums = [draw.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, :m].sum(axis=1) for rows in sizes]
+    rng, sizes = np.random.default_rng(0), _batches(m + n, family)
+    sums = [rng.permuted(np.tile(pooled, (rows, 1)), axis=1)[:, :m].sum(axis=1) for rows in sizes]
     return _share(np.abs(np.concatenate(sums)), observed, exact=False)
 
 

@@ -223,10 +223,10 @@ def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
             ranges.append(((max(means) - min(means)) * leader.points, sweep.method))
     if len(ranges) < 2:
         return []
-    (least, steady), *_, (most, other) = sorted(ranges)
+    (least, steady), *_, (most, unsteady) = sorted(ranges)
     return [
         f"Over the values of {spoken(sweeps[0].factor)} the mean of {steady} changes least, by {rounded(least)} "
-        f"points, that of {other} most, by {rounded(most)}."
+        f"points, that of {unsteady} most, by {rounded(most)}."
     ]
 
 

@@ -110,9 +110,9 @@ def _check_factors(path: Path, runs: Sequence[Run]) -> None:
 
     def lone(factors: Sequence[str]) -> bool:
         """Whether most runs that have these factors are alone in their cells of them."""
-        having = [run for run in runs if any(name in run.factors for name in factors)]
-        keys = [(run.task, run.method, *map(run.factors.get, factors)) for run in having]
-        return 2 * list(Counter(keys).values()).count(1) > len(having) > 2
+        with_factors = [run for run in runs if any(name in run.factors for name in factors)]
+        keys = [(run.task, run.method, *map(run.factors.get, factors)) for run in with_factors]
+        return 2 * list(Counter(keys).values()).count(1) > len(with_factors) > 2
 
     single = [name for name in names if lone([name])]
     distinct = [name for name in single if 2 * len({run.factors.get(name) for run in runs}) > len(runs)]
@@ -146,10 +146,10 @@ def _turn(run: Run) -> Run:
 
 def _turned(runs: Sequence[Run]) -> set[str]:
     """The metrics whose scores were turned where the table was made; not a "negative predictive value"."""
-    named = grouped((run for run in runs if run.metric.startswith(_TURNED)), lambda run: run.metric)
+    by_metric = grouped((run for run in runs if run.metric.startswith(_TURNED)), lambda run: run.metric)
     return {
         name
-        for name, group in named.items()
+        for name, group in by_metric.items()
         if not any(run.score > 0 for run in group)
         # Scores of both signs, such as the likelihood of a density.
         or (any(run.score <= 0 for run in group) and _LOWER_IS_BETTER.search(name.removeprefix(_TURNED)))
@@ -159,9 +159,9 @@ def _turned(runs: Sequence[Run]) -> set[str]:
 def _with_unit(path: Path, runs: list[Run], unit: str | None, turned: Collection[str]) -> list[Run]:
     if unit is not None:
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
-    scored = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
+    by_task = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
     largest = {
-        task: max(-run.score if run.metric in turned else run.score for run in group) for task, group in scored.items()
+        task: max(-run.score if run.metric in turned else run.score for run in group) for task, group in by_task.items()
     }
     small = [task for task, score in largest.items() if 0 <= score <= 1]
     large = [task for task, score in largest.items() if score > 1]

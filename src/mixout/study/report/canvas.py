@@ -229,8 +229,8 @@ def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool
     lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     head = _TITLE if titles else 0.0
     width = columns * WIDTH + (columns - 1) * _GAP
-    across = max(1, int(width // (7 * max(map(len, legend), default=1) + 40)))
-    foot = _LEGEND * math.ceil(len(legend) / across) + (10.0 if legend else 0.0)
+    legend_columns = max(1, int(width // (7 * max(map(len, legend), default=1) + 40)))
+    foot = _LEGEND * math.ceil(len(legend) / legend_columns) + (10.0 if legend else 0.0)
     heights = [head + max(panel.top + panel.height for panel in line) + _BOTTOM for line in lines]
     total = sum(heights) + _GAP * (len(lines) - 1) + foot
     with style():
@@ -251,7 +251,7 @@ def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool
             below -= height + _GAP
         if legend:
             figure.legend(
-                [_handle(look) for look in legend.values()], list(legend), loc="lower left", ncols=across,
+                [_handle(look) for look in legend.values()], list(legend), loc="lower left", ncols=legend_columns,
                 handlelength=2.8, bbox_to_anchor=(0, 0), borderaxespad=0.4, columnspacing=1.6,
             )  # fmt: skip
     return figure
