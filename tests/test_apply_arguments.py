@@ -16,8 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::mixout.LowCoverageWarning")
 
 def test_an_anchor_that_nothing_would_use_is_an_error():
     model = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(ValueError, match="which takes none"):
-        mixout.apply_(model, mixout.methods.Dropconnect(0.1), anchor=model.state_dict())
+    for method in ("dropconnect(0.1)", "gradient_mask(0.1)", "plain", "gradient_mask(0.1)+dropout(0.0)"):
+        with pytest.raises(ValueError, match="which takes none"):
+            mixout.apply_(model, method, anchor=model.state_dict())
     with pytest.raises(mixout.NothingMixedError, match=r"dropouts to set to 0\.1"):
         mixout.apply_(model, mixout.methods.Dropout(0.1))
     assert type(model[0]) is nn.Linear

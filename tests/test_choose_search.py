@@ -171,14 +171,16 @@ def test_what_cannot_be_told_apart():
     found = Search(trainer(lambda _: 0.5), 1e9, DEFAULT)
     worse, other = Candidate("worse", RATE), Candidate("other", RATE)
     jitter = (0.0, 0.01, -0.01, 0.02, -0.02)
-    for one, gap in ((worse, -0.2), (other, 0.0)):
+    higher = Candidate("higher", RATE)
+    for one, gap in ((worse, -0.2), (other, 0.0), (higher, 0.2)):
         found.runs[one] = {
             (part, 0): Trained(score=0.8 + gap + jitter[part - (one == other)], predictions=(), seconds=1.0)
             for part in range(5)
         }
     found.runs[DEFAULT] = {(part, 0): Trained(score=0.8, predictions=(), seconds=1.0) for part in range(5)}
     rows = {row.candidate: row for row in verdict.table(found, DEFAULT)}
-    assert [rows[one].verdict for one in (DEFAULT, other, worse)] == ["chosen", "cannot be told apart", "lower"]
+    verdicts = [rows[one].verdict for one in (DEFAULT, other, worse, higher)]
+    assert verdicts == ["chosen", "cannot be told apart", "lower", "higher"]
     # Student's t interval by hand, widened by sqrt(1 + 5/4): t(0.975, 4) = 2.776.
     half = 2.776445 * np.std(jitter, ddof=1) / math.sqrt(5) * 1.5
     assert rows[worse].difference.high == pytest.approx(-0.2 + half, abs=1e-6)

@@ -30,6 +30,7 @@ from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fi
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
+_HOLDING = AnchorDecay, OutputAnchor  # read an anchor, and do not mix
 _FORMER = {
     "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
     "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
@@ -128,7 +129,7 @@ def apply_(
                 stacklevel=2,
             )
         reads = layers and any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
-        if anchor_spec.source is None and (reads or any(isinstance(m, (AnchorDecay, OutputAnchor)) for m in methods)):
+        if anchor_spec.source is None and (reads or any(isinstance(m, _HOLDING) for m in methods)):
             warn_if_fine_tuned(model)
     except BaseException:  # a warning too, where warnings are errors
         undo_(model)
@@ -227,7 +228,8 @@ def _check_methods(methods: Sequence[Method], anchor: AnchorSource) -> None:
     mixing = [m for m in methods if isinstance(m, MixingMethod)]
     if len({m.name for m in methods}) < len(methods) or len(mixing) > 1:
         raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
-    if anchor is not None and not is_zero(anchor) and [m.anchor != "given" for m in mixing] == [True] * len(methods):
+    reads_anchor = any(m.anchor == "given" for m in mixing) or any(isinstance(m, _HOLDING) for m in methods)
+    if anchor is not None and not is_zero(anchor) and not reads_anchor:
         raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
 
 

@@ -181,7 +181,7 @@ def native_up_to(weight: Tensor, options: MixOptions, *, autocast: bool = False)
     else:
         limit = SPARSE_ON_CPU_FROM if weight.numel() <= NATIVE_ON_CPU_BELOW else 0.0
     thin_gradient = keeps_columns(options) and weight.requires_grad
-    return limit / (float(options.p) * weight.shape[0]) if thin_gradient or limit == 0.0 else math.inf
+    return limit / (float(options.p) * max(1, weight.shape[0])) if thin_gradient or limit == 0.0 else math.inf
 
 
 def _has_thin_gradient(options: MixOptions) -> bool:

@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from mixout.errors import InputError
 from mixout.finetune import cache as caching
 from mixout.finetune import models
 from mixout.finetune.cache import Cache
@@ -152,6 +154,13 @@ def test_data_of_the_hub_are_asked_for_once(monkeypatch: pytest.MonkeyPatch):
     assert cache.task(task) == cache.task(Settings(task="RTE", seed=4))
     assert len(cache.task(Settings(task="CoLA")).train) == 2
     assert asked == ["rte", "cola"]
+
+
+def test_what_one_run_may_not_ask_for_is_refused_after_another_run_too():
+    cache, task = Cache(), Settings(task="docstrings")
+    cache.task(task)
+    with pytest.raises(InputError, match="assistant_only_loss only with conversations"):
+        cache.task(replace(task, assistant_only_loss=True))
 
 
 def test_tokens_before_a_model():

@@ -126,7 +126,19 @@ def test_with_more_rows_the_default_may_go_farther_and_has_no_dropout(rows, give
     words = {"name": "t", "labels": ("no", "yes"), "metrics": ("f1",), "metric": "f1", "source": ""}
     settings, why = defaults.complete(Settings(method=given), of_width(384), Task(train=split, dev=split, **words))
     assert settings.method == chosen
-    assert ("method" in why) == ("dropout" in chosen)
+    assert ("method" in why) == (given in ("auto", None))  # what was named was not chosen for anybody
+    if "method" in why:
+        assert why["method"].startswith(f"method {chosen}: {'from' if rows >= 400 else 'below'} 400 rows")
+
+
+@pytest.mark.parametrize(("given", "told"), [("auto", True), ("anchor_decay(radius=0.025)", False)])
+def test_a_language_model_is_told_of_the_default_that_nobody_named(given, told):
+    split = Split(text=("a b",) * 500, label=())
+    task = Task(name="t", train=split, dev=split, labels=None, metrics=("perplexity",), metric="perplexity", source="")
+    settings = Settings(method=given, task_type="causal-lm", epochs=1, learning_rate=1e-4, batch_size=8)
+    settings, why = defaults.complete(settings, of_width(384), task)
+    assert settings.method == "anchor_decay(radius=0.025)"
+    assert ("method" in why) == told
 
 
 def test_a_run_says_and_keeps_what_was_chosen(settings, tmp_path, monkeypatch):

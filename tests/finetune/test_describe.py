@@ -116,5 +116,6 @@ def test_a_run_says_all_of_it_before_it_trains(tiny_bert, tmp_path):
         "note: d: 12 of 20 training texts and 3 of 6 dev texts are cut: they are longer than max_length, 10 tokens",
         "note: d: 6 of 6 dev rows are also training rows: the score on new texts will be lower; remove them from one "
         "side",
+        "method anchor_decay(radius=0.005): below 400 rows weights stay near the pretrained ones",
         "anchor_decay(radius=0.005): under Adam a weight goes about 0.005 from its start at most",
     ]

@@ -63,9 +63,7 @@ class Row:
     runs: int
     seconds: float
     mean: float  # the best of several is too good to be expected again
-    difference: (
-        Estimate | None
-    )  # from the chosen one over the runs that both have; None for the chosen one, and for fewer than three
+    difference: Estimate | None  # from the chosen one over the runs of both; None with fewer than three, and of itself
     verdict: str  # in words
 
 
@@ -140,7 +138,9 @@ def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
     rows = []
     for candidate, splits in search.runs.items():
         difference = _difference(search, candidate, chosen)
-        lower = "lower" if difference is not None and difference.high < 0 else "cannot be told apart"
+        verdict = FEW if difference is None else "cannot be told apart"
+        if difference is not None and not difference.low <= 0 <= difference.high:
+            verdict = "lower" if difference.high < 0 else "higher"
         rows.append(
             Row(
                 candidate=candidate,
@@ -148,7 +148,7 @@ def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
                 seconds=math.fsum(trained.seconds for trained in splits.values()),
                 mean=search.mean(candidate, list(splits)),
                 difference=difference,
-                verdict="chosen" if candidate == chosen else FEW if difference is None else lower,
+                verdict="chosen" if candidate == chosen else verdict,
             )
         )
     return tuple(sorted(rows, key=lambda row: (row.candidate != chosen, -row.runs, -row.mean)))

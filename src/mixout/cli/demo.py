@@ -175,8 +175,10 @@ These methods are insurance against a learning rate that is too high, not accura
         f"At {top} {loss_text}. The mask of mixout alone, {MASK}, scores {abs(mask):.1f} points "
         f"{'more' if mask >= 0 else 'less'} than {MIXOUT} there."
     )
-    if different:
-        disagree = ", ".join(f"{100 * different[name][top]:.0f} % with {name}" for name in (BASELINE, MIXOUT))
+    # Not known of a method of which fewer than two runs have predictions.
+    known = [(name, different[name][top]) for name in (BASELINE, MIXOUT) if top in different.get(name, ())]
+    if known:
+        disagree = ", ".join(f"{100 * share:.0f} % with {name}" for name, share in known)
         second += f" Share of the sentences that two restarts answer differently: {disagree}."
     lead = 100 * (max(max(row.values()) for row in means.values()) - means[BASELINE][best])
     third = f"the best mean of all is {lead:.1f} points above {BASELINE} at {best}."

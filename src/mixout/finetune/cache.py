@@ -44,7 +44,7 @@ class Cache:
         """The task of ``settings``, its training data cut to ``train_size``; files are read anew."""
         if settings.data_dir is not None or is_path(settings.task):
             return data.subset(data.load(settings), settings)
-        key = tuple(getattr(settings, name) for name in data.READ)
+        key = *(getattr(settings, name) for name in data.READ), settings.assistant_only_loss  # which may be refused
         if key not in self._tasks:
             self._tasks[key] = data.load(settings)
         return data.subset(self._tasks[key], settings)

@@ -26,7 +26,7 @@ from torch import nn
 from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
-from mixout.finetune.settings import AUTO, CAUSAL, DECAY, Settings
+from mixout.finetune.settings import AUTO, DECAY, Settings
 from mixout.finetune.tasks import Task
 from mixout.methods import MixingMethod
 
@@ -59,16 +59,19 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
         learning rate 1e-4: for a model of width 384
     """
     why: dict[str, str] = {}
-    if settings.method == AUTO and task.kind != "text" and len(task.train) >= MANY:
-        settings = replace(settings, method=WIDER)
-        why["method"] = f"method {WIDER}: from {MANY} rows on weights may go farther, without the model's own dropout"
-    elif settings.method == AUTO:
-        settings = replace(settings, method=DECAY[settings.task_type])
-    if task.kind == "text" and settings.method == DECAY[CAUSAL]:
-        why["method"] = (
-            f"method {settings.method}: the default for language models, which learn too little within 0.005; "
-            "output_anchor(1.0) forgets less, for one forward pass more in each step"
-        )
+    if settings.method == AUTO:
+        many = task.kind != "text" and len(task.train) >= MANY
+        settings = replace(settings, method=WIDER if many else DECAY[settings.task_type])
+        if task.kind == "text":
+            reason = (
+                "the default for language models, which learn too little within 0.005; output_anchor(1.0) forgets "
+                "less, for one forward pass more in each step"
+            )
+        elif many:
+            reason = f"from {MANY} rows on weights may go farther, without the model's own dropout"
+        else:
+            reason = f"below {MANY} rows weights stay near the pretrained ones"
+        why["method"] = f"method {settings.method}: {reason}"
     if settings.learning_rate is None:
         value, reason = learning_rate(settings, model)
         settings = replace(settings, learning_rate=value)

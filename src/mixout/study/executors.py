@@ -125,6 +125,8 @@ class PoolExecutor(Executor):
         try:
             worker.pipe.send(job)
         except (BrokenPipeError, ConnectionResetError):  # it was killed while it had no job
+            worker.process.join()
+            worker.pipe.close()
             worker = _Worker(worker.place, self.slots)
             worker.pipe.send(job)
         self._busy[worker.pipe] = worker, job
