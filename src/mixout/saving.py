@@ -101,8 +101,9 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         NotAppliedError: if the model holds no anchor.
     """
-    check_anchored(model)
-    return fingerprint_of(_digests(model))
+    if not (digests := _digests(model)):
+        check_anchored(model)
+    return fingerprint_of(digests)
 
 
 def save_state(model: nn.Module, *, tensors: bool = True) -> dict[str, Any]:
@@ -189,9 +190,9 @@ def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, An
 def _digests(model: nn.Module, applied: Applied | None = None) -> list[str]:
     """The digests of the anchors of ``model``, or of those on modules that ``applied`` has changed."""
     digests = [(module, anchor.digest) for module, _, anchor in anchored_weights(model).values()]
-    for layer in adapted_layers(model).values():
-        factor, anchor = next(iter(held_adapters(layer).values()))  # each has the digest of its base
-        digests.append((factor, anchor.digest))
+    for layer in lora.sites(model).values():  # of DoRA too, whose distance is not known
+        for factor, anchor in list(held_adapters(layer).values())[:1]:  # each has the digest of its base
+            digests.append((factor, anchor.digest))
     return [digest for module, digest in digests if applied is None or applied_here(module) is applied]
 
 

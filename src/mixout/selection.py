@@ -249,6 +249,8 @@ def chosen(
         if not selection.mixes(name, base):
             continue
         problems = lora.problems(site, unit)
+        if lora.within(sites, name) is not None and not lora.is_of_a_parameter(site):
+            problems = {"": "the adapted layer around it merges its adapter, and calls no factor"}
         if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
             adapted[name] = site, adapters
         else:

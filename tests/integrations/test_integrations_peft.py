@@ -11,6 +11,7 @@ from lora_model import IDS, QUERY, bert, logits, lora, train
 import mixout
 from mixout import AnchorDecay, Mixout, OutputAnchor
 from mixout.anchor import digest
+from mixout.methods.optimizer_hooks import targets
 
 peft = pytest.importorskip("peft")
 pytestmark = [
@@ -270,9 +271,38 @@ def test_the_adapter_of_a_convolution_has_a_distance(method):
     assert mixout.distance(model).total == pytest.approx(layer.get_delta_weight("default").norm().item())
 
 
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+def test_the_distance_of_a_grouped_convolution_is_that_of_each_group():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    config = peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+    layer = peft.get_peft_model(model, config).base_model.model[0]
+    mixout.apply_(model, AnchorDecay(1.0, selective=True), where=mixout.ALL)
+    # What the adapter adds is linear in its input: its response to each unit input is a column of W - u.
+    ones = torch.eye(4 * 9).view(-1, 4, 3, 3)
+    with torch.no_grad():
+        columns = layer.lora_B["default"](layer.lora_A["default"](ones)) * layer.scaling["default"]
+    assert mixout.distance(model).total == pytest.approx(columns.norm().item(), rel=1e-6)
+
+
+def test_a_selective_decay_reaches_every_adapter_of_an_attention_layer():
+    """Those of out_proj lie within the adapted layer, which merges them: they can't be mixed."""
+    model = torch.nn.Sequential(torch.nn.MultiheadAttention(8, 2), torch.nn.Linear(8, 8))
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0", "1"]), model)
+    mixout.apply_(model, AnchorDecay(1.0, selective=True), where=mixout.ALL)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name}
+    assert len(trained) == 6
+    assert set(targets(model)) == trained
+    mixout.apply_(mixout.remove_(model), Mixout(0.5), where=mixout.ALL)
+    assert mixout.coverage(model).mixed == ("1.lora_A.default",)
+
+
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("method", [Mixout(0.5), *ON_FACTORS], ids=str)
-def test_the_fingerprint_of_adapters_is_that_of_their_bases(method):
-    model, other, again = (mixout.apply_(lora(seed=seed), method) for seed in (0, 9, 0))
+def test_the_fingerprint_of_adapters_is_that_of_their_bases(method, dora):
+    if dora and isinstance(method, Mixout):
+        pytest.skip("DoRA is not mixed")
+    model, other, again = (mixout.apply_(lora(seed=seed, use_dora=dora), method) for seed in (0, 9, 0))
     assert mixout.fingerprint(model) == mixout.fingerprint(again) != mixout.fingerprint(other)
     state = mixout.save_state(model)
     with pytest.raises(mixout.AnchorMismatchError, match="fingerprint"):

@@ -1,6 +1,7 @@
 """A tiny model and its short trainings, in one process or sharded: what sharded_runs.py makes in several processes."""
 
 import contextlib
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout
+from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, OutputAnchor
 from mixout.methods import Dropconnect
 
 ROWS = 8
@@ -193,3 +194,22 @@ def train_anchored(model, rank=0, world=1):
         optimizer.step()
         optimizer.zero_grad()
     return found(model, torch.float64)
+
+
+def adapted(mesh=None):
+    """Fingerprint and distance of adapters under each method that takes some; sharded if there is a mesh."""
+    if find_spec("peft") is None:
+        return {}
+    import peft
+
+    told = {}
+    for method in (Mixout(0.5), OutputAnchor(1.0), AnchorDecay(1.0, selective=True)):
+        model = net()
+        config = peft.LoraConfig(r=2, target_modules=["up", "down"], init_lora_weights=False)
+        torch.manual_seed(1)
+        peft.inject_adapter_in_model(config, model)
+        if mesh is not None:
+            shard(model, mesh)
+        mixout.apply_(model, method, where=mixout.ALL)
+        told[str(method)] = mixout.fingerprint(model), mixout.distance(model).total
+    return told

@@ -131,6 +131,15 @@ def test_nothing_is_sent_for_mixing(results):
         assert results[2, rank]["sent mixed"] == results[2, rank]["sent plain"]
 
 
+def test_adapters_on_sharded_bases_are_anchored_as_on_whole_ones(results):
+    for rank in range(2):
+        for method, (fingerprint, distance) in runs.adapted().items():
+            sharded_fingerprint, sharded_distance = results[2, rank]["adapted"][method]
+            assert sharded_fingerprint == fingerprint
+            assert sharded_distance == pytest.approx(distance, rel=1e-6)
+            assert distance > 0
+
+
 def test_anchors_are_sharded_like_the_weights(results):
     whole = sum(p.numel() * 8 for p in runs.net().parameters() if p.dim() > 1)
     for world in (2, 4):

@@ -198,3 +198,50 @@ def test_what_is_chosen_by_the_rows_is_one_method(declare, tmp_path, finish, mon
     found = Ledger(tmp_path).runs()
     assert {run.method for run in found} == {"auto", "plain"}
     assert {len(cell) for cell in by_cell(found).values()} == {2}
+
+
+def test_one_rule_in_one_place_with_other_rows_is_told_apart_by_them(declare, tmp_path, finish, monkeypatch):
+    """Of ``auto`` the method is no factor, also where it has a setting of its own; nor of runs that failed."""
+    monkeypatch.setattr(defaults, "MANY", 20)
+    with_rate = Axis(label="auto, learning_rate 0.02", settings={"method": "auto", "learning_rate": 0.02})
+    for size in (16, 24):  # two studies: the size is no factor of either
+        methods = [labelled("auto", "auto"), with_rate, labelled("plain", "plain")]
+        for one in declare(methods=methods, settings={"train_size": size}).runs():
+            finish(Ledger(tmp_path), one, fingerprints={"train": f"{size}" * 4, "dev": "d", "weights": "w"})
+    contents = Ledger(tmp_path).read()
+    found = contents.runs()
+    assert {run.method for run in found} == {"auto", "auto, learning_rate 0.02", "plain"}
+    assert not any("method" in run.factors for run in found)
+    assert [len(cell) for cell in by_cell(found).values()] == [2] * 6
+    report_on(None, contents, tmp_path / "report", title="t", commands=[])
+
+
+def test_a_method_that_ran_on_one_version_of_the_data_is_compared_there():
+    """Also where its settings differ from the other's, as a rate that follows from the method."""
+
+    def entry(method, rate, version, restart):
+        data = {"train": f"{version}{restart}" * 4, "dev": "d", "weights": "w"}
+        settings = Settings(
+            task=f"{version}/t.csv", train_size=9, subset_seed=restart, method=method, learning_rate=rate
+        )
+        run = SimpleNamespace(id=f"{method}{version}{restart}", task="t.csv", restart=restart)
+        return SimpleNamespace(run=run, settings=asdict(settings), record=SimpleNamespace(fingerprints=data))
+
+    made = [("plain", 1e-4, "a"), ("plain", 1e-4, "b"), ("mixout(0.7)", 2e-4, "a")]
+    told = told_apart([entry(*one, restart) for one in made for restart in range(3)])
+    assert {traits["train_data"] for id, traits in told.items() if "mixout" in id} == {"own, a/t.csv"}
+    assert {traits["train_data"] for id, traits in told.items() if "plain" in id} == {"own, a/t.csv", "own, b/t.csv"}
+
+
+def test_own_subsets_of_data_that_were_changed_in_place_are_not_mixed(declare, tmp_path, finish):
+    ledger, versions = Ledger(tmp_path), {}
+    study = declare(restarts=3, settings={"train_size": 16}, own_subsets=True)
+    for version in "ab":
+        for one in study.runs():
+            # The identity is made of the content too.
+            changed = replace(one, id=f"{version}{one.id[1:]}")
+            finish(ledger, changed, fingerprints={"train": f"{version}{one.restart}" * 4, "dev": "d", "weights": "w"})
+            versions[changed.id] = version
+    cells = by_cell(ledger.runs()).values()
+    assert sum(map(len, cells)) == 12
+    assert all(len({versions[run.id] for run in cell}) == 1 for cell in cells)

@@ -36,6 +36,7 @@ from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, mixes
 from mixout.layers.registry import ADAPTED_PARAMETER, dotted
 from mixout.masks import Unit
+from mixout.parts import in_parts
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
 _CALLS_ITS_FACTORS = frozenset(
@@ -64,8 +65,12 @@ def sites(model: nn.Module) -> dict[str, Any]:
     layers: dict[str, nn.Module] = {}
     tuner_class = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", ())
     for name, module in model.named_modules():
-        # An adapter of a second parameter of one layer lies within that of the first, and is a site of its own.
-        if isinstance(module, tuner_class) and (within(layers, name) is None or is_of_a_parameter(module)):
+        # Sites of their own lie within others: the adapter of a second parameter of one layer, and what an adapted
+        # base holds, as the out_proj of torch.nn.MultiheadAttention.
+        outer = within(layers, name)
+        if isinstance(module, tuner_class) and (
+            outer is None or is_of_a_parameter(module) or name.startswith(f"{outer}.base_layer.")
+        ):
             layers[name] = module
     return layers
 
@@ -236,8 +241,8 @@ def base_weight(layer: Any) -> Tensor:
     if stored is None:  # of a torch.nn.MultiheadAttention, or packed
         stored = next(itertools.chain(base.parameters(recurse=False), base.buffers(recurse=False)))
     weight: Tensor = stored.detach()
-    # Subclasses that hold several tensors have no bytes of their own.
-    return weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight
+    # Subclasses that hold several tensors have no bytes of their own; one in parts is gathered when it is read.
+    return weight.dequantize() if hasattr(weight, "__tensor_flatten__") and not in_parts(weight) else weight
 
 
 def base_name(name: str, layer: Any) -> str:
@@ -253,12 +258,18 @@ def delta_norm(layer: Any) -> float:
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active or layer.disable_adapters:
         return 0.0
-    stacks, factor = getattr(layer, "num_experts", 1), layer.lora_A[active[0]].weight
+    factor, groups = layer.lora_A[active[0]].weight, getattr(layer.get_base_layer(), "groups", 1)
+    grouped = isinstance(groups, int) and groups > 1  # a convolution whose outputs read a part of A's rows each
+    stacks = groups if grouped else getattr(layer, "num_experts", 1)
     device = factor.device if factor.is_cuda else torch.device("cpu")
     a, b = [], []
     for name in active:
         pair = (factors[name].weight for factors in (layer.lora_A, layer.lora_B))
         wide, tall = (weight.detach().to(device).double().flatten(1) for weight in pair)  # convolutions have more axes
         a.append(wide.reshape(stacks, -1, wide.shape[1]))
-        b.append(layer.scaling[name] * tall.reshape(len(tall), -1, stacks).permute(2, 0, 1))
+        # A group's rows of B lie together; of experts the columns of B alternate.
+        stacked = (
+            tall.reshape(stacks, -1, tall.shape[1]) if grouped else tall.reshape(len(tall), -1, stacks).permute(2, 0, 1)
+        )
+        b.append(layer.scaling[name] * stacked)
     return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())

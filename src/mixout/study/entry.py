@@ -39,6 +39,7 @@ _NO_FACTORS = ("seed", *WATCHED, *PLACES)
 _DEFAULTS = json.loads(json.dumps({item.name: item.default for item in fields(Settings)}))  # as a plan holds them
 # Content -> its name among a record's fingerprints, and the settings that determine it.
 _DATA = tuple(name for name in READ if name not in WATCHED)
+_SUBSET = tuple(name for name in (*_DATA, "train_size", "subset_seed") if name not in PLACES)
 _CONTENT = {
     "train_data": ("train", (*_DATA, "train_size", "subset_seed")),
     "dev_data": ("dev", _DATA),
@@ -231,17 +232,36 @@ def told_apart(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
                     content = dict.fromkeys((entry.run.id for entry in similar), digest) | content
         for entry in entries:
             traits[entry.run.id][name] = content.get(entry.run.id, "unknown")
-    for group in _alike(entries, names - {"method", "subset_seed"}):
+    _name_own_subsets(entries, names - {"method", "subset_seed"}, traits)
+    return traits
+
+
+def _name_own_subsets(entries: Sequence[Entry], names: Collection[str], traits: dict[str, dict[str, str]]) -> None:
+    """With own_subsets restarts differ in their training data: call these "own" among runs with equal ``names``."""
+    own: dict[str, list[Entry]] = {}
+    for group in _alike(entries, names):
         subsets = grouped(group, lambda entry: entry.settings.get("subset_seed"))
         # With own_subsets, subset k occurs in restart k only.
         own_subsets = [subset for seed, subset in subsets.items() if {entry.run.restart for entry in subset} == {seed}]
-        # If subsets were drawn from several versions of the data, the paths distinguish these.
-        varied = any(len({traits[e.run.id]["train_data"] for e in subset} - {"unknown"}) > 1 for subset in own_subsets)
-        for entry in chain(*own_subsets if len(own_subsets) > 1 else ()):
-            location = " in ".join(entry.settings[name] for name in ("task", "data_dir") if entry.settings.get(name))
-            data = f"own, {location}" if varied else "own"
-            traits[entry.run.id] |= {"subset_seed": "own", "train_data": data}
-    return traits
+        if len(own_subsets) > 1:
+            own.setdefault(group[0].run.task, []).extend(chain(*own_subsets))
+    for of_task in own.values():
+        # Several contents of one subset are several versions of the data, which are known by their paths.
+        contents: dict[tuple[str, ...], set[str]] = {}
+        for entry in of_task:
+            same_subset = [text_of(entry.settings.get(name)) for name in _SUBSET]
+            for location in ("", _location(entry)):
+                contents.setdefault((location, *same_subset), set()).add(traits[entry.run.id]["train_data"])
+        varied = {location for (location, *_), digests in contents.items() if len(digests - {"unknown"}) > 1}
+        for entry in of_task:
+            # Which subsets belong together is not known of data that were changed in place: they keep their content.
+            if (location := _location(entry)) not in varied:
+                data = f"own, {location}" if "" in varied else "own"
+                traits[entry.run.id] |= {"subset_seed": "own", "train_data": data}
+
+
+def _location(entry: Entry) -> str:
+    return " in ".join(entry.settings[name] for name in ("task", "data_dir") if entry.settings.get(name))
 
 
 def _alike(entries: Sequence[Entry], names: Collection[str]) -> Iterable[list[Entry]]:

@@ -83,8 +83,11 @@ class Contents:
         """
         methods = grouped(self.entries.values(), lambda entry: entry.run.method)
         shared = {label for label, group in methods.items() if len({entry.settings["method"] for entry in group}) > 1}
-        shared.discard(AUTO)  # one rule, which chooses by the rows of each run
         traits = told_apart(list(self.entries.values()))
+        for label in [label for label in methods if label.split(",")[0] == AUTO]:
+            shared.discard(label)  # one rule, which chooses by the rows of each run
+            for entry in methods[label]:
+                traits[entry.run.id].pop("method", None)
         runs = [
             replace(run, method=f"{run.method} ({traits[run.id]['method']})") if run.method in shared else run
             for run in self._by_one_metric()
