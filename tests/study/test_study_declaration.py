@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixout.errors import InputError
+from mixout.finetune.settings import Settings
 from mixout.study.declaration import parse, read, shipped
 
 GOOD = """
@@ -127,6 +128,19 @@ def test_the_file_in_the_documentation():
     study = parse(example)
     assert study.baseline == study.methods[0].label == "dropout(0.1)"
     assert study.methods[0].settings["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize(("where", "radius"), [("settings", 0.025), ("task", 0.025), ("", 0.005)])
+def test_a_decay_without_a_radius_has_the_usual_one_of_its_type_of_task(where, radius):
+    kind = 'task_type = "causal-lm"\n'
+    text = (
+        f'[study]\nname = "a"\nrestarts = 1\n[settings]\nepochs = 1.0\n{kind * (where == "settings")}'
+        f'[[task]]\nname = "t.jsonl"\n{kind * (where == "task")}[[method]]\nname = " anchor_decay"\n'
+    )
+    study = parse(text)
+    [task], [method] = study.tasks, study.methods
+    assert method.label == "anchor_decay"
+    assert Settings(**{**study.settings, **task.settings, **method.settings}).method == f"anchor_decay(radius={radius})"
 
 
 def test_the_files_that_come_with_mixout_can_be_read():

@@ -81,6 +81,10 @@ PLAIN = {"method": "plain"}
         ({"methods": []}, "at least one method"),
         ({"methods": [Axis(label="a", settings=PLAIN), Axis(label="a", settings=PLAIN)]}, "'a' twice"),
         ({"methods": [Axis(label="a", settings=PLAIN), Axis(label="b", settings=PLAIN)]}, "every cell once"),
+        (
+            {"methods": [Axis(label=name, settings={"method": name}) for name in ("auto", "anchor_decay")]},
+            r"as 'words, anchor_decay, .*\('auto' chooses 'anchor_decay\(radius=0.005\)' for these rows\); remove one",
+        ),
         ({"methods": [Axis(label="a", settings={})]}, "to hold 'method'"),
         ({"methods": [Axis(label="a", settings=PLAIN | {"seed": 3})]}, "restart k has seed k"),
         ({"tasks": [Axis(label="t", settings={"task": "./nowhere.csv"})]}, "nowhere"),

@@ -154,7 +154,9 @@ def _axis(kind: str, where: str, entry: dict[str, Any]) -> Axis:
     check_settings(where, entry, also=("name", "label"))
     try:
         # Writes the method in its canonical spelling, and finds errors while the place in the file is known.
-        entry[kind] = getattr(Settings(**entry, **{kind: name}), kind)
+        canonical = getattr(Settings(**entry, **{kind: name}), kind)
+        # The usual radius depends on the type of task, which may be named elsewhere in the file.
+        entry[kind] = name.strip() if kind == "method" and str(name).strip() == "anchor_decay" else canonical
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if label is None and kind == "task":

@@ -20,7 +20,7 @@ import numpy as np
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import AUTO, Settings
 from mixout.study.analysis.runs import CellKey, Restart, Run, grouped, text_of
 from mixout.study.identity import WATCHED, Inputs, Planned
 from mixout.study.ledger import Contents
@@ -126,8 +126,10 @@ class Study:
                 where = ", ".join([task.label, method.label, *(f"{name} {text}" for name, text in texts.items())])
                 raise InputError(f"{where}: {error}") from error
             if run.id in runs:
+                chosen = any(method.settings.get("method", AUTO) == AUTO for method in self.methods)
+                auto = f" ({AUTO!r} chooses {run.settings.method!r} for these rows)" if chosen else ""
                 raise InputError(
-                    f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}; "
+                    f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}{auto}; "
                     "remove one of them; to judge the same runs by another score, report again with --set metric=NAME"
                 )
             runs[run.id] = run
