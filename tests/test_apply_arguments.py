@@ -1,5 +1,6 @@
 """What apply_ takes as a method, a number or an anchor, and what it refuses with a clear error."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -112,3 +113,47 @@ def test_inference_mode_is_refused():
 def test_arguments_of_another_type_are_named(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+def test_a_decay_of_frozen_weights_alone_is_told():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    mixout.apply_(model, "anchor_decay(radius=0.1)", where=mixout.ALL)
+    model[1].requires_grad_(False)
+    with pytest.warns(mixout.FrozenLayersWarning, match=r"none of the 2 weights .* decays nothing"):
+        mixout.apply_(mixout.remove_(model), "anchor_decay(radius=0.1)", where=mixout.ALL)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (
+            lambda model: mixout.apply_("bert", "mixout(0.5)"),
+            TypeError,
+            "as a torch.nn.Module, got 'bert'",
+        ),
+        (lambda model: mixout.apply_(model, "lora(8)"), ValueError, "get_peft_model, then call apply_"),
+        (lambda model: mixout.apply_(model, "interpolate(0.5)"), ValueError, "interpolate_(model, 0.5, start) after"),
+        (lambda model: mixout.apply_(model, "auto"), ValueError, 'in Python write "anchor_decay(radius=0.005)"'),
+        (
+            lambda model: mixout.apply_(model, "mixout(0.5)", where=nn.Linear),
+            TypeError,
+            "write mixout.Where(types=Linear)",
+        ),
+        (
+            lambda model: mixout.apply_(model, "mixout(0.5)", where="enocder"),
+            mixout.NothingMixedError,
+            "names are 0, 1 and",
+        ),
+        (lambda model: mixout.MixOut, AttributeError, "did you mean 'Mixout'?"),
+        (lambda model: mixout.integrations.nothing, AttributeError, "no attribute 'nothing'"),
+    ],
+)
+def test_what_a_newcomer_tries_is_answered_with_what_to_do(call, error, says):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with pytest.raises(error, match=re.escape(says)):
+        call(model)
+
+
+def test_an_adapter_to_a_trainer_is_loaded_at_its_first_use():
+    assert mixout.integrations.ddp.__name__ == "mixout.integrations.ddp"

@@ -166,3 +166,10 @@ def test_distance_shrinks_by_t():
     before = mixout.distance(model).total
     mixout.interpolate_(model, 0.25)
     assert mixout.distance(model).total == pytest.approx(0.25 * before, rel=1e-12)
+
+
+def test_without_a_start_it_is_asked_for_and_apply_is_not_advised():
+    with pytest.raises(
+        mixout.NotAppliedError, match=r"interpolate_\(model, 0\.5, start\), .* apply_ would take the trained"
+    ):
+        mixout.interpolate_(nn.Linear(2, 2), 0.5)

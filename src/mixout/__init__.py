@@ -22,6 +22,7 @@ _missing = _renamed(
         "state_dict": "mixout.save_state",
         "load_state_dict_": "mixout.load_state_",
     },
+    lambda: [public for public in vars(_importlib.import_module("mixout._public")) if not public.startswith("_")],
 )
 
 if _typing.TYPE_CHECKING:

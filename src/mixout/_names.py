@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 
-def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
-    """A ``__getattr__`` for ``module``, whose ``names`` of an earlier version lead to the present ones."""
+def renamed(
+    module: str, names: Mapping[str, str], valid: Callable[[], Iterable[str]] = tuple
+) -> Callable[[str], NoReturn]:
+    """A ``__getattr__`` for ``module``: ``names`` of an earlier version lead to present ones, typos to ``valid``."""
 
     def look_up(name: str) -> NoReturn:
         missing = f"module {module!r} has no attribute {name!r}"
         if name in names:  # no AttributeError: ``from module import name`` would replace its message
             raise ImportError(f"{missing}; it is called {names[name]} now")
-        raise AttributeError(missing)
+        raise AttributeError(missing + nearest(name, valid()) if not name.startswith("_") else missing)
 
     return look_up
 

@@ -18,6 +18,7 @@ from mixout.errors import GenerationWarning as GenerationWarning
 from mixout.errors import InputError as InputError
 from mixout.errors import LowCoverageWarning as LowCoverageWarning
 from mixout.errors import MissingExtraError as MissingExtraError
+from mixout.errors import MissingPenaltyWarning as MissingPenaltyWarning
 from mixout.errors import MixoutError as MixoutError
 from mixout.errors import MixoutWarning as MixoutWarning
 from mixout.errors import NotAppliedError as NotAppliedError

@@ -20,6 +20,7 @@ from mixout.install import Rules, install_, rule_of, undo_
 from mixout.layers import Mixed, is_linear
 from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
+from mixout.methods.optimizer_hooks import targets
 from mixout.parts import check_sharding, reshard_
 from mixout.passes import FORMS, Form
 from mixout.reach import check_reach
@@ -106,6 +107,8 @@ def apply_(
             f"apply_ takes no keyword {name!r}; {_FORMER[name]}" if name in _FORMER
             else f"apply_ got an unexpected keyword {name!r}{nearest(name, inspect.signature(apply_).parameters)}"
         )  # fmt: skip
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model as a torch.nn.Module, got {model!r}; of a trainer pass its model")
     if form not in FORMS:
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)
@@ -122,12 +125,10 @@ def apply_(
         if layers:
             check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
         if layers and all(isinstance(layer, Mixed) and is_frozen(layer) for layer in layers.values()):
-            warnings.warn(
-                f"none of the {len(layers)} layers that apply_ has chosen requires a gradient: {spell(methods)} mixes "
-                "nothing until one does; choose layers that are trained with where=, or unfreeze these",
-                FrozenLayersWarning,
-                stacklevel=2,
-            )
+            _warn_of_frozen(f"{len(layers)} layers", methods, "mixes")
+        weights = [weight for target in targets(model).values() if (weight := target.parameter()) is not None]
+        if weights and not any(weight.requires_grad for weight in weights):
+            _warn_of_frozen(f"{len(weights)} weights", methods, "decays")
         reads = layers and any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
         if anchor_spec.source is None and (reads or any(isinstance(m, _HOLDING) for m in methods)):
             warn_if_fine_tuned(model)
@@ -231,6 +232,15 @@ def _check_methods(methods: Sequence[Method], anchor: AnchorSource) -> None:
     reads_anchor = any(m.anchor == "given" for m in mixing) or any(isinstance(m, _HOLDING) for m in methods)
     if anchor is not None and not is_zero(anchor) and not reads_anchor:
         raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
+
+
+def _warn_of_frozen(chosen: str, methods: Sequence[Method], acts: str) -> None:
+    warnings.warn(
+        f"none of the {chosen} that apply_ has chosen requires a gradient: {spell(methods)} {acts} nothing until one "
+        "does; choose layers that are trained with where=, or unfreeze these",
+        FrozenLayersWarning,
+        stacklevel=3,  # who called apply_
+    )
 
 
 def check_applicable(model: nn.Module) -> None:

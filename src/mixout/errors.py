@@ -86,6 +86,13 @@ class ZeroDecayWarning(MixoutWarning):
     """
 
 
+class MissingPenaltyWarning(MixoutWarning):
+    """A model with OutputAnchor is trained, and nobody adds its penalty to the loss, so the method does nothing.
+
+    What to do: add ``mixout.output_penalty(model, batch, outputs)`` to the loss; see docs/methods/output-anchor.md.
+    """
+
+
 class GenerationWarning(MixoutWarning):
     """A model was asked to generate in training mode; it does so unmixed.
 

@@ -210,9 +210,10 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
             trained.setdefault(module, {})[field] = _of_base(sites[site], anchors)
     if not trained:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
-    for module in () if anchors.own else dict.fromkeys([*trained, *frozen]):
-        output_anchors = output.Held(method, trained.get(module, {}), tuple(frozen.get(module, ())))
-        vars(module)[output.FIELD] = output_anchors
+    watch = output.Watch(trained if method.beta and not anchors.own else ())  # no step follows a dry run
+    for module in dict.fromkeys([*trained, *frozen]):
+        fields = trained.get(module, {}), tuple(frozen.get(module, ()))
+        vars(module)[output.FIELD] = output.Held(method, *fields, watch)
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -244,6 +245,8 @@ def undo_(model: nn.Module) -> None:
             restore_(module)
         optimizer_hooks.detach_(module)
         unguard_(module)
+        if isinstance(outputs := vars(module).get(output.FIELD), output.Held):
+            outputs.watch.end()
         for field in (output.FIELD, FIELD, NEW):
             vars(module).pop(field, None)
     dropouts.restore_(model)

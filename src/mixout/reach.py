@@ -14,6 +14,7 @@ from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
 from mixout.methods.optimizer_hooks import FIELD as DECAYED
+from mixout.methods.output import FIELD as ANSWERS
 from mixout.record import NEW
 from mixout.selection import BODY, Selection, is_trained, parent
 
@@ -59,6 +60,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
     mixer_of = {f"{name}.{path}".lstrip("."): module for name, module in mixed for path in module._mixed.anchors}
     called_groups = {_group(sites, name) for name, module in mixed if module._mixed.called}
     layer_rows = []
+    decays = any(DECAYED in vars(module) for module in model.modules()) and not mixed
     for name, module in model.named_modules():
         params = {field: p for field, p in module._parameters.items() if p is not None}
         if not params:
@@ -66,6 +68,10 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         mixers = {field: mixer_of[key] for field in params if (key := f"{name}.{field}".lstrip(".")) in mixer_of}
         mixer = next(iter(mixers.values()), None)
         kind, reason = _kind(name, module, mixer, parent(model, name), sites, text)
+        if kind == "plain" and not mixed and ANSWERS in vars(module):
+            reason = "no weight is held: the model's answers are"
+        elif kind == "plain" and decays and not any(map(_is_matrix, params.values())):
+            reason = "biases and norms do not decay"
         if kind == "mixed" and mixer is not None and _group(sites, name) in called_groups and not mixer._mixed.called:
             kind, reason = "bypassed", "never called in training, while other layers were"
         mixed_params = [params[field] for field in mixers] if kind == "mixed" else []

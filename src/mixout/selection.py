@@ -132,6 +132,10 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
             return is_linear(module) and inside(name, module) and not feeds
 
         return Selection(mixes=mixes, covers=inside, text=f"where={preset!r}", preset=True, may_lack=may_lack)
+    if isinstance(where, type):
+        raise TypeError(
+            f"expected names or a mixout.Where as where, got a class; write mixout.Where(types={where.__name__})"
+        )
     selector = Where(include=where) if isinstance(where, str) else where
     if isinstance(selector, Where):
         covers = selector if selector.types else lambda name, _: selector.names(name)  # a decay takes all types
@@ -270,12 +274,17 @@ def chosen(
             reasons.append(f"{name}: an output layer or a new head, left out by default ({selection.text})")
     if layers or adapted:
         return layers, adapted
-    detail = "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer{_others(model)}"
+    detail = (
+        "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer{_others(model, selection)}"
+    )
     raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
 
 
-def _others(model: nn.Module) -> str:
-    """The type of most of the layers that could be mixed, for a message."""
+def _others(model: nn.Module, selection: Selection) -> str:
+    """The type of most of the layers that could be mixed, or the names where none fits, for a message."""
+    linear = [name for name, module in model.named_modules() if is_linear(module)]
+    if linear and not any(selection.covers(name, module) for name, module in model.named_modules()):
+        return f": names are {', '.join(dict.fromkeys([*linear[:2], linear[-1]]))} and so on"
     counts = Counter(type(m).__name__ for m in model.modules() if entry_of(m) is not None and not is_linear(m))
     return "".join(f"; choose its {n} x {type_name} with types={type_name}" for type_name, n in counts.most_common(1))
 

@@ -109,6 +109,13 @@ def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatc
     (tmp_path / "new.jsonl").write_text('{"text": "bata bavi"}\n{"text": "dota"}\n')
     assert main(["predict", "out", "new.jsonl"]) == 0
     assert capsys.readouterr().out == "2 predictions: predictions.csv\n"
+    before = Path("predictions.csv").read_bytes()
+    assert main(["predict", "out", "new.jsonl"]) == 2
+    assert "expected no predictions.csv here, got one; name another file, or this one" in capsys.readouterr().err
+    assert main(["predict", "out", "new.jsonl", "--output", "predictions.csv"]) == 0
+    assert capsys.readouterr().out == "2 predictions: predictions.csv\n"
+    assert Path("predictions.csv").read_bytes() == before
+    Path("predictions.csv").unlink()
     for words, said in ((["out", "no.csv"], "no.csv"), (["nowhere", "new.jsonl"], "config.json")):
         assert main(["predict", *words]) == 2
         assert said in capsys.readouterr().err

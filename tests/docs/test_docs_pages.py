@@ -126,6 +126,7 @@ GIVEN = {
 }
 # Their examples are run by tests of their own; here the code must at least be Python.
 COMPILED = RANKS | {
+    "causal-lm.md",
     "lightning.md",
     "trl.md",
     "sentence-transformers.md",

@@ -37,7 +37,7 @@ class Spy(transformers.TrainerCallback):
         self.steps.append((moved, not any(one.mixing.off for one in applications(kwargs["model"]))))
 
 
-def train(model: Any, place: Path, *, resume: str | None = None, until: int = -1) -> Spy:
+def train(model: Any, place: Path, *, resume: str | None = None, until: int = -1, first: float = 1) -> Spy:
     args = transformers.TrainingArguments(
         output_dir=str(place), per_device_train_batch_size=4, num_train_epochs=3, learning_rate=1e-2, save_steps=1,
         report_to="none", disable_tqdm=True, use_cpu=True, seed=3,
@@ -48,7 +48,7 @@ def train(model: Any, place: Path, *, resume: str | None = None, until: int = -1
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == until
 
-    callbacks = [MixoutCallback(log=False), HeadFirst(1), Stop(), spy]
+    callbacks = [MixoutCallback(log=False), HeadFirst(first), Stop(), spy]
     transformers.Trainer(model, args, train_dataset=ROWS, callbacks=callbacks).train(resume_from_checkpoint=resume)
     return spy
 
@@ -67,6 +67,14 @@ def test_the_head_moves_first_and_a_resumed_run_is_the_same(tiny_bert, tmp_path,
     train(resumed, tmp_path / "cut", resume=str(tmp_path / "cut" / f"checkpoint-{cut}"))
     for (name, one), two in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize("first", [3, 20])
+def test_a_run_that_would_train_the_head_alone_is_refused(tiny_bert, tmp_path, first):
+    model = bert(tiny_bert)
+    with pytest.raises(mixout.MixoutError, match=f"fewer epochs of HeadFirst than the run has, 3, got {first}"):
+        train(model, tmp_path, first=first)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):

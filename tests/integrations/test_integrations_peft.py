@@ -257,6 +257,20 @@ def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
 
 
+def test_a_trainer_is_told_of_adapters_that_came_after_the_method(tmp_path):
+    from mixout.integrations.huggingface import MixoutCallback
+
+    model = peft.get_peft_model(
+        mixout.apply_(bert(), Mixout(0.5)), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    )
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    rows = [{"input_ids": IDS[0], "labels": torch.tensor(0)}] * 2
+    with pytest.warns(mixout.FrozenLayersWarning, match="frozen by an adapter that came later; remove_, add adapters"):
+        transformers.Trainer(model, args, train_dataset=rows, callbacks=[MixoutCallback()]).train()
+
+
 ON_FACTORS = [OutputAnchor(1.0), AnchorDecay(1.0, selective=True)]
 
 

@@ -1,6 +1,10 @@
 """OutputAnchor against two separate models and the divergence written out; values and gradients."""
 
 import copy
+import gc
+import pickle
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 import mixout
 from mixout import Mixout, OutputAnchor
+from mixout.methods import output
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning"),
@@ -320,3 +325,40 @@ def test_what_was_frozen_at_apply_and_is_trained_later_is_refused():
     model[0].bias.requires_grad_(True)
     with pytest.raises(mixout.MixoutError, match=r"'0\.bias' was frozen at apply_ and is trained now"):
         mixout.output_penalty(model, x, model(x))
+
+
+def stepped(model, steps, *, asked=False, other=None):
+    """The warnings of so many steps; ``asked``: with the penalty in the loss; ``other``: what is stepped instead."""
+    optimizer, x = torch.optim.SGD((other or model).parameters(), lr=0.1), torch.ones(2, 3)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            optimizer.zero_grad()
+            outputs = (other or model)(x)
+            loss = outputs.square().sum()
+            (loss + mixout.output_penalty(model, x, outputs) if asked else loss).backward()
+            optimizer.step()
+    return [(one.category, Path(one.filename).name) for one in given]
+
+
+def test_a_penalty_that_nobody_adds_is_told_once():
+    told = [(mixout.MissingPenaltyWarning, Path(__file__).name)]
+    model = mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0))
+    assert stepped(model, 1) == []
+    assert stepped(model, 1) == told
+    assert stepped(model, 2) == []
+    assert stepped(mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0)), 3, asked=True) == []
+    assert stepped(mixout.apply_(nn.Linear(3, 2), OutputAnchor(0.0)), 3) == []
+
+
+def test_nobody_waits_for_the_penalty_of_another_model_of_a_copy_or_after_the_end():
+    model = mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0))
+    assert stepped(model, 3, other=nn.Linear(3, 2)) == []
+    assert stepped(copy.deepcopy(model), 3) == []
+    assert stepped(pickle.loads(pickle.dumps(model)), 3) == []
+    mixout.coverage(mixout.remove_(model), OutputAnchor(1.0))
+    assert stepped(model, 3) == []
+    mixout.apply_(model, OutputAnchor(1.0))
+    del model
+    gc.collect()
+    assert not output._WATCHES

@@ -24,7 +24,15 @@ from mixout.finetune.record import WriteError
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")
 # Options and commands of version 0.1, and what replaces them.
-_FORMER = {"--p": "; write p into the method, such as --method 'mixout(0.9)'"}
+_FORMER = {
+    "--p": "; write p into the method, such as --method 'mixout(0.9)'",
+    # Of other trainers.
+    "--lr": "; did you mean '--learning-rate'?",
+    "--fp16": "; write --precision fp16",
+    "--bf16": "; write --precision bf16",
+    "--warmup-steps": "; write --warmup with the share of the steps, such as 0.1",
+    "--overwrite-output-dir": "; no run is overwritten: name another --output-dir",
+}
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
     "dare": "use mixout.delta.drop_ in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
@@ -105,5 +113,5 @@ def unknown_option(command: argparse.ArgumentParser, word: str) -> InputError:
     options = sorted({option for action in command._actions for option in action.option_strings})
     name = word.partition("=")[0]
     # Without the dashes, which all options have in common.
-    hint = _FORMER.get(name) or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
+    hint = _FORMER.get(name.replace("_", "-")) or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
     return InputError(f"expected an option of {command.prog}, got {word!r}{hint}")

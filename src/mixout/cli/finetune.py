@@ -31,7 +31,7 @@ _EXAMPLES = """examples:
                                                           lists of words in text, of their tags in label; also .conll
   mixout finetune reviews.csv --method "lora(8)"          low-rank adapters, merged at the end
   mixout finetune chats.jsonl --text-column messages --task-type causal-lm --model Qwen/Qwen3-0.6B
-                  --original old.txt --method "anchor_decay(40, fisher=200)"
+                  --original old.txt --method "anchor_decay(radius=0.025, fisher=200)"
   mixout finetune RTE --data-dir glue --recipe paper --model bert-large-uncased
   mixout finetune --config run.yaml --seed 1              settings from a file, and one that differs
   mixout finetune --resume out/reviews                    goes on where a run was cut off
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
         # Errors in the file are found before the training.
         rows(options["test"], settings, pairs=cache.task(settings).train.pair is not None)
+    _tell_unnamed(settings, vars(settings) if resume else chosen)
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
@@ -126,6 +127,11 @@ def run(args: argparse.Namespace) -> int:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0
+
+
+def _tell_unnamed(settings: Settings, chosen: dict[str, Any]) -> None:
+    if "task" not in chosen:
+        _report(f"no data named: this trains on {settings.task!r}, which comes with mixout; see mixout finetune --help")
 
 
 def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:

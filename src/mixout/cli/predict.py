@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mixout.cli.options import add_device, use_device
+from mixout.errors import InputError
+
+_OUTPUT = "predictions.csv"
 
 
 def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
@@ -21,7 +25,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     )
     parser.add_argument("model", metavar="MODEL", help="folder that mixout finetune wrote, or another classifier's")
     parser.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl, .conll or .parquet")
-    parser.add_argument("--output", default="predictions.csv", metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--output", metavar="FILE", help=f"default: {_OUTPUT}, if there is none yet")
     for name, text in (("text", "the text"), ("pair", "the second text"), ("label", "the label, to be scored")):
         parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column with {text}; default: as in training")
     add_device(parser)
@@ -35,5 +39,7 @@ def run(args: argparse.Namespace) -> int:
     use_device(args.device)
     names = ("text_column", "pair_column", "label_column", "max_length")
     chosen = {name: getattr(args, name) for name in names}
-    print(predict(args.model, args.file, args.output, **chosen))
+    if args.output is None and Path(_OUTPUT).exists():
+        raise InputError(f"expected no {_OUTPUT} here, got one; name another file, or this one, with --output")
+    print(predict(args.model, args.file, args.output or _OUTPUT, **chosen))
     return 0

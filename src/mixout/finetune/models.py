@@ -112,7 +112,8 @@ def load_causal(model: str) -> Loaded:
             to predict.
         MissingExtraError: something that this model or tokenizer needs is not installed.
     """
-    loaded = _whole(_read(model, CAUSAL), model)
+    remedy = "name a causal language model, such as Qwen/Qwen3-0.6B"
+    loaded = _whole(_read(model, CAUSAL), model, remedy)
     tokens = torch.tensor([[0, 0], [0, 1]])
     with torch.no_grad():
         # The rows differ in the second token alone.
@@ -147,11 +148,11 @@ def _read(model: str, task_type: str, init_seed: int = 0, **options: Any) -> Loa
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
 
 
-def _whole(loaded: Loaded, model: str) -> Loaded:
+def _whole(loaded: Loaded, model: str, remedy: str = "name another model") -> Loaded:
     if loaded.new:
         raise InputError(
             f"expected a {type(loaded.model).__name__} with all its weights, got {model!r} without {min(loaded.new)}"
-            f"{' and others' if len(loaded.new) > 1 else ''}; name another model"
+            f"{' and others' if len(loaded.new) > 1 else ''}; {remedy}"
         )
     return loaded
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from importlib.util import find_spec
+from types import ModuleType
+
 from torch import nn
 
 from mixout.measure import distance, has_anchors, radius_used
@@ -27,3 +31,10 @@ def measures(model: nn.Module) -> dict[str, float]:
     values |= {"anchor_distance": distance(model).total} if has_anchors(model) else {}
     used = radius_used(model)
     return values | ({"anchor_radius_used": max(used.values())} if used else {})
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load an adapter at its first use: ``mixout.integrations.huggingface``."""
+    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")

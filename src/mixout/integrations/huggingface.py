@@ -13,6 +13,7 @@ have no pretrained weights, so nothing can be anchored there.
 # ruff: noqa: ANN401, ARG002  signatures and options are those of transformers
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,8 +24,10 @@ from torch import nn
 
 import mixout
 from mixout._names import renamed
-from mixout.errors import AnchorMismatchError, MixoutError, needs
+from mixout.covering import coverage
+from mixout.errors import AnchorMismatchError, FrozenLayersWarning, MixoutError, needs
 from mixout.integrations import measures
+from mixout.layers.lora import ADAPTED_LATER
 from mixout.record import applications, applied_to, check_policy, disabled, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
@@ -82,6 +85,9 @@ class MixoutCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         applied_to(model)  # without a method this raises: now, not hours later at the first checkpoint
         check_policy(model)
+        late = [row for row in coverage(model).layers if row.reason.startswith(ADAPTED_LATER)]
+        if late:
+            warnings.warn(f"{late[0].name!r}: {late[0].reason}", FrozenLayersWarning, stacklevel=2)
         if self.schedule is not None:
             check_schedule(model, self.schedule)
         self._model = model
@@ -189,7 +195,7 @@ class HeadFirst(TrainerCallback):
         new: names of the parameters to train first; None for those outside the pretrained body.
 
     Raises:
-        MixoutError: when training begins, if the model has no such parameter.
+        MixoutError: when training begins, if the model has no such parameter, or the run no more epochs.
     """
 
     def __init__(self, epochs: float, *, new: Collection[str] | None = None) -> None:
@@ -199,6 +205,9 @@ class HeadFirst(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
+        if 0 < state.num_train_epochs <= self.epochs:
+            text = f"of HeadFirst than the run has, {state.num_train_epochs:g}, got {self.epochs:g}"
+            raise MixoutError(f"expected fewer epochs {text}, so that only the head would be trained")
         if (state.epoch or 0.0) < self.epochs:
             self._freeze(kwargs["model"])
 

@@ -46,6 +46,8 @@ _CALLS_ITS_FACTORS = frozenset(
 # Initialisations that change the base: what the model began with is then u + s B A, and no longer u.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+ADAPTED_LATER = "mixed, but frozen by an adapter that came later"
+
 
 class MixedFactor(Mixed, nn.Linear):
     """The factor that is not masked, in the paper's convention: its gradient too is smaller by 1-p."""
@@ -153,7 +155,7 @@ def coverage_row(
     layer, (part, _, adapter) = sites[site_name], name[len(site_name) + 1 :].partition(".")
     if part == "base_layer":
         if isinstance(module, Mixed):
-            return "bypassed", "mixed, but frozen by an adapter that came later; remove_, add adapters, then apply_"
+            return "bypassed", f"{ADAPTED_LATER}; remove_, add adapters, then apply_"
         return "plain", "base of an adapter"
     if (problem := _layer_obstacle(layer)) is not None and not isinstance(module, Mixed):
         return "bypassed", problem

@@ -25,8 +25,11 @@ Li et al., ICLR 2019. KL as what predicts forgetting: arXiv 2509.04259.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
@@ -37,9 +40,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import kl_div
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from mixout.anchor import AnchorTensor
-from mixout.errors import MixoutError, NotAppliedError
+from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError
 from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
@@ -86,13 +90,61 @@ class OutputAnchor(Method):
                 raise ValueError(f"expected {name} in {allowed}, got {getattr(self, name)!r}")
 
 
+class Watch:
+    """Warns once if two steps were taken and nobody has asked for the penalty; ends with the modules, or by hand."""
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        self.modules = [weakref.ref(module) for module in modules]
+        self.steps = 0
+        if self.modules:
+            _WATCHES.add(self)
+            if not _HANDLES:
+                _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()  # nobody waits for a copy's penalty, as that of an average of weights
+
+    def end(self) -> None:
+        """The penalty is in use, or no longer wanted."""
+        _WATCHES.discard(self)
+
+    def count(self, stepped: set[int]) -> None:
+        """Count a step of the parameters with these ids, if a module has one of them."""
+        modules = [module for ref in self.modules if (module := ref()) is not None]
+        if any(id(p) in stepped for module in modules for p in module._parameters.values()):
+            self.steps += 1
+        if self.steps == _UNASKED:
+            self.end()
+            warnings.warn(
+                f"{_UNASKED} optimizer steps were taken, and mixout.output_penalty was not called: without it "
+                "OutputAnchor does nothing. Write loss = loss + mixout.output_penalty(model, batch, outputs) in your "
+                "training loop, or in compute_loss of your Trainer",
+                MissingPenaltyWarning,
+                stacklevel=4,  # the caller of optimizer.step
+            )
+
+
+_UNASKED = 2  # steps without a penalty until the warning
+_WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
+# Once there, the hook stays: torch does not allow a hook to remove itself.
+_HANDLES: list[Any] = []
+
+
+def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
+    if _WATCHES:
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        for watch in list(_WATCHES):
+            watch.count(stepped)
+
+
 @dataclass(frozen=True)
 class Held:
-    """What a module holds: the method, its anchors by field, and the fields that were frozen at ``apply_``."""
+    """What a module holds: the method, its anchors by field, the fields that were frozen at ``apply_``, the watch."""
 
     method: OutputAnchor
     anchors: dict[str, AnchorTensor]
     frozen: tuple[str, ...] = ()
+    watch: Watch = dataclasses.field(default_factory=Watch)  # shared by all modules
 
 
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
@@ -168,7 +220,9 @@ def _divergence(logits: Tensor, target: Tensor) -> Tensor:
 def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
     modules = held(model)
     if not modules:
-        raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(0.1))")
+        raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(1.0))")
+    for _, state in modules.values():
+        state.watch.end()
     tensors, start_by_id = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
     for name, (module, state) in modules.items():
         for field, anchor in state.anchors.items():

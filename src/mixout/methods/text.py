@@ -22,6 +22,13 @@ METHODS: dict[str, type[Method]] = {
     for method in (Mixout, Mixconnect, Dropconnect, Dropout, GradientMask, AnchorDecay, OutputAnchor, Plain)
 }
 
+# What the command line takes beside them.
+_ELSEWHERE = {
+    "auto": 'it is chosen by mixout finetune; in Python write "anchor_decay(radius=0.005)"',
+    "lora": "add adapters with peft.get_peft_model, then call apply_",
+    "interpolate": "call mixout.interpolate_(model, 0.5, start) after training",
+}
+
 _CALL = re.compile(r"\s*(?P<name>[^\s()]+)\s*(\((?P<arguments>[^()]*)\))?\s*")
 
 
@@ -82,6 +89,8 @@ def reaches(methods: Iterable[Method]) -> list[str]:
             reach = f"{1 / method.strength:.3g}" + " times its tensor's root mean square" * method.relative
             reach += " divided by its importance" * method.weighted
             lines.append(f"{spell(method)}: under Adam a weight goes about {reach} from its start at most")
+            if method.rate is not None and method.strength <= 1 and not method.weighted:
+                lines[-1] += f", farther than a run goes, so it does nothing; did you mean radius={method.rate:g}?"
     return lines
 
 
@@ -91,7 +100,8 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
         raise ValueError(f'expected a method such as "mixout(0.9)", got {part!r}')
     name = match["name"]
     if name not in methods:
-        raise ValueError(f"expected a method among {', '.join(methods)}, got {name!r}{nearest(name, [*methods])}")
+        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else nearest(name, [*methods])
+        raise ValueError(f"expected a method among {', '.join(methods)}, got {name!r}{hint}")
     method_class = methods[name]
     settable = method_class.arguments()
     names = [f.name for f in settable]

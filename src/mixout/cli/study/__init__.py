@@ -46,7 +46,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option("status export report", "file", metavar="FILE", help=study, nargs="?")
     help = "also every run that this study does not ask for"
     option("prune", "--not-in", dest="file", metavar="FILE", help=help)
-    help = "runs of each method on each task; default: those of the study file; for results and prune all that exist"
+    help = "runs of each method on each task; default: the file's; for status, report, export and prune all there are"
     option(" ".join(SUBCOMMANDS), "--restarts", type=int, metavar="N", help=help)
     repeatable: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     help = "settings for all runs, in place of those in the file, e.g. model=minilm train_size=500"

@@ -43,7 +43,8 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
     Labels are text; several labels, or the tags of a text that is a tuple of words, are tuples of text.
     """
     names = [columns.text, *([] if pair is None else [pair]), columns.label]
-    table.require(names, "rename a column, or name yours with --text-column, --pair-column or --label-column")
+    remedy = "rename a column, or name yours with --text-column, --pair-column or --label-column"
+    table.require(names, f"{remedy}; text without labels is for --task-type causal-lm")
     cells = table.columns[columns.label]
     if columns.holds == "tags":
         words = words_in(table, columns.text)
