@@ -10,6 +10,8 @@ import torch
 import transformers
 
 import mixout
+from mixout.finetune.settings import Settings
+from mixout.finetune.train import finetune
 
 
 @pytest.fixture
@@ -58,3 +60,16 @@ def test_what_a_trainer_saved_at_its_end_does_not_silently_become_the_anchor(tin
         warnings.simplefilter("error")
         again = transformers.AutoModel.from_pretrained(tmp_path / "final")
         mixout.apply_(again, mixout.Mixout(0.5), anchor=tmp_path / "final")
+
+
+def test_a_folder_of_mixout_finetune_is_known_and_a_run_that_begins_there_says_so(tiny_bert, tiny_task, tmp_path):
+    options = {"task": tiny_task, "max_steps": 1, "epochs": None, "save": "no", "evaluate": "end", "max_length": 16}
+    finetune(Settings(model=tiny_bert, **options), tmp_path / "first")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "first")
+    with pytest.warns(mixout.FineTunedAnchorWarning, match=r"of a run, .*record\.json"):
+        mixout.apply_(model, mixout.Mixout(0.5))
+    lines: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mixout.FineTunedAnchorWarning)
+        finetune(Settings(model=str(tmp_path / "first"), **options), tmp_path / "second", report=lines.append)
+    assert any("first is the model of a run (record.json lies there)" in line for line in lines)

@@ -23,8 +23,8 @@ from mixout.errors import AnchorMismatchError, FineTunedAnchorWarning, InputErro
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-# What the Trainer of transformers leaves in a checkpoint's folder, and what trainer.save_model leaves.
-_MARKS = ("trainer_state.json", "training_args.bin")
+# What the Trainer of transformers leaves in a checkpoint's folder, what trainer.save_model and mixout finetune leave.
+_MARKS = ("trainer_state.json", "training_args.bin", "record.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -199,12 +199,16 @@ def _cached(source: str | Path) -> str:
     return f", which is here: anchor={folder!r}" if folder else ""
 
 
+def mark_of_run(folder: str) -> str | None:
+    """The file in ``folder`` that tells that a run has written it, or None."""
+    return next((name for name in _MARKS if (Path(folder) / name).is_file()), None)
+
+
 def warn_if_fine_tuned(model: nn.Module) -> None:
-    """Warn if a part of ``model`` was loaded from a folder that a Trainer wrote; other weights leave no trace."""
+    """Warn if a part of ``model`` was loaded from a folder that a run wrote; other weights leave no trace."""
     folders = {getattr(module, "name_or_path", None) for module in model.modules()}
     for folder in sorted(folder for folder in folders if isinstance(folder, str) and folder):
-        mark = next((name for name in _MARKS if (Path(folder) / name).is_file()), None)
-        if mark is not None:
+        if (mark := mark_of_run(folder)) is not None:
             warnings.warn(
                 f"expected pretrained weights as the anchor, got those of a run, loaded from {folder!r}, which holds "
                 f"{mark}; load the pretrained model, call apply_, then load the fine-tuned weights or "

@@ -16,6 +16,7 @@ purpose, as the paper's table 3 does: the new output layer mixed with its first 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import mixout
 from mixout import dropouts
 from mixout._names import nearest
-from mixout.errors import InputError
+from mixout.errors import FineTunedAnchorWarning, InputError
 from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded, longest_input
 from mixout.finetune.run_methods import Interpolate, Lora, add_lora_, measured
@@ -180,7 +181,9 @@ def apply_methods(
         if settings.head == "mixout":
             where = _with_new_head(loaded, where)
         # With a seed: the same masks on any number of processes.
-        mixout.apply_(loaded.model, methods or (Plain(),), where=where, seed=settings.stream_seed("mask"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FineTunedAnchorWarning)  # the run has said so
+            mixout.apply_(loaded.model, methods or (Plain(),), where=where, seed=settings.stream_seed("mask"))
     # Already a message for the user; only its type becomes InputError.
     except (TypeError, ValueError) as error:
         raise InputError(f"method {settings.method!r} with where={settings.where!r}: {error}") from error

@@ -33,6 +33,7 @@ from mixout.finetune.tasks import Task
 from mixout.finetune.trainer import TextTrainer
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
+from mixout.sources import mark_of_run
 
 with needs("hf", "fine-tuning"):
     from safetensors.torch import save_file
@@ -146,6 +147,8 @@ def _notes(settings: Settings) -> Iterator[str]:
     devices = torch.cuda.device_count()
     if devices > 1 and not os.environ.get("WORLD_SIZE"):
         yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."
+    if (mark := mark_of_run(settings.model)) is not None:
+        yield f"{settings.model} is the model of a run ({mark} lies there): methods keep it near these weights"
 
 
 def fisher_rows(
