@@ -25,6 +25,14 @@ def test_an_anchor_that_nothing_would_use_is_an_error():
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("method", [{"^0$": "plain", "": "mixout(0.9)"}, "plain+anchor_decay(radius=0.1)"])
+def test_an_anchor_that_one_of_the_methods_reads_is_taken(method):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    start = {name: value + 1 for name, value in model.state_dict().items()}
+    mixout.apply_(model, method, anchor=start, where=mixout.ALL)
+    assert mixout.state(model).anchor("1").equal(start["1.weight"])
+
+
 def test_a_state_of_another_seed_is_refused():
     first = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.5), seed=1)
     second = mixout.apply_(nn.Sequential(nn.Linear(4, 3)), mixout.Mixout(0.5), seed=2)
@@ -130,7 +138,7 @@ def test_a_decay_of_frozen_weights_alone_is_told():
         (
             lambda model: mixout.apply_("bert", "mixout(0.5)"),
             TypeError,
-            "as a torch.nn.Module, got 'bert'",
+            "as a torch.nn.Module, got str",
         ),
         (lambda model: mixout.apply_(model, "lora(8)"), ValueError, "get_peft_model, then call apply_"),
         (lambda model: mixout.apply_(model, "interpolate(0.5)"), ValueError, "interpolate_(model, 0.5, start) after"),

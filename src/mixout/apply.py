@@ -31,7 +31,6 @@ from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fi
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
-_HOLDING = AnchorDecay, OutputAnchor  # read an anchor, and do not mix
 _FORMER = {
     "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
     "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
@@ -108,14 +107,17 @@ def apply_(
             else f"apply_ got an unexpected keyword {name!r}{nearest(name, inspect.signature(apply_).parameters)}"
         )  # fmt: skip
     if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model as a torch.nn.Module, got {model!r}; of a trainer pass its model")
+        raise TypeError(f"expected model as a torch.nn.Module, got {type(model).__name__}; of a trainer pass its model")
     if form not in FORMS:
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)
     methods = tuple(dict.fromkeys(m for group in rules.values() for m in group))
     original, model = model, uncompiled(model)
     for group in rules.values():
-        _check_methods(group, anchor_spec.source)
+        _check_different(group)
+    given = any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
+    if not (anchor_spec.source is None or is_zero(anchor_spec.source) or given or _holding(methods)):
+        raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
     selection = resolve(where, model)
     check_applicable(model)
     reshard_(model)
@@ -125,12 +127,13 @@ def apply_(
         if layers:
             check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
         if layers and all(isinstance(layer, Mixed) and is_frozen(layer) for layer in layers.values()):
-            _warn_of_frozen(f"{len(layers)} layers", methods, "mixes")
-        weights = [weight for target in targets(model).values() if (weight := target.parameter()) is not None]
-        if weights and not any(weight.requires_grad for weight in weights):
-            _warn_of_frozen(f"{len(weights)} weights", methods, "decays")
-        reads = layers and any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
-        if anchor_spec.source is None and (reads or any(isinstance(m, _HOLDING) for m in methods)):
+            _warn_of_frozen(f"{len(layers)} layers", [m for m in methods if isinstance(m, MixingMethod)], "mixes")
+        else:
+            weights = [weight for target in targets(model).values() if (weight := target.parameter()) is not None]
+            if weights and not any(weight.requires_grad for weight in weights):
+                decays = [m for m in methods if isinstance(m, AnchorDecay)]
+                _warn_of_frozen(f"{len(weights)} weights", decays, "decays")
+        if anchor_spec.source is None and ((layers and given) or _holding(methods)):
             warn_if_fine_tuned(model)
     except BaseException:  # a warning too, where warnings are errors
         undo_(model)
@@ -225,13 +228,14 @@ def remove_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_methods(methods: Sequence[Method], anchor: AnchorSource) -> None:
-    mixing = [m for m in methods if isinstance(m, MixingMethod)]
-    if len({m.name for m in methods}) < len(methods) or len(mixing) > 1:
+def _check_different(methods: Sequence[Method]) -> None:
+    if len({m.name for m in methods}) < len(methods) or sum(isinstance(m, MixingMethod) for m in methods) > 1:
         raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
-    reads_anchor = any(m.anchor == "given" for m in mixing) or any(isinstance(m, _HOLDING) for m in methods)
-    if anchor is not None and not is_zero(anchor) and not reads_anchor:
-        raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
+
+
+def _holding(methods: Sequence[Method]) -> list[Method]:
+    """Those that read an anchor, and do not mix."""
+    return [m for m in methods if isinstance(m, (AnchorDecay, OutputAnchor))]
 
 
 def _warn_of_frozen(chosen: str, methods: Sequence[Method], acts: str) -> None:

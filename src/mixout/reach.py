@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from mixout.errors import LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
+from mixout.methods.decay import decays as can_decay
 from mixout.methods.optimizer_hooks import FIELD as DECAYED
 from mixout.methods.output import FIELD as ANSWERS
 from mixout.record import NEW
@@ -70,7 +71,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         kind, reason = _kind(name, module, mixer, parent(model, name), sites, text)
         if kind == "plain" and not mixed and ANSWERS in vars(module):
             reason = "no weight is held: the model's answers are"
-        elif kind == "plain" and decays and not any(map(_is_matrix, params.values())):
+        elif kind == "plain" and decays and not any(map(can_decay, params.values())):
             reason = "biases and norms do not decay"
         if kind == "mixed" and mixer is not None and _group(sites, name) in called_groups and not mixer._mixed.called:
             kind, reason = "bypassed", "never called in training, while other layers were"

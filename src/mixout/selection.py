@@ -252,9 +252,8 @@ def chosen(
         base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some types of adapters wrap no base
         if not selection.mixes(name, base):
             continue
-        problems = lora.problems(site, unit)
-        if lora.within(sites, name) is not None and not lora.is_of_a_parameter(site):
-            problems = {"": "the adapted layer around it merges its adapter, and calls no factor"}
+        around = lora.merged_around(sites, name)
+        problems = lora.problems(site, unit) if around is None else {"": around}
         if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
             adapted[name] = site, adapters
         else:

@@ -201,7 +201,7 @@ def _cached(source: str | Path) -> str:
 
 def mark_of_run(folder: str) -> str | None:
     """The file in ``folder`` that tells that a run has written it, or None."""
-    return next((name for name in _MARKS if (Path(folder) / name).is_file()), None)
+    return next((name for name in _MARKS if (Path(folder).expanduser() / name).is_file()), None)
 
 
 def warn_if_fine_tuned(model: nn.Module) -> None:

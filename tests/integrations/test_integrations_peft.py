@@ -257,6 +257,13 @@ def test_the_trainer_of_transformers_needs_nothing_more(tmp_path):
     assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
 
 
+def test_a_base_that_is_trained_again_under_a_later_adapter_is_mixed():
+    model = peft.get_peft_model(mixout.apply_(bert(), Mixout(0.5)), peft.LoraConfig(r=2, target_modules=["query"]))
+    assert not mixout.coverage(model).mixed
+    model.requires_grad_(True)
+    assert any(name.endswith("query.base_layer") for name in mixout.coverage(model).mixed)
+
+
 def test_a_trainer_is_told_of_adapters_that_came_after_the_method(tmp_path):
     from mixout.integrations.huggingface import MixoutCallback
 

@@ -327,9 +327,11 @@ def test_what_was_frozen_at_apply_and_is_trained_later_is_refused():
         mixout.output_penalty(model, x, model(x))
 
 
-def stepped(model, steps, *, asked=False, other=None):
+def stepped(model, steps, *, asked=False, other=None, scheduled=False):
     """The warnings of so many steps; ``asked``: with the penalty in the loss; ``other``: what is stepped instead."""
     optimizer, x = torch.optim.SGD((other or model).parameters(), lr=0.1), torch.ones(2, 3)
+    if scheduled:
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         for _ in range(steps):
@@ -341,7 +343,8 @@ def stepped(model, steps, *, asked=False, other=None):
     return [(one.category, Path(one.filename).name) for one in given]
 
 
-def test_a_penalty_that_nobody_adds_is_told_once():
+def test_a_penalty_that_nobody_adds_is_told_once(monkeypatch):
+    monkeypatch.setattr(output, "_UNASKED", 2)
     told = [(mixout.MissingPenaltyWarning, Path(__file__).name)]
     model = mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0))
     assert stepped(model, 1) == []
@@ -349,9 +352,12 @@ def test_a_penalty_that_nobody_adds_is_told_once():
     assert stepped(model, 2) == []
     assert stepped(mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0)), 3, asked=True) == []
     assert stepped(mixout.apply_(nn.Linear(3, 2), OutputAnchor(0.0)), 3) == []
+    # A scheduler wraps the step.
+    assert stepped(mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0)), 2, scheduled=True) == told
 
 
-def test_nobody_waits_for_the_penalty_of_another_model_of_a_copy_or_after_the_end():
+def test_nobody_waits_for_the_penalty_of_another_model_of_a_copy_or_after_the_end(monkeypatch):
+    monkeypatch.setattr(output, "_UNASKED", 2)
     model = mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0))
     assert stepped(model, 3, other=nn.Linear(3, 2)) == []
     assert stepped(copy.deepcopy(model), 3) == []

@@ -82,6 +82,15 @@ PLAIN = {"method": "plain"}
         ({"methods": [Axis(label="a", settings=PLAIN), Axis(label="a", settings=PLAIN)]}, "'a' twice"),
         ({"methods": [Axis(label="a", settings=PLAIN), Axis(label="b", settings=PLAIN)]}, "every cell once"),
         (
+            {
+                "methods": [
+                    Axis(label=name, settings=PLAIN if name != "auto" else {"method": name})
+                    for name in ("a", "b", "auto")
+                ]
+            },
+            "as 'words, b, restart 0'; remove one",  # of which auto is none
+        ),
+        (
             {"methods": [Axis(label=name, settings={"method": name}) for name in ("auto", "anchor_decay")]},
             r"as 'words, anchor_decay, .*\('auto' chooses 'anchor_decay\(radius=0.005\)' for these rows\); remove one",
         ),

@@ -27,11 +27,11 @@ COMMANDS = ("choose", "demo", "finetune", "predict", "study")
 _FORMER = {
     "--p": "; write p into the method, such as --method 'mixout(0.9)'",
     # Of other trainers.
-    "--lr": "; did you mean '--learning-rate'?",
+    "--lr": "; write --learning-rate",
     "--fp16": "; write --precision fp16",
     "--bf16": "; write --precision bf16",
     "--warmup-steps": "; write --warmup with the share of the steps, such as 0.1",
-    "--overwrite-output-dir": "; no run is overwritten: name another --output-dir",
+    "--overwrite-output-dir": "; write --output-dir with another folder: no run is overwritten",
 }
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
@@ -113,5 +113,8 @@ def unknown_option(command: argparse.ArgumentParser, word: str) -> InputError:
     options = sorted({option for action in command._actions for option in action.option_strings})
     name = word.partition("=")[0]
     # Without the dashes, which all options have in common.
-    hint = _FORMER.get(name.replace("_", "-")) or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
+    hint = _FORMER.get(name.replace("_", "-"), "")
+    if not set(re.findall(r"--[\w-]+", hint)) <= set(options):  # of another command
+        hint = ""
+    hint = hint or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
     return InputError(f"expected an option of {command.prog}, got {word!r}{hint}")

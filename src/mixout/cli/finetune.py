@@ -130,7 +130,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_unnamed(settings: Settings, chosen: dict[str, Any]) -> None:
-    if "task" not in chosen:
+    from mixout.finetune.environment import leads
+
+    if "task" not in chosen and leads():
         _report(f"no data named: this trains on {settings.task!r}, which comes with mixout; see mixout finetune --help")
 
 

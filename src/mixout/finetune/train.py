@@ -148,7 +148,7 @@ def _notes(settings: Settings) -> Iterator[str]:
     if devices > 1 and not os.environ.get("WORLD_SIZE"):
         yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."
     if (mark := mark_of_run(settings.model)) is not None:
-        yield f"{settings.model} is the model of a run ({mark} lies there): methods keep it near these weights"
+        yield f"{settings.model} is the model of a run ({mark} lies there); these weights are the start"
 
 
 def fisher_rows(

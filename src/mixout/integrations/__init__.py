@@ -35,6 +35,6 @@ def measures(model: nn.Module) -> dict[str, float]:
 
 def __getattr__(name: str) -> ModuleType:
     """Load an adapter at its first use: ``mixout.integrations.huggingface``."""
-    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+    if name.startswith("_") or not name.isidentifier() or find_spec(f"{__name__}.{name}") is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -24,10 +24,10 @@ from torch import nn
 
 import mixout
 from mixout._names import renamed
-from mixout.covering import coverage
 from mixout.errors import AnchorMismatchError, FrozenLayersWarning, MixoutError, needs
 from mixout.integrations import measures
 from mixout.layers.lora import ADAPTED_LATER
+from mixout.reach import rows
 from mixout.record import applications, applied_to, check_policy, disabled, follow_
 from mixout.saving import moves_anchors
 from mixout.schedule import Schedule, check_schedule
@@ -85,7 +85,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         applied_to(model)  # without a method this raises: now, not hours later at the first checkpoint
         check_policy(model)
-        late = [row for row in coverage(model).layers if row.reason.startswith(ADAPTED_LATER)]
+        late = [row for row in rows(model, "") if row.reason.startswith(ADAPTED_LATER)]
         if late:
             warnings.warn(f"{late[0].name!r}: {late[0].reason}", FrozenLayersWarning, stacklevel=2)
         if self.schedule is not None:
@@ -205,9 +205,11 @@ class HeadFirst(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
-        if 0 < state.num_train_epochs <= self.epochs:
-            text = f"of HeadFirst than the run has, {state.num_train_epochs:g}, got {self.epochs:g}"
-            raise MixoutError(f"expected fewer epochs {text}, so that only the head would be trained")
+        epochs: float = args.num_train_epochs
+        if args.max_steps > 0:
+            epochs = args.max_steps * args.gradient_accumulation_steps / max(1, len(kwargs["train_dataloader"]))
+        if epochs <= self.epochs:
+            raise MixoutError(f"expected HeadFirst for fewer epochs than the run's {epochs:g}, got {self.epochs:g}")
         if (state.epoch or 0.0) < self.epochs:
             self._freeze(kwargs["model"])
 

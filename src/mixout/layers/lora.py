@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from mixout.errors import MixoutError
 from mixout.layers import entry_of, mixed_class, obstacle
-from mixout.layers.mixed import Mixed, Mixing, mixes
+from mixout.layers.mixed import Mixed, Mixing, is_frozen, mixes
 from mixout.layers.registry import ADAPTED_PARAMETER, dotted
 from mixout.masks import Unit
 from mixout.parts import in_parts
@@ -89,6 +89,14 @@ def within(sites: dict[str, Any], name: str) -> str | None:
         if name in sites:
             return name
     return None
+
+
+def merged_around(sites: dict[str, Any], name: str) -> str | None:
+    """Why no adapter of the site called ``name`` can be mixed: another site reads it, as attention its out_proj."""
+    outer = within(sites, name)
+    if outer is None or dotted(type(sites[outer])) != "peft.tuners.lora.layer.MultiheadAttention":
+        return None
+    return "the adapted attention around it merges its adapter, and calls no factor"
 
 
 def is_factor(sites: dict[str, Any], name: str) -> bool:
@@ -154,10 +162,13 @@ def coverage_row(
     site_name = within(sites, name) or ""
     layer, (part, _, adapter) = sites[site_name], name[len(site_name) + 1 :].partition(".")
     if part == "base_layer":
+        if isinstance(module, Mixed) and not is_frozen(module):
+            return "mixed", ""
         if isinstance(module, Mixed):
             return "bypassed", f"{ADAPTED_LATER}; remove_, add adapters, then apply_"
         return "plain", "base of an adapter"
-    if (problem := _layer_obstacle(layer)) is not None and not isinstance(module, Mixed):
+    problem = merged_around(sites, site_name) or _layer_obstacle(layer)
+    if problem is not None and not isinstance(module, Mixed):
         return "bypassed", problem
     if part not in ("lora_A", "lora_B"):
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"

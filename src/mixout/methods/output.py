@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -91,13 +93,13 @@ class OutputAnchor(Method):
 
 
 class Watch:
-    """Warns once if two steps were taken and nobody has asked for the penalty; ends with the modules, or by hand."""
+    """Warns once if steps are taken and nobody has asked for the penalty; ends with the modules, or by hand."""
 
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self.modules = [weakref.ref(module) for module in modules]
         self.steps = 0
-        if self.modules:
-            _WATCHES.add(self)
+        with _LOCK:
+            _WATCHES.update([self] if self.modules else ())
             if not _HANDLES:
                 _HANDLES.append(register_optimizer_step_post_hook(_after_step))
 
@@ -106,35 +108,44 @@ class Watch:
 
     def end(self) -> None:
         """The penalty is in use, or no longer wanted."""
-        _WATCHES.discard(self)
+        with _LOCK:
+            _WATCHES.discard(self)
 
     def count(self, stepped: set[int]) -> None:
         """Count a step of the parameters with these ids, if a module has one of them."""
-        modules = [module for ref in self.modules if (module := ref()) is not None]
-        if any(id(p) in stepped for module in modules for p in module._parameters.values()):
-            self.steps += 1
+        modules = (module for ref in self.modules if (module := ref()) is not None)
+        self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
         if self.steps == _UNASKED:
-            self.end()
+            _WATCHES.discard(self)
             warnings.warn(
-                f"{_UNASKED} optimizer steps were taken, and mixout.output_penalty was not called: without it "
-                "OutputAnchor does nothing. Write loss = loss + mixout.output_penalty(model, batch, outputs) in your "
-                "training loop, or in compute_loss of your Trainer",
+                f"OutputAnchor does nothing: in {_UNASKED} steps nobody has called mixout.output_penalty; write loss = "
+                "loss + mixout.output_penalty(model, batch, outputs), in a Trainer in its compute_loss",
                 MissingPenaltyWarning,
-                stacklevel=4,  # the caller of optimizer.step
+                stacklevel=_outside_torch(),
             )
 
 
-_UNASKED = 2  # steps without a penalty until the warning
+_LOCK = threading.RLock()
+_UNASKED = 20  # steps without a penalty until the warning: some add it in every k-th step alone
 _WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
 # Once there, the hook stays: torch does not allow a hook to remove itself.
 _HANDLES: list[Any] = []
 
 
+def _outside_torch() -> int:
+    """How many frames the caller of optimizer.step lies above who calls this."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and (level < 3 or frame.f_globals.get("__name__", "").startswith("torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
     if _WATCHES:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        for watch in list(_WATCHES):
-            watch.count(stepped)
+        with _LOCK:
+            for watch in list(_WATCHES):
+                watch.count(stepped)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def reaches(methods: Iterable[Method]) -> list[str]:
             reach = f"{1 / method.strength:.3g}" + " times its tensor's root mean square" * method.relative
             reach += " divided by its importance" * method.weighted
             lines.append(f"{spell(method)}: under Adam a weight goes about {reach} from its start at most")
-            if method.rate is not None and method.strength <= 1 and not method.weighted:
+            if method.rate is not None and method.rate <= 0.1 and not method.weighted:
                 lines[-1] += f", farther than a run goes, so it does nothing; did you mean radius={method.rate:g}?"
     return lines
 

@@ -126,7 +126,8 @@ class Study:
                 where = ", ".join([task.label, method.label, *(f"{name} {text}" for name, text in texts.items())])
                 raise InputError(f"{where}: {error}") from error
             if run.id in runs:
-                chosen = any(method.settings.get("method", AUTO) == AUTO for method in self.methods)
+                named = {axis.label: axis.settings.get("method", AUTO) for axis in self.methods}
+                chosen = AUTO in (named[method.label], named[runs[run.id].method])
                 auto = f" ({AUTO!r} chooses {run.settings.method!r} for these rows)" if chosen else ""
                 raise InputError(
                     f"expected every cell once, got the same run as {str(runs[run.id])!r} and as {str(run)!r}{auto}; "
