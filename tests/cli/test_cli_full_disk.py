@@ -59,7 +59,18 @@ def error_of(own_lines):
     def last(ended: subprocess.CompletedProcess) -> str:
         assert ended.returncode == 1, ended.stderr
         *progress, error = own_lines(ended.stderr)
-        known = ("words: ", "2 classes", "learning rate ", "anchor_decay(", "mixout(", "[", "  ", "/", "2 of 4 runs")
+        known = (
+            "words: ",
+            "2 classes",
+            "learning rate ",
+            "method ",
+            "anchor_decay(",
+            "mixout(",
+            "[",
+            "  ",
+            "/",
+            "2 of 4 runs",
+        )
         assert all(line.startswith(known) for line in progress), ended.stderr
         assert re.match(r"mixout: error: could not write to .*; .*(make room|call it again)", error)
         return error
