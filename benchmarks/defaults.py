@@ -4,6 +4,7 @@
     python benchmarks/defaults.py run --data-dir glue --share 1/2    # half of it; 2/2 in another shell
     python benchmarks/defaults.py run --data-dir glue --tasks SST-2 RTE --rows 100 --restarts 1    # a part of it
     python benchmarks/defaults.py report                             # the table, from what is there so far
+    python benchmarks/defaults.py report --wider FILE                # with the default's own runs from MANY rows on
 
 A cell is a task at a number of training rows. In each, every method runs once by the rule alone, and once at each rate
 of the search, all else by the rule; restart k trains on subset k with seed k. A finished run is a row of the CSV file;
@@ -32,6 +33,7 @@ from filelock import FileLock
 
 from mixout.errors import InputError
 from mixout.finetune.cache import Cache
+from mixout.finetune.defaults import MANY, WIDER
 from mixout.finetune.settings import Settings
 from mixout.finetune.train import finetune
 from table import Table, read
@@ -57,10 +59,12 @@ def main() -> None:
     parser.add_argument("--rates", nargs="*", type=float, default=RATES, help="none: the rule alone")
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    text = "runs of what is the default from so many rows on, for a column of its own in the report"
+    parser.add_argument("--wider", type=Path, metavar="FILE", help=text)
     parser.add_argument("--share", default="1/1", metavar="K/N", help="every N-th run, from the K-th on")
     args = parser.parse_args()
     if args.what == "report":
-        print(report(read(args.output)))
+        print(report(read(args.output), None if args.wider is None else read(args.wider)))
         return
     torch.set_num_threads(1)
     share, shares = map(int, args.share.split("/"))
@@ -139,8 +143,11 @@ def type_of(value: str) -> str | int | float:
     return value
 
 
-def report(rows: pd.DataFrame) -> str:
-    """Mean scores of each cell by the rule, the best of its search, and how far the rule is behind it, in points."""
+def report(rows: pd.DataFrame, wider: pd.DataFrame | None = None) -> str:
+    """Mean scores of each cell by the rule, the best of its search, and how far the rule is behind it, in points.
+
+    ``wider``: more runs by the rule, for a column of the default, which is another method from ``MANY`` rows on.
+    """
     if rows.empty:
         return "no runs yet"
     cell = ["model", "task", "rows", "set"]
@@ -151,11 +158,28 @@ def report(rows: pd.DataFrame) -> str:
     rates = searched.groupby(level=[*cell, "method"]).size().unstack("method").reindex(table.index)
     whole = rates.notna().eq(table.notna()).all(axis=1) & rates.nunique(axis=1).eq(1)
     found = searched[[whole[key[:4]] for key in searched.index]].groupby(level=cell)
-    behind = table.rsub(found.max(), axis="index").agg(["mean", "max"])
+    best = found.max()
+    if wider is not None:
+        table["default"] = table[METHODS[0]].where(few_rows(table), default_of(wider, rows, cell))
+        best = best.combine(table["default"].reindex(best.index), max)
+    behind = table.rsub(best, axis="index").agg(["mean", "max"])
     table["best of the search"] = found.max()
     table["at"] = found.idxmax().map(lambda key: f"{key[-1]}, {key[-2]}")
     parts = (table, behind.rename(index={"mean": "behind the best, mean", "max": "behind the best, most"}))
     return "\n\n".join(part.to_string(float_format=lambda value: f"{value:.1f}") for part in parts)
+
+
+def few_rows(table: pd.DataFrame) -> Any:  # noqa: ANN401  an array of bools
+    """In which cells the default is that of few rows."""
+    return table.index.get_level_values("rows").astype(int) < MANY
+
+
+def default_of(wider: pd.DataFrame, rows: pd.DataFrame, cell: list[str]) -> pd.Series:
+    """Mean scores of ``WIDER`` by the rule, of the restarts that the search has."""
+    names = [*cell, "restart"]
+    searched = rows.loc[rows["rate"] != RULE, names].drop_duplicates()
+    runs = wider[(wider["rate"] == RULE) & (wider["method"] == WIDER)].merge(searched, on=names)
+    return (100 * runs["score"].astype(float)).groupby([runs[name] for name in cell]).mean()
 
 
 if __name__ == "__main__":

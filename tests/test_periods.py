@@ -5,6 +5,8 @@ import gc
 import itertools
 import json
 import pickle
+import sys
+import threading
 import weakref
 
 import numpy as np
@@ -351,3 +353,33 @@ def test_two_threads_that_ask_for_different_tensors_get_their_own():
     made["a"] = stream.once(("a",), first)
     assert made["a"].tolist() == [1, 1]
     assert made["b"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("method", ["mixout(0.5, every=2)", "output_anchor(1.0)"])
+def test_a_method_is_applied_in_one_thread_while_another_steps(method, monkeypatch):
+    monkeypatch.setattr("mixout.methods.output._UNASKED", 10**9)
+    kept = [mixout.apply_(nn.Linear(3, 3), method, where=mixout.ALL) for _ in range(50)]
+    parameter, errors, ended = nn.Parameter(torch.ones(2)), [], threading.Event()
+    parameter.grad = torch.ones(2)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+    def train():
+        while not (ended.is_set() or errors):
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(300):
+            mixout.remove_(mixout.apply_(nn.Linear(3, 3), method, where=mixout.ALL))
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not errors
+    assert len(kept) == 50

@@ -7,6 +7,7 @@ nothing of mixout still catches it. Every warning derives from :class:`MixoutWar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -114,6 +115,17 @@ class LowCoverageWarning(MixoutWarning):
     ``where=mixout.Where(types=...)``, and register classes of your own with ``mixout.register``. Where little is meant,
     choose the layers with ``where=``: then only those count.
     """
+
+
+def outside() -> int:
+    """The ``stacklevel`` of a warning whose hook torch has called: the first frame outside of torch and mixout.
+
+    Wrappers of ``optimizer.step``, such as those of learning-rate schedulers, lie in between.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "mixout"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def missing_module(error: ImportError) -> str | None:

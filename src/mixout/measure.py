@@ -146,13 +146,13 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     inner = uncompiled(model)
     reshard_(inner)
     factors: list[nn.Parameter] = []
-    if anchor is None and not has_anchors(inner):
-        raise NotAppliedError(
-            "expected the start to go back to, got none: no anchor lies on this model. Name it: interpolate_(model, "
-            f"{t:g}, start), where start is the pretrained model, its state dict or its folder; apply_ would take the "
-            "trained weights for it"
-        )
     if anchor is None:
+        if not has_anchors(inner):
+            raise NotAppliedError(
+                "expected the start to go back to, got none: no anchor lies on this model. Name it: "
+                f"interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or folder; "
+                "apply_ would take the trained weights for it"
+            )
         pairs = list(pairs_of(inner).values())
         for layer in lora.sites(inner).values():
             for name in held_adapters(layer):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mixout.errors import LowCoverageWarning, NothingMixedError
+from mixout.errors import FrozenLayersWarning, LowCoverageWarning, NothingMixedError
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
 from mixout.methods.decay import decays as can_decay
@@ -89,6 +89,13 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
         seen_mixed.update(map(id, mixed_params))
         layer_rows.append(row)
     return tuple(layer_rows)
+
+
+def warn_if_adapted_later(model: nn.Module) -> None:
+    """Warn if adapters that came after a method have frozen what it mixes."""
+    late = next((row for row in rows(model, "") if row.reason.startswith(lora.ADAPTED_LATER)), None)
+    if late is not None:
+        warnings.warn(f"{late.name!r}: {late.reason}", FrozenLayersWarning, stacklevel=3)  # the trainer's callback
 
 
 def check_reach(model: nn.Module, selection: Selection) -> None:

@@ -80,6 +80,17 @@ class CosineRamp(LinearRamp):
         return (1 - math.cos(math.pi * progress)) / 2
 
 
+def last_step_begins(steps: int, batches: int, accumulation: int) -> float:
+    """The epoch, in fractions, at which the last of ``steps`` begins; an epoch has so many batches.
+
+    Example:
+        >>> last_step_begins(6, batches=5, accumulation=2)  # the last step of an epoch has one batch
+        1.8
+    """
+    epochs, rest = divmod(steps - 1, math.ceil(batches / accumulation))
+    return epochs + rest * accumulation / batches
+
+
 def check_schedule(model: nn.Module, schedule: Schedule) -> None:
     """Refuse, before the first step, a schedule with a p that the method of ``model`` does not have."""
     for applied in applied_to(model):

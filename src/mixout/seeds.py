@@ -19,12 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 import torch.distributed as dist
@@ -224,9 +225,28 @@ class Period:
         self._mixed: dict[str, Tensor | None] = {}
         self._unseen = 0  # steps within a backward pass, which no forward pass has seen yet
         self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the layers whose anchors move
+        count_steps_(self)
+
+
+class Counter(Protocol):
+    """What counts optimizer steps."""
+
+    def count(self, optimizer: Optimizer) -> None:
+        """Take note of a step that ``optimizer`` has taken."""
+
+
+def count_steps_(counter: Counter) -> None:
+    """Call ``counter.count`` after each optimizer step, as long as ``counter`` lives or until :func:`forget_`."""
+    with _LOCK:
+        _COUNTERS.add(counter)
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
-        _PERIODS.add(self)
+
+
+def forget_(counter: Counter) -> None:
+    """Undo :func:`count_steps_`."""
+    with _LOCK:
+        _COUNTERS.discard(counter)
 
 
 def come_last_() -> None:
@@ -236,11 +256,14 @@ def come_last_() -> None:
         _HANDLES.append(register_optimizer_step_post_hook(_after_step))
 
 
-_PERIODS: weakref.WeakSet[Period] = weakref.WeakSet()
-# Once there, the hook stays: torch does not allow a hook to remove itself. Without periods it does nothing.
+_LOCK = threading.RLock()  # another thread may apply a method while one steps
+_COUNTERS: weakref.WeakSet[Counter] = weakref.WeakSet()
+# Once there, the hook stays: torch does not allow a hook to remove itself. Without counters it does nothing.
 _HANDLES: list[Any] = []
 
 
 def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
-    for period in list(_PERIODS):
-        period.count(optimizer)
+    with _LOCK:
+        counters = list(_COUNTERS)
+    for counter in counters:
+        counter.count(optimizer)

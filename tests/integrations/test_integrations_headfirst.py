@@ -72,7 +72,10 @@ def test_the_head_moves_first_and_a_resumed_run_is_the_same(tiny_bert, tmp_path,
 @pytest.mark.parametrize("first", [3, 20])
 def test_a_run_that_would_train_the_head_alone_is_refused(tiny_bert, tmp_path, first):
     model = bert(tiny_bert)
-    with pytest.raises(mixout.MixoutError, match=f"for fewer epochs than the run's 3, got {first}"):
+    with pytest.raises(
+        mixout.MixoutError,
+        match=f"at most 2.5 epochs, where the last step of this run begins, got {first}: only the head",
+    ):
         train(model, tmp_path, first=first)
     assert all(p.requires_grad for p in model.parameters())
 
@@ -80,7 +83,7 @@ def test_a_run_that_would_train_the_head_alone_is_refused(tiny_bert, tmp_path, f
 def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):
     model = mixout.apply_(transformers.BertModel.from_pretrained(tiny_bert), mixout.Mixout(0.5))
     with pytest.raises(mixout.MixoutError, match="new head"):
-        HeadFirst(1).on_train_begin(transformers.TrainingArguments(), transformers.TrainerState(), None, model=model)
+        HeadFirst(1).on_train_begin(None, transformers.TrainerState(), None, model=model)
 
 
 @pytest.mark.parametrize(

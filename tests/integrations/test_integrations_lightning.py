@@ -200,6 +200,14 @@ def test_the_distance_of_a_lora_model_is_logged():
     assert len(set(logged)) == 3
 
 
+def test_adapters_that_came_after_the_method_are_told():
+    peft = pytest.importorskip("peft")
+    module = Module()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0"]), module.model)
+    with pytest.warns(mixout.FrozenLayersWarning, match="frozen by an adapter that came later"):
+        MixoutCallback().on_fit_start(None, module)
+
+
 def test_a_checkpoint_within_an_epoch_goes_on_bit_for_bit_where_the_data_do(tmp_path):
     whole, resumed = Module(), Module()
     fit(whole, Resumable(), place=tmp_path / "whole", every=2)

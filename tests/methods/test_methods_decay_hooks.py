@@ -167,6 +167,11 @@ def test_weight_decay_towards_zero_is_told_once_for_each_optimizer():
         with pytest.warns(mixout.ZeroDecayWarning, match=rf"weight_decay={strength}.*rate=0\.5.*set it to 0") as told:
             step_of_nothing(optimizer, model)
         assert told[0].filename == step_of_nothing.__code__.co_filename  # who called step
+    wrapped = adamw(model, weight_decay=0.03)
+    torch.optim.lr_scheduler.LambdaLR(wrapped, lambda _: 1.0)  # lies between the step and who calls it
+    with pytest.warns(mixout.ZeroDecayWarning) as told:
+        step_of_nothing(wrapped, model)
+    assert told[0].filename == step_of_nothing.__code__.co_filename
     optimizers[0].add_param_group({"params": [nn.Parameter(torch.zeros(1, dtype=torch.float64))]})
     for optimizer in optimizers:
         step_of_nothing(optimizer, model)  # nothing is told again

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 import mixout
-from mixout import Mixout, OutputAnchor
+from mixout import Mixout, OutputAnchor, seeds
 from mixout.methods import output
 
 pytestmark = [
@@ -367,4 +367,4 @@ def test_nobody_waits_for_the_penalty_of_another_model_of_a_copy_or_after_the_en
     mixout.apply_(model, OutputAnchor(1.0))
     del model
     gc.collect()
-    assert not output._WATCHES
+    assert not any(isinstance(counter, output.Watch) for counter in seeds._COUNTERS)

@@ -23,16 +23,16 @@ from mixout.finetune.record import WriteError
 
 # One line a command: its module has add(subparsers) and run(args) -> int.
 COMMANDS = ("choose", "demo", "finetune", "predict", "study")
-# Options and commands of version 0.1, and what replaces them.
+# Options of version 0.1 and of other trainers: the option that replaces them, and what to write.
 _FORMER = {
-    "--p": "; write p into the method, such as --method 'mixout(0.9)'",
-    # Of other trainers.
-    "--lr": "; write --learning-rate",
-    "--fp16": "; write --precision fp16",
-    "--bf16": "; write --precision bf16",
-    "--warmup-steps": "; write --warmup with the share of the steps, such as 0.1",
-    "--overwrite-output-dir": "; write --output-dir with another folder: no run is overwritten",
+    "--p": ("--method", "write p into the method, such as --method 'mixout(0.9)'"),
+    "--lr": ("--learning-rate", "write --learning-rate"),
+    "--fp16": ("--precision", "write --precision fp16"),
+    "--bf16": ("--precision", "write --precision bf16"),
+    "--warmup-steps": ("--warmup", "write --warmup with the share of the steps, such as 0.1"),
+    "--overwrite-output-dir": ("--output-dir", "write --output-dir with another folder: no run is overwritten"),
 }
+# Commands of version 0.1, and what replaces them.
 _MOVED = {
     "bench": "in a clone of the repository call: make bench",
     "dare": "use mixout.delta.drop_ in Python (examples/dare_curve.py), or benchmarks/dare.py in a clone",
@@ -112,9 +112,7 @@ def unknown_option(command: argparse.ArgumentParser, word: str) -> InputError:
     """The error for a word that is not an option of the command."""
     options = sorted({option for action in command._actions for option in action.option_strings})
     name = word.partition("=")[0]
-    # Without the dashes, which all options have in common.
-    hint = _FORMER.get(name.replace("_", "-"), "")
-    if not set(re.findall(r"--[\w-]+", hint)) <= set(options):  # of another command
-        hint = ""
-    hint = hint or nearest(name.lstrip("-"), options) or f"; see {command.prog} --help"
-    return InputError(f"expected an option of {command.prog}, got {word!r}{hint}")
+    replacement, advice = _FORMER.get(name.replace("_", "-"), ("", ""))
+    # The nearest one without the dashes, which all options have in common.
+    hint = f"; {advice}" if replacement in options else nearest(name.lstrip("-"), options)
+    return InputError(f"expected an option of {command.prog}, got {word!r}{hint or f'; see {command.prog} --help'}")

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
         # Errors in the file are found before the training.
         rows(options["test"], settings, pairs=cache.task(settings).train.pair is not None)
-    _tell_unnamed(settings, vars(settings) if resume else chosen)
+    _tell_unnamed(settings, named=resume or "task" in chosen)
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
     try:
         record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
@@ -129,10 +129,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_unnamed(settings: Settings, chosen: dict[str, Any]) -> None:
+def _tell_unnamed(settings: Settings, *, named: bool) -> None:
     from mixout.finetune.environment import leads
 
-    if "task" not in chosen and leads():
+    if not named and leads():
         _report(f"no data named: this trains on {settings.task!r}, which comes with mixout; see mixout finetune --help")
 
 

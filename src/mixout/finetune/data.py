@@ -25,6 +25,7 @@ from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_pa
 from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.tables import number
 from mixout.methods import OutputAnchor
+from mixout.schedule import last_step_begins
 
 # The settings that decide which data are read, and how.
 READ = (
@@ -95,10 +96,8 @@ def check_kind(settings: Settings, task: Task) -> None:
         return
     in_epoch = steps_per_epoch(settings.train_size or len(task.train), settings)
     steps = settings.max_steps or math.ceil(settings.epochs * in_epoch)
-    # The epoch and step at which the last step begins. An epoch's last step may have fewer batches.
-    epochs, rest = divmod(steps - 1, in_epoch)
     batches = math.ceil((settings.train_size or len(task.train)) / settings.batch_size)
-    if settings.head_first > epochs + rest * settings.accumulation / batches:
+    if settings.head_first > last_step_begins(steps, batches, settings.accumulation):
         raise InputError(
             f"expected head_first below the {count(steps / in_epoch, 'epoch')} of the run, with a step for all weights "
             f"left, got {settings.head_first:g}; train longer, or lower it"

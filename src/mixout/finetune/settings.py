@@ -172,7 +172,7 @@ class Settings:
     )
     save: str | int = _option("epoch", "checkpoints for --resume: each epoch, none, or every N steps")
     logging_steps: int | None = _option(
-        None, "show the training loss every N steps, to loggers and on the console; default: 50 and 10 times a run"
+        None, "show the training loss every N steps; default: 50 times a run for loggers, 10 times on the console"
     )
     report_to: tuple[str, ...] = _option((), "loggers by their names in transformers, such as tensorboard wandb")
 

@@ -13,7 +13,6 @@ have no pretrained weights, so nothing can be anchored there.
 # ruff: noqa: ANN401, ARG002  signatures and options are those of transformers
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,19 +23,18 @@ from torch import nn
 
 import mixout
 from mixout._names import renamed
-from mixout.errors import AnchorMismatchError, FrozenLayersWarning, MixoutError, needs
+from mixout.errors import AnchorMismatchError, MixoutError, needs
 from mixout.integrations import measures
-from mixout.layers.lora import ADAPTED_LATER
-from mixout.reach import rows
+from mixout.reach import warn_if_adapted_later
 from mixout.record import applications, applied_to, check_policy, disabled, follow_
 from mixout.saving import moves_anchors
-from mixout.schedule import Schedule, check_schedule
+from mixout.schedule import Schedule, check_schedule, last_step_begins
 from mixout.selection import BODY, Selection, WhereLike, resolve
 
 with needs("hf", "the Trainer of transformers"):
     from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -85,9 +83,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         model: nn.Module = kwargs["model"]
         applied_to(model)  # without a method this raises: now, not hours later at the first checkpoint
         check_policy(model)
-        late = [row for row in rows(model, "") if row.reason.startswith(ADAPTED_LATER)]
-        if late:
-            warnings.warn(f"{late[0].name!r}: {late[0].reason}", FrozenLayersWarning, stacklevel=2)
+        warn_if_adapted_later(model)
         if self.schedule is not None:
             check_schedule(model, self.schedule)
         self._model = model
@@ -195,7 +191,7 @@ class HeadFirst(TrainerCallback):
         new: names of the parameters to train first; None for those outside the pretrained body.
 
     Raises:
-        MixoutError: when training begins, if the model has no such parameter, or the run no more epochs.
+        MixoutError: when training begins, if the model has no such parameter, or no step is left for the rest.
     """
 
     def __init__(self, epochs: float, *, new: Collection[str] | None = None) -> None:
@@ -205,13 +201,20 @@ class HeadFirst(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
-        epochs: float = args.num_train_epochs
-        if args.max_steps > 0:
-            epochs = args.max_steps * args.gradient_accumulation_steps / max(1, len(kwargs["train_dataloader"]))
-        if epochs <= self.epochs:
-            raise MixoutError(f"expected HeadFirst for fewer epochs than the run's {epochs:g}, got {self.epochs:g}")
-        if (state.epoch or 0.0) < self.epochs:
-            self._freeze(kwargs["model"])
+        if (state.epoch or 0.0) >= self.epochs:
+            return
+        body = self._body(kwargs["model"])
+        loader = kwargs["train_dataloader"]
+        if has_length(loader):  # else nobody knows how long an epoch is
+            last = last_step_begins(state.max_steps, len(loader), args.gradient_accumulation_steps)
+            if self.epochs > last:
+                text = f"at most {last:g} epochs, where the last step of this run begins, got {self.epochs:g}"
+                raise MixoutError(f"expected HeadFirst for {text}: only the head would be trained")
+        if applications(kwargs["model"]):
+            self._thaw.enter_context(disabled(kwargs["model"]))
+        for parameter in body:
+            self._thaw.callback(parameter.requires_grad_, True)
+            parameter.requires_grad_(False)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Thaw when it is time."""
@@ -222,7 +225,8 @@ class HeadFirst(TrainerCallback):
         """Leave nothing frozen behind."""
         self._thaw.close()
 
-    def _freeze(self, model: nn.Module) -> None:
+    def _body(self, model: nn.Module) -> list[nn.Parameter]:
+        """What is frozen first: all that is trained but the new parameters."""
         parameters = dict(model.named_parameters())
         if self.new is None:
             new = parameters.keys() - {key for key, *_ in resolve(BODY, model).parameters(model)}
@@ -230,12 +234,7 @@ class HeadFirst(TrainerCallback):
             new = set(self.new)
         if not any(parameters[name].requires_grad for name in new & parameters.keys()):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
-        if applications(model):
-            self._thaw.enter_context(disabled(model))
-        for name, parameter in parameters.items():
-            if name not in new and parameter.requires_grad:
-                self._thaw.callback(parameter.requires_grad_, True)
-                parameter.requires_grad_(False)
+        return [parameter for name, parameter in parameters.items() if name not in new and parameter.requires_grad]
 
 
 def from_pretrained(kind: Any, name: str | Path, **options: Any) -> tuple[PreTrainedModel, frozenset[str]]:

@@ -17,6 +17,7 @@ import mixout
 from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations import measures
+from mixout.reach import warn_if_adapted_later
 from mixout.record import applied_to, follow_
 from mixout.schedule import Schedule, check_schedule
 
@@ -85,6 +86,7 @@ class MixoutCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last moment before the dataloader draws the order of the next epoch."""
         applied_to(pl_module)  # without a method this raises
+        warn_if_adapted_later(pl_module)
         if self.schedule is not None:
             check_schedule(pl_module, self.schedule)
         self._follow(trainer, pl_module)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mixout.anchor import AnchorTensor, OwnWeight, check_shape
-from mixout.errors import MixoutError, ZeroDecayWarning
+from mixout.errors import MixoutError, ZeroDecayWarning, outside
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import check_stepped, laid_out, shares_out
 from mixout.seeds import come_last_
@@ -189,7 +189,7 @@ def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
                 f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
                 "to their start: weight_decay pulls the same weights to zero; set it to 0 for them",
                 ZeroDecayWarning,
-                stacklevel=5,  # the caller of optimizer.step
+                stacklevel=outside(),
             )
             return True
     return False

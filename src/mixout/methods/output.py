@@ -25,10 +25,7 @@ Li et al., ICLR 2019. KL as what predicts forgetting: arXiv 2509.04259.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,14 +39,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import kl_div
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer
 
 from mixout.anchor import AnchorTensor
-from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError
+from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError, outside
 from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
 from mixout.parts import local, reshard_
+from mixout.seeds import count_steps_, forget_
 from mixout.sources import uncompiled
 
 Direction = Literal["forward", "reverse"]
@@ -98,54 +96,28 @@ class Watch:
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self.modules = [weakref.ref(module) for module in modules]
         self.steps = 0
-        with _LOCK:
-            _WATCHES.update([self] if self.modules else ())
-            if not _HANDLES:
-                _HANDLES.append(register_optimizer_step_post_hook(_after_step))
+        if self.modules:
+            count_steps_(self)
 
     def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
         return Watch, ()  # nobody waits for a copy's penalty, as that of an average of weights
 
-    def end(self) -> None:
-        """The penalty is in use, or no longer wanted."""
-        with _LOCK:
-            _WATCHES.discard(self)
-
-    def count(self, stepped: set[int]) -> None:
-        """Count a step of the parameters with these ids, if a module has one of them."""
+    def count(self, optimizer: Optimizer) -> None:
+        """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         modules = (module for ref in self.modules if (module := ref()) is not None)
         self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
         if self.steps == _UNASKED:
-            _WATCHES.discard(self)
+            forget_(self)
             warnings.warn(
                 f"OutputAnchor does nothing: in {_UNASKED} steps nobody has called mixout.output_penalty; write loss = "
                 "loss + mixout.output_penalty(model, batch, outputs), in a Trainer in its compute_loss",
                 MissingPenaltyWarning,
-                stacklevel=_outside_torch(),
+                stacklevel=outside(),
             )
 
 
-_LOCK = threading.RLock()
 _UNASKED = 20  # steps without a penalty until the warning: some add it in every k-th step alone
-_WATCHES: weakref.WeakSet[Watch] = weakref.WeakSet()
-# Once there, the hook stays: torch does not allow a hook to remove itself.
-_HANDLES: list[Any] = []
-
-
-def _outside_torch() -> int:
-    """How many frames the caller of optimizer.step lies above who calls this."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and (level < 3 or frame.f_globals.get("__name__", "").startswith("torch.")):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401
-    if _WATCHES:
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        with _LOCK:
-            for watch in list(_WATCHES):
-                watch.count(stepped)
 
 
 @dataclass(frozen=True)
@@ -154,8 +126,8 @@ class Held:
 
     method: OutputAnchor
     anchors: dict[str, AnchorTensor]
-    frozen: tuple[str, ...] = ()
-    watch: Watch = dataclasses.field(default_factory=Watch)  # shared by all modules
+    frozen: tuple[str, ...]
+    watch: Watch  # shared by all modules
 
 
 def held(model: nn.Module) -> dict[str, tuple[nn.Module, Held]]:
@@ -233,7 +205,7 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
     if not modules:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(1.0))")
     for _, state in modules.values():
-        state.watch.end()
+        forget_(state.watch)
     tensors, start_by_id = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
     for name, (module, state) in modules.items():
         for field, anchor in state.anchors.items():
