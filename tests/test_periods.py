@@ -5,8 +5,8 @@ import gc
 import itertools
 import json
 import pickle
-import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import GradientMask, Mixconnect, Mixout, functional, methods, passes
+from mixout import GradientMask, Mixconnect, Mixout, functional, methods, passes, seeds
 from mixout.methods import Dropconnect
 from mixout.seeds import Period
 from mixout.streams import Stream
@@ -357,29 +357,28 @@ def test_two_threads_that_ask_for_different_tensors_get_their_own():
 
 @pytest.mark.parametrize("method", ["mixout(0.5, every=2)", "output_anchor(1.0)"])
 def test_a_method_is_applied_in_one_thread_while_another_steps(method, monkeypatch):
-    monkeypatch.setattr("mixout.methods.output._UNASKED", 10**9)
-    kept = [mixout.apply_(nn.Linear(3, 3), method, where=mixout.ALL) for _ in range(50)]
-    parameter, errors, ended = nn.Parameter(torch.ones(2)), [], threading.Event()
-    parameter.grad = torch.ones(2)
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    begun, errors = threading.Event(), []
 
-    def train():
-        while not (ended.is_set() or errors):
-            try:
-                optimizer.step()
-            except RuntimeError as error:
-                errors.append(error)
+    class Slow(weakref.WeakSet):
+        def __iter__(self):
+            for counter in super().__iter__():
+                begun.set()
+                time.sleep(0.05)
+                yield counter
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    thread = threading.Thread(target=train)
+    monkeypatch.setattr(seeds, "_COUNTERS", Slow())
+    models = [mixout.apply_(nn.Linear(3, 3), method, where=mixout.ALL) for _ in range(3)]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+
+    def step():
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=step)
     thread.start()
-    try:
-        for _ in range(300):
-            mixout.remove_(mixout.apply_(nn.Linear(3, 3), method, where=mixout.ALL))
-    finally:
-        ended.set()
-        thread.join()
-        sys.setswitchinterval(interval)
+    assert begun.wait(10)
+    models.append(mixout.apply_(nn.Linear(3, 3), method, where=mixout.ALL))
+    thread.join()
     assert not errors
-    assert len(kept) == 50
