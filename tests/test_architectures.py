@@ -166,10 +166,9 @@ IN_PLACE = """
     wav2vec2-conformer wavlm
 """
 FAMILIES = """
-    albert bart bert big_bird bigbird_pegasus bloom canine clip convbert data2vec-text deberta-v2 deit detr dinov2
-    distilbert electra falcon flaubert fnet funnel gemma2 gpt2 gpt_neo gpt_neox gptj jamba layoutlm llama mamba mbart
-    mixtral mobilebert modernbert mpnet olmoe opt persimmon phi3 prophetnet qwen2 reformer resnet roberta segformer
-    speech_to_text squeezebert swin t5 vilt vit whisper xlm xlnet
+    albert bart bert big_bird bloom clip data2vec-text deberta-v2 deit dinov2 distilbert electra falcon fnet gemma2
+    gpt2 gpt_neo gpt_neox gptj jamba llama mamba mbart mixtral mobilebert modernbert mpnet olmoe opt phi3 qwen2
+    reformer resnet roberta segformer swin t5 vilt vit whisper xlnet
 """
 BY_DEFAULT = {*IN_PLACE.split(), *FAMILIES.split()}
 

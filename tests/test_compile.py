@@ -100,14 +100,18 @@ def kept_columns(model, compiled, x):
     return [tuple((layer.weight.grad.abs().sum(0) > 0).tolist()) for layer in model if isinstance(layer, nn.Linear)]
 
 
-FAST = [
-    (method, "aot_eager", seed)
-    for method in (Mixout(0.5), Mixout(0.5, unit="element"), GradientMask(0.5), Mixconnect(0.5))
-    for seed in (None, 3)
+BACKENDS = [
+    *((Mixout(0.5), "aot_eager", seed) for seed in (None, 3)),
+    (Mixout(0.5), "inductor", None),
+    *(
+        pytest.param(method, "aot_eager", seed, marks=pytest.mark.sweep)
+        for method in (Mixout(0.5, unit="element"), GradientMask(0.5), Mixconnect(0.5))
+        for seed in (None, 3)
+    ),
 ]
 
 
-@pytest.mark.parametrize(("method", "backend", "seed"), [*FAST, (Mixout(0.5), "inductor", None)], ids=str)
+@pytest.mark.parametrize(("method", "backend", "seed"), BACKENDS, ids=str)
 def test_layers_of_a_compiled_model_have_masks_of_their_own(method, backend, seed):
     """Trap: compilers merge equal calls of an op, so that all layers of one width had one mask."""
     torch.manual_seed(0)
@@ -258,7 +262,7 @@ def test_an_input_of_another_dtype_is_refused_as_eagerly(bias):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.sweep), "aot_eager"])
 def test_every_kind_of_layer_is_one_graph_with_a_period(backend):
     """Also of a copy, and after a state was loaded; eager passes are the oracle."""
     x = torch.randn(2, 4, 6)

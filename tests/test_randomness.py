@@ -196,9 +196,16 @@ def test_a_restored_state_continues_the_draws_in_the_same_process():
     assert mixout.save_state(model) == after
 
 
-@pytest.mark.parametrize("chunks", [4, 1100])
-@pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("method", [METHODS[0], METHODS[2]], ids=mixout.methods.spell)
+@pytest.mark.parametrize(
+    ("method", "seed", "chunks"),
+    [
+        *((method, seed, 4) for method in (METHODS[0], METHODS[2]) for seed in (None, 3)),
+        (METHODS[0], 3, 1100),
+        pytest.param(METHODS[0], None, 1100, marks=pytest.mark.sweep),
+        *(pytest.param(METHODS[2], seed, 1100, marks=pytest.mark.sweep) for seed in (None, 3)),
+    ],
+    ids=str,
+)
 def test_gradient_caching_repeats_each_chunk_with_its_own_masks(method, seed, chunks):
     """GradCache: embeddings of all chunks without a graph, then each again with one, under the same random state."""
     model = net(method, seed)

@@ -41,7 +41,7 @@ def still(settings):
     return build
 
 
-@pytest.mark.parametrize("save", ["no", "epoch", 4])
+@pytest.mark.parametrize("save", ["no", pytest.param("epoch", marks=pytest.mark.sweep), 4])
 @pytest.mark.parametrize(
     ("rule", "status", "steps"),
     [

@@ -155,14 +155,16 @@ def test_a_killed_language_model(causal, tmp_path):
     ("changes", "step"),
     [
         ({}, 13),
-        ({"save": 6}, 13),  # at the end of an epoch, where the Trainer on its own would lose an evaluation
+        pytest.param(
+            {"save": 6}, 13, marks=pytest.mark.sweep
+        ),  # at the end of an epoch, where the Trainer on its own would lose an evaluation
         ({"save": 5, "epochs": 2.5, "evaluate": "end"}, 12),
         ({"save": 1, "optimizer": "sgd", "learning_rate": 0.1, "method": "dropout(0.3)"}, 17),
-        ({"save": 7, "method": "mixconnect(0.5)", "precision": "bf16"}, 8),
-        ({"save": 4, "batching": "bucketed", "reinit_layers": 1}, 9),
-        ({"save": 4, "head": "mixout"}, 9),
+        pytest.param({"save": 7, "method": "mixconnect(0.5)", "precision": "bf16"}, 8, marks=pytest.mark.sweep),
+        pytest.param({"save": 4, "batching": "bucketed", "reinit_layers": 1}, 9, marks=pytest.mark.sweep),
+        pytest.param({"save": 4, "head": "mixout"}, 9, marks=pytest.mark.sweep),
         ({"save": "no"}, 9),
-        ({"save": 16}, 3),
+        pytest.param({"save": 16}, 3, marks=pytest.mark.sweep),
         ({"save": 4, "keep_best": True, "epochs": 3.0}, 13),
         ({"save": 4, "patience": 1, "logging_steps": 5}, 6),
     ],

@@ -98,7 +98,10 @@ def test_what_is_shipped():
         assert read(name).settings["save"] == "no"
 
 
-@pytest.mark.parametrize("name", [name + form for name in CELLS for form in FORMS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name + form, marks=pytest.mark.sweep if form else []) for name in CELLS for form in FORMS],
+)
 def test_the_papers_studies(expand, name):
     runs = expand(name)
     preset, _, form = name.partition("-")
