@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from mixout.choose import parts, search, verdict
 from mixout.choose.search import Candidate, Search, Trained
@@ -98,9 +99,8 @@ def test_an_interrupted_search_takes_the_same_way_again():
     assert [*known] == [*ways]
 
 
-def test_the_nested_score_is_not_the_luck_of_the_best(monkeypatch):
+def test_the_nested_score_is_not_the_luck_of_the_best():
     # All candidates answer 70 % of all rows right, but each its own rows in every run: 1.0 or 0.4 of the time.
-    monkeypatch.setattr(verdict, "_RESAMPLES", 2)
     own, nested, covered = [], [], 0
     for seed in range(80):
         draw = np.random.default_rng(seed)
@@ -119,8 +119,22 @@ def test_the_nested_score_is_not_the_luck_of_the_best(monkeypatch):
 
         found = Search(train, 1e9, DEFAULT)
         ranked = found.through(search.METHODS, lambda _: RATE)
-        value, _, _, judged = verdict.expected(found, ranked, task, split)
+        value, default, gain, judged = verdict.expected(found, ranked, task, split)
         assert judged == 60
+        chosen = found.left_out(ranked)
+        repeats = found.repeats([*chosen], ranked)
+
+        def right(who, found=found, chosen=chosen, repeats=repeats, labels=labels, split=split):
+            """Per judged row, how often the candidates of its part answer it right, over the repeats."""
+            true = [labels[row] for part in chosen for row in split[part]]
+            runs = [[a for part in chosen for a in found.runs[who(part)][part, r].predictions] for r in repeats]
+            return (np.array(runs) == true).mean(axis=0)
+
+        differences = right(chosen.__getitem__) - right(lambda _, found=found: found.default)
+        student = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+        assert gain.value == pytest.approx(value.value - default) == pytest.approx(differences.mean())
+        if differences.any():
+            assert (gain.low, gain.high) == pytest.approx(tuple(student))
         [best, *_] = found.ranked(ranked)
         own.append(found.mean(best, [*found.runs[best]]))
         nested.append(value.value)

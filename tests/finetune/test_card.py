@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,3 +115,11 @@ def test_a_hub_that_refuses_is_told_before_the_run(tmp_path, monkeypatch):
         card.prepare("me/reviews")
     assert main(["finetune", "--push-to-hub", "me/reviews", "--output-dir", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_is_not_reached(monkeypatch):
+    """Trap: the hub's client raises errors of its HTTP library then, which are no OSError."""
+    hub = partial(huggingface_hub.HfApi, endpoint="http://127.0.0.1:9", token="hf_none")  # nothing listens there
+    monkeypatch.setattr(card, "HfApi", hub)
+    with pytest.raises(InputError, match=r"got 'me/reviews': .*is this machine connected to the hub\?"):
+        card.prepare("me/reviews")

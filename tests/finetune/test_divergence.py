@@ -81,6 +81,7 @@ def test_a_language_models_first_batch_may_be_an_easy_one(causal, losses, tmp_pa
     losses(lambda step: 0.01 if step == 1 else 1)
     record = finetune(causal(epochs=3.0, method="plain", learning_rate=1e-30, save=save), tmp_path / "out")
     assert record.status == "finished"
+    assert record.verdict.startswith("it has hardly learned: dev loss ")
 
 
 @pytest.mark.parametrize("save", ["no", "epoch"])

@@ -49,6 +49,27 @@ def test_a_language_model_has_none():
     assert constant_losses(corpus) is None
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "training", "said"),
+    [
+        (4.0, 3.9, 3.9, ""),
+        (4.0, 4.0, 4.0, "it has hardly learned: dev loss 4.000 after 4 steps at learning rate 1e-4, 4.000 before"),
+        (4.0, 4.1, 4.2, "it has hardly learned"),
+        (4.0, 4.1, 3.0, "what it has learned does not carry over to the dev text"),
+    ],
+)
+def test_a_language_model_is_measured_against_itself_before(before, after, training, said):
+    texts = Documents(text=("a b c",))
+    corpus = Corpus(name="t", train=texts, dev=texts, original=None, metric="log_likelihood", source="")
+    record = record_of(training, after, optimizer="sgd", began=4.0)
+    record.evaluations.insert(0, SimpleNamespace(loss=before, step=0))
+    verdict = judge(record, None, corpus)
+    assert verdict[: len(said)] == said
+    assert bool(verdict) == bool(said)
+    assert "labels" not in verdict
+    assert ("fewer steps" in verdict) == said.startswith("what it")
+
+
 def record_of(
     training, dev, score=0.25, *, rate=1e-4, optimizer="adamw", steps=4, epochs=2.0, ran=None, began=1.1, **given
 ):
@@ -57,7 +78,7 @@ def record_of(
     return SimpleNamespace(
         settings=settings, status="finished", steps=steps, metric="accuracy", score=score, chance=0.5,
         training=[SimpleNamespace(loss=began), SimpleNamespace(loss=training, epoch=ran or epochs)],
-        evaluations=[SimpleNamespace(loss=dev)], fitted=False,
+        evaluations=[SimpleNamespace(loss=dev, step=steps)], fitted=False,
     )  # fmt: skip
 
 

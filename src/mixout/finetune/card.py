@@ -24,7 +24,7 @@ from mixout.finetune.settings import CAUSAL, TAGS
 
 with needs("hf", "model cards"):
     from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
 # The settings that the card lists; the rest is in record.json.
 _TOLD = (
@@ -136,8 +136,10 @@ def _without(path: Path, local_paths: Collection[str]) -> bytes | Path:
 def _hub(name: str) -> Iterator[None]:
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
+        # What the hub answers is an OSError too; a hub that is not reached answers nothing.
+        answered = isinstance(error, (HFValidationError, OSError))
         raise InputError(
             f"expected a repository of the hub that can be written to, got {name!r}: {' '.join(str(error).split())}; "
-            "log in with: hf auth login"
+            + ("log in with: hf auth login" if answered else "is this machine connected to the hub?")
         ) from error

@@ -2,7 +2,8 @@
 
 A run is measured against the best constant answer, which needs no text: the classes at their shares of the training
 rows (cross-entropy), or the mean of the training values (squared error). It has hardly learned if its training loss
-stayed above ``LEARNED`` times that, and its dev loss did so too, or its score is that of chance. It diverges if
+stayed above ``LEARNED`` times that, and its dev loss did so too, or its score is that of chance. A language model is
+measured against itself before training: it has learned if its loss on the dev text fell. A run diverges if
 the training loss is not finite, or in the mean of at least ten steps more than ``FAR`` times as large as at the start
 and as a constant answer's: then it is stopped.
 """
@@ -179,7 +180,9 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
         answer = "" if constant is None else f", a constant answer has {constant[0]:.3f}"
         verdict = f"diverged: the training loss is {training:.3f} after {steps}{answer}"
         return f"{verdict}. Try, in this order: {'; '.join(_shorter(record.settings, model))}"
-    if constant is None or constant[0] == 0:
+    if constant is None:
+        return _against_start(record, model, steps)
+    if constant[0] == 0:
         return ""
     learned, at_chance = training <= LEARNED * constant[0], record.score <= record.chance
     # A constant answer may be so poor on the dev rows that even an untrained model has a lower loss there.
@@ -191,14 +194,33 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
             f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {advice}"
         )
     if at_chance:
-        fewer = f"; fewer steps, {_lasting(record, record.steps // 2)}" if record.steps > 1 else ""
         return (
             f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
             f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
             f"constant answer). Try, in this order: see whether both files mean the same by their labels; more "
-            f"training rows{fewer}"
+            f"training rows{_fewer(record)}"
         )
     return ""
+
+
+def _against_start(record: Record, model: nn.Module, steps: str) -> str:
+    """The verdict on a language model: it has learned if it predicts the dev text better than before it was trained."""
+    start, end = record.evaluations[0], record.evaluations[-1]
+    if start.step > 0 or end.loss < start.loss:
+        return ""
+    verdict = f"dev loss {end.loss:.3f} after {steps}, {start.loss:.3f} before"
+    first, last = record.training[0].loss, record.training[-1].loss
+    if last < LEARNED * first:
+        return (
+            f"what it has learned does not carry over to the dev text: {verdict}, though the training loss fell from "
+            f"{first:.3f} to {last:.3f}. Try, in this order: more training text{_fewer(record)}"
+        )
+    advice = "; ".join(_more(record, model, start.loss)[:-1])
+    return f"it has hardly learned: {verdict}, training loss {last:.3f}. Try, in this order: {advice}"
+
+
+def _fewer(record: Record) -> str:
+    return f"; fewer steps, {_lasting(record, record.steps // 2)}" if record.steps > 1 else ""
 
 
 def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
