@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _with_texts(data: Data, record: Record) -> Data:
     return replace(data, texts=texts, answers=tuple(data.name(float(label)) for label in dev.label))
 
 
-def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
+def best_again(runs: Sequence[Run], entries: Iterable[Entry]) -> list[str]:
     """For each task a comment, and the command that repeats its best run and keeps the model."""
     settings = {entry.run.id: entry.settings for entry in entries if entry.record is not None}
     scored = (run for run in runs if run.id in settings and not math.isnan(run.score))

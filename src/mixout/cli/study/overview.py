@@ -12,11 +12,11 @@ from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.study.declared import asked, check_no_file, command, declared, known
+from mixout.cli.study.runs import asked, check_no_file, command, declared, known
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
-from mixout.study.analysis.runs import Run, text_of
+from mixout.study.analysis.runs import Run, grouped, text_of
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
 from mixout.study.grid import RATE, Axis, Study, wanted
@@ -24,7 +24,6 @@ from mixout.study.identity import PLACES, WATCHED, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.progress import Clock
 from mixout.study.reporting import best_again
-from mixout.study.runner import missing
 
 _STATES = ("done", "failed", "missing")
 
@@ -35,7 +34,7 @@ def plan(args: argparse.Namespace) -> int:
     contents = Ledger(args.ledger).read()
     runs = wanted(study, study.runs(), contents)
     done = known(args, runs)
-    left = [run for run in missing(runs, contents) if run.id not in done]
+    left, failed = ([run for run in runs if _state(run, contents, done) == state] for state in ("missing", "failed"))
     clock = Clock.of(runs, contents)
     sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
     factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
@@ -44,7 +43,6 @@ def plan(args: argparse.Namespace) -> int:
     print(f"{study.name}: {count(len(runs), 'run')}{equals} {' x '.join(product)}\n")
     print(_table(runs, contents, clock, done=done))
     seconds = clock.expect(left)
-    failed = [run for run in missing(runs, contents, again=True) if run.id not in done]
     print()
     if not left:
         print("nothing is missing" if not failed else "no other run is missing")
@@ -104,13 +102,14 @@ def _why_missing(left: Sequence[Planned], contents: Contents) -> list[str]:
 def status(args: argparse.Namespace) -> int:
     """Show what a ledger holds, of one study or in total."""
     contents = Ledger(args.ledger).read()
+    runs: Sequence[Planned | Run]
     if args.file is None:
         check_no_file(args)
-        runs: Sequence[Planned] | Sequence[Run] = contents.runs()
-        shown = {run.id for run in runs}
+        runs = named = contents.runs()
+        shown = {run.id for run in named}
     else:
-        planned = wanted(*asked(args, contents), contents)
-        runs, shown = planned, {entry.run.id for _, entry in contents.pairs(planned)}
+        runs = planned = wanted(*asked(args, contents), contents)
+        named, shown = contents.of(planned), {entry.run.id for _, entry in contents.pairs(planned)}
     print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:
@@ -132,9 +131,7 @@ def status(args: argparse.Namespace) -> int:
     if contents.leftovers:
         folders = count(len(contents.leftovers), "folder")
         print(f"\n{folders} of runs that were cut off, or are being made by another process")
-    named = contents.of(runs) if args.file is not None else runs  # type: ignore[arg-type]
-    again = best_again(named, [entry for id, entry in contents.entries.items() if id in shown])  # type: ignore[arg-type]
-    if again:
+    if again := best_again(named, contents.entries.values()):
         print("\n" + "\n".join(again))
     return 0
 
@@ -144,11 +141,12 @@ def prune(args: argparse.Namespace) -> int:
     if not Path(args.ledger).is_dir():
         raise InputError(f"expected --ledger as a folder with runs, got {args.ledger!r}, which does not exist")
     ledger = Ledger(args.ledger)
-    contents, kept_ids = ledger.read(), None
-    if args.file is not None:
-        kept_ids = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
-    else:
+    contents, not_asked = ledger.read(), []
+    if args.file is None:
         check_no_file(args)
+    else:
+        asked_ids = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
+        not_asked = [entry for id, entry in contents.entries.items() if id not in asked_ids]
     useless: dict[Path, str] = {}
     for folder in contents.leftovers:
         lock = ledger.claim(folder.name.partition(".")[0])
@@ -158,9 +156,7 @@ def prune(args: argparse.Namespace) -> int:
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
         useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
-    if kept_ids is not None:
-        unlisted = [entry for id, entry in contents.entries.items() if id not in kept_ids]
-        useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in unlisted}
+    useless |= {entry.folder: f"not in {args.file}: {entry.run.task}, {entry.run.method}" for entry in not_asked}
     for folder, why in useless.items():
         print(f"{folder}: {why}")
         if args.yes:
@@ -171,18 +167,11 @@ def prune(args: argparse.Namespace) -> int:
 
 
 def _table(
-    runs: Sequence[Planned] | Sequence[Run],
-    contents: Contents,
-    clock: Clock | None = None,
-    *,
-    done: Collection[str] = (),
+    runs: Sequence[Planned | Run], contents: Contents, clock: Clock | None = None, *, done: Collection[str] = ()
 ) -> str:
     """One row for each cell: its runs by state, and with a clock how long the missing ones take."""
-    cells: dict[tuple[str, str], list[Planned | Run]] = {}
-    for run in runs:
-        cells.setdefault((run.task, run.label), []).append(run)
     rows = [["task", "method", "runs", *_STATES, *(["time"] if clock else [])]]
-    for (task, method), members in cells.items():
+    for (task, method), members in grouped(runs, lambda run: (run.task, run.label)).items():
         states = [_state(run, contents, done) for run in members]
         row = [task, method, str(len(members)), *(str(states.count(state)) for state in _STATES)]
         if clock:

@@ -68,7 +68,7 @@ def _written(make: Callable[[], str], folder: Path, option: str) -> int:
 
 def _exported(args: argparse.Namespace) -> list[Run]:
     """The runs of the ledger and of the ``--known`` tables; with a study those that it asks for, in its order."""
-    from mixout.cli.study.declared import asked, check_no_file, known
+    from mixout.cli.study.runs import asked, check_no_file, known
     from mixout.study.ledger import Ledger
 
     contents = Ledger(args.ledger).read()
@@ -91,7 +91,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
 
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
-    from mixout.cli.study.declared import asked, check_no_file, options_of
+    from mixout.cli.study.runs import asked, check_no_file, options_of
     from mixout.study.grid import wanted
     from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
