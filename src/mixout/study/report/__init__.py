@@ -27,7 +27,7 @@ from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Placed, Run
 from mixout.study.analysis.summary import analyse
 from mixout.study.analysis.table import to_csv_rows
-from mixout.study.report.canvas import write_files
+from mixout.study.report.canvas import style, write_files
 from mixout.study.report.page import Data as Data
 from mixout.study.report.page import compose
 
@@ -40,6 +40,7 @@ _FILES = (
 )
 
 
+@style()
 def write_report(
     runs: Sequence[Run],
     folder: str | Path,

@@ -28,7 +28,6 @@ from mixout.study.analysis.runs import Placed, grouped, named
 with needs("demo", "figures"):
     import matplotlib.style
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_hex, to_rgb
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -185,7 +184,7 @@ class Chart:
 
 
 def pictures(chart: Chart) -> list[tuple[str, list[tuple[float, float, str]]]]:
-    """Each panel as the data URL of its picture, with its dots: position in percent, and text."""
+    """Each panel as the data URL of its picture, with its dots: position in percent, and text; within :func:`style`."""
     images = []
     for panel in chart.panels:
         figure = _figure([panel], {}, titles=False)
@@ -203,14 +202,13 @@ def pictures(chart: Chart) -> list[tuple[str, list[tuple[float, float, str]]]]:
 
 def swatch(look: Look) -> str:
     """Line and mark of a method, for a legend in the page, as the data URL of a picture."""
-    with style():
-        figure = Figure(figsize=(28 / _POINTS, 12 / _POINTS), facecolor="none")
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.axis("off")
-        axes.set_xlim(0, 28)
-        axes.set_ylim(0, 12)
-        axes.add_line(_handle(look, [2, 14, 26], [6, 6, 6]))
-        return _address(figure)
+    figure = Figure(figsize=(28 / _POINTS, 12 / _POINTS), facecolor="none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.set_xlim(0, 28)
+    axes.set_ylim(0, 12)
+    axes.add_line(_handle(look, [2, 14, 26], [6, 6, 6]))
+    return _address(figure)
 
 
 def write_files(chart: Chart, folder: Path) -> None:
@@ -218,9 +216,7 @@ def write_files(chart: Chart, folder: Path) -> None:
     figure = _figure(chart.panels, chart.legend, titles=True)
     figure.set_facecolor(PAPER)
     (folder / f"{chart.name}.svg").write_text(_svg(figure), encoding="utf-8")
-    with style():
-        FigureCanvasAgg(figure)
-        figure.savefig(folder / f"{chart.name}.png", dpi=150, metadata={"Software": None})
+    figure.savefig(folder / f"{chart.name}.png", dpi=150, metadata={"Software": None})
 
 
 def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool) -> Figure:
@@ -233,27 +229,26 @@ def _figure(panels: Sequence[Panel], legend: Mapping[str, Look], *, titles: bool
     foot = _LEGEND * math.ceil(len(legend) / legend_columns) + (10.0 if legend else 0.0)
     heights = [head + max(panel.top + panel.height for panel in line) + _BOTTOM for line in lines]
     total = sum(heights) + _GAP * (len(lines) - 1) + foot
-    with style():
-        figure = Figure(figsize=(width / _POINTS, total / _POINTS), facecolor="none")
-        below = total
-        for line, height in zip(lines, heights, strict=True):
-            for column, panel in enumerate(line):
-                left, wide = column * (WIDTH + _GAP) + panel.left, WIDTH - panel.left - _RIGHT
-                bottom = below - head - panel.top - panel.height
-                axes = figure.add_axes((left / width, bottom / total, wide / width, panel.height / total))
-                axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-                axes.tick_params(length=0, pad=5)
-                axes.grid(visible=True)
-                panel.draw(axes)
-                if titles:
-                    position = (column * (WIDTH + _GAP) + 4) / width, (below - 14) / total
-                    figure.text(*position, panel.title, size=TEXT + 1, weight="bold", color=INK)
-            below -= height + _GAP
-        if legend:
-            figure.legend(
-                [_handle(look) for look in legend.values()], list(legend), loc="lower left", ncols=legend_columns,
-                handlelength=2.8, bbox_to_anchor=(0, 0), borderaxespad=0.4, columnspacing=1.6,
-            )  # fmt: skip
+    figure = Figure(figsize=(width / _POINTS, total / _POINTS), facecolor="none")
+    below = total
+    for line, height in zip(lines, heights, strict=True):
+        for column, panel in enumerate(line):
+            left, wide = column * (WIDTH + _GAP) + panel.left, WIDTH - panel.left - _RIGHT
+            bottom = below - head - panel.top - panel.height
+            axes = figure.add_axes((left / width, bottom / total, wide / width, panel.height / total))
+            axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+            axes.tick_params(length=0, pad=5)
+            axes.grid(visible=True)
+            panel.draw(axes)
+            if titles:
+                position = (column * (WIDTH + _GAP) + 4) / width, (below - 14) / total
+                figure.text(*position, panel.title, size=TEXT + 1, weight="bold", color=INK)
+        below -= height + _GAP
+    if legend:
+        figure.legend(
+            [_handle(look) for look in legend.values()], list(legend), loc="lower left", ncols=legend_columns,
+            handlelength=2.8, bbox_to_anchor=(0, 0), borderaxespad=0.4, columnspacing=1.6,
+        )  # fmt: skip
     return figure
 
 
@@ -271,6 +266,5 @@ def _address(figure: Figure) -> str:
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    with style():
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return text.getvalue()

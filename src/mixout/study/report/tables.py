@@ -155,7 +155,7 @@ def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: La
     columns: Columns[Cell] = [
         *method_columns(labels),
         ("runs", lambda c: Value(str(c.n), c.n)),
-        ("mean", lambda c: _mean(c, text, "highest" if _standing(c, leaders) == "highest" else "")),
+        ("mean", lambda c: Value(text.value(c.mean), c.mean, "highest" if _standing(c, leaders) == "highest" else "")),
         ("± restarts", lambda c: plain(None if c.mean_high is None else c.mean_high - (c.mean or 0.0), text.digits)),
         ("± dev set", lambda c: plain(None if c.dev_error is None else _NORMAL * c.dev_error, text.digits)),
         ("sd", lambda c: plain(c.sd, text.digits)),
@@ -224,10 +224,6 @@ def method_columns(labels: Labels, *, task: bool = False) -> list[tuple[str, Cal
 def _rank(mean: float | None) -> float:
     """The highest first, what has no score last."""
     return math.inf if mean is None else -mean
-
-
-def _mean(cell: Cell, text: Scores, mark: str) -> Value:
-    return Value(text.value(cell.mean), cell.mean, mark)
 
 
 def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
