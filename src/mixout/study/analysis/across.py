@@ -167,7 +167,10 @@ def sweeps(cells: Iterable[Cell]) -> list[Sweep]:
     lines = []
     for factor in sorted({name for cell in all_cells for name in cell.factors}):
         with_factor = [cell for cell in all_cells if factor in cell.factors]
-        values = [_number(cell.factors[factor]) for cell in with_factor]
+        try:
+            values = [float(cell.factors[factor]) for cell in with_factor]
+        except ValueError:
+            continue
         if not factor.endswith("seed") and all(map(math.isfinite, values)):
             keys = (cell.key.without(factor) for cell in with_factor)
             lines += _lines(factor, zip(keys, values, with_factor, strict=True))
@@ -204,10 +207,3 @@ def _lines(factor: str, members: Iterable[tuple[CellKey, float, Cell]]) -> list[
             _, values, cells = zip(*sorted(group, key=lambda member: member[1]), strict=True)
             lines.append(Sweep(**key.named, factor=factor, values=values, cells=cells))
     return lines
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

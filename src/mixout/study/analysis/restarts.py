@@ -94,8 +94,6 @@ def restarts_needed(difference: float, spread: float, *, family: int = 1, indepe
         >>> restarts_needed(0.5, 1.0), restarts_needed(0.5, 2**0.5, independent=True), restarts_needed(10, 1)
         (34, 64, 6)
     """
-    if difference == 0.0:
-        return None
 
     def enough(n: int) -> bool:
         return power_at(n, difference, spread, independent=independent, alpha=ALPHA / family) >= POWER
@@ -114,8 +112,6 @@ def power_at(n: int, difference: float, spread: float, *, independent: bool = Fa
         >>> round(power_at(34, 0.5, 1.0), 3)
         0.808
     """
-    if spread == 0.0:
-        return float(difference != 0.0)
     freedom = (n - 1) * (2 if independent else 1)
     shift = abs(difference) * math.sqrt(n) / spread
     limit = -float(stdtrit(freedom, alpha / 2))
