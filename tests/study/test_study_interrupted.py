@@ -10,7 +10,7 @@ import pytest
 
 from mixout.finetune.settings import Settings
 from mixout.finetune.trainer import Course as Steps
-from mixout.study import progress
+from mixout.study import runner
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally
 
@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_off_goes_on_only_with_checkpoints(
     cut_off(planned, ledger)
     assert len(ledger.read().leftovers) == 1
     lines: list[str] = []
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(runner, "_SECONDS_BETWEEN_LINES", 0.0)
     execute(planned, ledger, lines)
     assert next(line for line in lines if "steps" in line).endswith(where)  # after what the data are
     whole = Ledger(tmp_path / "b")

@@ -6,9 +6,10 @@ import pytest
 
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import Settings
+from mixout.study.grid import Clock
 from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
-from mixout.study.progress import Clock, Course
+from mixout.study.runner import Course
 
 
 def planned(*, task: str = "a", method: str = "plain", epochs: float = 1.0, size: int | None = None) -> Planned:
@@ -67,7 +68,7 @@ def test_whole_tasks_compare_by_their_epochs_and_not_with_subsets():
 
 def test_a_note_is_passed_on_once_and_at_once():
     runs, lines = [planned(method="plain"), planned(method="mixout(0.9)")], []
-    course = Course(runs, runs, Contents(), Clock(), lines.append)
+    course = Course(runs, runs, Contents(), lines.append)
     for run in runs:
         course.within(run.id, NOTE + "slow here")
         course.within(run.id, "  step 1/6, 0 s")

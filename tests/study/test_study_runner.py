@@ -10,7 +10,7 @@ import pytest
 
 from mixout.errors import InputError
 from mixout.finetune.settings import Settings
-from mixout.study import progress
+from mixout.study import runner
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Tally
 
@@ -176,11 +176,11 @@ def test_wrong_input_ends_the_study(declare, tmp_path, monkeypatch, execute, hoo
 def test_a_long_run_shows_that_it_is_alive(declare, tmp_path, monkeypatch, execute):
     lines: list[str] = []
     planned = declare(restarts=1).runs()
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1e9)
+    monkeypatch.setattr(runner, "_SECONDS_BETWEEN_LINES", 1e9)
     execute(planned, Ledger(tmp_path / "short"), lines)
     assert not any(line.startswith(" ") for line in lines)
     lines.clear()
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(runner, "_SECONDS_BETWEEN_LINES", 0.0)
     execute(planned, Ledger(tmp_path / "long"), lines)
     within = [line for line in lines if line.startswith("  ")]
     assert any(line.startswith("  words, dropout(0.0), restart 0: step 1/6, ") for line in within)

@@ -40,7 +40,7 @@ from mixout.study.entry import Entry
 from mixout.study.executors import LocalExecutor
 from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Ledger
-from mixout.study.progress import Report
+from mixout.study.runner import Report
 from mixout.study.runner import run as run_missing
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}

@@ -17,7 +17,7 @@ from mixout.cli.lines import LiveTable, aligned
 
 if TYPE_CHECKING:
     from mixout.study.analysis.runs import Run
-    from mixout.study.progress import Report
+    from mixout.study.runner import Report
 
 # The study; what it runs and how its settings were found: docs/demo.md.
 STUDY = "demo"

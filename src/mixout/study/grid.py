@@ -1,4 +1,4 @@
-"""The grid of a study, tasks x methods x factors x restarts; and which of its runs are needed, given a ledger.
+"""The grid of a study, tasks x methods x factors x restarts; which of its runs are needed, and how long they take.
 
 Settings of a method override those of a task, and these override the shared ones. Restart k uses seed k for every
 method, so that differences are paired. Nothing is run here.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -57,9 +58,8 @@ class Study:
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # setting -> its values
     # restart k trains on subset k of ``train_size`` examples, so that intervals include the choice of examples
     own_subsets: bool = False
-    rate: str | None = (
-        None  # ``"best"``: each method at its own best value of the factor ``learning_rate``; None: at each
-    )
+    # ``"best"``: each method at its own best value of the factor ``learning_rate``; None: at each of them
+    rate: str | None = None
     search: int = 3  # the first restarts, which choose the best rate and are not compared
 
     def __post_init__(self) -> None:
@@ -243,3 +243,45 @@ def judged(study: Study, planned: Sequence[Planned], contents: Contents) -> tupl
         )
     chosen = [run for run in wanted(study, planned, contents) if run.restart >= study.search]
     return [replace(run, factors=run.key.without(RATE).named["factors"]) for run in contents.of(chosen)], notes
+
+
+class Clock:
+    """Expected time of runs, from runs that have ended: those of the same cell, else of the same task, else all.
+
+    Runs of one task may train on different numbers of examples for different numbers of epochs, so the time is taken to
+    grow with the examples seen in training. It is an estimate: loading and evaluation do not grow with them.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[object, float] = defaultdict(float)
+        self._work: defaultdict[object, float] = defaultdict(float)
+
+    @classmethod
+    def of(cls, planned: Sequence[Planned], contents: Contents) -> Clock:
+        """A clock with the times of those of these runs that a ledger holds."""
+        clock = cls()
+        for run, entry in contents.pairs(planned):
+            if entry.wall is not None:
+                clock.add(run, entry.wall)
+        return clock
+
+    def add(self, run: Planned, seconds: float) -> None:
+        """One more run has ended."""
+        for key, work in _sizes(run).items():
+            self._seconds[key] += seconds
+            self._work[key] += work
+
+    def expect(self, runs: Sequence[Planned]) -> float | None:
+        """Seconds that these runs take one after the other; None where no run has ended yet."""
+        if not self._work:
+            return None
+        closest = (next((key, work) for key, work in _sizes(run).items() if key in self._work) for run in runs)
+        return math.fsum(work * self._seconds[key] / self._work[key] for key, work in closest)
+
+
+def _sizes(run: Planned) -> dict[object, float]:
+    """The work of a run in the unit of each group that contains it, the closest group first."""
+    # The number of examples of a whole task is unknown here: its runs are compared only with each other.
+    epochs, size = run.settings.epochs, run.settings.train_size
+    by_examples: dict[object, float] = {("examples",): epochs * size} if size else {}
+    return {run.key: epochs, (run.task, size is None): epochs * (size or 1), **by_examples, None: 1.0}

@@ -3,32 +3,39 @@
 A run that raises is tried again a bounded number of times, then recorded as failed with its traceback, and the study
 goes on. A run whose process or machine was lost is tried again more often, since that says nothing about the run.
 Wrong input and a full disk end the study; runs that have ended are kept, as after an interrupt or a power cut.
+
+Lines of progress that start with two spaces are from within a run; the others say that a run has ended, or are notes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from filelock import FileLock
 
 from mixout.errors import InputError
+from mixout.finetune.environment import NOTE
 from mixout.finetune.record import RECORD_NAME
 from mixout.study.analysis.runs import CellKey
+from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
 from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome
+from mixout.study.grid import Clock
 from mixout.study.identity import Planned
 from mixout.study.ledger import Contents, Ledger
-from mixout.study.progress import Clock, Course, Report
+
+Report = Callable[[str], None]
 
 RETRIES = 1
 # Retries of a run whose worker was lost. Bounded, since the run itself may kill its process.
 LOSSES = 3
-KEEP = ("no", "best", "all")
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +85,6 @@ def run(
     """
     if retries < 0:
         raise InputError(f"expected retries >= 0, got {retries}")
-    if keep not in KEEP:
-        raise InputError(f"expected keep among {', '.join(KEEP)}, got {keep!r}")
     contents = ledger.read()
     # A run that a newer version made must not be repeated: the results would conflict, or one would be lost.
     newer = {folder.name.partition(".")[0]: reason for folder, reason in contents.newer.items()}
@@ -90,7 +95,7 @@ def run(
                 "use that version, or another ledger"
             )
     queue = missing(planned, contents, again=again)
-    course = Course(planned, queue, contents, Clock.of(planned, contents), report)
+    course = Course(planned, queue, contents, report)
     pairs = contents.pairs(planned)
     attempts = {run.id: entry.attempts for run, entry in pairs if again and entry.record is None}
     kept = {run.key: entry for run, entry in pairs if keep == "best" and entry.has_model}
@@ -113,6 +118,69 @@ def _for_loggers(run: Planned, ledger: Ledger) -> dict[str, str]:
         "MLFLOW_TAGS": json.dumps({**run.factors, **tags}),
         TENSORBOARD: str(ledger.folder.joinpath("logs", *parts)),
     }
+
+
+class Course:
+    """Reports the progress of a study of ``planned`` runs, of which the ``missing`` ones are to be made."""
+
+    def __init__(
+        self, planned: Sequence[Planned], missing: Sequence[Planned], contents: Contents, report: Report
+    ) -> None:
+        self.ended = self.failed = 0
+        self.left = {run.id: run for run in missing}
+        self.report = report
+        self._total = len(planned)
+        self._clock = Clock.of(planned, contents)
+        self._notes: set[str] = set()
+        self._began = self._told = time.perf_counter()
+        self._worked = 0.0
+        pairs = contents.pairs(planned)
+        failed = sum(entry.record is None for _, entry in pairs)
+        if len(pairs) > failed:
+            report(f"{len(pairs) - failed} of {self._total} runs are there already")
+        if failed > sum(run.id in self.left for run, _ in pairs):
+            report(f"{failed} of {self._total} runs failed before; mixout study retry runs them again")
+        for line in contents.remarks():
+            report(line)
+
+    def within(self, id: str, line: str) -> None:
+        """Report progress within a run, but not every line: short runs stay silent, long ones show that they are alive.
+
+        A note on the machine is reported once, even if several runs send it.
+        """
+        if line.startswith(NOTE):
+            if line not in self._notes:
+                self._notes.add(line)
+                self.report(line)
+            return
+        now = time.perf_counter()
+        if now - self._told >= _SECONDS_BETWEEN_LINES and id in self.left:
+            self._told = now
+            self.report(f"  {self.left[id]}: {line.strip()}")
+
+    def finished(self, run: Planned, entry: Entry, wall: float | None) -> None:
+        """A run has ended with a record."""
+        if wall is not None:
+            self._clock.add(run, wall)
+            self._worked += wall
+        suffix = ", diverged" if entry.run.status == "diverged" else ", at chance" if entry.run.failed else ""
+        self._end(run, f"{entry.run.metric} {entry.run.score:.3f}{suffix} ({entry.run.seconds:.0f} s of training)")
+
+    def gave_up(self, run: Planned, attempts: int, error: str) -> None:
+        """A run has failed for good."""
+        self.failed += 1
+        self._end(run, f"failed after {attempts} attempts: {error}")
+
+    def _end(self, run: Planned, result: str) -> None:
+        self.ended += 1
+        del self.left[run.id]
+        failed = f", {self.failed} failed" if self.failed else ""
+        work, left = self._clock.expect(list(self.left.values())), ""
+        if self.left and work is not None and self._worked:
+            # Several runs at a time: the work that is left, at the speed so far.
+            speed = self._worked / (time.perf_counter() - self._began)
+            left = f", about {in_words(work / speed)} left"
+        self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {result}{failed}{left}")
 
 
 @dataclass
@@ -198,11 +266,11 @@ class _Loop:
         entry = self.ledger.commit(run, seconds)
         self.ledger.release(self.locks.pop(run.id))
         if self.keep == "best" and entry.has_model:
-            best = self.kept.get(run.key)
-            score, best_score = (math.nan if item is None else item.seen_as(run).score for item in (entry, best))
+            before = self.kept.setdefault(run.key, entry)
+            score, score_before = entry.seen_as(run).score, before.seen_as(run).score
             # nan, the score of a diverged run, is not above any other score.
-            if score > best_score or math.isnan(best_score):
+            if score > score_before or math.isnan(score_before):
                 self.kept[run.key] = entry
-            if best is not None:
-                self.ledger.forget_model(entry if self.kept[run.key] is best else best)
+            if before is not entry:
+                self.ledger.forget_model(entry if self.kept[run.key] is before else before)
         self.course.finished(run, entry, seconds)

@@ -19,10 +19,9 @@ from mixout.study.analysis.restarts import fewest_restarts
 from mixout.study.analysis.runs import Run, grouped, text_of
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
-from mixout.study.grid import RATE, Axis, Study, wanted
+from mixout.study.grid import RATE, Axis, Clock, Study, wanted
 from mixout.study.identity import PLACES, WATCHED, Planned
 from mixout.study.ledger import Contents, Ledger
-from mixout.study.progress import Clock
 from mixout.study.reporting import best_again
 
 _STATES = ("done", "failed", "missing")

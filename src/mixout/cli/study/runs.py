@@ -23,8 +23,7 @@ from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
 from mixout.study.grid import Study, wanted, with_all_restarts
 from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Contents, Ledger
-from mixout.study.progress import Report
-from mixout.study.runner import Tally, missing
+from mixout.study.runner import Report, Tally, missing
 from mixout.study.runner import run as run_missing
 
 
