@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from mixout._names import count
 from mixout.errors import needs
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
-from mixout.study.analysis.runs import Run, by_cell, grouped, if_one
+from mixout.study.analysis.runs import Run, by_cell, grouped, if_one, spoken
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
-from mixout.study.report import charts, compared, tables
+from mixout.study.report import charts, tables
 from mixout.study.report.canvas import Chart, Labels, looks, pictures, swatch
 
 with needs("demo", "the report"):
@@ -34,19 +35,15 @@ with needs("demo", "the report"):
 _RUNS, _METHODS = 2000, 8
 _LETTERS, _EXAMPLES, _FLIPS, _FLIPPING, _CLASSES = 280, 3, 5, 6, 12
 
-KINDS = {
-    "plain": "fine-tuning without a method",
-    "dropout": "activations are dropped at random, the usual practice",
-    "mixout": "random columns of the weights are replaced by the pretrained ones in each step",
-    "mixconnect": "single weights, at random, are replaced by the pretrained ones in each step",
-    "dropconnect": "single weights, at random, are dropped in each step",
-    "gradient_mask": "mixout's mask on the gradient alone, without a pull to the pretrained weights",
-    "anchor_decay": "weight decay towards the pretrained weights",
-    "output_anchor": "a penalty keeps the answers near those of the pretrained model",
-}
-
 # Where a long label may be broken at the end of a line.
 _BREAK = re.compile(r"(?<=[+,])(?=\S)")
+
+
+def _read(name: str) -> str:
+    return resources.files("mixout.study.report").joinpath("template", name).read_text(encoding="utf-8")
+
+
+_WORDS = tomllib.loads(_read("words.toml"))  # explanations of columns and methods
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def compose(
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
         title=title,
-        facts=tables.facts(summary.cells, trained),
+        facts=_facts(summary.cells, trained),
         sections=[section for section in sections if section.blocks],
         # Our own text, not the user's, so it is not escaped.
         css=Markup(_read("page.css")),
@@ -103,6 +100,23 @@ def compose(
     return page, drawn
 
 
+def _facts(cells: Sequence[Cell], runs: Sequence[Run]) -> str:
+    """How large the study is, in a line; ``runs`` are those that were trained."""
+    trained = {run.key for run in runs}
+    sizes = sorted({cell.runs for cell in cells})
+    restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
+    values = grouped(sorted({pair for cell in cells for pair in cell.factors.items()}), lambda pair: pair[0])
+    parts = [
+        count(len(runs), "run"),
+        count(len({cell.task for cell in cells}), "task"),
+        count(len({cell.method for cell in cells}), "method"),
+        *(f"{len(pairs)} values of {spoken(name)}" for name, pairs in values.items() if len(pairs) > 1),
+        f"{restarts} each",
+        f"{sum(cell.failed for cell in cells if cell.key in trained):,} failed",
+    ]
+    return " \u00b7 ".join(parts)
+
+
 @cache
 def _templates() -> Environment:
     # Undefined names raise: a misspelled one would leave a hole in the page.
@@ -110,12 +124,8 @@ def _templates() -> Environment:
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["soft"] = lambda text: Markup("<wbr>").join(_BREAK.split(text))
-    environment.globals.update(pictures=pictures, swatch=swatch)
+    environment.globals.update(pictures=pictures, swatch=swatch, meanings=_WORDS["columns"])
     return environment
-
-
-def _read(name: str) -> str:
-    return resources.files("mixout.study.report").joinpath("template", name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +177,7 @@ def _results(summary: Summary, runs: Sequence[Run], data: Mapping[str, Data]) ->
         ]),
         Section("details", "Details", _folds({
             "Best of k restarts": blocks("chart", best),
-            "Enough restarts?": blocks("table", compared.restarts(summary.powers, labels)),
+            "Enough restarts?": blocks("table", tables.restarts(summary.powers, labels)),
             "Cost": blocks("table", tables.costs(cells, labels)),
         })),
     ]  # fmt: skip
@@ -185,7 +195,7 @@ def _asked(summary: Summary, of_task: Mapping[str, Data]) -> list[Markup]:
         items = [(_short(data.texts[row]), [f"answer: {data.answers[row]}"]) for row in rows[:_EXAMPLES]]
         parts += blocks("examples", items)
     words = {word for cell in summary.cells for word in re.findall(r"\w+", cell.method)}
-    return parts + blocks("pairs", {method: text for method, text in KINDS.items() if method in words})
+    return parts + blocks("pairs", {method: text for method, text in _WORDS["methods"].items() if method in words})
 
 
 def _what(data: Data, cells: Sequence[Cell]) -> dict[str, str]:
@@ -240,14 +250,14 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels, chart: C
         comparisons = compare(runs, method, looks=summary.looks, margin=summary.comparisons[0].margin)
         if comparisons:
             options.append((method, _against(f"differences-{index}", comparisons, labels)))
-    return blocks("switch", "Compare with", options) + blocks("table", compared.across(summary.aggregates, labels))
+    return blocks("switch", "Compare with", options) + blocks("table", tables.across(summary.aggregates, labels))
 
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Markup]:
     parts: list[Markup] = []
     for index, on_task in enumerate(grouped(comparisons, lambda comparison: comparison.task).values()):
-        parts += blocks("table", compared.differences(f"{name}-{index}", on_task, labels))
-        parts += blocks("table", compared.failures(f"{name}-{index}-failed", on_task, labels))
+        parts += blocks("table", tables.differences(f"{name}-{index}", on_task, labels))
+        parts += blocks("table", tables.failures(f"{name}-{index}-failed", on_task, labels))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report as values, with numbers already formatted as text. Computes no statistics."""
+"""The tables of a report as values, with numbers already formatted as text: of scores, then of comparisons."""
 
 from __future__ import annotations
 
@@ -10,46 +10,18 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from mixout._names import count
+from mixout.study.analysis import words
+from mixout.study.analysis.across import Aggregate
 from mixout.study.analysis.cells import Cell, Instability
-from mixout.study.analysis.runs import Placed, Run, grouped, spoken
+from mixout.study.analysis.compare import Comparison
+from mixout.study.analysis.restarts import Power
+from mixout.study.analysis.runs import Placed, grouped, spoken
+from mixout.study.analysis.stats import ALPHA, wilson
 from mixout.study.analysis.summary import Leader
-from mixout.study.analysis.words import MISSING, Scores, in_words, memory, number, percent
+from mixout.study.analysis.words import MISSING, Scores, interval, number, p_value, percent
 from mixout.study.report.canvas import Labels
 
 T = TypeVar("T")
-MEANINGS = {
-    "runs": "(restarts) whose scores enter; of two numbers, those of the method and of the baseline",
-    "mean": "over restarts",
-    "± restarts": "95 % interval of the mean over restarts, Student's t; none where a run failed",
-    "± dev set": "the same for the choice of dev examples, which all restarts share",
-    "sd": "standard deviation over restarts",
-    "max": "grows with the number of restarts",
-    "failed": "runs that did not finish, scored no more than a constant answer, or collapsed: nearly all answers are "
-    "the same, with the loss of a constant answer. (Of a classifier, other answers are fewer than a fifth of its "
-    "errors; of a regression, the variance of its predictions is below 5 % of its squared error.)",
-    "difference": "of the means, method minus baseline",
-    "interval": "of the difference over restarts, given this dev set: Student's t, Welch's where restarts are not "
-    "paired; none where a run failed",
-    "p-value": "two-sided permutation test, after Holm's correction over all comparisons with this baseline. It asks "
-    "whether the methods differ in any respect: rare failures of one of them count as well",
-    "p-value over all pairs": "signs of all pairs of all tasks are flipped; not corrected",
-    "result": "higher, lower: shown by the test; as good: within the margin by an equivalence test",
-    "P(better)": "share of pairs of a run of each in which the method's scores higher; ties count half",
-    "baseline's": "failed runs of the baseline among those compared",
-    "difference of rates": "failure rate of the method minus that of the baseline, in points",
-    "interval of rates": "of their difference, Newcombe's",
-    "without failed": "difference of the means of the runs that did not fail",
-    "its interval": "of the difference without failed runs, Student's t",
-    "restarts now": "of each method",
-    "would show": "true difference in points that these restarts show in 4 of 5 studies",
-    "training": "mean time of a run, without evaluations; a busy machine makes it longer",
-    "peak memory": "the largest of its runs",
-    "distance": "mean Euclidean distance to all pretrained weights",
-    "kept": "mean score on text of the domain that the model knew before; of an encoder 1 is the same as before",
-    "disagreement": "share of dev examples that two restarts answer differently, over all pairs",
-    "without failed runs": "the same among the runs that did not fail",
-    "flipping": "dev examples that do not get the same answer from all restarts",
-}
 _NORMAL = 1.96  # of a 95 % interval of the normal law
 _MOST_PLACES = 8
 
@@ -80,11 +52,6 @@ class Table:
         """Which columns are sorted by number, and aligned to the right."""
         return [any(row[index].order is not None for row in self.rows) for index in range(len(self.columns))]
 
-    @property
-    def meanings(self) -> dict[str, str]:
-        """Explanations of the columns that need one."""
-        return {name: MEANINGS[name] for name in self.columns if name in MEANINGS}
-
 
 Columns = Sequence[tuple[str, Callable[[T], Value]]]
 
@@ -102,23 +69,6 @@ def table(name: str, title: str, items: Sequence[T], columns: Columns[T], note: 
         note=note,
         shaded=frozenset(index for index, item in enumerate(items) if shaded(item)),
     )
-
-
-def facts(cells: Sequence[Cell], runs: Sequence[Run]) -> str:
-    """How large the study is, in a line; ``runs`` are those that were trained."""
-    trained = {run.key for run in runs}
-    sizes = sorted({cell.runs for cell in cells})
-    restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
-    values = grouped(sorted({pair for cell in cells for pair in cell.factors.items()}), lambda pair: pair[0])
-    parts = [
-        count(len(runs), "run"),
-        count(len({cell.task for cell in cells}), "task"),
-        count(len({cell.method for cell in cells}), "method"),
-        *(f"{len(pairs)} values of {spoken(name)}" for name, pairs in values.items() if len(pairs) > 1),
-        f"{restarts} each",
-        f"{sum(cell.failed for cell in cells if cell.key in trained):,} failed",
-    ]
-    return " \u00b7 ".join(parts)
 
 
 def overview(cells: Sequence[Cell], leaders: Sequence[Leader], labels: Labels) -> Table | None:
@@ -182,8 +132,8 @@ def costs(cells: Sequence[Cell], labels: Labels) -> Table | None:
     """What each method cost on each task: time, memory, and what it moved."""
     columns: Columns[Cell] = [
         *method_columns(labels, task=True),
-        ("training", lambda c: Value(MISSING if c.seconds is None else in_words(c.seconds), c.seconds)),
-        ("peak memory", lambda c: Value(memory(c.peak_memory), c.peak_memory)),
+        ("training", lambda c: Value(MISSING if c.seconds is None else words.in_words(c.seconds), c.seconds)),
+        ("peak memory", lambda c: Value(words.memory(c.peak_memory), c.peak_memory)),
         ("distance", lambda c: plain(c.distance, 2)),
         ("kept", lambda c: plain(c.original, 3)),
         ("KL to the base", lambda c: plain(c.kl_to_base, 3)),
@@ -237,3 +187,110 @@ def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
 def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
     """A number with so many digits."""
     return Value(number(value, digits, sign=sign), value)
+
+
+def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:
+    """The comparisons on one task, the largest difference first."""
+    text = Scores(score for c in comparisons for score in (c.mean, c.baseline_mean))
+    columns: Columns[Comparison] = [
+        *method_columns(labels),
+        ("runs", lambda c: Value(str(c.n) if c.n == c.n_baseline else f"{c.n}, {c.n_baseline}", c.n)),
+        ("difference", lambda c: plain(c.difference, text.digits, sign=True)),
+        ("interval", lambda c: _ends(c.interval or (None, None), text.digits)),
+        ("p-value", lambda c: _p(c.p_holm)),
+        ("result", lambda c: Value(_result(c), mark="shown" if c.shown else "")),
+        ("P(better)", lambda c: Value(f"{c.improvement:.2f}", c.improvement)),
+    ]
+    first = comparisons[0]
+    notes = [f'Interval: {words.percent_of(first.confidence)}. Margin of "as good": {count(first.margin, "point")}.']
+    if first.looks > 1:
+        notes.append(f"The data were looked at up to {first.looks} times: intervals and p-values allow for it.")
+    min_p = min(c.p_smallest * c.family * c.looks for c in comparisons)
+    if min_p > ALPHA:
+        notes.append(
+            f"So few restarts can show no difference by this test: the p-value is at least {p_value(min(1.0, min_p))}."
+        )
+    if all(c.chance_known and not c.some_failed for c in comparisons):
+        fewest = min(min(c.failure_runs, c.failure_runs_baseline) for c in comparisons)
+        notes.append(f"No run failed; a failure rate of up to {percent(wilson(0, fewest)[1])} may go unseen.")
+    ordered = sorted(comparisons, key=lambda c: -c.difference)
+    return table(name, f"{first.task}, against {first.baseline}", ordered, columns, " ".join(notes))
+
+
+def failures(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table | None:
+    """Where runs failed: how their rates differ, and the runs that did not fail."""
+    text = Scores(score for c in comparisons for score in (c.mean, c.baseline_mean))
+    columns: Columns[Comparison] = [
+        *method_columns(labels),
+        ("failed", lambda c: Value(f"{c.failed} of {c.failure_runs}", c.failed)),
+        ("baseline's", lambda c: Value(f"{c.baseline_failed} of {c.failure_runs_baseline}", c.baseline_failed)),
+        ("difference of rates", lambda c: plain(100 * c.failure_difference, 0, sign=True)),
+        ("interval of rates", lambda c: _ends((100 * c.failure_low, 100 * c.failure_high), 0)),
+        ("p-value, uncorrected", lambda c: _p(c.failure_p)),
+        ("without failed", lambda c: plain(c.level_difference, text.digits, sign=True)),
+        ("its interval", lambda c: _ends((c.low, c.high), text.digits)),
+    ]
+    failing = [c for c in sorted(comparisons, key=lambda c: c.failure_difference) if c.some_failed]
+    if not failing:
+        return None
+    tests = {"McNemar's" if c.paired else "Fisher's" for c in failing}
+    note = (
+        f"p-value: {' or '.join(sorted(tests))} exact test of the rates. "
+        "Means over all runs mix failed runs with others and describe neither."
+    )
+    return table(name, f"Failed runs on {failing[0].task}, against {failing[0].baseline}", failing, columns, note)
+
+
+def across(aggregates: Sequence[Aggregate], labels: Labels) -> Table | None:
+    """All tasks together."""
+    columns: Columns[Aggregate] = [
+        *method_columns(labels),
+        ("tasks", lambda aggregate: Value(str(len(aggregate.tasks)), len(aggregate.tasks))),
+        ("runs", lambda aggregate: Value(str(aggregate.n), aggregate.n)),
+        ("mean", lambda aggregate: plain(aggregate.mean, 1)),
+        ("difference", lambda aggregate: plain(aggregate.difference, 1, sign=True)),
+        ("interval", lambda aggregate: _ends((aggregate.low, aggregate.high), 1)),
+        ("p-value over all pairs", lambda aggregate: _p(aggregate.p)),
+    ]
+    if not aggregates:
+        return None
+    note = "0 is chance and 100 the best run of a task." if aggregates[0].normalised else "Scores are in points."
+    return table("across", f"All tasks, against {aggregates[0].baseline}", aggregates, columns, note)
+
+
+def restarts(powers: Sequence[Power], labels: Labels) -> Table | None:
+    """How many restarts would be enough."""
+    if not powers:
+        return None
+
+    def needed(at: int, one: Power) -> Value:
+        need = one.needed[at]
+        high = "more" if need.high is None else f"{need.high:,}"
+        text = "> 100,000" if need.restarts is None else f"{need.restarts:,} ({need.low:,} to {high})"
+        return Value(text, need.restarts)
+
+    columns: Columns[Power] = [
+        *method_columns(labels, task=True),
+        ("restarts now", lambda power: Value(str(power.pilot), power.pilot)),
+        ("would show", lambda power: plain(None if power.detectable is None else power.detectable * power.points, 1)),
+        *((f"for {count(need.points, 'point')}", partial(needed, i)) for i, need in enumerate(powers[0].needed)),
+    ]
+    note = (
+        "Restarts of each method that show the difference in 4 of 5 studies, after correction. In brackets the range "
+        f"that follows from how well the spread is known. Fewer than {powers[0].smallest} can show nothing."
+    )
+    return table("restarts", "Restarts needed", powers, columns, note)
+
+
+def _result(c: Comparison) -> str:
+    if c.shown:
+        return "higher" if c.difference > 0 else "lower"
+    return "as good" if c.p_equivalent is not None and c.p_equivalent <= ALPHA else "not shown"
+
+
+def _p(p: float | None) -> Value:
+    return Value(MISSING if p is None else p_value(p), p)
+
+
+def _ends(ends: tuple[float | None, float | None], digits: int) -> Value:
+    return Value(interval(*ends, digits, sign=True), ends[0])
