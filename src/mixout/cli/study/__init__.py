@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 LEDGER = "out/ledger"
@@ -59,48 +58,31 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option("run", "--until-width", type=float, metavar="W", help=help)
     help = "add at most N batches, with --until-width (default: %(default)s)"
     option("run", "--looks", type=int, default=5, metavar="N", help=help)
-    _add_executor(option)
+    executing = "run retry"
+    option(executing, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
+    help = "run on this Ray cluster; 'auto' finds the one of this machine"
+    option(executing, "--ray-address", metavar="ADDRESS", help=help)
+    option(executing, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
+    option(executing, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; may be a fraction")
+    help = "keep no trained model, the best of each method and task, or all (default: %(default)s)"
+    option(executing, "--keep", choices=("no", "best", "all"), default="no", help=help)
+    help = "new attempts of a run that raises (default: %(default)s)"
+    option(executing, "--retries", type=int, default=1, metavar="N", help=help)
     option("export", "--output", default="runs.csv", metavar="FILE", help="ends in .csv or .parquet")
     option("prune", "--yes", action="store_true", help="move them; without --yes they are only listed")
-    _add_report(option)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run the subcommand."""
-    return int(getattr(importlib.import_module(f"mixout.cli.study.{SUBCOMMANDS[args.step][0]}"), args.step)(args))
-
-
-def _add_executor(option: Callable[..., None]) -> None:
-    steps = "run retry"
-    option(steps, "--workers", type=int, metavar="N", help="runs at a time, each in a process of its own")
-    option(
-        steps, "--ray-address", metavar="ADDRESS", help="run on this Ray cluster; 'auto' finds the one of this machine"
-    )
-    option(steps, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
-    option(steps, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; may be a fraction")
-    help = "keep no trained model, the best of each method and task, or all (default: %(default)s)"
-    option(steps, "--keep", choices=("no", "best", "all"), default="no", help=help)
-    help = "new attempts of a run that raises (default: %(default)s)"
-    option(steps, "--retries", type=int, default=1, metavar="N", help=help)
-
-
-def _add_report(option: Callable[..., None]) -> None:
-    option(
-        "report",
-        "--scores",
-        metavar="CSV",
-        help="report on a table of scores, with the columns task, method, restart, score",
-    )
+    help = "report on a table of scores, with the columns task, method, restart, score"
+    option("report", "--scores", metavar="CSV", help=help)
     help = "whether higher or lower scores of the table are better (default: higher)"
     option("report", "--direction", choices=("higher", "lower"), help=help)
-    option(
-        "report",
-        "--unit",
-        choices=("percent", "fraction"),
-        help="unit of the table's scores; default: guessed from them",
-    )
+    help = "unit of the table's scores; default: guessed from them"
+    option("report", "--unit", choices=("percent", "fraction"), help=help)
     help = "methods within this difference count as equally good (default: 1)"
     option("report", "--margin", type=float, default=1.0, metavar="POINTS", help=help)
     option("report", "--output-dir", default="report", metavar="DIR", help="default: %(default)s")
     option("report", "--baseline", metavar="LABEL", help="method that the others are compared with")
     option("report", "--title", help="default: the study's name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    return int(getattr(importlib.import_module(f"mixout.cli.study.{SUBCOMMANDS[args.step][0]}"), args.step)(args))
