@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeGuard
 
-from mixout.errors import needs
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
 from mixout.study.analysis.stats import Interval
 from mixout.study.report.canvas import INK, MANY, MUTED, PAPER, RULE, SMALL, TEXT, Dot, Look, Panel
-
-with needs("demo", "figures"):
-    from matplotlib.axes import Axes
-    from matplotlib.ticker import MaxNLocator
 
 _LINE, _DOTS, _BAR, _SPACE, _DOT, _CROSS = 13.0, 22.0, 9.0, 9.0, 5.0, 9.0
 _CURVE = 210.0
@@ -183,8 +181,7 @@ def _ticks(axes: Axes, lines: Sequence[Curve], names: Mapping[float, str] | None
     xs = sorted({x for line in lines for x in line.x})
     if names is not None:
         axes.minorticks_off()  # a logarithmic axis would add labels of its own
-        step = max(1, math.ceil(len(names) / 12))
-        axes.set_xticks(list(names)[::step], list(names.values())[::step])
+        axes.set_xticks(list(names), list(names.values()))
     elif len(xs) == 1:
         axes.set_xticks(xs, [f"{xs[0]:g}"])
     else:
