@@ -103,23 +103,22 @@ def _check_factors(path: Path, runs: Sequence[Run]) -> None:
     # several columns look like that, real factors among them have values that several runs share.
     names = list(dict.fromkeys(name for run in runs for name in run.factors))
 
-    def largest(factors: Sequence[str], *, restart: bool) -> int:
-        """How many runs the largest cell of these factors holds."""
-        keys = [(run.task, run.method, run.restart * restart, *map(run.factors.get, factors)) for run in runs]
-        return max(Counter(keys).values())
+    def sizes(factors: Sequence[str], some: Sequence[Run] = runs, *, by_restart: bool = False) -> list[int]:
+        """How many of the runs each cell of these factors holds."""
+        keys = [(run.task, run.method, run.restart * by_restart, *map(run.factors.get, factors)) for run in some]
+        return list(Counter(keys).values())
 
     def lone(factors: Sequence[str]) -> bool:
         """Whether most runs that have these factors are alone in their cells of them."""
         with_factors = [run for run in runs if any(name in run.factors for name in factors)]
-        keys = [(run.task, run.method, *map(run.factors.get, factors)) for run in with_factors]
-        return 2 * list(Counter(keys).values()).count(1) > len(with_factors) > 2
+        return 2 * sizes(factors, with_factors).count(1) > len(with_factors) > 2
 
     single = [name for name in names if lone([name])]
     distinct = [name for name in single if 2 * len({run.factors.get(name) for run in runs}) > len(runs)]
     for suspects in (single, distinct, *([name] for name in names if lone(names))):
         factors = [name for name in names if name not in suspects]
-        shared = largest(factors, restart=False) > 1 or suspects is distinct
-        if suspects and shared and largest(factors, restart=True) == 1:
+        shared = max(sizes(factors)) > 1 or suspects is distinct
+        if suspects and shared and max(sizes(factors, by_restart=True)) == 1:
             raise InputError(
                 f"expected columns of {path} whose values several runs share (factors), got the column "
                 f"{', '.join(map(repr, suspects))} with another value in most runs, so that nothing could be compared; "
