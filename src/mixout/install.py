@@ -20,7 +20,7 @@ from mixout.methods.decay import decays
 from mixout.parts import in_parts
 from mixout.passes import Form
 from mixout.record import FIELD, NEW, Applied, applied_here, guard_, subject, unguard_
-from mixout.seeds import Period, Seed, SharedSeed, forget_
+from mixout.seeds import Period, Seed, SharedSeed
 from mixout.selection import ALL, BODY, Selection, blocks, chosen, resolve
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
@@ -245,8 +245,6 @@ def undo_(model: nn.Module) -> None:
             restore_(module)
         optimizer_hooks.detach_(module)
         unguard_(module)
-        if isinstance(outputs := vars(module).get(output.FIELD), output.Held):
-            forget_(outputs.watch)
         for field in (output.FIELD, FIELD, NEW):
             vars(module).pop(field, None)
     dropouts.restore_(model)

@@ -236,17 +236,11 @@ class Counter(Protocol):
 
 
 def count_steps_(counter: Counter) -> None:
-    """Call ``counter.count`` after each optimizer step, as long as ``counter`` lives or until :func:`forget_`."""
+    """Call ``counter.count`` after each optimizer step, as long as ``counter`` lives."""
     with _LOCK:
         _COUNTERS.add(counter)
         if not _HANDLES:
             _HANDLES.append(register_optimizer_step_post_hook(_after_step))
-
-
-def forget_(counter: Counter) -> None:
-    """Undo :func:`count_steps_`."""
-    with _LOCK:
-        _COUNTERS.discard(counter)
 
 
 def come_last_() -> None:

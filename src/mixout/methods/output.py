@@ -47,7 +47,7 @@ from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
 from mixout.parts import local, reshard_
-from mixout.seeds import count_steps_, forget_
+from mixout.seeds import count_steps_
 from mixout.sources import uncompiled
 
 Direction = Literal["forward", "reverse"]
@@ -91,7 +91,7 @@ class OutputAnchor(Method):
 
 
 class Watch:
-    """Warns once if steps are taken and nobody has asked for the penalty; ends with the modules, or by hand."""
+    """Warns once if steps are taken and nobody has asked for the penalty; ends with the modules, or without any."""
 
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self.modules = [weakref.ref(module) for module in modules]
@@ -104,11 +104,13 @@ class Watch:
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
+        if not self.modules:
+            return
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        modules = (module for ref in self.modules if (module := ref()) is not None)
+        modules = (module for ref in self.modules if (module := ref()) is not None and FIELD in vars(module))
         self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
         if self.steps == _UNASKED:
-            forget_(self)
+            self.modules.clear()
             warnings.warn(
                 f"OutputAnchor does nothing: in {_UNASKED} steps nobody has called mixout.output_penalty; write loss = "
                 "loss + mixout.output_penalty(model, batch, outputs), in a Trainer in its compute_loss",
@@ -205,7 +207,7 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
     if not modules:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(1.0))")
     for _, state in modules.values():
-        forget_(state.watch)
+        state.watch.modules.clear()
     tensors, start_by_id = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
     for name, (module, state) in modules.items():
         for field, anchor in state.anchors.items():
