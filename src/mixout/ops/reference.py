@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Gradient = Literal["exact", "paper", "dense"]
@@ -40,6 +39,7 @@ def mix(weight: Tensor, anchor: Tensor, mask: Tensor, scale: float, *, gradient:
         gradient: which derivative autograd sees.
 
     Example:
+        >>> import torch
         >>> w, u = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, 0.5]])
         >>> mix(w, u, torch.tensor([True, False]), 2.0)  # p = 1/2
         tensor([[1.5000, 0.5000]])
@@ -51,17 +51,3 @@ def mix(weight: Tensor, anchor: Tensor, mask: Tensor, scale: float, *, gradient:
     value = anchor + mask * scale * (weight.detach() - anchor)
     slope = mask if gradient == "paper" else 1.0
     return value + slope * (weight - weight.detach())  # adds zero to the value and M, or 1, to the derivative
-
-
-def mixed_linear(
-    x: Tensor,
-    weight: Tensor,
-    anchor: Tensor,
-    bias: Tensor | None,
-    mask: Tensor,
-    scale: float,
-    *,
-    gradient: Gradient = "exact",
-) -> Tensor:
-    """Y = x Phi^T + b with :func:`mix`'s Phi; x is (..., in), ``weight`` (out, in), the result (..., out)."""
-    return torch.nn.functional.linear(x, mix(weight, anchor, mask, scale, gradient=gradient), bias)
