@@ -115,14 +115,7 @@ def test_a_safetensors_file_is_read_lazily(tmp_path, monkeypatch):
 
     class Spy:
         def __init__(self, *args, **options):
-            self.inner = original(*args, **options)
-
-        def __enter__(self):
-            self.handle = self.inner.__enter__()
-            return self
-
-        def __exit__(self, *args):
-            return self.inner.__exit__(*args)
+            self.handle = original(*args, **options)
 
         def keys(self):
             return self.handle.keys()

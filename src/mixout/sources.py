@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -144,26 +144,18 @@ def _reader(source: object) -> Callable[[str], Tensor | None]:
 def _safetensors_reader(source: str | Path) -> Callable[[str], Tensor | None]:
     with needs("hf", "an anchor from a safetensors file"):
         from safetensors import SafetensorError, safe_open
-    file_of: dict[str, Path] = {}
+    file_by_key: dict[str, Any] = {}
     for file in _safetensors_files(source):
         try:
-            with safe_open(file, framework="pt") as handle:
-                file_of.update(dict.fromkeys(handle.keys(), file))
+            opened: Any = safe_open(file, framework="pt")
+            file_by_key.update(dict.fromkeys(opened.keys(), opened))
         except SafetensorError as error:
             raise InputError(
                 f"expected anchor={str(file)!r} to be a safetensors file, which it is not, or not a whole one "
                 f"({error}); if torch.save wrote it, pass the state dict: anchor=torch.load({str(file)!r}, "
                 "weights_only=True)"
             ) from error
-
-    def read(name: str) -> Tensor | None:
-        if name not in file_of:
-            return None
-        with safe_open(file_of[name], framework="pt") as handle:
-            tensor: Tensor = handle.get_tensor(name)
-            return tensor
-
-    return read
+    return lambda name: file_by_key[name].get_tensor(name) if name in file_by_key else None
 
 
 def _safetensors_files(source: str | Path) -> list[Path]:
