@@ -150,7 +150,6 @@ def _match(optimizer: Optimizer) -> _Match:
     change, groups = _CHANGE[0], [[id(p) for p in group["params"]] for group in optimizer.param_groups]
     if match.change is not change or groups != match.groups:
         match.held = [(weakref.ref(target), id(p), number) for target, p, number in _entries(optimizer)]
-        match.warned = match.warned or _warned_of_zero_decay(optimizer, match)
         match.groups, match.change = groups, change
     return match
 
@@ -182,26 +181,22 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     return [(decaying[id(p)], p, number) for p, number in stepped if id(p) in decaying]
 
 
-def _warned_of_zero_decay(optimizer: Optimizer, match: _Match) -> bool:
-    for target, _, number in match.entries:
-        if to_zero := optimizer.param_groups[number].get("weight_decay"):
+def _check(optimizer: Optimizer, match: _Match, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
+    """Check before the step, which cannot be refused once it is taken."""
+    for target, weight, number in entries:
+        group = optimizer.param_groups[number]
+        if not match.warned and (to_zero := group.get("weight_decay")):
             warnings.warn(
                 f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
                 "to their start: weight_decay pulls the same weights to zero; set it to 0 for them",
                 ZeroDecayWarning,
                 stacklevel=outside(),
             )
-            return True
-    return False
-
-
-def _check(optimizer: Optimizer, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
-    """Check before the step, which cannot be refused once it is taken."""
-    for target, weight, number in entries:
+            match.warned = True
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
-        if optimizer.param_groups[number].get("lr") is None and target.method.shrinks:
+        if group.get("lr") is None and target.method.shrinks:
             raise MixoutError(
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
@@ -213,7 +208,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if not (entries := match.entries):
         return None
     match.began = next(_CLOCK)
-    _check(optimizer, entries)
+    _check(optimizer, match, entries)
     if all(target.method.shrinks for target, *_ in entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
