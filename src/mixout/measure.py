@@ -145,7 +145,6 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     t = check_t(t)
     inner = uncompiled(model)
     reshard_(inner)
-    factors: list[nn.Parameter] = []
     if anchor is None:
         if not has_anchors(inner):
             raise NotAppliedError(
@@ -158,14 +157,12 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
             for name in held_adapters(layer):
                 if problem := lora.variant(layer, name):
                     raise MixoutError(f"expected adapters whose B can be multiplied by t, got {problem}")
-                factors += layer.lora_B[name].parameters()
+                pairs += [(weight, None) for weight in layer.lora_B[name].parameters()]
     else:
         pairs = [(weight, start) for _, _, weight, start in covered(inner, anchor, where)]
     # A tied weight moves once. All anchors first: one that is missing must leave the model as it was.
     for weight, start in {id(weight): (weight, start) for weight, start in pairs}.values():
         _move_(weight, start, t)
-    for weight in factors:
-        _move_(weight, None, t)
     return model
 
 
