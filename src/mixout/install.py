@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -34,10 +33,6 @@ def rule_of(rules: Rules, name: str) -> str | None:
     return next((pattern for pattern in rules if re.search(pattern, name)), None)
 
 
-def _is_others(rules: Rules, pattern: str, name: str, _module: nn.Module) -> bool:
-    return rule_of(rules, name) != pattern
-
-
 def install_(
     model: nn.Module,
     rules: Rules,
@@ -55,7 +50,11 @@ def install_(
     for pattern, methods in rules.items():
         applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
         text = f", in the part {pattern!r}" if pattern else ""
-        rule_selection = selection.but(functools.partial(_is_others, rules, pattern), text)
+
+        def is_others(name: str, _module: nn.Module, pattern: str = pattern) -> bool:
+            return rule_of(rules, name) != pattern
+
+        rule_selection = selection.but(is_others, text)
         # Mixing first: mixed weights then have their anchor.
         for method in sorted(methods, key=lambda method: not isinstance(method, MixingMethod)):
             if isinstance(method, MixingMethod):
