@@ -114,7 +114,8 @@ def apply_(
     methods = tuple(dict.fromkeys(m for group in rules.values() for m in group))
     original, model = model, uncompiled(model)
     for group in rules.values():
-        _check_different(group)
+        if len({m.name for m in group}) < len(group) or sum(isinstance(m, MixingMethod) for m in group) > 1:
+            raise ValueError(f"expected different methods of which at most one mixes, got {spell(group)}")
     given = any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
     if not (anchor_spec.source is None or is_zero(anchor_spec.source) or given or _holding(methods)):
         raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
@@ -226,11 +227,6 @@ def remove_(model: nn.Module) -> nn.Module:
             )
     undo_(model)
     return model
-
-
-def _check_different(methods: Sequence[Method]) -> None:
-    if len({m.name for m in methods}) < len(methods) or sum(isinstance(m, MixingMethod) for m in methods) > 1:
-        raise ValueError(f"expected different methods of which at most one mixes, got {spell(methods)}")
 
 
 def _holding(methods: Sequence[Method]) -> list[Method]:
