@@ -1,8 +1,7 @@
 """Private names of torch: every one that the library reads, each behind one function.
 
-torch offers no public way to what is asked here. Each function says what it replaces. Tested on torch 2.13;
-tests/test_private_names.py fails, name by name, where a version of torch has changed one, and keeps other files free of
-them.
+torch offers no public way to what is asked here. Tested on torch 2.13; tests/test_private_names.py fails, name by name,
+where a version of torch has changed one, and keeps other files free of them.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def in_backward() -> bool:
-    """Whether autograd runs a backward pass now, so that a forward is a recomputation of an earlier one.
-
-    ``torch.utils.checkpoint`` asks the same. Public: nothing.
-    """
+    """Whether autograd runs a backward pass now, so that a forward is a recomputation of an earlier one."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -38,18 +34,12 @@ def is_batched(tensor: Tensor) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether a mode sees every operation: selective checkpointing does, and refuses a result that is changed in place.
-
-    Public: nothing.
-    """
+    """Whether a mode sees every operation: selective checkpointing does, and refuses a result changed in place."""
     return bool(torch._C._len_torch_dispatch_stack())
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` traces what runs.
-
-    Public: ``torch.compiler.is_exporting``, which ``torch.compile`` of torch 2.7 takes for true.
-    """
+    """Whether ``torch.export`` traces; ``torch.compile`` of torch 2.7 takes the public ``is_exporting`` for true."""
     return torch.compiler._is_exporting_flag
 
 
@@ -61,8 +51,7 @@ def key_value_store() -> Any:  # noqa: ANN401  torch.distributed.Store, which is
 def local_tensor(weight: DTensor) -> Tensor:
     """The very tensor in which a rank keeps its part of ``weight``, which FSDP2's hooks are attributes of.
 
-    torch's own test of such hooks (``test_all_gather_extensions_monkey_patch``) reads it likewise. Public:
-    ``DTensor.to_local``, which gives a view of a parameter's part, not the tensor itself.
+    Public: ``DTensor.to_local``, which gives a view of a parameter's part, not the tensor itself.
     """
     return weight._local_tensor
 
@@ -73,15 +62,11 @@ def managed_by_fsdp(module: nn.Module) -> bool:
 
 
 def look_for_hooks(owner: FSDPModule, weight: DTensor) -> bool:
-    """Let FSDP2 find the hooks that the local tensor of ``weight`` has got since the first forward of ``owner``.
+    """Let FSDP2 find new hooks of the local tensor of ``weight``; return whether ``owner`` gathers that weight.
 
-    FSDP2 looks for them in ``fully_shard`` and once more before the first forward, "to allow monkey patch after init",
-    but not later. Public: nothing; hooks that are set before the first forward need none of this.
-
-    Returns:
-        Whether ``owner`` gathers ``weight``.
+    FSDP2 looks for them in ``fully_shard`` and once more before the first forward of ``owner``, but not later.
     """
-    state = owner._get_fsdp_state()  # looks for hooks by itself in fully_shard and before the first forward alone
+    state = owner._get_fsdp_state()
     # One group in older versions of torch.
     groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     for group in groups:

@@ -40,13 +40,10 @@ class AnchorTensor:
         return copy.copy(self)  # shares the tensor, which is constant
 
     def apply_(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow the weight through ``Module.to``, ``half``, ``cuda``, ...; idempotent, as those are.
-
-        ``fn`` sees only an example of the anchor's dtype and device: ``Module.to_empty`` would leave garbage in the
-        anchor, and ``to("meta")`` nothing. An anchor is never on the meta device: it waits where it is.
-        """
+        """Follow the weight through ``Module.to``, ``half``, ``cuda``, ..., but never to the meta device."""
         if self.tensor is None or self.fixed:
             return
+        # ``fn`` sees an example only: ``Module.to_empty`` would leave garbage in the anchor.
         example = fn(torch.empty((2,) * self.tensor.dim(), dtype=self.tensor.dtype, device=self.tensor.device))
         if example.is_meta:
             return

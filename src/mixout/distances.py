@@ -42,10 +42,7 @@ def distance(pairs: Mapping[str, tuple[Tensor, Tensor | None]]) -> Distance:
 
 
 def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
-    """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry.
-
-    In blocks: no copy of the weight's size is made.
-    """
+    """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry. In blocks, without a copy."""
     weight, largest = weight.detach(), order == math.inf
     u = None if anchor is None else laid_out(anchor, weight)
     value = _of_blocks(_differences(weight, u), order)
@@ -87,10 +84,7 @@ def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
 
 
 def blocks(first: Tensor, *others: Tensor | None, most: int | None = None) -> Iterator[tuple[Any, ...]]:
-    """Views of this rank's part of each tensor (None for None), small enough that results stay in a cache.
-
-    On a host ``most`` is the largest number of elements in a block.
-    """
+    """Views of this rank's part of each tensor (None for None), small enough that results stay in a cache."""
     parts: list[Any] = [local(tensor) for tensor in (first, *others)]
     tensors = [part for part in parts if part is not None]
     if all(tensor.is_contiguous() for tensor in tensors):

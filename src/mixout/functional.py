@@ -79,10 +79,8 @@ def mixed_linear(
 ) -> Tensor:
     r"""Y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
 
-    For input units and Bernoulli masks with p from 0.3 on, and on CPUs under ``torch.compile`` with every p, the
-    backward computes the kept columns of the weight's gradient only and keeps only those columns of ``x``; with few
-    tokens Phi is not made at all. For every other mask nothing as large as the weight is kept but an anchor and a mask
-    of elements. Small layers are computed in torch's own operations, which keep Phi.
+    Small layers are computed in torch's own operations, which keep Phi for backward. In larger ones nothing as large as
+    the weight is kept but an anchor and a mask of elements; :mod:`mixout.ops.linear` describes the forms.
 
     Args:
         x: (..., in).
@@ -109,7 +107,7 @@ def mixed_linear(
         >>> mixed_linear(x, w, w, p=0.9)[0]  # w equals u: the mask makes no difference
         tensor([3., 3., 3., 3.])
 
-    Source: Lee et al. 2020, section 3; the forms are described in :mod:`mixout.ops.linear`.
+    Source: Lee et al. 2020, section 3.
     """
     check_dense(x)
     if x.shape[-1] != weight.shape[-1]:

@@ -77,7 +77,7 @@ def radius_used(model: nn.Module) -> dict[str, float]:
     Where entries have an importance F of their own, their radius is r / F.
 
     Near 1: the decay binds. Near 0: it hardly acts, and a smaller radius would. Above 1: the optimizer's steps were
-    longer than its learning rate, see :mod:`mixout.methods.decay`. Reads each of these weights once.
+    longer than its learning rate, see docs/methods/anchor-decay.md. Reads each of these weights once.
 
     Args:
         model: a model, or any part of one.
@@ -226,10 +226,7 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def held_adapters(layer: Any) -> dict[str, tuple[nn.Module, AnchorTensor]]:  # noqa: ANN401  of peft
-    """For each adapter of which a factor is mixed, decays, or is anchored to 0: that factor and its anchor.
-
-    The anchor has the digest of the base.
-    """
+    """For each adapter of which a factor is mixed, decays, or is anchored to 0: that factor, its anchor of the base."""
     adapters: dict[str, tuple[nn.Module, AnchorTensor]] = {
         name: (factor, factor._mixed.anchor) for name, factor in lora.mixed_factors(layer).items()
     }

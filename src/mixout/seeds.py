@@ -1,17 +1,13 @@
 """What the masks of all layers of one model follow from: a seed, shared by ranks, and the period that a mask is kept.
 
-``scope="all"``: every rank draws the same masks, as one device would for all the examples. Without a seed, rank 0 draws
-one number for the whole run (the process group) when it first needs it and publishes it in the key-value store of the
-process group; the seed of a model follows from that number and from what was applied (method, layers, anchors). So it
-does not depend on how often, or in which order, a rank has called :func:`mixout.apply_`. Later passes send nothing.
-``scope="rank"``: each rank draws its own masks. No collective is called here, so a pass that one rank makes alone
-cannot block the others.
+``scope="all"``: every rank draws the same masks. Without a seed they follow from one number of rank 0, which it
+publishes in the key-value store of the process group, and from what was applied; so not from how often, or in which
+order, a rank has called :func:`mixout.apply_`. No collective is called here, so a pass that one rank makes alone cannot
+block the others.
 
 With a period of k steps the masks of step n are those of period n // k. A step is counted when an optimizer has stepped
 a weight that was mixed in a training pass since the last count: so the micro-batches of one step share a mask, several
-optimizers of one model count once, and one of another model does not count. Anchors that move
-(:class:`mixout.anchor.MovingAnchor`) do so when a period ends, each right after the step of the optimizer that steps
-its weight, and after the decay of that step.
+optimizers of one model count once, and one of another model does not count.
 """
 
 from __future__ import annotations

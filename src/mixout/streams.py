@@ -1,14 +1,11 @@
 """The random numbers of one layer's masks: where they come from, under a seed, on ranks, in recomputation, compiled.
 
 - No seed, one process: torch's default generator of the layer's device, as dropout.
-- A seed, or several ranks: numbers follow from (seed, layer, count of draws) alone.
+- A seed, or several ranks: numbers follow from (seed, layer, count of draws) alone. Each draw also takes one number (a
+  nonce) from the generator that dropout would use, which activation checkpointing and gradient caching restore: so in a
+  recomputation the nonce leads back to the count of its own forward pass.
 - A mask that is kept for several optimizer steps: from (seed, layer, number of its period) alone, see
-  :mod:`mixout.seeds`. There is nothing to find again: every pass of a period, a recomputation too, asks for the same.
-
-A recomputation must see the masks of its own forward pass: under activation checkpointing, and in gradient caching,
-where a pass without gradients is repeated with them. Where numbers follow from a count, each draw also takes one number
-(a nonce) from the generator that dropout would use. Checkpointing and gradient caching restore that generator, so in a
-recomputation the nonce leads back to the count. A backward pass that does not find its nonce raises.
+  :mod:`mixout.seeds`. Every pass of a period, a recomputation too, asks for the same.
 """
 
 from __future__ import annotations
@@ -70,10 +67,7 @@ class Stream:
         return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
 
     def of(self, weight: str) -> Stream:
-        """The stream of one of several weights of a layer: within a period each weight has its own.
-
-        A compiled graph finds the streams that were asked for before.
-        """
+        """The stream of one of several weights of a layer: within a period each weight has its own."""
         if self.period is None or self.block is not None:
             return self
         if weight not in self._of:
@@ -99,10 +93,7 @@ class Stream:
         return sum(int(stream.handle[1]) for stream in (self, *self._of.values()))
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
-        """A generator on the host for the next draw, or for the draw that is repeated; None for torch's default one.
-
-        ``graded``: the pass records gradients; one that does may repeat one that did not.
-        """
+        """A generator on the host for the next draw, or the one that is repeated; None for torch's default one."""
         if not self.in_force:
             return _generator(str(_nonce(device))) if device.type == "cuda" else None
         if self.period is None and self.seed.value is None and self.seed.scope == "rank":

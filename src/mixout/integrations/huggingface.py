@@ -1,11 +1,5 @@
 """Mixout with transformers: callbacks for its Trainer and those built on it; a loader that names new parameters.
 
-The anchor's fingerprint goes into each checkpoint and is checked on resume: a model that is loaded from its own
-checkpoint before ``apply_`` would be anchored at its fine-tuned weights. It does not train, and it changes no setting.
-
-LP-FT: the new head is trained alone first, then everything; mixing starts with the body. A head that is drawn at random
-sends random gradients into the pretrained body. Kumar et al., ICLR 2022, arXiv 2202.10054.
-
 "New" are the parameters that the checkpoint does not hold, as transformers reports them: usually the output head. They
 have no pretrained weights, so nothing can be anchored there.
 """
@@ -46,15 +40,10 @@ _FILE = "mixout.pt"
 class MixoutCallback(TrainerCallback, ExportableState):
     """Keeps p on a schedule, logs p and ||w - u||, and saves and checks :func:`mixout.save_state`.
 
-    The state lies in the checkpoint's ``trainer_state.json``, which the Trainer writes in one process and reads in all,
-    from wherever it resumes. Apply the method to the pretrained model first, then let the Trainer load the checkpoint's
-    weights.
-
-    ``callbacks=[MixoutCallback()]`` comes after the loggers of ``report_to``, which then miss what it logs;
-    :func:`attach_` puts it before them.
-
-    Anchors that move (``anchor_ema``) are no JSON. They lie beside it, in the checkpoint's ``mixout.pt``. On resume
-    they are read from ``args.resume_from_checkpoint``, or else from the folder of that step in ``args.output_dir``.
+    The state lies in the checkpoint's ``trainer_state.json``; anchors that move (``anchor_ema``) beside it, in
+    ``mixout.pt``, which is read from ``args.resume_from_checkpoint``, or else from the folder of that step in
+    ``args.output_dir``. Apply the method to the pretrained model first, then let the Trainer load the checkpoint's
+    weights. Of ``callbacks=[MixoutCallback()]`` the loggers of ``report_to`` miss what it logs: use :func:`attach_`.
 
     >>> import inspect; from transformers import Trainer
     >>> "callbacks" in inspect.signature(Trainer).parameters  # Trainer(model, ..., callbacks=[MixoutCallback()])
@@ -179,10 +168,10 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
 
 
 class HeadFirst(TrainerCallback):
-    """Freezes all but the new parameters for the first epochs.
+    """Freezes all but the new parameters for the first epochs (LP-FT, Kumar et al., ICLR 2022, arXiv 2202.10054).
 
-    The optimizer holds all parameters from the start, so a resumed run goes on as an uninterrupted one. There is one
-    schedule of the learning rate over both phases. With DDP set ``ddp_find_unused_parameters=True``.
+    Mixing starts with the rest. The optimizer holds all parameters from the start, so a resumed run goes on as an
+    uninterrupted one. With DDP set ``ddp_find_unused_parameters=True``.
 
     >>> from transformers import Trainer  # Trainer(model, ..., callbacks=[HeadFirst(1)])
 

@@ -5,13 +5,11 @@ alpha / r. So W - u = s B A, and with one mask entry m per input neuron::
 
     Phi = u + (m / (1-p)) (W - u) = u + s B A diag(m) / (1-p)
 
-which is A with its columns mixed with 0. With a mask entry per output, the rows of B are. Gradients, with G = dL/dPhi:
+which is A with its columns mixed with 0. With a mask entry per output, the rows of B are. In the paper's gradient
+dPhi/dW is m instead of m / (1-p): by the chain rule those of A and of B are both smaller by the factor 1-p.
 
-- ``exact``: dL/dA = s B^T G diag(m) / (1-p) and dL/dB = s G diag(m) A^T / (1-p), what autograd derives from Phi;
-- ``paper``: dPhi/dW = m instead of m / (1-p), and then the chain rule: both are smaller by the factor 1-p.
-
-What LoRA cannot do is refused: a mask entry for each element needs the product B A in each pass, and another anchor
-than the frozen base needs a copy of it. Each adapter has its own masks.
+A mask entry for each element would need the product B A in each pass, and another anchor than the frozen base a copy of
+it: both are refused. Each adapter has its own masks.
 
 An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
 peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.

@@ -1,8 +1,8 @@
 """nn.Linear whose weight lies in parts on several ranks. Imported only when a model holds such weights.
 
-FSDP2: each rank mixes its rows of the weight, and FSDP2's own all-gather brings Phi. ``Phi[rows] = u[rows] +
-(M / (1-p)) (w[rows] - u[rows])`` in ``fsdp_pre_all_gather``; the layer is a linear with Phi whose weight gradient is
-masked. The anchor is sharded like the weight, and nothing else is sent.
+FSDP2: each rank mixes its rows of the weight in ``fsdp_pre_all_gather``, and FSDP2's own all-gather brings Phi. The
+layer is a linear with Phi whose weight gradient is masked. The anchor is sharded like the weight, and nothing else is
+sent. docs/design.md says why the hooks are attributes of the plain local tensor.
 
 - The all-gather of a forward draws the mask of that pass; the one before its backward uses it again.
 - A weight that is still gathered when a forward begins (FSDP2 keeps the root's) is that of an earlier pass: it is
@@ -10,12 +10,8 @@ masked. The anchor is sharded like the weight, and nothing else is sent.
 - Only one forward pass may wait for its backward, and it may call each layer once: FSDP2 has one gathered weight for
   all calls. More are refused.
 
-FSDP2 finds ``fsdp_pre_all_gather`` and ``fsdp_post_all_gather`` as attributes of the local tensor, which may be plain
-or of a subclass; docs/design.md says why it is plain here.
-
-Tensor parallelism: each rank mixes its part of the weight and computes with it. The mask belongs to the whole weight.
-Where that is split over output neurons (``ColwiseParallel``) all ranks use the same mask of input neurons; where it is
-split over input neurons (``RowwiseParallel``) each uses its slice. All of the weight's gradient is computed.
+Tensor parallelism: each rank mixes its part of the weight, with its part of one mask for the whole weight, and computes
+with it. All of the weight's gradient is computed.
 """
 
 from __future__ import annotations

@@ -4,23 +4,12 @@ Decoupled (the default), after each optimizer step with learning rate :math:`\et
 
 .. math:: w \leftarrow u + e^{-\eta / r} (w - u), \qquad \text{rate} = 1 / r
 
-This is AdamW's decay with its exact factor: :math:`1 - \eta / r` where that is small, and never an overshoot. It bounds
-the distance: if no step moves a weight by more than s, then
+This is AdamW's decay with its exact factor, and never an overshoot. If no step moves a weight by more than s, then
+:math:`|w - u| \le s / (e^{\eta / r} - 1) < r s / \eta`: the learning rate cancels where steps are proportional to it,
+with any schedule. docs/methods/anchor-decay.md says how far that is under each optimizer.
 
-.. math:: |w - u| \le s / (e^{\eta / r} - 1) < r s / \eta
-
-so the learning rate cancels where steps are proportional to it, with any schedule. The radius r is in the weights'
-own units:
-
-- Lion: s is :math:`\eta`, so no weight goes farther than r.
-- Adam, AdamW: s is about :math:`\eta`, so no weight goes farther than about r. Gradients that grow from step to step
-  make longer steps, of at most :math:`7.3 \eta` (betas 0.9 and 0.999).
-- Adam without bias correction (BERTAdam): the same, but the first hundreds of steps are longer, up to
-  :math:`6.6 \eta` where all gradients point one way. A weight then goes up to 5.6 r and comes back.
-- SGD: s is :math:`\eta` times the largest gradient g, so the bound is r g; with momentum m, r g / (1 - m).
-
-Relative (``relative=True``): the radius of each weight is r times the root mean square of its u, so that r carries
-over between models and between layers of different size. Weights of the same tensor share it.
+Relative (``relative=True``): the radius of each weight is r times the root mean square of its u. Weights of the same
+tensor share it.
 
 Coupled (``decoupled=False``): ``rate (w - u)`` is added to the gradient before the step. It is the derivative of the
 paper's wdecay(u, lambda), :math:`L(w) + (\lambda / 2) ||w - u||^2`; with the pretrained u this is L2-SP without its
@@ -31,25 +20,16 @@ momentum does. With :math:`w_-` and g of before the step, where :math:`\langle g
 
 .. math:: w \leftarrow w - \text{rate} \cdot c \, (w - u), \quad c = \mathrm{clip}(1 - ||w_- - u|| / ||w - u||, 0, 1)
 
-for each weight as a whole. Rate 1 takes back what the step has added to the distance; no learning rate enters. Two
-numbers per weight are kept during a step, and one temporary of its size. It bounds nothing.
+for each weight as a whole. No learning rate enters, and nothing is bounded.
 
 Weighted (``weights=F``, EWC): each entry decays with its own importance, :math:`w_i \leftarrow u_i + e^{-\eta F_i / r}
-(w_i - u_i)`, so its radius is :math:`r / F_i`. Coupled, ``rate F (w - u)`` is added to the gradient: EWC's penalty
-:math:`(\lambda / 2) \sum_i F_i (w_i - u_i)^2`. :func:`mixout.fisher` measures F, with mean 1.
+(w_i - u_i)`. Coupled, ``rate F (w - u)`` is added to the gradient: EWC's penalty
+:math:`(\lambda / 2) \sum_i F_i (w_i - u_i)^2`.
 
-What decays: weights of two dimensions or more in the pretrained body, or where ``where=`` says. Never biases, norms, a
-new head of a transformers model. A weight that several modules share decays once. Adapters of peft are refused, since
-decaying A and B is no decay of B A; the selective decay pulls A and B towards 0, as its authors do.
-
-How: hooks on every ``torch.optim.Optimizer``, built before or after ``apply_``. Nothing is added to the loss, so
-accumulation and loss scaling do not change the decay. Of nested optimizers (SAM, Lookahead, ZeroRedundancyOptimizer)
-the innermost decays. With ``decoupled=False`` it adds the penalty at the weights that it steps, so SAM's
-``step(closure)`` gives the same update as its ``first_step`` and ``second_step``.
-
-Limits: an optimizer that is no ``torch.optim.Optimizer``, or that steps copies of the weights, does not decay them.
-DeepSpeed's ZeRO is refused. Under ``decoupled=False`` a line search (LBFGS) does not see the penalty in the loss,
-and it stays in the gradient: two steps without ``zero_grad`` between them add it twice.
+Of nested optimizers (SAM, Lookahead, ZeroRedundancyOptimizer) the innermost decays. With ``decoupled=False`` it adds
+the penalty at the weights that it steps, so SAM's ``step(closure)`` gives the same update as its ``first_step`` and
+``second_step``. A line search (LBFGS) does not see that penalty in the loss, and it stays in the gradient: two steps
+without ``zero_grad`` between them add it twice.
 
 Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Kirkpatrick et al.,
 PNAS 2017, arXiv 1612.00796 (EWC); Tian, Huang, Kira, NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.
@@ -80,7 +60,7 @@ class AnchorDecay(Method):
             A run of T steps multiplies w - u by exp(-rate x the sum of its T learning rates): rate 0.01 with a
             learning rate of 2e-5 removes 0.002 % in 100 steps, which is nothing.
         radius: 1 / rate, above 0. Under Adam it is about the farthest that a weight goes from its start, whatever the
-            learning rate: 0.005 is a good first value for transformers. See the module for other optimizers.
+            learning rate: 0.005 is a good first value for transformers. Others: docs/methods/anchor-decay.md.
         relative: the radius is a share of each weight's root mean square at the start: 0.1 lets the entries of a weight
             whose entries are about 0.03 go about 0.003 far. Takes a radius.
         decoupled: shrink the distance after the step, by the factor exp(-learning rate * rate); or, if False, add

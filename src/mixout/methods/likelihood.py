@@ -4,19 +4,12 @@ For each weight, over examples x of the domain that is not to be forgotten,
 
 .. math:: F_i = \mathbb{E}_x \, \mathbb{E}_{y} \left( \partial \log p_w(y \mid x) / \partial w_i \right)^2
 
-- ``labels="sampled"``: y is drawn from the model itself. This is the Fisher information, and needs no labels.
-- ``labels="given"``: y is the label of the data. This is the empirical Fisher: it also counts what the model gets
-  wrong, and is 0 where the model is right and sure.
+divided by its mean over all weights. ``labels="sampled"``: y is drawn from the model itself. ``labels="given"``: y is
+the label of the data, which also counts what the model gets wrong, and is 0 where the model is right and sure.
 
 One backward pass for each example, since the square of a batch's mean gradient is not the mean of squares. Of a
 language model the tokens of one text are drawn independently, given the text before them, so that the square of their
 summed gradient has the right mean.
-
-F is divided by its mean over all weights. So a rate keeps its meaning: ``AnchorDecay(rate, weights=F)`` decays as
-``AnchorDecay(rate)`` does on the average, important weights more and the others less.
-
-Models of transformers are understood, and plain tensors. A causal language model's logits belong to the next token;
-those of all other models to the token at the same place.
 
 Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796 (EWC). Kunstner, Balles, Hennig, NeurIPS 2019, on the empirical
 Fisher.
@@ -197,11 +190,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  # noqa: ANN401
-    """The rows of ``outputs`` that count.
-
-    Of a language model these are the predictions of tokens that have a label, or, in a batch without labels, of those
-    that are attended to. The first token is never predicted.
-    """
+    """The rows of ``outputs`` that count: of tokens that have a label, or in a batch without labels are attended to."""
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else outputs
     if not isinstance(logits, Tensor):
         raise TypeError(f"expected outputs with logits, or a tensor of them, got {type(outputs).__name__}")

@@ -1,7 +1,4 @@
-"""The engine of :class:`mixout.AnchorDecay`: weights that decay, and the hooks on optimizers that decay them.
-
-Each weight is a :class:`Target` on the module that holds it; two hooks see all optimizer steps while there is one.
-"""
+"""The engine of :class:`mixout.AnchorDecay`: weights that decay, and two hooks on all optimizers that decay them."""
 
 from __future__ import annotations
 

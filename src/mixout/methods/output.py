@@ -5,22 +5,19 @@ To the loss of each batch it adds, with the logits' law :math:`\pi` of the model
 .. math:: \beta \, \mathrm{KL}(\pi_0 \,\|\, \pi) \quad \text{(forward)} \qquad
           \beta \, \mathrm{KL}(\pi \,\|\, \pi_0) \quad \text{(reverse)}
 
-as a mean over predictions: examples, or the tokens that have a label. Forward keeps all that the start could say;
-reverse punishes what it would not have said. A beta found for one does not carry over to the other. Where the head is
-new, ``on="hidden"`` compares last hidden states instead: :math:`\beta` times the mean of :math:`(h - h_0)^2` over
-attended tokens and features.
+as a mean over predictions: examples, or the tokens that have a label. ``on="hidden"`` compares last hidden states
+instead: :math:`\beta` times the mean of :math:`(h - h_0)^2` over attended tokens and features.
 
 There is no second model: the same modules compute the start's answers with the anchors in place of every trained
-weight, biases and norms included, in eval mode and without a gradient. That costs one forward pass, and a copy of the
-trained weights, which a mixing method beside it shares. With adapters of peft B is 0, so nothing large is copied. It
-needs a line in the training loop, see :func:`output_penalty`. Buffers, such as running means, are not anchored.
+weight, biases and norms included, in eval mode and without a gradient. With adapters of peft B is 0, so nothing large
+is copied. Buffers, such as running means, are not anchored.
 
-Under FSDP2 each rank puts its part of the anchors into its part of the weights for that pass, and FSDP2 gathers them;
-one more copy of each rank's part is held during the pass. Beside a mixing method that is refused: FSDP2 keeps one
-gathered weight, which the pass that waits for its backward needs. Tensor parallelism is refused.
+Under FSDP2 each rank puts its part of the anchors into its part of the weights for that pass, and FSDP2 gathers them.
+Beside a mixing method that is refused: FSDP2 keeps one gathered weight, which the pass that waits for its backward
+needs.
 
 Source: the forward direction is ASFT's, arXiv 2509.23753, ICLR 2026, without its token weights; hidden states: DELTA,
-Li et al., ICLR 2019. KL as what predicts forgetting: arXiv 2509.04259.
+Li et al., ICLR 2019.
 """
 
 from __future__ import annotations
