@@ -18,8 +18,10 @@ All are differentiable twice, work under ``torch.func``, and return tensors that
 (..., in) in the dtype to compute in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give
 (..., out).
 
-In graphs of ``torch.compile`` on a CPU :func:`compiled` takes their place, with ops that are opaque to the compiler
-(docs/design.md says why). All of x is kept for backward. Differentiable once, as torch's compiled graphs are.
+In graphs of ``torch.compile`` on a CPU :func:`compiled` takes their place, with ops that are opaque to the compiler.
+The number of kept columns would be a new shape for it in each pass, and it takes minutes to fuse the Phi of many layers
+into one kernel. One graph serves every mask and every p. All of x is kept for backward. Differentiable once, as torch's
+compiled graphs are.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ _ALIGNED = 8
 
 
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
-    """Y in torch's own operations, with the exact derivative; ``coefficient`` is s M, in the dtype of ``weight``."""
+    """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
+
+    ``coefficient`` is s M, broadcastable to ``weight``, in its dtype.
+    """
     phi = weight * coefficient if anchor is None else torch.lerp(like(anchor, weight), weight, coefficient)
     return F.linear(x, phi, bias)
 
@@ -164,7 +169,10 @@ def split(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Y as of :func:`sparse`, without Phi, in torch's own operations; the anchor's to the bit where w equals u."""
+    """Y as of :func:`sparse`, without Phi, in torch's own operations.
+
+    Where w equals u the second product is 0 and y is the anchor's output to the bit.
+    """
     kept = kept.to(weight.device, non_blocking=True)
     w_kept = _columns(weight, kept)
     u = None if anchor is None else like(anchor, weight)
@@ -211,7 +219,11 @@ def compiled(
     scale: Tensor,
     slope: Tensor | None,
 ) -> Tensor:
-    """As :func:`sparse`, where ``mask`` is (in,) of bools, or :func:`dense`; ``scale`` and ``slope`` are tensors."""
+    """As :func:`mixout.ops.linear.sparse` or ``dense``.
+
+    ``mask`` is M, (in,) of bools for a thin gradient, or of two dimensions, broadcastable to ``weight``. ``scale``,
+    1 / (1 - p) or 0 at p = 1, and ``slope``, see :func:`mixout.ops.reference.slope_of`, are tensors without dimensions.
+    """
     with without_autocast(x.device):
         rows = x.reshape(-1, x.shape[-1])
         y = F.linear(rows, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)

@@ -22,7 +22,12 @@ _KINDS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu"
 
 
 def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float | Tensor) -> Tensor:
-    """Compute Phi in one element-wise pass; ``anchor`` None stands for u = 0."""
+    """Compute Phi in one element-wise pass; ``anchor`` None stands for u = 0.
+
+    lerp(u, w, c) returns u at c = 0 and w at c = 1 to the bit, so the ends are exact. Its coefficient has the
+    weight's dtype, which in 16 bits would round the scale (3.33 to 3.328 at p = 0.7 in bfloat16): there M is the tensor
+    and the scale stays a Python number, which addcmul holds in float32.
+    """
     if anchor is None:
         return scaled(weight, mask, scale)
     anchor = like(anchor, weight)
@@ -30,8 +35,7 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
         return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
         return torch.lerp(anchor.float(), weight.float(), mask.float() * scale).to(weight.dtype)
-    # lerp's coefficient would round the scale to 16 bits (3.33 to 3.328 at p = 0.7 in bfloat16); addcmul holds a Python
-    # number in float32.
+    # lerp's coefficient would round the scale to 16 bits; addcmul holds a Python number in float32.
     return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
 
 
