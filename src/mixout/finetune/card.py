@@ -24,7 +24,7 @@ from mixout.finetune.settings import CAUSAL, TAGS
 
 with needs("hf", "model cards"):
     from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
 # The settings that the card lists; the rest is in record.json.
 _TOLD = (
