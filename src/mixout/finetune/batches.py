@@ -5,7 +5,6 @@ The same for language models is in ``causal``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -123,15 +122,9 @@ def by_length(examples: Sequence[Example]) -> list[int]:
 class Dev:
     """The loss, and the dev examples with their predictions; evaluations take them in the order of their lengths."""
 
-    # The Trainer's mean over batches, each weighted with its examples, is the loss. With several processes, whose last
-    # batches repeat examples, it is not: then ``score`` gives the loss.
-    mean_of_batches = True
-
     def __init__(self, task: Task, examples: list[Example], smoothing: float) -> None:
         self.task, self.examples, self.smoothing = task, examples, smoothing
         self.order = by_length(examples)
-        # The label of examples or tokens that do not count.
-        self.unlabelled = math.nan if task.kind == "values" else IGNORED
         self.predictions: tuple[Any, ...] = ()
 
     def sorted(self) -> list[Example]:
@@ -163,7 +156,6 @@ class DevSet(Dev):
     def __init__(self, task: Task, examples: list[Example], smoothing: float = 0.0, *, balanced: bool = False) -> None:
         super().__init__(task, examples, smoothing)
         self.balanced = balanced
-        self.mean_of_batches = task.kind != "tags"
 
     def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
@@ -200,8 +192,6 @@ class DevSet(Dev):
         scores = metrics.compute(
             self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
         )
-        if self.mean_of_batches:
-            return scores
         ordered = [torch.tensor(example["labels"]) for example in self.sorted()]
         truth = (
             pad_sequence(ordered, batch_first=True, padding_value=IGNORED) if ordered[0].ndim else torch.stack(ordered)

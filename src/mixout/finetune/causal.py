@@ -134,9 +134,6 @@ def _windows(tokens: list[int], labels: list[int], max_length: int) -> Iterator[
 class DevTexts(Dev):
     """The dev set of a language model: windows of held-out text, and of the original domain if there is any."""
 
-    # A batch holds any number of tokens, so the mean over batches is not the loss; ``score`` gives it.
-    mean_of_batches = False
-
     def __init__(self, task: Task, dev: list[Example], original: list[Example], smoothing: float = 0.0) -> None:
         super().__init__(task, [*dev, *original], smoothing)
         self.dev, self.original = dev, original

@@ -28,12 +28,11 @@ from mixout.finetune.tasks import Task
 
 with needs("hf", "fine-tuning"):
     from accelerate import PartialState
+    from accelerate.utils import reduce
     from safetensors.torch import save_model
     from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Report = Callable[[str], None]
-# Called in every process with its values; returns the means over the processes.
-Mean = Callable[[Tensor], Tensor]
 
 _POINTS = 50  # points of a training curve without --logging-steps
 _FEWEST = 10  # least number of steps whose mean loss may end a run
@@ -61,7 +60,6 @@ class Course(TrainerCallback):
         self.diverged = False
         # Set by the trainer, which calls back.
         self.log: Callable[[dict[str, float]], None] = lambda _logs: None
-        self.mean: Mean = lambda value: value
         # Losses: of this step's batches; of the steps since the last one shown; of the last steps, for _watch.
         self._batches: list[Tensor] = []
         self._shown: list[Tensor] = []
@@ -104,7 +102,8 @@ class Course(TrainerCallback):
         # Log each epoch, whatever is evaluated: the last loss tells whether the run has learned.
         control.should_log = last or epoch_ends or saves
         if step % (self.settings.logging_steps or math.ceil(state.max_steps / _POINTS)) == 0:
-            self._loss = self._take(self._shown)
+            self._loss = _mean(self._shown)
+            self._shown.clear()
             if not control.should_log:
                 self.log({"loss": self._loss})
         # A progress bar shows the same.
@@ -155,22 +154,21 @@ class Course(TrainerCallback):
         if not first_entry:
             # The loss before any update; a language model's evaluation counts too: its first batch may be easy.
             evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-            first_entry = {"first_loss": max([float(self.mean(loss)), *evaluated]), "step": state.global_step}
+            first_entry = {"first_loss": max([_mean([loss]), *evaluated]), "step": state.global_step}
             history.append(first_entry)
         if saves:
             # A resumed run reads these, in every process.
-            self._watched = deque(self.mean(torch.stack([*self._watched])), maxlen=size)
+            self._watched = deque(reduce(torch.stack([*self._watched]), "mean"), maxlen=size)
             first_entry["watched"] = [float(value) for value in self._watched]
         if state.global_step % size == 0 or state.global_step == state.max_steps:
-            mean_loss = float(self.mean(torch.stack([*self._watched]).mean()))
+            mean_loss = _mean([*self._watched])
             too_high = outcome.diverges(mean_loss, max(first_entry["first_loss"], self._constant))
             self.diverged = not math.isfinite(mean_loss) or (too_high and len(self._watched) >= _FEWEST)
 
-    def _take(self, losses: list[Tensor]) -> float:
-        """The mean of these losses; the list is cleared."""
-        mean_loss = float(self.mean(torch.stack(losses).mean()))
-        losses.clear()
-        return mean_loss
+
+def _mean(losses: list[Tensor]) -> float:
+    """The mean of these losses over all processes."""
+    return float(reduce(torch.stack(losses).mean(), "mean"))
 
 
 class Bars(ProgressCallback):

@@ -11,6 +11,7 @@ that all have the same number, do not count.
 # ruff: noqa: ANN401  the signatures of the overridden methods are those of transformers
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from mixout.errors import MissingExtraError, needs
 from mixout.finetune import environment, folder, optimizers, sharding
-from mixout.finetune.batches import Buckets, DevSet, Example
+from mixout.finetune.batches import IGNORED, Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
 from mixout.finetune.defaults import steps_per_epoch
@@ -100,9 +101,6 @@ class TextTrainer(Trainer):
         if bars:
             self.add_callback(Bars)
         self.course.log = self.log_between
-        if self.args.world_size > 1:
-            self.course.mean = lambda loss: self.accelerator.reduce(loss, "mean")
-            dev.mean_of_batches = False
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set Accelerate up, and tell it of FSDP2 where needed."""
@@ -182,20 +180,18 @@ class TextTrainer(Trainer):
         remaining = len(self.train_dataset) % (size * self.args.world_size)  # type: ignore[arg-type]
         if samples and remaining and self.accelerator.gradient_state.end_of_dataloader:
             labels = samples[-1]["labels"]
-            labels[min(size, max(0, remaining - size * self.args.process_index)) :] = self.dev.unlabelled
+            ignored = math.nan if labels.is_floating_point() else IGNORED
+            labels[min(size, max(0, remaining - size * self.args.process_index)) :] = ignored
 
     def prediction_step(self, *args: Any, **options: Any) -> tuple[Any, Any, Any]:
-        """A batch of an evaluation."""
-        loss, outputs, labels = super().prediction_step(*args, **options)
-        return (loss if self.dev.mean_of_batches else None), outputs, labels
+        """A batch of an evaluation, without its loss: the scores hold that of all outputs."""
+        return None, *super().prediction_step(*args, **options)[1:]
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Evaluate, with the clock of the training stopped and the global random stream left as it was."""
         began = time.perf_counter()
-        # An iterator over batches draws a seed for its workers: without the fork, masks would depend on how often
-        # one looks at the dev set.
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
+        # An iterator over batches draws a seed for its workers: masks must not depend on how often one evaluates.
+        with environment.own_streams():
             metrics: dict[str, float] = super().evaluate(*args, **options)
         self.course.paused += time.perf_counter() - began
         return metrics
