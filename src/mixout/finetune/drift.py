@@ -28,7 +28,7 @@ from mixout.errors import InputError
 from mixout.finetune.batches import Example, collate
 from mixout.finetune.models import Loaded
 from mixout.integrations.huggingface import pretrained_only
-from mixout.methods.likelihood import predictions
+from mixout.methods.likelihood import evaluated, predictions
 from mixout.methods.output import called_with
 from mixout.parts import laid_out, reshard_
 
@@ -56,25 +56,21 @@ class Drift:
     @torch.no_grad()
     def _embed(self) -> Tensor:
         """Mean hidden states, ``(texts, width)``, float64 on the CPU."""
-        model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        training = model.training
-        model.train(False)
-        embeddings = [torch.empty(0, dtype=torch.float64)]
-        for start in range(0, len(self._texts), _BATCH):
-            batch = list(self._texts[start : start + _BATCH])
-            tokens = tokenizer(
-                batch, truncation=True, max_length=self._max_length, padding=True, return_tensors="pt"
-            ).to(model.device)
-            hidden = getattr(model.base_model(**tokens), "last_hidden_state", None)
-            if hidden is None:
-                raise InputError(
-                    f"expected a text encoder for original, got {type(model.base_model).__name__}, which has no last "
-                    f"hidden state; leave original out"
-                )
-            mask = tokens["attention_mask"].unsqueeze(-1).double()
-            embeddings.append(((hidden.double() * mask).sum(1) / mask.sum(1)).cpu())
-        model.train(training)
-        return torch.cat(embeddings[bool(self._texts) :])
+        model, embeddings = self._loaded.model, []
+        options = {"truncation": True, "max_length": self._max_length, "padding": True, "return_tensors": "pt"}
+        with evaluated(model):
+            for start in range(0, len(self._texts), _BATCH):
+                batch = list(self._texts[start : start + _BATCH])
+                tokens = self._loaded.tokenizer(batch, **options).to(model.device)
+                hidden = getattr(model.base_model(**tokens), "last_hidden_state", None)
+                if hidden is None:
+                    raise InputError(
+                        f"expected a text encoder for original, got {type(model.base_model).__name__}, which has no "
+                        f"last hidden state; leave original out"
+                    )
+                mask = tokens["attention_mask"].unsqueeze(-1).double()
+                embeddings.append(((hidden.double() * mask).sum(1) / mask.sum(1)).cpu())
+        return torch.cat(embeddings) if embeddings else torch.empty(0)
 
 
 class Divergence:
@@ -86,20 +82,20 @@ class Divergence:
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
         """``kl_to_base``, at least 0, nan where an output is not finite."""
-        model, training = self._model, self._model.training
-        model.train(False)
+        model = self._model
         reshard_(model)
         weights = dict(model.named_parameters())
         base = {name: laid_out(value, weights[name]).to(model.device) for name, value in self._start.items()}
         total, count = 0.0, 0
-        for at in range(0, len(self._windows), self._size):
-            batch = {key: value.to(model.device) for key, value in collate(self._windows[at : at + self._size]).items()}
-            inputs = {key: value for key, value in batch.items() if key != "labels"}
-            outputs = (model(**inputs), called_with(model, base, (), inputs))
-            log_p, log_p0 = (predictions(model, batch, output).logits.float().log_softmax(-1) for output in outputs)
-            total += float(kl_div(log_p, log_p0, reduction="sum", log_target=True))
-            count += len(log_p)
-        model.train(training)
+        with evaluated(model):
+            for at in range(0, len(self._windows), self._size):
+                windows = collate(self._windows[at : at + self._size])
+                batch = {key: value.to(model.device) for key, value in windows.items()}
+                inputs = {key: value for key, value in batch.items() if key != "labels"}
+                outputs = (model(**inputs), called_with(model, base, (), inputs))
+                log_p, log_p0 = (predictions(model, batch, output).logits.float().log_softmax(-1) for output in outputs)
+                total += float(kl_div(log_p, log_p0, reduction="sum", log_target=True))
+                count += len(log_p)
         return {"kl_to_base": max(0.0, total / count) if total == total else total}
 
 
