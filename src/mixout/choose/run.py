@@ -35,6 +35,7 @@ from mixout.finetune.run_methods import MeasuredDecay
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.train import finetune, fisher_rows
+from mixout.study.analysis.runs import Restart
 from mixout.study.analysis.words import in_words
 from mixout.study.entry import Entry
 from mixout.study.executors import LocalExecutor
@@ -87,26 +88,23 @@ def choose(
         part_folders = parts.write(task, rows, folder / "parts", settings)
         all_folder = str(parts.write_all(task, folder / "parts", settings))
     all_rows = replace(settings, task=all_folder, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
-    # Batch size and epochs as for all rows, also in the parts.
+    # Method, rate, batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
-
-    def rate_of(method: str) -> float:
-        return inputs.complete(replace(all_rows, method=method)).learning_rate
-
     default = Candidate(complete.method, complete.learning_rate)
-    methods = [inputs.complete(replace(all_rows, method=method)).method for method in methods]  # auto: by all rows
+    by_rule = [inputs.complete(replace(all_rows, method=method)) for method in (PLAIN, *methods)]
+    rates = {settings.method: settings.learning_rate for settings in by_rule}
     base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
-    for method in (PLAIN, *methods):
+    for method in rates:
         inputs.check(replace(base, method=method))
-    for method in [method for method in methods if inputs.is_plain(replace(base, method=method))]:
-        methods.remove(method)
+    methods = [method for method in rates if not inputs.is_plain(replace(base, method=method))]
+    for method in [method for method in rates if method not in methods]:
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
     cache = Cache()
     _check_methods([default.method, *methods], base, task, cache)
     runs = _Runs(base, part_folders, inputs, ledger, cache, tell)
     _check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
-    finalists = search.through(methods, rate_of)
+    finalists = search.through(methods, rates.__getitem__)
     chosen = finalists[0]
     final = replace(
         settings if own_dev else all_rows,
@@ -226,17 +224,8 @@ class _Runs:
         # The original texts matter only where a method measures the Fisher information on them.
         if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
             settings = replace(settings, original=None)
-        metric, chance = self.inputs.goal(settings)
-        return Planned(
-            id=self.inputs.identity(settings),
-            task=f"part {part}",
-            method=str(candidate),
-            restart=repeat,
-            factors={},
-            settings=settings,
-            metric=metric,
-            chance=chance,
-        )
+        place = Restart(task=f"part {part}", method=str(candidate), restart=repeat, factors={})
+        return self.inputs.planned(place, settings, check=False)
 
     def _within(self, line: str) -> None:
         """Progress of a run, failures, and the first run's notes; the end of a run is reported elsewhere."""
