@@ -21,8 +21,9 @@ from mixout._names import nearest
 from mixout.errors import InputError, MixoutError
 from mixout.finetune.record import WriteError
 
-# One line a command: its module has add(subparsers) and run(args) -> int.
-COMMANDS = ("choose", "demo", "finetune", "predict", "study")
+# Each module has add(commands), which adds commands whose parsers set ``run``, (args) -> exit status.
+_MODULES = ("finetune", "demo", "study")
+COMMANDS = ("finetune", "choose", "predict", "demo", "study")
 # Options of version 0.1 and of other trainers: the option that replaces them, and what to write.
 _FORMER = {
     "--p": ("--method", "write p into the method, such as --method 'mixout(0.9)'"),
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
-        status = int(importlib.import_module(f"mixout.cli.{args.command}").run(args))
+        status = int(args.run(args))
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -95,7 +96,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="mixout", description="Fine-tune pretrained models with mixout and its family.")
     parser.add_argument("--version", action="version", version=f"mixout {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in _MODULES:
         importlib.import_module(f"mixout.cli.{name}").add(commands)
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions of a word; docs/finetune.md
         import argcomplete  # type: ignore[import-not-found]

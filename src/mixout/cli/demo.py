@@ -42,6 +42,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
             "kept: call it again to continue, or with more restarts."
         ),
     )
+    parser.set_defaults(run=run)
     text = "folder for runs and report (default: %(default)s)"
     parser.add_argument("--output-dir", default="demo-output", metavar="DIR", help=text)
     text = "runs of each method at each learning rate (default: 1)"

@@ -1,4 +1,4 @@
-"""``mixout finetune``: one run from the command line.
+"""``mixout finetune``, ``choose`` and ``predict``: from a table to a model, and from the model to answers.
 
 Only the options that are not settings are defined here; the others are in :mod:`mixout.cli.options`.
 """
@@ -37,10 +37,22 @@ _EXAMPLES = """examples:
   mixout finetune --resume out/reviews                    goes on where a run was cut off
   torchrun --nproc-per-node 2 -m mixout finetune ...      the same run on two devices
 """
+_CHOOSE_EXAMPLES = """examples:
+  mixout choose reviews.csv                                 columns text and label; the model comes to chosen/model
+  mixout choose reviews.csv --budget 2h --model roberta-base --output-dir chosen/reviews
+  mixout choose SST-2 --data-dir glue --train-size 200 --methods "mixout(0.8)" "dropout(0.1)"
+"""
+_PREDICTIONS = "predictions.csv"
 
 
 def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
-    """Add the command to the parser's ``commands``."""
+    """Add the commands to the parser's ``commands``."""
+    _add_finetune(commands)
+    _add_choose(commands)
+    _add_predict(commands)
+
+
+def _add_finetune(commands: Any) -> None:  # noqa: ANN401
     parser = commands.add_parser(
         "finetune",
         help="train one model on one task with one method",
@@ -52,7 +64,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
         # Only the given options: the others come from the recipe, or from the run that is resumed.
         argument_default=argparse.SUPPRESS,
     )
-    parser.set_defaults(parser=parser)
+    parser.set_defaults(parser=parser, run=_finetune)
     for name, metavar, text in (
         ("--output-dir", "DIR", "where the result goes; default: out/<digest of the settings>"),
         ("--config", "FILE", "read options from a YAML or JSON file, such as learning_rate: 1e-4"),
@@ -70,7 +82,49 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     add_settings(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def _add_choose(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser(
+        "choose",
+        help="choose method and learning rate on a small table, and train the model",
+        usage="mixout choose DATA [--budget TIME] [--model NAME] [OPTION ...]",
+        description="Search over learning rates, then over methods, within a budget of training time. The score to "
+        "expect\non new data is measured on rows that the choice has not seen, beside that of the default. Call it "
+        "again to\ncontinue after an interruption, or with a larger budget.",
+        epilog=_CHOOSE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.set_defaults(parser=parser, run=_choose)
+    text = "training time, such as 90s, 30m or 2h (default: %(default)s)"
+    parser.add_argument("--budget", default="30m", metavar="TIME", help=text)
+    text = "folder for model, report and all runs (default: %(default)s)"
+    parser.add_argument("--output-dir", default="chosen", metavar="DIR", help=text)
+    text = (
+        "methods to try beside plain fine-tuning; default: no dropout, dropout, mixout, a decay, interpolation and LoRA"
+    )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=text)
+    add_device(parser)
+    add_settings(parser)
+
+
+def _add_predict(commands: Any) -> None:  # noqa: ANN401
+    parser = commands.add_parser(
+        "predict",
+        help="write a fine-tuned model's answers for the rows of a file, with probabilities",
+        description="Write the columns of FILE, the model's answer and the probability of each class, its value, or "
+        "the words' tags, as CSV. Where FILE has labels, they are scored.",
+    )
+    parser.set_defaults(run=_predict)
+    parser.add_argument("model", metavar="MODEL", help="folder that mixout finetune wrote, or another classifier's")
+    parser.add_argument("file", metavar="FILE", help=".csv, .tsv, .jsonl, .conll or .parquet")
+    parser.add_argument("--output", metavar="FILE", help=f"default: {_PREDICTIONS}, if there is none yet")
+    for name, text in (("text", "the text"), ("pair", "the second text"), ("label", "the label, to be scored")):
+        parser.add_argument(f"--{name}-column", metavar="NAME", help=f"column with {text}; default: as in training")
+    add_device(parser)
+    parser.add_argument("--max-length", type=int, metavar="N", help="longest input, in tokens; default: as in training")
+
+
+def _finetune(args: argparse.Namespace) -> int:
     """Train, report on stderr while it lasts, print the result on stdout."""
     options = vars(args)
     if "config" in options:
@@ -119,13 +173,44 @@ def run(args: argparse.Namespace) -> int:
     if leads():
         print(_summary(record, output_dir))
         if "test" in options:
-            print(predict(output_dir, options["test"], output_dir / "predictions.csv"))
+            print(predict(output_dir, options["test"], output_dir / _PREDICTIONS))
         if "push_to_hub" in options:
             print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
     import torch
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    return 0
+
+
+def _choose(args: argparse.Namespace) -> int:
+    """Choose, with lines of progress on stderr, and print the choice."""
+    use_device(vars(args).get("device"))
+    from mixout.choose import METHODS, choose
+    from mixout.choose.verdict import text
+    from mixout.cli.study.runs import guarded
+
+    settings = Settings(**settings_in(vars(args)))
+    methods = vars(args).get("methods", METHODS)
+
+    def work(report: Any) -> int:  # noqa: ANN401
+        choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report=report)
+        print(f"{text(choice)}\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
+        return 0
+
+    return guarded(work, args.output_dir)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Predict, and print where the answers are."""
+    from mixout.finetune.predict import predict
+
+    use_device(args.device)
+    names = ("text_column", "pair_column", "label_column", "max_length")
+    chosen = {name: getattr(args, name) for name in names}
+    if args.output is None and Path(_PREDICTIONS).exists():
+        raise InputError(f"expected no {_PREDICTIONS} here, got one; name another file, or this one, with --output")
+    print(predict(args.model, args.file, args.output or _PREDICTIONS, **chosen))
     return 0
 
 

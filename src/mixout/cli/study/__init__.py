@@ -30,6 +30,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
             "repeated: ask for more restarts, and only the new ones run."
         ),
     )
+    parser.set_defaults(run=run)
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, (_, text) in SUBCOMMANDS.items():
         step = steps.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
