@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,10 @@ from mixout.finetune import metrics
 from mixout.finetune.tasks import Split, Task
 
 with needs("hf", "fine-tuning"):
-    from transformers import DataCollatorWithPadding
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
-
-    Array = np.ndarray[Any, np.dtype[Any]]
-
+Tokenizer = PreTrainedTokenizerBase
+Array = np.ndarray[Any, np.dtype[Any]]
 Example = dict[str, Any]
 IGNORED = -100  # the label that losses leave out, in torch and transformers
 
@@ -183,18 +180,18 @@ class DevSet(Dev):
     def score(self, outputs: Array) -> dict[str, float]:
         """Scores from the outputs in the order of evaluation, ``(n, [tokens,] classes or 1)``; predictions are kept."""
         labels: Sequence[Any] = [example["labels"] for example in self.examples]
-        rows = self.restored(answers(outputs, self.task.kind)).tolist()
+        outputs = self.restored(outputs)
+        rows = answers(outputs, self.task.kind).tolist()
         if self.task.kind == "tags":
+            truth = pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORED)
             # Tokens without a label, and words that were cut, are not scored.
             labelled = [[at for at, label in enumerate(row) if label != IGNORED] for row in labels]
             rows, labels = ([[row[at] for at in labelled[n]] for n, row in enumerate(side)] for side in (rows, labels))
+        else:
+            truth = torch.tensor(labels)
         self.predictions = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
         scores = metrics.compute(
             self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
-        )
-        ordered = [torch.tensor(example["labels"]) for example in self.sorted()]
-        truth = (
-            pad_sequence(ordered, batch_first=True, padding_value=IGNORED) if ordered[0].ndim else torch.stack(ordered)
         )
         return {"loss": float(self.total(torch.from_numpy(outputs), truth) / self.parts(truth)), **scores}
 

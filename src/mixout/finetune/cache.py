@@ -15,21 +15,18 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixout.finetune import causal, data, models
-from mixout.finetune.batches import DevSet, Example, cut_texts, encode
+from mixout.finetune.batches import DevSet, Example, Tokenizer, cut_texts, encode
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import CAUSAL, EMBEDDED, Settings
 from mixout.finetune.tasks import Split, Task, is_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Cache:

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +24,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mixout.errors import InputError
-from mixout.finetune.batches import IGNORED, Dev, Example
+from mixout.finetune.batches import IGNORED, Array, Dev, Example, Tokenizer
 from mixout.finetune.tasks import Split, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase as Tokenizer
-
-    from mixout.finetune.batches import Array
 
 
 def encode(part: Split, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
@@ -162,7 +157,8 @@ class DevTexts(Dev):
             if len(part):
                 loss = float(part[:, 0].sum() / part[:, 1].sum())
                 scores[f"{prefix}log_likelihood"] = -loss if math.isfinite(loss) else math.nan
-                scores[f"{prefix}perplexity"] = perplexity(loss)
+                with np.errstate(over="ignore"):  # of a model that has diverged: infinite
+                    scores[f"{prefix}perplexity"] = float(np.exp(loss))
         return {"loss": float(dev[:, 0].sum() / dev[:, 1].sum()), **scores}
 
     def chance(self) -> float:
@@ -172,19 +168,6 @@ class DevTexts(Dev):
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
         # Rounded: logarithms differ between machines in the last bits, but chance is a property of the data.
         return round(math.fsum((shares * np.log(shares)).tolist()), 9)
-
-
-def perplexity(loss: float) -> float:
-    """``exp(loss)``; infinite where that exceeds the range of a float.
-
-    Example:
-        >>> perplexity(0.0), perplexity(1e4), perplexity(float("nan"))
-        (1.0, inf, nan)
-    """
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def _losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

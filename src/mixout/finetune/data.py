@@ -32,16 +32,8 @@ READ = (
     *("task", "task_type", "original", "data_dir", "metric", "multi_label"),
     *("text_column", "pair_column", "label_column"),
 )
-# Settings of labelled text alone, and their values without it.
-_OF_LABELS = {
-    "data_dir": None,
-    "pair_column": None,
-    "label_column": "label",
-    "multi_label": False,
-    "head": "plain",
-    "head_first": 0.0,
-    "class_weights": "none",
-}
+# Settings of labelled text alone.
+_OF_LABELS = ("data_dir", "pair_column", "label_column", "multi_label", "head", "head_first", "class_weights")
 _NAMED = 6  # most classes that are named one by one
 _MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
@@ -113,8 +105,8 @@ def subset(task: Task, settings: Settings) -> Task:
 
 def _check_text(settings: Settings) -> None:
     """Refuse, by an InputError, settings of labelled text, and a task that is no text for a language model."""
-    for name, default in _OF_LABELS.items():
-        if getattr(settings, name) != default:
+    for name in _OF_LABELS:
+        if getattr(settings, name) != getattr(Settings, name):
             raise InputError(
                 f"expected {name} only with labelled text, got {getattr(settings, name)!r} with "
                 f"task_type={CAUSAL!r}; leave it out"

@@ -13,7 +13,6 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of Python, mixout and the libraries that the numbers depend on; those that are installed."""
     import mixout

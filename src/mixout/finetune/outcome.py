@@ -88,7 +88,7 @@ def record(
         evaluation_seconds=sum(entry.get("eval_runtime", 0.0) for entry in history),
         peak_memory=environment.peak_memory(),
         source={"model": loaded.source, "data": task.source},
-        versions=dict(environment.versions()),
+        versions=environment.versions(),
         hardware=environment.hardware() | environment.launch(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         pairs=task.train.pair is not None,

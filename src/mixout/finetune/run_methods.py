@@ -12,10 +12,12 @@ r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 
 from mixout.errors import InputError, needs
 from mixout.finetune.environment import processes
@@ -25,18 +27,11 @@ from mixout.measure import check_t
 from mixout.methods import METHODS as LIBRARY
 from mixout.methods import AnchorDecay, Method, Plain
 from mixout.methods import parse as parse_with
-from mixout.methods.likelihood import fisher
+from mixout.methods.likelihood import Batch, fisher
 from mixout.selection import Selection
 
 with needs("hf", "fine-tuning"):
     from safetensors.torch import load_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor, nn
-
-    from mixout.methods.likelihood import Batch
 
 
 @dataclass(frozen=True)
