@@ -64,7 +64,7 @@ def quick(settings, tmp_path, monkeypatch):
 
     load = models.load
     monkeypatch.setattr(models, "load", lambda *args, **options: events.append("weights") or load(*args, **options))
-    monkeypatch.setattr(files, "read", lambda path: events.append(path.name) or read(path))
+    monkeypatch.setattr(files, "read", lambda path, *kinds: events.append(path.name) or read(path, *kinds))
     monkeypatch.setattr(executors, "finetune", stub)
     monkeypatch.setattr(running, "finetune", final)
     monkeypatch.setattr(verdict, "_RESAMPLES", 9)

@@ -19,7 +19,7 @@ from mixout.errors import InputError, needs
 from mixout.finetune import data
 from mixout.finetune.record import write_atomically
 from mixout.finetune.settings import CAUSAL, Settings
-from mixout.finetune.tasks import Task, documents, files, is_path
+from mixout.finetune.tasks import Task, files, is_path
 from mixout.finetune.tasks.cells import OPTIONAL_PAIR
 
 with needs("hf", "choosing"):
@@ -38,7 +38,7 @@ def training_rows(settings: Settings) -> tuple[Task, bool]:
     if is_path(settings.task) and os.path.exists(settings.task):
         task = files.load(path, columns=data.columns_of(settings), metric=settings.metric, dev=False)
         if settings.original is not None:
-            documents.read_original(Path(settings.original), settings.text_column)  # a faulty file shows now
+            files.read_original(Path(settings.original), settings.text_column)  # a faulty file shows now
         own_dev = files.has_dev(path)
         if own_dev:
             files.members(path, files.DEV)  # two of them, or an unreadable one, would show at the very end

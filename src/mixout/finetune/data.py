@@ -22,7 +22,6 @@ from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
-from mixout.finetune.tasks import documents as text
 from mixout.finetune.tasks.tables import number
 from mixout.methods import OutputAnchor
 from mixout.schedule import last_step_begins
@@ -39,21 +38,16 @@ _MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
 
 def load(settings: Settings) -> Task:
-    """Load all of the data.
-
-    Raises:
-        InputError: the task, the metric, the files, or a setting that the type of task does not have.
-        MissingExtraError: an optional dependency of the task is not installed.
-    """
+    """Load all of the data; raises as :func:`load_task`, or for a setting that the type of task does not have."""
     original = None if settings.original is None else Path(settings.original)
     if settings.task_type == CAUSAL:
         _check_text(settings)
-        task = text.load(settings.task, original=original, column=settings.text_column, metric=settings.metric)
+        task = files.load_text(settings.task, original=original, column=settings.text_column, metric=settings.metric)
     else:
         columns = columns_of(settings)
         task = load_task(settings.task, data_dir=settings.data_dir, columns=columns, metric=settings.metric)
         if original is not None:
-            task = replace(task, original=text.read_original(original, settings.text_column))
+            task = replace(task, original=files.read_original(original, settings.text_column))
     if settings.assistant_only_loss and not task.train.chat:
         raise InputError(
             "expected assistant_only_loss only with conversations for task_type='causal-lm', got other data; leave it "
@@ -114,7 +108,7 @@ def _check_text(settings: Settings) -> None:
     # os.path.exists, unlike Path.exists, returns False for names that no file can have.
     if not is_path(settings.task) or not (os.path.exists(settings.task) or files.is_hub_name(settings.task)):
         raise InputError(
-            f"expected a folder or file with text for task_type={CAUSAL!r} ({', '.join(text.ENDINGS)}), got "
+            f"expected a folder or file with text for task_type={CAUSAL!r} ({', '.join(files.TEXT_ENDINGS)}), got "
             f"{settings.task!r}; check the path"
         )
 

@@ -57,14 +57,9 @@ def begun(folder: Path) -> Settings:
 
 
 def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
-    """Refuse a folder that this run must not or cannot use. Nothing is written.
+    """Refuse, by an InputError, a folder that this run must not or cannot use. Nothing is written.
 
-    Returns:
-        The settings; if a run is resumed, its own choices fill in what ``settings`` leave open.
-
-    Raises:
-        InputError: it holds a finished run, an unfinished one without ``resume`` or with other settings, other
-            files, or nothing to resume; or it cannot be written to.
+    Returns the settings; if a run is resumed, its own choices fill in what ``settings`` leave open.
     """
     existing, problem, remedy = _existing(folder), "", "choose another one"
     if folder.is_file():
@@ -125,10 +120,7 @@ def check_space(folder: Path, *, weights: int, settings: Settings, keep_model: b
 def begin(
     folder: Path, settings: Settings, chosen: dict[str, str], fingerprints: Mapping[str, str | None]
 ) -> tuple[Path | None, dict[str, str]]:
-    """Take the folder for this run: create it, or find the last complete checkpoint of an unfinished run.
-
-    Returns:
-        The checkpoint to go on from, or None to start from the beginning; and what was chosen when the run began.
+    """Take the folder for this run: the checkpoint to go on from, or None; and what was chosen when the run began.
 
     Raises:
         InputError: data or pretrained weights are not those that the run began with; or the folder cannot be made.

@@ -154,11 +154,10 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
 def apply_methods(
     loaded: Loaded, settings: Settings, rows: Sequence[Batch] = (), saved: str | None = None
 ) -> dict[str, Tensor] | None:
-    """Apply ``settings.method`` to the model; the anchor is the weights that it holds now.
+    """Apply ``settings.method`` to the model; the anchor is the weights that it holds now. Returns what was measured.
 
     Raises:
-        InputError: ``where`` selects a layer without pretrained weights, or fits no layer of this model; or the model
-            has no head of the kind that ``head`` asks for.
+        InputError: the model has no layer, or no head, for the method; or a layer has no pretrained weights.
         MissingExtraError: LoRA is asked for, and peft is not installed.
     """
     methods, low_rank = settings.methods, next((m for m in settings.methods if isinstance(m, Lora)), None)

@@ -105,13 +105,7 @@ def task_type_of(model: str) -> str:
 
 
 def load_causal(model: str) -> Loaded:
-    """Load a pretrained causal language model. It has no new parameters: its output layer is pretrained.
-
-    Raises:
-        InputError: there is no such model, it cannot be read, lacks pretrained weights, or sees the token that it is
-            to predict.
-        MissingExtraError: something that this model or tokenizer needs is not installed.
-    """
+    """Load a pretrained causal language model; raises as :func:`load`, and where it lacks weights or sees ahead."""
     remedy = "name a causal language model, such as Qwen/Qwen3-0.6B"
     loaded = _whole(_read(model, CAUSAL), model, remedy)
     tokens = torch.tensor([[0, 0], [0, 1]])
@@ -158,10 +152,7 @@ def _whole(loaded: Loaded, model: str, remedy: str = "name another model") -> Lo
 
 
 def outline(model: str, task_type: str = _LABELS) -> Loaded:
-    """A model's shape and tokenizer: all parameters on the meta device, none of them known to be new.
-
-    Raises:
-        InputError: as of :func:`load`.
+    """A model's shape and tokenizer: all parameters on the meta device, none known to be new; raises as :func:`load`.
 
     Example:
         >>> next(outline("minilm").model.parameters()).device
@@ -180,11 +171,8 @@ def outline(model: str, task_type: str = _LABELS) -> Loaded:
 def revision(model: str) -> str:
     """A text that identifies pretrained weights, wherever the folder lies, without loading them.
 
-    It is sha256 over a folder's weights, configuration and tokenizer; or the commit of a model on the hub. A copy of
-    that model in a folder has another text.
-
-    Raises:
-        InputError: there is no such model, or the hub cannot be asked.
+    It is sha256 over a folder's weights, configuration and tokenizer; or the commit of a model on the hub. InputError
+    where there is no such model, or the hub cannot be asked.
     """
     location, _, local = _find(model)
     if model == EMBEDDED:

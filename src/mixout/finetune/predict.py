@@ -120,9 +120,7 @@ def _json(value: object) -> str:
 def rows(file: str | Path, settings: Settings, *, pairs: bool | None = None) -> tuple[Table, Split]:
     """The rows of a file, and what is asked of a model that ``settings`` trained, on ``pairs`` of texts or not.
 
-    Raises:
-        InputError: the file cannot be read, a column is missing or has the name of an answer, or the model is a
-            language model.
+    InputError where a column is missing or has the name of an answer, or the model is a language model.
     """
     if settings.task_type == CAUSAL:
         raise InputError("expected a model for classes or values to predict with, got a causal language model")

@@ -133,11 +133,7 @@ def _whole(name: str, value: Any) -> int:  # noqa: ANN401
 def add_lora_(model: nn.Module, method: Lora, where: Selection, new: frozenset[str]) -> None:
     """Put adapters on the linear layers that ``where`` selects; only they and the new parameters are trained.
 
-    The factors are drawn from torch's global stream.
-
-    Raises:
-        InputError: no linear layer with a weight of its own is selected.
-        MissingExtraError: peft is not installed.
+    The factors are drawn from torch's global stream. InputError where no layer with a weight of its own is selected.
     """
     with needs("lora", "the method lora"):
         from peft import LoraConfig, inject_adapter_in_model

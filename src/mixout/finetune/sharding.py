@@ -62,11 +62,7 @@ def check(settings: Settings) -> None:
 
 
 def shard_(model: nn.Module) -> None:
-    """Under FSDP2 shard ``model`` in place: all processes hold the same model before, and a part of it after.
-
-    Raises:
-        InputError: Accelerate does not take the launcher's configuration.
-    """
+    """Under FSDP2 shard ``model`` in place: all processes hold the same model before, and a part of it after."""
     if not fsdp2():
         return
     try:

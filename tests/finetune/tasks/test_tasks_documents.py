@@ -8,7 +8,8 @@ import pytest
 from mixout.errors import InputError
 from mixout.finetune.tasks import Split as Documents
 from mixout.finetune.tasks import few_sample
-from mixout.finetune.tasks.documents import load, read_original
+from mixout.finetune.tasks.files import load_text as load
+from mixout.finetune.tasks.files import read_original
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from mixout.errors import InputError
 from mixout.finetune import causal
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Split, documents, load_task
+from mixout.finetune.tasks import Split, files, load_task
 from mixout.finetune.tasks.files import Columns
 
 
@@ -72,7 +72,7 @@ def test_what_is_not_there_is_said(hub, name, message):
 
 
 def test_a_language_model_reads_it_too(hub):
-    part = documents.load(Path("org/reviews:test"), original=None, column="text", metric=None)
+    part = files.load_text(Path("org/reviews:test"), original=None, column="text", metric=None)
     assert {*part.train.text, *part.dev.text} == set(rows(6)["text"])
 
 
@@ -92,7 +92,7 @@ def test_conversations_go_through_the_chat_template(tmp_path, tiny_llama):
     chats = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": "yes"}] for n in range(9)]
     file = tmp_path / "chats.jsonl"
     file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    part = documents.read_original(file, "messages")
+    part = files.read_original(file, "messages")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_llama)
     with pytest.raises(InputError, match="chat template"):
         causal.encode(part, tokenizer, 64)
@@ -103,7 +103,7 @@ def test_conversations_go_through_the_chat_template(tmp_path, tiny_llama):
     assert part.fingerprint() != Split(text=part.text).fingerprint()
     file.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": ["a"]}\n')
     with pytest.raises(InputError, match="line 2: expected a conversation"):
-        documents.read_original(file, "messages")
+        files.read_original(file, "messages")
 
 
 def test_a_language_model_task_may_be_a_name_of_the_hub():

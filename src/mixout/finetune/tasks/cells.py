@@ -92,11 +92,7 @@ def words_in(table: Table, column: str) -> list[tuple[str, ...]]:
 
 
 def separator_of(cells: Sequence[object]) -> str:
-    """The separator of several labels in a cell: the one that gives the fewest different labels; empty for lists.
-
-    Raises:
-        InputError: no cell holds several labels.
-    """
+    """The separator of several labels in a cell: the one that gives the fewest different labels; empty for lists."""
     if any(isinstance(cell, list) for cell in cells):
         return ""
     for separators in (SEPARATORS, " "):

@@ -1,8 +1,12 @@
-"""A task from the user's own CSV, TSV, JSONL, Parquet or CoNLL files.
+"""A task from the user's own CSV, TSV, JSONL, Parquet or CoNLL files: labelled text, or text for a language model.
 
 A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of its
 text, so that a text never stands on both sides and the split never moves. Everything is checked before a task
 exists.
+
+Text for a language model is a document a row, or a "prompt" and its "completion", of which only the latter counts in
+the loss; or a conversation, a list of messages with role and content, for the tokenizer's chat template. A ``.txt``
+file holds documents separated by blank lines.
 
 A data set of the hub, or in a folder that ``datasets`` can read: ``name`` trains on the split "train" and is judged on
 "validation"; without one, a fifth of the training rows is held out, as for a single file. ``name:split`` takes one
@@ -12,24 +16,40 @@ split, ``name:train,test`` two. Splits called "test" are left alone unless they 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mixout._names import nearest
 from mixout.errors import InputError, needs
 from mixout.finetune import metrics
-from mixout.finetune.tasks.base import Task
-from mixout.finetune.tasks.cells import OPTIONAL_PAIR, Columns, are_values, checked, in_order, separator_of, split_of
-from mixout.finetune.tasks.tables import READERS, Table, number, read
+from mixout.finetune.tasks.base import Split, Task
+from mixout.finetune.tasks.cells import (
+    OPTIONAL_PAIR,
+    Columns,
+    are_values,
+    checked,
+    in_order,
+    separator_of,
+    split_of,
+    texts_in,
+)
+from mixout.finetune.tasks.tables import READERS, Table, number, read, read_text
 
 # Such as imdb, stanfordnlp/imdb, org/name:train[:1000] and org/name:train,test.
 _HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
 SPLIT = "split 80/20 by a hash of the text"  # a part of a task's source
+TEXT_ENDINGS = (".txt", *READERS)
+# Higher is better in both; perplexities, which are their exponentials, are reported beside them.
+TEXT_METRICS = ("log_likelihood", "original_log_likelihood")
+_PROMPT, _COMPLETION = "prompt", "completion"
 
 
 def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
@@ -79,6 +99,73 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         separator=separator,
         comma=regression and train.comma,
     )
+
+
+def load_text(path: str | Path, *, original: Path | None, column: str, metric: str | None) -> Task:
+    """Load the task of a causal language model; raises as :func:`load`."""
+    if metric not in (None, *TEXT_METRICS):
+        raise InputError(
+            f"expected a metric of {', '.join(TEXT_METRICS)} for a causal language model, got {metric!r}"
+            f"{nearest(str(metric), TEXT_METRICS)}; runs are compared by scores of which higher is better"
+        )
+    if metric == TEXT_METRICS[1] and original is None:
+        raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
+    tables, source = read_splits(path, endings=TEXT_ENDINGS, reader=partial(_read_text, column=column))
+    parts = [_documents(table, column) for table in tables]
+    if len(parts) == 1:
+        [whole] = parts
+        # Split by the prompt if there is one, so that no question stands on both sides.
+        keys = whole.text if whole.prompt is None else whole.prompt
+        parts = [whole.select(rows) for rows in halves(tables[0].name, keys, "documents")]
+    scores = ("log_likelihood", "perplexity")
+    return Task(
+        name=short_name(path),
+        train=parts[0],
+        dev=parts[1],
+        original=None if original is None else read_original(original, column),
+        metrics=scores if original is None else (*scores, *(f"original_{name}" for name in scores)),
+        metric=metric or TEXT_METRICS[0],
+        source=source + ("" if original is None else f" Original domain: {original.name}."),
+    )
+
+
+def read_original(file: Path, column: str) -> Split:
+    """Read text that a model knew before; InputError if there is no such file, or a row lacks its text."""
+    if not file.is_file():
+        raise InputError(f"expected original as a file with text that exists, got {os.fspath(file)!r}")
+    return _documents(_read_text(file, column), column)
+
+
+def _read_text(file: Path, column: str) -> Table:
+    """A file as a table with the column; each document of a text file is a row."""
+    if file.suffix.lower() != ".txt":
+        return read(file, TEXT_ENDINGS)
+    # Indentation and trailing blanks belong to a document; blank lines do not, also at both ends of the file.
+    whole = "\n" + read_text(file).replace("\r\n", "\n") + "\n\n"
+    pieces = [piece.strip("\n") for piece in re.split(r"\n(?:[^\S\n]*\n)+", whole) if piece.strip()]
+    return Table(name=file.name, columns={column: pieces}, lines=range(1, len(pieces) + 1), unit="document")
+
+
+def _documents(table: Table, column: str) -> Split:
+    paired = {_PROMPT, _COMPLETION} <= set(table.columns)
+    if paired and column in table.columns:
+        raise InputError(
+            f"{table.name}: expected either the column {column!r} or the columns {_PROMPT!r} and {_COMPLETION!r}, got "
+            "all of them; remove what is not meant"
+        )
+    table.require([_PROMPT, _COMPLETION] if paired else [column], "rename a column, or name yours with --text-column")
+    if not paired and any(isinstance(cell, list) for cell in table.columns[column]):
+        cells = table.columns[column]
+        good = (
+            isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict) and "role" in turn for turn in cell)
+            for cell in cells
+        )
+        expected = f'a conversation in column {column!r}, [{{"role": ..., "content": ...}}, ...]'
+        table.check(good, cells, expected, "correct or remove the row")
+        return Split(text=tuple(json.dumps(cell) for cell in cells), chat=True)
+    if not paired:
+        return Split(text=texts_in(table, column))
+    return Split(text=texts_in(table, _COMPLETION), prompt=texts_in(table, _PROMPT))
 
 
 def read_splits(
@@ -168,12 +255,7 @@ def is_hub_name(task: str) -> bool:
 
 
 def from_hub(task: str) -> tuple[list[Table], str]:
-    """The tables of a data set, one or two, and where they came from.
-
-    Raises:
-        InputError: there is no such data set or split, or the hub cannot be reached.
-        MissingExtraError: ``datasets`` is not installed.
-    """
+    """The tables of a data set, one or two, and where they came from; InputError where there is no such split."""
     match = _HUB_NAME.fullmatch(task)
     name, splits = (match["name"], match["splits"]) if match else (task, None)
     with needs("data", "data sets of the hub"):

@@ -73,12 +73,7 @@ LAYOUTS = {
 
 
 def load(key: str, *, data_dir: str | Path | None) -> Task:
-    """Load a task.
-
-    Raises:
-        InputError: a file is missing or malformed, or the hub cannot be reached.
-        MissingExtraError: the hub is asked for and ``datasets`` is not installed.
-    """
+    """Load a task, without ``data_dir`` from the hub; InputError for missing or malformed files."""
     layout = LAYOUTS[key]
     train, dev = _from_hub(key, layout) if data_dir is None else _from_folder(key, layout, Path(data_dir))
     origin = f"the hub data set {HUB} ({key})" if data_dir is None else "TSV files in GLUE's usual layout"
