@@ -119,8 +119,8 @@ def by_length(examples: Sequence[Example]) -> list[int]:
 class Dev:
     """The loss, and the dev examples with their predictions; evaluations take them in the order of their lengths."""
 
-    def __init__(self, task: Task, examples: list[Example], smoothing: float) -> None:
-        self.task, self.examples, self.smoothing = task, examples, smoothing
+    def __init__(self, task: Task, examples: list[Example], smoothing: float = 0.0, *, balanced: bool = False) -> None:
+        self.task, self.examples, self.smoothing, self.balanced = task, examples, smoothing, balanced
         self.order = by_length(examples)
         self.predictions: tuple[Any, ...] = ()
 
@@ -149,10 +149,6 @@ class Dev:
 
 class DevSet(Dev):
     """The dev set of labelled text. ``balanced``: every class counts the same in training."""
-
-    def __init__(self, task: Task, examples: list[Example], smoothing: float = 0.0, *, balanced: bool = False) -> None:
-        super().__init__(task, examples, smoothing)
-        self.balanced = balanced
 
     def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
