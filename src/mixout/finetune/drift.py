@@ -115,6 +115,8 @@ def interpolated(
 
     Parameters that are ``new`` keep their trained values; at the end the whole model has them again.
     """
+    if not ts:
+        return ()
     reshard_(model)
     trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
     scores = []
