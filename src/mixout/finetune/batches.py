@@ -36,8 +36,6 @@ def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]
         InputError: the texts come in pairs, and the tokenizer has no token to put between the two; or they are words,
             and it does not tell which word a token belongs to.
     """
-    if not len(split):
-        return []
     tokens = _tokens(split, tokenizer, truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
     labels: Any = split.label or (0,) * len(split)
