@@ -149,6 +149,7 @@ def test_conflicts_damage_and_cleaning_up(study, tmp_path, capsys, study_file):
         assert study(step, *words) == 0
         printed = capsys.readouterr()
         assert "came out in 2 ways; the one that was finished first counts." in printed.out + printed.err
+        assert "They were made with mixout 0.2.0 on " in printed.out + printed.err
     # Nothing but what is of no use, unless a study is named: restart 2 is not in the file, but one of its study.
     assert study("prune", file=None) == 0
     assert "would be moved to the trash" in capsys.readouterr().out
@@ -318,3 +319,15 @@ def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
     summary = json.loads((report / "summary.json").read_text())
     assert [(cell["n"], cell["factors"]) for cell in summary["cells"]] == [(2, {}), (2, {})]
     assert sum("the best of 2 over restarts 0 to 0" in note for note in summary["notes"]) == 2
+
+
+def test_the_plan_names_methods_that_are_the_same(study, study_file, tmp_path, capsys):
+    text = Path(study_file).read_text().partition("[[method]]")[0].replace('baseline = "dropout(0.0)"\n', "")
+    names = ("plain", "dropout(0.1)", "dropout(0.0)", "mixout(0.5)")
+    twins = tmp_path / "twins.toml"
+    twins.write_text(text + "".join(f'[[method]]\nname = "{name}"\n' for name in names))
+    assert study("plan", file=str(twins)) == 0
+    assert capsys.readouterr().out.count("plain and dropout(0.1) are the same here") == 1
+    twins.write_text(text + "".join(f'[[method]]\nname = "{name}"\n' for name in names[1:]))
+    assert study("plan", file=str(twins)) == 0
+    assert "the same here" not in capsys.readouterr().out

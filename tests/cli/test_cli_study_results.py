@@ -170,13 +170,47 @@ def test_a_ledger_is_reported_where_neither_model_nor_data_are(study, tmp_path, 
     assert "Chance, the score of a constant answer" in text
     assert "20 rows tested on (dev set)" in text
     assert "<q>" not in text  # the texts are not at hand
-    # The command that makes the best run again is complete.
-    [again] = [line for line in text.splitlines() if line.startswith("mixout finetune ")]
-    words = shlex.split(again.partition("</code>")[0])
-    words[words.index("--output-dir") + 1] = str(tmp_path / "again")
-    assert main(words[1:]) == 0
-    best = max(run.score for run in Ledger(tmp_path / "ledger").runs())
-    assert json.loads((tmp_path / "again" / "record.json").read_text())["score"] == best
+    # The commands that make the best run again, and any run, are complete.
+    again = [line.partition("</code>")[0] for line in text.splitlines() if line.startswith("mixout finetune ")]
+    runs = Ledger(tmp_path / "ledger").runs()
+    for number, (line, run) in enumerate(zip(again, (max(runs, key=lambda run: run.score), runs[0]), strict=True)):
+        words = shlex.split(line)
+        words[words.index("--output-dir") + 1] = str(tmp_path / str(number))
+        if "--config" in words:
+            pattern = words[-1].replace("ID", run.id[:6])
+            [words[-1]] = map(str, Path("/").glob(pattern.lstrip("/")))
+        assert main(words[1:]) == 0
+        assert json.loads((tmp_path / str(number) / "record.json").read_text())["score"] == run.score
+
+
+def test_a_ledger_alone_is_reported_by_the_metric_that_is_asked_for(study, tmp_path, capsys):
+    assert study("run") == 0
+    words = ["--output-dir", str(tmp_path / "report")]
+    assert study("report", "--set", "metric=f1", *words, file=None) == 0
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    expected = {entry.record.scores["f1"] for entry in Ledger(tmp_path / "ledger").read().entries.values()}
+    assert {score for cell in summary["cells"] for score in cell["scores"]} == expected
+    assert "--set metric=f1" in html.unescape((tmp_path / "report" / "index.html").read_text())
+    capsys.readouterr()
+    assert study("report", "--set", "metric=pearson", *words, file=None) == 2
+    assert "got 'pearson'; they have accuracy" in capsys.readouterr().err
+    assert study("report", "--set", "epochs=1.0", *words, file=None) == 2
+    assert "takes --set metric=NAME alone" in capsys.readouterr().err
+
+
+def test_runs_of_other_versions_and_machines_are_named(study, study_file, tmp_path):
+    assert study("run") == 0
+    [*folders] = (tmp_path / "ledger" / "runs").iterdir()
+    record = json.loads((folders[0] / "record.json").read_text())
+    record["versions"]["mixout"], record["hardware"]["gpu"] = "0.1.0", "NVIDIA H200"
+    (folders[0] / "record.json").write_text(json.dumps(record))
+    titled = tmp_path / "titled.toml"
+    titled.write_text(Path(study_file).read_text().replace("[study]", '[study]\ntitle = "One title"'))
+    assert study("report", "--output-dir", str(tmp_path / "report"), file=str(titled)) == 0
+    text = html.unescape((tmp_path / "report" / "index.html").read_text())
+    assert "not all of one version and machine" in text
+    assert "1 run with mixout 0.1.0 on NVIDIA H200" in text
+    assert "<title>One title" in text
 
 
 def test_two_studies_of_one_ledger_export_and_read_back(study, tmp_path, capsys):

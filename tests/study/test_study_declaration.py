@@ -68,6 +68,7 @@ def test_each_restart_may_have_its_own_subset():
         ("epochs", "epoch", r"\[\[method\]\] 2: .*did you mean 'epochs'"),
         ('"sgd"', '"sgdm"', r"\[\[method\]\] 3: .*did you mean 'sgd'"),
         ('label = "SGD"', "label = 3", "label of a method as text, got 3"),
+        ("restarts = 3", "restarts = 3\ntitle = 7", "expected title as text, got 7"),
     ],
 )
 def test_what_a_file_may_not_say(tmp_path, old, new, said):
@@ -120,6 +121,33 @@ def test_one_bracket_instead_of_two():
 def test_a_file_that_is_not_there():
     with pytest.raises(InputError, match=r"got './demo.tom'.*did you mean 'demo'"):
         read("./demo.tom")
+
+
+def test_a_file_that_is_not_there_is_the_first_thing_that_is_said(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "mine.toml")
+    said = str(caught.value)
+    assert said.index("there is no such file") < said.index("table1")
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "windows.toml").write_text(GOOD.replace("learning_rate = 1e-5\n", "", 1), encoding="utf-8-sig")
+    assert read(tmp_path / "windows.toml").name == "two"
+
+
+def test_paths_begin_where_the_file_is(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        (folder / "glue").mkdir(parents=True)
+    (there / "data").mkdir()
+    (there / "data" / "reviews.csv").touch()
+    (there / "study.toml").write_text(GOOD.replace("learning_rate = 1e-5\n", "", 1))
+    monkeypatch.chdir(here)
+    first, second = read("../there/study.toml").tasks
+    assert first.settings == {"task": "RTE", "data_dir": "../there/glue"}
+    assert (second.label, second.settings) == ("reviews.csv", {"task": "../there/data/reviews.csv"})
+    (there / "glue").rmdir()  # what is not there is looked for from here
+    assert read("../there/study.toml").tasks[0].settings["data_dir"] == "glue"
 
 
 def test_the_file_in_the_documentation():

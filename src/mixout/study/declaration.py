@@ -24,9 +24,9 @@
     [factors]                     # optional: every combination of these settings is run
     train_size = [100, 200]
 
-Paths are relative to the current directory. Files that come with mixout are found by their names: ``demo``. A file
-with ``base = "table1"`` under ``[study]`` starts from the study of that name. Its own settings replace single settings
-of the base; its tasks, methods and factors replace those of the base as a whole.
+Paths are relative to the folder of the file, or else to the current directory. Files that come with mixout are found
+by their names: ``demo``. A file with ``base = "table1"`` under ``[study]`` starts from the study of that name. Its own
+settings replace single settings of the base; its tasks, methods and factors replace those of the base as a whole.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import is_path
 from mixout.study.analysis.runs import text_of
 from mixout.study.grid import Axis, Study, check_settings
+from mixout.study.identity import PLACES
 
 _SHIPPED = files("mixout") / "studies"
-_HEAD = ("name", "restarts", "baseline", "base", "own_subsets", "rate", "search")
+_HEAD = ("name", "title", "restarts", "baseline", "base", "own_subsets", "rate", "search")
 
 
 def read(path: str | Path) -> Study:
@@ -54,16 +55,17 @@ def read(path: str | Path) -> Study:
     Raises:
         InputError: the file cannot be read, or its content is not a valid study; the message names the file.
     """
+    comes_with_mixout = str(path) in shipped()
     try:
-        text = (_SHIPPED / f"{path}.toml" if str(path) in shipped() else Path(path)).read_text(encoding="utf-8")
+        text = (_SHIPPED / f"{path}.toml" if comes_with_mixout else Path(path)).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        hint = nearest(Path(path).stem, shipped())
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise InputError(
-            f"expected a study file, or one that comes with mixout ({', '.join(shipped())}), got {str(path)!r}: "
-            f"{error}{hint}"
+            f"expected a study file, got {str(path)!r}: {reason}{nearest(Path(path).stem, shipped())}; these come with "
+            f"mixout: {', '.join(shipped())}"
         ) from error
     try:
-        return parse(text)
+        return parse(text, None if comes_with_mixout else Path(path).parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -73,8 +75,8 @@ def shipped() -> list[str]:
     return sorted(Path(file.name).stem for file in _SHIPPED.iterdir() if file.name.endswith(".toml"))
 
 
-def parse(text: str) -> Study:
-    """The study that the text of a TOML file declares.
+def parse(text: str, folder: Path | None = None) -> Study:
+    """The study that the text of a TOML file in ``folder`` declares.
 
     Raises:
         InputError: the text is not TOML, or not a valid study.
@@ -99,6 +101,8 @@ def parse(text: str) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"expected TOML, got what does not parse: {error}") from error
     tables = _complete(tables)
+    if folder is not None:
+        tables = _located(tables, folder)
     head = tables.get("study", {})
     for name in ("name", "restarts"):
         if name not in head:
@@ -131,6 +135,24 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
     base = _complete(tomllib.loads((_SHIPPED / f"{head['base']}.toml").read_text(encoding="utf-8")))
     merged = {name: {**base.get(name, {}), **tables.get(name, {})} for name in ("study", "settings")}
     return {**base, **tables, **merged}
+
+
+def _located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with paths that begin in ``folder``, where something lies there."""
+
+    def located(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
+        if not isinstance(table, dict):
+            return table
+        paths = {name: folder / str(table[name]) for name in names if table.get(name)}
+        return table | {name: str(path) for name, path in paths.items() if path.exists()}
+
+    named = {kind: tables.get(kind, []) for kind in ("task", "method")}
+    axes = {
+        kind: [located(entry, (*PLACES, "name") if kind == "task" else PLACES) for entry in entries]
+        for kind, entries in named.items()
+        if isinstance(entries, list)
+    }
+    return {**tables, "settings": located(tables.get("settings", {})), **axes}
 
 
 def _check_keys(where: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:

@@ -66,6 +66,15 @@ class Entry:
     traceback: str | None = None  # of the last attempt of a failed run
 
     @property
+    def origin(self) -> str:
+        """The version of mixout that made the run, and the GPU, or else the processor, that it ran on."""
+        if self.record is None:
+            return ""
+        hardware = self.record.hardware
+        machine = hardware.get("gpu") or hardware.get("processor", "an unknown machine")
+        return f"mixout {self.record.versions.get('mixout', 'of an unknown version')} on {machine}"
+
+    @property
     def has_model(self) -> bool:
         """Whether the trained model was kept."""
         return (self.folder / "config.json").exists()

@@ -53,6 +53,7 @@ class Study:
     restarts: int  # runs of each cell, at least 1
     tasks: Sequence[Axis]  # at least one, with labels that differ
     methods: Sequence[Axis]  # at least one, with labels that differ
+    title: str | None = None  # of the report; None for the name
     baseline: str | None = None  # label of a method; None for none
     settings: Mapping[str, Any] = field(default_factory=dict)  # shared by all runs
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # setting -> its values
@@ -65,6 +66,8 @@ class Study:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"expected a name of the study, got {self.name!r}")
+        if self.title is not None and not isinstance(self.title, str):
+            raise InputError(f"expected title as text, got {self.title!r}")
         if type(self.restarts) is not int or self.restarts < 1:
             raise InputError(f"expected restarts as a whole number >= 1, got {self.restarts!r}")
         if not isinstance(self.own_subsets, bool):

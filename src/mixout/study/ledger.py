@@ -75,8 +75,8 @@ class Contents:
         """
         return [run for plan, entry in self.pairs(planned) for run in (entry.seen_as(plan), *entry.between(plan))]
 
-    def runs(self) -> list[Run]:
-        """Every run, also the failed ones, sorted by task, method, factors and restart.
+    def runs(self, metric: str | None = None) -> list[Run]:
+        """Every run, also the failed ones, sorted by task, method, factors and restart; by ``metric`` if it is given.
 
         If runs have the same place, as in two studies with different settings, the settings that differ become factors.
         A label that is shared by several methods is followed by the method.
@@ -90,7 +90,7 @@ class Contents:
                 traits[entry.run.id].pop("method", None)
         runs = [
             replace(run, method=f"{run.method} ({traits[run.id]['method']})") if run.method in shared else run
-            for run in self._by_one_metric()
+            for run in self._by_one_metric(metric)
         ]
         names: set[str] = set()
         for group in grouped(runs, lambda run: (run.key, run.restart)).values():
@@ -103,14 +103,19 @@ class Contents:
         runs = [replace(run, factors=factors[run.id] | run.factors) for run in runs]
         return sorted(runs, key=lambda run: (run.key, run.restart))
 
-    def _by_one_metric(self) -> list[Run]:
+    def _by_one_metric(self, asked: str | None) -> list[Run]:
         """All runs; those of one task by one metric: the one most runs use, among those for which all have scores."""
         runs = []
         for entries in grouped(self.entries.values(), lambda entry: entry.run.task).values():
             counts = Counter(entry.run.metric for entry in entries)
             ended = [entry.record.scores for entry in entries if entry.record is not None]
             usable = (name for name, _ in counts.most_common() if all(name in scores for scores in ended))
-            metric = next(usable, None)
+            if asked is not None and (lacking := [scores for scores in ended if asked not in scores]):
+                raise InputError(
+                    f"expected a metric that all runs of {entries[0].run.task} have, got {asked!r}; they have "
+                    f"{', '.join(lacking[0])}"
+                )
+            metric = asked or next(usable, None)
             chances = {_data(e): e.run.chance for e in entries if e.run.metric == metric and e.run.chance is not None}
             chance = if_one(chances.values())
             for entry in entries:
@@ -121,7 +126,8 @@ class Contents:
     def remarks(self) -> list[str]:
         """Sentences on the ledger that a reader of results has to know."""
         lines = [
-            f"{entries[0].run} came out in {len(entries)} ways; the one that was finished first counts."
+            f"{entries[0].run} came out in {len(entries)} ways; the one that was finished first counts. They were made "
+            f"with {'; '.join(dict.fromkeys(entry.origin for entry in entries))}."
             for entries in self.conflicts.values()
         ]
         for folders, text in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):

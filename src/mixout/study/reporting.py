@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mixout._names import count
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune.data import load
 from mixout.finetune.record import Record
@@ -16,7 +18,7 @@ from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Split
 from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run, grouped, if_one
-from mixout.study.entry import Entry
+from mixout.study.entry import RUN_NAME, Entry
 from mixout.study.grid import Study, judged
 from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
@@ -32,6 +34,7 @@ def report_on(
     folder: str | Path,
     *,
     study: Study | None = None,
+    metric: str | None = None,
     title: str,
     commands: Sequence[str],
     baseline: str | None = None,
@@ -40,12 +43,12 @@ def report_on(
     """Write the report on a study, as far as it has been run, or on everything that a ledger holds.
 
     ``planned`` are the runs of the study; None for all of the ledger, under their own names, which needs neither
-    data nor model. ``study`` is needed if it searches for the best rate. The other arguments and the errors are those
-    of :func:`mixout.study.report.write_report`.
+    data nor model, and by ``metric`` where it is given. ``study`` is needed if it searches for the best rate. The other
+    arguments and the errors are those of :func:`mixout.study.report.write_report`.
     """
     rates: list[str] = []
     if planned is None:
-        runs, entries = contents.runs(), list(contents.entries.values())
+        runs, entries = contents.runs(metric), list(contents.entries.values())
     else:
         runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
         entries = [entry for _, entry in contents.pairs(planned)]
@@ -57,7 +60,7 @@ def report_on(
         baseline=baseline,
         looks=max((entry.looks for entry in entries), default=1),
         margin=margin,
-        notes=[*rates, *_without_points(planned or (), contents), *contents.remarks()],
+        notes=[*rates, *_without_points(planned or (), contents), *_origins(entries), *contents.remarks()],
         commands=[*commands, *best_again(runs, entries)],
         environment=environment(records),
         settings=shared([entry.settings for entry in entries]),
@@ -75,6 +78,15 @@ def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]
     hold = "run holds" if lacking == 1 else "runs hold"
     text = f"{lacking} {hold} no scores for some t of interpolate, which was set later."
     return [text] if lacking else []
+
+
+def _origins(entries: Sequence[Entry]) -> list[str]:
+    """A note on runs of several versions or machines, which are compared as if they were of one."""
+    origins = Counter(entry.origin for entry in entries if entry.record is not None)
+    if len(origins) < 2:
+        return []
+    made = "; ".join(f"{count(number, 'run')} with {origin}" for origin, number in origins.most_common())
+    return [f"These runs are not all of one version and machine, which may change results: {made}."]
 
 
 def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> dict[str, Data]:
@@ -106,8 +118,8 @@ def _with_texts(data: Data, record: Record) -> Data:
     return replace(data, texts=texts, answers=tuple(data.name(float(label)) for label in dev.label))
 
 
-def best_again(runs: Sequence[Run], entries: Iterable[Entry]) -> list[str]:
-    """For each task a comment, and the command that repeats its best run and keeps the model."""
+def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
+    """For each task a comment, and the command that repeats its best run and keeps the model; and one for any run."""
     settings = {entry.run.id: entry.settings for entry in entries if entry.record is not None}
     scored = (run for run in runs if run.id in settings and not math.isnan(run.score))
     lines = []
@@ -115,6 +127,10 @@ def best_again(runs: Sequence[Run], entries: Iterable[Entry]) -> list[str]:
         run = max(task_runs, key=lambda candidate: candidate.score)
         lines.append(f"# the best run on {task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}")
         lines.append(command(settings[run.id]))
+    if lines:
+        run_file = entries[0].folder.parent / "ID*" / RUN_NAME
+        lines.append("# any other run, with the first letters of its id in runs.csv for ID")
+        lines.append(f"mixout finetune --output-dir out/again --config {run_file.as_posix()}")
     return lines
 
 

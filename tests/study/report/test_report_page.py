@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import random
 import re
 from xml.etree import ElementTree
 
@@ -211,6 +212,21 @@ def test_what_has_no_data_is_left_out(study, parse, tmp_path):
     names = [one.attributes["id"] for one in page.all("section")]
     assert names == ["answer", "asked", "tables", "differences", "details", "files"]
     assert [one.attributes["href"] for one in page.all("nav")[0].all("a")] == [f"#{name}" for name in names[1:]]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_equal_means_are_all_the_highest(parse, tmp_path):
+    draws = random.Random(0)
+    scores = [draws.gauss(0.8, 0.02) for _ in range(6)]
+    methods = {"dropout(0.1)": 0.0, "mixout(0.5)": 0.0, "plain": 0.1}
+    runs = [
+        Run(task="RTE", method=method, restart=restart, score=score - lower)
+        for method, lower in methods.items()
+        for restart, score in enumerate(scores)
+    ]
+    page = parse(write_report(runs, tmp_path, title="T").read_text())
+    [table] = [one for one in page.all("table") if one.attributes["id"] == "table-scores-0"]
+    assert [row[0] for row in _rows(table) if "highest" in " ".join(row)] == ["dropout(0.1)", "mixout(0.5)"]
 
 
 def test_a_single_run_makes_a_page(study, parse, tmp_path):

@@ -81,7 +81,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option("report", "--margin", type=float, default=1.0, metavar="POINTS", help=help)
     option("report", "--output-dir", default="report", metavar="DIR", help="default: %(default)s")
     option("report", "--baseline", metavar="LABEL", help="method that the others are compared with")
-    option("report", "--title", help="default: the study's name")
+    option("report", "--title", help="default: the study's title, or its name")
 
 
 def run(args: argparse.Namespace) -> int:

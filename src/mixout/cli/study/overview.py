@@ -7,7 +7,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mixout._names import count
@@ -20,7 +20,7 @@ from mixout.study.analysis.runs import Run, grouped, text_of
 from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
 from mixout.study.grid import RATE, Axis, Clock, Study, wanted
-from mixout.study.identity import PLACES, WATCHED, Planned
+from mixout.study.identity import PLACES, WATCHED, Inputs, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.reporting import best_again
 
@@ -31,7 +31,8 @@ def plan(args: argparse.Namespace) -> int:
     """Show the runs of a study, and how long the missing ones will take."""
     study = declared(args)
     contents = Ledger(args.ledger).read()
-    runs = wanted(study, study.runs(), contents)
+    inputs = Inputs()
+    runs = wanted(study, study.runs(inputs), contents)
     done = known(args, runs)
     left, failed = ([run for run in runs if _state(run, contents, done) == state] for state in ("missing", "failed"))
     clock = Clock.of(runs, contents)
@@ -57,7 +58,8 @@ def plan(args: argparse.Namespace) -> int:
     if study.rate is not None and left:
         print("the restarts that are compared follow at the best rate of each method, once the search has ended")
     reach_notes = dict.fromkeys(line for run in runs for line in reaches(run.settings.methods))
-    for line in (*_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study), *reach_notes):
+    notes = *_why_missing(left, contents), *contents.remarks(), *_shows_nothing(study), *_equal(runs, inputs)
+    for line in (*notes, *reach_notes):
         print(line)
     return 0
 
@@ -75,6 +77,18 @@ def _shows_nothing(study: Study) -> list[str]:
         f"difference, however large (the p-value is at least {smallest_p(judged):.2g} before correction); with "
         f"{needed} it can" + f", so set restarts to {needed + searched}" * bool(searched)
     ]
+
+
+def _equal(runs: Sequence[Planned], inputs: Inputs) -> list[str]:
+    """A note on methods that are plain fine-tuning of their model under two names."""
+    plain = [
+        run for run in runs if run.restart == 0 and (run.settings.method == "plain" or inputs.is_plain(run.settings))
+    ]
+    twins = grouped(plain, lambda run: (run.task, replace(run.settings, method="plain"))).values()
+    labels = dict.fromkeys(
+        " and ".join(dict.fromkeys(run.method for run in group)) for group in twins if len(group) > 1
+    )
+    return [f"{text} are the same here: the model's own dropouts have that p; one of them is enough" for text in labels]
 
 
 def _compared(study: Study, task: Axis) -> int:
@@ -120,7 +134,7 @@ def status(args: argparse.Namespace) -> int:
             scores = ", ".join(f"{entry.run.metric} {entry.run.score:.4f}" for entry in entries)
             print(f"\nconflict: {entries[0].run} came out in {len(entries)} ways: {scores}")
             print(f"  the first counts, since it was finished first; {prune} removes the others")
-            print("\n".join(f"  {entry.folder}" for entry in entries))
+            print("\n".join(f"  {entry.folder}, {entry.origin}" for entry in entries))
     for folder, why in contents.damaged.items():
         print(f"\ndamaged: {folder}: {why}\n  copy it again, or remove it: {prune}")
     for folder, why in contents.newer.items():
@@ -130,7 +144,7 @@ def status(args: argparse.Namespace) -> int:
     if contents.leftovers:
         folders = count(len(contents.leftovers), "folder")
         print(f"\n{folders} of runs that were cut off, or are being made by another process")
-    if again := best_again(named, contents.entries.values()):
+    if again := best_again(named, [*contents.entries.values()]):
         print("\n" + "\n".join(again))
     return 0
 

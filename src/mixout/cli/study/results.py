@@ -73,10 +73,10 @@ def _exported(args: argparse.Namespace) -> list[Run]:
 
     contents = Ledger(args.ledger).read()
     if args.file is None:
-        check_no_file(args)
+        metric = check_no_file(args)
         known_runs = known(args, ())
         # A run that failed here may have ended elsewhere.
-        ledger_runs = [run for run in contents.runs() if run.status != "failed" or run.id not in known_runs]
+        ledger_runs = [run for run in contents.runs(metric) if run.status != "failed" or run.id not in known_runs]
         return list((known_runs | {run.id: run for run in ledger_runs}).values())
     planned = asked(args, contents)[1]
     known_runs, exported = known(args, planned), []
@@ -100,7 +100,7 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         if getattr(args, name) is not None:
             raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     contents = Ledger(args.ledger).read()
-    study, planned, options = None, None, ["--ledger", args.ledger]
+    study, planned, metric, options = None, None, None, ["--ledger", args.ledger]
     title, baseline, commands = Path(args.ledger).name, args.baseline, []
     if args.file is not None:
         study, grid = asked(args, contents)
@@ -110,9 +110,9 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
             print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
         options = [args.file, *options_of(args, study.restarts)]
         commands.append(shlex.join(["mixout", "study", "run", *options]))
-        title, baseline = study.name, args.baseline or study.baseline
-    else:
-        check_no_file(args)
+        title, baseline = study.title or study.name, args.baseline or study.baseline
+    elif (metric := check_no_file(args)) is not None:
+        options += ["--set", f"metric={metric}"]
     for line in contents.remarks():
         print(line, file=sys.stderr)
     return report_on(
@@ -120,6 +120,7 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         contents,
         folder,
         study=study,
+        metric=metric,
         title=args.title or title,
         commands=[*commands, _command(args, *options)],
         baseline=baseline,

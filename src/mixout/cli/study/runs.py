@@ -172,10 +172,16 @@ def asked(args: argparse.Namespace, contents: Contents) -> tuple[Study, list[Pla
         raise
 
 
-def check_no_file(args: argparse.Namespace) -> None:
-    """Refuse options that change a study if no study is named."""
-    if args.restarts is not None or args.set:
-        raise InputError("expected --restarts and --set only with a study file, got none; name the FILE")
+def check_no_file(args: argparse.Namespace) -> str | None:
+    """Refuse options that change a study if no study is named; the metric that ``--set metric=NAME`` asks for."""
+    changes = dict(map(_setting, args.set))
+    metric = changes.pop("metric", None) if args.step in ("report", "export") else None
+    if args.restarts is not None or changes:
+        raise InputError(
+            "expected --restarts and --set only with a study file, got none; name the FILE (a report without one takes "
+            "--set metric=NAME alone)"
+        )
+    return None if metric is None else str(metric)
 
 
 def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run]:
