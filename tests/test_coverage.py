@@ -98,7 +98,7 @@ def test_shares_of_a_model_without_parameters_are_zero():
 def test_what_mixes_nothing_is_told_too():
     """How many weights decay, and how far the farthest has gone; a report never raises."""
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
-    mixout.apply_(model, mixout.AnchorDecay(radius=0.5))
+    mixout.apply_(model, mixout.AnchorDecay(radius=0.5), where=mixout.ALL)
     with torch.no_grad():
         model[2].weight[0, 0] += 0.25
     assert mixout.coverage(model).held == (
@@ -108,9 +108,9 @@ def test_what_mixes_nothing_is_told_too():
     assert mixout.coverage(model).held[0] in mixout.coverage(model)._repr_html_()
     model[0].weight = nn.Parameter(torch.zeros(5, 4))  # resized
     assert mixout.coverage(model).held == ("2 weights decay (26 numbers)",)
-    mixout.apply_(mixout.remove_(model), mixout.AnchorDecay(1.0, selective=True))
+    mixout.apply_(mixout.remove_(model), mixout.AnchorDecay(1.0, selective=True), where=mixout.ALL)
     assert mixout.coverage(model).held == ("2 weights decay (26 numbers)",)
-    mixout.apply_(mixout.remove_(model), mixout.OutputAnchor(1.0))
+    mixout.apply_(mixout.remove_(model), mixout.OutputAnchor(1.0), where=mixout.ALL)
     assert mixout.coverage(model).held == ("answers are held by 6 anchored parameters",)
     assert mixout.coverage(mixout.remove_(model)).held == ()
 
@@ -129,3 +129,15 @@ def test_a_decay_is_told_as_what_it_is(dry):
     if dry:
         with pytest.raises(mixout.NotAppliedError):
             mixout.state(model)
+
+
+def test_a_head_that_may_be_new_is_told_where_the_model_does_not_name_its_body(tiny_llama):
+    transformers = pytest.importorskip("transformers")
+    hint = "does not say which layers are new"
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    for method in ("mixout(0.5)", "anchor_decay(radius=0.005)"):
+        assert hint in str(mixout.coverage(model, method))
+        assert hint not in str(mixout.coverage(model, method, where=r"^0"))
+    assert hint not in str(mixout.coverage(model, "plain"))
+    named = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    assert hint not in str(mixout.coverage(named, "mixout(0.5)"))

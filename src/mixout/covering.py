@@ -25,7 +25,7 @@ from mixout.reach import Kind
 from mixout.reach import LayerCoverage as LayerCoverage
 from mixout.reach import rows as layer_rows
 from mixout.record import applications
-from mixout.selection import WhereLike, resolve
+from mixout.selection import BODY, WhereLike, names_its_body, resolve
 from mixout.sources import uncompiled
 
 # The labels of the kinds, in the order of the table.
@@ -41,7 +41,8 @@ class Coverage:
         methods: the methods, spelled.
         layers: every module that holds parameters of its own.
         dropouts: the model's own dropouts that are still on.
-        held: what methods do that mix nothing, in words: how many weights decay, and how far they have gone.
+        held: what methods do that mix nothing, in words: how many weights decay, and how far they have gone; and that
+            a new head may be among the layers, where the model does not tell.
     """
 
     methods: str
@@ -177,6 +178,7 @@ def coverage(
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Dropout(0.1))
         >>> print(coverage(model, mixout.Mixout(0.9)))
         mixout(0.9): 1 layer mixed, 57.1% of the parameters, 100.0% of the weights' FLOPs
+          Sequential does not say which layers are new: leave a new head out with where=
           mixed          1 x Linear              15  0
           not mixed      1 x LayerNorm            6  1
                              LayerNorm is not a layer that mixout can mix
@@ -199,7 +201,14 @@ def coverage(
 
 def _report(model: nn.Module, methods: str, text: str) -> Coverage:
     layers, still_on = layer_rows(model, text), tuple(dropouts.active(model))
-    return Coverage(methods=methods, layers=layers, dropouts=still_on, held=tuple(_held(model)))
+    held = [*_held(model)]
+    if (
+        text == f"where={BODY!r}"
+        and not names_its_body(model)
+        and any(row.kind in ("mixed", "decayed") for row in layers)
+    ):
+        held.append(f"{type(model).__name__} does not say which layers are new: leave a new head out with where=")
+    return Coverage(methods=methods, layers=layers, dropouts=still_on, held=tuple(held))
 
 
 def _held(model: nn.Module) -> Iterator[str]:

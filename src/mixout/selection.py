@@ -120,7 +120,7 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
     if where is None or where in (BODY, PAPER, ALL):
         preset = where or BODY
         inside = (lambda *_: True) if preset == ALL else body(model)
-        may_lack = preset != ALL and not _parts(model)[0]  # no part names its heads
+        may_lack = preset != ALL and not names_its_body(model)
         if preset == PAPER and not any(_FEEDS_NONLINEARITY.search(name) for name, _ in model.named_modules()):
             raise ValueError(
                 'expected a feed-forward block whose first layer where="paper" can leave out, found none by name; '
@@ -172,6 +172,11 @@ def body(model: nn.Module) -> Callable[[str, nn.Module], bool]:
     if not inside:
         return lambda *_: True
     return lambda _, module: id(module) in inside and id(module) not in outside
+
+
+def names_its_body(model: nn.Module) -> bool:
+    """Whether a part of ``model`` tells its pretrained body from a new head."""
+    return bool(_parts(model)[0])
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
