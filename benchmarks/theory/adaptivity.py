@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from theory.claims import Claim
 TOPIC = "Adaptivity: measured pull / second-order prediction along a training run (tolerance: 0.25 and 4 se)"
 PS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Weights = dict[str, Tensor]
+Loss = Callable[[Weights], Tensor]  # of weights by name, in place of the model's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +137,17 @@ def points(
         for _ in course(model.train(), source, rate=4 * rate, epochs=epochs, decay=0.01):
             pass
     model.eval()
+    loss_of = partial(_loss, model, held)
     start = {name: w.detach().clone() for name, w in _mixed(model).items()}
     for step in course(model, target, rate=rate, epochs=epochs):
         if step not in checkpoints:
             continue
         deltas = {name: w.detach() - start[name] for name, w in _mixed(model).items()}
-        curvature, curvature_error = _spread(block_curvature(model, deltas, held, number))
+        curvature, curvature_error = spread(block_curvature(loss_of, _mixed(model), deltas, number))
         report(f"  adaptivity, step {step}: sum over units of d'Hd {curvature:.4g} +- {curvature_error:.2g}")
         for p in PS:
-            loss, pulls = sampled_pulls(model, start, held, p, number)
-            measured, measured_error = _spread(pulls)
+            loss, pulls = sampled_pulls(loss_of, _mixed(model), start, p, number)
+            measured, measured_error = spread(pulls)
             odds = p / (2 * (1 - p))
             found.append(Point(
                 step=step, p=p, loss=loss, squared_distance=float(sum(d.square().sum() for d in deltas.values())),
@@ -160,41 +163,41 @@ def _mixed(model: nn.Sequential) -> Weights:
     return {f"{name}.weight": module.weight for name, module in model.named_children() if isinstance(module, nn.Linear)}
 
 
-def _loss(model: nn.Sequential, weights: Weights, images: Images) -> Tensor:
+def _loss(model: nn.Sequential, images: Images, weights: Weights) -> Tensor:
     return F.cross_entropy(functional_call(model, weights, images.pixels), images.labels)
 
 
-def sampled_pulls(model: nn.Sequential, start: Weights, images: Images, p: float, masks: int) -> tuple[float, Tensor]:
-    """L(w), and L(Phi) - L(w) - grad L(w) . (Phi - w) for sampled masks, (masks,)."""
-    weights = _mixed(model)
-    loss = _loss(model, weights, images)
+def sampled_pulls(
+    loss_of: Loss, weights: Weights, start: Weights, p: float, masks: int, *, at_once: int = 25
+) -> tuple[float, Tensor]:
+    """L(w), and L(Phi) - L(w) - grad L(w) . (Phi - w) for sampled masks, (masks,); so many at once fit in memory."""
+    loss = loss_of(weights)
     slopes = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
     draw, pulls = torch.Generator().manual_seed(round(1000 * p)), []
-    for size in [25] * (masks // 25) + [masks % 25] * (masks % 25 > 0):  # at once: memory
+    for size in [at_once] * (masks // at_once) + [masks % at_once] * (masks % at_once > 0):
         with torch.no_grad():
             phis = {}
             for name, w in weights.items():
                 mask = (torch.rand(size, 1, w.shape[1], generator=draw) >= p).to(w.dtype)
                 phis[name] = mix(w, start[name], mask, 1 / (1 - p))
             first = sum(((phis[name] - w) * slopes[name]).double().sum((1, 2)) for name, w in weights.items())
-            pulls.append(vmap(lambda phi: _loss(model, phi, images))(phis).double() - loss.double() - first)
+            pulls.append(vmap(loss_of)(phis).double() - loss.double() - first)
     return float(loss.detach()), torch.cat(pulls)
 
 
-def block_curvature(model: nn.Sequential, deltas: Weights, images: Images, signs: int) -> Tensor:
+def block_curvature(loss_of: Loss, weights: Weights, deltas: Weights, signs: int) -> Tensor:
     """One v'Hv for each of random signs, (signs,); the mean estimates the sum over input units of d'Hd."""
-    weights = list(_mixed(model).values())
-    slopes = torch.autograd.grad(_loss(model, _mixed(model), images), weights, create_graph=True)
+    slopes = torch.autograd.grad(loss_of(weights), [*weights.values()], create_graph=True)
     draw, found = torch.Generator().manual_seed(0), torch.zeros(signs, dtype=torch.float64)
     for number in range(signs):
         v = [d * (2 * torch.randint(2, (1, d.shape[1]), generator=draw) - 1) for d in deltas.values()]
         along = torch.stack([(slope * part).sum() for slope, part in zip(slopes, v, strict=True)]).sum()
-        for product, part in zip(torch.autograd.grad(along, weights, retain_graph=True), v, strict=True):
+        for product, part in zip(torch.autograd.grad(along, [*weights.values()], retain_graph=True), v, strict=True):
             found[number] += (product * part).double().sum()
     return found
 
 
-def _spread(values: Tensor) -> tuple[float, float]:
+def spread(values: Tensor) -> tuple[float, float]:
     """Mean and standard error."""
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 

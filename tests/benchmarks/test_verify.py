@@ -4,6 +4,7 @@ import csv
 import doctest
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def small():
 
     def loss(flat):
         parts = zip(names, flat.split(sizes), weights, strict=True)
-        return adaptivity._loss(model, {name: part.view_as(weight) for name, part, weight in parts}, images)
+        return adaptivity._loss(model, images, {name: part.view_as(weight) for name, part, weight in parts})
 
     flat = torch.cat([weight.detach().flatten() for weight in weights])
     delta = flat - torch.cat([start[name].flatten() for name in names])
@@ -143,17 +144,21 @@ def small():
 def test_random_signs_estimate_the_block_sum(small):
     images, model, start, expected = small
     deltas = {name: weight.detach() - start[name] for name, weight in adaptivity._mixed(model).items()}
-    mean, error = adaptivity._spread(adaptivity.block_curvature(model, deltas, images, 1500))
+    mean, error = adaptivity.spread(
+        adaptivity.block_curvature(partial(adaptivity._loss, model, images), adaptivity._mixed(model), deltas, 1500)
+    )
     assert abs(mean - expected) < 4.5 * error
     assert error < 0.1 * abs(expected)
 
 
 def test_the_measured_pull_is_the_prediction_for_a_small_delta(small):
     images, model, start, total = small
-    here, pulls = adaptivity.sampled_pulls(model, start, images, 0.5, 4010)
+    here, pulls = adaptivity.sampled_pulls(
+        partial(adaptivity._loss, model, images), adaptivity._mixed(model), start, 0.5, 4010
+    )
     assert len(pulls) == 4010
     assert here == pytest.approx(nn.functional.cross_entropy(model(images.pixels), images.labels).item())
-    mean, error = adaptivity._spread(pulls)
+    mean, error = adaptivity.spread(pulls)
     expected = 0.5 / (2 * 0.5) * total
     assert abs(mean - expected) < 4.5 * error + 0.02 * abs(expected)
     assert error < 0.1 * abs(expected)

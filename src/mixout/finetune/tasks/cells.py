@@ -152,7 +152,7 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
     label: tuple[Any, ...]
     if names is None:
         values = [number(label) for label in labels]
-        good = (value is not None for value in values)
+        good = [value is not None for value in values]
         hint = ", or use --multi-label where cells hold several labels" if train_size else ""  # only in training
         remedy = f"correct or remove the row{hint}"
         table.check(good, labels, "a number as label (regression)", remedy)
