@@ -67,7 +67,7 @@ def _of_blocks(diffs: Iterator[Tensor], order: float) -> Tensor:
 
 
 def _differences(weight: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:
-    """W - u of each block, valid until the next one is asked for."""
+    """The differences w - u of each block, valid until the next one is asked for."""
     device = weight.device if weight.is_cuda else torch.device("cpu")  # MPS has no double precision
     buffer = torch.empty(0, device=device)
     for block in blocks(weight, anchor, most=_SERIAL):

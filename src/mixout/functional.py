@@ -77,7 +77,7 @@ def mixed_linear(
     stream: Stream | None = None,
     form: Form = "auto",
 ) -> Tensor:
-    r"""Y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
+    r"""The linear y = x Phi^T + b with one draw of Phi; :func:`mix`, then a linear, in less time and memory.
 
     Small layers are computed in torch's own operations, which keep Phi for backward. In larger ones nothing as large as
     the weight is kept but an anchor and a mask of elements; :mod:`mixout.ops.linear` describes the forms.

@@ -186,7 +186,7 @@ def covered(
 
 
 def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:
-    """W <- u + t (w - u); t = 0 and 1 copy, since 0 * w is nan where w is infinite, and -0 + 0 is no -0."""
+    """Move w <- u + t (w - u); t = 0 and 1 copy, since 0 * w is nan where w is infinite, and -0 + 0 is no -0."""
     if t == 1:
         return
     if anchor is None:

@@ -90,7 +90,7 @@ def embedding_pass(
 
 
 def linear_pass(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, options: MixOptions) -> Tensor:
-    """Y = x Phi^T + b; see :func:`mixout.functional.mixed_linear`."""
+    """The linear y = x Phi^T + b; see :func:`mixout.functional.mixed_linear`."""
     p, unit, gradient, noise, stream, _ = options
     if torch.compiler.is_compiling() or isinstance(p, Tensor):
         return _linear_in_graph(x, weight, anchor, bias, options)

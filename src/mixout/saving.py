@@ -47,7 +47,7 @@ class State:
 
     @property
     def by_layer(self) -> dict[str, float]:
-        """P of each mixed layer, by its name."""
+        """The p of each mixed layer, by its name."""
         modules = self._model.named_modules()
         return {name: float(m._mixed.mixing.p) for name, m in modules if isinstance(m, Mixed)}
 

@@ -23,7 +23,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, step: int) -> float:
-        """P at ``step``."""
+        """The p at ``step``."""
 
     def extremes(self) -> tuple[float, ...]:
         """The lowest and the highest p of the run, as far as they are known beforehand: here p at step 0."""
@@ -55,11 +55,11 @@ class LinearRamp(Schedule):
             raise ValueError(f"expected steps to be an integer, at least 1, got {self.steps!r}")
 
     def __call__(self, step: int) -> float:
-        """P at ``step``."""
+        """The p at ``step``."""
         return self.start + (self.end - self.start) * self._share(min(max(step, 0) / self.steps, 1.0))
 
     def extremes(self) -> tuple[float, ...]:
-        """P at the first and at the last step."""
+        """The p at the first and at the last step."""
         return self.start, self.end
 
     @staticmethod
@@ -130,7 +130,7 @@ class PScheduler:
 
     @property
     def p(self) -> float:
-        """P of this step."""
+        """The p of this step."""
         return self.schedule(self.steps)
 
     def step(self) -> None:

@@ -172,8 +172,17 @@ def costs():
         assert len(known) >= 8
 
 
+def pull():
+    """A row is a kind of text, measured or predicted."""
+    file = read("pull").set_index(["texts", "p"])
+    for (name, found), column in zip(rows("theory.md", "| texts | pull |"), ["measured", "predicted"] * 2, strict=True):
+        runs = file.loc["trained on" if name == "trained on" else "not trained on"]
+        yield found, [runs.loss.iloc[0], *runs[column]]
+
+
 TABLES = [
     costs,
+    pull,
     quickstart,
     classification,
     regression,

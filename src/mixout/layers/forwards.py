@@ -28,7 +28,7 @@ from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to,
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Y = x Phi^T + b with a new draw for ``layer``; weight and anchor are (out, in) views."""
+    """The linear y = x Phi^T + b with a new draw for ``layer``; weight and anchor are (out, in) views."""
     layer.count_pass()
     return linear_pass(x, weight, anchor, bias, layer.mix_options())
 

@@ -68,7 +68,7 @@ class Mixing:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
 
     def probability(self) -> float | Tensor:
-        """P as a number; the tensor itself while compiling, where a number would be a constant of the graph."""
+        """The p as a number; the tensor itself while compiling, where a number would be a constant of the graph."""
         return self.p if torch.compiler.is_compiling() else self._number
 
 

@@ -172,7 +172,7 @@ def decays(parameter: Tensor) -> bool:
 
 @torch.no_grad()
 def shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float | Tensor) -> None:
-    """W <- u + exp(exponent) (w - u), for weights of one dtype, device and mesh; without anchors u is 0."""
+    """Decay w <- u + exp(exponent) (w - u), for weights of one dtype, device and mesh; without anchors u is 0."""
     if isinstance(exponent, Tensor):  # of any dtype and device, which lerp does not take
         share = -torch.expm1(exponent)
         for weight, anchor in zip(weights, anchors or weights, strict=True):
@@ -186,7 +186,7 @@ def shrink_(weights: list[Tensor], anchors: list[Tensor] | None, exponent: float
 
 @torch.no_grad()
 def shrink_weighted_(weight: Tensor, anchor: Tensor | None, importance: Tensor, exponent: float | Tensor) -> None:
-    """W <- u + exp(exponent F) (w - u), entry by entry; without an anchor u is 0."""
+    """Decay w <- u + exp(exponent F) (w - u), entry by entry; without an anchor u is 0."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if isinstance(exponent, Tensor):
         exponent = exponent.to(weight.device)

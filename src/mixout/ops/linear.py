@@ -42,7 +42,7 @@ _ALIGNED = 8
 
 
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
-    """Y in torch's own operations, with the exact derivative; autocast casts what it reads.
+    """The linear y in torch's own operations, with the exact derivative; autocast casts what it reads.
 
     ``coefficient`` is s M, broadcastable to ``weight``, in its dtype.
     """
@@ -169,7 +169,7 @@ def split(
     *,
     gradient: Gradient = "exact",
 ) -> Tensor:
-    """Y as of :func:`sparse`, without Phi, in torch's own operations.
+    """The linear y as of :func:`sparse`, without Phi, in torch's own operations.
 
     Where w equals u the second product is 0 and y is the anchor's output to the bit.
     """
@@ -201,7 +201,7 @@ def dense(
     gradient: Gradient = "exact",
     kept: Tensor | None = None,
 ) -> Tensor:
-    """Y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: the columns of the gradient to compute, None for all."""
+    """The linear y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: columns with a gradient, None for all."""
     rows = x.reshape(-1, x.shape[-1])
     x_kept = None if kept is None or not weight.requires_grad else rows.index_select(1, kept)
     slope = slope_of(gradient, scale)

@@ -53,7 +53,7 @@ def mean_interval(one: Array, other: Array | None = None, *, level: float = 0.95
 
 
 def equivalence_p(one: Array, other: Array | None, margin: float) -> float | None:
-    """P of "the means differ by less than ``margin``": the larger p of two one-sided t tests. None without an interval.
+    """The p of "the means differ by less than ``margin``": the larger of two one-sided tests; None without spread.
 
     Example:
         >>> round(equivalence_p(np.array([0.4, -0.2, 0.15, 0.0, 0.3]), None, 1.0), 3)
