@@ -146,6 +146,8 @@ def test_paths_begin_where_the_file_is(tmp_path, monkeypatch):
     first, second = read("../there/study.toml").tasks
     assert first.settings == {"task": "RTE", "data_dir": "../there/glue"}
     assert (second.label, second.settings) == ("reviews.csv", {"task": "../there/data/reviews.csv"})
+    (there / "RTE").mkdir()  # GLUE's own folder does not make a path of the task's name
+    assert read("../there/study.toml").tasks[0].settings["task"] == "RTE"
     (there / "glue").rmdir()  # what is not there is looked for from here
     assert read("../there/study.toml").tasks[0].settings["data_dir"] == "glue"
 

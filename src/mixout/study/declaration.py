@@ -39,7 +39,7 @@ from typing import Any
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import EMBEDDED, Settings
 from mixout.finetune.tasks import is_path
 from mixout.study.analysis.runs import text_of
 from mixout.study.grid import Axis, Study, check_settings
@@ -138,12 +138,13 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with paths that begin in ``folder``, where something lies there."""
+    """The tables with paths that begin in ``folder``, where something lies there; the names that mixout knows stay."""
 
     def located(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
         if not isinstance(table, dict):
             return table
-        paths = {name: folder / str(table[name]) for name in names if table.get(name)}
+        places = {name: str(table[name]) for name in names if table.get(name)}
+        paths = {name: folder / place for name, place in places.items() if place != EMBEDDED and is_path(place)}
         return table | {name: str(path) for name, path in paths.items() if path.exists()}
 
     named = {kind: tables.get(kind, []) for kind in ("task", "method")}
