@@ -16,7 +16,7 @@ from tests.finetune.conftest import interrupted
 from transformers import LlamaConfig
 
 import mixout.choose.run as running
-from mixout.choose import choose, search, verdict
+from mixout.choose import choose, search
 from mixout.cli import main
 from mixout.errors import InputError
 from mixout.finetune import models
@@ -67,7 +67,6 @@ def quick(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "read", lambda path, *kinds: events.append(path.name) or read(path, *kinds))
     monkeypatch.setattr(executors, "finetune", stub)
     monkeypatch.setattr(running, "finetune", final)
-    monkeypatch.setattr(verdict, "_RESAMPLES", 9)
     monkeypatch.setattr(search, "RATES", (1.0, 2.0))
     monkeypatch.setattr(search, "RATES_OF_METHOD", (1.0,))
     monkeypatch.setattr(search, "REPEATS", 1)

@@ -146,6 +146,24 @@ def test_the_nested_score_is_not_the_luck_of_the_best():
     assert covered >= 72
 
 
+@pytest.mark.parametrize(("metric", "lowest"), [("f1", 0.0), ("matthews", -1.0)])
+def test_intervals_hold_no_score_that_cannot_be(metric, lowest):
+    labels = tuple([0, 1] * 5)
+    rows = Split(text=tuple(map(str, range(10))), label=labels)
+    task = Task(name="t", train=rows, dev=rows, labels=("a", "b"), metrics=(metric,), metric=metric, source="")
+    split = [list(range(part, 10, 5)) for part in range(5)]
+    draw = np.random.default_rng(1)
+
+    def train(_candidate, part, _repeat):
+        return Trained(score=draw.random(), predictions=tuple(draw.integers(0, 2, 2).tolist()), seconds=1.0)
+
+    found = Search(train, 1e9, DEFAULT)
+    value, _, gain, _ = verdict.expected(found, found.through(search.METHODS, lambda _: RATE), task, split)
+    assert lowest <= value.low <= value.value <= value.high <= 1.0
+    assert lowest - 1 <= gain.low <= gain.value <= gain.high <= 1 - lowest
+    assert value.high - value.low > 0.5
+
+
 @pytest.mark.parametrize(
     ("gap", "noise", "splits", "kept"),
     [

@@ -194,6 +194,10 @@ def test_a_ledger_alone_is_reported_by_the_metric_that_is_asked_for(study, tmp_p
     capsys.readouterr()
     assert study("report", "--set", "metric=pearson", *words, file=None) == 2
     assert "got 'pearson'; they have accuracy" in capsys.readouterr().err
+    table = str(tmp_path / "runs.csv")
+    assert study("export", "--output", table, file=None) == 0
+    assert study("export", "--set", "metric=f1", "--known", table, file=None) == 2
+    assert "expected f1 as the metric" in capsys.readouterr().err
     assert study("report", "--set", "epochs=1.0", *words, file=None) == 2
     assert "takes --set metric=NAME alone" in capsys.readouterr().err
 

@@ -55,6 +55,7 @@ def test_a_language_model_has_none():
         (4.0, 3.9, 3.9, ""),
         (4.0, 4.0, 4.0, "it has hardly learned: dev loss 4.000 after 4 steps at learning rate 1e-4, 4.000 before"),
         (4.0, 4.1, 4.2, "it has hardly learned"),
+        (4.0, 3.9999, 4.0, "it has hardly learned"),  # rounding
         (4.0, 4.1, 3.0, "what it has learned does not carry over to the dev text"),
     ],
 )
@@ -68,6 +69,8 @@ def test_a_language_model_is_measured_against_itself_before(before, after, train
     assert bool(verdict) == bool(said)
     assert "labels" not in verdict
     assert ("fewer steps" in verdict) == said.startswith("what it")
+    record.settings = Settings(method="interpolate(0.5)", learning_rate=1e-4)
+    assert judge(record, None, corpus) == ""
 
 
 def record_of(

@@ -73,6 +73,14 @@ name = "mixout(.5)"
     kept = ["--set", "metric=original_log_likelihood"]
     assert main(["study", "report", *words, *kept, "--output-dir", str(tmp_path / "kept")]) == 0
     assert "original_log_likelihood" in next((tmp_path / "kept").glob("*.html")).read_text()
+    # Not by one of which lower is better, with the file or without it.
+    capsys.readouterr()
+    for named in (words, words[1:]):
+        assert (
+            main(["study", "report", *named, "--set", "metric=perplexity", "--output-dir", str(tmp_path / "no")]) == 2
+        )
+        assert "log_likelihood" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_point_is_a_hundredth_of_a_nat():

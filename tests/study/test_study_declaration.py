@@ -148,6 +148,13 @@ def test_paths_begin_where_the_file_is(tmp_path, monkeypatch):
     assert (second.label, second.settings) == ("reviews.csv", {"task": "../there/data/reviews.csv"})
     (there / "RTE").mkdir()  # GLUE's own folder does not make a path of the task's name
     assert read("../there/study.toml").tasks[0].settings["task"] == "RTE"
+    long = GOOD.replace("learning_rate = [1e-5, 2e-5]", f'model = ["m", "minilm", "{"n" * 300}"]')
+    (there / "long.toml").write_text(long)
+    for name in ("m", "minilm", "rte"):
+        (there / name).mkdir()
+    assert read("../there/long.toml").factors == {"model": ["../there/m", "minilm", "n" * 300]}
+    (there / "long.toml").write_text(long.replace('"glue"', '"rte"'))  # a task's name, but a folder here
+    assert read("../there/long.toml").tasks[0].settings["data_dir"] == "../there/rte"
     (there / "glue").rmdir()  # what is not there is looked for from here
     assert read("../there/study.toml").tasks[0].settings["data_dir"] == "glue"
 

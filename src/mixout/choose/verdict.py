@@ -113,21 +113,23 @@ def expected(
         ]
         return math.fsum(values[task.metric] for values in scores) / len(scores)
 
-    def estimate(of: Callable[[NDArray[np.int64]], float]) -> Estimate:
+    def estimate(of: Callable[[NDArray[np.int64]], float]) -> tuple[float, float]:
+        """A number and half the width of its interval."""
         rows = np.arange(len(truth))
         value, groups = of(rows), min(len(rows), _GROUPS)
         without = np.array([of(rows[rows % groups != group]) for group in range(groups)])
         low, high = mean_interval(groups * value - (groups - 1) * without) or (value, value)
-        half_width = (high - low) / 2
-        return Estimate(value=value, low=value - half_width, high=value + half_width)
+        return value, (high - low) / 2
 
-    value = estimate(lambda rows: score(nested, rows))
-    low, high = value.low, min(1.0, value.high)
+    lowest = -1.0 if task.metric in (*metrics.REGRESSION, "matthews") else 0.0  # the highest is 1
+    value, half_width = estimate(lambda rows: score(nested, rows))
+    low, high = max(lowest, value - half_width), min(1.0, value + half_width)
     if task.metric == "accuracy":
-        low, high = wilson(round(value.value * len(truth)), len(truth))
-    value = Estimate(value=value.value, low=low, high=high)
-    gain = estimate(lambda rows: score(nested, rows) - score(plain, rows))
-    return value, score(plain, np.arange(len(truth))), gain, len(truth)
+        low, high = wilson(round(value * len(truth)), len(truth))
+    gain, half_width = estimate(lambda rows: score(nested, rows) - score(plain, rows))
+    ends = (float(np.clip(gain + sign * half_width, lowest - 1, 1 - lowest)) for sign in (-1, 1))
+    difference = Estimate(value=gain, low=next(ends), high=next(ends))
+    return Estimate(value=value, low=low, high=high), score(plain, np.arange(len(truth))), difference, len(truth)
 
 
 def _array(rows: Iterable[Any]) -> NDArray[np.object_]:

@@ -164,8 +164,9 @@ def _words(path: Path) -> list[str]:
     if not isinstance(values, dict):
         raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {type(values).__name__}")
     words: list[str] = []
-    settings = values.get("settings", values)  # a run's own file holds more than its settings
-    for name, value in settings.items():
+    if isinstance(values.get("settings"), dict) and {"id", "digest"} & values.keys():
+        values = values["settings"]  # a run's own file holds more
+    for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
         if option in ("--config", "--resume", "--print-config"):
             raise InputError(

@@ -32,7 +32,7 @@ CLASSIFICATION = ("accuracy", "f1", "matthews")
 REGRESSION = ("pearson", "spearman")
 MULTI_LABEL = ("micro_f1", "accuracy")
 _ENTITIES = "entity_f1"
-_KNOWN = (*CLASSIFICATION, *REGRESSION, "micro_f1", _ENTITIES)
+KNOWN = (*CLASSIFICATION, *REGRESSION, "micro_f1", _ENTITIES)
 
 
 def of_kind(kind: str, names: Iterable[str] = ()) -> tuple[str, ...]:
@@ -163,10 +163,10 @@ def chance(
     return max(compute([metric], constant, expected, classes=classes)[metric] for constant in constants)
 
 
-def check(name: str, fitting: Sequence[str] = _KNOWN) -> None:
+def check(name: str, fitting: Sequence[str] = KNOWN) -> None:
     """Refuse, by an InputError, a metric that does not exist or is none of those that fit the labels."""
-    if name not in _KNOWN:
-        raise InputError(f"expected a metric of {', '.join(_KNOWN)}, got {name!r}{nearest(name, _KNOWN)}")
+    if name not in KNOWN:
+        raise InputError(f"expected a metric of {', '.join(KNOWN)}, got {name!r}{nearest(name, KNOWN)}")
     if name not in fitting:
         kinds = {REGRESSION: "numbers (regression)", CLASSIFICATION: "classes", MULTI_LABEL: "several a row"}
         kind = kinds.get((*fitting,), "tags of words")

@@ -31,6 +31,7 @@ settings replace single settings of the base; its tasks, methods and factors rep
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -140,20 +141,26 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
 def _located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The tables with paths that begin in ``folder``, where something lies there; the names that mixout knows stay."""
 
-    def located(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
+    def located(name: str, place: Any) -> Any:  # noqa: ANN401
+        known = place == EMBEDDED if name == "model" else name in ("task", "name") and not is_path(str(place))
+        beside = folder / str(place)
+        return str(beside) if place and not known and os.path.exists(beside) else place  # False for names too long
+
+    def complete(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
         if not isinstance(table, dict):
             return table
-        places = {name: str(table[name]) for name in names if table.get(name)}
-        paths = {name: folder / place for name, place in places.items() if place != EMBEDDED and is_path(place)}
-        return table | {name: str(path) for name, path in paths.items() if path.exists()}
+        return table | {name: located(name, table[name]) for name in names if name in table}
 
-    named = {kind: tables.get(kind, []) for kind in ("task", "method")}
     axes = {
-        kind: [located(entry, (*PLACES, "name") if kind == "task" else PLACES) for entry in entries]
-        for kind, entries in named.items()
-        if isinstance(entries, list)
+        kind: [complete(entry, names) for entry in tables[kind]]
+        for kind, names in (("task", (*PLACES, "name")), ("method", PLACES))
+        if isinstance(tables.get(kind), list)
     }
-    return {**tables, "settings": located(tables.get("settings", {})), **axes}
+    factors = {
+        name: [located(name, value) for value in values] if name in PLACES and isinstance(values, list) else values
+        for name, values in tables.get("factors", {}).items()
+    }
+    return {**tables, **axes, "settings": complete(tables.get("settings", {})), "factors": factors}
 
 
 def _check_keys(where: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:

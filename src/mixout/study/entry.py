@@ -17,8 +17,10 @@ from typing import Any
 
 from mixout.errors import InputError
 from mixout.finetune.data import READ
+from mixout.finetune.metrics import KNOWN
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
+from mixout.finetune.tasks.files import TEXT_METRICS
 from mixout.study.analysis.runs import Run, grouped, if_one, is_collapsed, text_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
@@ -78,6 +80,12 @@ class Entry:
     def has_model(self) -> bool:
         """Whether the trained model was kept."""
         return (self.folder / "config.json").exists()
+
+    @property
+    def metrics(self) -> list[str]:
+        """The scores by which the run may be compared: those of each evaluation of which higher is better."""
+        scores = {} if self.record is None else self.record.evaluations[-1].scores
+        return [name for name in scores if name in (*KNOWN, *TEXT_METRICS)]
 
     def seen_as(self, planned: Planned) -> Run:
         """The run under the names of a study, with the score that counts there.

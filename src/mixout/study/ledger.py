@@ -110,10 +110,11 @@ class Contents:
             counts = Counter(entry.run.metric for entry in entries)
             ended = [entry.record.scores for entry in entries if entry.record is not None]
             usable = (name for name, _ in counts.most_common() if all(name in scores for scores in ended))
-            if asked is not None and (lacking := [scores for scores in ended if asked not in scores]):
+            metrics = [entry.metrics for entry in entries if entry.record is not None]
+            if asked is not None and (lacking := [names for names in metrics if asked not in names]):
                 raise InputError(
-                    f"expected a metric that all runs of {entries[0].run.task} have, got {asked!r}; they have "
-                    f"{', '.join(lacking[0])}"
+                    f"expected a metric that all runs of {entries[0].run.task} can be compared by, got {asked!r}; they "
+                    f"have {', '.join(lacking[0])}"
                 )
             metric = asked or next(usable, None)
             chances = {_data(e): e.run.chance for e in entries if e.run.metric == metric and e.run.chance is not None}

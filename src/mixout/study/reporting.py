@@ -128,9 +128,9 @@ def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
         lines.append(f"# the best run on {task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}")
         lines.append(command(settings[run.id]))
     if lines:
-        run_file = entries[0].folder.parent / "ID*" / RUN_NAME
-        lines.append("# any other run, with the first letters of its id in runs.csv for ID")
-        lines.append(f"mixout finetune --output-dir out/again --config {run_file.as_posix()}")
+        lines.append("# any other run, with the first letters of its id, its folder's name, for ID")
+        runs_folder = shlex.quote(entries[0].folder.parent.as_posix())
+        lines.append(f"mixout finetune --output-dir out/again --config {runs_folder}/ID*/{RUN_NAME}")
     return lines
 
 

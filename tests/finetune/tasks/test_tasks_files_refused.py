@@ -262,6 +262,11 @@ def test_a_column_of_names_is_no_column_of_classes(tmp_path):
         load_task(folder(tmp_path, rows(50, lambda i: i + 1), rows(2, lambda i: 0)))
 
 
+def test_a_label_that_is_new_is_named_also_among_many_classes(tmp_path):
+    with pytest.raises(InputError, match=r"line 2: expected a label that also .*, got '99'.*have 12 labels: is it"):
+        load_task(folder(tmp_path, rows(23, lambda i: i % 12 + 1), rows(2, lambda i: 99)))
+
+
 def test_a_row_says_where_it_stands_in_a_long_file(tmp_path):
     rows = [json.dumps({"text": f"t{i}", "label": i % 2}) for i in range(2000)]
     rows[1234] = json.dumps({"text": "", "label": 0})

@@ -74,7 +74,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     contents = Ledger(args.ledger).read()
     if args.file is None:
         metric = check_no_file(args)
-        known_runs = known(args, ())
+        known_runs = known(args, (), metric)
         # A run that failed here may have ended elsewhere.
         ledger_runs = [run for run in contents.runs(metric) if run.status != "failed" or run.id not in known_runs]
         return list((known_runs | {run.id: run for run in ledger_runs}).values())

@@ -184,11 +184,11 @@ def check_no_file(args: argparse.Namespace) -> str | None:
     return None if metric is None else str(metric)
 
 
-def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run]:
+def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | None = None) -> dict[str, Run]:
     """The runs of the tables that ``--known`` names, by identity, without those that failed.
 
     A run that failed on one machine may end on another, so it is run again. A run that was exported under an identity
-    of 0.1 is found under that of ``planned``.
+    of 0.1 is found under that of ``planned``. Runs that are not planned have the metric that is ``asked`` for, if any.
 
     Raises:
         InputError: a table cannot be read, a run has no identity or another metric than planned, or two tables disagree
@@ -205,7 +205,7 @@ def known(args: argparse.Namespace, planned: Sequence[Planned]) -> dict[str, Run
             if run.status == "failed":
                 continue
             id = current_ids.get(run.id, run.id)
-            if run.metric != (metric := metrics.get(id, run.metric)):
+            if run.metric != (metric := metrics.get(id, asked or run.metric)):
                 raise InputError(
                     f"expected {metric} as the metric in {path}, got {run.metric} of {name}; leave the table out, or "
                     f"export it again with --set metric={metric}"

@@ -161,13 +161,16 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
         numbers = {name: index for index, name in enumerate(names)}
         shown = ", ".join([*names[:20], *["..."][: len(names) - 20]])
         good = [numbers.keys() >= ({row} if isinstance(row, str) else {*row}) for row in labels]
-        if 2 * len(names) > train_size > 20 and not all(good):
-            raise InputError(
-                f"expected labels that several rows share, got {len(names)} different ones in {train_size} training "
-                f"rows ({shown}); name another column with --label-column"
-            )
-        expected = f"a label that also occurs in the training rows ({shown})"
-        table.check(good, labels, expected, "correct it, or give training rows with it")
+        remedy = "correct it, or give training rows with it"
+        if train_size > 20 and isinstance(labels[0], str) and not all(good):
+            if len(names) > 0.9 * train_size:
+                raise InputError(
+                    f"expected labels that several rows share, got {len(names)} different ones in {train_size} "
+                    f"training rows ({shown}); name another column with --label-column"
+                )
+            if 2 * len(names) > train_size:
+                remedy += f"; {train_size} training rows have {len(names)} labels: is it another --label-column?"
+        table.check(good, labels, f"a label that also occurs in the training rows ({shown})", remedy)
         if isinstance(labels[0], str):
             label = tuple(numbers[name] for name in labels)
         elif isinstance(texts[0], tuple):

@@ -113,7 +113,7 @@ def power_at(n: int, difference: float, spread: float, *, independent: bool = Fa
         0.808
     """
     freedom = (n - 1) * (2 if independent else 1)
-    shift = abs(difference) * math.sqrt(n) / spread
+    shift = abs(difference) * math.sqrt(n) / spread if spread else math.inf
     limit = -float(stdtrit(freedom, alpha / 2))
     # The noncentral t as a normal law over the estimated spread: scipy's own is nan in parts of its range.
     spreads = _spreads(freedom)
