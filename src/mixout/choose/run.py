@@ -92,12 +92,12 @@ def choose(
     complete = inputs.complete(all_rows)
     default = Candidate(complete.method, complete.learning_rate)
     by_rule = [inputs.complete(replace(all_rows, method=method)) for method in (PLAIN, *methods)]
-    rates = {settings.method: settings.learning_rate for settings in by_rule}
+    rates = {candidate.method: candidate.learning_rate for candidate in by_rule}
     base = replace(complete, save="no", evaluate="end", interpolate=(), report_to=())
     for method in rates:
         inputs.check(replace(base, method=method))
     methods = [method for method in rates if not inputs.is_plain(replace(base, method=method))]
-    for method in [method for method in rates if method not in methods]:
+    for method in [method for method in rates if method not in (PLAIN, *methods)]:
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
     cache = Cache()
     _check_methods([default.method, *methods], base, task, cache)

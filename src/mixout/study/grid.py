@@ -103,8 +103,8 @@ class Study:
         """The study with other shared settings; a task's or method's own settings stay."""
         return replace(self, settings={**self.settings, **changes})
 
-    def runs(self, inputs: Inputs | None = None) -> list[Planned]:
-        """All runs: task by task, to read data and weights once, and within a task restart by restart.
+    def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:
+        """All runs: task by task, to read data and weights once, and within a task restart by restart from ``first``.
 
         Raises:
             InputError: a value is not valid, data or models are missing, or two cells are the same.
@@ -113,7 +113,8 @@ class Study:
         input_cache = inputs or Inputs()
         grid = [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
         runs: dict[str, Planned] = {}
-        for task, restart, factors, method in itertools.product(self.tasks, range(self.restarts), grid, self.methods):
+        restarts = range(first, self.restarts)
+        for task, restart, factors, method in itertools.product(self.tasks, restarts, grid, self.methods):
             values = {**self.settings, **task.settings, **factors, **method.settings, "seed": restart}
             texts = {name: text_of(value) for name, value in factors.items()}
             coordinates = Restart(task=task.label, method=method.label, factors=texts, restart=restart)
@@ -122,7 +123,7 @@ class Study:
                     _check_own_subset(values)
                     values["subset_seed"] = restart
                 # Runs of other restarts differ in their seeds only.
-                run = input_cache.planned(coordinates, Settings(**values), check=restart == 0)
+                run = input_cache.planned(coordinates, Settings(**values), check=restart == first)
             except InputError as error:
                 where = ", ".join([task.label, method.label, *(f"{name} {text}" for name, text in texts.items())])
                 raise InputError(f"{where}: {error}") from error
@@ -192,7 +193,7 @@ def with_all_restarts(study: Study, contents: Contents, inputs: Inputs | None = 
     if last < study.restarts:
         return study
     # Also restarts after a missing one, for example if its copy was interrupted.
-    held = contents.pairs(replace(study, restarts=last + 1).runs(inputs))
+    held = contents.pairs(replace(study, restarts=last + 1).runs(inputs, first=study.restarts))
     return replace(study, restarts=max([study.restarts, *(run.restart + 1 for run, _ in held)]))
 
 

@@ -26,7 +26,7 @@ from mixout.finetune.levels import check_limits
 from mixout.finetune.models import outline, revision
 from mixout.finetune.settings import AUTO, FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
-from mixout.methods import Dropout, MixingMethod
+from mixout.methods import Dropout, MixingMethod, Plain
 from mixout.study.analysis.runs import Restart
 
 _COLUMNS = ("text_column", "pair_column", "label_column")
@@ -69,10 +69,11 @@ class Inputs:
         if check:
             self.check(settings)
         metric, chance = self.goal(settings)
+        values = self._values(settings)
         return Planned(
             **vars(place),
-            id=self.identity(settings),
-            former=self.former(settings),
+            id=_hash(values),
+            former=self._former(settings, values),
             settings=settings,
             metric=metric,
             chance=chance,
@@ -87,10 +88,10 @@ class Inputs:
         """
         return _hash(self._values(settings))
 
-    def former(self, settings: Settings) -> tuple[str, ...]:
+    def _former(self, settings: Settings, values: Mapping[str, Any]) -> tuple[str, ...]:
         """The identities that 0.1 gave to the same run, by the score that counted, evaluations and checkpoints."""
         task = self._data(settings)[0]
-        values = self._values(settings) | {"mixout": "0.1"}
+        values = {**values, "mixout": "0.1"}
         scores, saves = dict.fromkeys([task.metric, *task.metrics]), dict.fromkeys(["epoch", "no", settings.save])
         cases = (dict(zip(_WATCHED, row, strict=True)) for row in itertools.product(scores, ("epoch", "end"), saves))
         return tuple(
@@ -129,7 +130,9 @@ class Inputs:
         check_limits(settings, self._outline(settings.model, settings.task_type))
 
     def is_plain(self, settings: Settings) -> bool:
-        """Whether the method does no more than to set the model's own dropouts to what they are."""
+        """Whether the method does nothing, or no more than to set the model's own dropouts to what they are."""
+        if all(isinstance(method, Plain) for method in settings.methods):
+            return True
         sites = dropouts.find(self._outline(settings.model, settings.task_type).model)
         ps = {method.p for method in settings.methods if isinstance(method, Dropout)}
         only_dropout = len(ps) == len(settings.methods) == 1

@@ -108,9 +108,8 @@ class Contents:
         runs = []
         for entries in grouped(self.entries.values(), lambda entry: entry.run.task).values():
             counts = Counter(entry.run.metric for entry in entries)
-            ended = [entry.record.scores for entry in entries if entry.record is not None]
-            usable = (name for name, _ in counts.most_common() if all(name in scores for scores in ended))
             metrics = [entry.metrics for entry in entries if entry.record is not None]
+            usable = (name for name, _ in counts.most_common() if all(name in names for names in metrics))
             if asked is not None and (lacking := [names for names in metrics if asked not in names]):
                 raise InputError(
                     f"expected a metric that all runs of {entries[0].run.task} can be compared by, got {asked!r}; they "

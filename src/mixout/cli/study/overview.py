@@ -81,9 +81,7 @@ def _shows_nothing(study: Study) -> list[str]:
 
 def _equal(runs: Sequence[Planned], inputs: Inputs) -> list[str]:
     """A note on methods that are plain fine-tuning of their model under two names."""
-    plain = [
-        run for run in runs if run.restart == 0 and (run.settings.method == "plain" or inputs.is_plain(run.settings))
-    ]
+    plain = [run for run in runs if run.restart == 0 and inputs.is_plain(run.settings)]
     twins = grouped(plain, lambda run: (run.task, replace(run.settings, method="plain"))).values()
     labels = dict.fromkeys(
         " and ".join(dict.fromkeys(run.method for run in group)) for group in twins if len(group) > 1
