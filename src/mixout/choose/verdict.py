@@ -113,23 +113,28 @@ def expected(
         ]
         return math.fsum(values[task.metric] for values in scores) / len(scores)
 
-    def estimate(of: Callable[[NDArray[np.int64]], float]) -> tuple[float, float]:
-        """A number and half the width of its interval."""
-        rows = np.arange(len(truth))
-        value, groups = of(rows), min(len(rows), _GROUPS)
-        without = np.array([of(rows[rows % groups != group]) for group in range(groups)])
-        low, high = mean_interval(groups * value - (groups - 1) * without) or (value, value)
-        return value, (high - low) / 2
+    rows = np.arange(len(truth))
+    groups = min(len(rows), _GROUPS)
 
-    lowest = -1.0 if task.metric in (*metrics.REGRESSION, "matthews") else 0.0  # the highest is 1
-    value, half_width = estimate(lambda rows: score(nested, rows))
-    low, high = max(lowest, value - half_width), min(1.0, value + half_width)
+    def pseudo_values(of: list[NDArray[np.object_]]) -> tuple[float, NDArray[np.float64]]:
+        """The score, and the jackknife's pseudo-value of each group of rows."""
+        without = np.array([score(of, rows[rows % groups != group]) for group in range(groups)])
+        whole = score(of, rows)
+        return whole, groups * whole - (groups - 1) * without
+
+    def estimate(value: float, pseudo: NDArray[np.float64], lowest: float, highest: float) -> Estimate:
+        low, high = mean_interval(pseudo) or (value, value)
+        half = (high - low) / 2
+        return Estimate(value=value, low=max(lowest, value - half), high=min(highest, value + half))
+
+    (value, nested_values), (default, default_values) = pseudo_values(nested), pseudo_values(plain)
+    lowest = -1.0 if task.metric in (*metrics.REGRESSION, "matthews") else 0.0
+    on_new_data = estimate(value, nested_values, lowest, 1.0)
     if task.metric == "accuracy":
         low, high = wilson(round(value * len(truth)), len(truth))
-    gain, half_width = estimate(lambda rows: score(nested, rows) - score(plain, rows))
-    ends = (float(np.clip(gain + sign * half_width, lowest - 1, 1 - lowest)) for sign in (-1, 1))
-    difference = Estimate(value=gain, low=next(ends), high=next(ends))
-    return Estimate(value=value, low=low, high=high), score(plain, np.arange(len(truth))), difference, len(truth)
+        on_new_data = Estimate(value=value, low=low, high=high)
+    gain = estimate(value - default, nested_values - default_values, lowest - 1, 1 - lowest)
+    return on_new_data, default, gain, len(truth)
 
 
 def _array(rows: Iterable[Any]) -> NDArray[np.object_]:
