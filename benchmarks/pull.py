@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from transformers import DataCollatorWithPadding
 
 import mixout
 from mixout.finetune import data
+from mixout.finetune.batches import encode
 from mixout.finetune.models import load, load_trained
 from mixout.finetune.settings import Settings
-from mixout.finetune.tasks import Split
 from mixout.finetune.train import finetune
 from table import Table
 from theory.adaptivity import PS, Weights, block_curvature, sampled_pulls, spread
@@ -69,7 +70,8 @@ def rows(settings: Settings, run: Path, number: int) -> Iterator[dict[str, Any]]
     start: Weights = {name: starts[name].detach() for name in names}
     deltas = {name: weight.detach() - start[name] for name, weight in weights.items()}
     for texts, part in (("trained on", task.train), ("not trained on", task.dev)):
-        batch = encoded(trained.tokenizer, part, settings.max_length)
+        examples = encode(part, trained.tokenizer, settings.max_length)[:TEXTS]
+        batch = dict(DataCollatorWithPadding(trained.tokenizer)(examples))
 
         def loss_of(given: Weights, batch: dict[str, Tensor] = batch) -> Tensor:
             loss: Tensor = functional_call(model, given, kwargs=batch).loss
@@ -85,13 +87,6 @@ def rows(settings: Settings, run: Path, number: int) -> Iterator[dict[str, Any]]
                 "squared_distance": float(sum(delta.square().sum() for delta in deltas.values())),
                 "predicted": odds * curvature, "predicted_error": odds * curvature_error,
             }  # fmt: skip
-
-
-def encoded(tokenizer: Any, part: Split, max_length: int) -> dict[str, Tensor]:  # noqa: ANN401
-    """The first texts of ``part`` as one batch with labels."""
-    texts = list(part.text[:TEXTS])
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    return {**batch, "labels": torch.tensor(part.label[:TEXTS])}
 
 
 if __name__ == "__main__":

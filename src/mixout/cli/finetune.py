@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,19 +52,25 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     _add_predict(commands)
 
 
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], **texts: str) -> Any:  # noqa: ANN401
+    """A parser of settings: only those that are given, since others come from the recipe or a run that is resumed."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, formatter_class=raw, argument_default=argparse.SUPPRESS, **texts)
+    parser.set_defaults(parser=parser, run=run)
+    return parser
+
+
 def _add_finetune(commands: Any) -> None:  # noqa: ANN401
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "finetune",
+        _finetune,
         help="train one model on one task with one method",
         usage="mixout finetune DATA [--model NAME] [--method METHOD] [OPTION ...]",
         description="Train one model on one task with one method. Method, learning rate, epochs and batch size "
         "are chosen\nfor you where you name none, and printed. Without options: MiniLM on embedded text, offline.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Only the given options: the others come from the recipe, or from the run that is resumed.
-        argument_default=argparse.SUPPRESS,
     )
-    parser.set_defaults(parser=parser, run=_finetune)
     for name, metavar, text in (
         ("--output-dir", "DIR", "where the result goes; default: out/<digest of the settings>"),
         ("--config", "FILE", "read options from a YAML or JSON file, such as learning_rate: 1e-4"),
@@ -83,18 +89,17 @@ def _add_finetune(commands: Any) -> None:  # noqa: ANN401
 
 
 def _add_choose(commands: Any) -> None:  # noqa: ANN401
-    parser = commands.add_parser(
+    parser = _command(
+        commands,
         "choose",
+        _choose,
         help="choose method and learning rate on a small table, and train the model",
         usage="mixout choose DATA [--budget TIME] [--model NAME] [OPTION ...]",
         description="Search over learning rates, then over methods, within a budget of training time. The score to "
         "expect\non new data is measured on rows that the choice has not seen, beside that of the default. Call it "
         "again to\ncontinue after an interruption, or with a larger budget.",
         epilog=_CHOOSE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
     )
-    parser.set_defaults(parser=parser, run=_choose)
     text = "training time, such as 90s, 30m or 2h (default: %(default)s)"
     parser.add_argument("--budget", default="30m", metavar="TIME", help=text)
     text = "folder for model, report and all runs (default: %(default)s)"

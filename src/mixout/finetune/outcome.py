@@ -188,7 +188,7 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
     learned, at_chance = training <= LEARNED * constant[0], record.score <= record.chance
     # A constant answer may be so poor on the dev rows that even an untrained model has a lower loss there.
     if not learned and (dev > LEARNED * constant[1] or at_chance):
-        advice = "; ".join(_more(record, model, constant[0]))
+        advice = "; ".join([*_more(record, model, constant[0]), "see whether the texts tell the labels"])
         side = "final" if record.fitted else "dev"
         return (
             f"it has hardly learned: training loss {training:.3f} and {side} loss {dev:.3f} after {steps}, a constant "
@@ -217,7 +217,7 @@ def _against_start(record: Record, model: nn.Module, steps: str) -> str:
             f"what it has learned does not carry over to the dev text: {verdict}, though the training loss fell from "
             f"{first:.3f} to {last:.3f}. Try, in this order: more training text{_fewer(record)}"
         )
-    advice = "; ".join(_more(record, model, start.loss)[:-1])
+    advice = "; ".join(_more(record, model, start.loss))
     return f"it has hardly learned: {verdict}, training loss {last:.3f}. Try, in this order: {advice}"
 
 
@@ -246,7 +246,7 @@ def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
     if any(isinstance(method, MixingMethod) and method.p > P for method in settings.methods):
         advice.append(f"a smaller p: --method 'mixout({P})'")
-    return [*advice, f"another seed: --seed {settings.seed + 1}", "see whether the texts tell the labels"]
+    return [*advice, f"another seed: --seed {settings.seed + 1}"]
 
 
 def _lasting(record: Record, steps: int) -> str:

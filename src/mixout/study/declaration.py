@@ -141,26 +141,29 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
 def _located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The tables with paths that begin in ``folder``, where something lies there; the names that mixout knows stay."""
 
-    def located(name: str, place: Any) -> Any:  # noqa: ANN401
+    def beside_or_here(name: str, place: Any) -> Any:  # noqa: ANN401
         known = place == EMBEDDED if name == "model" else name in ("task", "name") and not is_path(str(place))
         beside = folder / str(place)
-        return str(beside) if place and not known and os.path.exists(beside) else place  # False for names too long
+        # os.path.exists, unlike Path.exists, returns False for names that no file can have.
+        return str(beside) if place and not known and os.path.exists(beside) else place
 
-    def complete(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
+    def with_paths(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
         if not isinstance(table, dict):
             return table
-        return table | {name: located(name, table[name]) for name in names if name in table}
+        return table | {name: beside_or_here(name, table[name]) for name in names if name in table}
 
     axes = {
-        kind: [complete(entry, names) for entry in tables[kind]]
+        kind: [with_paths(entry, names) for entry in tables[kind]]
         for kind, names in (("task", (*PLACES, "name")), ("method", PLACES))
         if isinstance(tables.get(kind), list)
     }
     factors = {
-        name: [located(name, value) for value in values] if name in PLACES and isinstance(values, list) else values
+        name: [beside_or_here(name, value) for value in values]
+        if name in PLACES and isinstance(values, list)
+        else values
         for name, values in tables.get("factors", {}).items()
     }
-    return {**tables, **axes, "settings": complete(tables.get("settings", {})), "factors": factors}
+    return {**tables, **axes, "settings": with_paths(tables.get("settings", {})), "factors": factors}
 
 
 def _check_keys(where: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:

@@ -162,14 +162,14 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
         shown = ", ".join([*names[:20], *["..."][: len(names) - 20]])
         good = [numbers.keys() >= ({row} if isinstance(row, str) else {*row}) for row in labels]
         remedy = "correct it, or give training rows with it"
-        if train_size > 20 and isinstance(labels[0], str) and not all(good):
-            if len(names) > 0.9 * train_size:
-                raise InputError(
-                    f"expected labels that several rows share, got {len(names)} different ones in {train_size} "
-                    f"training rows ({shown}); name another column with --label-column"
-                )
-            if 2 * len(names) > train_size:
-                remedy += f"; {train_size} training rows have {len(names)} labels: is it another --label-column?"
+        per_row = len(names) / train_size if train_size > 20 and isinstance(labels[0], str) else 0.0
+        if per_row > 0.9 and not all(good):
+            raise InputError(
+                f"expected labels that several rows share, got {len(names)} different ones in {train_size} training "
+                f"rows ({shown}); name another column with --label-column"
+            )
+        if per_row > 0.5:
+            remedy += f"; {train_size} training rows have {len(names)} labels: is it another --label-column?"
         table.check(good, labels, f"a label that also occurs in the training rows ({shown})", remedy)
         if isinstance(labels[0], str):
             label = tuple(numbers[name] for name in labels)

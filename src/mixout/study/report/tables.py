@@ -178,7 +178,8 @@ def _rank(mean: float | None) -> float:
 
 def _standing(cell: Cell, leaders: Sequence[Leader]) -> str:
     """Whether the cell is the highest in its place, or not told apart from it; empty if lower or undecided."""
-    if any(cell is one for x in leaders for one in (x.best, *x.alike) if one.mean == x.best.mean):
+    ahead = ((leader.best, *(alike for alike in leader.alike if alike.mean == leader.best.mean)) for leader in leaders)
+    if any(cell is highest for group in ahead for highest in group):
         return "highest"
     tied = (alike for leader in leaders for alike in leader.alike if alike.method not in leader.few)
     return "not told apart" if any(cell is alike for alike in tied) else ""
