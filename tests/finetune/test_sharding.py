@@ -30,8 +30,10 @@ fsdp_config:
   fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
   fsdp_state_dict_type: {kept}_STATE_DICT
 """
-# The command, which ends after a step.
+# The command, which ends after a step, and says how its processes end.
 STOPPED = """
+import atexit
+import os
 import sys
 from mixout import cli
 from mixout.finetune.course import Course
@@ -43,6 +45,12 @@ def stopping(self, args, state, control, **kwargs):
     if state.global_step == step:
         sys.exit(7)
 
+class Finalised:
+    def __del__(self, write=os.write):
+        write(2, b"finalised\\n")
+
+finalised = Finalised()
+atexit.register(os.write, 2, b"handlers ran\\n")
 Course.on_step_end = stopping
 cli.main(sys.argv[2:])
 """
@@ -158,13 +166,18 @@ class TestTraining:
         # In parts, whatever the configuration says.
         chosen = causal(epochs=1.0, save=3, method="mixout(0.5)+anchor_decay(0.1)")
         place = tmp_path / "two"
-        assert launch(chosen, place, stop=4, kept=kept).returncode != 0
+        ended = launch(chosen, place, stop=4, kept=kept)
+        assert ended.returncode != 0
+        assert "finalised" in ended.stderr
         checkpoint = place / "checkpoints" / "checkpoint-3"
         assert {"complete", "pytorch_model_fsdp_0"} <= {path.name for path in checkpoint.iterdir()}
         with pytest.raises(InputError, match="began with FSDP2, got a launch without"):
             finetune(chosen, place, resume=True)
-        ended = launch(chosen, place, "--resume", kept=kept)
+        ended = launch(chosen, place, "--resume", kept=kept, stop=10**6)
         assert ended.returncode == 0, ended.stderr
+        # What Gloo's threads may hold must not be freed in Python's finalisation: that ends the process by SIGABRT.
+        assert ended.stderr.count("handlers ran") == 2
+        assert "finalised" not in ended.stderr
         assert "from step 3" in ended.stderr
         check(chosen, tmp_path, ended.stdout)
 

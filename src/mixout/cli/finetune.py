@@ -6,7 +6,9 @@ Only the options that are not settings are defined here; the others are in :mod:
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -181,11 +183,27 @@ def _finetune(args: argparse.Namespace) -> int:
             print(predict(output_dir, options["test"], output_dir / _PREDICTIONS))
         if "push_to_hub" in options:
             print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
+    _leave()
+    return 0
+
+
+def _leave() -> None:
+    """Leave the other processes of the launch, if there are any; under FSDP2 this ends the process, with 0.
+
+    What torch caches of a sharded model keeps Gloo's threads, which may hold tensors of the last exchange. Freed during
+    Python's finalisation, these end the process by SIGABRT, and the launcher calls a finished run failed.
+    """
     import torch
+
+    from mixout.finetune.environment import fsdp2
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return 0
+    if fsdp2():
+        atexit._run_exitfuncs()  # loggers may send what is left
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _choose(args: argparse.Namespace) -> int:
