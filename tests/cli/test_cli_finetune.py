@@ -28,6 +28,7 @@ def test_a_run(options, tmp_path, capsys):
     assert record.settings.data_seed == 3
     printed = capsys.readouterr()
     assert "accuracy" in printed.out
+    assert "; standard error over 20 dev examples: 0." in printed.out
     assert str(tmp_path / "out") in printed.out
     # No terminal: plain lines, no bars, no advice of others.
     assert "step 3/3" in printed.err

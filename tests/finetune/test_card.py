@@ -45,6 +45,8 @@ def test_the_hub_reads_the_scores_from_the_card(settings, tmp_path):
     assert {one.metric_type: one.metric_value for one in header.eval_results} == {
         name: round(value, 4) for name, value in record.scores.items()
     }
+    error = f"of its 20 examples alone has a standard error: accuracy {record.standard_errors['accuracy']:.4f}, "
+    assert error in (tmp_path / "a" / "README.md").read_text()
     assert (header.pipeline_tag, header.library_name, header.tags) == (
         "text-classification",
         "transformers",

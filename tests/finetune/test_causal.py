@@ -126,6 +126,11 @@ def test_loss_and_scores_are_those_of_unpadded_documents(tiny_llama, tiny_text, 
     assert scores["original_log_likelihood"] == pytest.approx(-before, rel=1e-5)
     assert scores["original_perplexity"] == pytest.approx(math.exp(before), rel=1e-4)
     assert judge.predictions == pytest.approx([-a / b for a, b in each], rel=1e-5)
+    # A ratio of two sums: its jackknife, document by document.
+    loss, tokens = np.array(each).T
+    without = -(loss.sum() - loss) / (tokens.sum() - tokens)
+    error = math.sqrt((len(each) - 1) / len(each) * ((without - without.mean()) ** 2).sum())
+    assert judge.standard_errors()["log_likelihood"] == pytest.approx(error, rel=1e-4)
     assert count == sum(pair[1] for pair in [*each, *every])
     assert total == pytest.approx(sum(pair[0] for pair in [*each, *every]), rel=1e-5)
 
@@ -151,3 +156,4 @@ def test_perplexity_may_overflow_and_a_lost_run_has_no_score(loss, said):
     assert scores["perplexity"] == pytest.approx(said, nan_ok=True)
     assert math.isnan(scores["log_likelihood"]) != (loss == 800.0)
     assert scores.keys() == {"loss", "log_likelihood", "perplexity"}
+    assert judge.standard_errors().keys() == {"log_likelihood", "perplexity"}

@@ -148,6 +148,29 @@ def test_a_metric_for_the_other_kind_of_labels():
         metrics.check("f1", metrics.of_kind("tags", ["NOUN", "O"]))
 
 
+@pytest.mark.parametrize(("rows", "metric"), [(80, "accuracy"), (80, "matthews"), (450, "f1"), (450, "pearson")])
+def test_the_standard_error_is_that_of_other_samples(rows, metric):
+    """Against the spread of the score over fresh samples of the same law, also with groups of rows."""
+    random = np.random.default_rng(0)
+
+    def sample():
+        truth = random.random(rows) < 0.3
+        return (truth ^ (random.random(rows) < 0.2)).astype(int), truth.astype(int)
+
+    def score(got, truth):
+        return metrics.compute([metric], got, truth, classes=2)[metric]
+
+    spread = np.std([score(*sample()) for _ in range(300)])
+    found = []
+    for _ in range(5):
+        got, truth = sample()
+        whole, values = metrics.pseudo_values(lambda kept, got=got, truth=truth: score(got[kept], truth[kept]), rows)
+        assert whole == score(got, truth)
+        assert len(values) == min(rows, 100)
+        found.append(values.std(ddof=1) / math.sqrt(len(values)))
+    assert np.mean(found) == pytest.approx(spread, rel=0.12)
+
+
 @pytest.mark.parametrize(("got", "truth"), [([0, 1], [0]), ([], []), ([[[0]]], [[[0]]])])
 def test_shapes_that_cannot_be_scored(got, truth):
     with pytest.raises(ValueError, match=r"expected predictions and labels of the same shape \(n,\), n > 0, got \("):

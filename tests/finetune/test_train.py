@@ -74,6 +74,9 @@ def test_the_record_holds_what_happened(settings, tiny_bert, tmp_path):
     assert [(item.step, item.epoch) for item in record.evaluations] == [(6, 1.0), (12, 2.0)]
     assert [item.step for item in record.training] == [6, 12]
     assert record.labels == ("first", "second")
+    assert record.standard_errors.keys() == record.scores.keys()
+    share = record.scores["accuracy"]  # of 20 rows
+    assert record.standard_errors["accuracy"] == pytest.approx(math.sqrt(share * (1 - share) / 19))
     assert record.new_parameters == ("classifier.bias", "classifier.weight")
     assert record.gradient == "exact"
     assert record.coverage["layers_mixed"] == 2 * 6 + 1

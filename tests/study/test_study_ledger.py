@@ -141,9 +141,11 @@ def test_a_result_is_what_came_out_not_how(runs, record):
 
 
 def test_every_score_of_a_run_can_be_the_one_that_counts(runs, tmp_path, finish):
-    finish(Ledger(tmp_path), runs[1])
-    [run] = Ledger(tmp_path).read().of([replace(runs[1], metric="f1", chance=0.4)])
+    finish(Ledger(tmp_path), runs[1], standard_errors={"accuracy": 0.1, "f1": 0.2})
+    contents = Ledger(tmp_path).read()
+    [run] = contents.of([replace(runs[1], metric="f1", chance=0.4)])
     assert (run.metric, run.score, run.chance, run.evaluations) == ("f1", 0.5, 0.4, ((6, 0.5),))
+    assert [run.standard_error, *(one.standard_error for one in contents.of(runs[1:2]))] == [0.2, 0.1]
     with pytest.raises(InputError, match="among accuracy, f1, got 'matthews'"):
         Ledger(tmp_path).read().of([replace(runs[1], metric="matthews")])
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ with needs("demo", "figures"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-_GROUPS = 500  # more rows are left out in groups
 FEW = "too few runs to compare"
 
 
@@ -113,21 +113,14 @@ def expected(
         ]
         return math.fsum(values[task.metric] for values in scores) / len(scores)
 
-    rows = np.arange(len(truth))
-    groups = min(len(rows), _GROUPS)
-
-    def pseudo_values(of: list[NDArray[np.object_]]) -> tuple[float, NDArray[np.float64]]:
-        """The score, and the jackknife's pseudo-value of each group of rows."""
-        without = np.array([score(of, rows[rows % groups != group]) for group in range(groups)])
-        whole = score(of, rows)
-        return whole, groups * whole - (groups - 1) * without
-
     def estimate(value: float, pseudo: NDArray[np.float64], lowest: float, highest: float) -> Estimate:
         low, high = mean_interval(pseudo) or (value, value)
         half = (high - low) / 2
         return Estimate(value=value, low=max(lowest, value - half), high=min(highest, value + half))
 
-    (value, nested_values), (default, default_values) = pseudo_values(nested), pseudo_values(plain)
+    (value, nested_values), (default, default_values) = (
+        metrics.pseudo_values(partial(score, of), len(truth)) for of in (nested, plain)
+    )
     lowest = -1.0 if task.metric in (*metrics.REGRESSION, "matthews") else 0.0
     on_new_data = estimate(value, nested_values, lowest, 1.0)
     if task.metric == "accuracy":

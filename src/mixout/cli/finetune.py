@@ -282,9 +282,7 @@ def _summary(record: Record, folder: Path) -> str:
     def said(scores: Mapping[str, float]) -> str:
         return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
-    first, lines = record.evaluations[0], []
-    if record.verdict:
-        lines.append(record.verdict)
+    first, lines = record.evaluations[0], [record.verdict] if record.verdict else []
     if first.step == 0:
         lines.append(f"before training: {said(first.scores)}")
     if record.interpolated:  # the models between the pretrained weights, t = 0, and the trained ones, t = 1
@@ -293,8 +291,10 @@ def _summary(record: Record, folder: Path) -> str:
     lines.append(f"model, record.json and model card: {folder}")
     if record.settings.task_type != CAUSAL:
         lines.append(f"answers for new rows: mixout predict {folder} FILE")
+    spread = record.standard_errors.get(record.metric)
+    error = "" if spread is None else f"; standard error over {record.dev_size:,} dev examples: {spread:.4f}"
     head = (
         f"{record.settings.method} on {record.settings.task}: {said(record.scores)} on the dev set (a constant answer: "
-        f"{record.metric} {record.chance:.4f}), {record.seconds:.0f} s of training"
+        f"{record.metric} {record.chance:.4f}{error}), {record.seconds:.0f} s of training"
     )
     return "\n".join([head, *lines])

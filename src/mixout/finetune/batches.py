@@ -5,6 +5,7 @@ The same for language models is in ``causal``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -136,6 +137,20 @@ class Dev:
         """What makes a batch of examples."""
         return collate
 
+    def scored(self, rows: Array) -> dict[str, float]:
+        """The scores of the last evaluation on some rows, or documents, of the dev set."""
+        raise NotImplementedError
+
+    def standard_errors(self) -> dict[str, float]:
+        """Of each score of the last evaluation, by the choice of rows or documents; empty if there is only one."""
+        if (rows := len(self.task.dev)) < 2:
+            return {}
+        with np.errstate(all="ignore"):  # of a model that has diverged
+            whole = self.scored(np.arange(rows))
+            values = metrics.pseudo_values(lambda chosen: np.array([*self.scored(chosen).values()]), rows)[1]
+            errors = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+        return dict(zip(whole, errors.tolist(), strict=True))
+
     def parts(self, labels: Tensor) -> Tensor:
         """How many labels count in the loss: examples, or tokens."""
         return (~labels.isnan() if labels.is_floating_point() else labels.ne(IGNORED)).sum()
@@ -183,11 +198,16 @@ class DevSet(Dev):
             rows, labels = ([[row[at] for at in labelled[n]] for n, row in enumerate(side)] for side in (rows, labels))
         else:
             truth = torch.tensor(labels)
-        self.predictions = tuple(tuple(row) if isinstance(row, list) else row for row in rows)
-        scores = metrics.compute(
-            self.task.metrics, self.predictions, labels, classes=self.task.classes, tags=self.task.tags
+        self.predictions, self.truth = (
+            tuple(tuple(row) if isinstance(row, list) else row for row in side) for side in (rows, labels)
         )
+        scores = self.scored(np.arange(len(self.truth)))
         return {"loss": float(self.total(torch.from_numpy(outputs), truth) / self.parts(truth)), **scores}
+
+    def scored(self, rows: Array) -> dict[str, float]:
+        """The scores of the last evaluation on some of the dev rows."""
+        predictions, truth = ([side[row] for row in rows.tolist()] for side in (self.predictions, self.truth))
+        return metrics.compute(self.task.metrics, predictions, truth, classes=self.task.classes, tags=self.task.tags)
 
     def chance(self) -> float:
         """What a constant answer scores."""

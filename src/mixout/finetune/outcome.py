@@ -72,6 +72,7 @@ def record(
         metric=task.metric,
         score=scores[task.metric],
         scores=scores,
+        standard_errors=dev.standard_errors(),
         chance=dev.chance(),
         evaluations=evaluations,
         training=training,

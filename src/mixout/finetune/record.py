@@ -83,6 +83,7 @@ class Record:
     chosen: dict[str, str] = field(default_factory=dict)  # settings that were left open: value and reason, in words
     interpolated: tuple[dict[str, float], ...] = ()  # for each t of --interpolate: t, and the scores at u + t (w - u)
     verdict: str = ""  # of a failed run: what happened, and what to try
+    standard_errors: dict[str, float] = field(default_factory=dict)  # of scores, by the choice of dev rows or documents
     pairs: bool | None = None  # whether texts come in pairs; None in earlier records
 
     @property

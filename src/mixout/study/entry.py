@@ -104,8 +104,15 @@ class Entry:
         """The run with another of its scores as the one that counts, and what a constant answer scores by it."""
         if self.record is None:
             return replace(self.run, metric=metric, chance=chance)
-        scores = tuple((evaluation.step, evaluation.scores[metric]) for evaluation in self.record.evaluations)
-        return replace(self.run, metric=metric, score=self.record.scores[metric], chance=chance, evaluations=scores)
+        record = self.record
+        return replace(
+            self.run,
+            metric=metric,
+            score=record.scores[metric],
+            standard_error=record.standard_errors.get(metric),
+            chance=chance,
+            evaluations=tuple((evaluation.step, evaluation.scores[metric]) for evaluation in record.evaluations),
+        )
 
     def between(self, planned: Planned) -> list[Run]:
         """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
@@ -126,6 +133,7 @@ class Entry:
                 evaluations=(),
                 losses=(),
                 predictions=(),
+                standard_error=None,
                 collapsed=False,
                 between=True,
                 id="",  # of the trained model alone
@@ -194,6 +202,7 @@ def read_entry(folder: Path) -> Entry:
         losses=tuple((log.step, log.loss) for log in record.training),
         predictions=() if record.nested else record.predictions,
         dev_size=record.dev_size,
+        standard_error=record.standard_errors.get(record.metric),
         collapsed=_collapsed(record),
     )
     return Entry(**entry_fields, run=run, record=record, wall=values["wall"])

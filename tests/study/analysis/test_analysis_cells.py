@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -129,6 +130,11 @@ def test_the_dev_sets_own_error_stands_beside_that_of_restarts():
     assert percent.dev_error == pytest.approx(1.3546, abs=1e-4)
     assert cell([0.79, 0.81], metric="f1", dev_size=872).dev_error is None
     assert cell([0.79, 0.81], metric="accuracy").dev_error is None
+    # What the runs know counts; a run without a score knows nothing.
+    known = [replace(run, standard_error=error) for run, error in zip(runs([0.7, 0.8], metric="f1"), (0.02, 0.04))]
+    lost = replace(known[0], restart=2, score=math.nan, status="failed", standard_error=None)
+    assert summarise([*known, lost])[0].dev_error == pytest.approx(0.03)
+    assert summarise([*known, replace(lost, score=0.7)])[0].dev_error is None
 
 
 def test_the_level_is_the_mean_of_what_did_not_fail():

@@ -46,7 +46,7 @@ class Cell(Placed):
     # run failed: then scores fall into two groups, and no interval of their mean has its nominal coverage
     mean_low: float | None
     mean_high: float | None  # its upper end
-    dev_error: float | None  # standard error of the mean by the choice of dev examples (binomial); of accuracies only
+    dev_error: float | None  # standard error of the mean by the choice of dev examples, which all restarts share
     failed: int  # number of failed runs; where chance is unknown those that did not finish or have no score
     failure_rate: float  # share of failed runs
     failure_low: float  # lower end of its Wilson interval
@@ -136,7 +136,10 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
 
 
 def _dev_error(runs: Sequence[Run], scores: Array) -> float | None:
-    """Root of a (1 - a) / N for a mean accuracy a on N examples: all restarts answer the same ones."""
+    """The mean of the runs' own: all restarts answer the same examples. Of accuracies also without these: binomial."""
+    own = [run.standard_error for run in runs if np.isfinite(run.score)]
+    if (mean_error := _mean(own)) is not None and None not in own:
+        return mean_error
     size = if_one(run.dev_size for run in runs)
     if not size or not len(scores) or runs[0].metric != "accuracy":
         return None

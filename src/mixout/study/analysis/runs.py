@@ -20,7 +20,7 @@ from mixout.errors import InputError
 STATUSES = ("finished", "diverged", "failed")
 COLUMNS = (
     *("task", "method", "restart", "score", "metric", "chance", "seconds", "distance", "original"),
-    *("kl_to_base", "peak_memory", "dev_size", "status", "error", "collapsed", "paired", "between"),
+    *("kl_to_base", "peak_memory", "dev_size", "standard_error", "status", "error", "collapsed", "paired", "between"),
     "id",
 )  # of a table of runs; any other column is a factor
 
@@ -101,6 +101,7 @@ class Run(Restart):
     losses: tuple[tuple[int, float], ...] = ()  # pairs of step and training loss
     predictions: tuple[float, ...] = ()  # for the dev set, in its order
     dev_size: int | None = None  # examples in the dev set; None where that is unknown
+    standard_error: float | None = None  # of the score, by the choice of dev examples
     collapsed: bool = False  # nearly all its answers are the same, see :func:`is_collapsed`
     points: float | None = None  # factor to points: 100 for fractions, 1 for percentages; None to infer it from scores
     # whether the restart number identifies the seeds: published scores come sorted, and pairing them invents agreement

@@ -34,9 +34,9 @@ def read_scores(
     """Runs from a CSV file with the columns task, method, restart and score.
 
     Optional columns are the other scalar fields of :class:`Run`: metric, chance, status, error, seconds, peak_memory,
-    distance, original, kl_to_base, dev_size, id, and ``paired`` and ``collapsed`` (yes or no). A column without a
-    name, such as the index that pandas writes, is left out. Every other column is a factor. An empty score is a run
-    that failed; so is the status "failed", even with a score beside it.
+    distance, original, kl_to_base, dev_size, standard_error (by the choice of dev examples), id, and ``paired`` and
+    ``collapsed`` (yes or no). A column without a name, such as the index that pandas writes, is left out. Every other
+    column is a factor. An empty score is a run that failed; so is the status "failed", even with a score beside it.
 
     Args:
         path: file in UTF-8 with a header.
