@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -94,6 +95,13 @@ def test_a_config_file_and_what_differs(seen, tmp_path, capsys):
         printed = capsys.readouterr().err
         assert said in printed
         assert "run.yaml" in printed
+
+
+def test_every_character_of_a_runs_own_file_is_read(seen, tmp_path):
+    run = Settings(task="отзывы 😀.csv", text_column="𝛼 «текст»", report_to=("tensorboard",))
+    (tmp_path / "run.json").write_text(json.dumps({"id": "1", "settings": dataclasses.asdict(run)}))
+    main(["finetune", "--config", str(tmp_path / "run.json")])
+    assert seen[0][0] == run
 
 
 def test_a_test_file_is_read_before_the_training(options, tmp_path, capsys, seen):

@@ -219,7 +219,9 @@ def test_half_precision_is_a_setting_that_is_kept_with_the_run(declare, tmp_path
         assert half.distance == pytest.approx(whole.distance, rel=0.05)
 
 
-def test_a_negative_number_of_retries_is_refused(declare, tmp_path, execute):
+def test_a_negative_number_of_retries_and_another_word_for_keep_are_refused(declare, tmp_path, execute):
     with pytest.raises(InputError, match="retries >= 0, got -1"):
         execute(declare().runs(), Ledger(tmp_path), retries=-1)
+    with pytest.raises(InputError, match="'no', 'best' or 'all', got 'bset'"):
+        execute(declare().runs(), Ledger(tmp_path), keep="bset")
     assert not os.listdir(tmp_path)

@@ -151,6 +151,11 @@ def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     return vars(options)
 
 
+def _text(value: Any) -> str:  # noqa: ANN401
+    # YAML takes the two halves of JSON's \ud83d\ude00 for two characters.
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
 def _words(path: Path) -> list[str]:
     import yaml  # type: ignore[import-untyped]  # comes with transformers
 
@@ -173,7 +178,7 @@ def _words(path: Path) -> list[str]:
                 f"{path.name}: expected settings of a run, got {name!r}; write {option} on the command line"
             )
         if isinstance(value, list):
-            words += [option, *map(str, value)] if value else []
+            words += [option, *map(_text, value)] if value else []
         elif str(value).lower() not in ("", "~", "null"):
-            words.append(f"{option}={value}")  # with an equals sign, so that a value may begin with a dash
+            words.append(f"{option}={_text(value)}")  # with an equals sign, so that a value may begin with a dash
     return words

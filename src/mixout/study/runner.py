@@ -85,6 +85,8 @@ def run(
     """
     if retries < 0:
         raise InputError(f"expected retries >= 0, got {retries}")
+    if keep not in ("no", "best", "all"):
+        raise InputError(f"expected keep to be 'no', 'best' or 'all', got {keep!r}")
     contents = ledger.read()
     # A run that a newer version made must not be repeated: the results would conflict, or one would be lost.
     newer = {folder.name.partition(".")[0]: reason for folder, reason in contents.newer.items()}

@@ -131,7 +131,10 @@ def test_the_dev_sets_own_error_stands_beside_that_of_restarts():
     assert cell([0.79, 0.81], metric="f1", dev_size=872).dev_error is None
     assert cell([0.79, 0.81], metric="accuracy").dev_error is None
     # What the runs know counts; a run without a score knows nothing.
-    known = [replace(run, standard_error=error) for run, error in zip(runs([0.7, 0.8], metric="f1"), (0.02, 0.04))]
+    known = [
+        replace(run, standard_error=error)
+        for run, error in zip(runs([0.7, 0.8], metric="f1"), (0.02, 0.04), strict=True)
+    ]
     lost = replace(known[0], restart=2, score=math.nan, status="failed", standard_error=None)
     assert summarise([*known, lost])[0].dev_error == pytest.approx(0.03)
     assert summarise([*known, replace(lost, score=0.7)])[0].dev_error is None
