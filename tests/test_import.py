@@ -19,8 +19,8 @@ from mixout import _public
 
 PUBLIC = {
     "ALL", "AlreadyAppliedError", "Anchor", "AnchorDecay", "AnchorMismatchError", "BODY", "Coverage", "Distance",
-    "FineTunedAnchorWarning", "FrozenLayersWarning", "GenerationWarning", "GradientMask", "InputError",
-    "LowCoverageWarning", "Method", "MissingExtraError", "MissingPenaltyWarning", "Mixconnect", "Mixout",
+    "FineTunedAnchorWarning", "ForgottenMasksWarning", "FrozenLayersWarning", "GenerationWarning", "GradientMask",
+    "InputError", "LowCoverageWarning", "Method", "MissingExtraError", "MissingPenaltyWarning", "Mixconnect", "Mixout",
     "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "OutputAnchor", "PAPER", "PScheduler",
     "RankMismatchError", "Seed", "State", "Where", "ZeroDecayWarning", "apply_", "by_depth", "coverage", "disabled",
     "distance", "fingerprint", "fisher", "functional", "interpolate_", "load_state_", "methods", "optim",

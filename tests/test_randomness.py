@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mixout
-from mixout import Mixconnect, Mixout
+from mixout import Mixconnect, Mixout, streams
+from mixout.layers.mixed import Mixed
 from mixout.methods import Dropconnect
 
 METHODS = [
@@ -253,6 +255,26 @@ def test_a_recomputation_that_does_not_find_its_masks_raises():
     torch.rand(7)
     with pytest.raises(mixout.MixoutError, match=r"'0' is called in a backward pass.*preserve_rng_state"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradient_caching_of_too_many_chunks_is_told_once(monkeypatch, compiled):
+    monkeypatch.setattr(streams, "REMEMBERED_DRAWS", 8)
+    model, (x, _) = net(seed=3), inputs()
+    layers = sum(isinstance(module, Mixed) for module in model.modules())
+    call = torch.compile(model, backend="aot_eager") if compiled else model
+    for _ in range(12):  # their backward is done: nothing is lost when they are forgotten
+        call(x).sum().backward()
+    with torch.no_grad(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(8 // layers):
+            call(x)
+        assert not seen
+        for _ in range(3):
+            call(x)
+    [warning] = seen
+    assert warning.category is mixout.ForgottenMasksWarning
+    assert "the masks of 8 draws are remembered" in str(warning.message)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

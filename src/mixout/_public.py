@@ -13,6 +13,7 @@ from mixout.distances import Distance as Distance
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
 from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning
+from mixout.errors import ForgottenMasksWarning as ForgottenMasksWarning
 from mixout.errors import FrozenLayersWarning as FrozenLayersWarning
 from mixout.errors import GenerationWarning as GenerationWarning
 from mixout.errors import InputError as InputError

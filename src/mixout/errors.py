@@ -101,6 +101,13 @@ class GenerationWarning(MixoutWarning):
     """
 
 
+class ForgottenMasksWarning(MixoutWarning):
+    """With a seed, more passes without gradients were made than can be repeated with their masks.
+
+    What to do: under gradient caching use fewer chunks, or leave the seed out. Otherwise nothing.
+    """
+
+
 class FrozenLayersWarning(MixoutWarning):
     """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient.
 

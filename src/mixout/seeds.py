@@ -89,6 +89,7 @@ class SharedSeed:
         self.value = given
         self._compared = agreed
         self.remembered: Remembered = OrderedDict()
+        self.warned = False  # that a draw was forgotten
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "remembered": OrderedDict()}  # a copy makes draws of its own

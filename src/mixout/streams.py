@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixout._torch import in_backward, is_batched
-from mixout.errors import MixoutError
+from mixout.errors import ForgottenMasksWarning, MixoutError
 from mixout.seeds import Period, SharedSeed, digest_bits
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
@@ -126,8 +127,20 @@ class Stream:
             count = self.count = self.count + 1
             remembered[key] = count, graded
             if len(remembered) > REMEMBERED_DRAWS:
-                remembered.popitem(last=False)
+                _, (_, repeatable) = remembered.popitem(last=False)
+                self._warn(forgotten=not repeatable)
         return count
+
+    def _warn(self, *, forgotten: bool) -> None:
+        if forgotten and not self.seed.warned:
+            self.seed.warned = True
+            warnings.warn(
+                f"with a seed the masks of {REMEMBERED_DRAWS:,} draws are remembered, and a pass without gradients is "
+                "further back now. Gradient caching would repeat it with other masks: use fewer chunks, or leave the "
+                "seed out. If no such pass is to be repeated with gradients, nothing is wrong",
+                ForgottenMasksWarning,
+                stacklevel=2,
+            )
 
     def _enlist(self) -> None:
         self._held = None
