@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,23 @@ from mixout.finetune.train import finetune
 pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("one_thread")]
 
 
-def launch(settings: Settings, place: Path) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "mixout"]
+# A program says how its processes end. What Gloo's threads may hold must not be freed in Python's finalisation: that
+# ends the process by SIGABRT.
+FINALISED = """
+import atexit
+import os
+
+class Finalised:
+    def __del__(self, write=os.write):
+        write(2, b"finalised\\n")
+
+finalised = Finalised()
+atexit.register(os.write, 2, b"handlers ran\\n")
+"""
+
+
+def launch(settings: Settings, place: Path, what: Sequence[str] = ("-m", "mixout")) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *what]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = ["finetune", "--output-dir", str(place), *options(settings)]
     return subprocess.run([*program, *command], capture_output=True, text=True, timeout=900, env=environment)
@@ -48,8 +64,12 @@ def check(settings: Settings, tmp_path: Path, printed: str) -> None:
 def test_classes(settings, tmp_path):
     # 42 rows in batches of 8: the last has two rows, of which the second process gets none.
     chosen = settings(method="mixout(0.5)+anchor_decay(0.1)", accumulation=2, save=2, keep_best=True)
-    ended = launch(chosen, tmp_path / "two")
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys\nfrom mixout.cli import main\n{FINALISED}\nsys.exit(main(sys.argv[1:]))\n")
+    ended = launch(chosen, tmp_path / "two", [str(program)])
     assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("handlers ran") == 2
+    assert "finalised" not in ended.stderr
     check(chosen, tmp_path, ended.stdout)
 
 

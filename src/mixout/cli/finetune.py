@@ -188,18 +188,15 @@ def _finetune(args: argparse.Namespace) -> int:
 
 
 def _leave() -> None:
-    """Leave the other processes of the launch, if there are any; under FSDP2 this ends the process, with 0.
+    """Leave the other processes of the launch, if there are any; this ends the process, with 0.
 
-    What torch caches of a sharded model keeps Gloo's threads, which may hold tensors of the last exchange. Freed during
+    What is left of a parallel model keeps Gloo's threads, which may hold tensors of the last exchange. Freed during
     Python's finalisation, these end the process by SIGABRT, and the launcher calls a finished run failed.
     """
     import torch
 
-    from mixout.finetune.environment import fsdp2
-
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    if fsdp2():
         atexit._run_exitfuncs()  # loggers may send what is left
         sys.stdout.flush()
         sys.stderr.flush()
