@@ -239,6 +239,65 @@ def test_a_compiled_model_is_recomputed_with_its_own_masks(reentrant):
         torch.testing.assert_close(a, b)
 
 
+class Checkpointed(nn.Module):
+    """As transformers' models with gradient checkpointing: blocks that are checkpointed, within what is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = (nn.Linear(8, 8, dtype=torch.float64) for _ in range(3))
+
+    def block(self, x):
+        return self.two(torch.relu(self.one(x))).tanh()
+
+    def forward(self, x):
+        for _ in range(2):
+            x = checkpoint(self.block, x, use_reentrant=False)
+        return self.three(x)
+
+
+@pytest.mark.parametrize(
+    ("method", "backend", "seed"),
+    [
+        *((Mixout(0.5), "aot_eager", seed) for seed in (None, 3)),
+        pytest.param(Mixout(0.5), "inductor", None, marks=pytest.mark.sweep),
+        pytest.param(Mixout(0.5), "inductor", 3, marks=pytest.mark.sweep),
+        *(
+            pytest.param(method, "aot_eager", seed, marks=pytest.mark.sweep)
+            for method in (Mixconnect(0.5), Mixout(0.5, unit="element"), Mixout(0.5, every=4))
+            for seed in (None, 3)
+        ),
+    ],
+    ids=str,
+)
+def test_a_block_that_is_checkpointed_in_a_graph_is_recomputed_with_its_own_masks(method, seed, backend):
+    """The gradient is that of the loss: held against finite differences of the same passes."""
+    torch.manual_seed(0)
+    model = mixout.apply_(Checkpointed(), method, seed=seed, where=mixout.ALL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.5)
+    compiled, x = torch.compile(model, backend=backend), torch.ones(3, 8, dtype=torch.float64)
+    start = mixout.save_state(model)
+
+    def loss():
+        torch.manual_seed(7)
+        mixout.load_state_(model, start)
+        return compiled(x).pow(2).sum()
+
+    loss().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    norm = sum(gradient.pow(2).sum() for gradient in gradients).sqrt().item()
+    ends = []
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.add_(gradient, alpha=step / norm)
+            ends.append(loss().item())
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.add_(gradient, alpha=-step / norm)
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(norm, rel=1e-6)
+
+
 def test_a_model_that_is_compiled_already_is_mixed_under_its_own_names():
     plain = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 4))
     compiled = torch.compile(plain, backend="eager")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mixout._torch import in_functional_transform, is_watched
-from mixout.streams import NO_STREAM, Stream
+from mixout.streams import NO_STREAM, Stream, draw_in_graph
 
 Unit = Literal["input", "output", "element", "layer"]
 Noise = Literal["bernoulli", "gaussian"]
@@ -86,7 +86,7 @@ def draw(
         drawn = stream.draw(shape, normal=normal, device=device)
     elif compiling and device.type == "cpu":
         # Opaque to the compiler, which would else replace torch's generator by one of its own.
-        drawn = torch.ops.mixout.draw(NO_STREAM, list(shape), normal, torch.is_grad_enabled())
+        drawn = draw_in_graph(NO_STREAM, shape, normal=normal)
     else:
         # float32 whatever the default dtype is: in 16 bits small probabilities would be lost.
         drawn = (torch.randn if normal else torch.rand)(shape, device=device, dtype=torch.float32)

@@ -63,8 +63,7 @@ class Stream:
     def draw(self, shape: tuple[int, ...], *, normal: bool = False, device: torch.device = _HOST) -> Tensor:
         """Uniform numbers in [0, 1), or standard normal ones, float32, on the host; ``device`` is the layer's."""
         if torch.compiler.is_compiling():
-            numbers: Tensor = torch.ops.mixout.draw(self.handle, list(shape), normal, torch.is_grad_enabled())
-            return numbers
+            return draw_in_graph(self.handle, shape, normal=normal)
         return _numbers(shape, normal, self.generator(device, graded=torch.is_grad_enabled()))
 
     def of(self, weight: str) -> Stream:
@@ -91,7 +90,7 @@ class Stream:
     @property
     def drawn_in_graphs(self) -> int:
         """How often compiled graphs have drawn."""
-        return sum(int(stream.handle[1]) for stream in (self, *self._of.values()))
+        return sum(stream.drawn for stream in (self, *self._of.values()))
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
         """A generator on the host for the next draw, or the one that is repeated; None for torch's default one."""
@@ -113,7 +112,7 @@ class Stream:
     def _count_of(self, nonce: int, graded: bool) -> int:
         """The number of a new draw; or of the draw that ``nonce`` led to, where that pass is repeated now."""
         remembered = self.seed.remembered
-        key = int(self.handle[0]), nonce
+        key = int(self.handle), nonce
         count, had_gradients = remembered.get(key, (None, True))
         if in_backward():
             if count is None:
@@ -147,8 +146,9 @@ class Stream:
         self._of = {}
         # For compiled graphs: which stream this is, and how many draws they have made. A tensor, since an integer would
         # be a constant of the graph, compiled anew for each layer.
-        self.handle = torch.tensor([next(_NUMBERS), 0], device="cpu")
-        _STREAMS[int(self.handle[0])] = self
+        self.handle = torch.tensor(next(_NUMBERS), device="cpu")
+        self.drawn = 0
+        _STREAMS[int(self.handle)] = self
 
 
 def _nonce(device: torch.device) -> int:
@@ -183,26 +183,35 @@ def _numbers(shape: tuple[int, ...] | list[int], normal: bool, generator: torch.
 # A compiled graph can hold neither a Stream nor a generator: it calls an op, which finds the stream by its number.
 _NUMBERS = itertools.count()
 _STREAMS: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
-NO_STREAM = torch.tensor([-1, 0], device="cpu")
+NO_STREAM = torch.tensor(-1, device="cpu")
 
 
-def _draw_in_graph(handle: Tensor, shape: list[int], normal: bool, graded: bool) -> Tensor:
-    handle[1] += 1
-    stream = None if int(handle[0]) < 0 else _STREAMS[int(handle[0])]
-    if stream is not None and stream.period is not None:
-        stream.period.note(stream.key, None)
+def draw_in_graph(handle: Tensor, shape: tuple[int, ...], *, normal: bool) -> Tensor:
+    """Numbers as of :meth:`Stream.draw`, in a compiled graph."""
+    # Compilers merge equal calls of an op, whatever its tags say: all layers of one width would have one mask. They
+    # never merge torch.empty. An op that writes to an argument is not merged either, but they do not know then that
+    # it has to repeat its numbers where a block is checkpointed.
+    call = torch.empty(0, device="cpu")
+    drawn: Tensor = torch.ops.mixout.draw(handle, call, list(shape), normal, torch.is_grad_enabled())
+    return drawn
+
+
+def _draw(handle: Tensor, _call: Tensor, shape: list[int], normal: bool, graded: bool) -> Tensor:
+    stream = None if int(handle) < 0 else _STREAMS[int(handle)]
+    if stream is not None:
+        stream.drawn += 1
+        if stream.period is not None:
+            stream.period.note(stream.key, None)
     return _numbers(shape, normal, None if stream is None else stream.generator(graded=graded))
 
 
-# The op writes to its handle: compilers merge equal calls of an op that does not, whatever its tags say, and then all
-# layers of one width would have one mask.
 torch.library.define(
     "mixout::draw",
-    "(Tensor(a!) handle, SymInt[] shape, bool normal, bool graded) -> Tensor",
-    tags=(torch.Tag.nondeterministic_seeded,),  # not computed again in backward
+    "(Tensor handle, Tensor call, SymInt[] shape, bool normal, bool graded) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),  # in a recomputation it has the generator's state of its forward pass
 )
-torch.library.impl("mixout::draw", "cpu", _draw_in_graph)
+torch.library.impl("mixout::draw", "cpu", _draw)
 torch.library.register_fake(
     "mixout::draw",
-    lambda handle, shape, normal, graded: torch.empty(shape, dtype=torch.float32, device="cpu"),  # noqa: ARG005
+    lambda handle, call, shape, normal, graded: torch.empty(shape, dtype=torch.float32, device="cpu"),  # noqa: ARG005
 )
