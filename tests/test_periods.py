@@ -125,6 +125,32 @@ def test_two_models_and_two_runs_differ():
     assert not kept(second[0]).equal(a)
 
 
+@pytest.mark.parametrize(
+    ("layer", "frozen", "inputs"),
+    [
+        (nn.LSTM(4, 3, num_layers=2), "_l0", (torch.ones(5, 2, 4),)),
+        (nn.MultiheadAttention(4, 2), "in_proj", 3 * (torch.ones(5, 2, 4),)),
+    ],
+    ids=["LSTM", "attention"],
+)
+def test_a_step_counts_whichever_weights_are_trained(layer, frozen, inputs):
+    layer = copy.deepcopy(layer)
+    model = mixout.apply_(nn.Sequential(layer), Mixout(0.5, every=2), where=mixout.Where(types=nn.Module))
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(frozen not in name)
+    period = layer._mixed.mixing.period
+
+    def step(parameters):
+        layer(*inputs)[0].sum().backward()
+        torch.optim.SGD(parameters, lr=0.1).step()
+
+    for steps in range(1, 5):
+        step([parameter for parameter in model.parameters() if parameter.requires_grad])
+        assert period.steps == steps
+    step([nn.Parameter(torch.ones(2))])
+    assert period.steps == 4
+
+
 def test_what_counts_as_a_step():
     """Two optimizers of one model count once, one of another model not at all, nor one without a pass before it."""
     model, other = net(Mixout(0.5, every=100)), nn.Linear(8, 8)

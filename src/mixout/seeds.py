@@ -193,11 +193,11 @@ class Period:
         """A forward pass draws masks: all steps count for it, also those within the last backward pass."""
         self._unseen = 0
 
-    def note(self, layer: str, weight: Tensor | None) -> None:
-        """A training pass has mixed ``weight`` of ``layer``; None in a compiled graph, where any optimizer counts."""
+    def note(self, name: str, weight: Tensor | None) -> None:
+        """A training pass has mixed ``weight``; None in a compiled graph, where any optimizer counts."""
         if not in_backward():  # a recomputation repeats the masks of its forward pass
             self.begin_pass()
-            self._mixed[layer] = weight
+            self._mixed[name] = weight
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if it is one of these weights, and if it was not skipped."""
@@ -208,7 +208,10 @@ class Period:
         if getattr(optimizer, "found_inf", None):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in self._mixed.values()):
+        trained = [w for w in self._mixed.values() if w is None or (w.requires_grad and w.is_leaf)]
+        if self._mixed and not trained:  # as in LoRA-FA: any optimizer counts
+            trained = [None]
+        if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in trained):
             self.steps += 1
             self._unseen += in_backward()  # what is still to be recomputed has the masks from before the step
             self._mixed.clear()

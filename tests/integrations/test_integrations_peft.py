@@ -43,6 +43,18 @@ def test_apply_mixes_every_adapter_of_the_body_and_nothing_else():
     assert type(model.get_submodule(f"{QUERY}.lora_A.default")) is torch.nn.Linear
 
 
+def test_a_period_ends_where_only_the_other_factors_are_trained():
+    """LoRA-FA: the mixed factor A is frozen."""
+    model = mixout.apply_(lora(), Mixout(0.5, every=2)).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_B" in name)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        model(input_ids=IDS).logits.sum().backward()
+        optimizer.step()
+    assert model.get_submodule(f"{QUERY}.lora_A.default")._mixed.mixing.period.steps == 3
+
+
 def test_no_anchor_is_copied():
     model = mixout.apply_(lora(), Mixout(0.5))
     assert mixout.measure.anchored_weights(model) == {}

@@ -100,7 +100,7 @@ class MixedLinear(Mixed, nn.Linear):
                 if share.stream.in_force:
                     weight, period = short.weight, share.mixing.period
                     if period is not None:
-                        period.note(share.stream.key, weight)
+                        period.note(f"{share.stream.key}.weight", weight)
                     dtype_device = weight.dtype, weight.device
                     coefficient = draw_coefficients(short.size, short.p, *dtype_device, stream=share.stream)
                 elif short.on_host:

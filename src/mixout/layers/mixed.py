@@ -117,7 +117,8 @@ class Mixed(nn.Module):
             share = self._mixed
             share.passes += 1
             if share.mixing.period is not None:
-                share.mixing.period.note(share.stream.key, self.stepped(next(iter(share.anchors))))
+                for path in share.anchors:
+                    share.mixing.period.note(f"{share.stream.key}.{path}", self.stepped(path))
 
     def stepped(self, path: str) -> Tensor | None:
         """The parameter of that name that an optimizer steps."""
