@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 
 import mixout
@@ -123,3 +124,21 @@ def test_pruning_after_apply_is_refused_by_each_method():
         with pytest.raises(mixout.MixoutError, match=r"pruned|pruning"):
             trains(model)
         trains(mixout.apply_(mixout.remove_(model), method))  # pruned first, it trains
+
+
+@pytest.mark.parametrize("method", ["mixout(0.375)", "mixconnect(0.375)", "mixout(0.375, every=2)"])
+def test_a_pass_on_fake_tensors_leaves_nothing_for_later_passes(method):
+    """What is kept from pass to pass, by a layer or for all models, must not be of FakeTensorMode."""
+    model = mixout.apply_(
+        nn.Sequential(nn.Linear(8, 4)), method, anchor={"0.weight": torch.zeros(4, 8)}, where=mixout.ALL
+    )
+    other = mixout.apply_(nn.Sequential(nn.Linear(8, 4)), "mixout(0.375)", anchor=0, where=mixout.ALL)
+    if "every" in method:
+        model(torch.ones(1, 8))  # a seed that follows from random numbers has no fake value
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(model(torch.ones(1, 8))) is FakeTensor
+    for net in (model, other):
+        with torch.no_grad():
+            net[0].weight.fill_(1.0)
+        entries = net(torch.eye(8)) - net[0].bias
+        torch.testing.assert_close(entries, (entries > 0.5) * 1.6)

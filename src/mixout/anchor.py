@@ -71,9 +71,13 @@ class AnchorTensor:
         if self.fixed or _alike(self.tensor, weight):
             return laid_out(self.tensor, weight)
         # The weight was moved without its module, or is passed in for one call (functional_call).
-        if self._elsewhere is None or not _alike(self._elsewhere, weight):
-            self._elsewhere = self.tensor.to(weight.device, weight.dtype)
-        return laid_out(self._elsewhere, weight)
+        moved = self._elsewhere
+        if moved is None or not _alike(moved, weight):
+            with torch.inference_mode(mode=False):  # a later pass may save it for its backward
+                moved = self.tensor.to(weight.device, weight.dtype)
+            if type(moved) is type(self.tensor):  # else FakeTensorMode's: not for later passes
+                self._elsewhere = moved
+        return laid_out(moved, weight)
 
 
 class OwnWeight(AnchorTensor):

@@ -156,9 +156,15 @@ def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return drawn.ge_(bound).mul_(scale)  # nobody else has the numbers
 
 
-@functools.lru_cache(maxsize=64)
 def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """P, and 1/(1-p) and 0 in ``dtype``: as tensors of the right dtype torch takes them faster than as numbers."""
+    if is_watched() and type((made := _constants.__wrapped__(p, dtype))[0]) is not Tensor:
+        return made  # those of FakeTensorMode are not for later passes
+    return _constants(p, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     values = (p, torch.float32), (scale_of(p), dtype), (0.0, dtype)
     bound, scale, zero = (torch.tensor(value, dtype=value_dtype, device="cpu") for value, value_dtype in values)
     return bound, scale, zero

@@ -79,7 +79,10 @@ class Stream:
         cached = self._held
         if cached is None or cached[0] != key:
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
-                self._held = cached = key, _same_for_all(make())
+                made = _same_for_all(make())
+            if type(made) is not Tensor:  # FakeTensorMode's: not for later passes
+                return made
+            self._held = cached = key, made
         return cached[1]
 
     def forget(self) -> None:
@@ -122,7 +125,7 @@ class Stream:
                     "preserve_rng_state=True in torch.utils.checkpoint, or run fewer forward passes before a backward"
                 )
             return count
-        if count is None or had_gradients or not graded:  # a pass with gradients may repeat one without
+        if count is None or had_gradients:  # a pass without gradients may be repeated
             count = self.count = self.count + 1
             remembered[key] = count, graded
             if len(remembered) > REMEMBERED_DRAWS:

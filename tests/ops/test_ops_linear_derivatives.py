@@ -47,10 +47,15 @@ def test_gradcheck_and_gradgradcheck_of_each_form(form, anchored, bias):
     assert torch.autograd.gradgradcheck(lambda *t: ours(*t) ** 3, leaves)
 
 
-@pytest.mark.parametrize("form", EVERY)
-def test_second_derivatives_are_those_of_the_definition_however_they_are_asked_for(form):
+@forward_mode
+@pytest.mark.parametrize(
+    ("form", "gradient"),
+    [*((form, "exact") for form in EVERY), *((form, "paper") for form in EVERY[1:]), ("dense", "dense")],
+)
+@pytest.mark.parametrize("anchored", [True, False])
+def test_second_derivatives_are_those_of_the_definition_however_they_are_asked_for(form, gradient, anchored):
     """hessian and hvp name their inputs: a graph that is cut in the first backward gives zeros there, in silence."""
-    ours, oracle, (x, w, b) = written(form, anchored=True, bias=True)
+    ours, oracle, (x, w, b) = written(form, anchored=anchored, bias=True, gradient=gradient)
     v = torch.randn(w.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = []
     for function in (ours, oracle):
@@ -60,7 +65,11 @@ def test_second_derivatives_are_those_of_the_definition_however_they_are_asked_f
         (gradient,) = torch.autograd.grad(loss(w), w, create_graph=True)
         (named,) = torch.autograd.grad((gradient * v).sum(), w)
         mixed = torch.autograd.functional.hessian(lambda w, x: function(x, w, b).tanh().square().sum(), (w, x))[0][1]  # noqa: B023
-        found.append((hessian, hvp, named, mixed))
+        along = torch.func.jvp(torch.func.grad(loss), (w.detach(),), (v,))[1]  # forward over reverse
+        back = torch.func.grad(lambda w: torch.func.jvp(loss, (w,), (v,))[1])(w.detach())  # noqa: B023
+        (by_x,) = torch.autograd.grad(loss(w), x, create_graph=True)  # as a gradient penalty
+        penalty = torch.autograd.grad(by_x.square().sum(), (w, x))
+        found.append((hessian, hvp, named, mixed, along, back, *penalty))
     assert all(one.norm() > 0.1 for one in found[1])
     for theirs, mine in zip(*reversed(found), strict=True):
         torch.testing.assert_close(mine, theirs)

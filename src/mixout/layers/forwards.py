@@ -64,6 +64,8 @@ class Short:
             return None
         size, on_host = mask_shape(tuple(weight.shape), mixing.unit), weight.is_cpu
         like = torch.ones(size, dtype=torch.float32 if on_host else weight.dtype, device=weight.device)
+        if type(like) is not Tensor:  # FakeTensorMode's: not for later passes
+            return None
         return cls(size, weight, anchor, mixing.version, most, p, on_host, like, constants(p, weight.dtype))
 
     def fits(self, share: Share, parameters: dict[str, Any], x: Tensor) -> bool:

@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mixout._torch import in_functional_transform
 from mixout.ops import kernels
-from mixout.ops.mix import interpolate_to, like, scaled, without_autocast
+from mixout.ops.mix import interpolate_to, like, scaled, with_slope, without_autocast
 from mixout.ops.reference import Gradient, slope_of
 
 # Columns of 16 bits each that a GPU's matrix units load at once.
@@ -86,7 +87,7 @@ class _Linear(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         with without_autocast(grad.device):
             if ctx.needs_input_grad[0]:
-                grad_x = grad @ interpolate_to(grad.dtype, weight, anchor, mask, ctx.scale)
+                grad_x = grad @ _phi(grad.dtype, weight, anchor, mask, ctx.scale, ctx.slope)
             if ctx.needs_input_grad[2]:
                 shape, dtype = ctx.weight_like
                 if kept is None:
@@ -103,11 +104,20 @@ class _Linear(torch.autograd.Function):
         x_tangent, _, weight_tangent, _, bias_tangent = tangents[:5]
         total = torch.zeros(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
         if x_tangent is not None:
-            total = total + F.linear(x_tangent, interpolate_to(x.dtype, weight, anchor, mask, ctx.scale))
+            total = total + F.linear(x_tangent, _phi(x.dtype, weight, anchor, mask, ctx.scale, ctx.slope))
         if weight_tangent is not None:
             phi_tangent = weight_tangent if ctx.slope is None else scaled(weight_tangent, mask, ctx.slope)
             total = total + F.linear(x, phi_tangent.to(x.dtype))
         return total if bias_tangent is None else total + bias_tangent
+
+
+def _phi(
+    dtype: torch.dtype, weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float, slope: float | None
+) -> Tensor:
+    """Phi in ``dtype`` for a derivative, which may be differentiated again: by the same convention as y."""
+    if torch.is_grad_enabled() and slope != scale:
+        return with_slope(weight, anchor, mask, scale, slope).to(dtype)
+    return interpolate_to(dtype, weight, anchor, mask, scale)
 
 
 def thin_gradient(
@@ -203,7 +213,8 @@ def dense(
 ) -> Tensor:
     """The linear y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: columns with a gradient, None for all."""
     rows = x.reshape(-1, x.shape[-1])
-    x_kept = None if kept is None or not weight.requires_grad else rows.index_select(1, kept)
+    trained = weight.requires_grad or in_functional_transform()  # there a transform further out may be a derivative
+    x_kept = rows.index_select(1, kept) if trained and kept is not None else None
     slope = slope_of(gradient, scale)
     y: Tensor = _Linear.apply(rows, x_kept, weight, anchor, bias, kept, mask, scale, slope)  # type: ignore[no-untyped-call]
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])

@@ -91,11 +91,20 @@ def mix(
     a tensor, in a compiled graph: there autograd derives Phi and the compiler fuses it.
     """
     if gradient == "dense":
-        return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())
+        return with_slope(weight, anchor, mask, scale, None)
     if isinstance(scale, Tensor):  # where p is a tensor: in a compiled graph, which fuses Phi
         phi = interpolate(weight, anchor, mask, scale)
         return phi if gradient == "exact" else phi.detach() + mask.to(weight.dtype) * (weight - weight.detach())
-    result: Tensor = _Mix.apply(weight, anchor, mask, scale, slope_of(gradient, scale))  # type: ignore[no-untyped-call]
+    return with_slope(weight, anchor, mask, scale, slope_of(gradient, scale))
+
+
+def with_slope(
+    weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: float | Tensor, slope: float | None
+) -> Tensor:
+    """Phi, whose derivative with respect to ``weight`` is M * slope, or 1 where that is None."""
+    if slope is None:
+        return interpolate(weight.detach(), anchor, mask, scale) + (weight - weight.detach())
+    result: Tensor = _Mix.apply(weight, anchor, mask, scale, slope)  # type: ignore[no-untyped-call]
     return result
 
 
