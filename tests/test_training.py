@@ -171,3 +171,29 @@ def test_an_average_of_the_weights_is_a_plain_model_and_leaves_the_trained_one_a
     mixout.remove_(averaged)
     assert type(averaged.module[0]) is nn.Linear
     assert mixout.coverage(model).mixed == ("0", "2", "4")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("form", ["auto", "fast", "lean"])
+@pytest.mark.parametrize("gradient", ["exact", "paper"])
+def test_a_layer_without_inputs_gives_its_bias(form, gradient):
+    plain = nn.Sequential(nn.Linear(0, 3))
+    model = mixout.apply_(plain, Mixout(0.5, gradient=gradient), form=form, where=mixout.ALL)
+    x = torch.zeros(2, 0)
+    torch.testing.assert_close(model(x), model[0].bias.expand(2, 3))
+    model(x).sum().backward()
+    assert model[0].weight.grad.shape == (3, 0)
+
+
+@pytest.mark.parametrize("method", [Mixout(0.5), Mixout(0.5, gradient="paper", unit="output"), Mixout(0.5, every=2)])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_first_pass_in_inference_mode_leaves_what_training_can_save(method, moved):
+    model = mixout.apply_(nn.Sequential(nn.Linear(64, 64)), method)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.double() if moved else parameter.data  # without their module
+    x = torch.ones(3, 64, dtype=model[0].weight.dtype)
+    with torch.inference_mode():
+        model(x)
+    for _ in range(2):
+        model(x.clone().requires_grad_()).sum().backward()
+    assert model[0].weight.grad.norm() > 0

@@ -86,6 +86,9 @@ def embedding_pass(
     if options.unit in ("input", "element"):
         mask = mask[index]
     anchor_rows = None if anchor is None else torch.nn.functional.embedding(index, like(anchor.detach(), weight))
+    if anchor_rows is not None and kwargs.get("max_norm") is not None:  # as the rows of w, but u stays as it is
+        flat = anchor_rows.reshape(-1, anchor_rows.shape[-1])
+        anchor_rows = torch.renorm(flat, kwargs.get("norm_type", 2.0), 0, kwargs["max_norm"]).view_as(anchor_rows)
     return mix_op(rows, anchor_rows, mask, scale_of(options.p), gradient=options.gradient)
 
 

@@ -74,6 +74,13 @@ def test_scale_grad_by_freq_and_max_norm_are_honoured():
     assert layer(torch.tensor([2])).norm() <= 1.0 + 1e-6
 
 
-def test_the_anchors_rows_are_not_changed_by_max_norm():
-    layer, _, u = embedding(p=1.0, max_norm=0.1)
-    assert layer(torch.tensor([2]))[0].equal(u[2])
+@pytest.mark.parametrize("options", [{"max_norm": 0.1}, {"max_norm": 2.0, "norm_type": 1.0}])
+@pytest.mark.parametrize("index", [torch.tensor([2]), torch.tensor([[1, 5, 1], [0, 2, 3]])])
+def test_the_anchors_rows_have_the_norm_of_w_and_the_anchor_stays(options, index):
+    """At the start, where w is u, every p gives what the plain layer gives."""
+    layer, _, u = embedding(p=1.0, **options)
+    before = u.clone()
+    plain = nn.Embedding.from_pretrained(u.clone(), **options)
+    torch.testing.assert_close(layer(index), plain(index))
+    assert u.equal(before)
+    assert not plain.weight.equal(before)

@@ -169,6 +169,10 @@ def _columns(matrix: Tensor, kept: Tensor) -> Tensor:
     return matrix.gather(1, kept.expand(matrix.shape[0], -1))
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # -1 would not do for no columns
+
+
 def split(
     x: Tensor,
     weight: Tensor,
@@ -190,7 +194,7 @@ def split(
     if gradient == "paper":
         delta = delta.detach() + (w_kept - w_kept.detach())
     delta = delta.to(x.dtype)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     x_kept = rows.index_select(1, kept)
     with without_autocast(x.device):
         if u is None:
@@ -212,7 +216,7 @@ def dense(
     kept: Tensor | None = None,
 ) -> Tensor:
     """The linear y with :func:`mixout.ops.mix.mix`'s Phi; ``kept``: columns with a gradient, None for all."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _rows(x)
     trained = weight.requires_grad or in_functional_transform()  # there a transform further out may be a derivative
     x_kept = rows.index_select(1, kept) if trained and kept is not None else None
     slope = slope_of(gradient, scale)
@@ -236,7 +240,7 @@ def compiled(
     1 / (1 - p) or 0 at p = 1, and ``slope``, see :func:`mixout.ops.reference.slope_of`, are tensors without dimensions.
     """
     with without_autocast(x.device):
-        rows = x.reshape(-1, x.shape[-1])
+        rows = _rows(x)
         y = F.linear(rows, interpolate_to(x.dtype, weight, anchor, mask, float(scale)), bias)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
@@ -277,7 +281,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, anchor, mask, scale, slope = ctx.saved_tensors
-    grad, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad, rows = _rows(grad), _rows(x)
     grad_x = _grad_x(grad, weight, anchor, mask, scale).view_as(x) if ctx.needs_input_grad[0] else None
     grad_weight = _grad_weight(grad, rows, weight, mask, slope) if ctx.needs_input_grad[1] else None
     return grad_x, grad_weight, None, grad.sum(0) if ctx.biased else None, None, None, None
