@@ -120,8 +120,10 @@ def test_the_card_says_how_it_was_trained_and_what_it_is_worth():
 
 def test_the_card_of_a_failed_run_says_so():
     text = card.write(a_record(score=0.5, status="diverged"))
-    assert "not better than a constant answer" in text
-    assert "diverged" in text
+    assert "**The loss got out of hand: this run diverged.**" in text  # of an earlier version, without a verdict
+    text = card.write(a_record(verdict="it has hardly learned: training loss 0.7. Try, in this order: more steps"))
+    assert "**This run failed: it has hardly learned: training loss 0.7. Try, in this order: more steps.**" in text
+    assert "**This run is not better than that.**" in card.write(a_record(score=0.5))
 
 
 def test_the_card_does_not_tell_where_files_lay():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, Task
 from mixout.finetune.tasks import Split as Documents
 from mixout.finetune.tasks import Task as Corpus
+from mixout.finetune.tasks.files import SPLIT
 
 
 def task(train, dev, labels):
@@ -108,10 +110,15 @@ def test_what_is_said(training, dev, score, said):
     assert bool(found) == bool(said)
 
 
-def test_a_single_step_cannot_be_fewer():
-    rows = task([0, 0, 1, 1, 2, 2], [0, 1, 3, 3], ("a", "b", "c", "d"))
-    said = [judge(record_of(0.7, 1.5, steps=steps, optimizer="sgd"), None, rows) for steps in (1, 2)]
-    assert ["fewer steps" in one for one in said] == [False, True]
+def test_fewer_steps_are_advised_after_a_usual_number_alone():
+    short, long = (tried(record_of(0.7, 1.5, steps=steps, optimizer="sgd")) for steps in (12, 150))
+    doubt = "see whether both files mean the same by their labels"
+    assert short == ["more steps: --epochs 25 (150 steps)", doubt, "more training rows"]
+    assert long == [doubt, "more training rows", "fewer steps, --epochs 1"]
+    one_file = replace(task([0, 0, 1, 1], [0, 1], ("a", "b")), source=f"The user's file t.csv, {SPLIT}.")
+    assert "see whether the texts tell the labels; more training" in judge(
+        record_of(0.1, 1.5, steps=150), None, one_file
+    )
 
 
 def test_without_dev_rows_no_loss_is_that_of_the_dev_rows():
@@ -188,13 +195,13 @@ def test_more_steps_are_counted_by_those_that_were_made(ran, advice):
 @pytest.mark.parametrize(
     ("ran", "advice"),
     [
-        ({"steps": 12, "epochs": 4.0}, "--epochs 2"),
-        ({"steps": 18, "epochs": 30.0, "ran": 6.0, "patience": 2}, "--epochs 3"),
-        ({"steps": 9, "max_steps": 9}, "--max-steps 4"),
-        ({"steps": 40, "epochs": 1.0}, "--epochs 0.5"),
-        ({"steps": 20, "epochs": 0.5}, "--epochs 0.25"),
-        ({"steps": 18, "epochs": 3.0}, "--epochs 1.5"),
-        ({"steps": 7, "epochs": 1.0}, "--epochs 0.43"),
+        ({"steps": 200, "epochs": 4.0}, "--epochs 2"),
+        ({"steps": 180, "epochs": 30.0, "ran": 6.0, "patience": 2}, "--epochs 3"),
+        ({"steps": 209, "max_steps": 209}, "--max-steps 104"),
+        ({"steps": 400, "epochs": 1.0}, "--epochs 0.5"),
+        ({"steps": 200, "epochs": 0.5}, "--epochs 0.25"),
+        ({"steps": 180, "epochs": 3.0}, "--epochs 1.5"),
+        ({"steps": 135, "epochs": 0.4}, "--epochs 0.2"),
         ({"steps": 9000, "epochs": 250.0}, "--epochs 120"),
     ],
 )

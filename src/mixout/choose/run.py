@@ -134,6 +134,7 @@ def choose(
         runs=search.made,
         seconds=search.spent,
         dev=record.scores if own_dev else {},
+        warning=record.verdict,
         model=folder / "model",
         sentence=verdict.sentence(task.metric, tried, default, expected, gain),
     )

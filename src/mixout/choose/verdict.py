@@ -86,6 +86,7 @@ class Choice:
     dev: Mapping[str, float]  # scores of the final model on the dev rows, where there are some; not used before
     model: Path
     sentence: str  # how the choice compares with the default
+    warning: str = ""  # where the final training has hardly learned
 
 
 def expected(
@@ -200,6 +201,8 @@ def result(choice: Choice) -> str:
     if choice.dev:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in choice.dev.items())
         paragraphs.append(f"On the dev rows, which were not used before: {scores}.")
+    if choice.warning:
+        paragraphs.append(f"**The final training failed: {choice.warning}.**")
     return "\n\n".join(paragraphs)
 
 

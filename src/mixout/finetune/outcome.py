@@ -33,6 +33,7 @@ from mixout.finetune.record import Evaluation, Progress, Record
 from mixout.finetune.run_methods import Interpolate, P
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.tasks.files import SPLIT
 from mixout.methods import MixingMethod
 from mixout.parts import reshard_
 
@@ -196,11 +197,13 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
             f"answer has {constant[0]:.3f} and {constant[1]:.3f}. Try, in this order: {advice}"
         )
     if at_chance:
+        longer = _longer(record)
+        doubt = "the texts tell the labels" if SPLIT in task.source else "both files mean the same by their labels"
+        advice = "; ".join([*longer, f"see whether {doubt}", "more training rows"])
         return (
             f"what it has learned does not carry over to the dev rows: {record.metric} {record.score:.4f}, a constant "
             f"answer has {record.chance:.4f}, though the training loss fell to {training:.3f} ({constant[0]:.3f} for a "
-            f"constant answer). Try, in this order: see whether both files mean the same by their labels; more "
-            f"training rows{_fewer(record)}"
+            f"constant answer). Try, in this order: {advice}{'' if longer else _fewer(record)}"
         )
     return ""
 
@@ -226,13 +229,18 @@ def _fewer(record: Record) -> str:
     return f"; fewer steps, {_lasting(record, record.steps // 2)}" if record.steps > 1 else ""
 
 
+def _longer(record: Record) -> list[str]:
+    settings, steps = record.settings, record.steps
+    if steps >= 0.9 * defaults.STEPS:
+        return []
+    early = record.training[-1].epoch < settings.epochs if settings.max_steps is None else steps < settings.max_steps
+    if settings.patience is not None and early:
+        return [f"more steps: a higher --patience than {settings.patience}, or none"]
+    return [f"more steps: {_lasting(record, defaults.STEPS)} ({defaults.STEPS} steps)"]
+
+
 def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
-    settings, last, advice = record.settings, record.training[-1], []
-    early = last.epoch < settings.epochs if settings.max_steps is None else record.steps < settings.max_steps
-    if record.steps < 0.9 * defaults.STEPS and settings.patience is not None and early:
-        advice.append(f"more steps: a higher --patience than {settings.patience}, or none")
-    elif record.steps < 0.9 * defaults.STEPS:
-        advice.append(f"more steps: {_lasting(record, defaults.STEPS)} ({defaults.STEPS} steps)")
+    settings, last, advice = record.settings, record.training[-1], _longer(record)
     usual = _usual(settings, model)
     rate = settings.learning_rate
     # An untrained model may start far above a constant answer. If the loss rose above both, no rate was too low.

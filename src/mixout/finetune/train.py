@@ -31,6 +31,7 @@ from mixout.finetune.run_methods import Interpolate, MeasuredDecay, merge_lora_
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.trainer import TextTrainer
+from mixout.finetune.values import Units
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
 from mixout.sources import mark_of_run
@@ -88,6 +89,8 @@ def finetune(
         loaded, pretrained = shared.model_of(settings, task)
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
+        given, units = task, Units.of(task, loaded)
+        task, chosen = units.standard(task), chosen | units.said()
         loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         examples = shared.tokens(task.train, settings)
@@ -100,12 +103,12 @@ def finetune(
             fisher_rows(settings, task, loaded, shared, examples),
             str(fisher_path) if fisher_path.is_file() else None,
         )
-        fingerprints = {"anchor": old_fingerprint(start), **task.fingerprints(), "weights": loaded.sha256}
+        fingerprints = {"anchor": old_fingerprint(start), **given.fingerprints(), "weights": loaded.sha256}
         weight_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(run_dir, weights=weight_bytes, settings=settings, keep_model=keep_model)
         if report is not None and leads:
             cut, max_length = shared.cut(task, settings), settings.max_length
-            lines = (*describe(task, cut=cut, max_length=max_length), *chosen.values())
+            lines = (*describe(given, cut=cut, max_length=max_length), *chosen.values())
             for line in (*lines, *reaches(settings.methods)):
                 tell(line)
         with folder.making(run_dir):
@@ -132,10 +135,10 @@ def finetune(
                 if isinstance(method, Interpolate):
                     interpolate_(loaded.model, method.t, start, loaded.new)
                     trainer.evaluate()
-            record = outcome.record(
+            record = units.settle_(loaded.model, outcome.record(
                 settings, task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
                 start=start, chosen=chosen, interpolated=scores_between, coverage=covered, fingerprints=fingerprints,
-            )  # fmt: skip
+            ))  # fmt: skip
             _write(run_dir, loaded, record, keep_model=keep_model)
             trainer.accelerator.wait_for_everyone()
     return record

@@ -1,0 +1,91 @@
+r"""Labels that are values far from 0: learned in standard units; the saved model answers in the labels' own.
+
+A new output head begins near 0, and an optimizer such as Adam moves each weight by about the learning rate a step,
+whatever the scale of the loss. So it would not reach grades near 75 in a short run, or prices.
+
+.. math:: z = (y - m) / s, \qquad \hat y = m + s \hat z
+
+m and s are mean and standard deviation of the training labels; of a head without bias m is 0 and s their root mean
+square. At the end both go into the head. Where labels are near 0 and 1 already (``NEAR``), as in STS-B, they stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from mixout.finetune.models import Loaded
+from mixout.finetune.record import Record
+from mixout.finetune.tasks import Split, Task
+
+NEAR = 5.0  # the largest mean, in absolute value, of labels that stay,
+_SPREADS = 0.1, 3.0  # and between which their standard deviation lies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """The mean and the scale of labels, and the name of the new layer that answers; without one labels stay."""
+
+    mean: float = 0.0
+    scale: float = 1.0
+    head: str = ""
+
+    @classmethod
+    def of(cls, task: Task, loaded: Loaded) -> Units:
+        """Those of a regression whose labels are far from 0.
+
+        Example:
+            >>> from mixout.finetune.models import load
+            >>> split = Split(text=("a", "b"), label=(70.0, 80.0))
+            >>> task = Task(train=split, dev=split, name="grades", metrics=("pearson",), metric="pearson", source="")
+            >>> Units.of(task, load("minilm", labels=None, init_seed=0))
+            Units(mean=75.0, scale=5.0, head='classifier')
+        """
+        if task.kind != "values":
+            return cls()
+        labels = np.array(task.train.label, dtype=np.float64)
+        mean, spread = float(labels.mean()), float(labels.std())
+        heads = {
+            name: module
+            for name, module in loaded.model.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features == 1 and f"{name}.weight" in loaded.new
+        }
+        if not heads or not spread or (abs(mean) <= NEAR and _SPREADS[0] <= spread <= _SPREADS[1]):
+            return cls()
+        head = [*heads][-1]
+        if heads[head].bias is None:
+            mean, spread = 0.0, float(np.sqrt((labels**2).mean()))
+        return cls(mean=mean, scale=spread, head=head)
+
+    def said(self) -> dict[str, str]:
+        """For the record: what was chosen, in words."""
+        if not self.head:
+            return {}
+        mean = f"(label - {self.mean:.4g})" if self.mean > 0 else f"(label + {-self.mean:.4g})"
+        units = f"{mean if self.mean else 'label'} / {self.scale:.4g}"
+        text = (
+            f"labels are learned as {units}, and losses are of that: they are far from 0. The model answers in labels"
+        )
+        return {"labels": text}
+
+    def standard(self, task: Task) -> Task:
+        """The task with labels in standard units."""
+
+        def part(split: Split) -> Split:
+            return replace(split, label=tuple((label - self.mean) / self.scale for label in split.label))
+
+        return replace(task, train=part(task.train), dev=part(task.dev)) if self.head else task
+
+    @torch.no_grad()
+    def settle_(self, model: nn.Module, record: Record) -> Record:
+        """Let ``model`` answer in the labels' own units; and the record with predictions in them."""
+        if not self.head:
+            return record
+        head = model.get_submodule(self.head)
+        head.weight.mul_(self.scale)  # type: ignore[operator]
+        if head.bias is not None:
+            head.bias.mul_(self.scale).add_(self.mean)  # type: ignore[operator]
+        return replace(record, predictions=tuple(self.mean + self.scale * value for value in record.predictions))
