@@ -94,7 +94,9 @@ def test_predictions_for_a_file(options, tiny_task, tmp_path, capsys, monkeypatc
     file = Path(tiny_task) / "dev.csv"
     assert main([*options, *learning, "--test", str(file)]) == 0
     record = Record.read(tmp_path / "out")
-    last = capsys.readouterr().out.splitlines()[-1]
+    printed = capsys.readouterr()
+    last = printed.out.splitlines()[-1]
+    assert "are trained on" not in printed.err
     # The dev file as a test file: what the record knows already.
     assert last.startswith(f"20 predictions: {tmp_path / 'out' / 'predictions.csv'}; accuracy {record.score:.4f}")
     with (tmp_path / "out" / "predictions.csv").open(newline="") as handle:
@@ -133,6 +135,15 @@ def test_names_that_a_code_page_lacks_do_not_end_the_command(monkeypatch: pytest
     for name, stream in streams.items():
         stream.flush()
         assert r"\u043e\u0442\u0437\u044b\u0432\u044b \U0001f600" in stream.buffer.getvalue().decode("cp1252"), name
+
+
+def test_a_test_file_of_training_rows_is_told_and_commands_can_be_pasted(options, tiny_task, tmp_path, capsys):
+    place = tmp_path / "zu hause ü"
+    words = ["--output-dir", str(place), "--test", str(Path(tiny_task) / "train.csv")]
+    assert main([*options, *words]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"note: \d+ texts of \S+train.csv are trained on: its scores will be too good", printed.err)
+    assert f"mixout predict '{place}' FILE" in printed.out
 
 
 def test_errors_of_model_and_data_are_reported_alike(options, tmp_path, capsys):

@@ -44,6 +44,20 @@ def test_export_reads_back(study, tmp_path, failing):
     assert "dropout(0.0)" in (tmp_path / "report" / "index.html").read_text()
 
 
+def test_an_export_overwrites_what_is_named_alone(study, tmp_path, monkeypatch, capsys):
+    assert study("run") == 0
+    monkeypatch.chdir(tmp_path)
+    assert study("export") == 0
+    before = Path("runs.csv").read_bytes()
+    assert study("export") == 2
+    assert "expected no runs.csv here, got one; name another file, or this one" in capsys.readouterr().err
+    assert study("export", "--output", "runs.csv") == 0
+    assert Path("runs.csv").read_bytes() == before
+    for words in (["--restarts", "1"], ["--set", "epochs=1"], ["--ledger", "there"]):
+        assert main(["study", "report", "--scores", "runs.csv", "--output-dir", "report", *words]) == 2
+        assert f"expected {words[0]} only with a ledger" in capsys.readouterr().err
+
+
 def test_a_study_goes_on_from_a_table(study, tmp_path, capsys, numbers):
     assert study("run") == 0
     table = str(tmp_path / "runs.csv")

@@ -100,6 +100,26 @@ def test_columns_of_the_file_are_never_answers(pairs, tmp_path, monkeypatch, nam
     assert not (tmp_path / "p.csv").exists()
 
 
+def test_rows_without_a_label_are_answered_and_not_scored(settings, tiny_task, tmp_path):
+    finetune(settings(), tmp_path / "run")
+    rows = [
+        f"{line},{label}"
+        for line, label in (("bata bavi", "first"), ("dota dovi", ""), ("dopo", " "), ("bapo", "first"))
+    ]
+    for name, kept in (("some", rows), ("labelled", [rows[0], rows[3]]), ("none", rows[1:3])):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(kept) + "\n")
+    some, labelled, none = (
+        predict(tmp_path / "run", tmp_path / f"{name}.csv", tmp_path / f"{name}-answers.csv")
+        for name in ("some", "labelled", "none")
+    )
+    assert some.startswith("4 predictions: ")
+    assert some.endswith(" of the 2 rows with a label")
+    assert some.partition("; ")[2].removesuffix(" of the 2 rows with a label") == labelled.partition("; ")[2]
+    assert ";" not in none
+    with pytest.raises(InputError, match=r"expected output as CSV, got 'answers.parquet'"):
+        predict(tmp_path / "run", tmp_path / "some.csv", tmp_path / "answers.parquet")
+
+
 def test_words_without_tags_are_tagged(settings, names, tmp_path):
     """A file with a word a line is what one with a tag beside each word is, but for the scores."""
     finetune(settings(task=names, task_type="token-classification", epochs=1.0), tmp_path / "out")

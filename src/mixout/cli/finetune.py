@@ -10,12 +10,14 @@ import atexit
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixout._names import count
 from mixout.cli.lines import aligned
 from mixout.cli.options import add_device, add_settings, from_file, settings_in, use_device
 from mixout.errors import InputError
@@ -162,20 +164,21 @@ def _finetune(args: argparse.Namespace) -> int:
         from mixout.finetune.predict import predict, rows
 
         # Errors in the file are found before the training.
-        rows(options["test"], settings, pairs=cache.task(settings).train.pair is not None)
+        trained_on = cache.task(settings).train
+        _, tested = rows(options["test"], settings, pairs=trained_on.pair is not None)
+        if repeated := len({*trained_on.questions()} & {*tested.questions()}):
+            _report(f"note: {count(repeated, 'text')} of {options['test']} are trained on: its scores will be too good")
     _tell_unnamed(settings, named=resume or "task" in chosen)
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
+    again = f"mixout finetune --resume {shlex.quote(str(output_dir))}"
     try:
         record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
     except KeyboardInterrupt:
-        hint = f"continue with: mixout finetune --resume {output_dir}" if unfinished(output_dir) else "no files yet"
+        hint = f"continue with: {again}" if unfinished(output_dir) else "no files yet"
         print(f"mixout: interrupted; {hint}", file=sys.stderr)
         return 130
     except WriteError as error:
-        print(
-            f"mixout: error: {error}; make room, then continue with: mixout finetune --resume {output_dir}",
-            file=sys.stderr,
-        )
+        print(f"mixout: error: {error}; make room, then continue with: {again}", file=sys.stderr)
         return 1
     if leads():
         print(_summary(record, output_dir))
@@ -287,7 +290,7 @@ def _summary(record: Record, folder: Path) -> str:
         lines.append(aligned([[*record.interpolated[0]], *rows], left=0))
     lines.append(f"model, record.json and model card: {folder}")
     if record.settings.task_type != CAUSAL:
-        lines.append(f"answers for new rows: mixout predict {folder} FILE")
+        lines.append(f"answers for new rows: mixout predict {shlex.quote(str(folder))} FILE")
     spread = record.standard_errors.get(record.metric)
     error = "" if spread is None else f"; standard error over {record.dev_size:,} dev examples: {spread:.4f}"
     head = (

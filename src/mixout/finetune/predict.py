@@ -32,6 +32,7 @@ with needs("hf", "predictions"):
     from transformers import DataCollatorWithPadding
 
 _BATCH = 32
+_NOT_CSV = (".parquet", ".json", ".jsonl", ".tsv", ".xlsx")
 _ANSWER, _SHARE = "prediction", "probability of "
 _LONGEST = 512  # tokens, for a model without a record and without a limit
 
@@ -66,6 +67,8 @@ def predict(
             f"expected a new file in a folder that exists as output, got {str(path)!r}; name another one, or make the "
             "folder"
         )
+    if path.suffix.lower() in _NOT_CSV:
+        raise InputError(f"expected output as CSV, got {path.name!r}; name a file that ends in .csv")
     record = Record.read(folder) if (folder / RECORD_NAME).is_file() else None
     if not (folder / "config.json").is_file():
         raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
@@ -166,9 +169,13 @@ def _tags(output: torch.Tensor, example: Example, words: Sequence[str]) -> list[
 
 
 def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str], kind: str) -> str:
-    """Scores of the answers in words, or why there are none; nothing without a column of labels."""
-    if settings.label_column not in table.columns:
+    """Scores of the answers to rows with a label, in words, or why there are none; nothing without such rows."""
+    cells = table.columns.get(settings.label_column, ())
+    labelled = [row for row, cell in enumerate(cells) if kind == "labels" or (cell is not None and str(cell).strip())]
+    if not labelled:
         return ""
+    some = f" of the {len(labelled):,} rows with a label" * (len(labelled) < len(cells))
+    table, preds = table.take(labelled), [preds[row] for row in labelled]
     holds: Any = kind if kind in ("labels", "tags") else "label"
     columns = Columns(text=settings.text_column, label=settings.label_column, holds=holds)
     labels = None if kind == "values" else tuple(names)
@@ -186,4 +193,4 @@ def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str]
         preds, truth = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
     classes, tags = None if labels is None else len(labels), labels if kind == "tags" else None
     scores = metrics.compute(metrics.of_kind(kind, names), preds, truth, classes=classes, tags=tags)
-    return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}"
+    return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}{some}"

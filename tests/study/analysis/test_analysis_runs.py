@@ -168,14 +168,15 @@ def test_the_index_of_a_data_frame_is_left_out_and_said(tmp_path):
     frame.to_csv(tmp_path / "index.csv")
     pandas.read_csv(tmp_path / "index.csv").to_csv(tmp_path / "twice.csv")
     expected = read_scores(tmp_path / "plain.csv")
+    unit = "scores are read as fractions, 1 is 100 points, since none is above 1; --unit says otherwise"
     for name, column in (("index", "''"), ("twice", "'', 'Unnamed: 0'")):
         said = []
         assert read_scores(tmp_path / f"{name}.csv", report=said.append) == expected
-        assert len(said) == 1
+        assert said[1:] == [unit]
         assert f"the column {column} has no name of its own and is left out" in said[0]
     said = []
     read_scores(tmp_path / "plain.csv", report=said.append)
-    assert said == []
+    assert said == [unit]
     # Whatever else such a table lacks is named as before.
     (tmp_path / "more.csv").write_text(",task,method,score\n0,R,p,1\n")
     with pytest.raises(InputError, match="to have a column 'restart'"):
@@ -315,6 +316,17 @@ def test_the_unit_is_asked_for_where_tasks_differ_in_their_errors(write):
     with pytest.raises(InputError, match=r"none above 1 on 'text' and 27 on 'speech'; add --unit percent"):
         read_scores(write(text), direction="lower")
     assert {run.points for run in read_scores(write(text), direction="lower", unit="percent")} == {1.0}
+
+
+def test_how_scores_are_read_is_said_and_chance_is_in_their_unit(write):
+    text = "task,method,restart,score,chance\nRTE,a,0,62.7,52.7\nRTE,b,0,60.0,52.7\n"
+    said = []
+    read_scores(write(text), report=said.append)
+    assert said == ["scores are read as percent, 1 is 1 point; --unit says otherwise"]
+    odd = write(text.replace("52.7", "0.527"))
+    with pytest.raises(InputError, match=r"got 0.527 on 'RTE', where a score is 62.7; write both alike"):
+        read_scores(odd)
+    assert read_scores(odd, unit="percent", report=pytest.fail)[0].chance == 0.527
 
 
 def test_the_unit_is_asked_for_where_tasks_differ(write):

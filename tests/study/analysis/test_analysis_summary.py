@@ -7,7 +7,7 @@ import math
 import random
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -158,3 +158,11 @@ def test_without_scipy_the_extra_is_named():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
     assert 'run: pip install "mixout[hf]"' in done.stderr
+
+
+def test_where_every_run_failed_more_restarts_are_not_advised():
+    runs = [Run(task="T", method=method, restart=k, score=0.5, chance=0.5) for method in ("a", "b") for k in range(3)]
+    first, then = analyse(runs).verdict
+    assert first == "Every run failed: none has learned more than a constant answer."
+    assert "more steps, or another learning rate" in then
+    assert "Every run failed" not in analyse([*runs[:-1], replace(runs[-1], score=0.8)]).verdict[0]

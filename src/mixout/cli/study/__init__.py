@@ -69,7 +69,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option(executing, "--keep", choices=("no", "best", "all"), default="no", help=help)
     help = "new attempts of a run that raises (default: %(default)s)"
     option(executing, "--retries", type=int, default=1, metavar="N", help=help)
-    option("export", "--output", default="runs.csv", metavar="FILE", help="ends in .csv or .parquet")
+    option("export", "--output", metavar="FILE", help=".csv or .parquet; default: runs.csv, if there is none yet")
     option("prune", "--yes", action="store_true", help="move them; without --yes they are only listed")
     help = "report on a table of scores, with the columns task, method, restart, score"
     option("report", "--scores", metavar="CSV", help=help)

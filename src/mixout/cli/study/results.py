@@ -15,10 +15,13 @@ from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import Lines
+from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
 from mixout.finetune.record import WriteError, writing
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores, to_csv_rows
+
+_EXPORTED = "runs.csv"
 
 
 def report(args: argparse.Namespace) -> int:
@@ -30,7 +33,9 @@ def report(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write all runs as one table."""
-    path = Path(args.output)
+    path = Path(args.output or _EXPORTED)
+    if args.output is None and path.exists():
+        raise InputError(f"expected no {path} here, got one; name another file, or this one, with --output")
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
     runs = _exported(args)
@@ -133,6 +138,9 @@ def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
 
     if args.file is not None:
         raise InputError("expected either a study FILE or --scores CSV, got both")
+    of_ledgers = {"--restarts": args.restarts is not None, "--set": args.set, "--ledger": args.ledger != LEDGER}
+    if given := [name for name, is_given in of_ledgers.items() if is_given]:
+        raise InputError(f"expected {given[0]} only with a ledger, got it with --scores; leave it out")
     if Path(args.scores).resolve().parent == folder.resolve():
         raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
     return write_report(

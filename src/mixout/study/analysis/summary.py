@@ -178,6 +178,11 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
     """
     if not found:
         return ("Nothing was compared: a comparison needs two methods with scores on the same task.",)
+    if all(cell.failed == cell.runs for leader in found for cell in (leader.best, *leader.alike)):
+        return (
+            "Every run failed: none has learned more than a constant answer.",
+            "Next: more steps, or another learning rate. More restarts would show nothing.",
+        )
     of_task = grouped(found, lambda leader: leader.best.task)
     chosen = [max(task_leaders, key=lambda leader: leader.best.mean or 0.0) for task_leaders in of_task.values()]
     if len(chosen) == 1:

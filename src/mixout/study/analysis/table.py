@@ -72,7 +72,8 @@ def read_scores(
         raise InputError(f"expected at least one run in {path}, got a header only")
     _check_factors(path, runs)
     runs = _with_direction(path, runs, direction)
-    return _with_unit(path, runs, unit, {run.metric for run in runs} if direction == "lower" else _turned(runs))
+    turned = {run.metric for run in runs} if direction == "lower" else _turned(runs)
+    return _with_unit(path, runs, unit, turned, report)
 
 
 def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
@@ -155,7 +156,9 @@ def _turned(runs: Sequence[Run]) -> set[str]:
     }
 
 
-def _with_unit(path: Path, runs: list[Run], unit: str | None, turned: Collection[str]) -> list[Run]:
+def _with_unit(
+    path: Path, runs: list[Run], unit: str | None, turned: Collection[str], report: Callable[[str], None] | None
+) -> list[Run]:
     if unit is not None:
         return [replace(run, points=100.0 if unit == "fraction" else 1.0) for run in runs]
     by_task = grouped((run for run in runs if math.isfinite(run.score)), lambda run: run.task)
@@ -169,6 +172,15 @@ def _with_unit(path: Path, runs: list[Run], unit: str | None, turned: Collection
             f"expected scores of one unit in {path}, got none above 1 on {small[0]!r} and {largest[large[0]]:g} on "
             f"{large[0]!r}; add --unit percent, or --unit fraction"
         )
+    of_chance = [run for run in runs if run.chance is not None and 0 < run.chance < 1 and run.metric not in turned]
+    if odd := [run for run in of_chance if run.task in large]:
+        raise InputError(
+            f"expected chance in the unit of the scores in {path}, got {odd[0].chance:g} on {odd[0].task!r}, where a "
+            f"score is {largest[odd[0].task]:g}; write both alike, or add --unit percent"
+        )
+    if report is not None and largest:
+        how = "percent, 1 is 1 point" if large else "fractions, 1 is 100 points, since none is above 1"
+        report(f"scores are read as {how}; --unit says otherwise")
     return [replace(run, points=1.0 if run.task in large else 100.0) if run.metric in turned else run for run in runs]
 
 

@@ -22,6 +22,7 @@ from mixout.errors import needs
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run, by_cell, grouped, if_one, spoken
+from mixout.study.analysis.stats import holm
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, tables
@@ -255,8 +256,10 @@ def _differences(summary: Summary, runs: Sequence[Run], labels: Labels, chart: C
 
 def _against(name: str, comparisons: Sequence[Comparison], labels: Labels) -> list[Markup]:
     parts: list[Markup] = []
-    for index, on_task in enumerate(grouped(comparisons, lambda comparison: comparison.task).values()):
-        parts += blocks("table", tables.differences(f"{name}-{index}", on_task, labels))
+    reachable = holm([c.p_smallest for c in comparisons])
+    for index, (task, on_task) in enumerate(grouped(comparisons, lambda comparison: comparison.task).items()):
+        least = min(c.looks * p for c, p in zip(comparisons, reachable, strict=True) if c.task == task)
+        parts += blocks("table", tables.differences(f"{name}-{index}", on_task, labels, least))
         parts += blocks("table", tables.failures(f"{name}-{index}-failed", on_task, labels))
     return parts
 

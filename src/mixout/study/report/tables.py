@@ -190,8 +190,8 @@ def plain(value: float | None, digits: int, *, sign: bool = False) -> Value:
     return Value(number(value, digits, sign=sign), value)
 
 
-def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) -> Table:
-    """The comparisons on one task, the largest difference first."""
+def differences(name: str, comparisons: Sequence[Comparison], labels: Labels, least_p: float) -> Table:
+    """The comparisons on one task, the largest difference first; ``least_p``: the smallest p that they can reach."""
     text = Scores(score for c in comparisons for score in (c.mean, c.baseline_mean))
     columns: Columns[Comparison] = [
         *method_columns(labels),
@@ -206,11 +206,9 @@ def differences(name: str, comparisons: Sequence[Comparison], labels: Labels) ->
     notes = [f'Interval: {words.percent_of(first.confidence)}. Margin of "as good": {count(first.margin, "point")}.']
     if first.looks > 1:
         notes.append(f"The data were looked at up to {first.looks} times: intervals and p-values allow for it.")
-    min_p = min(c.p_smallest * c.family * c.looks for c in comparisons)
-    if min_p > ALPHA:
-        notes.append(
-            f"So few restarts can show no difference by this test: the p-value is at least {p_value(min(1.0, min_p))}."
-        )
+    if least_p > ALPHA:
+        least = p_value(min(1.0, least_p))
+        notes.append(f"So few restarts can show no difference by this test: the p-value is at least {least}.")
     if all(c.chance_known and not c.some_failed for c in comparisons):
         fewest = min(min(c.failure_runs, c.failure_runs_baseline) for c in comparisons)
         notes.append(f"No run failed; a failure rate of up to {percent(wilson(0, fewest)[1])} may go unseen.")
