@@ -40,6 +40,23 @@ def test_rows_classes_majority_and_standard_error():
     assert many[1].startswith("40 classes: 3 to 4 training rows each; always answering 'intent 00' is right in 3 % ")
 
 
+def test_f1_says_of_which_class_it_is():
+    said = [describe(task(["no", "yes"], metrics=metrics))[1] for metrics in (("accuracy", "f1"), ("accuracy",))]
+    assert said == [f"{said[1]}; f1 is of 'yes'", said[1]]
+    assert "f1" not in describe(task(["a", "b", "c"], metrics=("f1",)))[1]
+
+
+def test_rows_that_repeat_or_contradict_others():
+    texts = [f"text {row // 4}" for row in range(40)]
+    many = Split(text=tuple(texts), label=tuple(row % 4 == 3 for row in range(40)))
+    few = Split(text=tuple(f"dev {max(row, 1)}" for row in range(60)), label=(0, 1) * 30)
+    said = [line for line in describe(task(["a", "b"], train=many, dev=few)) if line.startswith("note: ")]
+    assert said == [
+        "note: t: the 40 training rows have 10 different texts; the others add little",
+        "note: t: 10 of 10 training texts have several labels: rows contradict each other",
+    ]
+
+
 def test_values_have_a_range():
     scores = Split(text=("a", "b", "c"), label=(0.5, 4.0, 2.0))
     other = Split(text=("d",), label=(1.0,))
@@ -116,6 +133,10 @@ def test_a_run_says_all_of_it_before_it_trains(tiny_bert, tmp_path):
         "note: d: 12 of 20 training texts and 3 of 6 dev texts are cut: they are longer than max_length, 10 tokens",
         "note: d: 6 of 6 dev rows are also training rows: the score on new texts will be lower; remove them from one "
         "side",
+        "note: d: the 20 training rows have 5 different texts; the others add little",
+        "note: d: 5 of 5 training texts have several labels: rows contradict each other",
+        "note: d: the 6 dev rows have 5 different texts; the others add little",
+        "note: d: 1 of 5 dev texts has several labels: rows contradict each other",
         "method anchor_decay(radius=0.005): below 400 rows weights stay near the pretrained ones",
         "anchor_decay(radius=0.005): under Adam a weight goes about 0.005 from its start at most",
     ]

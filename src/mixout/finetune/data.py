@@ -21,7 +21,7 @@ from mixout.errors import InputError
 from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
-from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
+from mixout.finetune.tasks import Columns, Split, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks.tables import number
 from mixout.methods import OutputAnchor
 from mixout.schedule import last_step_begins
@@ -33,6 +33,7 @@ READ = (
 )
 # Settings of labelled text alone.
 _OF_LABELS = ("data_dir", "pair_column", "label_column", "multi_label", "head", "head_first", "class_weights")
+_FEW = 0.02  # a share of rows
 _NAMED = 6  # most classes that are named one by one
 _MISSING = ("na", "n/a", "nan", "none", "null", "unknown", "?", "-")
 
@@ -117,9 +118,8 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
     """Describe the data in a few lines; ``cut`` counts the training and dev texts longer than ``max_length`` tokens.
 
     Example:
-        >>> from mixout.finetune.tasks import Split
         >>> split = Split(text=("a", "b", "c", "d"), label=(0, 1, 0, 1))
-        >>> words = {"name": "t", "labels": ("no", "yes"), "metrics": ("f1",), "metric": "f1", "source": ""}
+        >>> words = {"name": "t", "labels": ("no", "yes"), "metrics": ("accuracy",), "metric": "accuracy", "source": ""}
         >>> task = Task(train=split, dev=split.select([0, 1]), **words)
         >>> for line in describe(task, cut=(3, 0), max_length=8):
         ...     print(line)
@@ -157,7 +157,24 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
             f"{repeated} of {len(task.dev)} dev {unit}s are also training {unit}s: the score on new texts will be "
             "lower; remove them from one side"
         )
+    for side, split in (("training", task.train), ("dev", task.dev)):
+        notes += _repeats(side, split, task.kind)
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
+
+
+def _repeats(side: str, split: Split, kind: str) -> list[str]:
+    """Rows that say the same, or the contrary; a few are in most data."""
+    asked, notes = split.questions(), []
+    different = len(set(asked))
+    if len(split) - different > _FEW * len(split):
+        notes.append(f"the {len(split)} {side} rows have {different} different texts; the others add little")
+    if kind == "classes":
+        contrary = Counter(text for text, _ in {*zip(asked, split.label, strict=True)})
+        several = sum(times > 1 for times in contrary.values())
+        if several > _FEW * different:
+            have = "has" if several == 1 else "have"
+            notes.append(f"{several} of {different} {side} texts {have} several labels: rows contradict each other")
+    return notes
 
 
 def _classes(task: Task, names: Sequence[str]) -> str:
@@ -170,7 +187,10 @@ def _classes(task: Task, names: Sequence[str]) -> str:
     else:
         listing = f"{min(counts.values())} to {max(counts.values())} training rows each"
     name = names[int(answer)]
-    return f"{len(names)} classes: {listing}; always answering {name!r} is right in {share:.0f} % of the dev rows"
+    of_f1 = f"; f1 is of {names[1]!r}" if len(names) == 2 and "f1" in task.metrics else ""
+    return (
+        f"{len(names)} classes: {listing}; always answering {name!r} is right in {share:.0f} % of the dev rows{of_f1}"
+    )
 
 
 def _several(task: Task, names: Sequence[str]) -> str:
