@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from tests.conftest import WORDS
 
+from mixout.errors import InputError
+from mixout.finetune.course import Course
 from mixout.finetune.predict import predict
 from mixout.finetune.train import finetune
 from mixout.finetune.values import Units
@@ -88,6 +91,32 @@ def test_a_head_that_was_trained_keeps_its_units(settings, tmp_path):
     again = finetune(chosen, tmp_path / "again")
     assert "labels" not in again.chosen
     assert again.predictions == pytest.approx(first.predictions, rel=1e-3)
+
+
+def test_a_run_that_was_cut_off_goes_on_in_its_units(settings, tmp_path, monkeypatch):
+    chosen = settings(task=folder(tmp_path / "far", 1000.0, 50_000.0), metric="pearson", save=5)
+    whole = finetune(chosen, tmp_path / "whole")
+    step = Course.on_step_end
+
+    def stopping(self, args, state, control, **kwargs):
+        step(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "on_step_end", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(chosen, tmp_path / "cut")
+    plan = tmp_path / "cut" / "checkpoints" / "run.json"
+    begun = plan.read_text()
+    values = json.loads(begun)
+    del values["chosen"]["labels"]  # as an earlier version began it
+    plan.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="got other content for: units of the labels"):
+        finetune(chosen, tmp_path / "cut", resume=True)
+    plan.write_text(begun)
+    again = finetune(chosen, tmp_path / "cut", resume=True)
+    assert (again.predictions, again.chosen) == (whole.predictions, whole.chosen)
 
 
 def test_nothing_is_settled_where_labels_stay():
