@@ -151,6 +151,22 @@ def test_a_step_counts_whichever_weights_are_trained(layer, frozen, inputs):
     assert period.steps == 4
 
 
+def test_a_discriminator_counts_its_own_steps_alone():
+    """Weights that are mixed though frozen (their anchor is 0), while another model is trained through them."""
+    generator, judge = (
+        nn.Linear(2, 4),
+        mixout.apply_(nn.Sequential(nn.Linear(4, 4)), Dropconnect(0.5, every=4), where=mixout.ALL),
+    )
+    period = judge[0]._mixed.mixing.period
+    steps = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (judge, generator)]
+    for _ in range(3):
+        for trained, optimizer in zip((True, False), steps, strict=True):
+            judge.requires_grad_(trained)
+            judge(generator(torch.ones(1, 2))).sum().backward()
+            optimizer.step()
+    assert period.steps == 3
+
+
 def test_what_counts_as_a_step():
     """Two optimizers of one model count once, one of another model not at all, nor one without a pass before it."""
     model, other = net(Mixout(0.5, every=100)), nn.Linear(8, 8)

@@ -2,6 +2,6 @@
 
 import sys
 
-from mixout.cli import main
+from mixout.cli import command
 
-sys.exit(main())
+sys.exit(command())

@@ -194,7 +194,7 @@ class Period:
         self._unseen = 0
 
     def note(self, name: str, weight: Tensor | None) -> None:
-        """A training pass has mixed ``weight``; None in a compiled graph, where any optimizer counts."""
+        """A training pass has mixed ``weight``; None where that is not known, and any optimizer counts."""
         if not in_backward():  # a recomputation repeats the masks of its forward pass
             self.begin_pass()
             self._mixed[name] = weight
@@ -208,10 +208,12 @@ class Period:
         if getattr(optimizer, "found_inf", None):
             return
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        trained = [w for w in self._mixed.values() if w is None or (w.requires_grad and w.is_leaf)]
-        if self._mixed and not trained:  # as in LoRA-FA: any optimizer counts
-            trained = [None]
-        if any(w is None or id(w) in stepped or stepped_by_zero(w) for w in trained):
+        noted = list(self._mixed.values())
+        own = any(w is not None and (id(w) in stepped or stepped_by_zero(w)) for w in noted)
+        self._own_steps |= own
+        # In LoRA-FA nothing that is mixed is ever trained: there any optimizer counts.
+        untrained = bool(noted) and not self._own_steps and not any(w is not None and w.requires_grad for w in noted)
+        if own or untrained or any(w is None for w in noted):
             self.steps += 1
             self._unseen += in_backward()  # what is still to be recomputed has the masks from before the step
             self._mixed.clear()
@@ -224,6 +226,7 @@ class Period:
     def _enlist(self) -> None:
         self._mixed: dict[str, Tensor | None] = {}
         self._unseen = 0  # steps within a backward pass, which no forward pass has seen yet
+        self._own_steps = False  # an optimizer has stepped what was mixed
         self.followers: weakref.WeakSet[Any] = weakref.WeakSet()  # the layers whose anchors move
         count_steps_(self)
 

@@ -125,7 +125,7 @@ class Stream:
                     "preserve_rng_state=True in torch.utils.checkpoint, or run fewer forward passes before a backward"
                 )
             return count
-        if count is None or had_gradients:  # a pass without gradients may be repeated
+        if count is None or had_gradients or not graded:  # a pass with gradients may repeat one without
             count = self.count = self.count + 1
             remembered[key] = count, graded
             if len(remembered) > REMEMBERED_DRAWS:

@@ -27,7 +27,7 @@ def test_a_run_that_diverges_is_recorded_as_such(settings, tmp_path):
     # It ends where the loss is looked at, which is long before the 60 steps are over.
     assert record.steps == record.evaluations[-1].step == 10
     assert record.verdict.startswith("diverged: the training loss is nan after 10 steps at learning rate 1e30")
-    assert "this run diverged" in (tmp_path / "out" / "README.md").read_text()
+    assert "**This run failed: diverged: " in (tmp_path / "out" / "README.md").read_text()
     order = ["--learning-rate 1e29", "--max-grad-norm 1"]
     assert sorted(order, key=record.verdict.index) == order
 
@@ -46,7 +46,7 @@ def test_a_loss_that_is_finite_but_far_above_its_start_ends_a_run(settings, tmp_
     assert (record.status, record.steps) == ("diverged", 30)
     assert math.isfinite(record.training[-1].loss)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "this run diverged" in card
+    assert "**This run failed: diverged: " in card
     assert "finite" not in card
     assert "--learning-rate" in record.verdict
     # A checkpoint in between changes neither the step nor what is said.

@@ -65,7 +65,7 @@ def test_classes(settings, tmp_path):
     # 42 rows in batches of 8: the last has two rows, of which the second process gets none.
     chosen = settings(method="mixout(0.5)+anchor_decay(0.1)", accumulation=2, save=2, keep_best=True)
     program = tmp_path / "program.py"
-    program.write_text(f"import sys\nfrom mixout.cli import main\n{FINALISED}\nsys.exit(main(sys.argv[1:]))\n")
+    program.write_text(f"import sys\nfrom mixout.cli import command\n{FINALISED}\nsys.exit(command())\n")
     ended = launch(chosen, tmp_path / "two", [str(program)])
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("handlers ran") == 2

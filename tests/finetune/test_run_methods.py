@@ -267,6 +267,8 @@ def test_models_between_start_and_end_are_scored_and_the_trained_one_is_kept(set
 
 def test_a_language_model_is_scored_in_between_on_new_and_on_old_text(causal, tmp_path):
     record = finetune(causal(interpolate=(0.0, 0.5)), tmp_path / "a")
+    plain = finetune(causal(), tmp_path / "plain", keep_model=False)
+    assert record.standard_errors == plain.standard_errors  # of the trained model, not of the last one between
     start, half = record.interpolated
     first = record.evaluations[0]
     assert first.step == 0

@@ -45,7 +45,8 @@ def stopping(self, args, state, control, **kwargs):
         sys.exit(7)
 
 Course.on_step_end = stopping
-cli.main(sys.argv[2:])
+sys.argv[1:] = sys.argv[2:]
+sys.exit(cli.command())
 """
 
 

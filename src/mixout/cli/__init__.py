@@ -7,11 +7,13 @@ the reader of the output has closed it.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import io
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import NoReturn
@@ -88,6 +90,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mixout: interrupted", file=sys.stderr)
         return 130
+
+
+def command() -> int:
+    """:func:`main`, as a process of its own: the only one of a machine, or one of several that share a run."""
+    status = main()
+    if status == 0 and "torch" in sys.modules:
+        _leave()
+    return status
+
+
+def _leave() -> None:
+    """Leave the other processes of a launch, if there are any; this ends the process, with 0.
+
+    What is left of a parallel model keeps Gloo's threads, which may hold tensors of the last exchange. Freed during
+    Python's finalisation, these end the process by SIGABRT, and the launcher calls a finished run failed.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    distributed.destroy_process_group()
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
+    atexit._run_exitfuncs()  # loggers may send what is left
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

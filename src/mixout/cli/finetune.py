@@ -6,9 +6,7 @@ Only the options that are not settings are defined here; the others are in :mod:
 from __future__ import annotations
 
 import argparse
-import atexit
 import json
-import os
 import re
 import shlex
 import sys
@@ -165,8 +163,9 @@ def _finetune(args: argparse.Namespace) -> int:
 
         # Errors in the file are found before the training.
         trained_on = cache.task(settings).train
-        _, tested = rows(options["test"], settings, pairs=trained_on.pair is not None)
-        if repeated := len({*trained_on.questions()} & {*tested.questions()}):
+        table, tested = rows(options["test"], settings, pairs=trained_on.pair is not None)
+        repeated = len({*trained_on.questions()} & {*tested.questions()})
+        if repeated and settings.label_column in table.columns and leads():
             _report(f"note: {count(repeated, 'text')} of {options['test']} are trained on: its scores will be too good")
     _tell_unnamed(settings, named=resume or "task" in chosen)
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
@@ -186,24 +185,7 @@ def _finetune(args: argparse.Namespace) -> int:
             print(predict(output_dir, options["test"], output_dir / _PREDICTIONS))
         if "push_to_hub" in options:
             print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
-    _leave()
     return 0
-
-
-def _leave() -> None:
-    """Leave the other processes of the launch, if there are any; this ends the process, with 0.
-
-    What is left of a parallel model keeps Gloo's threads, which may hold tensors of the last exchange. Freed during
-    Python's finalisation, these end the process by SIGABRT, and the launcher calls a finished run failed.
-    """
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        atexit._run_exitfuncs()  # loggers may send what is left
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def _choose(args: argparse.Namespace) -> int:

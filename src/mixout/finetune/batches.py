@@ -122,6 +122,7 @@ class Dev:
         self.task, self.examples, self.smoothing, self.balanced = task, examples, smoothing, balanced
         self.order = by_length(examples)
         self.predictions: tuple[Any, ...] = ()
+        self.truth: Any = ()  # as scored
 
     def sorted(self) -> list[Example]:
         """The examples in the order of evaluation."""
@@ -137,19 +138,20 @@ class Dev:
         """What makes a batch of examples."""
         return collate
 
-    def scored(self, rows: Array) -> dict[str, float]:
-        """The scores of the last evaluation on some rows, or documents, of the dev set."""
+    def scorer(self) -> Callable[[Array], dict[str, float]]:
+        """What gives the scores of the last evaluation on some rows, or documents, of the dev set."""
         raise NotImplementedError
 
     def standard_errors(self) -> dict[str, float]:
         """Of each score of the last evaluation, by the choice of rows or documents; empty if there is only one."""
         if (rows := len(self.task.dev)) < 2:
             return {}
+        scorer = self.scorer()
         with np.errstate(all="ignore"):  # of a model that has diverged
-            whole = self.scored(np.arange(rows))
-            values = metrics.pseudo_values(lambda chosen: np.array([*self.scored(chosen).values()]), rows)[1]
+            whole = scorer(np.arange(rows))
+            values = metrics.pseudo_values(lambda chosen: np.array([*scorer(chosen).values()]), rows)[1]
             errors = values.std(axis=0, ddof=1) / math.sqrt(len(values))
-        return dict(zip(whole, errors.tolist(), strict=True))
+        return {name: error for name, error in zip(whole, errors.tolist(), strict=True) if math.isfinite(error)}
 
     def parts(self, labels: Tensor) -> Tensor:
         """How many labels count in the loss: examples, or tokens."""
@@ -201,13 +203,21 @@ class DevSet(Dev):
         self.predictions, self.truth = (
             tuple(tuple(row) if isinstance(row, list) else row for row in side) for side in (rows, labels)
         )
-        scores = self.scored(np.arange(len(self.truth)))
+        scores = self.scorer()(np.arange(len(self.truth)))
         return {"loss": float(self.total(torch.from_numpy(outputs), truth) / self.parts(truth)), **scores}
 
-    def scored(self, rows: Array) -> dict[str, float]:
-        """The scores of the last evaluation on some of the dev rows."""
-        predictions, truth = ([side[row] for row in rows.tolist()] for side in (self.predictions, self.truth))
-        return metrics.compute(self.task.metrics, predictions, truth, classes=self.task.classes, tags=self.task.tags)
+    def scorer(self) -> Callable[[Array], dict[str, float]]:
+        """What gives the scores of the last evaluation on some of the dev rows."""
+        task, ragged = self.task, self.task.kind == "tags"
+        sides = [
+            np.fromiter(side, dtype=object) if ragged else np.asarray(side) for side in (self.predictions, self.truth)
+        ]
+
+        def score(rows: Array) -> dict[str, float]:
+            predictions, truth = (side[rows] for side in sides)
+            return metrics.compute(task.metrics, predictions, truth, classes=task.classes, tags=task.tags)
+
+        return score
 
     def chance(self) -> float:
         """What a constant answer scores."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class DevTexts(Dev):
         dev, original = loss_and_count[: len(self.dev)], loss_and_count[len(self.dev) :]
         sums = np.zeros((len(self.task.dev), 2))
         np.add.at(sums, [window["document"] for window in self.dev], dev)
-        self.predictions, self.sums = tuple((-sums[:, 0] / sums[:, 1]).tolist()), sums
+        self.predictions, self.truth = tuple((-sums[:, 0] / sums[:, 1]).tolist()), sums
         scores: dict[str, float] = {}
         for prefix, part in (("", dev), ("original_", original)):
             if len(part):
@@ -161,10 +161,15 @@ class DevTexts(Dev):
                     scores[f"{prefix}perplexity"] = float(np.exp(loss))
         return {"loss": float(dev[:, 0].sum() / dev[:, 1].sum()), **scores}
 
-    def scored(self, rows: Array) -> dict[str, float]:
-        """The scores of the last evaluation on some of the held-out documents."""
-        loss, tokens = self.sums[rows].sum(axis=0)
-        return {"log_likelihood": -float(loss / tokens), "perplexity": float(np.exp(loss / tokens))}
+    def scorer(self) -> Callable[[Array], dict[str, float]]:
+        """What gives the scores of the last evaluation on some of the held-out documents."""
+        sums = self.truth
+
+        def score(rows: Array) -> dict[str, float]:
+            loss, tokens = sums[rows].sum(axis=0)
+            return {"log_likelihood": -float(loss / tokens), "perplexity": float(np.exp(loss / tokens))}
+
+        return score
 
     def chance(self) -> float:
         """The log-likelihood of the best constant answer: each token at its share of the evaluated text."""

@@ -106,7 +106,7 @@ def _of_words(name: str, predictions: Any, labels: Any, tags: Sequence[str]) -> 
         hits = sum(len(predicted & truth) for predicted, truth in sets)
         return float(2 * hits / max(1, total))
     equal = [tag == true_tag for predicted, truth in rows for tag, true_tag in zip(predicted, truth, strict=True)]
-    return float(sum(equal) / len(equal))
+    return sum(equal) / len(equal) if equal else float("nan")
 
 
 @lru_cache(1 << 16)  # ``choose`` scores the same rows a thousand times

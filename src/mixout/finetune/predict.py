@@ -26,7 +26,7 @@ from mixout.finetune.record import RECORD_NAME, Record, writing
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Split
 from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, Columns, checked, split_of, texts_in, words_in
-from mixout.finetune.tasks.tables import Table, read
+from mixout.finetune.tasks.tables import Table, is_empty, read
 
 with needs("hf", "predictions"):
     from transformers import DataCollatorWithPadding
@@ -171,7 +171,7 @@ def _tags(output: torch.Tensor, example: Example, words: Sequence[str]) -> list[
 def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str], kind: str) -> str:
     """Scores of the answers to rows with a label, in words, or why there are none; nothing without such rows."""
     cells = table.columns.get(settings.label_column, ())
-    labelled = [row for row, cell in enumerate(cells) if kind == "labels" or (cell is not None and str(cell).strip())]
+    labelled = [row for row, cell in enumerate(cells) if not is_empty(cell)]
     if not labelled:
         return ""
     some = f" of the {len(labelled):,} rows with a label" * (len(labelled) < len(cells))

@@ -89,9 +89,9 @@ def finetune(
         loaded, pretrained = shared.model_of(settings, task)
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
+        loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
         given, units = task, Units.of(task, loaded)
         task, chosen = units.standard(task), chosen | units.said()
-        loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
         start = {name: value for name, value in pretrained.items() if name not in loaded.new}
         examples = shared.tokens(task.train, settings)
         sharding.shard_(loaded.model)

@@ -1,4 +1,4 @@
-r"""Labels that are values far from 0: learned in standard units; the saved model answers in the labels' own.
+r"""Labels that are values not near 0 and 1: learned in standard units; the saved model answers in the labels' own.
 
 A new output head begins near 0, and an optimizer such as Adam moves each weight by about the learning rate a step,
 whatever the scale of the loss. So it would not reach grades near 75 in a short run, or prices.
@@ -11,18 +11,34 @@ square. At the end both go into the head. Where labels are near 0 and 1 already 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
+from mixout.errors import InputError
 from mixout.finetune.models import Loaded
 from mixout.finetune.record import Record
 from mixout.finetune.tasks import Split, Task
 
 NEAR = 5.0  # the largest mean, in absolute value, of labels that stay,
 _SPREADS = 0.1, 3.0  # and between which their standard deviation lies
+_FINEST = 1e5  # times the standard deviation: a mean from which on float32 does not tell labels apart
+
+
+def far(labels: Sequence[float]) -> bool:
+    """Whether values are learned in standard units, if the head is new.
+
+    Example:
+        >>> far([0.0, 2.5, 5.0]), far([63.0, 97.0]), far([0.001, 0.002]), far([7.0, 7.0])
+        (False, True, True, False)
+    """
+    values = np.array(labels, dtype=np.float64)
+    mean, spread = float(values.mean()), float(values.std())
+    constant = spread <= 1e-12 * max(1.0, abs(mean))
+    return not (constant or (abs(mean) <= NEAR and _SPREADS[0] <= spread <= _SPREADS[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +51,7 @@ class Units:
 
     @classmethod
     def of(cls, task: Task, loaded: Loaded) -> Units:
-        """Those of a regression whose labels are far from 0.
+        """Those of a regression with a new head whose labels are not near 0 and 1.
 
         Example:
             >>> from mixout.finetune.models import load
@@ -44,7 +60,7 @@ class Units:
             >>> Units.of(task, load("minilm", labels=None, init_seed=0))
             Units(mean=75.0, scale=5.0, head='classifier')
         """
-        if task.kind != "values":
+        if task.kind != "values" or not far(task.train.label):
             return cls()
         labels = np.array(task.train.label, dtype=np.float64)
         mean, spread = float(labels.mean()), float(labels.std())
@@ -53,8 +69,13 @@ class Units:
             for name, module in loaded.model.named_modules()
             if isinstance(module, nn.Linear) and module.out_features == 1 and f"{name}.weight" in loaded.new
         }
-        if not heads or not spread or (abs(mean) <= NEAR and _SPREADS[0] <= spread <= _SPREADS[1]):
+        if not heads:
             return cls()
+        if abs(mean) > _FINEST * spread:
+            raise InputError(
+                f"expected labels that float32 tells apart, got mean {mean:g} and standard deviation {spread:g}; "
+                f"subtract a number such as {mean:g} from each"
+            )
         head = [*heads][-1]
         if heads[head].bias is None:
             mean, spread = 0.0, float(np.sqrt((labels**2).mean()))
@@ -66,10 +87,7 @@ class Units:
             return {}
         mean = f"(label - {self.mean:.4g})" if self.mean > 0 else f"(label + {-self.mean:.4g})"
         units = f"{mean if self.mean else 'label'} / {self.scale:.4g}"
-        text = (
-            f"labels are learned as {units}, and losses are of that: they are far from 0. The model answers in labels"
-        )
-        return {"labels": text}
+        return {"labels": f"labels are learned as {units}, and losses here are of that; the model answers in labels"}
 
     def standard(self, task: Task) -> Task:
         """The task with labels in standard units."""
@@ -81,11 +99,18 @@ class Units:
 
     @torch.no_grad()
     def settle_(self, model: nn.Module, record: Record) -> Record:
-        """Let ``model`` answer in the labels' own units; and the record with predictions in them."""
+        """Let ``model`` answer in the labels' own units; and the record in them."""
         if not self.head:
             return record
         head = model.get_submodule(self.head)
         head.weight.mul_(self.scale)  # type: ignore[operator]
         if head.bias is not None:
             head.bias.mul_(self.scale).add_(self.mean)  # type: ignore[operator]
-        return replace(record, predictions=tuple(self.mean + self.scale * value for value in record.predictions))
+        square = self.scale**2
+        return replace(
+            record,
+            predictions=tuple(self.mean + self.scale * value for value in record.predictions),
+            evaluations=tuple(replace(entry, loss=square * entry.loss) for entry in record.evaluations),
+            training=tuple(replace(entry, loss=square * entry.loss) for entry in record.training),
+            interpolated=tuple(row | {"loss": square * row["loss"]} for row in record.interpolated),
+        )

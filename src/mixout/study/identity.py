@@ -26,6 +26,7 @@ from mixout.finetune.levels import check_limits
 from mixout.finetune.models import outline, revision
 from mixout.finetune.settings import AUTO, FORMER, UNSEEN, Settings
 from mixout.finetune.tasks import Task
+from mixout.finetune.values import far
 from mixout.methods import Dropout, MixingMethod, Plain
 from mixout.study.analysis.runs import Restart
 
@@ -91,6 +92,8 @@ class Inputs:
     def _former(self, settings: Settings, values: Mapping[str, Any]) -> tuple[str, ...]:
         """The identities that 0.1 gave to the same run, by the score that counted, evaluations and checkpoints."""
         task = self._data(settings)[0]
+        if task.kind == "values" and far(task.train.label):  # 0.1 learned them in their own units
+            return ()
         values = {**values, "mixout": "0.1"}
         scores, saves = dict.fromkeys([task.metric, *task.metrics]), dict.fromkeys(["epoch", "no", settings.save])
         cases = (dict(zip(_WATCHED, row, strict=True)) for row in itertools.product(scores, ("epoch", "end"), saves))

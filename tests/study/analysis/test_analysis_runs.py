@@ -324,7 +324,7 @@ def test_how_scores_are_read_is_said_and_chance_is_in_their_unit(write):
     read_scores(write(text), report=said.append)
     assert said == ["scores are read as percent, 1 is 1 point; --unit says otherwise"]
     odd = write(text.replace("52.7", "0.527"))
-    with pytest.raises(InputError, match=r"got 0.527 on 'RTE', where a score is 62.7; write both alike"):
+    with pytest.raises(InputError, match=r"got 0.527 on 'RTE', where a score is 62.7; if it is 0.527 %, add"):
         read_scores(odd)
     assert read_scores(odd, unit="percent", report=pytest.fail)[0].chance == 0.527
 

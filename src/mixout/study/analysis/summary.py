@@ -178,7 +178,7 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
     """
     if not found:
         return ("Nothing was compared: a comparison needs two methods with scores on the same task.",)
-    if all(cell.failed == cell.runs for leader in found for cell in (leader.best, *leader.alike)):
+    if all(cell.failed == cell.runs and not leader.lower for leader in found for cell in (leader.best, *leader.alike)):
         return (
             "Every run failed: none has learned more than a constant answer.",
             "Next: more steps, or another learning rate. More restarts would show nothing.",

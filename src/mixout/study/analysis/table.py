@@ -175,8 +175,8 @@ def _with_unit(
     of_chance = [run for run in runs if run.chance is not None and 0 < run.chance < 1 and run.metric not in turned]
     if odd := [run for run in of_chance if run.task in large]:
         raise InputError(
-            f"expected chance in the unit of the scores in {path}, got {odd[0].chance:g} on {odd[0].task!r}, where a "
-            f"score is {largest[odd[0].task]:g}; write both alike, or add --unit percent"
+            f"expected to know the unit of chance in {path}, got {odd[0].chance:g} on {odd[0].task!r}, where a score "
+            f"is {largest[odd[0].task]:g}; if it is {odd[0].chance:g} %, add --unit percent, else write it in percent"
         )
     if report is not None and largest:
         how = "percent, 1 is 1 point" if large else "fractions, 1 is 100 points, since none is above 1"
