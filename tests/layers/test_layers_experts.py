@@ -93,7 +93,8 @@ def test_every_kernel_of_the_experts_computes_with_the_same_phi(method):
         results[implementation] = output.logits, *(p.grad for p in model.parameters())
     for other in ("batched_mm", "grouped_mm"):
         for a, b in zip(results["eager"], results[other], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            # Sums in another order differ by the rounding of their largest terms, on some machines by more than 1e-5.
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, a.abs().max().item()))
 
 
 def test_falcons_linear_is_computed_as_falcon_does():

@@ -144,7 +144,7 @@ def pseudo_values(score: Callable[[Any], Any], rows: int) -> tuple[Any, Any]:
     Example:
         >>> values = np.array([1.0, 2.0, 4.0])
         >>> whole, each = pseudo_values(lambda rows: values[rows].mean(), 3)  # of a mean: the values themselves
-        >>> round(whole, 3), each.round(3).tolist()
+        >>> round(float(whole), 3), each.round(3).tolist()
         (2.333, [1.0, 2.0, 4.0])
     """
     every, groups = np.arange(rows), min(rows, _GROUPS)
