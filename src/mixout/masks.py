@@ -158,9 +158,8 @@ def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """P, and 1/(1-p) and 0 in ``dtype``: as tensors of the right dtype torch takes them faster than as numbers."""
-    if is_watched() and type((made := _constants.__wrapped__(p, dtype))[0]) is not Tensor:
-        return made  # those of FakeTensorMode are not for later passes
-    return _constants(p, dtype)
+    # Under a mode they may be of the mode, as FakeTensorMode's, and are not for later passes.
+    return (_constants.__wrapped__ if is_watched() else _constants)(p, dtype)
 
 
 @functools.lru_cache(maxsize=64)

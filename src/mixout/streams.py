@@ -91,9 +91,9 @@ class Stream:
             stream._held = None
 
     @property
-    def drawn_in_graphs(self) -> int:
-        """How often compiled graphs have drawn."""
-        return sum(stream.drawn for stream in (self, *self._of.values()))
+    def drawn_in_graphs(self) -> bool:
+        """Whether compiled graphs have drawn."""
+        return any(stream.drawn for stream in (self, *self._of.values()))
 
     def generator(self, device: torch.device = _HOST, *, graded: bool = True) -> torch.Generator | None:
         """A generator on the host for the next draw, or the one that is repeated; None for torch's default one."""
@@ -129,28 +129,28 @@ class Stream:
             count = self.count = self.count + 1
             remembered[key] = count, graded
             if len(remembered) > REMEMBERED_DRAWS:
-                _, (_, repeatable) = remembered.popitem(last=False)
-                self._warn(forgotten=not repeatable)
+                _, (_, had_gradients) = remembered.popitem(last=False)
+                if not had_gradients and not self.seed.warned:
+                    self._warn()
         return count
 
-    def _warn(self, *, forgotten: bool) -> None:
-        if forgotten and not self.seed.warned:
-            self.seed.warned = True
-            warnings.warn(
-                f"with a seed the masks of {REMEMBERED_DRAWS:,} draws are remembered, and a pass without gradients is "
-                "further back now. Gradient caching would repeat it with other masks: use fewer chunks, or leave the "
-                "seed out. If no such pass is to be repeated with gradients, nothing is wrong",
-                ForgottenMasksWarning,
-                stacklevel=2,
-            )
+    def _warn(self) -> None:
+        self.seed.warned = True
+        warnings.warn(
+            f"with a seed the masks of {REMEMBERED_DRAWS:,} draws are remembered, and a pass without gradients is "
+            "further back now. Gradient caching would repeat it with other masks: use fewer chunks, or leave the "
+            "seed out. If no such pass is to be repeated with gradients, nothing is wrong",
+            ForgottenMasksWarning,
+            stacklevel=2,
+        )
 
     def _enlist(self) -> None:
         self._held = None
         self._of = {}
-        # For compiled graphs: which stream this is, and how many draws they have made. A tensor, since an integer would
-        # be a constant of the graph, compiled anew for each layer.
+        # For compiled graphs: which stream this is. A tensor, since an integer would be a constant of the graph,
+        # compiled anew for each layer.
         self.handle = torch.tensor(next(_NUMBERS), device="cpu")
-        self.drawn = 0
+        self.drawn = False  # in a graph
         _STREAMS[int(self.handle)] = self
 
 
@@ -202,7 +202,7 @@ def draw_in_graph(handle: Tensor, shape: tuple[int, ...], *, normal: bool) -> Te
 def _draw(handle: Tensor, _call: Tensor, shape: list[int], normal: bool, graded: bool) -> Tensor:
     stream = None if int(handle) < 0 else _STREAMS[int(handle)]
     if stream is not None:
-        stream.drawn += 1
+        stream.drawn = True
         if stream.period is not None:
             stream.period.note(stream.key, None)
     return _numbers(shape, normal, None if stream is None else stream.generator(graded=graded))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.options import add_device, add_settings, from_file, settings_in, use_device
+from mixout.cli.options import add_device, add_settings, from_file, settings_in, unclaimed, use_device
 from mixout.errors import InputError
 from mixout.finetune.settings import CAUSAL, RECIPES, Settings
 
@@ -213,9 +213,7 @@ def _predict(args: argparse.Namespace) -> int:
     use_device(args.device)
     names = ("text_column", "pair_column", "label_column", "max_length")
     chosen = {name: getattr(args, name) for name in names}
-    if args.output is None and Path(_PREDICTIONS).exists():
-        raise InputError(f"expected no {_PREDICTIONS} here, got one; name another file, or this one, with --output")
-    print(predict(args.model, args.file, args.output or _PREDICTIONS, **chosen))
+    print(predict(args.model, args.file, unclaimed(args.output, _PREDICTIONS), **chosen))
     return 0
 
 

@@ -137,6 +137,13 @@ def _truth(text: str) -> bool:
     return words[text.lower()]
 
 
+def unclaimed(named: str | None, default: str) -> Path:
+    """Where to write: what is named, which is overwritten; else ``default``, refused where there is one."""
+    if named is None and Path(default).exists():
+        raise InputError(f"expected no {default} here, got one; name another file, or this one, with --output")
+    return Path(named or default)
+
+
 def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The options in a file, parsed as words of a command line, so that they are checked like all others."""
     from mixout.cli import unknown_option

@@ -122,7 +122,7 @@ class Dev:
         self.task, self.examples, self.smoothing, self.balanced = task, examples, smoothing, balanced
         self.order = by_length(examples)
         self.predictions: tuple[Any, ...] = ()
-        self.truth: Any = ()  # as scored
+        self.scored_by: Any = ()  # what scores follow from, beside the predictions
 
     def sorted(self) -> list[Example]:
         """The examples in the order of evaluation."""
@@ -200,17 +200,18 @@ class DevSet(Dev):
             rows, labels = ([[row[at] for at in labelled[n]] for n, row in enumerate(side)] for side in (rows, labels))
         else:
             truth = torch.tensor(labels)
-        self.predictions, self.truth = (
+        self.predictions, self.scored_by = (
             tuple(tuple(row) if isinstance(row, list) else row for row in side) for side in (rows, labels)
         )
-        scores = self.scorer()(np.arange(len(self.truth)))
+        scores = self.scorer()(np.arange(len(self.scored_by)))
         return {"loss": float(self.total(torch.from_numpy(outputs), truth) / self.parts(truth)), **scores}
 
     def scorer(self) -> Callable[[Array], dict[str, float]]:
         """What gives the scores of the last evaluation on some of the dev rows."""
         task, ragged = self.task, self.task.kind == "tags"
         sides = [
-            np.fromiter(side, dtype=object) if ragged else np.asarray(side) for side in (self.predictions, self.truth)
+            np.fromiter(side, dtype=object) if ragged else np.asarray(side)
+            for side in (self.predictions, self.scored_by)
         ]
 
         def score(rows: Array) -> dict[str, float]:

@@ -151,7 +151,7 @@ class DevTexts(Dev):
         dev, original = loss_and_count[: len(self.dev)], loss_and_count[len(self.dev) :]
         sums = np.zeros((len(self.task.dev), 2))
         np.add.at(sums, [window["document"] for window in self.dev], dev)
-        self.predictions, self.truth = tuple((-sums[:, 0] / sums[:, 1]).tolist()), sums
+        self.predictions, self.scored_by = tuple((-sums[:, 0] / sums[:, 1]).tolist()), sums
         scores: dict[str, float] = {}
         for prefix, part in (("", dev), ("original_", original)):
             if len(part):
@@ -163,7 +163,7 @@ class DevTexts(Dev):
 
     def scorer(self) -> Callable[[Array], dict[str, float]]:
         """What gives the scores of the last evaluation on some of the held-out documents."""
-        sums = self.truth
+        sums = self.scored_by
 
         def score(rows: Array) -> dict[str, float]:
             loss, tokens = sums[rows].sum(axis=0)

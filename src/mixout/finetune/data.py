@@ -21,7 +21,7 @@ from mixout.errors import InputError
 from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
-from mixout.finetune.tasks import Columns, Split, Task, cells, few_sample, files, is_path, load_task
+from mixout.finetune.tasks import Columns, Task, cells, few_sample, files, is_path, load_task
 from mixout.finetune.tasks.tables import number
 from mixout.methods import OutputAnchor
 from mixout.schedule import last_step_begins
@@ -118,6 +118,7 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
     """Describe the data in a few lines; ``cut`` counts the training and dev texts longer than ``max_length`` tokens.
 
     Example:
+        >>> from mixout.finetune.tasks import Split
         >>> split = Split(text=("a", "b", "c", "d"), label=(0, 1, 0, 1))
         >>> words = {"name": "t", "labels": ("no", "yes"), "metrics": ("accuracy",), "metric": "accuracy", "source": ""}
         >>> task = Task(train=split, dev=split.select([0, 1]), **words)
@@ -150,26 +151,27 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
             f"{cut[0]} of {len(task.train)} training texts and {cut[1]} of {len(task.dev)} dev texts are cut: they are "
             f"longer than max_length, {max_length} tokens"
         )
-    questions = set(task.train.questions())
-    repeated = sum(question in questions for question in task.dev.questions())
+    asked, dev_asked = task.train.questions(), task.dev.questions()
+    questions = set(asked)
+    repeated = sum(question in questions for question in dev_asked)
     if repeated:
         notes.append(
             f"{repeated} of {len(task.dev)} dev {unit}s are also training {unit}s: the score on new texts will be "
             "lower; remove them from one side"
         )
-    for side, split in (("training", task.train), ("dev", task.dev)):
-        notes += _repeats(side, split, task.kind)
+    classes = task.kind == "classes"
+    notes += _repeats("training", asked, task.train.label if classes else ())
+    notes += _repeats("dev", dev_asked, task.dev.label if classes else ())
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
 
 
-def _repeats(side: str, split: Split, kind: str) -> list[str]:
-    """Rows that say the same, or the contrary; a few are in most data."""
-    asked, notes = split.questions(), []
-    different = len(set(asked))
-    if len(split) - different > _FEW * len(split):
-        notes.append(f"the {len(split)} {side} rows have {different} different texts; the others add little")
-    if kind == "classes":
-        contrary = Counter(text for text, _ in {*zip(asked, split.label, strict=True)})
+def _repeats(side: str, asked: Sequence[str], labels: Sequence[object]) -> list[str]:
+    """Rows that say the same, or with ``labels`` the contrary; a few are in most data."""
+    notes, different = [], len(set(asked))
+    if len(asked) - different > _FEW * len(asked):
+        notes.append(f"the {len(asked)} {side} rows have {different} different texts; the others add little")
+    if labels:
+        contrary = Counter(text for text, _ in {*zip(asked, labels, strict=True)})
         several = sum(times > 1 for times in contrary.values())
         if several > _FEW * different:
             have = "has" if several == 1 else "have"

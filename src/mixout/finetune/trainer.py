@@ -236,7 +236,7 @@ class TextTrainer(Trainer):
 
     def scores(self) -> dict[str, float]:
         """Loss and scores of the model as it is, on the dev set; neither history nor predictions change."""
-        kept = self.dev.predictions, self.dev.truth
+        kept = self.dev.predictions, self.dev.scored_by
         metrics = self.predict(self.eval_dataset).metrics or {}  # type: ignore[arg-type]
-        self.dev.predictions, self.dev.truth = kept
+        self.dev.predictions, self.dev.scored_by = kept
         return {name: metrics[f"test_{name}"] for name in ("loss", *self.dev.task.metrics)}

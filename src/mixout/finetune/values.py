@@ -11,6 +11,7 @@ square. At the end both go into the head. Where labels are near 0 and 1 already 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,10 +36,14 @@ def far(labels: Sequence[float]) -> bool:
         >>> far([0.0, 2.5, 5.0]), far([63.0, 97.0]), far([0.001, 0.002]), far([7.0, 7.0])
         (False, True, True, False)
     """
-    values = np.array(labels, dtype=np.float64)
-    mean, spread = float(values.mean()), float(values.std())
+    mean, spread = _moments(labels)
     constant = spread <= 1e-12 * max(1.0, abs(mean))
     return not (constant or (abs(mean) <= NEAR and _SPREADS[0] <= spread <= _SPREADS[1]))
+
+
+def _moments(labels: Sequence[float]) -> tuple[float, float]:
+    values = np.array(labels, dtype=np.float64)
+    return float(values.mean()), float(values.std())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +67,7 @@ class Units:
         """
         if task.kind != "values" or not far(task.train.label):
             return cls()
-        labels = np.array(task.train.label, dtype=np.float64)
-        mean, spread = float(labels.mean()), float(labels.std())
+        mean, spread = _moments(task.train.label)
         heads = {
             name: module
             for name, module in loaded.model.named_modules()
@@ -78,7 +82,7 @@ class Units:
             )
         head = [*heads][-1]
         if heads[head].bias is None:
-            mean, spread = 0.0, float(np.sqrt((labels**2).mean()))
+            mean, spread = 0.0, math.hypot(mean, spread)  # the root mean square
         return cls(mean=mean, scale=spread, head=head)
 
     def said(self) -> dict[str, str]:

@@ -93,7 +93,7 @@ class Share:
     @property
     def called(self) -> bool:
         """Whether the layer has been called in training, eagerly or in a compiled graph."""
-        return self.passes > 0 or self.stream.drawn_in_graphs > 0
+        return self.passes > 0 or self.stream.drawn_in_graphs
 
 
 class Mixed(nn.Module):

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import Lines
+from mixout.cli.options import unclaimed
 from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
 from mixout.finetune.record import WriteError, writing
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores, to_csv_rows
-
-_EXPORTED = "runs.csv"
 
 
 def report(args: argparse.Namespace) -> int:
@@ -33,9 +32,7 @@ def report(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write all runs as one table."""
-    path = Path(args.output or _EXPORTED)
-    if args.output is None and path.exists():
-        raise InputError(f"expected no {path} here, got one; name another file, or this one, with --output")
+    path = unclaimed(args.output, "runs.csv")
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
     runs = _exported(args)
