@@ -18,6 +18,7 @@ from mixout.layers.forwards import phi_of
 from mixout.layers.mixed import entry_of_mixed
 from mixout.masks import check_p
 from mixout.measure import covered
+from mixout.parts import laid_out, reshard_, whole
 from mixout.passes import MixOptions
 from mixout.selection import WhereLike
 from mixout.sources import AnchorSource, uncompiled
@@ -36,7 +37,8 @@ def drop_(
 ) -> nn.Module:
     """Drop a share ``p`` of w - u and divide the rest by 1 - ``p``; in place.
 
-    Each call starts from the weights as they are, so load the trained ones again before you try another p.
+    Each call starts from the weights as they are, so load the trained ones again before you try another p. Where
+    weights lie in parts on several ranks, every rank must call this.
 
     Args:
         model: the fine-tuned model, or any part of one.
@@ -64,18 +66,22 @@ def drop_(
     if anchor is None:
         raise TypeError("expected anchor as the base model, its state dict or a file of it, got None")
     p = check_p(p)
+    model, original = uncompiled(model), model
+    reshard_(model)
     # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
-    for name, module, weight, start in covered(uncompiled(model), anchor, where):
-        u = torch.zeros_like(weight) if start is None else start
+    for name, module, weight, start in covered(model, anchor, where):
+        w = whole(weight)  # what lies in parts is gathered, one weight at a time
+        u = torch.zeros_like(w) if start is None else whole(start)
         if unit == "element":  # as one row, whatever the number of dimensions
-            rows = weight.reshape(1, -1), u.reshape(1, -1)
-            weight.copy_(mix(*rows, p, unit="element", stream=Stream(seed, name)).view_as(weight))
+            phi = mix(w.reshape(1, -1), u.reshape(1, -1), p, unit="element", stream=Stream(seed, name)).view_as(w)
+            weight.copy_(laid_out(phi, weight))
         elif weight.dim() >= 2:
             entry = entry_of_mixed(module) if isinstance(module, Mixed) else entry_of(module)
             layout = {} if entry is None else entry.weights(module)
             options = MixOptions(p, unit, stream=Stream(seed, name))
-            weight.copy_(phi_of(weight, u, layout.get(name.rpartition(".")[2], Layout()), options))
-    return model
+            phi = phi_of(w, u, layout.get(name.rpartition(".")[2], Layout()), options)
+            weight.copy_(laid_out(phi, weight))
+    return original
 
 
 if not TYPE_CHECKING:

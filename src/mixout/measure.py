@@ -130,7 +130,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     Raises:
         NotAppliedError: if ``anchor`` is None and the model holds no anchor.
         AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
-        MixoutError: if a weight is computed by another tool since apply_, or an adapter is no plain LoRA.
+        MixoutError: if a weight is computed by another tool since apply_, or an adapter is no plain LoRA, or merged.
         TypeError, ValueError: if ``t`` is not a number in [0, 1].
 
     Example:
@@ -155,6 +155,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
         pairs = list(pairs_of(inner).values())
         for layer in lora.sites(inner).values():
             for name in held_adapters(layer):
+                lora.check_unmerged(layer)
                 if problem := lora.variant(layer, name):
                     raise MixoutError(f"expected adapters whose B can be multiplied by t, got {problem}")
                 pairs += [(weight, None) for weight in layer.lora_B[name].parameters()]

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,9 +164,13 @@ def test_an_interrupt_names_the_way_on(seen, tmp_path, capsys):
         assert main(["finetune", "--resume", str(place)]) == 2
         capsys.readouterr()
     plan.write_text(json.dumps({"settings": dataclasses.asdict(Settings())}))
+    (tmp_path / "new rows.csv").write_text("text\nbata\n")
+    beside = ["--test", str(tmp_path / "new rows.csv"), "--device", "cpu"]
     for way in ("--output-dir", "--resume"):
-        assert main(["finetune", way, str(place)]) == 130
-        assert f"mixout finetune --resume {place}\n" in capsys.readouterr().err
+        for words in ([], beside):  # which are no settings of the run
+            assert main(["finetune", way, str(place), *words]) == 130
+            again = capsys.readouterr().err.rpartition("continue with: ")[2]
+            assert shlex.split(again) == ["mixout", "finetune", "--resume", str(place), *words]
 
 
 @pytest.mark.parametrize("missing", ["transformers", pytest.param("accelerate", marks=pytest.mark.sweep)])

@@ -86,6 +86,10 @@ def test_a_config_file_and_what_differs(seen, tmp_path, capsys):
     assert seen[0][1] == Path("there")
     for text, said in (
         ("learning_rat: 1", "did you mean '--learning-rate'"),
+        ("methd: mixout(0.7) + dropout(0.0)\ntask: RTE", "did you mean '--method'"),
+        ("learning_rate: [1e-4, 2e-4]", "expected one value for learning_rate, got several: ['1e-4', '2e-4']"),
+        ("settings: {task: RTE}", "got '--settings'"),
+        ("method: {name: mixout}", "expected one value for method"),
         ("optimizer: adam", "adamw"),
         ("[1, 2]", "got list"),
         ("a: [", "YAML or JSON"),

@@ -150,6 +150,17 @@ def test_the_models_between_count_wherever_they_are_asked_for(study, study_file,
         assert "the test of 3 comparisons cannot show a difference" in capsys.readouterr().out
 
 
+def test_the_models_between_are_exported_too(study, study_file, tmp_path):
+    own, output = tmp_path / "own.toml", ["--output", str(tmp_path / "runs.csv")]
+    own.write_text(Path(study_file).read_text().replace("[settings]\n", "[settings]\ninterpolate = [0.5]\n"))
+    assert study("run", "--restarts", "1", file=str(own)) == 0
+    assert study("export", "--restarts", "1", *output, file=str(own)) == 0
+    runs = read_scores(tmp_path / "runs.csv")
+    assert [run.method.endswith("at t=0.5") for run in runs] == [run.between for run in runs] == [False, True] * 2
+    (tmp_path / "known.csv").write_text((tmp_path / "runs.csv").read_text())
+    assert study("plan", "--known", str(tmp_path / "known.csv"), "--restarts", "1", file=str(own)) == 0
+
+
 def test_a_report_covers_all_restarts_that_are_there(study, tmp_path, capsys, numbers):
     assert study("run", "--restarts", "4") == 0
     for words, count in (([], 8), (["--restarts", "2"], 4)):

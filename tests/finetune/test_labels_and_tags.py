@@ -24,6 +24,7 @@ from mixout.finetune.outcome import constant_losses
 from mixout.finetune.predict import predict
 from mixout.finetune.record import Record
 from mixout.finetune.tasks import Columns, Split, load_task
+from mixout.finetune.tasks.tables import read_conll
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,3 +283,13 @@ def test_choose_and_a_study_take_both_kinds(names, moods, settings, tmp_path):
         assert judged == sum(len(rows[part]) for part in (2, 3, 4))
         metric, chance = Inputs().goal(chosen)
         assert (metric, 0 <= chance < 1) == (task.metric, True)
+
+
+@pytest.mark.parametrize("comment", ["# id 1f domain=en", "# sent_id = 7\n# text = Ada came"])
+def test_comments_before_a_sentence_are_no_words(comment, tmp_path):
+    file = tmp_path / "t.conll"
+    file.write_text(f"{comment}\nAda _ _ B-PER\n# _ _ O\n\n# _ _ O\nsaw _ _ O\n\n{comment}\n")
+    table = read_conll(file)
+    assert table.columns == {"text": [["Ada", "#"], ["#", "saw"]], "label": [["B-PER", "O"], ["O", "O"]]}
+    file.write_text(f"{comment}\nAda\n#\n")
+    assert read_conll(file).columns == {"text": [["Ada", "#"]]}

@@ -57,6 +57,15 @@ def test_rows_are_asked_as_in_training(pairs, tmp_path):
         predict(pairs, other, tmp_path / "p.csv", max_length=65)
 
 
+def test_a_column_that_is_named_is_there_and_was_trained_on(settings, tiny_task, pairs, tmp_path):
+    with pytest.raises(InputError, match="expected a column 'mood'"):
+        predict(pairs, tmp_path / "data/dev.jsonl", tmp_path / "p.csv", label_column="mood")
+    finetune(settings(task=tiny_task, epochs=0.1), tmp_path / "single")
+    with pytest.raises(InputError, match="no pair_column for a model of single texts, got 'text_pair'"):
+        predict(tmp_path / "single", tmp_path / "data/dev.jsonl", tmp_path / "p.csv", pair_column="text_pair")
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_a_second_text_that_was_not_trained_on_is_not_read(settings, tiny_task, tmp_path):
     finetune(settings(epochs=0.1), tmp_path / "out")
     one = write(tmp_path / "one.jsonl", text=["bata"])

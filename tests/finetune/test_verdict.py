@@ -79,7 +79,7 @@ def record_of(
     training, dev, score=0.25, *, rate=1e-4, optimizer="adamw", steps=4, epochs=2.0, ran=None, began=1.1, **given
 ):
     """Of a run of so many steps in so many epochs, whose loss began there; ``given`` are settings of it."""
-    settings = Settings(learning_rate=rate, optimizer=optimizer, epochs=epochs, method="plain", **given)
+    settings = Settings(**{"learning_rate": rate, "optimizer": optimizer, "epochs": epochs, "method": "plain"} | given)
     return SimpleNamespace(
         settings=settings, status="finished", steps=steps, metric="accuracy", score=score, chance=0.5,
         training=[SimpleNamespace(loss=began), SimpleNamespace(loss=training, epoch=ran or epochs)],
@@ -147,6 +147,19 @@ def test_what_to_try_comes_in_order(rate, advice, usual):
     """At ten times the usual rate more steps would not help, so they come second."""
     found = tried(record_of(1.09, 1.5, rate=rate))
     assert [one.startswith(start) for one, start in zip(found, advice, strict=False)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "advised"),
+    [
+        ("mixout(0.9, gradient=paper)", "mixout(0.7, gradient=paper)"),
+        ("lora(8)+gradient_mask(0.95)", "lora(8)+gradient_mask(0.7)"),
+        ("mixout(0.7)", None),
+    ],
+)
+def test_a_smaller_p_is_one_of_the_runs_own_method(method, advised, usual):
+    found = [one for one in tried(record_of(1.09, 1.5, method=method)) if "smaller p" in one]
+    assert found == ([] if advised is None else [f"a smaller p: --method '{advised}'"])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

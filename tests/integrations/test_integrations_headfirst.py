@@ -69,6 +69,39 @@ def test_the_head_moves_first_and_a_resumed_run_is_the_same(tiny_bert, tmp_path,
         assert torch.equal(one, two), name
 
 
+def test_a_run_after_an_interrupted_one_trains_everything(tiny_bert, tmp_path):
+    class Interrupt(transformers.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    def trainer(model, *callbacks):
+        args = transformers.TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, num_train_epochs=2, report_to="none", use_cpu=True,
+            disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        return transformers.Trainer(model, args, train_dataset=ROWS, callbacks=[*callbacks])
+
+    model = bert(tiny_bert)
+    first = trainer(model, HeadFirst(1), Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert sum(p.requires_grad for p in model.parameters()) == 2
+    second = trainer(model, HeadFirst(1), spy := Spy(model))
+    assert all(p.requires_grad for p in model.parameters())
+    second.train()
+    assert [mixes for _, mixes in spy.steps] == [False, False, True, True]
+    assert any(name.startswith("bert.encoder") for name in spy.steps[-1][0])
+
+    other = bert(tiny_bert)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(other, HeadFirst(1), Interrupt()).train()
+    late = trainer(other)
+    late.add_callback(HeadFirst(1))  # too late for on_init_end: the optimizer has the head alone
+    with pytest.raises(mixout.MixoutError, match="built while an interrupted run with HeadFirst had frozen the body"):
+        late.train()
+    assert all(p.requires_grad for p in other.parameters())
+
+
 @pytest.mark.parametrize("first", [3, 20])
 def test_a_run_that_would_train_the_head_alone_is_refused(tiny_bert, tmp_path, first):
     model = bert(tiny_bert)

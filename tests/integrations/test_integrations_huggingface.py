@@ -83,6 +83,16 @@ def test_anchors_that_move_are_resumed_bit_for_bit(tmp_path):
         run("another", first)
 
 
+def test_in_a_search_each_trial_keeps_its_moving_anchors_in_its_own_folder(tmp_path, monkeypatch):
+    """hyperparameter_search saves in run-<trial> within output_dir; no search library is needed to do so."""
+    for trial in ("run-0", "run-1"):
+        model = mixout.apply_(Model(), mixout.Mixout(0.5, every=2, anchor_ema=0.5), where="all")
+        here = trainer(model, tmp_path)
+        monkeypatch.setattr(here, "_get_output_dir", lambda *_, place=tmp_path / trial, **__: str(place))
+        here.train()
+        assert (tmp_path / trial / "checkpoint-2" / "mixout.pt").is_file()
+
+
 def test_the_fine_tuned_weights_as_anchor_are_refused(tmp_path):
     model = mixed()
     trainer(model, tmp_path).train()

@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),
 ]
 
 
@@ -103,10 +105,11 @@ class Resumable:
         self.taken = state["taken"]
 
 
-def fit(module, data=None, *, place=None, epochs=4, ckpt_path=None, callbacks=None, every=None, **options) -> None:
+def fit(module, data=None, *, place=None, epochs=4, ckpt_path=None, callbacks=None, every=None, saving=None,
+        validation=None, **options) -> None:  # fmt: skip
     saving = [] if place is None else [
         ModelCheckpoint(place, filename="{step}", save_top_k=-1, every_n_train_steps=every,
-                        save_on_train_epoch_end=None if every else True)
+                        **(saving or {"save_on_train_epoch_end": None if every else True}))
     ]  # fmt: skip
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
@@ -114,7 +117,7 @@ def fit(module, data=None, *, place=None, epochs=4, ckpt_path=None, callbacks=No
         **({"logger": False} | options),
     )  # fmt: skip
     torch.manual_seed(5)
-    trainer.fit(module, data or shuffled(), ckpt_path=ckpt_path)
+    trainer.fit(module, data or shuffled(), validation, ckpt_path=ckpt_path)
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:
@@ -160,6 +163,29 @@ def test_an_epochs_checkpoint_goes_on_bit_for_bit(tmp_path, method):
     ]
     assert all(a.equal(b) for a, b in zip(anchors[:2], anchors[2:], strict=True))
     assert resumed.dropped == whole.dropped[6:]
+
+
+class Validated(Module):
+    def validation_step(self, batch: Any, number: int) -> None:
+        self.log("others", self.model(batch[0].to(self.dtype)).square().mean())
+
+
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"epochs": None, "max_steps": 8}], ids=str)
+@pytest.mark.parametrize(
+    "saves",
+    [{"monitor": "others"}, {"save_on_train_epoch_end": True}, {"save_on_train_epoch_end": False}],
+    ids=str,
+)
+def test_the_checkpoint_of_an_epoch_with_validation_goes_on_bit_for_bit(tmp_path, length, saves):
+    def run(place, ckpt_path=None):
+        module, validation = Validated(), DataLoader(TensorDataset(rows()), batch_size=4)
+        fit(module, place=tmp_path / place, saving=saves, validation=validation, ckpt_path=ckpt_path, **length)
+        return module
+
+    whole = run("whole")
+    resumed = run("resumed", tmp_path / "whole" / "step=3.ckpt")
+    assert equal(resumed, whole)
+    assert resumed.dropped == whole.dropped[3:]
 
 
 class Late(Module):

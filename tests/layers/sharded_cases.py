@@ -167,6 +167,8 @@ def found(model, dtype):
         root |= {"distance": mixout.distance(model).total, "fingerprint": mixout.fingerprint(model)}
         root["radius used"] = max(mixout.radius_used(model).values(), default=0.0)
         mixout.interpolate_(model, 0.25)
+    mixout.delta.drop_(model, 0.5, {key: torch.zeros(p.shape) for key, p in net().named_parameters()}, where=mixout.ALL)
+    root |= {f"dropped {key}": value for key, value in weights(model).items()}
     state = mixout.save_state(model)
     root |= {"drawn": state["draws"]} | {f"anchor of {key}": value for key, value in state.get("anchors", {}).items()}
     mixout.remove_(model)

@@ -197,3 +197,18 @@ def test_a_base_in_bfloat16_under_an_adapter_in_float32():
     assert y.dtype == torch.bfloat16
     layer = model[0].float()
     torch.testing.assert_close(y.float(), oracle(layer, x.float(), 0.5, "input", "exact", seed=5), atol=0.1, rtol=0.02)
+
+
+def test_a_merged_adapter_is_no_way_back_to_the_base():
+    model = adapted(nn.Linear(11, 7))
+    mixout.apply_(model, Mixout(0.5), where="all")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model[0].merge()
+    with pytest.raises(mixout.MixoutError, match=r"call unmerge_adapter\(\) first"):
+        mixout.interpolate_(model, 0.5)
+    model[0].unmerge()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], msg=name)
+    delta = model[0].get_delta_weight("default").detach()
+    mixout.interpolate_(model, 0.5)
+    torch.testing.assert_close(model[0].get_delta_weight("default").detach(), delta / 2)

@@ -117,6 +117,50 @@ def test_a_causal_model_is_asked_for_the_next_token():
         torch.testing.assert_close(found[name].double(), one / mean, rtol=2**-7, atol=1e-12, msg=name)
 
 
+_SMALL = {"vocab_size": 40, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+          "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}  # fmt: skip
+_BERT = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+_XLM = {"n_words": 40, "emb_dim": 8, "n_layers": 1, "n_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "options"),
+    [
+        ("XLMWithLMHeadModel", "XLMConfig", _XLM),
+        ("FlaubertWithLMHeadModel", "FlaubertConfig", _XLM),
+        ("XLNetLMHeadModel", "XLNetConfig", {"vocab_size": 40, "d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 8}),
+        ("BartForCausalLM", "BartConfig", _SMALL),
+        ("MarianForCausalLM", "MarianConfig", {**_SMALL, "pad_token_id": 0}),
+        ("TrOCRForCausalLM", "TrOCRConfig", {**_SMALL, "decoder_layers": 1}),
+        ("BertForMaskedLM", "BertConfig", _BERT),
+        ("BertLMHeadModel", "BertConfig", {**_BERT, "is_decoder": True}),
+        ("BertGenerationDecoder", "BertGenerationConfig", {**_BERT, "is_decoder": True}),
+        ("OPTForCausalLM", "OPTConfig", {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "ffn_dim": 8,
+                                         "num_attention_heads": 2, "word_embed_proj_dim": 8}),
+    ],
+)  # fmt: skip
+def test_labels_are_paired_with_logits_as_the_models_own_loss_does(kind, config, options):
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
+    ids = torch.randint(5, 40, (2, 6))
+    labels = ids.where(torch.rand(2, 6) < 0.6, -100)
+    labels[0, 0] = -100
+    with torch.no_grad():
+        outputs = model(input_ids=ids, labels=labels)
+    found = predictions(model, {"labels": labels}, outputs)
+    assert nn.functional.cross_entropy(found.logits, found.labels).item() == pytest.approx(
+        outputs.loss.item(), rel=1e-5
+    )
+
+
+def test_rows_of_prompts_that_peft_puts_before_the_tokens_do_not_count():
+    logits, labels = torch.arange(2 * 7 * 3.0).view(2, 7, 3), torch.tensor([[-100, 2, 1, 0], [-100, -100, 1, -100]])
+    for batch in ({"labels": labels}, {"attention_mask": labels != -100}):
+        found = predictions(nn.Identity(), batch, logits)
+        assert found.logits.equal(logits[:, 3:][labels != -100])
+    assert predictions(gpt(), {"labels": labels}, logits).logits.equal(logits[:, 3:-1][labels[:, 1:] != -100])
+
+
 def test_tokens_of_one_text_are_drawn_apart():
     """The output layer of a language model: sum over its tokens of p_k (1 - p_k) h_j^2, without cross terms."""
     model = gpt().double().eval()

@@ -131,6 +131,64 @@ def test_hidden_states_where_the_head_is_new(make):
         mixout.output_penalty(model, batch, model(**batch))
 
 
+def choices():
+    torch.manual_seed(0)
+    model = transformers.BertForMultipleChoice(transformers.BertConfig(vocab_size=30, **CONFIG))
+    ids, mask = torch.stack([IDS, IDS + 1], 1), torch.stack([MASK, MASK], 1)
+    return model, {"input_ids": ids, "attention_mask": mask}, mask.flatten(0, 1)
+
+
+def encoder_decoder(kind, **batch):
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=11, decoder_start_token_id=0
+    )
+    attended = MASK.flip(1)[:, :4]
+    if not batch:
+        batch = {"decoder_input_ids": IDS[:, 2:], "decoder_attention_mask": attended}
+    return kind(config), {"input_ids": IDS, "attention_mask": MASK, **batch}, attended
+
+
+LABELS = IDS[:, 2:].where(MASK.flip(1)[:, :4] == 1, -100)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        choices,
+        lambda: encoder_decoder(transformers.T5Model),
+        lambda: encoder_decoder(transformers.T5ForConditionalGeneration),
+        lambda: encoder_decoder(transformers.T5ForConditionalGeneration, labels=LABELS),
+    ],
+    ids=["several rows an example", "decoder", "tied weights", "labels"],
+)
+def test_hidden_states_of_attended_tokens_count_whatever_the_model_encodes(make):
+    model, batch, attended = make()
+    base = copy.deepcopy(model).eval()
+    mixout.apply_(model.eval(), OutputAnchor(0.3, on="hidden"))
+    moved(model)
+    outputs, then = (one(**batch, output_hidden_states=True) for one in (model, base))
+    last = [getattr(out, "decoder_hidden_states", None) or out.hidden_states for out in (outputs, then)]
+    expected = 0.3 * (last[0][-1] - last[1][-1])[attended == 1].pow(2).mean()
+    assert expected > 0.001
+    torch.testing.assert_close(mixout.output_penalty(model, batch, outputs), expected)
+
+
+def test_with_prompts_of_peft_the_answers_of_tokens_count():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(gpt(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).eval()
+    model.base_model.requires_grad_(True)
+    mixout.apply_(model, OutputAnchor(1.0))
+    with torch.no_grad():
+        base = model(**BATCHES[gpt]).logits
+        moved(model.base_model)
+        outputs = model(**BATCHES[gpt])
+    law, start = (rows(gpt, one[:, 2:]).double().log_softmax(-1) for one in (outputs.logits, base))
+    expected = (start.exp() * (start - law)).sum(-1).mean()
+    assert expected > 1e-3
+    assert mixout.output_penalty(model, BATCHES[gpt], outputs).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_a_training_pass_is_compared_with_the_start_in_eval_mode():
     """Dropout and masks belong to the model that learns, not to the start; each module's mode is as before."""
     batch, base = BATCHES[encoder], encoder().eval()

@@ -92,9 +92,13 @@ class Choice:
 def expected(
     search: Search, finalists: Sequence[Candidate], task: Task, parts: Sequence[Sequence[int]]
 ) -> tuple[Estimate, float, Estimate, int] | None:
-    """The nested score, the default's, by how much the first is higher, and the number of rows; None without rows."""
+    """The nested score, the default's, by how much the first is higher, and the number of rows.
+
+    None without rows, and where too few parts were judged: the choice, the first of ``finalists``, would have been the
+    default without any of them.
+    """
     chosen = search.left_out(finalists)
-    if not chosen:
+    if not chosen or (finalists[0] != search.default and set(chosen.values()) == {search.default}):
         return None
     repeats = search.repeats([*chosen], finalists)
     truth = _array(task.train.label[row] for part in chosen for row in parts[part])

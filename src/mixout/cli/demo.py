@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import textwrap
 import webbrowser
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             return 1
         contents = ledger.read()
         # As options of mixout study, with which the demo can also be enlarged and exported.
-        options = f"{STUDY} --restarts {study.restarts} --ledger {ledger.folder}"
+        options = f"{STUDY} --restarts {study.restarts} --ledger {shlex.quote(str(ledger.folder))}"
         with writing(folder):
             page = report_on(
                 planned,

@@ -169,7 +169,7 @@ def _finetune(args: argparse.Namespace) -> int:
             _report(f"note: {count(repeated, 'text')} of {options['test']} are trained on: its scores will be too good")
     _tell_unnamed(settings, named=resume or "task" in chosen)
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
-    again = f"mixout finetune --resume {shlex.quote(str(output_dir))}"
+    again = _again(output_dir, options)
     try:
         record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
     except KeyboardInterrupt:
@@ -186,6 +186,13 @@ def _finetune(args: argparse.Namespace) -> int:
         if "push_to_hub" in options:
             print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
     return 0
+
+
+def _again(output_dir: Path, options: Mapping[str, Any]) -> str:
+    """The command that continues a run, with the options that are no settings of it."""
+    beside = [name for name in ("test", "push_to_hub", "device") if name in options]
+    words = [word for name in beside for word in (f"--{name.replace('_', '-')}", options[name])]
+    return shlex.join(["mixout", "finetune", "--resume", str(output_dir), *words])
 
 
 def _choose(args: argparse.Namespace) -> int:

@@ -146,16 +146,11 @@ def unclaimed(named: str | None, default: str) -> Path:
 
 def from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The options in a file, parsed as words of a command line, so that they are checked like all others."""
-    from mixout.cli import unknown_option
-
-    words = _words(path)
+    values = _values(path)
     try:
-        options, unknown = parser.parse_known_args(words)
+        return vars(parser.parse_args(_words(values, parser)))
     except InputError as error:
         raise InputError(f"{path.name}: {error}") from error
-    if unknown:
-        raise InputError(f"{path.name}: {unknown_option(parser, unknown[0])}")
-    return vars(options)
 
 
 def _text(value: Any) -> str:  # noqa: ANN401
@@ -163,7 +158,7 @@ def _text(value: Any) -> str:  # noqa: ANN401
     return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
-def _words(path: Path) -> list[str]:
+def _values(path: Path) -> dict[str, Any]:
     import yaml  # type: ignore[import-untyped]  # comes with transformers
 
     from mixout.finetune.tasks.tables import read_text
@@ -175,15 +170,23 @@ def _words(path: Path) -> list[str]:
         raise InputError(f"{path.name}: expected YAML or JSON, got what does not parse: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {type(values).__name__}")
+    settings = values.get("settings")
+    return settings if isinstance(settings, dict) and {"id", "digest"} & values.keys() else values
+
+
+def _words(values: Mapping[str, Any], parser: argparse.ArgumentParser) -> list[str]:
+    from mixout.cli import unknown_option
+
     words: list[str] = []
-    if isinstance(values.get("settings"), dict) and {"id", "digest"} & values.keys():
-        values = values["settings"]  # a run's own file holds more
+    takes = {option: action.nargs for action in parser._actions for option in action.option_strings}
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
-        if option in ("--config", "--resume", "--print-config"):
-            raise InputError(
-                f"{path.name}: expected settings of a run, got {name!r}; write {option} on the command line"
-            )
+        if option not in takes:
+            raise unknown_option(parser, option)
+        if option in ("--config", "--resume", "--print-config", "--help"):
+            raise InputError(f"expected settings of a run, got {name!r}; write {option} on the command line")
+        if isinstance(value, dict) or (isinstance(value, list) and takes[option] != "+"):
+            raise InputError(f"expected one value for {name}, got several: {value}")
         if isinstance(value, list):
             words += [option, *map(_text, value)] if value else []
         elif str(value).lower() not in ("", "~", "null"):

@@ -34,7 +34,7 @@ from mixout.finetune.run_methods import Interpolate, P
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.files import SPLIT
-from mixout.methods import MixingMethod
+from mixout.methods import MixingMethod, spell
 from mixout.parts import reshard_
 
 with needs("hf", "fine-tuning"):
@@ -253,8 +253,9 @@ def _more(record: Record, model: nn.Module, constant: float) -> list[str]:
         advice.append(_shorter(settings, model)[0])
     elif last.loss <= constant:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
-    if any(isinstance(method, MixingMethod) and method.p > P for method in settings.methods):
-        advice.append(f"a smaller p: --method 'mixout({P})'")
+    methods = [replace(m, p=P) if isinstance(m, MixingMethod) and m.p > P else m for m in settings.methods]
+    if methods != list(settings.methods):
+        advice.append(f"a smaller p: --method '{spell(methods)}'")
     return [*advice, f"another seed: --seed {settings.seed + 1}"]
 
 

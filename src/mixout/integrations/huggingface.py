@@ -8,7 +8,6 @@ have no pretrained weights, so nothing can be anchored there.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,17 @@ import mixout
 from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MixoutError, needs
 from mixout.integrations import measures
+from mixout.integrations.head_first import HeadFirst as HeadFirst
 from mixout.reach import warn_if_adapted_later
-from mixout.record import applications, applied_to, check_policy, disabled, follow_
+from mixout.record import applied_to, check_policy, follow_
 from mixout.saving import moves_anchors
-from mixout.schedule import Schedule, check_schedule, last_step_begins
-from mixout.selection import BODY, Selection, WhereLike, resolve
+from mixout.schedule import Schedule, check_schedule
+from mixout.selection import Selection, WhereLike, resolve
 
 with needs("hf", "the Trainer of transformers"):
     from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -142,7 +142,10 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Where the Trainer keeps the checkpoint of this step."""
-    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    folder, name = Path(args.output_dir or "."), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    # In a search for hyperparameters each trial has a folder within, and this one's checkpoint is the newest.
+    trials = [] if (folder / name).is_dir() else [*folder.glob(f"*/{name}")]
+    return max(trials, key=lambda path: path.stat().st_mtime, default=folder / name)
 
 
 def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = True) -> MixoutCallback:
@@ -165,65 +168,6 @@ def attach_(trainer: Trainer, *, schedule: Schedule | None = None, log: bool = T
     callback = MixoutCallback(schedule=schedule, log=log)
     callbacks.insert(0, callback)
     return callback
-
-
-class HeadFirst(TrainerCallback):
-    """Freezes all but the new parameters for the first epochs (LP-FT, Kumar et al., ICLR 2022, arXiv 2202.10054).
-
-    Mixing starts with the rest. The optimizer holds all parameters from the start, so a resumed run goes on as an
-    uninterrupted one. With DDP set ``ddp_find_unused_parameters=True``.
-
-    >>> from transformers import Trainer  # Trainer(model, ..., callbacks=[HeadFirst(1)])
-
-    Args:
-        epochs: how many of the run's epochs; fractions are fine.
-        new: names of the parameters to train first; None for those outside the pretrained body.
-
-    Raises:
-        MixoutError: when training begins, if the model has no such parameter, or no step is left for the rest.
-    """
-
-    def __init__(self, epochs: float, *, new: Collection[str] | None = None) -> None:
-        self.epochs = epochs
-        self.new = new
-        self._thaw = ExitStack()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Freeze the body, unless the run goes on after its thaw. The optimizer is built by now."""
-        if (state.epoch or 0.0) >= self.epochs:
-            return
-        body = self._body(kwargs["model"])
-        loader = kwargs["train_dataloader"]
-        if has_length(loader):  # else nobody knows how long an epoch is
-            last = last_step_begins(state.max_steps, len(loader), args.gradient_accumulation_steps)
-            if self.epochs > last:
-                text = f"at most {last:g} epochs, where the last step of this run begins, got {self.epochs:g}"
-                raise MixoutError(f"expected HeadFirst for {text}: only the head would be trained")
-        if applications(kwargs["model"]):
-            self._thaw.enter_context(disabled(kwargs["model"]))
-        for parameter in body:
-            self._thaw.callback(parameter.requires_grad_, True)
-            parameter.requires_grad_(False)
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Thaw when it is time."""
-        if (state.epoch or 0.0) >= self.epochs:
-            self._thaw.close()
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Leave nothing frozen behind."""
-        self._thaw.close()
-
-    def _body(self, model: nn.Module) -> list[nn.Parameter]:
-        """What is frozen first: all that is trained but the new parameters."""
-        parameters = dict(model.named_parameters())
-        if self.new is None:
-            new = parameters.keys() - {key for key, *_ in resolve(BODY, model).parameters(model)}
-        else:
-            new = set(self.new)
-        if not any(parameters[name].requires_grad for name in new & parameters.keys()):
-            raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
-        return [parameter for name, parameter in parameters.items() if name not in new and parameter.requires_grad]
 
 
 def from_pretrained(kind: Any, name: str | Path, **options: Any) -> tuple[PreTrainedModel, frozenset[str]]:

@@ -100,6 +100,11 @@ class MixoutCallback(Callback):
             _restore(self._streams)
         self._streams = None
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning begins the epoch of a checkpoint again, if only to end it: its dataloader has drawn once more."""
+        if self._streams is not None:
+            _restore(self._streams)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -243,10 +243,15 @@ def check_base(model: nn.Module) -> None:
                 )
 
 
-def base_weight(layer: Any) -> Tensor:
-    """The anchor u of a LoRA layer, for its fingerprint; of a quantised base what it stores, or else its values."""
+def check_unmerged(layer: Any) -> None:
+    """Refuse a layer whose base holds its adapter too."""
     if layer.merged:
         raise MixoutError("expected a base without its adapter, got one with it merged; call unmerge_adapter() first")
+
+
+def base_weight(layer: Any) -> Tensor:
+    """The anchor u of a LoRA layer, for its fingerprint; of a quantised base what it stores, or else its values."""
+    check_unmerged(layer)
     base = layer.get_base_layer()
     stored = layer.get_param() if is_of_a_parameter(layer) else getattr(base, "weight", None)
     if stored is None:  # of a torch.nn.MultiheadAttention, or packed

@@ -36,8 +36,13 @@ from mixout.sources import uncompiled
 Labels = Literal["sampled", "given"]
 Batch = Mapping[str, Any] | Sequence[Tensor] | Tensor
 
-_IGNORED = -100
-_PREDICTS_NEXT = re.compile(r"CausalLM|LMHead|ForConditionalGeneration")
+IGNORED = -100
+_PREDICTS_NEXT = re.compile(r"CausalLM|LMHead|ForConditionalGeneration|^BertGenerationDecoder$|ProteinText2Text")
+# Classes of transformers with such names whose own loss takes labels in place.
+_IN_PLACE = re.compile(
+    r"(Bart|BigBirdPegasus|Blenderbot(Small)?|CpmAnt|MBart|Marian|Mvp|PLBart|Pegasus|ProphetNet|TrOCR|Whisper)"
+    r"ForCausalLM|(Flaubert|XLM)WithLMHeadModel|XLNetLMHeadModel"
+)
 
 
 def fisher(
@@ -205,22 +210,26 @@ def predictions(model: nn.Module, batch: Batch, outputs: Any) -> Predictions:  #
         return Predictions(logits=logits, labels=labels)
     if logits.dim() != 3:
         raise ValueError(f"expected logits (examples, classes) or (examples, tokens, classes), got {logits.dim()} axes")
+    tokens = labels if labels is not None else attended
+    if isinstance(tokens, Tensor) and tokens.dim() == 2:
+        logits = logits[:, -tokens.shape[1] :]  # without what peft's prompts have put before them
     if predicts_next(model):
         logits = logits[:, :-1]
         labels, attended = (None if tensor is None else tensor[:, 1:] for tensor in (labels, attended))
     counts = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     if labels is not None:
-        counts = labels.to(logits.device) != _IGNORED
+        counts = labels.to(logits.device) != IGNORED
     elif isinstance(attended, Tensor) and attended.shape == counts.shape:
         counts = attended.to(logits.device) != 0
     return Predictions(logits=logits[counts], labels=None if labels is None else labels.to(logits.device)[counts])
 
 
 def predicts_next(model: nn.Module) -> bool:
-    """Whether ``model`` holds a causal language model of transformers; an encoder-decoder's labels are in place."""
+    """Whether ``model`` is one of transformers whose own loss pairs each logit with the next token's label."""
     for module in model.modules():
         cls = type(module)
         if isinstance(getattr(cls, "base_model_prefix", None), str):
-            config = getattr(module, "config", None)
-            return _PREDICTS_NEXT.search(cls.__name__) is not None and not getattr(config, "is_encoder_decoder", False)
+            in_place = any(_IN_PLACE.fullmatch(base.__name__) for base in cls.__mro__)
+            encodes = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+            return _PREDICTS_NEXT.search(cls.__name__) is not None and not (in_place or encodes)
     return False

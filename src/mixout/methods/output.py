@@ -41,7 +41,7 @@ from torch.optim.optimizer import Optimizer
 from mixout.anchor import AnchorTensor
 from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError, outside
 from mixout.layers.mixed import REPLACED
-from mixout.methods.likelihood import Batch, as_call, evaluated, predictions, predicts_next
+from mixout.methods.likelihood import IGNORED, Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
 from mixout.parts import local, reshard_
 from mixout.seeds import count_steps_
@@ -179,8 +179,7 @@ def output_penalty(
     base = _base_outputs(inner, batch, anchors, hidden=method.on == "hidden")
     if method.on == "hidden":
         squares = (_hidden(outputs).float() - _hidden(base).float()).square().mean(-1)
-        attended = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        terms = squares[attended != 0] if isinstance(attended, Tensor) and attended.shape == squares.shape else squares
+        terms = squares[_attended(batch, outputs, squares)]
     else:
         logits, start = (predictions(inner, batch, answers).logits.float() for answers in (outputs, base))
         terms = _divergence(logits, start) if method.direction == "forward" else _divergence(start, logits)
@@ -205,16 +204,16 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(1.0))")
     for _, state in modules.values():
         state.watch.modules.clear()
-    tensors, start_by_id = {}, dict[int, Tensor]()  # names of a tied weight have the same tensor
+    tensors, seen = {}, set[int]()  # a tied weight by its first name, as functional_call wants it
     for name, (module, state) in modules.items():
         for field, anchor in state.anchors.items():
             path, weight = f"{name}.{field}".lstrip("."), module._parameters.get(field)
             if weight is None:
                 raise MixoutError(f"{path!r} {REPLACED}")
-            if id(weight) not in start_by_id:
+            if id(weight) not in seen:
                 start = anchor.follow(weight)
-                start_by_id[id(weight)] = torch.zeros_like(weight) if start is None else start
-            tensors[path] = start_by_id[id(weight)]
+                tensors[path] = torch.zeros_like(weight) if start is None else start
+                seen.add(id(weight))
         for field in state.frozen:
             if (weight := module._parameters.get(field)) is not None and weight.requires_grad:
                 raise MixoutError(
@@ -261,7 +260,7 @@ def _lent(model: nn.Module, anchors: dict[str, Tensor]) -> Iterator[None]:
 
 
 def _hidden(outputs: Any) -> Tensor:  # noqa: ANN401
-    states = getattr(outputs, "hidden_states", None)
+    states = getattr(outputs, "hidden_states", None) or getattr(outputs, "decoder_hidden_states", None)
     last = states[-1] if states else getattr(outputs, "last_hidden_state", None)
     if last is None:
         raise TypeError(
@@ -269,3 +268,18 @@ def _hidden(outputs: Any) -> Tensor:  # noqa: ANN401
             "output_hidden_states=True"
         )
     return last  # type: ignore[no-any-return]
+
+
+def _attended(batch: Batch, outputs: Any, like: Tensor) -> Tensor:  # noqa: ANN401
+    """Which tokens of ``like``, (rows, tokens), count: those that the batch attends to, or all if it does not say."""
+    attended = None
+    if isinstance(batch, Mapping):
+        decodes = hasattr(outputs, "encoder_last_hidden_state")
+        attended = batch.get("decoder_attention_mask" if decodes else "attention_mask")
+        if decodes and attended is None and isinstance(labels := batch.get("labels"), Tensor):
+            attended = labels != IGNORED
+    if isinstance(attended, Tensor):
+        attended = attended.reshape(-1, attended.shape[-1])  # of several choices each is a row
+        if attended.shape == like.shape:
+            return attended != 0
+    return torch.ones_like(like, dtype=torch.bool)

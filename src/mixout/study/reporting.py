@@ -126,7 +126,7 @@ def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
     for task, task_runs in grouped(scored, lambda run: run.task).items():
         run = max(task_runs, key=lambda candidate: candidate.score)
         lines.append(f"# the best run on {task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}")
-        lines.append(command(settings[run.id]))
+        lines.append(command(settings[run.id], f"out/{run.id[:8]}"))
     if lines:
         lines.append("# any other run, with the first letters of its id, its folder's name, for ID")
         runs_folder = shlex.quote(entries[0].folder.parent.as_posix())
@@ -134,14 +134,14 @@ def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def command(settings: Mapping[str, Any]) -> str:
-    """The command line that makes a run, and keeps its model.
+def command(settings: Mapping[str, Any], folder: str) -> str:
+    """The command line that makes a run, and keeps its model in ``folder``.
 
     Example:
-        >>> command({"task": "rte", "method": "mixout(0.7)", "epochs": 3.0, "report_to": []})
-        "mixout finetune --output-dir out/best --task rte --method 'mixout(0.7)' --epochs 3.0"
+        >>> command({"task": "rte", "method": "mixout(0.7)", "epochs": 3.0, "report_to": []}, "out/1f")
+        "mixout finetune --output-dir out/1f --task rte --method 'mixout(0.7)' --epochs 3.0"
     """
-    words = ["mixout", "finetune", "--output-dir", "out/best"]
+    words = ["mixout", "finetune", "--output-dir", folder]
     for item in fields(Settings):
         value = settings.get(item.name, item.default)
         if value == item.default or value in (None, [], ()):

@@ -44,7 +44,7 @@ class Tally:
 
     ran: int  # runs that ended in this call, with a record or as failed
     failed: int  # those of them that failed
-    elsewhere: int = 0  # runs that another process is making, or has made in the meantime
+    elsewhere: int = 0  # runs that another process is making
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -106,7 +106,8 @@ def run(
     if left:
         with executor:
             loop.through(left, executor)
-    return Tally(ran=course.ended, failed=course.failed, elsewhere=loop.elsewhere)
+    elsewhere = sum(ledger.find(run) is None for run in loop.elsewhere)  # the others have ended since
+    return Tally(ran=course.ended, failed=course.failed, elsewhere=elsewhere)
 
 
 def _for_loggers(run: Planned, ledger: Ledger) -> dict[str, str]:
@@ -197,7 +198,7 @@ class _Loop:
     kept: dict[CellKey, Entry]  # with keep="best" the best run of each cell that has its model
     tries: Counter[tuple[str, bool]] = field(default_factory=Counter)  # attempts that raised, and that were lost
     locks: dict[str, FileLock] = field(default_factory=dict)
-    elsewhere: int = 0
+    elsewhere: list[Planned] = field(default_factory=list)  # claimed, or made since, by another process
 
     def recovered(self, queue: Sequence[Planned]) -> deque[Planned]:
         """Commit runs that were finished, but not yet in the ledger, when a process was killed. Returns the others."""
@@ -242,7 +243,7 @@ class _Loop:
                 self.locks[run.id] = lock
                 return True
             self.ledger.release(lock)
-        self.elsewhere += 1
+        self.elsewhere.append(run)
         del self.course.left[run.id]
         return False
 

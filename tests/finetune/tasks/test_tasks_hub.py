@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from mixout.errors import InputError
-from mixout.finetune import causal
+from mixout.finetune import causal, data
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Split, files, load_task
 from mixout.finetune.tasks.files import Columns
@@ -69,6 +69,16 @@ def test_splits_can_be_named(hub):
 def test_what_is_not_there_is_said(hub, name, message):
     with pytest.raises(InputError, match=message):
         load_task(name)
+
+
+def test_a_wrong_name_in_a_folder_that_exists_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "review").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"got 'org/reviews'; did you mean 'review'\?"):
+        load_task("org/reviews")
+    with pytest.raises(InputError, match=r"folder or file with text .* got 'org/reviews'"):
+        data.load(Settings(task="org/reviews", task_type="causal-lm"))
+    assert len(load_task("org/reviews:train,test").dev) == 6
 
 
 def test_a_language_model_reads_it_too(hub):

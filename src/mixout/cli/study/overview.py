@@ -126,15 +126,15 @@ def status(args: argparse.Namespace) -> int:
         if id in shown and entry.record is None:
             print(f"\nfailed after {entry.attempts} attempts: {entry.run}: {entry.run.error}")
             print(f"  traceback: {entry.folder}; try again: {command('retry', args)}")
-    prune = f"mixout study prune --ledger {shlex.quote(args.ledger)}"
+    prune = f"mixout study prune --ledger {shlex.quote(args.ledger)} --yes"
     for id, entries in contents.conflicts.items():
         if id in shown:
             scores = ", ".join(f"{entry.run.metric} {entry.run.score:.4f}" for entry in entries)
             print(f"\nconflict: {entries[0].run} came out in {len(entries)} ways: {scores}")
-            print(f"  the first counts, since it was finished first; {prune} removes the others")
+            print(f"  the first counts, since it was finished first; {prune} moves the others to the trash")
             print("\n".join(f"  {entry.folder}, {entry.origin}" for entry in entries))
     for folder, why in contents.damaged.items():
-        print(f"\ndamaged: {folder}: {why}\n  copy it again, or remove it: {prune}")
+        print(f"\ndamaged: {folder}: {why}\n  copy it again, or move it to the trash: {prune}")
     for folder, why in contents.newer.items():
         print(f"\nnewer: {folder}: {why}\n  read it with that version")
     for folder in contents.foreign:

@@ -85,7 +85,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     for plan in planned:
         entry = contents.entry(plan)
         if entry is not None and (entry.record is not None or plan.id not in known_runs):
-            exported.append(entry.seen_as(plan))
+            exported += [entry.seen_as(plan), *entry.between(plan)]
         elif plan.id in known_runs:
             run = known_runs[plan.id]
             exported.append(replace(run, id=plan.id, task=plan.task, method=plan.method, factors=plan.factors))

@@ -112,11 +112,30 @@ def several(cell: object, separator: str) -> tuple[str, ...] | None:
     Example:
         >>> several("['joy', 'fear']", ","), several("3;0.0", ";"), several(["a", "b"], ""), several("[]", ",")
         (('joy', 'fear'), ('3', '0'), ('a', 'b'), ())
+        >>> several("animal (pet), (home) house", ",")
+        ('animal (pet)', '(home) house')
     """
     if is_empty(cell):
         return None
-    raw = cell if isinstance(cell, list) else [part.strip(" []{}()'\"") for part in str(cell).split(separator or None)]
+    raw: Sequence[Any] = (
+        cell if isinstance(cell, list) else [_unquoted(part) for part in _unwrapped(str(cell)).split(separator or None)]
+    )
     return tuple(dict.fromkeys(label for part in raw if (label := spelled(part))))
+
+
+def _unwrapped(text: str) -> str:
+    """The text without blanks, and without a pair of brackets around all of it."""
+    text, depth = text.strip(), 0
+    for at, letter in enumerate(text if text[:1] in tuple("([{") else ""):
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth == 0:
+            return text[1:-1] if at == len(text) - 1 else text
+    return text
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def spelled(cell: object) -> str:

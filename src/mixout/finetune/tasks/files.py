@@ -249,9 +249,9 @@ def halves(name: str, texts: Sequence[object], kind: str) -> tuple[list[int], li
 
 
 def is_hub_name(task: str) -> bool:
-    """Whether a task that is no file may be a data set of the hub."""
-    ending = task.lower().endswith((".txt", *READERS))
-    return _HUB_NAME.fullmatch(task) is not None and len(task) <= 200 and not ending
+    """Whether a task that is no file may be a data set of the hub; within a folder that exists, if it names a split."""
+    is_file = task.lower().endswith((".txt", *READERS)) or (":" not in task and os.path.isdir(os.path.dirname(task)))
+    return _HUB_NAME.fullmatch(task) is not None and len(task) <= 200 and not is_file
 
 
 def from_hub(task: str) -> tuple[list[Table], str]:

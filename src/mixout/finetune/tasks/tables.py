@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import dropwhile, groupby
 from pathlib import Path
 
 from mixout.errors import InputError, needs
@@ -170,11 +170,18 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 def read_conll(path: Path) -> Table:
     """Read one word a line, its tag last, blank lines between sentences: lists in the columns "text" and "label".
 
-    If no word has a tag there is no label. Lines of ``-DOCSTART-`` are left out.
+    If no word has a tag there is no label. Lines of ``-DOCSTART-`` are left out, and comments (``# id 7``) before a
+    sentence's first word: lines that begin with "#" alone and do not end with a tag of other words.
     """
     rows = [(number, line.split()) for number, line in enumerate(read_text(path).split("\n"), 1)]
     groups = groupby(rows, lambda row: bool(row[1]) and row[1][0] != "-DOCSTART-")
-    sentences = [list(sentence) for has_words, sentence in groups if has_words]
+    known = {cells[-1] for _, cells in rows if len(cells) > 1 and cells[0] != "#"}
+
+    def is_comment(row: tuple[int, list[str]]) -> bool:
+        return len(row[1]) > 1 and row[1][0] == "#" and row[1][-1] not in known
+
+    every = [list(dropwhile(is_comment, sentence)) for has_words, sentence in groups if has_words]
+    sentences = [sentence for sentence in every if sentence]
     untagged = [number for sentence in sentences for number, cells in sentence if len(cells) < 2]
     tagged = len(untagged) < sum(map(len, sentences))
     if (untagged and tagged) or not sentences:
