@@ -246,3 +246,20 @@ def test_parts_hold_every_class_and_keep_equal_texts_together(tmp_path):
     assert loaded.dev.label == tuple(labels[row] for row in split[1])
     whole = files.load(parts.write_all(task, tmp_path, Settings()), columns=files.Columns(), metric="f1")
     assert [whole.labels[int(label)] for label in whole.train.label] == [task.labels[label] for label in labels]
+
+
+def test_a_choice_that_the_judged_parts_are_too_few_for_is_given_no_score():
+    """Of two judged parts the second alone speaks for the choice: without it the default would have been chosen."""
+    labels = tuple(n % 2 for n in range(20))
+    rows = Split(text=tuple(map(str, range(20))), label=labels)
+    task = Task(name="t", train=rows, dev=rows, labels=("a", "b"), metrics=("accuracy",), metric="accuracy", source="")
+    split, other = [list(range(part, 20, 5)) for part in range(5)], Candidate("dropout(0.0)", RATE)
+    found = Search(lambda *_: Trained(score=0.5, predictions=(0,) * 4, seconds=1.0), 1e9, DEFAULT)
+    for candidate, scores in ((DEFAULT, (0.5, 0.5)), (other, (0.5, 0.9))):
+        found.runs[candidate] = {
+            (part, 0): Trained(score=score, predictions=(0,) * 4, seconds=1.0)
+            for part, score in zip(search.JUDGED, scores, strict=False)
+        }
+    assert set(found.left_out([other, DEFAULT]).values()) == {DEFAULT}
+    assert verdict.expected(found, [other, DEFAULT], task, split) is None
+    assert verdict.expected(found, [DEFAULT, other], task, split) is not None
