@@ -159,11 +159,11 @@ def prune(args: argparse.Namespace) -> int:
         asked_ids = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
         not_asked = [entry for id, entry in contents.entries.items() if id not in asked_ids]
     useless: dict[Path, str] = {}
+    # Held until all is moved, so that nobody begins such a run meanwhile; None of what another process is making.
+    locks = {id: ledger.claim(id) for id in {folder.name.partition(".")[0] for folder in contents.leftovers}}
     for folder in contents.leftovers:
-        lock = ledger.claim(folder.name.partition(".")[0])
-        if lock is not None:  # else another process is making it
+        if locks[folder.name.partition(".")[0]] is not None:
             useless[folder] = "cut off, or failed and ended elsewhere"
-            ledger.release(lock)
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
         useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
@@ -172,6 +172,9 @@ def prune(args: argparse.Namespace) -> int:
         print(f"{folder}: {why}")
         if args.yes:
             ledger.discard(folder)
+    for lock in locks.values():
+        if lock is not None:
+            ledger.release(lock)
     done = f"moved to {ledger.folder / 'trash'}" if args.yes else "would be moved to the trash; do so with --yes"
     print(f"{count(len(useless), 'folder')} {done if useless else 'to remove'}")
     return 0
