@@ -124,12 +124,12 @@ def test_what_is_said_of_three_more_tasks(monkeypatch: pytest.MonkeyPatch, capsy
     short, said = (" ".join(page.split()) for page in pages)
     assert "wdecay(w_pre, 160): needs a rate" in printed
     assert "**The decay needs a rate**" in said
-    assert "STS-B, wdecay(w_pre, 160): best rates [0.0004], 83.8 %, loss 17.5" in printed
-    assert "CoLA, wdecay(w_pre, 160): best rates [0.0001], 10.3 %, loss 6.6" in printed
-    assert "loses 17.5 points on STS-B and 6.6 on CoLA" in said
-    assert "STS-B, dropout(0.0): best rates [0.0001], 82.0 %, loss 66.8" in printed
-    assert "On STS-B it loses 17.5 points at four times, plain fine-tuning 66.8" in short
-    assert "loss of dropout(0.0) - of wdecay(w_pre, 160) 21.4320 -6.9109 49.7750" in printed
-    assert "21.4 points more than the decay (-6.9 to 49.8)" in said
+    assert "STS-B, wdecay(w_pre, 160): best rates [0.0004], 83.7 %, loss 14.7" in printed
+    assert "CoLA, wdecay(w_pre, 160): best rates [0.0001], 10.2 %, loss 6.5" in printed
+    assert "loses 14.7 points on STS-B and 6.5 on CoLA" in said
+    assert "STS-B, dropout(0.0): best rates [0.0001], 80.6 %, loss 59.8" in printed
+    assert "On STS-B it loses 14.7 points at four times, plain fine-tuning 59.8" in short
+    assert "loss of dropout(0.0) - of wdecay(w_pre, 160) 17.3388 1.9607 32.7170 0.0610" in printed
+    assert "17.3 points more than the decay (2.0 to 32.7; p 0.06 after Holm)" in said
     runs = pd.read_csv(ROOT / "results" / "room-tasks.csv").query("task == 'STS-B' and method == 'wdecay(w_pre, 160)'")
-    assert sorted(runs[runs.learning_rate == 1.6e-3].score.round(3)) == [0.381, 0.783, 0.823]
+    assert sorted(runs[runs.learning_rate == 1.6e-3].score.round(3)) == [0.381, 0.772, 0.783, 0.823]
