@@ -11,8 +11,8 @@ of the search, all else by the rule; restart k trains on subset k with seed k. A
 a run whose row is there is skipped, so the script can be stopped at any time, and its options may be widened later.
 ``--set`` changes a setting of all runs (``--set epochs=10``), and is part of a row's name. One thread in a process.
 
-Tasks: five of GLUE from the folder ``--data-dir``; ``docstrings``, which is in the package; and ``genre``, a table that
-is made of STS-B's training file: which of three sources a sentence is from.
+Tasks: five of GLUE from the folder ``--data-dir``; ``docstrings``, which is in the package; ``genre``, a table that is
+made of STS-B's training file: which of three sources a sentence is from; and ``modules-N``, see benchmarks/modules.py.
 
 The report gives, for each cell, the mean score by the rule for each method, and the best mean of the search over rates
 and methods together: what the rule leaves on the table, in points.
@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
+import modules
 from mixout.errors import InputError
 from mixout.finetune.cache import Cache
 from mixout.finetune.defaults import MANY, WIDER
@@ -39,6 +40,7 @@ from mixout.finetune.train import finetune
 from table import Table, read
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
+MANY_CLASSES = ("modules-16", "modules-27", "modules-54")
 ROWS = (100, 400)
 METHODS = ("anchor_decay(radius=0.005)", "plain", "mixout(0.7)")
 RATES = tuple(2.5e-5 * 2**power for power in range(7))
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/defaults.csv"), metavar="FILE")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the TSV files of GLUE; else the hub is asked")
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *MANY_CLASSES), default=TASKS)
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--rates", nargs="*", type=float, default=RATES, help="none: the rule alone")
@@ -104,6 +106,8 @@ def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cach
         if data_dir is None:
             raise InputError("expected --data-dir for the task 'genre', got none; leave it out of --tasks")
         values = {"task": str(genres(Path(data_dir), folder))}
+    elif run["task"] in MANY_CLASSES:
+        values = {"task": str(modules.task(int(run["task"].partition("-")[2]), folder))}
     for assignment in run["set"].split():
         name, _, value = assignment.partition("=")
         values[name] = type_of(value)

@@ -21,6 +21,12 @@ from mixout.study.identity import Inputs
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def of_classes(count: int, rows: int = 500) -> Task:
+    split = Split(text=("a",) * rows, label=tuple(row % count for row in range(rows)))
+    names = tuple(f"class {number}" for number in range(count))
+    return Task(train=split, dev=split, name="t", labels=names, metrics=("f1",), metric="f1", source="")
+
+
 def of_width(width: int) -> torch.nn.Module:
     model = torch.nn.Module()
     model.config = SimpleNamespace(hidden_size=width)
@@ -47,9 +53,34 @@ def of_width(width: int) -> torch.nn.Module:
     ],
 )
 def test_learning_rates(width, method, low, high):
-    rate, reason = defaults.learning_rate(Settings(method=method), of_width(width))
+    rate, reason = defaults.learning_rate(Settings(method=method), of_width(width), of_classes(2))
     assert low <= rate <= high
     assert f"{width:,}" in reason
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "method", "rate"),
+    [
+        (2, 500, "anchor_decay(radius=0.01)+dropout(0.0)", 1e-4),
+        (8, 500, "anchor_decay(radius=0.01)+dropout(0.0)", 1e-4),
+        (16, 500, "anchor_decay(radius=0.02)+dropout(0.0)", 2e-4),
+        (27, 500, "anchor_decay(radius=0.034)+dropout(0.0)", 3.4e-4),
+        (32, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
+        (150, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
+        (54, 200, "anchor_decay(radius=0.02)", 4e-4),
+    ],
+)
+def test_many_classes_take_weights_farther(classes, rows, method, rate):
+    chosen, why = defaults.complete(Settings(), of_width(384), of_classes(classes, rows))
+    assert (chosen.method, chosen.learning_rate) == (method, rate)
+    said = [reason for reason in (why["method"], why["learning_rate"]) if f"{classes} classes" in reason]
+    assert len(said) == (2 if classes > 8 else 0)
+    for named in ("plain", "anchor_decay(radius=0.003)", "lora(8)"):  # a method that is named stays as it is
+        given, _ = defaults.complete(Settings(method=named), of_width(384), of_classes(classes, rows))
+        assert given.method == named
+        assert given.learning_rate == (1e-3 if "lora" in named else rate)
+    values = replace(of_classes(2), labels=None)
+    assert defaults.complete(Settings(), of_width(384), values)[0].learning_rate == 1e-4
 
 
 def test_the_width_without_a_config():

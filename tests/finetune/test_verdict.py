@@ -132,7 +132,7 @@ def test_without_dev_rows_no_loss_is_that_of_the_dev_rows():
 @pytest.fixture
 def usual(monkeypatch: pytest.MonkeyPatch):
     """The usual rate is 1e-4, for every model."""
-    monkeypatch.setattr("mixout.finetune.defaults.learning_rate", lambda settings, model: (1e-4, ""))
+    monkeypatch.setattr("mixout.finetune.defaults.learning_rate", lambda settings, model, task: (1e-4, ""))
 
 
 @pytest.mark.parametrize(

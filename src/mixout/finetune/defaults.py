@@ -4,14 +4,17 @@ If no method is named, it is :data:`mixout.finetune.settings.DECAY`, by the type
 it is :data:`WIDER`: there a model gains by learning more, and its own dropouts cost more than they gain
 (docs/finetune.md).
 
-.. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6}, \qquad
-          5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
+.. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6} f, \qquad
+          f = \min(4, \max(1, C/8)), \qquad 5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
-or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. With few rows you take few steps, and a
-first run with too few steps learns nothing: the epochs make ``STEPS`` steps, but are at least 3 and at most 30. Large
-data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all, but each at least once. LoRA takes ten
-times the rate, which Schulman et al. 2025 ("LoRA without regret") found right across models and data.
+or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. To tell many classes C apart weights must
+go farther, so a default's radius is f times as wide, too; benchmarks/results/classes.csv has the runs.
+
+With few rows you take few steps, and a first run with too few steps learns nothing: the epochs make ``STEPS`` steps,
+but are at least 3 and at most 30. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all,
+but each at least once. LoRA takes ten times the rate, which Schulman et al. 2025 ("LoRA without regret") found right
+across models and data; f is 1 for it.
 
 ``benchmarks/defaults.py`` compares the rule with a search over rates.
 """
@@ -28,13 +31,15 @@ from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import AUTO, DECAY, Settings
 from mixout.finetune.tasks import Task
-from mixout.methods import MixingMethod
+from mixout.methods import AnchorDecay, Method, MixingMethod, spell
+from mixout.methods.text import parse
 
 STEPS = 150
 MANY = 400  # rows
 WIDER = "anchor_decay(radius=0.01)+dropout(0.0)"
 MOST_ROWS = 100_000
 LORA = 10  # times the learning rate of full fine-tuning
+_CLASSES, _FARTHEST = 8, 4.0
 _EPOCHS = (3, 30)
 _RATES = (5e-6, 5e-4)
 _CHARACTERS = 4  # per token, roughly
@@ -61,7 +66,7 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     why: dict[str, str] = {}
     if settings.method == AUTO:
         many = task.kind != "text" and len(task.train) >= MANY
-        settings = replace(settings, method=WIDER if many else DECAY[settings.task_type])
+        settings = replace(settings, method=_widened(WIDER if many else DECAY[settings.task_type], farther(task)))
         if task.kind == "text":
             reason = (
                 "the default for language models, which learn too little within 0.005; output_anchor(1.0) forgets "
@@ -71,9 +76,10 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
             reason = f"from {MANY} rows on weights may go farther, without the model's own dropout"
         else:
             reason = f"below {MANY} rows weights stay near the pretrained ones"
+        reason += _of_classes(task)
         why["method"] = f"method {settings.method}: {reason}"
     if settings.learning_rate is None:
-        value, reason = learning_rate(settings, model)
+        value, reason = learning_rate(settings, model, task)
         settings = replace(settings, learning_rate=value)
         why["learning_rate"] = f"learning rate {in_short(value)}: {reason}"
     rows, rows_text = _rows(settings, task)
@@ -91,8 +97,29 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     return settings, why
 
 
-def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
-    """The learning rate for a model and a method, and why; InputError for SGD, which has no rule."""
+def farther(task: Task) -> float:
+    """How many times as far weights go as with two classes."""
+    classes = len(task.labels or ()) if task.kind == "classes" else 0
+    return min(_FARTHEST, max(1.0, classes / _CLASSES))
+
+
+def _of_classes(task: Task) -> str:
+    return f", and with {len(task.labels or ())} classes {farther(task):.2g} times as far" if farther(task) > 1 else ""
+
+
+def _widened(method: str, times: float) -> str:
+    """The method with radii so many times as wide."""
+
+    def wider(part: Method) -> Method:
+        if isinstance(part, AnchorDecay) and part.radius is not None:
+            return replace(part, radius=float(f"{times * part.radius:.2g}"))
+        return part
+
+    return spell([wider(part) for part in parse(method)]) if times > 1 else method
+
+
+def learning_rate(settings: Settings, model: nn.Module, task: Task) -> tuple[float, str]:
+    """The learning rate for a model, a method and a task, and why; InputError for SGD, which has no rule."""
     if settings.optimizer == "sgd":
         raise InputError(
             "expected a learning rate beside optimizer='sgd', for which there is no default, got none; "
@@ -105,8 +132,11 @@ def learning_rate(settings: Settings, model: nn.Module) -> tuple[float, str]:
     p = max((method.p for method in mixing if method.gradient != "dense"), default=0.0)
     if 0 < p < 1:
         rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
+    low_rank = any(isinstance(method, Lora) for method in settings.methods)
+    if (times := farther(task)) > 1 and not low_rank:
+        rate, reason = rate * times, f"{reason}, {times:.2g} times as high for {len(task.labels or ())} classes"
     rate = min(_RATES[1], max(_RATES[0], rate))
-    if any(isinstance(method, Lora) for method in settings.methods):
+    if low_rank:
         rate, reason = LORA * rate, f"{reason}, {LORA} times as high for lora"
     return float(f"{rate:.1e}"), reason
 
