@@ -16,6 +16,7 @@ import torch
 
 import mixout
 from mixout import AnchorDecay, Mixconnect, Mixout
+from mixout.methods.likelihood import predicts_next
 
 transformers = pytest.importorskip("transformers")
 
@@ -257,3 +258,41 @@ def test_every_architecture(name, tmp_path):
 
 def test_what_is_swept_by_default_is_an_architecture():
     assert [name for name in BY_DEFAULT if architectures.left_out(name) is not None] == []
+
+
+def of_tokens() -> dict[str, str]:
+    """The classes of transformers that predict tokens, each with its architecture."""
+    auto = transformers.models.auto.modeling_auto
+    mappings = [getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in ("CAUSAL_LM", "MASKED_LM", "PRETRAINING")]
+    return {kind: name for mapping in mappings for name, kind in mapping.items() if isinstance(kind, str)}
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("one_thread")
+def test_labels_are_paired_with_logits_as_the_own_loss_of_every_language_model_does():
+    """Penalties and Fisher information count the same rows as the model's own loss, of which the two ways differ."""
+    ids = torch.randint(5, 60, (2, 16), generator=torch.Generator().manual_seed(0))
+    labels = ids.where(torch.arange(16) % 3 > 0, -100)
+    known = set()
+    for kind, name in of_tokens().items():
+        configuration = architectures.CONFIG_MAPPING[name]
+        try:
+            overrides = architectures.OVERRIDES.get(name, {})
+            torch.manual_seed(0)
+            model = getattr(transformers, kind)(configuration(**architectures.small(configuration(), overrides))).eval()
+            with torch.no_grad():
+                outputs = model(input_ids=ids, labels=labels)
+        except Exception:  # it needs other inputs, or parts that are not small
+            continue
+        loss, logits = outputs.get("loss"), outputs.get("logits")
+        encodes = getattr(model.config, "is_encoder_decoder", False)
+        if loss is None or encodes or logits is None or logits.shape[:-1] != ids.shape:
+            continue
+        logits = logits.float()
+        in_place = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
+        shifted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item()
+        for value, is_next in ((in_place, False), (shifted, True)):
+            if abs(loss.item() - value) < 1e-4:  # some have more terms in it
+                assert predicts_next(model) == is_next, kind
+                known.add(kind)
+    assert len(known) > 150
