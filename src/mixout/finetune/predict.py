@@ -76,7 +76,7 @@ def predict(
     overrides: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
     overrides |= {"max_length": max_length, "model": str(folder)}
     settings = replace(trained, **{name: value for name, value in overrides.items() if value is not None})
-    if record is not None and not record.pairs and pair_column is not None:
+    if record is not None and record.pairs is False and pair_column is not None:
         raise InputError(f"expected no pair_column for a model of single texts, got {pair_column!r}; leave it out")
     table, split = rows(file, settings, pairs=None if record is None else record.pairs)
     if label_column is not None:
