@@ -63,9 +63,8 @@ def test_learning_rates(width, method, low, high):
     [
         (2, 500, "anchor_decay(radius=0.01)+dropout(0.0)", 1e-4),
         (8, 500, "anchor_decay(radius=0.01)+dropout(0.0)", 1e-4),
-        (16, 500, "anchor_decay(radius=0.02)+dropout(0.0)", 2e-4),
-        (27, 500, "anchor_decay(radius=0.034)+dropout(0.0)", 3.4e-4),
-        (32, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
+        (10, 500, "anchor_decay(radius=0.01)+dropout(0.0)", 1e-4),
+        (11, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
         (150, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
         (54, 200, "anchor_decay(radius=0.02)", 4e-4),
     ],
@@ -74,7 +73,7 @@ def test_many_classes_take_weights_farther(classes, rows, method, rate):
     chosen, why = defaults.complete(Settings(), of_width(384), of_classes(classes, rows))
     assert (chosen.method, chosen.learning_rate) == (method, rate)
     said = [reason for reason in (why["method"], why["learning_rate"]) if f"{classes} classes" in reason]
-    assert len(said) == (2 if classes > 8 else 0)
+    assert len(said) == (2 if classes > 10 else 0)
     for named in ("plain", "anchor_decay(radius=0.003)", "lora(8)"):  # a method that is named stays as it is
         given, _ = defaults.complete(Settings(method=named), of_width(384), of_classes(classes, rows))
         assert given.method == named
