@@ -116,6 +116,13 @@ def test_conversations_go_through_the_chat_template(tmp_path, tiny_llama):
         files.read_original(file, "messages")
 
 
+def test_the_column_of_conversations_is_advised_where_no_text_is(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text('{"id": 1, "messages": []}\n')
+    with pytest.raises(InputError, match=r"got the columns 'id', 'messages'; .* name yours with --text-column messages$"):
+        files.read_original(file, "text")
+
+
 def test_a_language_model_task_may_be_a_name_of_the_hub():
     assert Settings(task="org/reviews:train", task_type="causal-lm").task == "org/reviews:train"
 

@@ -153,7 +153,9 @@ def _documents(table: Table, column: str) -> Split:
             f"{table.name}: expected either the column {column!r} or the columns {_PROMPT!r} and {_COMPLETION!r}, got "
             "all of them; remove what is not meant"
         )
-    table.require([_PROMPT, _COMPLETION] if paired else [column], "rename a column, or name yours with --text-column")
+    yours = next((name for name in ("messages", "conversations") if name in table.columns), "")
+    remedy = f"rename a column, or name yours with --text-column {yours}".strip()
+    table.require([_PROMPT, _COMPLETION] if paired else [column], remedy)
     if not paired and any(isinstance(cell, list) for cell in table.columns[column]):
         cells = table.columns[column]
         good = (
