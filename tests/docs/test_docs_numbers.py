@@ -106,6 +106,16 @@ def behind_a_search():
         yield found[:2], [behind[method].mean(), behind[method].max()]
 
 
+def many_classes():
+    """The default, at its rate and at four times that; as for few classes; and the best without a method."""
+    runs = 100 * read("classes").set_index(["task", "method", "rate"]).score
+    for classes, found in rows("finetune.md", "more than ten classes"):
+        of_task = runs.loc[f"modules-{classes}"]
+        free = max(of_task["dropout(0.0)"][rate] for rate in ("0.0001", "0.0002", "0.0004", "0.0008"))
+        assert of_task["dropout(0.0)", "0.0004"] == free
+        yield found, [of_task["auto", "rule"], of_task["auto", "0.0016"], of_task[WIDER, "0.0001"], free]
+
+
 def default_by_rows():
     """Of both methods the restarts that both have; and one at four times the rate, in a sentence."""
     runs = read("default_by_rows")
@@ -192,6 +202,7 @@ TABLES = [
     demo,
     demo_tie,
     behind_a_search,
+    many_classes,
     default_by_rows,
     choices,
     dare,

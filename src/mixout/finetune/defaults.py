@@ -9,8 +9,8 @@ it is :data:`WIDER`: there a model gains by learning more, and its own dropouts 
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
 or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. To tell many classes C apart weights must
-go farther, so a default's radius is f times as wide, too. At 16 and 54 classes that gains 6 to 8 points over f = 1; 8
-classes gain nothing (benchmarks/results/classes.csv).
+go farther, so a default's radius is f times as wide, too. With 16 and with 54 classes that gains 8 and 11 points over
+f = 1, with 8 one at most (benchmarks/results/classes.csv, default_by_rows.csv).
 
 With few rows you take few steps, and a first run with too few steps learns nothing: the epochs make ``STEPS`` steps,
 but are at least 3 and at most 30. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all,
