@@ -12,7 +12,8 @@ a run whose row is there is skipped, so the script can be stopped at any time, a
 ``--set`` changes a setting of all runs (``--set epochs=10``), and is part of a row's name. One thread in a process.
 
 Tasks: five of GLUE from the folder ``--data-dir``; ``docstrings``, which is in the package; ``genre``, a table that is
-made of STS-B's training file: which of three sources a sentence is from; and ``modules-N``, see benchmarks/modules.py.
+made of STS-B's training file: which of three sources a sentence is from; ``modules-N``, see benchmarks/modules.py; and
+``phrases``, words of the same sentences with tags: what follows an article, up to the next function word, and numbers.
 
 The report gives, for each cell, the mean score by the rule for each method, and the best mean of the search over rates
 and methods together: what the rule leaves on the table, in points.
@@ -40,7 +41,10 @@ from mixout.finetune.train import finetune
 from table import Table, read
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
-MANY_CLASSES = ("modules-16", "modules-27", "modules-54")
+MANY_OUTPUTS = ("modules-16", "modules-27", "modules-54", "phrases")
+_FUNCTION_WORDS = """
+    a an and are as at by for from has have in is of on playing said that the to was were which who with not
+"""
 ROWS = (100, 400)
 METHODS = ("anchor_decay(radius=0.005)", "plain", "mixout(0.7)")
 RATES = tuple(2.5e-5 * 2**power for power in range(7))
@@ -55,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/defaults.csv"), metavar="FILE")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the TSV files of GLUE; else the hub is asked")
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *MANY_CLASSES), default=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *MANY_OUTPUTS), default=TASKS)
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--rates", nargs="*", type=float, default=RATES, help="none: the rule alone")
@@ -102,11 +106,14 @@ def runs(args: argparse.Namespace) -> list[dict[str, str]]:
 def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cache) -> dict[str, Any]:
     """Train once."""
     values: dict[str, Any] = {"task": run["task"], "data_dir": None if run["task"] == "docstrings" else data_dir}
-    if run["task"] == "genre":
+    if run["task"] in ("genre", "phrases"):
         if data_dir is None:
-            raise InputError("expected --data-dir for the task 'genre', got none; leave it out of --tasks")
-        values = {"task": str(genres(Path(data_dir), folder))}
-    elif run["task"] in MANY_CLASSES:
+            raise InputError(f"expected --data-dir for the task {run['task']!r}, got none; leave it out of --tasks")
+        if run["task"] == "genre":
+            values = {"task": str(genres(Path(data_dir), folder))}
+        else:
+            values = {"task": str(phrases(Path(data_dir), folder)), "task_type": "token-classification"}
+    elif run["task"] in MANY_OUTPUTS:
         values = {"task": str(modules.task(int(run["task"].partition("-")[2]), folder))}
     for assignment in run["set"].split():
         name, _, value = assignment.partition("=")
@@ -124,14 +131,43 @@ def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cach
     return {**measured, **chosen, "loss": last, "dev_loss": record.evaluations[-1].loss}
 
 
+def sentences(data_dir: Path) -> list[tuple[str, str]]:
+    """Every fourth first sentence of STS-B's training file, with its source; each once."""
+    lines = (data_dir / "STS-B" / "train.tsv").read_text(encoding="utf-8-sig").splitlines()
+    rows = {cells[7]: cells[1] for cells in (line.split("\t") for line in lines[1:]) if len(cells) > 9}
+    return list(rows.items())[::4]  # a dev set of a fifth of them is enough
+
+
+def phrases(data_dir: Path, folder: Path) -> Path:
+    """The file of the task ``phrases``: the words of these sentences, with tags."""
+    place = folder / "phrases.conll"
+    if not place.exists():
+        place.write_text(
+            "\n\n".join("\n".join(tagged(text.split())) for text, _ in sentences(data_dir)) + "\n", "utf-8"
+        )
+    return place
+
+
+def tagged(words: list[str]) -> list[str]:
+    """Lines of a word and its tag.
+
+    >>> tagged("He ate the big red apple in 10 minutes".split())[2:8]
+    ['the B-NP', 'big I-NP', 'red I-NP', 'apple I-NP', 'in O', '10 B-NUM']
+    """
+    lines, inside, closing = [], False, set(_FUNCTION_WORDS.split())
+    for word in words:
+        begins = word.lower() in ("a", "an", "the")
+        inside = begins or (inside and word.isalpha() and word.lower() not in closing)
+        number = any(map(str.isdigit, word)) and all(letter in "0123456789,.$%-" for letter in word)
+        lines.append(f"{word} {'B-NP' if begins else 'I-NP' if inside else 'B-NUM' if number else 'O'}")
+    return lines
+
+
 def genres(data_dir: Path, folder: Path) -> Path:
-    """The table of the task ``genre``: first sentences of STS-B's training file with their source, each once."""
+    """The table of the task ``genre``: which of three sources a sentence is from."""
     place = folder / "genre.csv"
     if not place.exists():
-        lines = (data_dir / "STS-B" / "train.tsv").read_text(encoding="utf-8-sig").splitlines()
-        rows = {cells[7]: cells[1] for cells in (line.split("\t") for line in lines[1:]) if len(cells) > 9}
-        # Every fourth: a dev set of a fifth of them is enough.
-        chosen = list(rows.items())[::4]
+        chosen = sentences(data_dir)
         with place.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *chosen])
     return place

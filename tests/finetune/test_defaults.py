@@ -66,7 +66,7 @@ def test_learning_rates(width, method, low, high):
         (10, 500, "anchor_decay(radius=0.01)+dropout(0.0)", 1e-4),
         (11, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
         (150, 500, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
-        (54, 200, "anchor_decay(radius=0.02)", 4e-4),
+        (54, 200, "anchor_decay(radius=0.04)+dropout(0.0)", 4e-4),
     ],
 )
 def test_many_classes_take_weights_farther(classes, rows, method, rate):
@@ -78,6 +78,15 @@ def test_many_classes_take_weights_farther(classes, rows, method, rate):
         given, _ = defaults.complete(Settings(method=named), of_width(384), of_classes(classes, rows))
         assert given.method == named
         assert given.learning_rate == (1e-3 if "lora" in named else rate)
+    for rows in (100, 500):
+        tagged = Split(text=(("a", "b"),) * rows, label=((0, 1),) * rows)
+        words = {"name": "t", "labels": ("B-X", "O"), "metrics": ("entity_f1",), "metric": "entity_f1", "source": ""}
+        chosen, why = defaults.complete(
+            Settings(task_type="token-classification"), of_width(384), Task(train=tagged, dev=tagged, **words)
+        )
+        assert (chosen.method, chosen.learning_rate) == ("anchor_decay(radius=0.04)+dropout(0.0)", 4e-4)
+        assert "for tags of words" in why["method"]
+        assert "for tags of words" in why["learning_rate"]
     values = replace(of_classes(2), labels=None)
     assert defaults.complete(Settings(), of_width(384), values)[0].learning_rate == 1e-4
 

@@ -5,12 +5,12 @@ it is :data:`WIDER`: there a model gains by learning more, and its own dropouts 
 (docs/finetune.md).
 
 .. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6} f, \qquad
-          f = 4 \text{ if } C > 10 \text{ else } 1, \qquad 5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
+          f = 4 \text{ if } C > 10 \text{, else } 1, \qquad 5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
 or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. To tell many classes C apart weights must
-go farther, so a default's radius is f times as wide, too. With 16 and with 54 classes that gains 8 and 11 points over
-f = 1, with 8 one at most (benchmarks/results/classes.csv, default_by_rows.csv).
+go farther, so the default is ``WIDER`` with f times its radius. With 16 and with 54 classes that gains 8 and 11 points
+over f = 1, with 8 one at most (benchmarks/results/classes.csv, default_by_rows.csv). For tags of words f is 4 as well.
 
 With few rows you take few steps, and a first run with too few steps learns nothing: the epochs make ``STEPS`` steps,
 but are at least 3 and at most 30. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all,
@@ -40,7 +40,7 @@ MANY = 400  # rows
 WIDER = "anchor_decay(radius=0.01)+dropout(0.0)"
 MOST_ROWS = 100_000
 FEW_CLASSES = 10
-FARTHER = 4  # times, with more classes
+FARTHER = 4  # times, with more classes, and for tags of words
 LORA = 10  # times the learning rate of full fine-tuning
 _EPOCHS = (3, 30)
 _RATES = (5e-6, 5e-4)
@@ -67,18 +67,20 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     """
     why: dict[str, str] = {}
     if settings.method == AUTO:
-        many = task.kind != "text" and len(task.train) >= MANY
-        settings = replace(settings, method=_widened(WIDER if many else DECAY[settings.task_type], farther(task)))
+        widely = farther(task)
+        many = task.kind != "text" and (len(task.train) >= MANY or widely > 1)
+        settings = replace(settings, method=_widened(WIDER, widely) if many else DECAY[settings.task_type])
         if task.kind == "text":
             reason = (
                 "the default for language models, which learn too little within 0.005; output_anchor(1.0) forgets "
                 "less, for one forward pass more in each step"
             )
+        elif widely > 1:
+            reason = f"for {_outputs(task)} weights go {widely} times as far, without the model's own dropout"
         elif many:
             reason = f"from {MANY} rows on weights may go farther, without the model's own dropout"
         else:
             reason = f"below {MANY} rows weights stay near the pretrained ones"
-        reason += _of_classes(task)
         why["method"] = f"method {settings.method}: {reason}"
     if settings.learning_rate is None:
         value, reason = learning_rate(settings, model, task)
@@ -101,11 +103,12 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
 
 def farther(task: Task) -> int:
     """How many times as far weights go as with two classes."""
-    return FARTHER if task.kind == "classes" and len(task.labels or ()) > FEW_CLASSES else 1
+    many = task.kind == "classes" and len(task.labels or ()) > FEW_CLASSES
+    return FARTHER if many or task.kind == "tags" else 1
 
 
-def _of_classes(task: Task) -> str:
-    return f", and with {len(task.labels or ())} classes {FARTHER} times as far" if farther(task) > 1 else ""
+def _outputs(task: Task) -> str:
+    return "tags of words" if task.kind == "tags" else f"{len(task.labels or ())} classes"
 
 
 def _widened(method: str, times: int) -> str:
@@ -135,7 +138,7 @@ def learning_rate(settings: Settings, model: nn.Module, task: Task) -> tuple[flo
         rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
     low_rank = any(isinstance(method, Lora) for method in settings.methods)
     if (times := farther(task)) > 1 and not low_rank:
-        rate, reason = rate * times, f"{reason}, {times} times as high for {len(task.labels or ())} classes"
+        rate, reason = rate * times, f"{reason}, {times} times as high for {_outputs(task)}"
     rate = min(_RATES[1], max(_RATES[0], rate))
     if low_rank:
         rate, reason = LORA * rate, f"{reason}, {LORA} times as high for lora"
