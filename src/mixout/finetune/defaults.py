@@ -9,8 +9,9 @@ it is :data:`WIDER`: there a model gains by learning more, and its own dropouts 
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
 or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. To tell many classes C apart weights must
-go farther, so the default is ``WIDER`` with f times its radius. With 16 and with 54 classes that gains 8 and 11 points
-over f = 1, with 8 one at most (benchmarks/results/classes.csv, default_by_rows.csv). For tags of words f is 4 as well.
+go farther, so the default is ``WIDEST``, which has f times the radius of ``WIDER``. With 16 and with 54 classes that
+gains 8 and 11 points over f = 1, with 8 one at most (benchmarks/results/classes.csv, default_by_rows.csv). For tags of
+words f is 4 as well.
 
 With few rows you take few steps, and a first run with too few steps learns nothing: the epochs make ``STEPS`` steps,
 but are at least 3 and at most 30. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all,
@@ -32,15 +33,15 @@ from mixout.errors import InputError
 from mixout.finetune.run_methods import Lora
 from mixout.finetune.settings import AUTO, DECAY, Settings
 from mixout.finetune.tasks import Task
-from mixout.methods import AnchorDecay, Method, MixingMethod, spell
-from mixout.methods.text import parse
+from mixout.methods import MixingMethod
 
 STEPS = 150
 MANY = 400  # rows
 WIDER = "anchor_decay(radius=0.01)+dropout(0.0)"
 MOST_ROWS = 100_000
 FEW_CLASSES = 10
-FARTHER = 4  # times, with more classes, and for tags of words
+FARTHER = 4  # times, with more classes, and for tags of words: learning rate and radius
+WIDEST = "anchor_decay(radius=0.04)+dropout(0.0)"
 LORA = 10  # times the learning rate of full fine-tuning
 _EPOCHS = (3, 30)
 _RATES = (5e-6, 5e-4)
@@ -67,21 +68,9 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     """
     why: dict[str, str] = {}
     if settings.method == AUTO:
-        widely = farther(task)
-        many = task.kind != "text" and (len(task.train) >= MANY or widely > 1)
-        settings = replace(settings, method=_widened(WIDER, widely) if many else DECAY[settings.task_type])
-        if task.kind == "text":
-            reason = (
-                "the default for language models, which learn too little within 0.005; output_anchor(1.0) forgets "
-                "less, for one forward pass more in each step"
-            )
-        elif widely > 1:
-            reason = f"for {_outputs(task)} weights go {widely} times as far, without the model's own dropout"
-        elif many:
-            reason = f"from {MANY} rows on weights may go farther, without the model's own dropout"
-        else:
-            reason = f"below {MANY} rows weights stay near the pretrained ones"
-        why["method"] = f"method {settings.method}: {reason}"
+        method, reason = _method(settings, task)
+        settings = replace(settings, method=method)
+        why["method"] = f"method {method}: {reason}"
     if settings.learning_rate is None:
         value, reason = learning_rate(settings, model, task)
         settings = replace(settings, learning_rate=value)
@@ -101,25 +90,24 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     return settings, why
 
 
-def farther(task: Task) -> int:
-    """How many times as far weights go as with two classes."""
-    many = task.kind == "classes" and len(task.labels or ()) > FEW_CLASSES
-    return FARTHER if many or task.kind == "tags" else 1
+def _method(settings: Settings, task: Task) -> tuple[str, str]:
+    """The method of a run that names none, and why."""
+    if task.kind == "text":
+        return DECAY[settings.task_type], (
+            "the default for language models, which learn too little within 0.005; output_anchor(1.0) forgets "
+            "less, for one forward pass more in each step"
+        )
+    if outputs := _many_outputs(task):
+        return WIDEST, f"for {outputs} weights go {FARTHER} times as far, without the model's own dropout"
+    if len(task.train) >= MANY:
+        return WIDER, f"from {MANY} rows on weights may go farther, without the model's own dropout"
+    return DECAY[settings.task_type], f"below {MANY} rows weights stay near the pretrained ones"
 
 
-def _outputs(task: Task) -> str:
-    return "tags of words" if task.kind == "tags" else f"{len(task.labels or ())} classes"
-
-
-def _widened(method: str, times: int) -> str:
-    """The method with radii so many times as wide."""
-
-    def wider(part: Method) -> Method:
-        if isinstance(part, AnchorDecay) and part.radius is not None:
-            return replace(part, radius=float(f"{times * part.radius:.2g}"))
-        return part
-
-    return spell([wider(part) for part in parse(method)]) if times > 1 else method
+def _many_outputs(task: Task) -> str:
+    """What makes weights go farther, in words; empty for most tasks."""
+    classes = len(task.labels or ()) if task.kind == "classes" else 0
+    return "tags of words" if task.kind == "tags" else f"{classes} classes" if classes > FEW_CLASSES else ""
 
 
 def learning_rate(settings: Settings, model: nn.Module, task: Task) -> tuple[float, str]:
@@ -137,8 +125,8 @@ def learning_rate(settings: Settings, model: nn.Module, task: Task) -> tuple[flo
     if 0 < p < 1:
         rate, reason = rate * (1 - p) ** -0.6, f"{reason}, and p = {p:g}"
     low_rank = any(isinstance(method, Lora) for method in settings.methods)
-    if (times := farther(task)) > 1 and not low_rank:
-        rate, reason = rate * times, f"{reason}, {times} times as high for {_outputs(task)}"
+    if (outputs := _many_outputs(task)) and not low_rank:
+        rate, reason = rate * FARTHER, f"{reason}, {FARTHER} times as high for {outputs}"
     rate = min(_RATES[1], max(_RATES[0], rate))
     if low_rank:
         rate, reason = LORA * rate, f"{reason}, {LORA} times as high for lora"
