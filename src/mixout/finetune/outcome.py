@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +39,6 @@ from mixout.parts import reshard_
 
 with needs("hf", "fine-tuning"):
     from transformers import TrainerState
-
-Usual = Callable[[], float | None]
 
 LEARNED = 0.95
 FAR = 4.0
@@ -181,20 +178,19 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
     """One sentence on a failed run, with what to try next; empty for a run that has learned."""
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
     training, dev = record.training[-1].loss, record.evaluations[-1].loss
-    usual = partial(_usual, record.settings, model, task)
     steps = f"{count(record.steps, 'step')} at learning rate {in_short(record.settings.learning_rate)}"
     if record.status == "diverged":
         answer = "" if constant is None else f", a constant answer has {constant[0]:.3f}"
         verdict = f"diverged: the training loss is {training:.3f} after {steps}{answer}"
-        return f"{verdict}. Try, in this order: {'; '.join(_shorter(record.settings, usual))}"
+        return f"{verdict}. Try, in this order: {'; '.join(_shorter(record.settings, model, task))}"
     if constant is None:
-        return _against_start(record, usual, steps)
+        return _against_start(record, model, task, steps)
     if constant[0] == 0:
         return ""
     learned, at_chance = training <= LEARNED * constant[0], record.score <= record.chance
     # A constant answer may be so poor on the dev rows that even an untrained model has a lower loss there.
     if not learned and (dev > LEARNED * constant[1] or at_chance):
-        advice = "; ".join([*_more(record, usual, constant[0]), "see whether the texts tell the labels"])
+        advice = "; ".join([*_more(record, model, task, constant[0]), "see whether the texts tell the labels"])
         side = "final" if record.fitted else "dev"
         return (
             f"it has hardly learned: training loss {training:.3f} and {side} loss {dev:.3f} after {steps}, a constant "
@@ -212,7 +208,7 @@ def judge(record: Record, model: nn.Module, task: Task) -> str:
     return ""
 
 
-def _against_start(record: Record, usual: Usual, steps: str) -> str:
+def _against_start(record: Record, model: nn.Module, task: Task, steps: str) -> str:
     """The verdict on a language model: it has learned if it predicts the dev text better than before it was trained."""
     start, end = record.evaluations[0], record.evaluations[-1]
     moved_back = any(isinstance(method, Interpolate) for method in record.settings.methods)
@@ -225,7 +221,7 @@ def _against_start(record: Record, usual: Usual, steps: str) -> str:
             f"what it has learned does not carry over to the dev text: {verdict}, though the training loss fell from "
             f"{first:.3f} to {last:.3f}. Try, in this order: more training text{_fewer(record)}"
         )
-    advice = "; ".join(_more(record, usual, start.loss))
+    advice = "; ".join(_more(record, model, task, start.loss))
     return f"it has hardly learned: {verdict}, training loss {last:.3f}. Try, in this order: {advice}"
 
 
@@ -243,17 +239,17 @@ def _longer(record: Record) -> list[str]:
     return [f"more steps: {_lasting(record, defaults.STEPS)} ({defaults.STEPS} steps)"]
 
 
-def _more(record: Record, usual: Usual, constant: float) -> list[str]:
+def _more(record: Record, model: nn.Module, task: Task, constant: float) -> list[str]:
     settings, last, advice = record.settings, record.training[-1], _longer(record)
-    rate, usual_rate = settings.learning_rate, usual()
+    rate, usual = settings.learning_rate, _usual(settings, model, task)
     # An untrained model may start far above a constant answer. If the loss rose above both, no rate was too low.
     risen = last.loss > max(record.training[0].loss, constant) / LEARNED
-    if usual_rate is not None and rate < usual_rate / 1.5 and not risen:
-        advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual_rate)}")
-    elif usual_rate is not None and rate > 3 * usual_rate:
-        advice.insert(0, f"a lower learning rate, usual for this model: --learning-rate {in_short(usual_rate)}")
+    if usual is not None and rate < usual / 1.5 and not risen:
+        advice.append(f"the usual learning rate for this model: --learning-rate {in_short(usual)}")
+    elif usual is not None and rate > 3 * usual:
+        advice.insert(0, f"a lower learning rate, usual for this model: --learning-rate {in_short(usual)}")
     elif risen:
-        advice.append(_shorter(settings, usual)[0])
+        advice.append(_shorter(settings, model, task)[0])
     elif last.loss <= constant:
         advice.append(f"twice the learning rate: --learning-rate {in_short(2 * rate)}")
     methods = [replace(m, p=P) if isinstance(m, MixingMethod) and m.p > P else m for m in settings.methods]
@@ -271,9 +267,9 @@ def _lasting(record: Record, steps: int) -> str:
     return f"--epochs {math.ceil(epochs) if steps > record.steps else float(f'{epochs:.2g}'):g}"
 
 
-def _shorter(settings: Settings, usual: Usual) -> list[str]:
-    advice, usual_rate = [], usual()
-    rate = settings.learning_rate / 10 if usual_rate is None else min(usual_rate, settings.learning_rate / 4)
+def _shorter(settings: Settings, model: nn.Module, task: Task) -> list[str]:
+    usual, advice = _usual(settings, model, task), []
+    rate = settings.learning_rate / 10 if usual is None else min(usual, settings.learning_rate / 4)
     advice.append(f"a lower learning rate: --learning-rate {in_short(rate)}")
     if settings.precision == "fp16":
         advice.append("more exact arithmetic: --precision bf16 or fp32")
