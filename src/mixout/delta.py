@@ -70,17 +70,18 @@ def drop_(
     reshard_(model)
     # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
     for name, module, weight, start in covered(model, anchor, where):
+        if unit == "input" and weight.dim() < 2:
+            continue
         w = whole(weight)  # what lies in parts is gathered, one weight at a time
         u = torch.zeros_like(w) if start is None else whole(start)
         if unit == "element":  # as one row, whatever the number of dimensions
             phi = mix(w.reshape(1, -1), u.reshape(1, -1), p, unit="element", stream=Stream(seed, name)).view_as(w)
-            weight.copy_(laid_out(phi, weight))
-        elif weight.dim() >= 2:
+        else:
             entry = entry_of_mixed(module) if isinstance(module, Mixed) else entry_of(module)
             layout = {} if entry is None else entry.weights(module)
             options = MixOptions(p, unit, stream=Stream(seed, name))
             phi = phi_of(w, u, layout.get(name.rpartition(".")[2], Layout()), options)
-            weight.copy_(laid_out(phi, weight))
+        weight.copy_(laid_out(phi, weight))
     return original
 
 
