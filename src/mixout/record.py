@@ -125,7 +125,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         >>> bool((plain == x @ model.weight.T).all()), model(x).item()
         (True, 0.0)
     """
-    switched = _mixing(applied_to(model))
+    switched = mixing_of(applied_to(model))
     for mixing in switched:
         mixing.switch(off=True)
     try:
@@ -138,7 +138,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 def check_policy(model: Any) -> None:  # noqa: ANN401  any module
     """Refuse to mix the policy of a policy-gradient trainer of TRL, if ``model`` is one."""
     tags = _POLICY_GRADIENT.intersection(getattr(model, "model_tags", None) or ())
-    if tags and _mixing(applications(model)):
+    if tags and mixing_of(applications(model)):
         raise MixoutError(
             f"expected a method that does not mix for TRL's {min(tags)!r} trainer, got {applications(model)[0]}: it "
             "samples from the unmixed model and would train the mixed one, another policy, so that its gradient would "
@@ -146,7 +146,7 @@ def check_policy(model: Any) -> None:  # noqa: ANN401  any module
         )
 
 
-def _mixing(records: list[Applied]) -> list[Mixing]:
+def mixing_of(records: list[Applied]) -> list[Mixing]:
     """The mixing of each record that mixes and is not switched off."""
     return [record.mixing for record in records if record.mixing is not None and not record.mixing.off]
 
@@ -161,7 +161,7 @@ class PlainGenerate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """As the method of the class."""
         generate = functools.partial(type(self.model).generate, self.model)
-        if not self.model.training or not _mixing(applications(self.model)):
+        if not self.model.training or not mixing_of(applications(self.model)):
             return generate(*args, **kwargs)
         check_policy(self.model)
         if not self.warned:

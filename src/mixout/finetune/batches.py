@@ -20,6 +20,7 @@ from torch.utils.data import Sampler
 from mixout.errors import InputError, needs
 from mixout.finetune import metrics
 from mixout.finetune.tasks import Split, Task
+from mixout.methods.likelihood import IGNORED as IGNORED
 
 with needs("hf", "fine-tuning"):
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -27,7 +28,6 @@ with needs("hf", "fine-tuning"):
 Tokenizer = PreTrainedTokenizerBase
 Array = np.ndarray[Any, np.dtype[Any]]
 Example = dict[str, Any]
-IGNORED = -100  # the label that losses leave out, in torch and transformers
 
 
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from mixout.errors import MixoutError, needs
-from mixout.record import applications
+from mixout.record import applications, mixing_of
 from mixout.schedule import last_step_begins
 from mixout.selection import BODY, resolve
 
@@ -77,10 +77,9 @@ class HeadFirst(TrainerCallback):
                 text = f"at most {last:g} epochs, where the last step of this run begins, got {self.epochs:g}"
                 raise MixoutError(f"expected HeadFirst for {text}: only the head would be trained")
         thaw = _FROZEN[model] = ExitStack()
-        for applied in applications(model):
-            if applied.mixing is not None and not applied.mixing.off:
-                thaw.callback(applied.mixing.switch, off=False)
-                applied.mixing.switch(off=True)
+        for mixing in mixing_of(applications(model)):
+            thaw.callback(mixing.switch, off=False)
+            mixing.switch(off=True)
         for parameter in body:
             thaw.callback(parameter.requires_grad_, True)
             parameter.requires_grad_(False)

@@ -36,7 +36,7 @@ from mixout.sources import uncompiled
 Labels = Literal["sampled", "given"]
 Batch = Mapping[str, Any] | Sequence[Tensor] | Tensor
 
-IGNORED = -100
+IGNORED = -100  # the label that losses leave out, in torch and transformers
 _PREDICTS_NEXT = re.compile(r"CausalLM|LMHead|ForConditionalGeneration|^BertGenerationDecoder$|ProteinText2Text")
 # Classes of transformers with such names whose own loss takes labels in place.
 _IN_PLACE = re.compile(
