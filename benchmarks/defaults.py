@@ -36,12 +36,12 @@ import modules
 from mixout.errors import InputError
 from mixout.finetune.cache import Cache
 from mixout.finetune.defaults import MANY, WIDER
-from mixout.finetune.settings import Settings
+from mixout.finetune.settings import TAGS, Settings
 from mixout.finetune.train import finetune
 from table import Table, read
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
-MANY_OUTPUTS = ("modules-16", "modules-27", "modules-54", "phrases")
+MANY_OUTPUTS = ("modules-16", "modules-54", "phrases")
 _FUNCTION_WORDS = """
     a an and are as at by for from has have in is of on playing said that the to was were which who with not
 """
@@ -106,15 +106,14 @@ def runs(args: argparse.Namespace) -> list[dict[str, str]]:
 def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cache) -> dict[str, Any]:
     """Train once."""
     values: dict[str, Any] = {"task": run["task"], "data_dir": None if run["task"] == "docstrings" else data_dir}
-    if run["task"] in ("genre", "phrases"):
+    if make := {"genre": genres, "phrases": phrases}.get(run["task"]):
         if data_dir is None:
             raise InputError(f"expected --data-dir for the task {run['task']!r}, got none; leave it out of --tasks")
-        if run["task"] == "genre":
-            values = {"task": str(genres(Path(data_dir), folder))}
-        else:
-            values = {"task": str(phrases(Path(data_dir), folder)), "task_type": "token-classification"}
-    elif run["task"] in MANY_OUTPUTS:
+        values = {"task": str(make(Path(data_dir), folder))}
+    elif run["task"].startswith("modules-"):
         values = {"task": str(modules.task(int(run["task"].partition("-")[2]), folder))}
+    if run["task"] == "phrases":
+        values["task_type"] = TAGS
     for assignment in run["set"].split():
         name, _, value = assignment.partition("=")
         values[name] = type_of(value)

@@ -1,6 +1,6 @@
 """A task with many classes: which module is this sentence from? From the docstrings of the modules in this environment.
 
-    python benchmarks/defaults.py run --tasks modules-16 modules-54 --rows 400 --output out/classes.csv
+    python benchmarks/defaults.py run --tasks modules-16 modules-54 --rows 400
 
 The classes are the modules with the most sentences. A sentence is the first of a docstring that has 25 letters or more;
 one that several modules share is left out. Versions of the packages, which ``constraints.txt`` pins, decide which
