@@ -199,9 +199,9 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
     runs: dict[str, Run] = {}
     for path in args.known:
         for run in read_scores(path):
-            name = f"{run.task}, {run.method}, restart {run.restart}"
             if run.between:
                 continue
+            name = f"{run.task}, {run.method}, restart {run.restart}"
             if not run.id:
                 raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
             if run.status == "failed":

@@ -180,8 +180,8 @@ def read_conll(path: Path) -> Table:
     def is_comment(row: tuple[int, list[str]]) -> bool:
         return len(row[1]) > 1 and row[1][0] == "#" and row[1][-1] not in known
 
-    every = [list(dropwhile(is_comment, sentence)) for has_words, sentence in groups if has_words]
-    sentences = [sentence for sentence in every if sentence]
+    uncommented = (list(dropwhile(is_comment, sentence)) for has_words, sentence in groups if has_words)
+    sentences = [sentence for sentence in uncommented if sentence]
     untagged = [number for sentence in sentences for number, cells in sentence if len(cells) < 2]
     tagged = len(untagged) < sum(map(len, sentences))
     if (untagged and tagged) or not sentences:
