@@ -2,7 +2,7 @@
 
     mixout study run benchmarks/evidence/room.toml --set data_dir=glue --ledger out/room
     mixout study export --ledger out/room --output results/room.csv
-    python benchmarks/room.py results/room.csv    # or results/room-tasks.csv
+    python benchmarks/room.py results/room.csv    # or results/room-tasks.csv, results/strength-causal.csv
 
 What is compared, and what counts for and against, was written into the study file before any run: see its first lines.
 Only restarts of which every run is there are read.
@@ -119,6 +119,22 @@ def on_tasks(runs: pd.DataFrame) -> None:
     print(f"\n{decay}: {'needs no rate, shown' if shown else 'needs no rate, not shown' if holds else 'needs a rate'}")
 
 
+def on_strengths(runs: pd.DataFrame) -> None:
+    """Print the verdict of strength-causal.toml."""
+    means = runs.groupby(["method", "learning_rate"])["score"].mean()
+    table = complete(runs.assign(score=(runs["score"] - runs["chance"]) / (means.max() - runs["chance"])))
+    print(f"{len(table)} restarts\n{table.mean().unstack().round(1).to_string()}\n")
+    of = {method: losses(table[method]) for method in table.columns.get_level_values(0).unique()}
+    print("\n".join(said(method, one) for method, one in of.items()))
+    strengths = sorted(of.keys() - {"none"}, key=lambda method: float(method[len("decay(") : -1]))
+    rows = family({f"loss of {method}": of[method].loss for method in strengths})
+    print("\n" + pd.DataFrame(rows).round(4).to_string(index=False))
+    inside = [(method, row) for method, row in zip(strengths, rows, strict=True) if not of[method].beyond]
+    shown = [method for method, row in inside if row["high"] < TOLERANT]
+    holds = [method for method, row in inside if row["points"] < TOLERANT]
+    print(f"\nneeds no rate: {', '.join(holds) or 'none'}; shown: {', '.join(shown) or 'none'}")
+
+
 def main() -> int:
     """Print the means, each method's loss, the comparisons and the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,6 +142,9 @@ def main() -> int:
     runs = pd.read_csv(parser.parse_args().runs)
     if runs["task"].nunique() > 1:
         on_tasks(runs)
+        return 0
+    if MIXOUT not in set(runs["method"]):
+        on_strengths(runs)
         return 0
     table = complete(runs)
     if len(table) < 3:

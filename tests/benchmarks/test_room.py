@@ -133,3 +133,18 @@ def test_what_is_said_of_three_more_tasks(monkeypatch: pytest.MonkeyPatch, capsy
     assert "17.3 points more than the decay (2.0 to 32.7; p 0.06 after Holm)" in said
     runs = pd.read_csv(ROOT / "results" / "room-tasks.csv").query("task == 'STS-B' and method == 'wdecay(w_pre, 160)'")
     assert sorted(runs[runs.learning_rate == 1.6e-3].score.round(3)) == [0.381, 0.772, 0.783, 0.823]
+
+
+def test_what_is_said_of_strengths_on_a_language_model(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "strength-causal.csv")])
+    room.main()
+    printed = " ".join(capsys.readouterr().out.split())
+    said = " ".join((ROOT / "docs" / "evidence-details.md").read_text(encoding="utf-8").split())
+    assert "needs no rate: none; shown: none" in printed
+    assert "none: best rates [0.001], 99.8 %, loss 13.7" in printed
+    assert "loss of decay(40) 2.2116 1.1027 3.3205" in printed
+    assert "| decay(40) | 0.025 | 89.0 | 99.0 | 100.0 | 97.8 | 2.2 [1.1, 3.3] |" in said
+    for method, row in {"none": "90.7 99.8 86.1 49.1", "decay(40)": "89.0 99.0 100.0 97.8"}.items():
+        assert f"{method} {row}" in printed
+    for strength in ("150", "400", "1000", "3000"):  # their best rate is the grid's last in most restarts
+        assert re.search(rf"decay\({strength}\): [^:]*above the grid in [45]", printed)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 
@@ -242,6 +243,25 @@ def of_strengths(table: list[list[str]]) -> Expected:
             yield cell, measured(chosen("strength", method=f"{row[0]}, {head}"), "mean kept")
 
 
+def of_strengths_on_text(table: list[list[str]]) -> Expected:
+    """A row is a strength, a column a rate, in percent of the way from chance to the best mean; the last is a loss."""
+    runs = chosen("strength-causal")
+    chance = runs.chance[0]
+    best = runs.groupby(["method", "learning_rate"]).score.mean().max()
+    runs = runs.assign(points=100 * (runs.score - chance) / (best - chance))
+    for row in table[1:]:
+        yield row[1], [] if row[0] == "none" else [1 / float(row[0][6:-1])]
+        of_method = runs[runs.method == row[0]].pivot(index="restart", columns="learning_rate", values="points")
+        yield from zip(row[2:6], ([mean] for mean in of_method.mean()), strict=True)
+        losses = []
+        for k in of_method.index:
+            rate = of_method.drop(k).mean().idxmax()
+            losses += [of_method.loc[k, rate] - of_method.loc[k, 4 * rate]] if 4 * rate in of_method else []
+        complete = len(losses) == len(of_method)
+        interval = mean_interval(np.array(losses)) if complete and row[0] != "none" else ()
+        yield row[6], [sum(losses) / len(losses), *interval] if complete else []
+
+
 def of_regimes(study: str, *tasks: str):
     """A row is a method at its rate: means of the judged restarts by task, each of the first, mixout minus the row."""
 
@@ -310,6 +330,7 @@ TABLES = {
     "3, best": of_one_task("best", "rate", "mean sd", "difference", "holm", "kept", "distance"),
     "3, eight rates": of_rates,
     "3, strength": of_strengths,
+    "3, strength, language model": of_strengths_on_text,
     "3, wrong labels": of_regimes("noise", "SST-2, 30 % of the labels wrong"),
     "3, another domain": of_regimes("shift", "STS-B captions, then news and forums", "STS-B captions"),
     "4, tasks": of_tasks,
