@@ -1,11 +1,8 @@
 """The model's own dropouts: find them, set them, put them back.
 
-A dropout is kept in one of three places: the ``p`` of a dropout module; a float attribute that a forward hands to a
-functional dropout (``self.dropout``, ``self.attention_dropout``, also ``nn.MultiheadAttention.dropout``); or a field
-of a configuration that a forward reads while it runs (:data:`READ_FROM_CONFIG`). A configuration is shared and saved
-with the model, so such a module gets a changed copy of it, and the saved one stays as it is.
-
-What stood there before is kept on the module that was changed, so a copied or extracted part can be put back alone.
+A dropout is the ``p`` of a dropout module; a float attribute that a forward hands to a functional dropout
+(``self.attention_dropout``); or a field of a configuration that a forward reads while it runs
+(:data:`READ_FROM_CONFIG`). What stood there before is kept on the module that was changed.
 
 Dropping whole layers (stochastic depth, LayerDrop) is another regulariser. It is left on and reported. So is a float
 attribute with "drop" in its name that does not end like a dropout's (``drop_threshold``).

@@ -152,18 +152,7 @@ def missing_module(error: ImportError) -> str | None:
 
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Turn a failing import in the body, for a purpose such as "metrics", into an error that names the extra.
-
-    Raises:
-        MissingExtraError: a module of the body is not installed.
-
-    Example:
-        >>> with needs("hf", "metrics"):
-        ...     import a_module_that_nobody_has  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        mixout.errors.MissingExtraError: expected 'a_module_that_nobody_has' to be installed for metrics, ...
-    """
+    """Turn a failing import in the body, for a purpose such as "metrics", into an error that names the extra."""
     try:
         yield
     # Only "not found": an installed but broken package must show its own error, pip would not help.

@@ -1,14 +1,8 @@
 """nn.Linear whose weight lies in parts on several ranks. Imported only when a model holds such weights.
 
-FSDP2: each rank mixes its rows of the weight in ``fsdp_pre_all_gather``, and FSDP2's own all-gather brings Phi. The
-layer is a linear with Phi whose weight gradient is masked. The anchor is sharded like the weight, and nothing else is
-sent. docs/design.md says why the hooks are attributes of the plain local tensor.
-
-- The all-gather of a forward draws the mask of that pass; the one before its backward uses it again.
-- A weight that is still gathered when a forward begins (FSDP2 keeps the root's) is that of an earlier pass: it is
-  dropped and gathered again.
-- Only one forward pass may wait for its backward, and it may call each layer once: FSDP2 has one gathered weight for
-  all calls. More are refused.
+FSDP2: each rank mixes its rows in ``fsdp_pre_all_gather``, and FSDP2's own all-gather brings Phi. The layer is a linear
+with Phi whose weight gradient is masked. docs/design.md, "Several devices", says why, and what is refused. A weight
+that is still gathered when a forward begins (FSDP2 keeps the root's) is of an earlier pass: it is gathered again.
 
 Tensor parallelism: each rank mixes its part of the weight, with its part of one mask for the whole weight, and computes
 with it. All of the weight's gradient is computed.
