@@ -257,8 +257,7 @@ def chosen(
         base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some types of adapters wrap no base
         if not selection.mixes(name, base):
             continue
-        around = lora.merged_around(sites, name)
-        problems = lora.problems(site, unit) if around is None else {"": around}
+        problems = lora.problems(sites, name, unit)
         if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
             adapted[name] = site, adapters
         else:
