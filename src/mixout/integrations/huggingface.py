@@ -78,7 +78,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         self._model = model
         if state.global_step:
             self._resume(args, state)
-        self._follow(state)
+        self.on_step_begin(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The Trainer has written its own files, and asks every process."""
@@ -89,7 +89,8 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """A function of the step alone: nothing to restore on resume."""
-        self._follow(state)
+        if self.schedule is not None and self._model is not None:
+            follow_(self._model, self.schedule(state.global_step))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The Trainer has copied the logs into its history before it asks."""
@@ -106,10 +107,6 @@ class MixoutCallback(TrainerCallback, ExportableState):
         # In one process alone: what lies in parts on several cannot be asked for.
         saved = {_KEY: mixout.save_state(self._model, tensors=False), "scheduled": self.schedule is not None}
         return {"args": {"log": self.log}, "attributes": saved}
-
-    def _follow(self, state: TrainerState) -> None:
-        if self.schedule is not None and self._model is not None:
-            follow_(self._model, self.schedule(state.global_step))
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
@@ -200,8 +197,7 @@ def new_parameters(model: nn.Module, info: Mapping[str, Any]) -> frozenset[str]:
         model: as ``from_pretrained`` returned it.
         info: what it returned beside the model, with ``output_loading_info=True``.
     """
-    # Mismatched keys come as names, or as (name, shape there, shape here).
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    mismatched = {name for name, _shape_there, _shape_here in info["mismatched_keys"]}
     # Buffers may be missing too, and tied names are listed once: only parameters count.
     return frozenset(dict(model.named_parameters())) & (set(info["missing_keys"]) | mismatched)
 
