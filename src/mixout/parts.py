@@ -7,7 +7,7 @@ holds such weights has loaded it.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ from mixout.errors import MixoutError
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+Plain = TypeVar("Plain", bound=nn.Module)
 
 FSDP = "torch.distributed.fsdp"
 ADVICE = "shard it with FSDP2 (torch.distributed.fsdp.fully_shard; accelerate: fsdp_version 2) before apply_"
@@ -76,8 +78,8 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
     return module_type.__mro__[2] if module_type.__mro__[1] is loaded(FSDP, "FSDPModule") else module_type
 
 
-def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
-    """``plain`` with the part that ``fully_shard`` has added to the class of ``module`` since it was mixed, if any."""
+def still_sharded(module: nn.Module, plain: type[Plain]) -> type[Plain]:
+    """``plain`` with the part that ``fully_shard`` has added to the class of ``module``, if any."""
     fsdp_class = loaded(FSDP, "FSDPModule")
     if not isinstance(module, fsdp_class) or issubclass(plain, fsdp_class):
         return plain

@@ -29,7 +29,7 @@ from mixout.layers.mixed import Mixed, mixes
 from mixout.masks import scale_of
 from mixout.ops.mix import as_function_of_weight, interpolate, mix
 from mixout.ops.reference import slope_of
-from mixout.parts import own_part
+from mixout.parts import own_part, still_sharded
 from mixout.passes import draw_mask
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
@@ -158,11 +158,7 @@ def obstacle(layer: nn.Module, weight: DTensor) -> str | None:
 
 def mixed_class(module: nn.Module) -> type[Mixed]:
     """The mixed class for ``module``, which stays an FSDPModule where ``fully_shard`` was called on itself."""
-    if not managed_by_fsdp(module):
-        return TensorParallelLinear
-    if isinstance(module, FSDPModule):
-        return type("FSDPShardedLinear", (FSDPModule, ShardedLinear), {})
-    return ShardedLinear
+    return still_sharded(module, ShardedLinear) if managed_by_fsdp(module) else TensorParallelLinear
 
 
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
