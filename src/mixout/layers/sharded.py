@@ -175,24 +175,19 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         parts = name.split(".") if name else []
         paths = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]  # of what is around the layer, and its own
         fsdp_modules = [module for path in paths if isinstance(module := model.get_submodule(path), FSDPModule)]
-        if not fsdp_modules:
-            raise _not_whole(name)
-        outermost: nn.Module = fsdp_modules[0]
-        layer._gathering = Gathering(owner=fsdp_modules[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
-        layer._gathering.handles = [
-            # Before FSDP2's own hook, which gathers, and after the one that reshards.
-            outermost.register_forward_pre_hook(functools.partial(_before_forward, layer), prepend=True),
-            outermost.register_forward_hook(functools.partial(_after_forward, layer)),
-        ]
-        if not _hook(layer):
-            raise _not_whole(name)
-
-
-def _not_whole(name: str) -> MixoutError:
-    return MixoutError(
-        f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not what "
-        "gathers its weight; apply to the whole"
-    )
+        if fsdp_modules:
+            outermost: nn.Module = fsdp_modules[0]
+            layer._gathering = Gathering(owner=fsdp_modules[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
+            layer._gathering.handles = [
+                # Before FSDP2's own hook, which gathers, and after the one that reshards.
+                outermost.register_forward_pre_hook(functools.partial(_before_forward, layer), prepend=True),
+                outermost.register_forward_hook(functools.partial(_after_forward, layer)),
+            ]
+        if not (fsdp_modules and _hook(layer)):
+            raise MixoutError(
+                f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not "
+                "what gathers its weight; apply to the whole"
+            )
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
