@@ -128,9 +128,6 @@ class Coverage:
             yield _TOLD[kind], len(members), type_name, sum(member.parameters for member in members), names, reason
 
     def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
         lines = self._head()
         width = max((len(layer.type) for layer in self.layers), default=0)
         for label, number, type_name, parameters, names, reason in self._table():
@@ -201,15 +198,11 @@ def coverage(
 
 
 def _report(model: nn.Module, methods: str, text: str) -> Coverage:
-    layers, still_on = layer_rows(model, text), tuple(dropouts.active(model))
-    held = [*_held(model)]
-    if (
-        text == f"where={BODY!r}"
-        and not names_its_body(model)
-        and any(row.kind in ("mixed", "decayed") for row in layers)
-    ):
+    layers, held = layer_rows(model, text), [*_held(model)]
+    reached = any(row.kind in ("mixed", "decayed") for row in layers)
+    if reached and text == f"where={BODY!r}" and not names_its_body(model):
         held.append(f"{type(model).__name__} does not say which layers are new: leave a new head out with where=")
-    return Coverage(methods=methods, layers=layers, dropouts=still_on, held=tuple(held))
+    return Coverage(methods=methods, layers=layers, dropouts=tuple(dropouts.active(model)), held=tuple(held))
 
 
 def _held(model: nn.Module) -> Iterator[str]:

@@ -30,8 +30,6 @@ from mixout.parts import check_stepped, stepped_by_zero
 Scope = Literal["all", "rank"]
 Every: TypeAlias = int | Literal["run"]
 
-# (layer, number of torch's generator) to (count of the draw, whether its pass recorded gradients); see streams.
-Remembered: TypeAlias = OrderedDict[tuple[int, int], tuple[int, bool]]
 
 # How long a rank waits for rank 0's first training pass.
 PATIENCE = timedelta(minutes=5)
@@ -83,7 +81,8 @@ class SharedSeed:
         self.subject = ""  # what was applied; must be the same on every rank
         self.value = given
         self._compared = agreed
-        self.remembered: Remembered = OrderedDict()
+        # (layer, number of torch's generator) to (count of the draw, whether its pass recorded gradients); see streams.
+        self.remembered: OrderedDict[tuple[int, int], tuple[int, bool]] = OrderedDict()
         self.warned = False  # that a draw was forgotten
 
     def __getstate__(self) -> dict[str, Any]:

@@ -34,9 +34,6 @@ from mixout.ops import kernels
 from mixout.ops.mix import interpolate_to, like, scaled, with_slope, without_autocast
 from mixout.ops.reference import Gradient, slope_of
 
-# Columns of 16 bits each that a GPU's matrix units load at once.
-_ALIGNED = 8
-
 
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
     """The linear y in torch's own operations, with the exact derivative; autocast casts what it reads.
@@ -154,7 +151,7 @@ def sparse(
     """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u."""
     if weight.is_cuda:
         if x.dtype.itemsize == 2 and len(kept):  # to a multiple of 8, for aligned loads; a repeated index counts once
-            kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
+            kept = torch.cat([kept, kept[-1:].expand(-len(kept) % 8)])
         kept = kept.to(weight.device, non_blocking=True)
     mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
     return dense(x, weight, anchor, bias, mask, scale, gradient=gradient, kept=kept)
