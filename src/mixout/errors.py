@@ -125,10 +125,7 @@ class LowCoverageWarning(MixoutWarning):
 
 
 def outside() -> int:
-    """The ``stacklevel`` of a warning whose hook torch has called: the first frame outside of torch and mixout.
-
-    Wrappers of ``optimizer.step``, such as those of learning-rate schedulers, lie in between.
-    """
+    """The ``stacklevel`` of a warning whose hook torch has called: the first frame outside of torch and mixout."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "mixout"):
         frame, level = frame.f_back, level + 1
