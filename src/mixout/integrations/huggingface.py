@@ -78,7 +78,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
         self._model = model
         if state.global_step:
             self._resume(args, state)
-        self.on_step_begin(args, state, control)
+        self._follow(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The Trainer has written its own files, and asks every process."""
@@ -89,8 +89,7 @@ class MixoutCallback(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """A function of the step alone: nothing to restore on resume."""
-        if self.schedule is not None and self._model is not None:
-            follow_(self._model, self.schedule(state.global_step))
+        self._follow(state)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """The Trainer has copied the logs into its history before it asks."""
@@ -107,6 +106,10 @@ class MixoutCallback(TrainerCallback, ExportableState):
         # In one process alone: what lies in parts on several cannot be asked for.
         saved = {_KEY: mixout.save_state(self._model, tensors=False), "scheduled": self.schedule is not None}
         return {"args": {"log": self.log}, "attributes": saved}
+
+    def _follow(self, state: TrainerState) -> None:
+        if self.schedule is not None and self._model is not None:
+            follow_(self._model, self.schedule(state.global_step))
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         callbacks: Any = state.stateful_callbacks
