@@ -1,11 +1,7 @@
 """Frozen starting weights: held beside the weights, and identified.
 
-An :class:`AnchorTensor` is neither parameter nor buffer: absent from the state dict, from DDP's broadcasts and from
-every optimizer. It never shares memory with the weight. Layers that share a weight share its anchor, and so do deep
-copies of a model (an EMA), since an anchor's tensor is never changed in place.
-
-An anchor is identified by the :func:`digest` of what was captured, computed once. It stays the same when the model is
-cast, moved, copied or sharded; a model's :func:`fingerprint` follows from the digests alone.
+An anchor is neither parameter nor buffer, and nothing writes to its tensor, so layers that share a weight and deep
+copies of a model share it. Its :func:`digest` is that of what was captured; a model's :func:`fingerprint` follows.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def apply_(
         if len({m.name for m in group}) < len(group) or sum(isinstance(m, MixingMethod) for m in group) > 1:
             raise ValueError(f"expected different methods of which at most one mixes, got {spell(group)}")
     given = any(isinstance(m, MixingMethod) and m.anchor == "given" for m in methods)
-    if not (anchor_spec.source is None or is_zero(anchor_spec.source) or given or _holding(methods)):
+    holds = any(isinstance(m, (AnchorDecay, OutputAnchor)) for m in methods)  # an anchor, without mixing
+    if not (anchor_spec.source is None or is_zero(anchor_spec.source) or given or holds):
         raise ValueError(f"expected no anchor for {spell(methods)}, which takes none, got one; leave anchor= out")
     selection = resolve(where, model)
     check_applicable(model)
@@ -134,7 +135,7 @@ def apply_(
             if weights and not any(weight.requires_grad for weight in weights):
                 decays = [m for m in methods if isinstance(m, AnchorDecay)]
                 _warn_of_frozen(f"{len(weights)} weights", decays, "decays")
-        if anchor_spec.source is None and ((layers and given) or _holding(methods)):
+        if anchor_spec.source is None and ((layers and given) or holds):
             warn_if_fine_tuned(model)
     except BaseException:  # a warning too, where warnings are errors
         undo_(model)
@@ -227,11 +228,6 @@ def remove_(model: nn.Module) -> nn.Module:
             )
     undo_(model)
     return model
-
-
-def _holding(methods: Sequence[Method]) -> list[Method]:
-    """Those that read an anchor, and do not mix."""
-    return [m for m in methods if isinstance(m, (AnchorDecay, OutputAnchor))]
 
 
 def _warn_of_frozen(chosen: str, methods: Sequence[Method], acts: str) -> None:

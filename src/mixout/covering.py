@@ -117,23 +117,21 @@ class Coverage:
         share = f"{self.parameters_mixed:.1%} of the parameters, {self.flops_mixed:.1%} of the weights' FLOPs"
         return [f"{self.methods}: {count(len(self.mixed), 'layer')} mixed, {share}", *self.held]
 
-    def _groups(self) -> list[tuple[str, str, str, list[LayerCoverage]]]:
-        """Layers that are alike: what they are, their type, why, and which; the mixed ones first."""
+    def _table(self) -> Iterator[tuple[str, int, str, int, str, str]]:
+        """Of layers that are alike what they are, how many, type, parameters, names, and why; the mixed ones first."""
         groups: dict[tuple[str, str, str], list[LayerCoverage]] = {}
         for layer in self.layers:
             groups.setdefault((layer.kind, layer.type, layer.reason), []).append(layer)
-        ordered = sorted(groups.items(), key=lambda group: list(_TOLD).index(group[0][0]))
-        return [(_TOLD[kind], type_name, reason, members) for (kind, type_name, reason), members in ordered]
+        for (kind, type_name, reason), members in sorted(groups.items(), key=lambda group: [*_TOLD].index(group[0][0])):
+            first, last = members[0].name or "the model", members[-1].name
+            names = first if len(members) == 1 else f"{first} ... {last}"
+            yield _TOLD[kind], len(members), type_name, sum(member.parameters for member in members), names, reason
 
     def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
-        lines, groups = self._head(), self._groups()
-        width = max((len(type_name) for _, type_name, *_ in groups), default=0)
-        for label, type_name, reason, members in groups:
-            parameters = sum(member.parameters for member in members)
-            lines.append(f"{label:<12}{len(members):>4} x {type_name:<{width}}{parameters:>13,}  {_names(members)}")
+        lines = self._head()
+        width = max((len(layer.type) for layer in self.layers), default=0)
+        for label, number, type_name, parameters, names, reason in self._table():
+            lines.append(f"{label:<12}{number:>4} x {type_name:<{width}}{parameters:>13,}  {names}")
             if reason:
                 lines.append(f"{'':>19}{reason}")
         return "\n  ".join([*lines, *self._still_on()])
@@ -148,8 +146,8 @@ class Coverage:
     def _repr_html_(self) -> str:
         """The same table for a notebook."""
         cells = [
-            (label, f"{len(members)} x {type_name}", f"{sum(m.parameters for m in members):,}", _names(members), reason)
-            for label, type_name, reason, members in self._groups()
+            (label, f"{number} x {type_name}", f"{parameters:,}", names, reason)
+            for label, number, type_name, parameters, names, reason in self._table()
         ]
         head = "".join(f"<th>{name}</th>" for name in ("", "layers", "parameters", "names", "why"))
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
@@ -200,15 +198,11 @@ def coverage(
 
 
 def _report(model: nn.Module, methods: str, text: str) -> Coverage:
-    layers, still_on = layer_rows(model, text), tuple(dropouts.active(model))
-    held = [*_held(model)]
-    if (
-        text == f"where={BODY!r}"
-        and not names_its_body(model)
-        and any(row.kind in ("mixed", "decayed") for row in layers)
-    ):
+    layers, held = layer_rows(model, text), [*_held(model)]
+    reached = any(row.kind in ("mixed", "decayed") for row in layers)
+    if reached and text == f"where={BODY!r}" and not names_its_body(model):
         held.append(f"{type(model).__name__} does not say which layers are new: leave a new head out with where=")
-    return Coverage(methods=methods, layers=layers, dropouts=still_on, held=tuple(held))
+    return Coverage(methods=methods, layers=layers, dropouts=tuple(dropouts.active(model)), held=tuple(held))
 
 
 def _held(model: nn.Module) -> Iterator[str]:
@@ -228,8 +222,3 @@ def _held(model: nn.Module) -> Iterator[str]:
     if output_anchors := output.held(model):
         anchored = sum(len(entry.anchors) for _, entry in output_anchors.values())
         yield f"answers are held by {count(anchored, 'anchored parameter')}"
-
-
-def _names(members: list[LayerCoverage]) -> str:
-    first, last = members[0].name or "the model", members[-1].name
-    return first if len(members) == 1 else f"{first} ... {last}"

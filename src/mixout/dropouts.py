@@ -1,11 +1,8 @@
 """The model's own dropouts: find them, set them, put them back.
 
-A dropout is kept in one of three places: the ``p`` of a dropout module; a float attribute that a forward hands to a
-functional dropout (``self.dropout``, ``self.attention_dropout``, also ``nn.MultiheadAttention.dropout``); or a field
-of a configuration that a forward reads while it runs (:data:`READ_FROM_CONFIG`). A configuration is shared and saved
-with the model, so such a module gets a changed copy of it, and the saved one stays as it is.
-
-What stood there before is kept on the module that was changed, so a copied or extracted part can be put back alone.
+A dropout is the ``p`` of a dropout module; a float attribute that a forward hands to a functional dropout
+(``self.attention_dropout``); or a field of a configuration that a forward reads while it runs
+(:data:`READ_FROM_CONFIG`). What stood there before is kept on the module that was changed.
 
 Dropping whole layers (stochastic depth, LayerDrop) is another regulariser. It is left on and reported. So is a float
 attribute with "drop" in its name that does not end like a dropout's (``drop_threshold``).
@@ -24,7 +21,6 @@ from torch import nn
 FIELD = "_mixout_dropouts"  # the attribute of a module that holds what stood there before
 
 _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_HAS_DROP = re.compile(r"drop", re.IGNORECASE)
 _DROPOUT = re.compile(r"drop(_?out)?\d*(_?(p|probs?|probability|rate|ratio|positions))?$", re.IGNORECASE)
 _OF_LAYERS = re.compile(r"layer_?drop|drop_?path|path_?drop|stochastic|droppath", re.IGNORECASE)
 
@@ -126,7 +122,7 @@ def _sites(name: str, module: nn.Module) -> Iterator[DropoutSite]:
         return
     drops_layers = _OF_LAYERS.search(type(module).__name__) is not None
     for field, value in vars(module).items():
-        if _HAS_DROP.search(field) and _is_probability(value):
+        if "drop" in field.lower() and _is_probability(value):
             is_dropout = _DROPOUT.search(field) and not drops_layers and not _OF_LAYERS.search(field)
             yield DropoutSite(module=name, field=field, p=float(value), kind="attribute" if is_dropout else "left")
     classes = {base.__name__ for base in type(module).__mro__}

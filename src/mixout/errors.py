@@ -125,10 +125,7 @@ class LowCoverageWarning(MixoutWarning):
 
 
 def outside() -> int:
-    """The ``stacklevel`` of a warning whose hook torch has called: the first frame outside of torch and mixout.
-
-    Wrappers of ``optimizer.step``, such as those of learning-rate schedulers, lie in between.
-    """
+    """The ``stacklevel`` of a warning whose hook torch has called: the first frame outside of torch and mixout."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "mixout"):
         frame, level = frame.f_back, level + 1
@@ -152,18 +149,7 @@ def missing_module(error: ImportError) -> str | None:
 
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Turn a failing import in the body, for a purpose such as "metrics", into an error that names the extra.
-
-    Raises:
-        MissingExtraError: a module of the body is not installed.
-
-    Example:
-        >>> with needs("hf", "metrics"):
-        ...     import a_module_that_nobody_has  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ...
-        mixout.errors.MissingExtraError: expected 'a_module_that_nobody_has' to be installed for metrics, ...
-    """
+    """Turn a failing import in the body, for a purpose such as "metrics", into an error that names the extra."""
     try:
         yield
     # Only "not found": an installed but broken package must show its own error, pip would not help.

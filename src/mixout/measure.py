@@ -48,7 +48,10 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     model = uncompiled(model)
     reshard_(model)
     if anchor is None:
-        anchored = distances.distance(pairs_of(model))
+        check_anchored(model)
+        anchored = distances.distance(
+            {key: weight_and_start(key, *entry) for key, entry in anchored_weights(model).items()}
+        )
         deltas = {key: lora.delta_norm(layer) for key, layer in adapted_layers(model).items()}
         return Distance(total=math.hypot(anchored.total, *deltas.values()), by_layer={**anchored.by_layer, **deltas})
     selection, store, pairs, missing = resolve(where, model), AnchorStore(model, anchor), {}, None
@@ -152,7 +155,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
                 f"interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or folder; "
                 "apply_ would take the trained weights for it"
             )
-        pairs = list(pairs_of(inner).values())
+        pairs = [weight_and_start(key, *entry) for key, entry in anchored_weights(inner).items()]
         for layer in lora.sites(inner).values():
             for name in held_adapters(layer):
                 lora.check_unmerged(layer)
@@ -250,12 +253,6 @@ def check_anchored(model: nn.Module) -> None:
     if not has_anchors(model):
         methods = ", ".join(map(str, applied_to(model)))
         raise NotAppliedError(f"{methods} holds no anchor; pass anchor= to measure against one")
-
-
-def pairs_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Each anchored weight of a model that holds some, and its anchor beside it."""
-    check_anchored(model)
-    return {key: weight_and_start(key, *entry) for key, entry in anchored_weights(model).items()}
 
 
 def weight_and_start(name: str, module: nn.Module, field: str, anchor: AnchorTensor) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ holds such weights has loaded it.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,12 +16,20 @@ from mixout.errors import MixoutError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+Plain = TypeVar("Plain", bound=nn.Module)
+
+FSDP = "torch.distributed.fsdp"
 ADVICE = "shard it with FSDP2 (torch.distributed.fsdp.fully_shard; accelerate: fsdp_version 2) before apply_"
+
+
+def loaded(module: str, name: str) -> Any:  # noqa: ANN401
+    """The class ``name`` of ``module``, or where that is not loaded (), of which nothing is an instance."""
+    return getattr(sys.modules.get(module), name, ())
 
 
 def in_parts(weight: object) -> bool:
     """Whether ``weight`` is a DTensor."""
-    return isinstance(weight, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
+    return isinstance(weight, loaded("torch.distributed.tensor", "DTensor"))
 
 
 def own_part(tensor: Tensor, weight: DTensor) -> Tensor:
@@ -64,20 +72,15 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def fsdp(name: str) -> Any:  # noqa: ANN401
-    """The class ``name`` of ``torch.distributed.fsdp``, or no class where that is not loaded."""
-    return getattr(sys.modules.get("torch.distributed.fsdp"), name, ())
-
-
 def plain_type(module: nn.Module) -> type[nn.Module]:
     """The class of ``module``, without the part that ``fully_shard`` adds to it."""
     module_type = type(module)
-    return module_type.__mro__[2] if module_type.__mro__[1] is fsdp("FSDPModule") else module_type
+    return module_type.__mro__[2] if module_type.__mro__[1] is loaded(FSDP, "FSDPModule") else module_type
 
 
-def still_sharded(module: nn.Module, plain: type[nn.Module]) -> type[nn.Module]:
-    """``plain`` with the part that ``fully_shard`` has added to the class of ``module`` since it was mixed, if any."""
-    fsdp_class = fsdp("FSDPModule")
+def still_sharded(module: nn.Module, plain: type[Plain]) -> type[Plain]:
+    """``plain`` with the part that ``fully_shard`` has added to the class of ``module``, if any."""
+    fsdp_class = loaded(FSDP, "FSDPModule")
     if not isinstance(module, fsdp_class) or issubclass(plain, fsdp_class):
         return plain
     return type(f"FSDP{plain.__name__}", (fsdp_class, plain), {})
@@ -106,15 +109,9 @@ def check_stepped(weight: object, method: str) -> None:
         )
 
 
-def shares_out(optimizer: object) -> bool:
-    """Whether each rank steps a share of the parameters of ``optimizer``: torch's ZeroRedundancyOptimizer."""
-    zero_class = getattr(sys.modules.get("torch.distributed.optim"), "ZeroRedundancyOptimizer", ())
-    return isinstance(optimizer, zero_class)
-
-
 def check_sharding(model: nn.Module) -> None:
     """Refuse a model that FSDP1 or DeepSpeed's ZeRO-3 shards: that leaves no weight to mix."""
-    fsdp1 = fsdp("FullyShardedDataParallel")
+    fsdp1 = loaded(FSDP, "FullyShardedDataParallel")
     if any(isinstance(module, fsdp1) for module in model.modules()):
         raise MixoutError(
             f"expected whole weights, or ones sharded by FSDP2, got a model in FullyShardedDataParallel; {ADVICE}"
@@ -125,7 +122,7 @@ def check_sharding(model: nn.Module) -> None:
 
 def reshard_(model: nn.Module) -> None:
     """Let FSDP2 show the parts again; it hides those of the root between passes. Nothing is sent."""
-    sharded = fsdp("FSDPModule")
+    sharded = loaded(FSDP, "FSDPModule")
     for module in model.modules() if sharded else ():
         if isinstance(module, sharded):
             module.reshard()

@@ -1,10 +1,7 @@
-"""What :func:`mixout.apply_` leaves on a model, and where: on each module that it changed.
+"""What :func:`mixout.apply_` leaves on a model, on each module that it changed; p set anew; plain passes.
 
-A changed module holds, in its ``__dict__``, what undoes the change and a reference to the :class:`Applied` that all
-modules of one call share. No module is named and none is special: any part of a model, a copy of it or the whole can be
-asked, saved and undone. A model whose parts were given methods of their own holds several of them.
-
-And what is done with it: another p, and plain passes, asked for or while a model generates text.
+A changed module holds what undoes the change and a reference to the :class:`Applied` that all modules of one call
+share. No module is named and none is special, so a part of a model or a copy of it can be asked, saved and undone.
 """
 
 from __future__ import annotations

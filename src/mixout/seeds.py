@@ -1,13 +1,8 @@
 """What the masks of all layers of one model follow from: a seed, shared by ranks, and the period that a mask is kept.
 
-``scope="all"``: every rank draws the same masks. Without a seed they follow from one number of rank 0, which it
-publishes in the key-value store of the process group, and from what was applied; so not from how often, or in which
-order, a rank has called :func:`mixout.apply_`. No collective is called here, so a pass that one rank makes alone cannot
-block the others.
-
-With a period of k steps the masks of step n are those of period n // k. A step is counted when an optimizer has stepped
-a weight that was mixed in a training pass since the last count: so the micro-batches of one step share a mask, several
-optimizers of one model count once, and one of another model does not count.
+``scope="all"``: every rank draws the same masks; without a seed they follow from one number of rank 0, which it
+publishes in the process group's key-value store. No collective is called, so a pass of one rank alone blocks no other.
+With a period of k steps the masks of step n are those of period n // k. docs/design.md, "Randomness", says why.
 """
 
 from __future__ import annotations
@@ -35,8 +30,6 @@ from mixout.parts import check_stepped, stepped_by_zero
 Scope = Literal["all", "rank"]
 Every: TypeAlias = int | Literal["run"]
 
-# (layer, number of torch's generator) to (count of the draw, whether its pass recorded gradients); see streams.
-Remembered: TypeAlias = OrderedDict[tuple[int, int], tuple[int, bool]]
 
 # How long a rank waits for rank 0's first training pass.
 PATIENCE = timedelta(minutes=5)
@@ -88,7 +81,8 @@ class SharedSeed:
         self.subject = ""  # what was applied; must be the same on every rank
         self.value = given
         self._compared = agreed
-        self.remembered: Remembered = OrderedDict()
+        # (layer, number of torch's generator) to (count of the draw, whether its pass recorded gradients); see streams.
+        self.remembered: OrderedDict[tuple[int, int], tuple[int, bool]] = OrderedDict()
         self.warned = False  # that a draw was forgotten
 
     def __getstate__(self) -> dict[str, Any]:

@@ -257,8 +257,7 @@ def chosen(
         base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some types of adapters wrap no base
         if not selection.mixes(name, base):
             continue
-        around = lora.merged_around(sites, name)
-        problems = lora.problems(site, unit) if around is None else {"": around}
+        problems = lora.problems(sites, name, unit)
         if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
             adapted[name] = site, adapters
         else:
@@ -278,10 +277,8 @@ def chosen(
             reasons.append(f"{name}: an output layer or a new head, left out by default ({selection.text})")
     if layers or adapted:
         return layers, adapted
-    detail = (
-        "; ".join(reasons[:5]) if reasons else f"{selection.text} matches no linear layer{_others(model, selection)}"
-    )
-    raise NothingMixedError(f"expected at least one layer to mix, got none ({detail}); see mixout.coverage")
+    reasons = reasons[:5] or [f"{selection.text} matches no linear layer{_others(model, selection)}"]
+    raise NothingMixedError(f"expected at least one layer to mix, got none ({'; '.join(reasons)}); see mixout.coverage")
 
 
 def _others(model: nn.Module, selection: Selection) -> str:

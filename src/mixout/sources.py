@@ -89,7 +89,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
         if tensor is None:
             raise WeightMissingError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
-                f"or pass an anchor that has it{_nested(source) or _renamed(source)}"
+                f"or pass an anchor that has it{_hint(source)}"
             )
         if not isinstance(tensor, Tensor):
             raise TypeError(f"expected the anchor to hold tensors, got {type(tensor).__name__} for {name!r}")
@@ -119,16 +119,12 @@ def _current(name: str, parameter: Tensor) -> Tensor:
     return parameter
 
 
-def _nested(source: object) -> str:
-    """A hint for a checkpoint that holds its state dict under a key, as those of Lightning do."""
+def _hint(source: object) -> str:
+    """Why a weight may be missing: other names in transformers' files, a state dict under a key as of Lightning."""
+    if isinstance(source, (str, Path)):
+        return "; a file may store it under another name: load the base model and pass it"
     keys = [key for key, value in source.items() if isinstance(value, Mapping)] if isinstance(source, Mapping) else []
     return f"; the one passed holds dicts: is anchor=checkpoint[{keys[0]!r}] meant?" if keys else ""
-
-
-def _renamed(source: object) -> str:
-    """A hint for a file: transformers stores some models, such as mixtures of experts, under other names."""
-    is_file = isinstance(source, (str, Path))
-    return "; a file may store it under another name: load the base model and pass it" if is_file else ""
 
 
 def _reader(source: object) -> Callable[[str], Tensor | None]:

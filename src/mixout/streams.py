@@ -1,11 +1,9 @@
 """The random numbers of one layer's masks: where they come from, under a seed, on ranks, in recomputation, compiled.
 
 - No seed, one process: torch's default generator of the layer's device, as dropout.
-- A seed, or several ranks: numbers follow from (seed, layer, count of draws) alone. Each draw also takes one number (a
-  nonce) from the generator that dropout would use, which activation checkpointing and gradient caching restore: so in a
-  recomputation the nonce leads back to the count of its own forward pass.
-- A mask that is kept for several optimizer steps: from (seed, layer, number of its period) alone, see
-  :mod:`mixout.seeds`. Every pass of a period, a recomputation too, asks for the same.
+- A seed, or several ranks: from (seed, layer, count of draws). Each draw also takes one number (a nonce) from the
+  generator that dropout would use, which leads a recomputation back to the count of its own forward pass.
+- A mask that is kept for several optimizer steps: from (seed, layer, number of its period), see :mod:`mixout.seeds`.
 """
 
 from __future__ import annotations

@@ -200,8 +200,7 @@ def new_parameters(model: nn.Module, info: Mapping[str, Any]) -> frozenset[str]:
         model: as ``from_pretrained`` returned it.
         info: what it returned beside the model, with ``output_loading_info=True``.
     """
-    # Mismatched keys come as names, or as (name, shape there, shape here).
-    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    mismatched = {name for name, _shape_there, _shape_here in info["mismatched_keys"]}
     # Buffers may be missing too, and tied names are listed once: only parameters count.
     return frozenset(dict(model.named_parameters())) & (set(info["missing_keys"]) | mismatched)
 

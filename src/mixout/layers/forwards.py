@@ -1,10 +1,8 @@
 """The forwards of mixed layers.
 
 A linear, one whose weight is (in, out), and an embedding have a forward of ours, which saves arithmetic. All others run
-their own forward, and while it runs Phi is the attribute that it reads. Any forward that reads its weights as
-attributes is mixed exactly, with one draw of each weight for one call: all experts of a stack, whichever kernel
-computes them; all time steps of a recurrent layer; a packed projection. The parameters stay where they are, so another
-layer that shares one is not touched.
+their own forward, and while it runs Phi is the attribute that it reads: one draw of each weight for one call. The
+parameters stay where they are, so another layer that shares one is not touched.
 """
 
 from __future__ import annotations

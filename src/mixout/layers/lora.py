@@ -1,15 +1,12 @@
 r"""LoRA layers of peft: the frozen base is the anchor, so that mixout needs no copy of anything.
 
-A LoRA layer computes with W = u + s B A, where u is the frozen base, A (r, in) and B (out, r) are trained and s is
-alpha / r. So W - u = s B A, and with one mask entry m per input neuron::
+With W = u + s B A, where u is the frozen base, A is (r, in) and B is (out, r), and one mask entry m per input neuron::
 
     Phi = u + (m / (1-p)) (W - u) = u + s B A diag(m) / (1-p)
 
 which is A with its columns mixed with 0. With a mask entry per output, the rows of B are. In the paper's gradient
-dPhi/dW is m instead of m / (1-p): by the chain rule those of A and of B are both smaller by the factor 1-p.
-
-A mask entry for each element would need the product B A in each pass, and another anchor than the frozen base a copy of
-it: both are refused. Each adapter has its own masks.
+dPhi/dW is m: by the chain rule those of A and of B are both smaller by the factor 1-p. Each adapter has its own masks.
+A mask entry for each element, or another anchor, would need B A in each pass, or a copy of the base: both are refused.
 
 An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
 peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.
@@ -22,7 +19,6 @@ It does not import peft: where a model holds its layers, peft is loaded.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -34,7 +30,7 @@ from mixout.layers import entry_of, mixed_class, obstacle
 from mixout.layers.mixed import Mixed, Mixing, is_frozen, mixes
 from mixout.layers.registry import ADAPTED_PARAMETER, dotted
 from mixout.masks import Unit
-from mixout.parts import in_parts
+from mixout.parts import in_parts, loaded
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
 _CALLS_ITS_FACTORS = frozenset(
@@ -63,7 +59,7 @@ class MixedFactor(Mixed, nn.Linear):
 def sites(model: nn.Module) -> dict[str, Any]:
     """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
     layers: dict[str, nn.Module] = {}
-    tuner_class = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", ())
+    tuner_class = loaded("peft.tuners.tuners_utils", "BaseTunerLayer")
     for name, module in model.named_modules():
         # Sites of their own lie within others: the adapter of a second parameter of one layer, and what an adapted
         # base holds, as the out_proj of torch.nn.MultiheadAttention.
@@ -103,11 +99,13 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
     return site_name is not None and name[len(site_name) + 1 :].startswith(("lora_A.", "lora_B."))
 
 
-def problems(layer: Any, unit: Unit) -> dict[str, str | None]:
-    """Why each adapter of ``layer`` cannot be mixed, or None if it can; under the name "" why none can."""
+def problems(sites: dict[str, Any], name: str, unit: Unit) -> dict[str, str | None]:
+    """Why each adapter of that site cannot be mixed, or None if it can; under the name "" why none can."""
+    layer = sites[name]
     masked = _factors(layer)[0 if unit == "input" else 1]
-    reasons = {name: _adapter_obstacle(layer, name) or obstacle(factor, None) for name, factor in masked.items()}
-    return reasons or {"": _layer_obstacle(layer) or "it holds no adapter"}
+    whole = merged_around(sites, name) or _layer_obstacle(layer)
+    reasons = {key: whole or variant(layer, key) or obstacle(factor, None) for key, factor in masked.items()}
+    return reasons or {"": whole or "it holds no adapter"}
 
 
 def check_fits(
@@ -165,12 +163,12 @@ def coverage_row(
         if isinstance(module, Mixed):
             return "bypassed", f"{ADAPTED_LATER}; remove_, add adapters, then apply_"
         return "plain", "base of an adapter"
-    problem = merged_around(sites, site_name) or _layer_obstacle(layer)
-    if problem is not None and not isinstance(module, Mixed):
-        return "bypassed", problem
+    problem = _layer_obstacle(layer)
+    if not isinstance(module, Mixed) and (around := merged_around(sites, site_name) or problem) is not None:
+        return "bypassed", around
     if part not in ("lora_A", "lora_B"):
         return "plain", f"{type(module).__name__} is not a layer that mixout can mix"
-    if (problem := _adapter_obstacle(layer, adapter)) is not None:
+    if (problem := problem or variant(layer, adapter)) is not None:
         return "bypassed", problem
     mixed, mixed_anywhere = mixed_factors(layer), {key for site in sites.values() for key in mixed_factors(site)}
     read_mixed = is_of_a_parameter(layer) and part == "lora_A" and adapter in mixed
@@ -215,18 +213,11 @@ def _reads_inputs(layer: Any) -> bool:
     return layout is not None and layout.transposed == transposed and layout.blocks == 1
 
 
-def _adapter_obstacle(layer: Any, adapter: str) -> str | None:
-    """Why this adapter of ``layer`` cannot be mixed, or None."""
-    return _layer_obstacle(layer) or variant(layer, adapter)
-
-
 def variant(layer: Any, adapter: str) -> str | None:
     """Why W - u is not s B A with this adapter, as with DoRA; or None."""
-    lora_variant = layer.lora_variant.get(adapter)
-    if lora_variant is None:
+    if (lora_variant := layer.lora_variant.get(adapter)) is None:
         return None
-    variant_class = lora_variant if isinstance(lora_variant, type) else type(lora_variant)
-    return f"{variant_class.__name__.removesuffix('Variant')}: its weight is not u + s B A"
+    return f"{type(lora_variant).__name__.removesuffix('Variant')}: its weight is not u + s B A"
 
 
 def check_base(model: nn.Module) -> None:

@@ -1,7 +1,6 @@
 """What every mixed layer has: its share of one :func:`mixout.apply_`, and the swap of its class.
 
-``module.__class__`` is exchanged for a subclass, nothing else: Parameter objects, state-dict keys, ties, hooks,
-``requires_grad``, the training flag, ``isinstance``, deepcopy, pickle and optimizers all stay as they are.
+``module.__class__`` is exchanged for a subclass, nothing else; docs/design.md says what stays valid.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
 """nn.Linear whose weight lies in parts on several ranks. Imported only when a model holds such weights.
 
-FSDP2: each rank mixes its rows of the weight in ``fsdp_pre_all_gather``, and FSDP2's own all-gather brings Phi. The
-layer is a linear with Phi whose weight gradient is masked. The anchor is sharded like the weight, and nothing else is
-sent. docs/design.md says why the hooks are attributes of the plain local tensor.
-
-- The all-gather of a forward draws the mask of that pass; the one before its backward uses it again.
-- A weight that is still gathered when a forward begins (FSDP2 keeps the root's) is that of an earlier pass: it is
-  dropped and gathered again.
-- Only one forward pass may wait for its backward, and it may call each layer once: FSDP2 has one gathered weight for
-  all calls. More are refused.
+FSDP2: each rank mixes its rows in ``fsdp_pre_all_gather``, and FSDP2's own all-gather brings Phi. The layer is a linear
+with Phi whose weight gradient is masked. docs/design.md, "Several devices", says why, and what is refused. A weight
+that is still gathered when a forward begins (FSDP2 keeps the root's) is of an earlier pass: it is gathered again.
 
 Tensor parallelism: each rank mixes its part of the weight, with its part of one mask for the whole weight, and computes
 with it. All of the weight's gradient is computed.
@@ -35,7 +29,7 @@ from mixout.layers.mixed import Mixed, mixes
 from mixout.masks import scale_of
 from mixout.ops.mix import as_function_of_weight, interpolate, mix
 from mixout.ops.reference import slope_of
-from mixout.parts import own_part
+from mixout.parts import own_part, still_sharded
 from mixout.passes import draw_mask
 
 _HOOKS = ("fsdp_pre_all_gather", "fsdp_post_all_gather")
@@ -164,11 +158,7 @@ def obstacle(layer: nn.Module, weight: DTensor) -> str | None:
 
 def mixed_class(module: nn.Module) -> type[Mixed]:
     """The mixed class for ``module``, which stays an FSDPModule where ``fully_shard`` was called on itself."""
-    if not managed_by_fsdp(module):
-        return TensorParallelLinear
-    if isinstance(module, FSDPModule):
-        return type("FSDPShardedLinear", (FSDPModule, ShardedLinear), {})
-    return ShardedLinear
+    return still_sharded(module, ShardedLinear) if managed_by_fsdp(module) else TensorParallelLinear
 
 
 def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -185,24 +175,19 @@ def attach_(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         parts = name.split(".") if name else []
         paths = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]  # of what is around the layer, and its own
         fsdp_modules = [module for path in paths if isinstance(module := model.get_submodule(path), FSDPModule)]
-        if not fsdp_modules:
-            raise _not_whole(name)
-        outermost: nn.Module = fsdp_modules[0]
-        layer._gathering = Gathering(owner=fsdp_modules[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
-        layer._gathering.handles = [
-            # Before FSDP2's own hook, which gathers, and after the one that reshards.
-            outermost.register_forward_pre_hook(functools.partial(_before_forward, layer), prepend=True),
-            outermost.register_forward_hook(functools.partial(_after_forward, layer)),
-        ]
-        if not _hook(layer):
-            raise _not_whole(name)
-
-
-def _not_whole(name: str) -> MixoutError:
-    return MixoutError(
-        f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not what "
-        "gathers its weight; apply to the whole"
-    )
+        if fsdp_modules:
+            outermost: nn.Module = fsdp_modules[0]
+            layer._gathering = Gathering(owner=fsdp_modules[-1], mesh=layer.weight.device_mesh)  # type: ignore[attr-defined]
+            layer._gathering.handles = [
+                # Before FSDP2's own hook, which gathers, and after the one that reshards.
+                outermost.register_forward_pre_hook(functools.partial(_before_forward, layer), prepend=True),
+                outermost.register_forward_hook(functools.partial(_after_forward, layer)),
+            ]
+        if not (fsdp_modules and _hook(layer)):
+            raise MixoutError(
+                f"expected the model that fully_shard was called on, got a part of it, which holds {name!r} but not "
+                "what gathers its weight; apply to the whole"
+            )
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -4,32 +4,24 @@ Decoupled (the default), after each optimizer step with learning rate :math:`\et
 
 .. math:: w \leftarrow u + e^{-\eta / r} (w - u), \qquad \text{rate} = 1 / r
 
-This is AdamW's decay with its exact factor, and never an overshoot. If no step moves a weight by more than s, then
-:math:`|w - u| \le s / (e^{\eta / r} - 1) < r s / \eta`: the learning rate cancels where steps are proportional to it,
-with any schedule. docs/methods/anchor-decay.md says how far that is under each optimizer.
-
-Relative (``relative=True``): the radius of each weight is r times the root mean square of its u. Weights of the same
-tensor share it.
+If no step moves a weight by more than s, then :math:`|w - u| \le s / (e^{\eta / r} - 1) < r s / \eta`.
+Relative (``relative=True``): the radius of each weight is r times the root mean square of its u.
 
 Coupled (``decoupled=False``): ``rate (w - u)`` is added to the gradient before the step. It is the derivative of the
 paper's wdecay(u, lambda), :math:`L(w) + (\lambda / 2) ||w - u||^2`; with the pretrained u this is L2-SP without its
 head term. It overshoots as any gradient step does, and bounds nothing.
 
-Selective (``selective=True``, SPD): only where the step went away from u though its gradient asked to go back, which
-momentum does. With :math:`w_-` and g of before the step, where :math:`\langle g, w_- - u \rangle > 0`:
+Selective (``selective=True``, SPD): only where the step went away from u though its gradient asked to go back. With
+:math:`w_-` and g of before the step, where :math:`\langle g, w_- - u \rangle > 0`, for each weight as a whole:
 
 .. math:: w \leftarrow w - \text{rate} \cdot c \, (w - u), \quad c = \mathrm{clip}(1 - ||w_- - u|| / ||w - u||, 0, 1)
 
-for each weight as a whole. No learning rate enters, and nothing is bounded.
-
 Weighted (``weights=F``, EWC): each entry decays with its own importance, :math:`w_i \leftarrow u_i + e^{-\eta F_i / r}
-(w_i - u_i)`. Coupled, ``rate F (w - u)`` is added to the gradient: EWC's penalty
-:math:`(\lambda / 2) \sum_i F_i (w_i - u_i)^2`.
+(w_i - u_i)`; coupled, ``rate F (w - u)`` is added to the gradient.
 
-Of nested optimizers (SAM, Lookahead, ZeroRedundancyOptimizer) the innermost decays. With ``decoupled=False`` it adds
-the penalty at the weights that it steps, so SAM's ``step(closure)`` gives the same update as its ``first_step`` and
-``second_step``. A line search (LBFGS) does not see that penalty in the loss, and it stays in the gradient: two steps
-without ``zero_grad`` between them add it twice.
+Of nested optimizers (SAM, Lookahead, ZeroRedundancyOptimizer) the innermost decays; coupled, at the weights that it
+steps. A line search (LBFGS) does not see that penalty in the loss, and it stays in the gradient: two steps without
+``zero_grad`` between them add it twice.
 
 Source: Lee, Cho, Kang, ICLR 2020, sections 2 and 5; Li, Grandvalet, Davoine, ICML 2018 (L2-SP); Kirkpatrick et al.,
 PNAS 2017, arXiv 1612.00796 (EWC); Tian, Huang, Kira, NeurIPS 2024, arXiv 2411.01713 (SPD). The radius is ours.

@@ -7,7 +7,7 @@ import math
 import threading
 import warnings
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
@@ -17,35 +17,30 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from mixout.anchor import AnchorTensor, OwnWeight, check_shape
 from mixout.errors import MixoutError, ZeroDecayWarning, outside
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
-from mixout.parts import check_stepped, laid_out, shares_out
+from mixout.parts import check_stepped, laid_out, loaded
 from mixout.seeds import come_last_
 
 FIELD = "_mixout_decay"  # the attribute of a module that holds its targets by field
 TARGETS: weakref.WeakValueDictionary[int, Target] = weakref.WeakValueDictionary()  # in the order of creation
 
 
+@dataclass(eq=False, repr=False)
 class Target:
     """A weight that decays, known by module and field, since tools exchange Parameters; a copy decays its own."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        field: str,
-        anchor: AnchorTensor,
-        method: AnchorDecay,
-        strength: float,
-        importance: AnchorTensor | None,
-    ) -> None:
-        self._module = weakref.ref(module)  # so that a model that is deleted is freed at once
-        self.field = field
-        self.anchor = anchor
-        self.method = method
-        self.strength = strength  # times the learning rate, or if coupled w - u, or if selective nothing
-        self.importance = importance
-        self.decayed_at = 0  # on the clock of steps
-        # The gradient that holds the penalty, until a step has ended; in another tuple each time that it is added.
-        self.penalised: tuple[Tensor] | None = None
-        self.before: Before | None = None  # of the step under way, if selective
+    holder: InitVar[nn.Module]
+    field: str
+    anchor: AnchorTensor
+    method: AnchorDecay
+    strength: float  # times the learning rate, or if coupled w - u, or if selective nothing
+    importance: AnchorTensor | None
+    decayed_at: int = 0  # on the clock of steps
+    # The gradient that holds the penalty, until a step has ended; in another tuple each time that it is added.
+    penalised: tuple[Tensor] | None = None
+    before: Before | None = None  # of the step under way, if selective
+
+    def __post_init__(self, holder: nn.Module) -> None:
+        self._module = weakref.ref(holder)  # so that a model that is deleted is freed at once
         with _LOCK:
             TARGETS[id(self)] = self
             _changed()
@@ -165,8 +160,8 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
             out_of_reach.update((id(p), target) for p in target.module.parameters() if p.requires_grad)
     # An optimizer within this one (SAM, Lookahead) decays what it steps.
     inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer) and value is not optimizer]
-    if inner and shares_out(optimizer):  # the other ranks step what this one does not
-        inner.append(optimizer)
+    if inner and isinstance(optimizer, loaded("torch.distributed.optim", "ZeroRedundancyOptimizer")):
+        inner.append(optimizer)  # the other ranks step what this one does not
     nested = {id(p) for optim in inner for group in optim.param_groups for p in group["params"]}
     stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in nested]
     for parameter, _ in stepped:

@@ -9,12 +9,7 @@ as a mean over predictions: examples, or the tokens that have a label. ``on="hid
 instead: :math:`\beta` times the mean of :math:`(h - h_0)^2` over attended tokens and features.
 
 There is no second model: the same modules compute the start's answers with the anchors in place of every trained
-weight, biases and norms included, in eval mode and without a gradient. With adapters of peft B is 0, so nothing large
-is copied. Buffers, such as running means, are not anchored.
-
-Under FSDP2 each rank puts its part of the anchors into its part of the weights for that pass, and FSDP2 gathers them.
-Beside a mixing method that is refused: FSDP2 keeps one gathered weight, which the pass that waits for its backward
-needs.
+weight. docs/methods/output-anchor.md says what it costs, and where it is refused.
 
 Source: the forward direction is ASFT's, arXiv 2509.23753, ICLR 2026, without its token weights; hidden states: DELTA,
 Li et al., ICLR 2019.
@@ -176,7 +171,13 @@ def output_penalty(
     inner = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
     reshard_(inner)  # FSDP2 shows the parts of all weights then; backward passes gather again
     method, anchors = _anchored(inner)
-    base = _base_outputs(inner, batch, anchors, hidden=method.on == "hidden")
+    args, options = as_call(batch)
+    if predicts_next(inner):
+        options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
+    if method.on == "hidden" and isinstance(batch, Mapping):
+        options["output_hidden_states"] = True
+    with evaluated(inner):
+        base = called_with(inner, anchors, args, options)
     if method.on == "hidden":
         squares = (_hidden(outputs).float() - _hidden(base).float()).square().mean(-1)
         terms = squares[_attended(batch, outputs, squares)]
@@ -221,17 +222,6 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
                     "not known; call apply_ while all that will be trained requires a gradient, and freeze then"
                 )
     return next(iter(modules.values()))[1].method, tensors
-
-
-@torch.no_grad()
-def _base_outputs(model: nn.Module, batch: Batch, anchors: dict[str, Tensor], *, hidden: bool) -> Any:  # noqa: ANN401
-    args, options = as_call(batch)
-    if predicts_next(model):
-        options.pop("labels", None)  # a loss over the whole vocabulary, which nobody reads
-    if hidden and isinstance(batch, Mapping):
-        options["output_hidden_states"] = True
-    with evaluated(model):
-        return called_with(model, anchors, args, options)
 
 
 @torch.no_grad()

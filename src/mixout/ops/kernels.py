@@ -1,9 +1,8 @@
 """On a GPU: Phi, and the placing of the thin gradient, in one kernel each.
 
-What torch does in several passes over a matrix as large as the weight, with a launch for each, is one pass here, which
-reads w and u and writes Phi in the dtype that the product wants. Triton comes with torch's builds for CUDA; where it is
-missing or does not work, on other devices, and for Phi in compiled graphs, which fuse by themselves, the same
-arithmetic is plain torch's.
+What torch does in several passes over a matrix as large as the weight is one pass here. Triton comes with torch's
+builds for CUDA; where it is missing or does not work, on other devices, and for Phi in compiled graphs, which fuse by
+themselves, the same arithmetic is plain torch's.
 """
 
 from __future__ import annotations

@@ -8,20 +8,16 @@ With a mask M of the units, s = 1/(1-p), and, where M is one of columns, the kep
     grad_w[:,K] = s g^T x[:, K]            a GEMM of |K| columns; every other column of grad_w is 0
 
 - :func:`native`: in torch's own operations. Least work for the host; Phi is kept for backward.
-- :func:`sparse`: the equations above. Kept for backward: x[:, K] and the mask; Phi is made again. Plain fine-tuning
-  needs three full GEMMs, this needs 2 + (1-p).
+- :func:`sparse`: the equations above. Kept for backward: x[:, K] and the mask; Phi is made again.
 - :func:`split`: for few tokens, where the memory that a weight takes is the bound. Phi is not made at all:
   y = x u^T + x[:, K] (s (w-u)[:, K])^T.
 - :func:`dense`: for a mask of any shape; the whole gradient is computed and masked, as ``s (g^T x) * M``.
+- :func:`compiled`: as sparse or dense in graphs of ``torch.compile`` on a CPU, as ops that are opaque to the compiler.
+  Differentiable once; docs/design.md, "The linear", says why.
 
-All are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. All take x
-(..., in) in the dtype to compute in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None, and give
-(..., out).
-
-In graphs of ``torch.compile`` on a CPU :func:`compiled` takes their place, with ops that are opaque to the compiler.
-The number of kept columns would be a new shape for it in each pass, and it takes minutes to fuse the Phi of many layers
-into one kernel. One graph serves every mask and every p. All of x is kept for backward. Differentiable once, as torch's
-compiled graphs are.
+The others are differentiable twice, work under ``torch.func``, and return tensors that may be changed in place. All
+take x (..., in) in the dtype to compute in, w (out, in), u like w or None for 0, b (out,) in the dtype of x or None,
+and give (..., out).
 """
 
 from __future__ import annotations
@@ -37,9 +33,6 @@ from mixout._torch import in_functional_transform
 from mixout.ops import kernels
 from mixout.ops.mix import interpolate_to, like, scaled, with_slope, without_autocast
 from mixout.ops.reference import Gradient, slope_of
-
-# Columns of 16 bits each that a GPU's matrix units load at once.
-_ALIGNED = 8
 
 
 def native(x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None, coefficient: Tensor) -> Tensor:
@@ -158,7 +151,7 @@ def sparse(
     """Y, where Phi takes the columns ``kept`` (rising indices) from w, times ``scale`` 1/(1-p), and others from u."""
     if weight.is_cuda:
         if x.dtype.itemsize == 2 and len(kept):  # to a multiple of 8, for aligned loads; a repeated index counts once
-            kept = torch.cat([kept, kept[-1:].expand(-len(kept) % _ALIGNED)])
+            kept = torch.cat([kept, kept[-1:].expand(-len(kept) % 8)])
         kept = kept.to(weight.device, non_blocking=True)
     mask = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device).index_fill_(0, kept, True)
     return dense(x, weight, anchor, bias, mask, scale, gradient=gradient, kept=kept)

@@ -35,7 +35,6 @@ def interpolate(weight: Tensor, anchor: Tensor | None, mask: Tensor, scale: floa
         return torch.lerp(anchor, weight, mask.to(weight.dtype) * scale)
     if isinstance(scale, Tensor):  # in a compiled graph, which fuses the casts
         return torch.lerp(anchor.float(), weight.float(), mask.float() * scale).to(weight.dtype)
-    # lerp's coefficient would round the scale to 16 bits; addcmul holds a Python number in float32.
     return torch.addcmul(anchor, weight - anchor, mask.to(weight.dtype), value=scale)
 
 
