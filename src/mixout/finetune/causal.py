@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -161,15 +161,10 @@ class DevTexts(Dev):
                     scores[f"{prefix}perplexity"] = float(np.exp(loss))
         return {"loss": float(dev[:, 0].sum() / dev[:, 1].sum()), **scores}
 
-    def scorer(self) -> Callable[[Array], dict[str, float]]:
-        """What gives the scores of the last evaluation on some of the held-out documents."""
-        sums = self.scored_by
-
-        def score(rows: Array) -> dict[str, float]:
-            loss, tokens = sums[rows].sum(axis=0)
-            return {"log_likelihood": -float(loss / tokens), "perplexity": float(np.exp(loss / tokens))}
-
-        return score
+    def scores_on(self, rows: Array) -> dict[str, float]:
+        """The scores of the last evaluation on some of the held-out documents."""
+        loss, tokens = self.scored_by[rows].sum(axis=0)
+        return {"log_likelihood": -float(loss / tokens), "perplexity": float(np.exp(loss / tokens))}
 
     def chance(self) -> float:
         """The log-likelihood of the best constant answer: each token at its share of the evaluated text."""
