@@ -19,9 +19,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ def load_text(path: str | Path, *, original: Path | None, column: str, metric: s
         )
     if metric == TEXT_METRICS[1] and original is None:
         raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
-    tables, source = read_splits(path, endings=TEXT_ENDINGS, reader=partial(_read_text, column=column))
+    tables, source = read_splits(path, column=column)
     parts = [_documents(table, column) for table in tables]
     if len(parts) == 1:
         [whole] = parts
@@ -170,22 +169,19 @@ def _documents(table: Table, column: str) -> Split:
     return Split(text=texts_in(table, _COMPLETION), prompt=texts_in(table, _PROMPT))
 
 
-def read_splits(
-    path: str | Path,
-    *,
-    dev: bool = True,
-    endings: Sequence[str] = tuple(READERS),
-    reader: Callable[[Path], Table] | None = None,
-) -> tuple[list[Table], str]:
+def read_splits(path: str | Path, *, dev: bool = True, column: str | None = None) -> tuple[list[Table], str]:
     """The tables of a folder or file, else of a data set of the hub, and where they came from: one table, or two.
 
-    Without ``dev`` they are the training table, twice.
+    Without ``dev`` they are the training table, twice. ``column``: that of a language model's text.
     """
     if not os.path.exists(path):
         return from_hub(str(path))
     location, splits = Path(path), (("train",), DEV) if dev else (("train",),)
+    endings = tuple(READERS) if column is None else TEXT_ENDINGS
     parts = [[location]] if location.is_file() else [members(location, stems, endings) for stems in splits]
-    tables = [Table.joined([(reader or read)(file) for file in files]) for files in parts]
+    tables = [
+        Table.joined([read(file) if column is None else _read_text(file, column) for file in files]) for files in parts
+    ]
     return (tables if dev else tables * 2), _origin(parts, split=dev)
 
 
