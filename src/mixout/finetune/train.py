@@ -23,7 +23,7 @@ from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
 from mixout.finetune.data import check_kind, describe
-from mixout.finetune.drift import Divergence, Drift, interpolate_, interpolated
+from mixout.finetune.drift import Divergence, Drift, interpolated
 from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically, writing
@@ -32,6 +32,7 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.trainer import TextTrainer
 from mixout.finetune.values import Units
+from mixout.integrations.huggingface import pretrained_only
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
 from mixout.sources import mark_of_run
@@ -128,12 +129,13 @@ def finetune(
             state = trainer.run(checkpoint)
             covered = outcome.coverage(loaded.model)
             merge_lora_(mixout.remove_(loaded.model))  # after it no layer shows what was applied
+            where = pretrained_only(loaded.model, loaded.new, "all")
             scores_between = interpolated(
-                loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores() | drift.scores()
+                loaded.model, start, where, settings.interpolate, lambda: trainer.scores() | drift.scores()
             )
             for method in settings.methods:
                 if isinstance(method, Interpolate):
-                    interpolate_(loaded.model, method.t, start, loaded.new)
+                    mixout.interpolate_(loaded.model, method.t, start, where=where)
                     trainer.evaluate()
             record = units.settle_(loaded.model, outcome.record(
                 settings, task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
