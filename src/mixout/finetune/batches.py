@@ -33,9 +33,8 @@ Example = dict[str, Any]
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
     """Tokens and label of each example, in the order of the split; a word's tag lies on its first token.
 
-    Raises:
-        InputError: the texts come in pairs, and the tokenizer has no token to put between the two; or they are words,
-            and it does not tell which word a token belongs to.
+    InputError where texts come in pairs and the tokenizer has no token to put between the two, or where they are words
+    and it does not tell which word a token belongs to.
     """
     tokens = _tokens(split, tokenizer, truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}

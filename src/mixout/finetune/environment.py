@@ -36,10 +36,8 @@ def versions() -> dict[str, str]:
 
     installed = {"python": platform.python_version(), "mixout": mixout.__version__}
     for name in _LIBRARIES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return installed
 
 
