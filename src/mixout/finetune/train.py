@@ -108,9 +108,8 @@ def finetune(
         weight_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(run_dir, weights=weight_bytes, settings=settings, keep_model=keep_model)
         if report is not None and leads:
-            cut, max_length = shared.cut(task, settings), settings.max_length
-            lines = (*describe(given, cut=cut, max_length=max_length), *chosen.values())
-            for line in (*lines, *reaches(settings.methods)):
+            described = describe(given, cut=shared.cut(task, settings), max_length=settings.max_length)
+            for line in (*described, *chosen.values(), *reaches(settings.methods)):
                 tell(line)
         with folder.making(run_dir):
             trainer = TextTrainer(settings, run_dir, loaded, task, examples, dev, report=tell, bars=bars and leads)
