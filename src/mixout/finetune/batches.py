@@ -133,9 +133,10 @@ class Dev:
         in_file_order[self.order] = outputs
         return in_file_order
 
-    def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+    def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
-        return collate
+        has_tokens = self.task.kind in ("tags", "text")  # a label for each token
+        return collate if has_tokens else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
 
     def scores_on(self, rows: Array) -> dict[str, float]:
         """The scores of the last evaluation on some rows, or documents, of the dev set."""
@@ -162,10 +163,6 @@ class Dev:
 
 class DevSet(Dev):
     """The dev set of labelled text. ``balanced``: every class counts the same in training."""
-
-    def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        """What makes a batch of examples."""
-        return collate if self.task.kind == "tags" else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
 
     def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum over the labels of the cross-entropy, or for a regression of the squared error."""

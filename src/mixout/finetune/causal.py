@@ -32,10 +32,9 @@ def encode(part: Split, tokenizer: Tokenizer, max_length: int, *, assistant_only
     """Windows of at most ``max_length`` tokens, in the order of the documents.
 
     Each has ``input_ids``; ``labels``, which are -100 where nothing is predicted; and ``document``, the number of its
-    document. Windows without a predicted token are left out. Prompt and text become tokens separately, as when the
-    model is used: no token holds parts of both. A conversation is what the chat template writes, with its special
-    tokens; ``assistant_only``: only the assistant's turns are predicted. InputError where nothing is predicted in a
-    whole document, or the template does not take a conversation or does not mark the assistant's turns.
+    document. Windows without a predicted token are left out. With ``assistant_only`` only the assistant's turns of a
+    conversation are predicted. InputError where nothing is predicted in a whole document, or the chat template does not
+    take a conversation or does not mark the assistant's turns.
     """
     if not len(part):
         return []

@@ -150,9 +150,7 @@ def apply_methods(
 ) -> dict[str, Tensor] | None:
     """Apply ``settings.method`` to the model; the anchor is the weights that it holds now. Returns what was measured.
 
-    Raises:
-        InputError: the model has no layer, or no head, for the method; or a layer has no pretrained weights.
-        MissingExtraError: LoRA is asked for, and peft is not installed.
+    InputError where the model has no layer, or no head, for the method, or where a layer has no pretrained weights.
     """
     methods, low_rank = settings.methods, next((m for m in settings.methods if isinstance(m, Lora)), None)
     if loaded.new and any(isinstance(method, OutputAnchor) and method.on == "logits" for method in methods):

@@ -84,7 +84,7 @@ def load(
     if task_type == CAUSAL:
         return load_causal(model)
     # A head for other labels is replaced, and counts as new.
-    head = _head(labels, several) if task_type == _LABELS else _names(labels or ())
+    head = _head(labels, task_type, several)
     loaded = _read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head)
     _ensure_padding(loaded.model, loaded.tokenizer, model)
     return loaded
@@ -253,16 +253,14 @@ def _sha256(file: Path) -> str | None:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _head(labels: tuple[str, ...] | None, multi_label: bool) -> dict[str, Any]:
+def _head(labels: tuple[str, ...] | None, task_type: str, several: bool) -> dict[str, Any]:
     """The options of the configuration for the output head."""
     if labels is None:
         return {"num_labels": 1, "problem_type": "regression"}
-    return {"problem_type": f"{'multi' if multi_label else 'single'}_label_classification", **_names(labels)}
-
-
-def _names(labels: tuple[str, ...]) -> dict[str, Any]:
     numbers = {label: number for number, label in enumerate(labels)}
-    return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbers}
+    names = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbers}
+    problem = {} if task_type == TAGS else {"problem_type": f"{'multi' if several else 'single'}_label_classification"}
+    return names | problem
 
 
 def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:

@@ -18,7 +18,7 @@ from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune import card, defaults, environment, folder, models, outcome, sharding
-from mixout.finetune.batches import Example, collate
+from mixout.finetune.batches import collate
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
@@ -101,7 +101,7 @@ def finetune(
         importance = apply_methods(
             loaded,
             settings,
-            fisher_rows(settings, task, loaded, shared, examples),
+            fisher_rows(settings, task, loaded, shared),
             str(fisher_path) if fisher_path.is_file() else None,
         )
         fingerprints = {"anchor": old_fingerprint(start), **given.fingerprints(), "weights": loaded.sha256}
@@ -155,9 +155,7 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield f"{settings.model} is the model of a run ({mark} lies there); these weights are the start"
 
 
-def fisher_rows(
-    settings: Settings, task: Task, loaded: models.Loaded, shared: Cache, examples: list[Example]
-) -> list[Batch]:
+def fisher_rows(settings: Settings, task: Task, loaded: models.Loaded, shared: Cache) -> list[Batch]:
     """The rows for the Fisher information: original text, or for an encoder without it the training rows."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
@@ -169,9 +167,7 @@ def fisher_rows(
                 f"expected text of the domain not to be forgotten with {settings.method!r}, got none; give --original"
             )
         return [collate([window]) for window in shared.tokens(task.original, settings)]
-    if task.original is not None:
-        examples = shared.tokens(task.original, settings)
-    names = loaded.tokenizer.model_input_names
+    examples, names = shared.tokens(task.original or task.train, settings), loaded.tokenizer.model_input_names
     return [{name: torch.tensor([example[name]]) for name in names if name in example} for example in examples]
 
 

@@ -74,8 +74,6 @@ class TextTrainer(Trainer):
             self.order = Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
         self.anchored = next((method.on for method in settings.methods if isinstance(method, OutputAnchor)), None)
         model: Any = loaded.model
-        # The optimizer is built later, on the device; errors in its groups show now.
-        optimizers.groups(model, settings)
         if settings.gradient_checkpointing:
             # By the new name, if transformers has it.
             enable = getattr(model, "activation_checkpointing_enable", None)

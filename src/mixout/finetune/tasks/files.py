@@ -2,15 +2,8 @@
 
 A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of its
 text, so that a text never stands on both sides and the split never moves. Everything is checked before a task
-exists.
-
-Text for a language model is a document a row, or a "prompt" and its "completion", of which only the latter counts in
-the loss; or a conversation, a list of messages with role and content, for the tokenizer's chat template. A ``.txt``
-file holds documents separated by blank lines.
-
-A data set of the hub, or in a folder that ``datasets`` can read: ``name`` trains on the split "train" and is judged on
-"validation"; without one, a fifth of the training rows is held out, as for a single file. ``name:split`` takes one
-split, ``name:train,test`` two. Splits called "test" are left alone unless they are named.
+exists. What files and names of data sets may be is in docs/finetune.md and docs/causal-lm.md. Splits of the hub called
+"test" are left alone unless they are named.
 """
 
 from __future__ import annotations
@@ -54,8 +47,7 @@ _PROMPT, _COMPLETION = "prompt", "completion"
 def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
     """Load a task from a folder, a file, or the hub; without ``dev`` all rows are training and dev rows.
 
-    Raises:
-        InputError: anything about the files, the rows or the metric; nothing has been done by then.
+    InputError for anything about the files, the rows or the metric.
     """
     tables, source = read_splits(path, dev=dev)
     return task_of(tables, source, name=short_name(path), columns=columns, metric=metric)
