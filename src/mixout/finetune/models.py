@@ -85,16 +85,12 @@ def load(
         return load_causal(model)
     # A head for other labels is replaced, and counts as new.
     head = _head(labels, task_type, several)
-    loaded = _read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head)
-    _ensure_padding(loaded.model, loaded.tokenizer, model)
-    return loaded
+    return _with_padding(_read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head), model)
 
 
 def load_trained(model: str, task_type: str) -> Loaded:
     """Load a trained classifier, regressor or tagger; InputError as :func:`load`, or where a weight is missing."""
-    loaded = _whole(_read(model, task_type), model)
-    _ensure_padding(loaded.model, loaded.tokenizer, model)
-    return loaded
+    return _with_padding(_whole(_read(model, task_type), model), model)
 
 
 def task_type_of(model: str) -> str:
@@ -263,14 +259,16 @@ def _head(labels: tuple[str, ...] | None, task_type: str, several: bool) -> dict
     return names | problem
 
 
-def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:
+def _with_padding(loaded: Loaded, model: str) -> Loaded:
     """Decoders such as GPT-2 come without a padding token, and refuse batches then; the end token is used instead."""
+    tokenizer, config = loaded.tokenizer, loaded.model.config
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"expected a tokenizer with a padding or an end token, got neither in {model!r}")
         tokenizer.pad_token = tokenizer.eos_token
-    if network.config.pad_token_id is None:
-        network.config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return loaded
 
 
 def _first_line(error: Exception) -> str:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.errors import InputError, needs
-from mixout.finetune.course import without_launcher
-from mixout.finetune.environment import fsdp2
+from mixout.finetune.environment import fsdp2, without_launcher
 from mixout.finetune.run_methods import Lora, MeasuredDecay
 from mixout.finetune.settings import CAUSAL, Settings
 

@@ -22,7 +22,7 @@ from mixout.errors import MissingExtraError, needs
 from mixout.finetune import environment, folder, optimizers, sharding
 from mixout.finetune.batches import IGNORED, Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
-from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
+from mixout.finetune.course import Bars, Course, Report, arguments
 from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
@@ -82,7 +82,7 @@ class TextTrainer(Trainer):
         self.cache = {"use_cache": model.config.use_cache} if hasattr(model.config, "use_cache") else {}
         args = arguments(settings, place, bars=bars)
         head_first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
-        with without_launcher():
+        with environment.without_launcher():
             super().__init__(
                 model=model,
                 args=args,
