@@ -3,10 +3,9 @@ r"""Causal language modelling: documents become windows of tokens, and the loss 
 .. math:: L = -\frac{1}{|T|} \sum_{t \in T} \log p(x_t \mid x_{<t}), \qquad \text{perplexity} = e^{L}
 
 T holds every token of every document but its first, and none of a prompt; the end token, where the tokenizer has one,
-is part of a document. A conversation ends as its chat template says, and T may be the assistant's turns alone. A
-document longer than a window is cut into windows that share one token, so that T is the same for every window length.
-Windows are padded on the right, never packed: no document sees another. The score is the log-likelihood -L, in nats per
-token: higher is better, as everywhere in a study.
+is part of a document. A document longer than a window is cut into windows that share one token, so that T is the same
+for every window length. The score is the log-likelihood -L, in nats per token: higher is better, as everywhere in a
+study. See docs/causal-lm.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A model's blocks and what its shape allows: layer-wise rates, new weights for the top ones; and where methods act.
 
-Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its decoder's. A
-model without such lists has no levels.
+Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its decoder's.
 
 New top layers are the baseline "Re-init" of Zhang et al. 2021 (https://arxiv.org/abs/2006.05987): the top blocks of a
 pretrained encoder suit pretraining more than the task. As there, what lies above the blocks (a pooler, a last norm)
