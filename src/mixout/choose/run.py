@@ -182,8 +182,7 @@ def _check_methods(methods: Sequence[str], base: Settings, task: Task, cache: Ca
         with quiet(), own_streams():
             model, _ = cache.model_of(settings, task)
             model = reinitialise_(model, settings.reinit_layers, settings.stream_seed("init"))
-            rows = fisher_rows(settings, task, model, cache, cache.tokens(task.train, settings))
-            apply_methods(model, settings, rows[:1])
+            apply_methods(model, settings, fisher_rows(settings, task, model, cache)[:1])
 
 
 class _Runs:

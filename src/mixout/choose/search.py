@@ -1,10 +1,8 @@
 """Which runs are made, in which order, until the time is over; and which candidate they favour.
 
-A candidate is a method at a learning rate. First plain fine-tuning is run at several rates. Then each other method
-at rates around the best one, scaled as :mod:`mixout.finetune.defaults` does. Both by successive halving (K. Jamieson
-and A. Talwalkar, AISTATS 2016): each round doubles the runs of a candidate and keeps the better half. The best two and
-the default are judged on the parts by which no candidate was dropped. The default is kept unless the best is more than
-one standard error better than it: the best of many by a few runs is often lucky.
+A candidate is a method at a learning rate. The steps are in docs/choose.md: plain fine-tuning at several rates, each
+other method at rates around the best one, both by successive halving (K. Jamieson and A. Talwalkar, AISTATS 2016); then
+the best two and the default on the parts by which no candidate was dropped.
 
 The order follows from scores and times alone. After an interruption the same call makes the same choices, with the runs
 that are there already.

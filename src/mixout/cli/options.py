@@ -72,8 +72,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def use_device(device: str | None) -> None:
     """Hide all other GPUs from torch, before it first looks for them; None changes nothing.
 
-    Raises:
-        InputError: there is no such device, or a launcher gives each process its own.
+    InputError where there is no such device, or a launcher gives each process its own.
     """
     if device is None:
         return

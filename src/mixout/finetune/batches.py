@@ -33,9 +33,8 @@ Example = dict[str, Any]
 def encode(split: Split, tokenizer: Tokenizer, max_length: int) -> list[Example]:
     """Tokens and label of each example, in the order of the split; a word's tag lies on its first token.
 
-    Raises:
-        InputError: the texts come in pairs, and the tokenizer has no token to put between the two; or they are words,
-            and it does not tell which word a token belongs to.
+    InputError where texts come in pairs and the tokenizer has no token to put between the two, or where they are words
+    and it does not tell which word a token belongs to.
     """
     tokens = _tokens(split, tokenizer, truncation=True, max_length=max_length)
     columns = {name: tokens[name] for name in tokens if name in tokenizer.model_input_names}
@@ -122,7 +121,7 @@ class Dev:
         self.task, self.examples, self.smoothing, self.balanced = task, examples, smoothing, balanced
         self.order = by_length(examples)
         self.predictions: tuple[Any, ...] = ()
-        self.scored_by: Any = ()  # what scores follow from, beside the predictions
+        self.scored_by: Any = ()  # arrays from which the scores follow
 
     def sorted(self) -> list[Example]:
         """The examples in the order of evaluation."""
@@ -134,24 +133,24 @@ class Dev:
         in_file_order[self.order] = outputs
         return in_file_order
 
-    def collator(self, _tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+    def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
         """What makes a batch of examples."""
-        return collate
+        has_tokens = self.task.kind in ("tags", "text")  # a label for each token
+        return collate if has_tokens else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
 
-    def scorer(self) -> Callable[[Array], dict[str, float]]:
-        """What gives the scores of the last evaluation on some rows, or documents, of the dev set."""
+    def scores_on(self, rows: Array) -> dict[str, float]:
+        """The scores of the last evaluation on some rows, or documents, of the dev set."""
         raise NotImplementedError
 
     def standard_errors(self) -> dict[str, float]:
         """Of each score of the last evaluation, by the choice of rows or documents; empty if there is only one."""
         if (rows := len(self.task.dev)) < 2:
             return {}
-        scorer = self.scorer()
         with np.errstate(all="ignore"):  # of a model that has diverged
-            whole = scorer(np.arange(rows))
-            values = metrics.pseudo_values(lambda chosen: np.array([*scorer(chosen).values()]), rows)[1]
+            names = [*self.scores_on(np.arange(rows))]
+            values = metrics.pseudo_values(lambda chosen: np.array([*self.scores_on(chosen).values()]), rows)[1]
             errors = values.std(axis=0, ddof=1) / math.sqrt(len(values))
-        return {name: error for name, error in zip(whole, errors.tolist(), strict=True) if math.isfinite(error)}
+        return {name: error for name, error in zip(names, errors.tolist(), strict=True) if math.isfinite(error)}
 
     def parts(self, labels: Tensor) -> Tensor:
         """How many labels count in the loss: examples, or tokens."""
@@ -164,10 +163,6 @@ class Dev:
 
 class DevSet(Dev):
     """The dev set of labelled text. ``balanced``: every class counts the same in training."""
-
-    def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        """What makes a batch of examples."""
-        return collate if self.task.kind == "tags" else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
 
     def total(self, logits: Tensor, labels: Tensor, *, training: bool = False) -> Tensor:
         """Sum over the labels of the cross-entropy, or for a regression of the squared error."""
@@ -200,25 +195,18 @@ class DevSet(Dev):
             rows, labels = ([[row[at] for at in labelled[n]] for n, row in enumerate(side)] for side in (rows, labels))
         else:
             truth = torch.tensor(labels)
-        self.predictions, self.scored_by = (
-            tuple(tuple(row) if isinstance(row, list) else row for row in side) for side in (rows, labels)
-        )
-        scores = self.scorer()(np.arange(len(self.scored_by)))
+        sides = [tuple(tuple(row) if isinstance(row, list) else row for row in side) for side in (rows, labels)]
+        self.predictions = sides[0]
+        # Rows of tags differ in length.
+        self.scored_by = [np.fromiter(side, object) if self.task.kind == "tags" else np.asarray(side) for side in sides]
+        scores = self.scores_on(np.arange(len(rows)))
         return {"loss": float(self.total(torch.from_numpy(outputs), truth) / self.parts(truth)), **scores}
 
-    def scorer(self) -> Callable[[Array], dict[str, float]]:
-        """What gives the scores of the last evaluation on some of the dev rows."""
-        task, ragged = self.task, self.task.kind == "tags"
-        sides = [
-            np.fromiter(side, dtype=object) if ragged else np.asarray(side)
-            for side in (self.predictions, self.scored_by)
-        ]
-
-        def score(rows: Array) -> dict[str, float]:
-            predictions, truth = (side[rows] for side in sides)
-            return metrics.compute(task.metrics, predictions, truth, classes=task.classes, tags=task.tags)
-
-        return score
+    def scores_on(self, rows: Array) -> dict[str, float]:
+        """The scores of the last evaluation on some of the dev rows."""
+        predictions, truth = (side[rows] for side in self.scored_by)
+        task = self.task
+        return metrics.compute(task.metrics, predictions, truth, classes=task.classes, tags=task.tags)
 
     def chance(self) -> float:
         """What a constant answer scores."""

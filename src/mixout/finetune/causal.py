@@ -3,10 +3,9 @@ r"""Causal language modelling: documents become windows of tokens, and the loss 
 .. math:: L = -\frac{1}{|T|} \sum_{t \in T} \log p(x_t \mid x_{<t}), \qquad \text{perplexity} = e^{L}
 
 T holds every token of every document but its first, and none of a prompt; the end token, where the tokenizer has one,
-is part of a document. A conversation ends as its chat template says, and T may be the assistant's turns alone. A
-document longer than a window is cut into windows that share one token, so that T is the same for every window length.
-Windows are padded on the right, never packed: no document sees another. The score is the log-likelihood -L, in nats per
-token: higher is better, as everywhere in a study.
+is part of a document. A document longer than a window is cut into windows that share one token, so that T is the same
+for every window length. The score is the log-likelihood -L, in nats per token: higher is better, as everywhere in a
+study. See docs/causal-lm.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,17 +30,10 @@ from mixout.finetune.tasks import Split, Task
 def encode(part: Split, tokenizer: Tokenizer, max_length: int, *, assistant_only: bool = False) -> list[Example]:
     """Windows of at most ``max_length`` tokens, in the order of the documents.
 
-    Prompt and text become tokens separately, as when the model is used: no token holds parts of both.
-    A conversation is what the chat template writes, with its special tokens; ``assistant_only``: only the assistant's
-    turns are predicted.
-
-    Returns:
-        For each window ``input_ids``; ``labels``, which are -100 where nothing is predicted; and ``document``, the
-        number of its document. Windows without a predicted token are left out.
-
-    Raises:
-        InputError: nothing is predicted in a whole document; or the tokenizer's chat template does not take a
-            conversation, or does not mark the assistant's turns.
+    Each has ``input_ids``; ``labels``, which are -100 where nothing is predicted; and ``document``, the number of its
+    document. Windows without a predicted token are left out. With ``assistant_only`` only the assistant's turns of a
+    conversation are predicted. InputError where nothing is predicted in a whole document, or the chat template does not
+    take a conversation or does not mark the assistant's turns.
     """
     if not len(part):
         return []
@@ -161,15 +153,10 @@ class DevTexts(Dev):
                     scores[f"{prefix}perplexity"] = float(np.exp(loss))
         return {"loss": float(dev[:, 0].sum() / dev[:, 1].sum()), **scores}
 
-    def scorer(self) -> Callable[[Array], dict[str, float]]:
-        """What gives the scores of the last evaluation on some of the held-out documents."""
-        sums = self.scored_by
-
-        def score(rows: Array) -> dict[str, float]:
-            loss, tokens = sums[rows].sum(axis=0)
-            return {"log_likelihood": -float(loss / tokens), "perplexity": float(np.exp(loss / tokens))}
-
-        return score
+    def scores_on(self, rows: Array) -> dict[str, float]:
+        """The scores of the last evaluation on some of the held-out documents."""
+        loss, tokens = self.scored_by[rows].sum(axis=0)
+        return {"log_likelihood": -float(loss / tokens), "perplexity": float(np.exp(loss / tokens))}
 
     def chance(self) -> float:
         """The log-likelihood of the best constant answer: each token at its share of the evaluated text."""

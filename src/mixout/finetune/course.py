@@ -8,11 +8,9 @@ Settings become arguments of the Trainer whatever a launcher has left in the env
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import Tensor
 from mixout._names import count
 from mixout.errors import InputError, needs
 from mixout.finetune import folder, outcome
-from mixout.finetune.environment import processes
+from mixout.finetune.environment import processes, without_launcher
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task
 
@@ -180,10 +178,6 @@ class Bars(ProgressCallback):
             self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}")
 
 
-_PLACES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWNCAST")
-
-
 def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArguments:
     """The Trainer's arguments; InputError for settings that transformers or the machine does not take."""
     if settings.batch_size % processes():
@@ -232,17 +226,3 @@ def arguments(settings: Settings, place: Path, *, bars: bool) -> TrainingArgumen
         # Several visible GPUs would mean DataParallel, whose replicas leave the anchors on the first.
         args._n_gpu = 1
     return args
-
-
-@contextmanager
-def without_launcher() -> Iterator[None]:
-    """Hide what ``accelerate launch`` or ``accelerate config`` says of precision and compilation: settings decide.
-
-    Empty numbers of processes, which some schedulers leave in the environment, are hidden too.
-    """
-    empty = [name for name in _PLACES if os.environ.get(name) == ""]
-    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_LAUNCHER) or name in empty}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

@@ -1,24 +1,15 @@
-r"""Learning rate, epochs and batch size that the user leaves open: one rule, from model, data and method.
+r"""Learning rate, epochs, batch size and method that the user leaves open: one rule, from model, data and method.
 
-If no method is named, it is :data:`mixout.finetune.settings.DECAY`, by the type of task. From ``MANY`` rows on
-it is :data:`WIDER`: there a model gains by learning more, and its own dropouts cost more than they gain
-(docs/finetune.md).
+Its reasons, and what it was compared with (``benchmarks/defaults.py``), are in docs/finetune.md.
 
 .. math:: \eta = 10^{-4} \left(\frac{384}{\text{width}}\right)^{1.64} (1-p)^{-0.6} f, \qquad
           f = 4 \text{ if } C > 10 \text{, else } 1, \qquad 5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
-or masks, whose steps are shorter: twice the rate at 0.7, four times at 0.9. To tell many classes C apart weights must
-go farther, so the default is ``WIDEST``, which has f times the radius of ``WIDER``. With 16 and with 54 classes that
-gains 8 and 11 points over f = 1, with 8 one at most (benchmarks/results/classes.csv, default_by_rows.csv). For tags of
-words f is 4 as well.
-
-With few rows you take few steps, and a first run with too few steps learns nothing: the epochs make ``STEPS`` steps,
-but are at least 3 and at most 30. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in all,
-but each at least once. LoRA takes ten times the rate, which Schulman et al. 2025 ("LoRA without regret") found right
-across models and data; f is 1 for it.
-
-``benchmarks/defaults.py`` compares the rule with a search over rates.
+or masks, whose steps are shorter. To tell many classes C apart, or to tag words, weights must go farther. The epochs
+make ``STEPS`` steps, within bounds. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in
+all, but each at least once. LoRA takes ten times the rate, which Schulman et al. 2025 ("LoRA without regret") found
+right across models and data; f is 1 for it.
 """
 
 from __future__ import annotations
@@ -49,13 +40,9 @@ _CHARACTERS = 4  # per token, roughly
 
 
 def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings, dict[str, str]]:
-    """Choose what the settings leave open.
+    """Choose what the settings leave open: the settings, and for each choice its value and reason in words.
 
-    Returns:
-        The settings with every open one filled in, and for each choice its value and reason in words.
-
-    Raises:
-        InputError: the learning rate of an optimizer for which there is no rule.
+    InputError for the learning rate of an optimizer for which there is no rule.
 
     Example:
         >>> from mixout.finetune.models import outline

@@ -16,7 +16,7 @@ measured by the loss on text of the original domain; see :mod:`mixout.finetune.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,10 @@ import mixout
 from mixout.errors import InputError
 from mixout.finetune.batches import Example, collate
 from mixout.finetune.models import Loaded
-from mixout.integrations.huggingface import pretrained_only
 from mixout.methods.likelihood import evaluated, predictions
 from mixout.methods.output import called_with
 from mixout.parts import laid_out, reshard_
+from mixout.selection import Selection
 
 _BATCH = 32
 
@@ -38,8 +38,7 @@ _BATCH = 32
 class Drift:
     """Stores the embeddings of texts when it is made, and measures later how far they have turned.
 
-    Raises:
-        InputError: the model's body is not a text encoder.
+    InputError where the model's body is not a text encoder.
     """
 
     def __init__(self, loaded: Loaded, texts: Sequence[str], max_length: int) -> None:
@@ -99,21 +98,16 @@ class Divergence:
         return {"kl_to_base": max(0.0, total / count) if total == total else total}
 
 
-def interpolate_(model: nn.Module, t: float, start: Mapping[str, Tensor], new: Collection[str]) -> None:
-    """Move all but the ``new`` parameters to :math:`u + t (w - u)`, by :func:`mixout.interpolate_`."""
-    mixout.interpolate_(model, t, anchor=start, where=pretrained_only(model, new, "all"))
-
-
 def interpolated(
     model: nn.Module,
     start: Mapping[str, Tensor],
-    new: Collection[str],
+    where: Selection,
     ts: Sequence[float],
     evaluate: Callable[[], dict[str, float]],
 ) -> tuple[dict[str, float], ...]:
     """Scores of the models between the start, t = 0, and the end, t = 1 (WiSE-FT), and t.
 
-    Parameters that are ``new`` keep their trained values; at the end the whole model has them again.
+    Parameters outside ``where`` keep their trained values; at the end the whole model has them again.
     """
     if not ts:
         return ()
@@ -121,7 +115,7 @@ def interpolated(
     trained = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
     scores = []
     for t in ts:
-        interpolate_(model, t, start, new)
+        mixout.interpolate_(model, t, start, where=where)
         scores.append({"t": t, **evaluate()})
         reshard_(model)
         with torch.no_grad():

@@ -27,6 +27,9 @@ NOTE = "note: "
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1
 # Linux's flags of x86 and Arm processors for bfloat16 products.
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
+# Of a launch: the places of a process, and the precision and compilation that it asks for.
+_PLACES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWNCAST")
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
 
@@ -36,23 +39,19 @@ def versions() -> dict[str, str]:
 
     installed = {"python": platform.python_version(), "mixout": mixout.__version__}
     for name in _LIBRARIES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return installed
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, threads, accelerator, operating system."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     models = (value for name, value in _cpuinfo() if name == "model name")
     return {
         "processor": next(models, platform.processor() or "unknown"),
-        "cores": usable,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -139,6 +138,20 @@ def launch() -> dict[str, Any]:
 def leads() -> bool:
     """Whether this process reports and writes for all that train together."""
     return int(os.environ.get("RANK") or 0) == 0
+
+
+@contextmanager
+def without_launcher() -> Iterator[None]:
+    """Hide what ``accelerate launch`` or ``accelerate config`` says of precision and compilation: settings decide.
+
+    Empty numbers of processes, which some schedulers leave in the environment, are hidden too.
+    """
+    empty = [name for name in _PLACES if os.environ.get(name) == ""]
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(_LAUNCHER) or name in empty}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
         )
     left_open = [name for name in (*FORMER, "method") if getattr(settings, name) in (None, AUTO)]
     settings = replace(settings, **{name: getattr(earlier, name) for name in left_open})
-    old, new = (json.loads(values.to_json()) for values in (earlier, settings))
+    old, new = asdict(earlier), asdict(settings)
     changed = [
         f"{name} (was {old[name]!r}, got {new[name]!r})"
         for name in new
@@ -122,11 +122,9 @@ def begin(
 ) -> tuple[Path | None, dict[str, str]]:
     """Take the folder for this run: the checkpoint to go on from, or None; and what was chosen when the run began.
 
-    Raises:
-        InputError: data or pretrained weights are not those that the run began with; or the folder cannot be made.
+    InputError where data or pretrained weights are not those that the run began with, or the folder cannot be made.
     """
-    plan = folder / CHECKPOINTS / _RUN
-    if plan.is_file():
+    if unfinished(folder):
         earlier = _plan(folder)
         recorded = earlier["fingerprints"]
         changed = [name for name in fingerprints if fingerprints[name] != recorded.get(name)]
@@ -139,9 +137,10 @@ def begin(
             )
         return _last_complete(folder / CHECKPOINTS), earlier.get("chosen", {})
     with making(folder):
-        plan.parent.mkdir(parents=True, exist_ok=True)
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         values = {"settings": asdict(settings), "chosen": chosen, "fingerprints": dict(fingerprints)}
-        write_atomically(plan, json.dumps(values | {"fsdp2": environment.fsdp2()}, indent=1))
+        plan = json.dumps(values | {"fsdp2": environment.fsdp2()}, indent=1)
+        write_atomically(folder / CHECKPOINTS / _RUN, plan)
     return None, chosen
 
 

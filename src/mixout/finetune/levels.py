@@ -1,7 +1,6 @@
 """A model's blocks and what its shape allows: layer-wise rates, new weights for the top ones; and where methods act.
 
-Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its decoder's. A
-model without such lists has no levels.
+Blocks are the members of the outermost module lists of the body, in order; an encoder's come before its decoder's.
 
 New top layers are the baseline "Re-init" of Zhang et al. 2021 (https://arxiv.org/abs/2006.05987): the top blocks of a
 pretrained encoder suit pretraining more than the task. As there, what lies above the blocks (a pooler, a last norm)
@@ -42,10 +41,7 @@ from mixout.selection import blocks as body_blocks
 def layer_levels(model: nn.Module) -> dict[str, int]:
     """The level of each parameter: embeddings 0, block k (from 0) k + 1, head and pooler the highest.
 
-    What lies between blocks takes the level of the block before it.
-
-    Raises:
-        InputError: the body has no module list.
+    What lies between blocks takes the level of the block before it. InputError where the body has no module list.
 
     Example:
         >>> model = nn.Module()
@@ -86,8 +82,7 @@ def blocks(model: nn.Module) -> list[str]:
 def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
     """Give the top blocks new weights, in place; a new output head stays. The global streams are left as they were.
 
-    Raises:
-        InputError: the model has fewer blocks, or none that can be found.
+    InputError where the model has fewer blocks, or none that can be found.
 
     Example:
         >>> from mixout.finetune.models import load
@@ -97,9 +92,8 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
     """
     if layers == 0:
         return loaded
-    below = len(blocks(loaded.model)) - len(top_blocks(loaded.model, layers))
-    levels = layer_levels(loaded.model)
-    names = {name for name, level in levels.items() if level > below} - loaded.new
+    below = blocks_below(loaded.model, layers)
+    names = {name for name, level in layer_levels(loaded.model).items() if level > below} - loaded.new
     with own_streams(), torch.no_grad():
         torch.manual_seed(seed)
         # A whole model, since some classes scale a block's weights by the model's depth.
@@ -109,20 +103,19 @@ def reinitialise_(loaded: Loaded, layers: int, seed: int) -> Loaded:
     return replace(loaded, new=loaded.new | names)
 
 
-def top_blocks(model: nn.Module, layers: int) -> list[str]:
-    """Name prefixes of the top ``layers`` blocks; InputError where the model has fewer."""
-    prefixes = blocks(model)
-    if layers > len(prefixes):
-        raise InputError(f"expected reinit_layers <= {len(prefixes)}, the blocks that the model has, got {layers}")
-    return prefixes[len(prefixes) - layers :]
+def blocks_below(model: nn.Module, layers: int) -> int:
+    """How many blocks lie below the top ``layers``; InputError where the model has fewer."""
+    depth = len(blocks(model))
+    if layers > depth:
+        raise InputError(f"expected reinit_layers <= {depth}, the blocks that the model has, got {layers}")
+    return depth - layers
 
 
 def check_limits(settings: Settings, loaded: Loaded) -> None:
-    """Refuse settings that the model cannot take.
+    """Refuse, by an InputError, settings that the model cannot take.
 
-    Raises:
-        InputError: texts longer than the model has positions, more new top layers than it has blocks, layer-wise rates
-            without blocks, or ``where`` selects none of its layers for a method that mixes.
+    These are texts longer than it has positions, more new top layers than it has blocks, layer-wise rates without
+    blocks, and a ``where`` that selects none of its layers for a method that mixes.
 
     Example:
         >>> from mixout.finetune.models import outline
@@ -136,7 +129,7 @@ def check_limits(settings: Settings, loaded: Loaded) -> None:
             f"expected max_length <= {limit}, the most that {settings.model!r} takes, got {settings.max_length}"
         )
     if settings.reinit_layers:
-        top_blocks(loaded.model, settings.reinit_layers)
+        blocks_below(loaded.model, settings.reinit_layers)
     if settings.layer_decay != 1.0:
         blocks(loaded.model)
     try:
@@ -156,9 +149,7 @@ def apply_methods(
 ) -> dict[str, Tensor] | None:
     """Apply ``settings.method`` to the model; the anchor is the weights that it holds now. Returns what was measured.
 
-    Raises:
-        InputError: the model has no layer, or no head, for the method; or a layer has no pretrained weights.
-        MissingExtraError: LoRA is asked for, and peft is not installed.
+    InputError where the model has no layer, or no head, for the method, or where a layer has no pretrained weights.
     """
     methods, low_rank = settings.methods, next((m for m in settings.methods if isinstance(m, Lora)), None)
     if loaded.new and any(isinstance(method, OutputAnchor) and method.on == "logits" for method in methods):

@@ -52,18 +52,14 @@ def compute(
     classes: int | None,
     tags: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Score predictions, shape ``(n,)`` or ``(n, classes)``, against the truth of the same shape.
+    """Score predictions, shape ``(n,)`` or ``(n, classes)``, against labels of the same shape.
 
     Args:
-        names: metrics to compute.
-        predictions: of the model.
+        names: metrics to compute; an unknown one is an InputError.
+        predictions: of the model; ValueError where there are none, or their shape is another than that of the labels.
         labels: the truth.
         classes: number of the task's classes, of which ``labels`` need not hold all; ``None`` for a regression.
         tags: names of the classes, where each row holds those of its words.
-
-    Raises:
-        InputError: a name is unknown.
-        ValueError: the shapes differ, or there is nothing to score.
 
     Example:
         >>> compute(["accuracy", "f1"], [1, 1, 0, 0], [1, 0, 0, 0], classes=2)
@@ -134,12 +130,9 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 def pseudo_values(score: Callable[[Any], Any], rows: int) -> tuple[Any, Any]:
     """The score of all rows, and the jackknife's pseudo-values: its standard error is that of their mean.
 
-    One value belongs to a group of rows; there are 100 groups, or as many as rows. M. H. Quenouille, Biometrika 1956;
-    J. W. Tukey, Annals of Mathematical Statistics 1958.
-
-    Args:
-        score: of the rows whose numbers it is given: a number, or an array of several.
-        rows: how many there are.
+    One value belongs to a group of rows; there are 100 groups, or as many as rows. ``score`` takes the numbers of rows
+    and gives a number, or an array of several. M. H. Quenouille, Biometrika 1956; J. W. Tukey, Annals of Mathematical
+    Statistics 1958.
 
     Example:
         >>> values = np.array([1.0, 2.0, 4.0])

@@ -84,17 +84,13 @@ def load(
     if task_type == CAUSAL:
         return load_causal(model)
     # A head for other labels is replaced, and counts as new.
-    head = _head(labels, several) if task_type == _LABELS else _names(labels or ())
-    loaded = _read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head)
-    _ensure_padding(loaded.model, loaded.tokenizer, model)
-    return loaded
+    head = _head(labels, task_type, several)
+    return _with_padding(_read(model, task_type, init_seed, ignore_mismatched_sizes=True, **head), model)
 
 
 def load_trained(model: str, task_type: str) -> Loaded:
     """Load a trained classifier, regressor or tagger; InputError as :func:`load`, or where a weight is missing."""
-    loaded = _whole(_read(model, task_type), model)
-    _ensure_padding(loaded.model, loaded.tokenizer, model)
-    return loaded
+    return _with_padding(_whole(_read(model, task_type), model), model)
 
 
 def task_type_of(model: str) -> str:
@@ -253,26 +249,26 @@ def _sha256(file: Path) -> str | None:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _head(labels: tuple[str, ...] | None, multi_label: bool) -> dict[str, Any]:
+def _head(labels: tuple[str, ...] | None, task_type: str, several: bool) -> dict[str, Any]:
     """The options of the configuration for the output head."""
     if labels is None:
         return {"num_labels": 1, "problem_type": "regression"}
-    return {"problem_type": f"{'multi' if multi_label else 'single'}_label_classification", **_names(labels)}
-
-
-def _names(labels: tuple[str, ...]) -> dict[str, Any]:
     numbers = {label: number for number, label in enumerate(labels)}
-    return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbers}
+    names = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbers}
+    problem = {} if task_type == TAGS else {"problem_type": f"{'multi' if several else 'single'}_label_classification"}
+    return names | problem
 
 
-def _ensure_padding(network: PreTrainedModel, tokenizer: Tokenizer, model: str) -> None:
+def _with_padding(loaded: Loaded, model: str) -> Loaded:
     """Decoders such as GPT-2 come without a padding token, and refuse batches then; the end token is used instead."""
+    tokenizer, config = loaded.tokenizer, loaded.model.config
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"expected a tokenizer with a padding or an end token, got neither in {model!r}")
         tokenizer.pad_token = tokenizer.eos_token
-    if network.config.pad_token_id is None:
-        network.config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return loaded
 
 
 def _first_line(error: Exception) -> str:

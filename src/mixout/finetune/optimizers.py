@@ -1,10 +1,9 @@
 r"""Optimizers for fine-tuning: AdamW, SGD, BERTAdam, and :class:`mixout.optim.MoFO`; layer-wise learning rates.
 
 BERTAdam is what BERT was released with and what the mixout paper means by Adam: no bias correction, so step t is
-:math:`(1-\beta_1^t)/\sqrt{1-\beta_2^t}` times as long as AdamW's (up to eps), whatever the gradients: 3.2 times at the
-first step, 6.6 times at the 12th, 3.2 times at the 100th, 1.3 times at the 1000th. That is the setting in which
-restarts fail and in which mixout helps most; Mosbach et al. 2021 and Zhang et al. 2021 found that the correction
-removes most of the failures.
+:math:`(1-\beta_1^t)/\sqrt{1-\beta_2^t}` times as long as AdamW's (up to eps): 3.2 times at the first step, 6.6 times at
+the 12th, 1.3 times at the 1000th. In that setting restarts fail, and mixout helps most; Mosbach et al. 2021 and Zhang
+et al. 2021 found that the correction removes most of the failures.
 
 Layer-wise rates (Howard and Ruder 2018): rate * decay ** (blocks above it + 1) for a block, so that the embeddings
 learn slowest and the head at the full rate.

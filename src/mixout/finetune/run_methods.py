@@ -1,12 +1,8 @@
 r"""Methods as the text of a run: those of :mod:`mixout.methods`, and three that only fine-tuning has.
 
-- ``lora(8)``: low-rank adapters of peft beside frozen weights, W = u + s B A with rank r and s = 2 (alpha = 2 r); the
-  new head is trained whole. They lie on the linear layers that ``where`` selects, and are merged at the end, so that
-  the checkpoint is a plain one. Hu et al., ICLR 2022, arXiv 2106.09685.
-- ``anchor_decay(40, fisher=200)``: the decay weighted by the Fisher information (EWC), which the run measures itself
-  before it trains. See :mod:`mixout.methods.decay`.
-- ``interpolate(0.5)``: after training the pretrained weights go half way back, u + t (w - u) (WiSE-FT). That is the
-  model that is scored and kept. See :func:`mixout.interpolate_`.
+- ``lora(8)``: adapters of peft, W = u + s B A with rank r and s = 2, merged at the end; docs/methods/lora.md.
+- ``anchor_decay(40, fisher=200)``: weighted by the Fisher information, which the run measures; docs/methods/ewc.md.
+- ``interpolate(0.5)``: after training the weights go half way back, u + t (w - u); docs/methods/interpolation.md.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """FSDP2: each process holds a part of the model, as the launcher asks: ``accelerate launch`` with ``fsdp_version: 2``.
 
-Accelerate shards where the Trainer begins to train. A method that is applied before that would keep the whole anchor in
-each process. So the model is sharded here, as the launcher's configuration says; then the methods are
-applied, and Accelerate leaves a sharded model as it is. Each process reads the whole weights and keeps them on
-its host, to measure the distance.
-
-Weights are gathered, and gradients reduced, in float32: the precision of the forward pass is autocast's, as without
-FSDP2.
+The model is sharded here, before the methods are applied, and not where the Trainer begins to train (docs/design.md):
+else each process would keep the whole anchor. Each process reads the whole weights and keeps them on its host, to
+measure the distance. Weights are gathered, and gradients reduced, in float32: the precision of the forward pass is
+autocast's, as without FSDP2.
 """
 
 from __future__ import annotations
@@ -18,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout.errors import InputError, needs
-from mixout.finetune.course import without_launcher
-from mixout.finetune.environment import fsdp2
+from mixout.finetune.environment import fsdp2, without_launcher
 from mixout.finetune.run_methods import Lora, MeasuredDecay
 from mixout.finetune.settings import CAUSAL, Settings
 

@@ -18,12 +18,12 @@ from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune import card, defaults, environment, folder, models, outcome, sharding
-from mixout.finetune.batches import Example, collate
+from mixout.finetune.batches import collate
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
 from mixout.finetune.data import check_kind, describe
-from mixout.finetune.drift import Divergence, Drift, interpolate_, interpolated
+from mixout.finetune.drift import Divergence, Drift, interpolated
 from mixout.finetune.environment import own_streams, quiet
 from mixout.finetune.levels import apply_methods, check_limits, reinitialise_
 from mixout.finetune.record import Record, write_atomically, writing
@@ -32,6 +32,7 @@ from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.trainer import TextTrainer
 from mixout.finetune.values import Units
+from mixout.integrations.huggingface import pretrained_only
 from mixout.methods.likelihood import Batch
 from mixout.methods.text import reaches
 from mixout.sources import mark_of_run
@@ -100,16 +101,15 @@ def finetune(
         importance = apply_methods(
             loaded,
             settings,
-            fisher_rows(settings, task, loaded, shared, examples),
+            fisher_rows(settings, task, loaded, shared),
             str(fisher_path) if fisher_path.is_file() else None,
         )
         fingerprints = {"anchor": old_fingerprint(start), **given.fingerprints(), "weights": loaded.sha256}
         weight_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         folder.check_space(run_dir, weights=weight_bytes, settings=settings, keep_model=keep_model)
         if report is not None and leads:
-            cut, max_length = shared.cut(task, settings), settings.max_length
-            lines = (*describe(given, cut=cut, max_length=max_length), *chosen.values())
-            for line in (*lines, *reaches(settings.methods)):
+            described = describe(given, cut=shared.cut(task, settings), max_length=settings.max_length)
+            for line in (*described, *chosen.values(), *reaches(settings.methods)):
                 tell(line)
         with folder.making(run_dir):
             trainer = TextTrainer(settings, run_dir, loaded, task, examples, dev, report=tell, bars=bars and leads)
@@ -128,12 +128,13 @@ def finetune(
             state = trainer.run(checkpoint)
             covered = outcome.coverage(loaded.model)
             merge_lora_(mixout.remove_(loaded.model))  # after it no layer shows what was applied
+            where = pretrained_only(loaded.model, loaded.new, "all")
             scores_between = interpolated(
-                loaded.model, start, loaded.new, settings.interpolate, lambda: trainer.scores() | drift.scores()
+                loaded.model, start, where, settings.interpolate, lambda: trainer.scores() | drift.scores()
             )
             for method in settings.methods:
                 if isinstance(method, Interpolate):
-                    interpolate_(loaded.model, method.t, start, loaded.new)
+                    mixout.interpolate_(loaded.model, method.t, start, where=where)
                     trainer.evaluate()
             record = units.settle_(loaded.model, outcome.record(
                 settings, task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
@@ -154,9 +155,7 @@ def _notes(settings: Settings) -> Iterator[str]:
         yield f"{settings.model} is the model of a run ({mark} lies there); these weights are the start"
 
 
-def fisher_rows(
-    settings: Settings, task: Task, loaded: models.Loaded, shared: Cache, examples: list[Example]
-) -> list[Batch]:
+def fisher_rows(settings: Settings, task: Task, loaded: models.Loaded, shared: Cache) -> list[Batch]:
     """The rows for the Fisher information: original text, or for an encoder without it the training rows."""
     if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
         return []
@@ -168,9 +167,7 @@ def fisher_rows(
                 f"expected text of the domain not to be forgotten with {settings.method!r}, got none; give --original"
             )
         return [collate([window]) for window in shared.tokens(task.original, settings)]
-    if task.original is not None:
-        examples = shared.tokens(task.original, settings)
-    names = loaded.tokenizer.model_input_names
+    examples, names = shared.tokens(task.original or task.train, settings), loaded.tokenizer.model_input_names
     return [{name: torch.tensor([example[name]]) for name in names if name in example} for example in examples]
 
 

@@ -22,7 +22,7 @@ from mixout.errors import MissingExtraError, needs
 from mixout.finetune import environment, folder, optimizers, sharding
 from mixout.finetune.batches import IGNORED, Buckets, DevSet, Example
 from mixout.finetune.causal import DevTexts
-from mixout.finetune.course import Bars, Course, Report, arguments, without_launcher
+from mixout.finetune.course import Bars, Course, Report, arguments
 from mixout.finetune.defaults import steps_per_epoch
 from mixout.finetune.models import Loaded
 from mixout.finetune.settings import Settings
@@ -74,8 +74,6 @@ class TextTrainer(Trainer):
             self.order = Buckets(lengths, batch_size=settings.batch_size, seed=settings.stream_seed("data"))
         self.anchored = next((method.on for method in settings.methods if isinstance(method, OutputAnchor)), None)
         model: Any = loaded.model
-        # The optimizer is built later, on the device; errors in its groups show now.
-        optimizers.groups(model, settings)
         if settings.gradient_checkpointing:
             # By the new name, if transformers has it.
             enable = getattr(model, "activation_checkpointing_enable", None)
@@ -84,7 +82,7 @@ class TextTrainer(Trainer):
         self.cache = {"use_cache": model.config.use_cache} if hasattr(model.config, "use_cache") else {}
         args = arguments(settings, place, bars=bars)
         head_first = [HeadFirst(settings.head_first, new=loaded.new)] if settings.head_first else []
-        with without_launcher():
+        with environment.without_launcher():
             super().__init__(
                 model=model,
                 args=args,

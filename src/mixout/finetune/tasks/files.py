@@ -2,15 +2,8 @@
 
 A folder holds ``train.*`` and ``dev.*`` (or ``validation.*``); a single file is split 80/20 by a hash of its
 text, so that a text never stands on both sides and the split never moves. Everything is checked before a task
-exists.
-
-Text for a language model is a document a row, or a "prompt" and its "completion", of which only the latter counts in
-the loss; or a conversation, a list of messages with role and content, for the tokenizer's chat template. A ``.txt``
-file holds documents separated by blank lines.
-
-A data set of the hub, or in a folder that ``datasets`` can read: ``name`` trains on the split "train" and is judged on
-"validation"; without one, a fifth of the training rows is held out, as for a single file. ``name:split`` takes one
-split, ``name:train,test`` two. Splits called "test" are left alone unless they are named.
+exists. What files and names of data sets may be is in docs/finetune.md and docs/causal-lm.md. Splits of the hub called
+"test" are left alone unless they are named.
 """
 
 from __future__ import annotations
@@ -19,9 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +47,7 @@ _PROMPT, _COMPLETION = "prompt", "completion"
 def load(path: str | Path, *, columns: Columns, metric: str | None, dev: bool = True) -> Task:
     """Load a task from a folder, a file, or the hub; without ``dev`` all rows are training and dev rows.
 
-    Raises:
-        InputError: anything about the files, the rows or the metric; nothing has been done by then.
+    InputError for anything about the files, the rows or the metric.
     """
     tables, source = read_splits(path, dev=dev)
     return task_of(tables, source, name=short_name(path), columns=columns, metric=metric)
@@ -110,7 +101,7 @@ def load_text(path: str | Path, *, original: Path | None, column: str, metric: s
         )
     if metric == TEXT_METRICS[1] and original is None:
         raise InputError(f"expected text of the original domain for the metric {metric!r}, got none; give --original")
-    tables, source = read_splits(path, endings=TEXT_ENDINGS, reader=partial(_read_text, column=column))
+    tables, source = read_splits(path, column=column)
     parts = [_documents(table, column) for table in tables]
     if len(parts) == 1:
         [whole] = parts
@@ -170,22 +161,19 @@ def _documents(table: Table, column: str) -> Split:
     return Split(text=texts_in(table, _COMPLETION), prompt=texts_in(table, _PROMPT))
 
 
-def read_splits(
-    path: str | Path,
-    *,
-    dev: bool = True,
-    endings: Sequence[str] = tuple(READERS),
-    reader: Callable[[Path], Table] | None = None,
-) -> tuple[list[Table], str]:
+def read_splits(path: str | Path, *, dev: bool = True, column: str | None = None) -> tuple[list[Table], str]:
     """The tables of a folder or file, else of a data set of the hub, and where they came from: one table, or two.
 
-    Without ``dev`` they are the training table, twice.
+    Without ``dev`` they are the training table, twice. ``column``: that of a language model's text.
     """
     if not os.path.exists(path):
         return from_hub(str(path))
     location, splits = Path(path), (("train",), DEV) if dev else (("train",),)
+    endings = tuple(READERS) if column is None else TEXT_ENDINGS
     parts = [[location]] if location.is_file() else [members(location, stems, endings) for stems in splits]
-    tables = [Table.joined([(reader or read)(file) for file in files]) for files in parts]
+    tables = [
+        Table.joined([read(file) if column is None else _read_text(file, column) for file in files]) for files in parts
+    ]
     return (tables if dev else tables * 2), _origin(parts, split=dev)
 
 
