@@ -45,7 +45,9 @@ def test_a_file_that_was_cut_off_is_named(tmp_path):
         anchored(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2", "/no/such/folder"])
+@pytest.mark.parametrize(
+    "name", ["bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2", "/no/such/folder", "~nosuchuser/m"]
+)
 def test_a_name_on_the_hub_is_not_downloaded(name):
     with pytest.raises(FileNotFoundError, match=f"got '{name}'.*not downloaded: load the model and pass it"):
         anchored(name)

@@ -275,6 +275,7 @@ def test_gradient_caching_of_too_many_chunks_is_told_once(monkeypatch, compiled)
     [warning] = seen
     assert warning.category is mixout.ForgottenMasksWarning
     assert "the masks of 8 draws are remembered" in str(warning.message)
+    assert warning.filename == __file__
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

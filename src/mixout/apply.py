@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mixout._names import nearest
 from mixout.anchor import AnchorStore
-from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError
+from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, outside
 from mixout.install import Rules, install_, rule_of, undo_
 from mixout.layers import Mixed, is_linear
 from mixout.layers.mixed import is_frozen
@@ -235,7 +235,7 @@ def _warn_of_frozen(chosen: str, methods: Sequence[Method], acts: str) -> None:
         f"none of the {chosen} that apply_ has chosen requires a gradient: {spell(methods)} {acts} nothing until one "
         "does; choose layers that are trained with where=, or unfreeze these",
         FrozenLayersWarning,
-        stacklevel=3,  # who called apply_
+        stacklevel=outside(),
     )
 
 

@@ -125,9 +125,10 @@ class LowCoverageWarning(MixoutWarning):
 
 
 def outside() -> int:
-    """The ``stacklevel`` of a warning whose hook torch has called: the first frame outside of torch and mixout."""
+    """The ``stacklevel`` of a warning that is to name the caller: the first frame outside of torch and mixout."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "mixout"):
+    inside = ("torch", "mixout", "")  # a compiled graph has no name
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1
     return level
 

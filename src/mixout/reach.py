@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mixout.errors import FrozenLayersWarning, LowCoverageWarning, NothingMixedError
+from mixout.errors import FrozenLayersWarning, LowCoverageWarning, NothingMixedError, outside
 from mixout.layers import Mixed, is_linear, lora, mixed_class, obstacle, parameter, weights
 from mixout.layers.mixed import REPLACED, is_frozen
 from mixout.methods.decay import decays as can_decay
@@ -95,7 +95,7 @@ def warn_if_adapted_later(model: nn.Module) -> None:
     """Warn if adapters that came after a method have frozen what it mixes."""
     late = next((row for row in rows(model, "") if row.reason.startswith(lora.ADAPTED_LATER)), None)
     if late is not None:
-        warnings.warn(f"{late.name!r}: {late.reason}", FrozenLayersWarning, stacklevel=3)  # the trainer's callback
+        warnings.warn(f"{late.name!r}: {late.reason}", FrozenLayersWarning, stacklevel=outside())
 
 
 def check_reach(model: nn.Module, selection: Selection) -> None:
@@ -125,7 +125,7 @@ def check_reach(model: nn.Module, selection: Selection) -> None:
         f"apply_ reaches {share:.0%} of the FLOPs of {region}; the largest module that it does not reach is {largest}. "
         "print(mixout.coverage(model)) lists the others, and why",
         LowCoverageWarning,
-        stacklevel=3,  # who called apply_
+        stacklevel=outside(),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from mixout.anchor import AnchorTensor
-from mixout.errors import GenerationWarning, MixoutError, NotAppliedError
+from mixout.errors import GenerationWarning, MixoutError, NotAppliedError, outside
 from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
 from mixout.methods import Method, spell
@@ -167,7 +167,7 @@ class PlainGenerate:
                 "generate was called in training mode: it reads the fine-tuned weights, unmixed. To do so "
                 "without this warning call it in `with mixout.disabled(model):`, or call model.eval() first",
                 GenerationWarning,
-                stacklevel=2,
+                stacklevel=outside(),
             )
         with disabled(self.model):
             return generate(*args, **kwargs)

@@ -7,6 +7,7 @@ checkpoint is never in memory as a whole. It downloads nothing and unpickles not
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -18,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import AnchorMismatchError, FineTunedAnchorWarning, InputError, needs
+from mixout.errors import AnchorMismatchError, FineTunedAnchorWarning, InputError, needs, outside
 
 AnchorSource: TypeAlias = Mapping[str, Tensor] | str | Path | nn.Module | int | None
 
@@ -155,7 +156,7 @@ def _safetensors_reader(source: str | Path) -> Callable[[str], Tensor | None]:
 
 
 def _safetensors_files(source: str | Path) -> list[Path]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises where there is no such user
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -189,7 +190,7 @@ def _cached(source: str | Path) -> str:
 
 def mark_of_run(folder: str) -> str | None:
     """The file in ``folder`` that tells that a run has written it, or None."""
-    return next((name for name in _MARKS if (Path(folder).expanduser() / name).is_file()), None)
+    return next((name for name in _MARKS if (Path(os.path.expanduser(folder)) / name).is_file()), None)
 
 
 def warn_if_fine_tuned(model: nn.Module) -> None:
@@ -202,5 +203,5 @@ def warn_if_fine_tuned(model: nn.Module) -> None:
                 f"{mark}; load the pretrained model, call apply_, then load the fine-tuned weights or "
                 f"resume; or pass anchor={folder!r} if these weights are meant",
                 FineTunedAnchorWarning,
-                stacklevel=3,  # who called apply_
+                stacklevel=outside(),
             )

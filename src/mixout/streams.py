@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mixout._torch import in_backward, is_batched
-from mixout.errors import ForgottenMasksWarning, MixoutError
+from mixout.errors import ForgottenMasksWarning, MixoutError, outside
 from mixout.seeds import Period, SharedSeed, digest_bits
 
 # Draws of all layers that may lie between a forward pass and its recomputation; an entry is about 200 bytes.
@@ -139,7 +139,7 @@ class Stream:
             "further back now. Gradient caching would repeat it with other masks: use fewer chunks, or leave the "
             "seed out. If no such pass is to be repeated with gradients, nothing is wrong",
             ForgottenMasksWarning,
-            stacklevel=2,
+            stacklevel=outside(),
         )
 
     def _enlist(self) -> None:

@@ -173,3 +173,17 @@ def test_a_place_for_answers_is_looked_for_first(tiny, tiny_task, tmp_path, caps
     (tmp_path / "out/record.json").write_text("{")
     said = refused(["predict", str(tmp_path / "out"), rows, "--output", str(tmp_path / "p.csv")], capsys)
     assert f"{tmp_path / 'out' / 'record.json'}: expected a record" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "finetune {} --output-dir out", "finetune docstrings --model {} --output-dir out", "predict {} new.csv",
+        "choose docstrings --model {} --output-dir out", "choose {} --output-dir out", "finetune SST-2 --data-dir {}",
+        "finetune docstrings --config {}", "finetune docstrings --original {}", "study run {}", "study report {}",
+    ],
+)  # fmt: skip
+def test_a_home_that_does_not_exist_is_named(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = refused([word.format("~nosuchuser/file") for word in words.split()], capsys)
+    assert "~nosuchuser/file" in said

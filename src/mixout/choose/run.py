@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import tempfile
 import time
@@ -164,7 +165,7 @@ def _check_place(folder: Path, settings: Settings) -> None:
     """Refuse a folder in which the final model would replace what choose has not made."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"expected a folder as output-dir, got the file {str(folder)!r}; choose another one")
-    model, start = folder / "model", Path(settings.model).expanduser()
+    model, start = folder / "model", Path(os.path.expanduser(settings.model))
     problem = "which choose has not made" if model.exists() and not model.with_suffix(".id").exists() else ""
     if start.exists() and start.resolve() == model.resolve():
         problem = "which is the model to begin with"

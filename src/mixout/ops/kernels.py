@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout._torch import in_functional_transform
+from mixout.errors import outside
 
 try:
     import triton
@@ -53,7 +54,9 @@ def _works(device: torch.device) -> bool:
         phi(probe, None, torch.ones(1, 1, device=device), 1.0, probe.dtype)
     # Whatever a compiler, a driver or a launcher may raise.
     except Exception as error:
-        warnings.warn(f"Triton does not work on {device}, so torch's own kernels are used: {error}", stacklevel=2)
+        warnings.warn(
+            f"Triton does not work on {device}, so torch's own kernels are used: {error}", stacklevel=outside()
+        )
         return False
     return True
 
