@@ -144,9 +144,8 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
             dots = [_dot(run, x, run.counted, text) for x, (_, c) in zip(xs, pairs, strict=True)
                     for run in of_cell[c.key]]  # fmt: skip
             means = ", ".join(f"{axis.names[value]} {text.value(cell.mean)}" for value, cell in pairs)
-            label = labels.of(sweep)
-            words = f"{label}, mean at each {factor}: {means}"
-            lines.append(_means(labels.legend[label], words, xs, [cell for _, cell in pairs], dots))
+            words = f"mean at each {factor}: {means}"
+            lines.append(_means(labels, sweep, words, xs, [cell for _, cell in pairs], dots))
         if lines:
             metric, chance = shown[0].cells[0].metric, if_one(cell.chance for sweep in shown for cell in sweep.cells)
             panels.append(
@@ -178,11 +177,10 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
                 continue
             dots = [_dot(run, run.original, run.counted, text) for _, cell in pairs for run in of_cell[cell.key]
                     if run.original is not None]  # fmt: skip
-            means = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in pairs)
-            label = labels.of(item)
-            words = f"{label}, mean score at what is kept: {means}"
-            lines.append(_means(labels.legend[label], words, [x for x, _ in pairs], [cell for _, cell in pairs], dots))
-            chances |= {cell.chance for _, cell in pairs}
+            words = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in pairs)
+            xs, shown = zip(*pairs, strict=True)
+            lines.append(_means(labels, item, f"mean score at what is kept: {words}", xs, shown, dots))
+            chances |= {cell.chance for cell in shown}
         if lines:
             metric = on_task[0].metric
             # A mean log-likelihood, or a cosine, which can be a little below 0 too.
@@ -201,9 +199,13 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
     return _chart("tradeoff", "Score against what is kept", caption, panels, labels.legend)
 
 
-def _means(look: Look, words: str, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]) -> Curve:
+def _means(
+    labels: Labels, item: Placed, words: str, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]
+) -> Curve:
+    """The line of an item of these labels through the means of its cells."""
     means, intervals = [cell.mean or 0.0 for cell in cells], [cell.interval for cell in cells]
-    return Curve(look, words, x, means, intervals, dots=dots)
+    label = labels.of(item)
+    return Curve(labels.legend[label], f"{label}, {words}", x, means, intervals, dots=dots)
 
 
 class _Axis:

@@ -44,6 +44,13 @@ def _read(name: str) -> str:
     return resources.files("mixout.study.report").joinpath("template", name).read_text(encoding="utf-8")
 
 
+# The files beside the page, with what they hold.
+FILES = {
+    "runs.csv": "every run, one a row",
+    "cells.csv": "every method on every task, in full precision",
+    "comparisons.csv": "every comparison, in full precision",
+    "summary.json": "all numbers, with curves",
+}
 _WORDS = tomllib.loads(_read("words.toml"))  # explanations of columns and methods
 
 
@@ -69,9 +76,8 @@ def compose(
     data: Mapping[str, Data],
     commands: Sequence[str],
     known: Mapping[str, Mapping[str, object]],
-    files: Sequence[tuple[str, str]],
 ) -> tuple[str, list[Chart]]:
-    """The page as HTML, and the charts on it; ``known`` are folded pairs, ``files`` have names and meanings."""
+    """The page as HTML, and the charts on it; ``known`` are folded pairs."""
     sections, drawn = _results(summary, runs, data)
     pairs = {name: {key: _plain(value) for key, value in values.items()} for name, values in known.items()}
     trained = [run for run in runs if not run.between]
@@ -86,7 +92,7 @@ def compose(
             *blocks("code", "\n".join(commands)),
             *_folds({name: blocks("pairs", values) for name, values in pairs.items()}),
         ]),
-        Section("files", "Files", blocks("links", files)),
+        Section("files", "Files", blocks("links", FILES.items())),
     ]  # fmt: skip
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
