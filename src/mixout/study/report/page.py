@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
 from mixout._names import count
-from mixout.errors import needs
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run, by_cell, grouped, if_one, spoken
@@ -27,10 +29,6 @@ from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, tables
 from mixout.study.report.canvas import Chart, Labels, looks, pictures, swatch
-
-with needs("demo", "the report"):
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
 
 # With at most so many runs and fewer methods, comparisons with every other baseline are computed, too.
 _RUNS, _METHODS = 2000, 8
