@@ -161,25 +161,24 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
 def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
     """Score over what is kept, with the front; along the values of the first numeric factor where there is one."""
     along = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
-    labels = Labels(along or cells, looks)
-    groups: list[tuple[Sweep | Cell, Sequence[Cell]]] = [(sweep, sweep.cells) for sweep in along] or [
-        (cell, (cell,)) for cell in cells
-    ]
+    # Without a factor each cell is a line of one point.
+    drawn = along or [Sweep(**cell.key.named, factor="", values=(), cells=(cell,)) for cell in cells]
+    labels = Labels(drawn, looks)
     panels, fronts = [], []
     for task, on_task in grouped(cells, lambda cell: cell.task).items():
         best = front(on_task)
         fronts += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
         lines, chances = [], set()
         text = Scores(score for cell in on_task for score in cell.scores)
-        for item, members in groups:
-            pairs = [(cell.original, cell) for cell in members if cell.original is not None and cell.mean is not None]
-            if item.task != task or not pairs:
+        for line in drawn:
+            shown = [cell for cell in line.cells if cell.original is not None and cell.mean is not None]
+            if line.task != task or not shown:
                 continue
-            dots = [_dot(run, run.original, run.counted, text) for _, cell in pairs for run in of_cell[cell.key]
+            dots = [_dot(run, run.original, run.counted, text) for cell in shown for run in of_cell[cell.key]
                     if run.original is not None]  # fmt: skip
-            words = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in pairs)
-            xs, shown = zip(*pairs, strict=True)
-            lines.append(_means(labels, item, f"mean score at what is kept: {words}", xs, shown, dots))
+            means = ", ".join(f"{text.value(cell.mean)} at {number(cell.original, 3)}" for cell in shown)
+            xs = [cell.original or 0.0 for cell in shown]
+            lines.append(_means(labels, line, f"mean score at what is kept: {means}", xs, shown, dots))
             chances |= {cell.chance for cell in shown}
         if lines:
             metric = on_task[0].metric
