@@ -123,6 +123,10 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
     for name in ("study", "settings", "factors"):
         if not isinstance(tables.get(name, {}), dict):
             raise InputError(f"expected [{name}] as a table, got {tables[name]!r}")
+    for kind in ("task", "method"):
+        entries = tables.get(kind, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(f"expected [[{kind}]] with two brackets, once for each {kind}, got {entries!r}")
     head = tables.get("study", {})
     _check_keys("[study]", head, _HEAD)
     if "base" not in head:
@@ -141,29 +145,24 @@ def _complete(tables: dict[str, Any]) -> dict[str, Any]:
 def _located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The tables with paths that begin in ``folder``, where something lies there; the names that mixout knows stay."""
 
-    def beside_or_here(name: str, place: Any) -> Any:  # noqa: ANN401
-        known = place == EMBEDDED if name == "model" else name in ("task", "name") and not is_path(str(place))
-        beside = folder / str(place)
+    def located(name: str, value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, list):  # of a factor
+            return [located(name, item) for item in value]
+        known = value == EMBEDDED if name == "model" else name in ("task", "name") and not is_path(str(value))
+        beside = folder / str(value)
         # os.path.exists, unlike Path.exists, returns False for names that no file can have.
-        return str(beside) if place and not known and os.path.exists(beside) else place
+        return str(beside) if value and not known and os.path.exists(beside) else value
 
-    def with_paths(table: Any, names: Sequence[str] = PLACES) -> Any:  # noqa: ANN401
-        if not isinstance(table, dict):
-            return table
-        return table | {name: beside_or_here(name, table[name]) for name in names if name in table}
+    def with_paths(table: Mapping[str, Any], names: Sequence[str] = PLACES) -> dict[str, Any]:
+        return {name: located(name, value) if name in names else value for name, value in table.items()}
 
-    axes = {
-        kind: [with_paths(entry, names) for entry in tables[kind]]
-        for kind, names in (("task", (*PLACES, "name")), ("method", PLACES))
-        if isinstance(tables.get(kind), list)
+    return {
+        **tables,
+        "task": [with_paths(entry, (*PLACES, "name")) for entry in tables.get("task", [])],
+        "method": [with_paths(entry) for entry in tables.get("method", [])],
+        "settings": with_paths(tables.get("settings", {})),
+        "factors": with_paths(tables.get("factors", {})),
     }
-    factors = {
-        name: [beside_or_here(name, value) for value in values]
-        if name in PLACES and isinstance(values, list)
-        else values
-        for name, values in tables.get("factors", {}).items()
-    }
-    return {**tables, **axes, "settings": with_paths(tables.get("settings", {})), "factors": factors}
 
 
 def _check_keys(where: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:
@@ -173,10 +172,8 @@ def _check_keys(where: str, table: Mapping[str, Any], allowed: Sequence[str]) ->
 
 
 def _axes(tables: Mapping[str, Any], kind: str) -> list[Axis]:
-    entries = tables.get(kind, [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"expected [[{kind}]] with two brackets, once for each {kind}, got {entries!r}")
-    return [_axis(kind, f"[[{kind}]] {number}", dict(entry)) for number, entry in enumerate(entries, start=1)]
+    entries = enumerate(tables.get(kind, []), start=1)
+    return [_axis(kind, f"[[{kind}]] {number}", dict(entry)) for number, entry in entries]
 
 
 def _axis(kind: str, where: str, entry: dict[str, Any]) -> Axis:

@@ -102,17 +102,8 @@ class Entry:
 
     def by(self, metric: str, chance: float | None) -> Run:
         """The run with another of its scores as the one that counts, and what a constant answer scores by it."""
-        if self.record is None:
-            return replace(self.run, metric=metric, chance=chance)
-        record = self.record
-        return replace(
-            self.run,
-            metric=metric,
-            score=record.scores[metric],
-            standard_error=record.standard_errors.get(metric),
-            chance=chance,
-            evaluations=tuple((evaluation.step, evaluation.scores[metric]) for evaluation in record.evaluations),
-        )
+        scored = {"metric": metric} if self.record is None else _scored(self.record, metric)
+        return replace(self.run, **scored, chance=chance)
 
     def between(self, planned: Planned) -> list[Run]:
         """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
@@ -171,25 +162,21 @@ def read_entry(folder: Path) -> Entry:
         raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
     if values["id"] != folder.name.partition(".")[0]:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
-    coordinates = {name: values[name] for name in _PLACE}
-    entry_fields: dict[str, Any] = {
-        "folder": folder,
-        "settings": _DEFAULTS | values["settings"],
-        "looks": values.get("looks", 1),
-    }
+    place = {name: values[name] for name in _PLACE}
+    settings = _DEFAULTS | values["settings"]
+    known: dict[str, Any] = {"folder": folder, "settings": settings, "looks": values.get("looks", 1)}
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])
         error = traceback.strip().rpartition("\n")[2]
-        score_fields: dict[str, Any] = {"score": math.nan, "metric": values["metric"], "chance": values["chance"]}
-        run = Run(**coordinates, **score_fields, status="failed", error=error)
-        return Entry(**entry_fields, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
+        goal = {"metric": values["metric"], "chance": values["chance"]}
+        run = Run(**place, **goal, score=math.nan, status="failed", error=error)
+        return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
     record = _record(folder)
     memory = record.peak_memory
     run = Run(
-        **coordinates,
-        score=record.score,
-        metric=record.metric,
+        **place,
+        **_scored(record, record.metric),
         chance=record.chance,
         status=record.status,
         error=None if record.status == "finished" else "the loss got out of hand",
@@ -198,14 +185,12 @@ def read_entry(folder: Path) -> Entry:
         distance=float(record.distance),
         original=_original(record.scores),
         kl_to_base=record.scores.get("kl_to_base"),
-        evaluations=tuple((evaluation.step, evaluation.scores[record.metric]) for evaluation in record.evaluations),
         losses=tuple((log.step, log.loss) for log in record.training),
         predictions=() if record.nested else record.predictions,
         dev_size=record.dev_size,
-        standard_error=record.standard_errors.get(record.metric),
         collapsed=_collapsed(record),
     )
-    return Entry(**entry_fields, run=run, record=record, wall=values["wall"])
+    return Entry(**known, run=run, record=record, wall=values["wall"])
 
 
 def _record(folder: Path) -> Record:
@@ -222,6 +207,16 @@ def _record(folder: Path) -> Record:
     if result not in (result_of(values)[:12], result_of(values, _OUTCOME_0_1)[:12]):
         raise InputError("expected the result that the folder is named after, got another; the record was changed")
     return Record.from_json(text)
+
+
+def _scored(record: Record, metric: str) -> dict[str, Any]:
+    """What a run has to say of one of its scores."""
+    return {
+        "metric": metric,
+        "score": record.scores[metric],
+        "standard_error": record.standard_errors.get(metric),
+        "evaluations": tuple((evaluation.step, evaluation.scores[metric]) for evaluation in record.evaluations),
+    }
 
 
 def _original(scores: Mapping[str, float]) -> float | None:

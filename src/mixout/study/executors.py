@@ -23,7 +23,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Self, cast
+from typing import cast
 
 import torch
 
@@ -60,7 +60,7 @@ class Outcome:
     lost: bool = False  # the process or machine was lost, which says nothing about the run
 
 
-class Executor(ABC):
+class Executor(contextlib.AbstractContextManager["Executor"], ABC):
     """Runs jobs, up to ``slots`` at a time. A context manager: leaving it stops the jobs that still run."""
 
     slots = 1
@@ -78,10 +78,7 @@ class Executor(ABC):
             WriteError: a disk is full.
         """
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:  # noqa: B027  in this process nothing runs between two calls
+    def __exit__(self, *_: object) -> None:
         """Stop the jobs that still run."""
 
 

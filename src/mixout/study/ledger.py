@@ -61,8 +61,7 @@ class Contents:
 
     def entry(self, planned: Planned) -> Entry | None:
         """The entry of a run, also under an identity that 0.1 gave it; None if the ledger lacks it."""
-        entries = (self.entries.get(id) for id in (planned.id, *planned.former))
-        return next((entry for entry in entries if entry is not None), None)
+        return next((self.entries[id] for id in (planned.id, *planned.former) if id in self.entries), None)
 
     def pairs(self, planned: Sequence[Planned]) -> list[tuple[Planned, Entry]]:
         """The planned runs that the ledger holds, each with its entry."""

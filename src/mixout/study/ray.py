@@ -21,8 +21,6 @@ from mixout.finetune.record import RECORD_NAME, WriteError, write_atomically, wr
 from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome, Tell, attempt
 from mixout.study.identity import Inputs
 
-_QUIET: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-
 
 class RayExecutor(Executor):
     """Runs each job as one Ray task.
@@ -59,7 +57,7 @@ class RayExecutor(Executor):
 
     def __enter__(self) -> Self:
         try:
-            self._ray.init(address=self._address, **_QUIET)
+            self._ray.init(address=self._address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(

@@ -32,7 +32,6 @@ from mixout.study.ledger import Contents, Ledger
 
 Report = Callable[[str], None]
 
-RETRIES = 1
 # Retries of a run whose worker was lost. Bounded, since the run itself may kill its process.
 LOSSES = 3
 _SECONDS_BETWEEN_LINES = 5.0
@@ -63,7 +62,7 @@ def run(
     executor: Executor,
     *,
     report: Report,
-    retries: int = RETRIES,
+    retries: int = 1,
     again: bool = False,
     keep: str = "no",
 ) -> Tally:

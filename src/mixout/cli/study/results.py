@@ -83,12 +83,11 @@ def _exported(args: argparse.Namespace) -> list[Run]:
     planned = asked(args, contents)[1]
     known_runs, exported = known(args, planned), []
     for plan in planned:
-        entry = contents.entry(plan)
-        if entry is not None and (entry.record is not None or plan.id not in known_runs):
-            exported += [entry.seen_as(plan), *entry.between(plan)]
-        elif plan.id in known_runs:
-            run = known_runs[plan.id]
-            exported.append(replace(run, id=plan.id, task=plan.task, method=plan.method, factors=plan.factors))
+        run, entry = known_runs.get(plan.id), contents.entry(plan)
+        if run is None or (entry is not None and entry.record is not None):
+            exported += contents.of([plan])
+        else:
+            exported.append(replace(run, id=plan.id, **plan.key.named))
     return exported
 
 

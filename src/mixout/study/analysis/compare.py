@@ -16,21 +16,9 @@ import numpy as np
 
 from mixout._names import nearest
 from mixout.errors import InputError
+from mixout.study.analysis import stats
 from mixout.study.analysis.runs import CellKey, Placed, Run, by_cell, grouped
-from mixout.study.analysis.stats import (
-    ALPHA,
-    Array,
-    Interval,
-    equivalence_p,
-    exchanged_labels,
-    holm,
-    mean_interval,
-    newcombe,
-    rates_p,
-    sign_flips,
-    smallest_p,
-    superiority,
-)
+from mixout.study.analysis.stats import ALPHA, Array, Interval
 
 MARGIN = 1.0  # points within which a method counts as good as the baseline
 _NO_DIFFERENCE = 1e-12  # relative to the scores
@@ -126,7 +114,7 @@ def compare(
         if (comparison := _compare(key, baseline, cell, base, points[key.task], looks, margin, tests)) is not None:
             comparisons.append(comparison)
     equivalence_ps = [c.p_equivalent for c in comparisons if c.p_equivalent is not None]
-    different, equivalent = holm([c.p_permutation for c in comparisons]), iter(holm(equivalence_ps))
+    different, equivalent = stats.holm([c.p_permutation for c in comparisons]), iter(stats.holm(equivalence_ps))
     return [
         replace(
             c,
@@ -191,12 +179,12 @@ def _compare(
     confidence = 1 - ALPHA / looks
     level_x, level_y = _scores(cell, base, paired, lambda run: not run.failed)
     sample, second = (level_x - level_y, None) if paired else (level_x, level_y)
-    low, high = mean_interval(sample, second, level=confidence) or (None, None)
-    failure_low, failure_high = newcombe(failed, baseline_failed, paired=paired)
+    low, high = stats.mean_interval(sample, second, level=confidence) or (None, None)
+    failure_low, failure_high = stats.newcombe(failed, baseline_failed, paired=paired)
     differences = x - y if paired else np.empty(0)
     if paired:  # equal scores may differ in their last bits
         differences[np.abs(differences) <= _NO_DIFFERENCE * np.maximum(np.abs(x), np.abs(y))] = 0.0
-    p = sign_flips(differences, family=tests) if paired else exchanged_labels(x, y, family=tests)
+    p = stats.sign_flips(differences, family=tests) if paired else stats.exchanged_labels(x, y, family=tests)
     return Comparison(
         **key.named,
         baseline=baseline,
@@ -216,13 +204,13 @@ def _compare(
         low=low,
         high=high,
         p_permutation=p,
-        p_smallest=smallest_p(len(x), None if paired else len(y), family=tests),
+        p_smallest=stats.smallest_p(len(x), None if paired else len(y), family=tests),
         p_holm=p,
         family=1,
         looks=looks,
         margin=margin,
-        p_equivalent=None if any((*failed, *baseline_failed)) else equivalence_p(sample, second, margin / points),
-        improvement=superiority(x, y),
+        p_equivalent=None if any((*failed, *baseline_failed)) else stats.equivalence_p(sample, second, margin / points),
+        improvement=stats.superiority(x, y),
         chance_known=cell[0].chance is not None and base[0].chance is not None,
         failed=sum(failed),
         baseline_failed=sum(baseline_failed),
@@ -231,6 +219,6 @@ def _compare(
         failure_difference=sum(failed) / len(cell) - sum(baseline_failed) / len(base),
         failure_low=failure_low,
         failure_high=failure_high,
-        failure_p=rates_p(failed, baseline_failed, paired=paired),
+        failure_p=stats.rates_p(failed, baseline_failed, paired=paired),
         points=points,
     )

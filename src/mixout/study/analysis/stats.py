@@ -44,8 +44,7 @@ def mean_interval(one: Array, other: Array | None = None, *, level: float = 0.95
         >>> round(low, 2), round(high, 2)
         (-0.48, 4.48)
     """
-    student = _student(one, other)
-    if student is None:
+    if (student := _student(one, other)) is None:
         return None
     middle, error, freedom = student
     half = -float(stdtrit(freedom, (1 - level) / 2)) * error
@@ -59,8 +58,7 @@ def equivalence_p(one: Array, other: Array | None, margin: float) -> float | Non
         >>> round(equivalence_p(np.array([0.4, -0.2, 0.15, 0.0, 0.3]), None, 1.0), 3)
         0.001
     """
-    student = _student(one, other)
-    if student is None:
+    if (student := _student(one, other)) is None:
         return None
     middle, error, freedom = student
     return float(stdtr(freedom, (abs(middle) - margin) / error))

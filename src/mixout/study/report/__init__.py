@@ -1,15 +1,5 @@
 """A study's report as a folder: the page, its figures and tables as files, and every number in full precision.
 
-::
-
-    FOLDER/
-      index.html          written last: one self-contained page
-      figures/*.svg, *.png
-      cells.csv           one row for each method on each task
-      comparisons.csv     one row for each comparison with the baseline
-      runs.csv            one row a run; read again by ``read_scores``
-      summary.json        everything, with intervals and curves
-
 The same runs give the same bytes. The report shows what the analysis found, and computes no statistics.
 """
 
@@ -28,16 +18,10 @@ from mixout.study.analysis.runs import Placed, Run
 from mixout.study.analysis.summary import analyse
 from mixout.study.analysis.table import to_csv_rows
 from mixout.study.report.canvas import style, write_files
+from mixout.study.report.page import FILES, compose
 from mixout.study.report.page import Data as Data
-from mixout.study.report.page import compose
 
 _MARK = '<meta name="generator" content="mixout">'
-_FILES = (
-    ("runs.csv", "every run, one a row"),
-    ("cells.csv", "every method on every task, in full precision"),
-    ("comparisons.csv", "every comparison, in full precision"),
-    ("summary.json", "all numbers, with curves"),
-)
 
 
 @style()
@@ -73,7 +57,7 @@ def write_report(
     summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
     summary = replace(summary, notes=(*notes, *summary.notes))
     details = {"Settings": settings or {}, "Environment": environment or {}}
-    page, charts = compose(title, summary, runs, data or {}, commands, details, _FILES)
+    page, charts = compose(title, summary, runs, data or {}, commands, details)
     text = summary.to_json()
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     if not (folder / "index.html").exists():  # marks the folder as a report's, if writing is interrupted
@@ -96,7 +80,7 @@ def write_report(
 def check_folder(folder: Path) -> None:
     """Raise InputError for a folder in which files would be replaced that are not those of a report."""
     page = folder / "index.html"
-    existing = [name for name in ("index.html", *(name for name, _ in _FILES)) if (folder / name).exists()]
+    existing = [name for name in ("index.html", *FILES) if (folder / name).exists()]
     if existing and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
         raise InputError(
             f"expected a new folder for the report, or that of an earlier one, got {str(folder)!r}, which holds "

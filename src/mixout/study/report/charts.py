@@ -144,9 +144,8 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
             dots = [_dot(run, x, run.counted, text) for x, (_, c) in zip(xs, pairs, strict=True)
                     for run in of_cell[c.key]]  # fmt: skip
             means = ", ".join(f"{axis.names[value]} {text.value(cell.mean)}" for value, cell in pairs)
-            label = labels.of(sweep)
-            words = f"{label}, mean at each {factor}: {means}"
-            lines.append(_means(labels.legend[label], words, xs, [cell for _, cell in pairs], dots))
+            words = f"mean at each {factor}: {means}"
+            lines.append(_means(labels, sweep, words, xs, [cell for _, cell in pairs], dots))
         if lines:
             metric, chance = shown[0].cells[0].metric, if_one(cell.chance for sweep in shown for cell in sweep.cells)
             panels.append(
@@ -162,27 +161,25 @@ def _over(name: str, sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Ch
 def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, looks: Looks) -> Chart | None:
     """Score over what is kept, with the front; along the values of the first numeric factor where there is one."""
     along = [sweep for sweep in sweeps if sweep.factor == sweeps[0].factor]
-    labels = Labels(along or cells, looks)
-    groups: list[tuple[Sweep | Cell, Sequence[Cell]]] = [(sweep, sweep.cells) for sweep in along] or [
-        (cell, (cell,)) for cell in cells
-    ]
+    # Without a factor each cell is a line of one point.
+    drawn = along or [Sweep(**cell.key.named, factor="", values=(), cells=(cell,)) for cell in cells]
+    labels = Labels(drawn, looks)
     panels, fronts = [], []
     for task, on_task in grouped(cells, lambda cell: cell.task).items():
         best = front(on_task)
         fronts += [f"{task}: {', '.join(cell.label for cell in best)}"] if best else []
         lines, chances = [], set()
         text = Scores(score for cell in on_task for score in cell.scores)
-        for item, members in groups:
-            pairs = [(cell.original, cell) for cell in members if cell.original is not None and cell.mean is not None]
-            if item.task != task or not pairs:
+        for line in drawn:
+            shown = [cell for cell in line.cells if cell.original is not None and cell.mean is not None]
+            if line.task != task or not shown:
                 continue
-            dots = [_dot(run, run.original, run.counted, text) for _, cell in pairs for run in of_cell[cell.key]
+            dots = [_dot(run, run.original, run.counted, text) for cell in shown for run in of_cell[cell.key]
                     if run.original is not None]  # fmt: skip
-            means = ", ".join(f"{text.value(cell.mean)} at {number(x, 3)}" for x, cell in pairs)
-            label = labels.of(item)
-            words = f"{label}, mean score at what is kept: {means}"
-            lines.append(_means(labels.legend[label], words, [x for x, _ in pairs], [cell for _, cell in pairs], dots))
-            chances |= {cell.chance for _, cell in pairs}
+            means = ", ".join(f"{text.value(cell.mean)} at {number(cell.original, 3)}" for cell in shown)
+            xs = [cell.original or 0.0 for cell in shown]
+            lines.append(_means(labels, line, f"mean score at what is kept: {means}", xs, shown, dots))
+            chances |= {cell.chance for cell in shown}
         if lines:
             metric = on_task[0].metric
             # A mean log-likelihood, or a cosine, which can be a little below 0 too.
@@ -201,9 +198,13 @@ def tradeoff(cells: Sequence[Cell], sweeps: Sequence[Sweep], of_cell: Runs, look
     return _chart("tradeoff", "Score against what is kept", caption, panels, labels.legend)
 
 
-def _means(look: Look, words: str, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]) -> Curve:
+def _means(
+    labels: Labels, item: Placed, words: str, x: Sequence[float], cells: Sequence[Cell], dots: Sequence[Dot]
+) -> Curve:
+    """The line of an item of these labels through the means of its cells."""
     means, intervals = [cell.mean or 0.0 for cell in cells], [cell.interval for cell in cells]
-    return Curve(look, words, x, means, intervals, dots=dots)
+    label = labels.of(item)
+    return Curve(labels.legend[label], f"{label}, {words}", x, means, intervals, dots=dots)
 
 
 class _Axis:

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
 from mixout._names import count
-from mixout.errors import needs
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
 from mixout.study.analysis.runs import Run, by_cell, grouped, if_one, spoken
@@ -27,10 +29,6 @@ from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
 from mixout.study.report import charts, tables
 from mixout.study.report.canvas import Chart, Labels, looks, pictures, swatch
-
-with needs("demo", "the report"):
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
 
 # With at most so many runs and fewer methods, comparisons with every other baseline are computed, too.
 _RUNS, _METHODS = 2000, 8
@@ -44,6 +42,13 @@ def _read(name: str) -> str:
     return resources.files("mixout.study.report").joinpath("template", name).read_text(encoding="utf-8")
 
 
+# The files beside the page, with what they hold.
+FILES = {
+    "runs.csv": "every run, one a row",
+    "cells.csv": "every method on every task, in full precision",
+    "comparisons.csv": "every comparison, in full precision",
+    "summary.json": "all numbers, with curves",
+}
 _WORDS = tomllib.loads(_read("words.toml"))  # explanations of columns and methods
 
 
@@ -69,9 +74,8 @@ def compose(
     data: Mapping[str, Data],
     commands: Sequence[str],
     known: Mapping[str, Mapping[str, object]],
-    files: Sequence[tuple[str, str]],
 ) -> tuple[str, list[Chart]]:
-    """The page as HTML, and the charts on it; ``known`` are folded pairs, ``files`` have names and meanings."""
+    """The page as HTML, and the charts on it; ``known`` are folded pairs."""
     sections, drawn = _results(summary, runs, data)
     pairs = {name: {key: _plain(value) for key, value in values.items()} for name, values in known.items()}
     trained = [run for run in runs if not run.between]
@@ -86,7 +90,7 @@ def compose(
             *blocks("code", "\n".join(commands)),
             *_folds({name: blocks("pairs", values) for name, values in pairs.items()}),
         ]),
-        Section("files", "Files", blocks("links", files)),
+        Section("files", "Files", blocks("links", FILES.items())),
     ]  # fmt: skip
     script = _read("page.js")
     page = _templates().get_template("page.html.j2").render(
