@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import html
 import json
 import re
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
 import pyarrow.parquet
 import pytest
 
@@ -56,6 +58,20 @@ def test_an_export_overwrites_what_is_named_alone(study, tmp_path, monkeypatch, 
     for words in (["--restarts", "1"], ["--set", "epochs=1"], ["--ledger", "there"]):
         assert main(["study", "report", "--scores", "runs.csv", "--output-dir", "report", *words]) == 2
         assert f"expected {words[0]} only with a ledger" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(study, tmp_path, monkeypatch, capsys):
+    assert study("run") == 0
+
+    def full(_frame, place, **_options):
+        Path(place).write_text("method,")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pandas.DataFrame, "to_csv", full)
+    (tmp_path / "there").mkdir()
+    assert study("export", "--output", str(tmp_path / "there" / "runs.csv")) == 1
+    assert "could not write to" in capsys.readouterr().err
+    assert [*(tmp_path / "there").iterdir()] == []
 
 
 def test_a_study_goes_on_from_a_table(study, tmp_path, capsys, numbers):
@@ -158,7 +174,17 @@ def test_the_models_between_are_exported_too(study, study_file, tmp_path):
     runs = read_scores(tmp_path / "runs.csv")
     assert [run.method.endswith("at t=0.5") for run in runs] == [run.between for run in runs] == [False, True] * 2
     (tmp_path / "known.csv").write_text((tmp_path / "runs.csv").read_text())
-    assert study("plan", "--known", str(tmp_path / "known.csv"), "--restarts", "1", file=str(own)) == 0
+    known = ["--known", str(tmp_path / "known.csv"), "--restarts", "1"]
+    assert study("plan", *known, file=str(own)) == 0
+    # Also where the runs are in the table alone; and only at the t that the study asks for.
+    shutil.rmtree(tmp_path / "ledger")
+    assert study("export", *known, *output, file=str(own)) == 0
+    assert read_scores(tmp_path / "runs.csv") == runs
+    assert study("export", *known, *output, file=None) == 2  # all that a ledger holds, which has no restarts to count
+    assert study("export", *known[:2], *output, file=None) == 0
+    assert read_scores(tmp_path / "runs.csv") == runs
+    assert study("export", *known, *output, "--set", "interpolate=[0.7]", file=str(own)) == 0
+    assert read_scores(tmp_path / "runs.csv") == [run for run in runs if not run.between]
 
 
 def test_a_report_covers_all_restarts_that_are_there(study, tmp_path, capsys, numbers):

@@ -169,6 +169,23 @@ def test_chance_that_follows_from_the_factor_is_no_line():
     assert all(to_hex(line.get_color()) == GREY for line in axes.get_lines())
 
 
+def test_chance_that_follows_from_the_factor_is_nowhere_one_number(tmp_path):
+    failed = {"score": math.nan, "status": "diverged"}
+    steps = {"evaluations": ((1, 0.5), (2, 0.6))}
+    known = [*of_values("1", chance=0.55, **steps), *of_values("1", restart=1, chance=0.55, **failed)]
+    other = [*of_values("2", chance=0.35, **steps), *of_values("2", restart=1, chance=0.35, **failed)]
+    for runs, notes in ((known, ["Chance, the score", "counted as chance: 1"]), (known + other, ["as chance: 2"])):
+        page = write_report(runs, tmp_path / notes[0], title="T", baseline=None, commands=[]).read_text()
+        for note in notes:
+            assert note in page
+        assert ("Chance, the score" in page) == (len(notes) == 2)
+        assert ("a constant answer scores" in page) == (len(notes) == 2)
+    unknown = [*of_values("3"), *of_values("3", restart=1, **failed)]
+    page = write_report(known + other + unknown, tmp_path / "mixed", title="T", baseline=None, commands=[]).read_text()
+    assert "counted as chance: 2" in page
+    assert "left out of the scores: 1" in page
+
+
 def test_nothing_but_crashes_is_no_chart():
     assert charts(of_values("1", "2", score=math.nan, status="failed")) == []
 

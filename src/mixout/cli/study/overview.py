@@ -124,7 +124,7 @@ def status(args: argparse.Namespace) -> int:
     print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:
-            print(f"\nfailed after {entry.attempts} attempts: {entry.run}: {entry.run.error}")
+            print(f"\nfailed after {count(entry.attempts, 'attempt')}: {entry.run}: {entry.run.error}")
             print(f"  traceback: {entry.folder}; try again: {command('retry', args)}")
     prune = f"mixout study prune --ledger {shlex.quote(args.ledger)} --yes"
     for id, entries in contents.conflicts.items():

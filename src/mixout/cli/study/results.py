@@ -7,10 +7,10 @@ imported where they are used.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from mixout._names import count
@@ -45,13 +45,16 @@ def export(args: argparse.Namespace) -> int:
     def write() -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        if path.suffix == ".csv":
-            pandas.DataFrame(rows, dtype=object).to_csv(temporary, index=False, lineterminator="\n")
-        else:
-            with needs("data", "Parquet files"):
-                import pyarrow  # noqa: F401  without it pandas refuses, and in other words
-            pandas.DataFrame(rows).to_parquet(temporary, index=False)
-        temporary.replace(path)
+        try:
+            if path.suffix == ".csv":
+                pandas.DataFrame(rows, dtype=object).to_csv(temporary, index=False, lineterminator="\n")
+            else:
+                with needs("data", "Parquet files"):
+                    import pyarrow  # noqa: F401  without it pandas refuses, and in other words
+                pandas.DataFrame(rows).to_parquet(temporary, index=False)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         return f"{count(len(rows), 'run')} in {path}"
 
     return _written(write, path.parent, "--output")
@@ -70,7 +73,7 @@ def _written(make: Callable[[], str], folder: Path, option: str) -> int:
 
 def _exported(args: argparse.Namespace) -> list[Run]:
     """The runs of the ledger and of the ``--known`` tables; with a study those that it asks for, in its order."""
-    from mixout.cli.study.runs import asked, check_no_file, known
+    from mixout.cli.study.runs import as_planned, asked, check_no_file, known
     from mixout.study.ledger import Ledger
 
     contents = Ledger(args.ledger).read()
@@ -79,15 +82,15 @@ def _exported(args: argparse.Namespace) -> list[Run]:
         known_runs = known(args, (), metric)
         # A run that failed here may have ended elsewhere.
         ledger_runs = [run for run in contents.runs(metric) if run.status != "failed" or run.id not in known_runs]
-        return list((known_runs | {run.id: run for run in ledger_runs}).values())
+        return [*itertools.chain(*(known_runs | {run.id: [run] for run in ledger_runs}).values())]
     planned = asked(args, contents)[1]
     known_runs, exported = known(args, planned), []
     for plan in planned:
-        run, entry = known_runs.get(plan.id), contents.entry(plan)
-        if run is None or (entry is not None and entry.record is not None):
+        entry = contents.entry(plan)
+        if plan.id not in known_runs or (entry is not None and entry.record is not None):
             exported += contents.of([plan])
         else:
-            exported.append(replace(run, id=plan.id, **plan.key.named))
+            exported += as_planned(known_runs[plan.id], plan)
     return exported
 
 

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,8 +184,10 @@ def check_no_file(args: argparse.Namespace) -> str | None:
     return None if metric is None else str(metric)
 
 
-def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | None = None) -> dict[str, Run]:
+def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | None = None) -> dict[str, list[Run]]:
     """The runs of the tables that ``--known`` names, by identity, without those that failed.
+
+    Each is followed by the models between its start and end.
 
     A run that failed on one machine may end on another, so it is run again. A run that was exported under an identity
     of 0.1 is found under that of ``planned``. Runs that are not planned have the metric that is ``asked`` for, if any.
@@ -196,11 +198,14 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
     """
     metrics = {run.id: run.metric for run in planned}
     current_ids = {id: run.id for run in planned for id in run.former}
-    runs: dict[str, Run] = {}
+    runs: dict[str, list[Run]] = {}
     for path in args.known:
+        own: list[Run] = []  # the latest trained run, and the models between its start and end
         for run in read_scores(path):
             if run.between:
+                own.append(run)
                 continue
+            own = [run]
             name = f"{run.task}, {run.method}, restart {run.restart}"
             if not run.id:
                 raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
@@ -213,13 +218,23 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
                     f"export it again with --set metric={metric}"
                 )
             # nan, the score of a run that diverged, differs from itself.
-            if id in runs and repr(runs[id].score) != repr(run.score):
+            if id in runs and repr(runs[id][0].score) != repr(run.score):
                 raise InputError(
-                    f"expected one score of each run, got {runs[id].score} and, in {path}, {run.score} of {name}; "
+                    f"expected one score of each run, got {runs[id][0].score} and, in {path}, {run.score} of {name}; "
                     f"leave one of the tables out"
                 )
-            runs.setdefault(id, run)
+            runs.setdefault(id, own)
     return runs
+
+
+def as_planned(known_run: list[Run], plan: Planned) -> Iterator[Run]:
+    """A run of a table under the study's own names, and the models between its start and end that it asks for."""
+    run, *between = known_run
+    yield replace(run, id=plan.id, **plan.key.named)
+    for model in between:
+        t = model.method.rpartition(" at t=")[2]
+        if float(t) in plan.settings.interpolate:
+            yield replace(model, **plan.key.named | {"method": f"{plan.method} at t={t}"})
 
 
 def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:

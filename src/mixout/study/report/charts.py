@@ -42,7 +42,8 @@ def scores(cells: Sequence[Cell], of_cell: Runs, labels: Labels) -> Chart | None
             words = f"mean {note}, interval {interval(cell.mean_low, cell.mean_high, text.digits)}"
             dots = tuple(_dot(run, run.counted, 0.0, text) for run in of_cell[cell.key])
             lines.append(Row(name(cell), labels.looks[cell.method], words, note, cell.mean, cell.interval, dots))
-        panels.append(rows(task, lines, axis=members[0].metric, line=(members[0].chance, "chance")))
+        chance = if_one(cell.chance for cell in members)
+        panels.append(rows(task, lines, axis=members[0].metric, line=(chance, "chance")))
     caption = (
         f"{_DOTS}. The diamond is the mean, the bar its 95 % interval over restarts, where none failed. "
         "Chance is the score of a constant answer; it is left out where it lies far below."
@@ -104,7 +105,8 @@ def over_steps(cells: Sequence[Cell], of_cell: Runs, labels: Labels, *, losses: 
                 words = f"{name(cell)}: at the end {number(min(ends), 3)} to {number(max(ends), 3)}"
                 lines.append(Curve(labels.looks[cell.method], words, threads=threads))
         if lines:
-            value, chance = ("training loss", None) if losses else (members[0].metric, members[0].chance)
+            value = "training loss" if losses else members[0].metric
+            chance = None if losses else if_one(cell.chance for cell in members)
             panels.append(curves(task, lines, axis="optimizer steps", value=value, chance=chance))
     file, title = ("losses", "Training loss") if losses else ("over-steps", "Score over steps")
     caption = "Each line is a run." + (" A run whose loss does not fall has not learned." if losses else "")

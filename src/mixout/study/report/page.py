@@ -208,7 +208,8 @@ def _what(data: Data, cells: Sequence[Cell]) -> dict[str, str]:
     sizes = [("trained on", data.train_size), ("tested on (dev set)", data.dev_size)]
     names = data.labels or ()
     classes = ", ".join(names[:_CLASSES]) + (" and others" if len(names) > _CLASSES else "")
-    chance = "" if cells[0].chance is None else f"; a constant answer scores {text.value(cells[0].chance)}"
+    value = if_one(cell.chance for cell in cells)
+    chance = "" if value is None else f"; a constant answer scores {text.value(value)}"
     facts = {
         "Data": data.source,
         "Rows": ", ".join(f"{count(size, 'row')} {use}" for use, size in sizes if size is not None),

@@ -15,7 +15,7 @@ from mixout.study.analysis.across import Aggregate
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison
 from mixout.study.analysis.restarts import Power
-from mixout.study.analysis.runs import Placed, grouped, spoken
+from mixout.study.analysis.runs import Placed, grouped, if_one, spoken
 from mixout.study.analysis.stats import ALPHA, wilson
 from mixout.study.analysis.summary import Leader
 from mixout.study.analysis.words import MISSING, Scores, interval, number, p_value, percent
@@ -118,11 +118,11 @@ def scores(at: int, cells: Sequence[Cell], leaders: Sequence[Leader], labels: La
     shaded = any(_standing(cell, leaders) == "not told apart" for cell in cells)
     if shaded:
         notes.insert(0, "Shaded: the highest mean, and what can't be told apart from it.")
-    if cells[0].chance is not None:
-        notes.append(f"Chance, the score of a constant answer: {text.value(cells[0].chance)}.")
-    if unscored := sum(cell.unscored for cell in cells):
-        fate = "left out of the scores" if cells[0].chance is None else "counted as chance"
-        notes.append(f"Runs without a score, {fate}: {unscored}.")
+    if (chance := if_one(cell.chance for cell in cells)) is not None:
+        notes.append(f"Chance, the score of a constant answer: {text.value(chance)}.")
+    for known, fate in ((True, "counted as chance"), (False, "left out of the scores")):
+        if unscored := sum(cell.unscored for cell in cells if (cell.chance is not None) == known):
+            notes.append(f"Runs without a score, {fate}: {unscored}.")
     ordered = sorted(cells, key=lambda cell: (places.index(labels.place(cell)), _rank(cell.mean)))
     return table(f"scores-{at}", cells[0].task, ordered, columns, " ".join(notes),
                   lambda cell: shaded and _standing(cell, leaders) != "")  # fmt: skip
