@@ -178,9 +178,13 @@ def test_an_output_anchor_in_the_loss_of_sft(folder, monkeypatch):
     own = trl.SFTTrainer.compute_loss
 
     class Anchored(trl.SFTTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.model_accepts_loss_kwargs = False
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss, outputs = transformers.Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
-            loss = loss + mixout.output_penalty(model, inputs, outputs, count=num_items_in_batch)
+            loss, outputs = transformers.Trainer.compute_loss(self, model, inputs, True)
+            loss = loss + mixout.output_penalty(model, inputs, outputs)
             return (loss, outputs) if return_outputs else loss
 
     monkeypatch.setattr(trl, "SFTTrainer", Anchored)

@@ -151,7 +151,8 @@ def output_penalty(
         outputs: a tensor of logits, or what has ``logits``; with ``on="hidden"`` what has ``hidden_states``, which
             models of transformers return with ``output_hidden_states=True``, or ``last_hidden_state``.
         count: divide the sum over predictions by this, not by their number in this batch: the number in all batches
-            that are accumulated, where the loss is divided by it too (the Trainer's ``num_items_in_batch``).
+            that are accumulated, where the loss is divided by it too. With several processes, whose gradients are
+            averaged, it is the number in all of them divided by how many they are.
 
     Returns:
         A number with a gradient.
