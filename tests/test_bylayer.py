@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import mixout
@@ -15,6 +16,18 @@ def net():
     torch.manual_seed(0)
     part = {name: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 4)) for name in ("encoder", "decoder")}
     return nn.ModuleDict({**part, "head": nn.Linear(4, 4)})
+
+
+@pytest.fixture
+def bert():
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
 
 
 RULES = {
@@ -40,6 +53,28 @@ def test_the_first_that_fits_counts_and_what_none_fits_is_left_out():
     mixout.remove_(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in net().modules()]
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("method", ["mixout(0.5)", "anchor_decay(1.0)"])
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_no_expression_matches_is_said_to_be_outside_of_the_parts(method, dry, bert):
+    rules = {r"layer\.0": method}
+    report = mixout.coverage(bert, rules) if dry else mixout.coverage(mixout.apply_(bert, rules))
+    reasons = {row.name: row.reason for row in report.layers if row.kind == "plain" and "Norm" not in row.name}
+    assert any("layer.1" in name for name in reasons)
+    assert any("embeddings" in name for name in reasons)
+    assert set(reasons.values()) == {r"left out (where='body', in the parts 'layer\\.0')"}
+
+
+def test_an_expression_that_matches_nothing_is_not_taken_for_one_of_the_head(bert):
+    with pytest.raises(
+        mixout.NothingMixedError, match=r"in the part 'encoderr' matches no linear layer: names are bert"
+    ):
+        mixout.apply_(bert, {"encoderr": "mixout(0.5)"})
+    with pytest.raises(
+        mixout.NothingMixedError, match=r"classifier: an output layer or a new head, left out by default"
+    ):
+        mixout.apply_(bert, {"classifier": "mixout(0.5)"})
 
 
 def test_a_schedule_keeps_the_proportions():

@@ -182,9 +182,12 @@ def test_the_default_is_kept_unless_another_is_clearly_better(gap, noise, splits
     draws = (draws - draws.mean()) / draws.std(ddof=1) if splits > 1 else draws * 0
     for candidate, differences in ((DEFAULT, 0 * draws), (other, gap + noise * draws)):
         found.runs[candidate] = {
-            (part, 0): Trained(score=0.7 + difference, predictions=(), seconds=1.0)
-            for part, difference in enumerate(differences)
+            (search.JUDGED[n % 3], n // 3): Trained(score=0.7 + difference, predictions=(), seconds=1.0)
+            for n, difference in enumerate(differences)
         }
+        # Parts that have dropped candidates do not count: there the best of many was lucky.
+        lucky = 0.9 if (candidate == DEFAULT) != kept else 0.5
+        found.runs[candidate] |= {(part, 0): Trained(score=lucky, predictions=(), seconds=1.0) for part in (0, 1)}
     decided = found.decided([DEFAULT, other])
     assert decided == ([DEFAULT, other] if kept else [other, DEFAULT])
     assert found.decided([other, DEFAULT]) == decided

@@ -16,7 +16,7 @@ from mixout.anchor import AnchorStore, OwnWeight
 from mixout.apply import ByLayer, check_applicable, rules_of
 from mixout.dropouts import DropoutSite
 from mixout.errors import MixoutError, NothingMixedError
-from mixout.install import install_, undo_
+from mixout.install import install_, region_of, undo_
 from mixout.measure import radius_used
 from mixout.methods import Method, output, spell
 from mixout.methods.optimizer_hooks import targets
@@ -25,7 +25,7 @@ from mixout.reach import Kind
 from mixout.reach import LayerCoverage as LayerCoverage
 from mixout.reach import rows as layer_rows
 from mixout.record import applications
-from mixout.selection import BODY, WhereLike, names_its_body, resolve
+from mixout.selection import BODY, PARTS, WhereLike, names_its_body, resolve
 from mixout.sources import uncompiled
 
 # The labels of the kinds, in the order of the table.
@@ -192,7 +192,7 @@ def coverage(
             install_(model, rules, selection, AnchorStore(model, own=True))
         except NothingMixedError:
             undo_(model)
-        return _report(model, ", ".join(map(spell, rules.values())), selection.text)
+        return _report(model, ", ".join(map(spell, rules.values())), region_of(rules, selection))
     finally:
         undo_(model)
 
@@ -200,20 +200,21 @@ def coverage(
 def _report(model: nn.Module, methods: str, text: str) -> Coverage:
     layers, held = layer_rows(model, text), [*_held(model)]
     reached = any(row.kind in ("mixed", "decayed") for row in layers)
-    if reached and text == f"where={BODY!r}" and not names_its_body(model):
+    if reached and text.partition(f", {PARTS}")[0] == f"where={BODY!r}" and not names_its_body(model):
         held.append(f"{type(model).__name__} does not say which layers are new: leave a new head out with where=")
     return Coverage(methods=methods, layers=layers, dropouts=tuple(dropouts.active(model)), held=tuple(held))
 
 
 def _held(model: nn.Module) -> Iterator[str]:
     decay_targets = targets(model).values()
-    decaying = {id(p): p for target in decay_targets if (p := target.parameter()) is not None}
-    if decaying:
+    held = {id(p): p for target in decay_targets if (p := target.parameter()) is not None}
+    decaying = {key: p for key, p in held.items() if p.requires_grad}
+    if held:
         decay = "decays" if len(decaying) == 1 else "decay"
         line = f"{count(len(decaying), 'weight')} {decay} ({sum(p.numel() for p in decaying.values()):,} numbers)"
         dry_run = any(isinstance(target.anchor, OwnWeight) for target in decay_targets)
         # For weights in parts every rank would have to ask.
-        if not dry_run and not any(in_parts(p) or p.is_meta for p in decaying.values()):
+        if decaying and not dry_run and not any(in_parts(p) or p.is_meta for p in decaying.values()):
             with suppress(MixoutError):
                 used = radius_used(model)
                 farthest = max(used, key=lambda name: used[name], default="")

@@ -20,7 +20,7 @@ from mixout.parts import in_parts
 from mixout.passes import Form
 from mixout.record import FIELD, NEW, Applied, applied_here, guard_, subject, unguard_
 from mixout.seeds import Period, Seed, SharedSeed
-from mixout.selection import ALL, BODY, Selection, blocks, chosen, resolve
+from mixout.selection import ALL, BODY, PARTS, Selection, blocks, chosen, resolve
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
 
@@ -31,6 +31,11 @@ Rules: TypeAlias = Mapping[str, tuple[Method, ...]]
 def rule_of(rules: Rules, name: str) -> str | None:
     """Which of ``rules`` counts for the layer called ``name``."""
     return next((pattern for pattern in rules if re.search(pattern, name)), None)
+
+
+def region_of(rules: Rules, selection: Selection) -> str:
+    """Which layers are chosen, in words."""
+    return selection.text if "" in rules else f"{selection.text}, {PARTS} {', '.join(map(repr, rules))}"
 
 
 def install_(
@@ -46,9 +51,9 @@ def install_(
     """Let the methods of each rule act on its layers; return the mixed ones by name. :func:`undo_` undoes it."""
     _set_dropouts_(model, [method for methods in rules.values() for method in methods], keep=keep_dropout)
     layers: dict[str, nn.Module] = {}
-    single_rule = len(rules) == 1
+    single_rule, region = len(rules) == 1, region_of(rules, selection)
     for pattern, methods in rules.items():
-        applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=selection.text)
+        applied = Applied(methods=methods, seed=SharedSeed(seed.value, seed.scope), where=region)
         text = f", in the part {pattern!r}" if pattern else ""
 
         def is_others(name: str, _module: nn.Module, pattern: str = pattern) -> bool:

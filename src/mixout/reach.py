@@ -17,7 +17,7 @@ from mixout.methods.decay import decays as can_decay
 from mixout.methods.optimizer_hooks import FIELD as DECAYED
 from mixout.methods.output import FIELD as ANSWERS
 from mixout.record import NEW
-from mixout.selection import BODY, Selection, is_trained, parent
+from mixout.selection import BODY, PARTS, Selection, is_trained, parent
 
 Kind = Literal["mixed", "decayed", "plain", "bypassed"]
 
@@ -92,8 +92,8 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
 
 
 def warn_if_adapted_later(model: nn.Module) -> None:
-    """Warn if adapters that came after a method have frozen what it mixes."""
-    late = next((row for row in rows(model, "") if row.reason.startswith(lora.ADAPTED_LATER)), None)
+    """Warn if adapters that came after a method have frozen what it mixes or decays."""
+    late = next((row for row in rows(model, "") if row.reason.endswith(lora.ADAPTED_LATER)), None)
     if late is not None:
         warnings.warn(f"{late.name!r}: {late.reason}", FrozenLayersWarning, stacklevel=outside())
 
@@ -142,14 +142,18 @@ def _kind(
     name: str, module: nn.Module, mixer: Mixed | None, holder: nn.Module | None, sites: dict[str, Any], text: str
 ) -> tuple[Kind, str]:
     """The kind of ``module``, which lies in ``holder`` and whose weights ``mixer`` mixes, and the reason."""
+    decaying = [p for target in vars(module).get(DECAYED, {}).values() if (p := target.parameter()) is not None]
+    frozen = not any(p.requires_grad for p in decaying)
     if lora.within(sites, name) is not None:
+        if decaying and frozen:
+            return "bypassed", f"decays, {lora.ADAPTED_LATER}"
         return lora.coverage_row(sites, name, module)
     if isinstance(module, Mixed) and any(parameter(module, path) is None for path in module._mixed.anchors):
         return "bypassed", f"its weight {REPLACED}"
     if mixer is not None:
         return ("plain", "frozen: mixed once its weight requires a gradient") if is_frozen(mixer) else ("mixed", "")
-    if vars(module).get(DECAYED):
-        return "decayed", ""
+    if decaying:
+        return ("plain", "frozen: decays once its weight requires a gradient") if frozen else ("decayed", "")
     if NEW in vars(module):
         return "plain", "a new layer: the anchor has no weight of this name"
     problem = obstacle(module, holder)
@@ -168,7 +172,7 @@ def _not_chosen(module: nn.Module, text: str, sites: dict[str, Any]) -> str:
         return "no method is applied"
     if sites and not is_trained(module):
         return "frozen, and without an adapter"
-    if not is_linear(module):
+    if not is_linear(module) and PARTS not in text:
         name = next((k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch.nn")), "nn.Module")
         return f"not a linear layer: left out by default; add it with where=mixout.Where(types=(nn.Linear, nn.{name}))"
     if text == f"where={BODY!r}":

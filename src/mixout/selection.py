@@ -25,6 +25,7 @@ PAPER = "paper"
 """BODY without the linear layers that feed a nonlinearity, as in the paper."""
 ALL = "all"
 """Every linear layer, output layers and new heads too."""
+PARTS = "in the parts"  # of methods by layer, in a text
 
 Selector: TypeAlias = Callable[[str, nn.Module], bool]
 _Parts: TypeAlias = tuple[list[nn.Module], list[nn.Module]]
@@ -91,6 +92,7 @@ class Selection:
     covers: Selector  # which modules, of those that hold parameters, a decay takes
     text: str = ""  # what the caller wrote, for messages and reports
     preset: bool = False  # the caller chose a preset, or nothing
+    out: Selector = lambda *_: False  # what :meth:`but` has taken out
     may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not name its heads
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
@@ -106,6 +108,7 @@ class Selection:
             self,
             mixes=lambda name, module: self.mixes(name, module) and not out(name, module),
             covers=lambda name, module: self.covers(name, module) and not out(name, module),
+            out=lambda name, module: self.out(name, module) or out(name, module),
             text=self.text + text,
         )
 
@@ -273,7 +276,11 @@ def chosen(
                 layers[name] = module
             else:
                 reasons.append(f"{name}: {problem}")
-        elif selection.preset and is_linear(module) and not selection.covers(name, module):
+        elif (
+            selection.preset
+            and is_linear(module)
+            and not (selection.covers(name, module) or selection.out(name, module))
+        ):
             reasons.append(f"{name}: an output layer or a new head, left out by default ({selection.text})")
     if layers or adapted:
         return layers, adapted

@@ -276,11 +276,12 @@ def test_a_base_that_is_trained_again_under_a_later_adapter_is_mixed():
     assert any(name.endswith("query.base_layer") for name in mixout.coverage(model).mixed)
 
 
-def test_a_trainer_is_told_of_adapters_that_came_after_the_method(tmp_path):
+@pytest.mark.parametrize("method", [Mixout(0.5), AnchorDecay(1.0)], ids=str)
+def test_a_trainer_is_told_of_adapters_that_came_after_the_method(method, tmp_path):
     from mixout.integrations.huggingface import MixoutCallback
 
     model = peft.get_peft_model(
-        mixout.apply_(bert(), Mixout(0.5)), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+        mixout.apply_(bert(), method), peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     )
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=1, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True
@@ -288,6 +289,25 @@ def test_a_trainer_is_told_of_adapters_that_came_after_the_method(tmp_path):
     rows = [{"input_ids": IDS[0], "labels": torch.tensor(0)}] * 2
     with pytest.warns(mixout.FrozenLayersWarning, match="frozen by an adapter that came later; remove_, add adapters"):
         transformers.Trainer(model, args, train_dataset=rows, callbacks=[MixoutCallback()]).train()
+    reached = [row for row in mixout.coverage(model).layers if row.kind in ("mixed", "decayed")]
+    assert reached == []
+    assert "0 weights decay" in str(mixout.coverage(model)) or not isinstance(method, AnchorDecay)
+
+
+def test_answers_are_not_held_under_an_adapter_that_came_later():
+    """The start would be asked with the adapter on, so that nothing is ever punished."""
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    batch = {"input_ids": IDS}
+    model = peft.get_peft_model(mixout.apply_(bert(), OutputAnchor(1.0)), config)
+    with pytest.raises(mixout.MixoutError, match=r"got 'default', which came later, .*call remove_, add adapters"):
+        mixout.output_penalty(model, batch, model(**batch))
+    model = mixout.apply_(peft.get_peft_model(bert(), config), OutputAnchor(1.0))
+    mixout.output_penalty(model, batch, model(**batch))
+    model.add_adapter("second", config)
+    mixout.output_penalty(model, batch, model(**batch))  # it is not active, and not trained
+    model.set_adapter("second")
+    with pytest.raises(mixout.MixoutError, match="got 'second', which came later"):
+        mixout.output_penalty(model, batch, model(**batch))
 
 
 ON_FACTORS = [OutputAnchor(1.0), AnchorDecay(1.0, selective=True)]

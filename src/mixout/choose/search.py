@@ -100,13 +100,14 @@ class Search:
         return self.decided(finalists)
 
     def decided(self, finalists: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
-        """:meth:`ranked`, but the default first where the best is not one standard error better than it."""
-        ranked = self.ranked(finalists, without=without)
-        splits = [split for split in self.common(ranked) if split[0] != without]
-        pairs = [(self.runs[ranked[0]][split].score, self.runs[self.default][split].score) for split in splits]
-        differences = [best - default for best, default in pairs if math.isfinite(best - default)]
-        if len(differences) < len(pairs):  # a run of the default has no score
-            return ranked
+        """Ranked by the judged parts, the default first where the best is not one standard error better than it."""
+        tried = [candidate for candidate in finalists if candidate in self.runs]
+        common = self.common(tried)
+        if not math.isfinite(self.mean(self.default, common)):  # one of its runs has no score
+            return self.ranked(tried)
+        splits = [split for split in common if split[0] in JUDGED and split[0] != without]
+        ranked = self.ranked(tried, splits)
+        differences = [self.runs[ranked[0]][split].score - self.runs[self.default][split].score for split in splits]
         if len(differences) > 1:
             # The parts' training rows overlap (Nadeau and Bengio, Machine Learning 52, 2003).
             error = stdev(differences) * math.sqrt(1 / len(differences) + 1 / (PARTS - 1))
@@ -114,10 +115,10 @@ class Search:
                 return ranked
         return [self.default, *(candidate for candidate in ranked if candidate != self.default)]
 
-    def ranked(self, candidates: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
-        """Those that were run, the best first, by their means over the splits that all have, ``without`` a part."""
+    def ranked(self, candidates: Sequence[Candidate], splits: Sequence[tuple[int, int]] = ()) -> list[Candidate]:
+        """Those that were run, the best first, by their means over ``splits``, or over all that all of them have."""
         tried = [candidate for candidate in candidates if candidate in self.runs]
-        common = [split for split in self.common(tried) if split[0] != without]
+        common = splits or self.common(tried)
         return sorted(tried, key=lambda candidate: -self.mean(candidate, common))
 
     def common(self, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:

@@ -35,6 +35,7 @@ from torch.optim.optimizer import Optimizer
 
 from mixout.anchor import AnchorTensor
 from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError, outside
+from mixout.layers import lora
 from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import IGNORED, Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
@@ -204,6 +205,7 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
     modules = held(model)
     if not modules:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(1.0))")
+    _check_adapters(model)
     for _, state in modules.values():
         state.watch.modules.clear()
     tensors, seen = {}, set[int]()  # a tied weight by its first name, as functional_call wants it
@@ -223,6 +225,18 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
                     "not known; call apply_ while all that will be trained requires a gradient, and freeze then"
                 )
     return next(iter(modules.values()))[1].method, tensors
+
+
+def _check_adapters(model: nn.Module) -> None:
+    """Refuse an adapter that came after the method: the start's answers would be those with it."""
+    factors = [(adapter, b) for site in lora.sites(model).values() for adapter, b in lora.factors(site)[1].items()]
+    known = {adapter for adapter, b in factors if FIELD in vars(b)}
+    for adapter, b in factors:
+        if adapter not in known and any(p.requires_grad for p in b.parameters()):
+            raise MixoutError(
+                f"expected adapters that were there at apply_, got {adapter!r}, which came later, so that "
+                "output_anchor does nothing; call remove_, add adapters, then apply_"
+            )
 
 
 @torch.no_grad()
