@@ -173,3 +173,13 @@ def test_without_a_start_it_is_asked_for_and_apply_is_not_advised():
         mixout.NotAppliedError, match=r"interpolate_\(model, 0\.5, start\), .* apply_ would take the trained"
     ):
         mixout.interpolate_(nn.Linear(2, 2), 0.5)
+
+
+def test_zero_is_no_start_to_go_back_to():
+    model = mixout.apply_(nn.Linear(2, 2), mixout.methods.Dropconnect(0.5))
+    before = model.weight.clone()
+    with pytest.raises(mixout.NotAppliedError, match="expected the start to go back to"):
+        mixout.interpolate_(model, 0.5)
+    assert model.weight.equal(before)
+    mixout.interpolate_(model, 0.5, {"weight": before, "bias": model.bias}, where="all")
+    assert model.weight.equal(before)

@@ -83,6 +83,9 @@ def test_p_is_checked():
         mixout.set_p_(model, 1.01)
     with pytest.raises(TypeError, match="number"):
         mixout.set_p_(model, "0.5")
+    for schedule in (lambda _step: 0.5, 0.5, LinearRamp):
+        with pytest.raises(TypeError, match=r"expected a schedule, such as mixout\.schedule\.LinearRamp\(0, 0\.7"):
+            PScheduler(model, schedule)
     assert mixout.save_state(model)["p"] == 0.5
     with pytest.raises(mixout.NotAppliedError):
         PScheduler(nn.Linear(3, 3), LinearRamp(0.5, 0.5, 1))

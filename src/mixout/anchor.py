@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,6 +214,14 @@ class AnchorStore:
 
 class ImportanceStore(AnchorStore):
     """One importance per parameter, from a source of tensors: at least 0, in bfloat16, where the weight lies."""
+
+    def __init__(self, model: nn.Module, source: AnchorSource) -> None:
+        if isinstance(source, (str, Path)) and not os.path.exists(os.path.expanduser(source)):
+            raise FileNotFoundError(
+                f"expected weights of anchor_decay as a safetensors file of what mixout.fisher measured, got "
+                f"{str(source)!r}, where there is none"
+            )
+        super().__init__(model, source)
 
     def anchor(self, name: str, parameter: Tensor) -> AnchorTensor:
         """The importance; 1, the mean, for a weight that was frozen when it was measured but is trained later."""

@@ -16,10 +16,10 @@ from mixout.distances import Distance
 from mixout.errors import MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
 from mixout.layers.mixed import REPLACED
-from mixout.methods import optimizer_hooks, output
+from mixout.methods import MixingMethod, optimizer_hooks, output
 from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
-from mixout.record import applied_to
+from mixout.record import applications, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import AnchorSource, WeightMissingError, uncompiled
 
@@ -149,7 +149,9 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     inner = uncompiled(model)
     reshard_(inner)
     if anchor is None:
-        if not has_anchors(inner):
+        methods = [method for record in applications(inner) for method in record.methods]
+        to_zero = any(isinstance(method, MixingMethod) and method.anchor == "zero" for method in methods)
+        if to_zero or not has_anchors(inner):
             raise NotAppliedError(
                 "expected the start to go back to, got none: no anchor lies on this model. Name it: "
                 f"interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or folder; "

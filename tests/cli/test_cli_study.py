@@ -256,6 +256,7 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
         ("run", ["--set", "epoch=3"], "did you mean 'epochs'"),
         ("run", ["--set", "epochs"], "--set NAME=VALUE, got 'epochs'"),
         ("run", ["--set", "seed=3"], "restart k has seed k"),
+        ("run", ["--set", "method=mixout(0.9)"], "got 'method', which its tasks or methods name themselves"),
         ("run", ["--pilot", "--until-width", "1"], "either --pilot or --until-width"),
         ("run", ["--until-width", "1", "--looks", "0"], "looks >= 1, got 0"),
         ("run", ["--until-width", "-1"], "width > 0 in points"),
@@ -331,3 +332,16 @@ def test_the_plan_names_methods_that_are_the_same(study, study_file, tmp_path, c
     twins.write_text(text + "".join(f'[[method]]\nname = "{name}"\n' for name in names[1:]))
     assert study("plan", file=str(twins)) == 0
     assert "the same here" not in capsys.readouterr().out
+
+
+def test_a_setting_that_no_run_would_have_is_refused(study, study_file, demo_file, tmp_path, capsys):
+    for step in ("plan", "run", "status", "report"):
+        assert study(step, "--set", "learning_rate=1e-5", file=demo_file) == 2
+        assert "got 'learning_rate', a factor; edit the file" in capsys.readouterr().err
+    own = tmp_path / "own.toml"
+    text = Path(study_file).read_text().replace('baseline = "dropout(0.0)"\n', "")
+    own.write_text(text.replace("[[method]]\n", "[[method]]\nweight_decay = 0.01\n"))
+    assert study("plan", "--set", "weight_decay=0.5", file=str(own)) == 2
+    assert "got 'weight_decay', which its tasks or methods name" in capsys.readouterr().err
+    own.write_text(text.replace("[[method]]\n", "[[method]]\nweight_decay = 0.01\n", 1))
+    assert study("plan", "--set", "weight_decay=0.5", file=str(own)) == 0  # the other method has it

@@ -108,7 +108,7 @@ def behind_a_search():
 
 def many_classes():
     """The default; as for few classes, where that was tried; the best without a method. In a sentence: four times."""
-    runs = 100 * read("classes").set_index(["task", "rows", "method", "rate"]).score
+    runs = 100 * read("classes").set_index(["task", "rows", "method", "rate"]).score.sort_index()
     for name, found in rows("finetune.md", "many outputs, rows"):
         task, _, size = name.partition(", ")
         scores = runs.loc[task, int(size)]

@@ -119,6 +119,12 @@ def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):
         HeadFirst(1).on_train_begin(None, transformers.TrainerState(), None, model=model)
 
 
+@pytest.mark.parametrize("new", [["clasifier.weight"], "clasifier.weight", ["classifier.bias", "clasifier.weight"]])
+def test_a_parameter_that_is_not_there_is_named(new, tiny_bert):
+    with pytest.raises(mixout.MixoutError, match=r"got 'clasifier\.weight'; did you mean 'classifier\.weight'"):
+        HeadFirst(1, new=new).on_train_begin(None, transformers.TrainerState(), None, model=bert(tiny_bert))
+
+
 @pytest.mark.parametrize(
     ("head_first", "epochs", "max_steps", "alone", "accumulation"),
     [

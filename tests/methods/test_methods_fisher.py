@@ -211,11 +211,22 @@ def test_which_rows_count():
         ([torch.ones(2, 4, dtype=torch.float64)], {"labels": "true"}, ValueError, "'sampled' or 'given'"),
         ([(torch.ones(2, 4, dtype=torch.float64), torch.ones(2, 3))], {}, ValueError, "multi-label"),
         ([torch.ones(2, 4, dtype=torch.float64)], {"where": "nothing"}, mixout.NothingMixedError, "check where="),
+        (["a text"], {}, TypeError, "one of type str .*return_tensors='pt'"),
+        ([{"input_ids": [1, 2]}], {}, TypeError, "one of type dict"),
+        ([{"input_ids": [[1, 2]], "labels": torch.ones(1)}], {}, TypeError, "one of type dict"),
+        ([[1.0, 2.0]], {}, TypeError, "one of type list"),
+        ([None], {}, TypeError, "one of type NoneType"),
     ],
 )
 def test_what_has_no_fisher(batches, options, error, message):
     with pytest.raises(error, match=message):
         mixout.fisher(logistic()[0], batches, **options)
+
+
+def test_a_file_of_weights_that_is_not_there_is_no_anchor(tmp_path):
+    method = AnchorDecay(radius=0.005, weights=tmp_path / "F.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"weights of anchor_decay as a safetensors file .*F\.safetensors"):
+        mixout.apply_(nn.Linear(2, 2), method)
 
 
 def test_outputs_without_logits():

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from mixout._names import nearest
 from mixout.errors import MixoutError, needs
 from mixout.record import applications, mixing_of
 from mixout.schedule import last_step_begins
@@ -99,7 +100,10 @@ class HeadFirst(TrainerCallback):
         if self.new is None:
             new = parameters.keys() - {key for key, *_ in resolve(BODY, model).parameters(model)}
         else:
-            new = set(self.new)
-        if not any(parameters[name].requires_grad for name in new & parameters.keys()):
+            new = {self.new} if isinstance(self.new, str) else set(self.new)
+            if unknown := sorted(new - parameters.keys()):
+                near = nearest(unknown[0], parameters)
+                raise MixoutError(f"expected new= as names of the model's parameters, got {unknown[0]!r}{near}")
+        if not any(parameters[name].requires_grad for name in new):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
         return [parameter for name, parameter in parameters.items() if name not in new and parameter.requires_grad]

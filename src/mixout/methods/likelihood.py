@@ -76,7 +76,7 @@ def fisher(
     Raises:
         MixoutError: if a weight lies in parts on several ranks: call this before sharding.
         NothingMixedError: if there is no weight of at least two dimensions that requires a gradient.
-        TypeError: if the outputs hold no logits, or ``batches`` is a single batch.
+        TypeError: if the outputs hold no logits, ``batches`` is a single batch, or one holds no tensors.
         ValueError: if there is no example, the tensors of a batch count different numbers of them, labels are asked for
             and not there, or no answer depends on a weight.
 
@@ -141,6 +141,14 @@ def _weights(model: nn.Module, where: WhereLike) -> dict[str, nn.Parameter]:
 def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """One example at a time, on the model's device."""
     for batch in batches:
+        values = [*batch.values()] if isinstance(batch, Mapping) else batch
+        if not isinstance(values, (Tensor, list, tuple)) or (
+            any(isinstance(value, (list, str)) for value in values) or not any(isinstance(v, Tensor) for v in values)
+        ):
+            raise TypeError(
+                "expected batches of tensors whose first dimension counts examples, got one of type "
+                f"{type(batch).__name__} that holds others; a tokenizer makes tensors with return_tensors='pt'"
+            )
         if isinstance(batch, Mapping):
             names = [key for key, value in batch.items() if isinstance(value, Tensor) and value.dim()]
             for values in zip(*(torch.split(batch[key].to(device), 1) for key in names), strict=True):

@@ -100,7 +100,17 @@ class Study:
             )
 
     def with_settings(self, changes: Mapping[str, Any]) -> Study:
-        """The study with other shared settings; a task's or method's own settings stay."""
+        """The study with other shared settings; a task's or method's own settings stay.
+
+        InputError for one that no run would have.
+        """
+        for name in changes:
+            own = [axis.settings for axis in self.methods], [axis.settings for axis in self.tasks]
+            if name in self.factors or any(all(name in settings for settings in axes) for axes in own):
+                source = "a factor" if name in self.factors else "which its tasks or methods name themselves"
+                raise InputError(
+                    f"expected a setting that the study leaves open, got {name!r}, {source}; edit the file"
+                )
         return replace(self, settings={**self.settings, **changes})
 
     def runs(self, inputs: Inputs | None = None, *, first: int = 0) -> list[Planned]:

@@ -49,7 +49,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     help = "runs of each method on each task; default: the file's; for status, report, export and prune all there are"
     option(" ".join(SUBCOMMANDS), "--restarts", type=int, metavar="N", help=help)
     repeatable: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-    help = "settings for all runs, in place of those in the file, e.g. model=minilm train_size=500"
+    help = "settings in place of those under [settings] in the file, e.g. model=minilm train_size=500"
     option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, **repeatable)
     help = "tables of earlier exports: runs that ended there count as done, and are exported again"
     option("plan run export", "--known", metavar="CSV", help=help, **repeatable)
