@@ -183,7 +183,7 @@ def test_an_output_anchor_in_the_loss_of_sft(folder, monkeypatch):
             self.model_accepts_loss_kwargs = False
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss, outputs = transformers.Trainer.compute_loss(self, model, inputs, True)
+            loss, outputs = transformers.Trainer.compute_loss(self, model, dict(inputs), True)
             loss = loss + mixout.output_penalty(model, inputs, outputs)
             return (loss, outputs) if return_outputs else loss
 

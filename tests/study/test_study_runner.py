@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -146,6 +147,21 @@ def test_trained_models_are_kept_on_request(declare, tmp_path, keep, models, exe
         if keep == "best":
             assert entry.run.score == max(run.score for run in runs if run.method == entry.run.method)
     assert not ledger.read().damaged
+
+
+def test_the_best_run_may_have_no_model_which_is_said(declare, tmp_path, execute):
+    """Runs that were made without --keep count when the best one is sought."""
+    ledger, planned, lines = Ledger(tmp_path), declare(restarts=2).runs(), []
+    execute(planned, ledger, keep="no")
+    entries = ledger.read().entries
+    best = {key: max((run for run in planned if run.key == key), key=lambda run: entries[run.id].run.score)
+            for key in {run.key for run in planned}}  # fmt: skip
+    for run in planned:
+        if run is not best[run.key]:
+            shutil.rmtree(entries[run.id].folder)
+    execute(planned, ledger, lines, keep="best")
+    assert [entry.has_model for entry in ledger.read().entries.values()] == [False] * len(planned)
+    assert "the best runs of 2 cells were made before without a model, which is kept of a better run alone" in lines
 
 
 def test_attempts_are_counted_on(declare, tmp_path, monkeypatch, execute, hooked):

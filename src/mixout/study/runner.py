@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from filelock import FileLock
 
+from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.environment import NOTE
 from mixout.finetune.record import RECORD_NAME
@@ -75,8 +76,8 @@ def run(
         report: called with one line of progress after each run, and with one every few seconds within it.
         retries: how often a run that raised is tried again.
         again: run those that failed, instead of those that were never run.
-        keep: which trained models to keep: none, all, or for each task and method the one with the best score. Runs
-            that the ledger holds already are not repeated for their models.
+        keep: which trained models to keep: none, all, or of each cell (task, method and factors) that of its best run.
+            Runs that the ledger holds already are not repeated for their models.
 
     Raises:
         InputError: the input is wrong, or a newer mixout has made some of these runs.
@@ -99,7 +100,13 @@ def run(
     course = Course(planned, queue, contents, report)
     pairs = contents.pairs(planned)
     attempts = {run.id: entry.attempts for run, entry in pairs if again and entry.record is None}
-    kept = {run.key: entry for run, entry in pairs if keep == "best" and entry.has_model}
+    kept = dict[CellKey, Entry]()
+    for run, entry in pairs if keep == "best" else ():
+        if entry.record is not None and _is_better(entry, kept.get(run.key), run):
+            kept[run.key] = entry
+    if without := sum(not entry.has_model for entry in kept.values()):
+        cells = "the best run of a cell was" if without == 1 else f"the best runs of {without} cells were"
+        report(f"{cells} made before without a model, which is kept of a better run alone")
     loop = _Loop(ledger, course, retries, keep, attempts, kept)
     left = loop.recovered(queue)
     if left:
@@ -171,7 +178,7 @@ class Course:
     def gave_up(self, run: Planned, attempts: int, error: str) -> None:
         """A run has failed for good."""
         self.failed += 1
-        self._end(run, f"failed after {attempts} attempts: {error}")
+        self._end(run, f"failed after {count(attempts, 'attempt')}: {error}")
 
     def _end(self, run: Planned, result: str) -> None:
         self.ended += 1
@@ -185,6 +192,14 @@ class Course:
         self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {result}{failed}{left}")
 
 
+def _is_better(entry: Entry, other: Entry | None, run: Planned) -> bool:
+    """Whether a run of the cell of ``run`` has a higher score than another; nan, of one that diverged, is below all."""
+    if other is None:
+        return True
+    score, other_score = (one.seen_as(run).score for one in (entry, other))
+    return score > other_score or (math.isnan(other_score) and not math.isnan(score))
+
+
 @dataclass
 class _Loop:
     """The runs that are under way, and how often each was tried."""
@@ -194,7 +209,7 @@ class _Loop:
     retries: int
     keep: str
     before: Mapping[str, int]  # id -> attempts in earlier calls
-    kept: dict[CellKey, Entry]  # with keep="best" the best run of each cell that has its model
+    kept: dict[CellKey, Entry]  # with keep="best" the best run of each cell
     tries: Counter[tuple[str, bool]] = field(default_factory=Counter)  # attempts that raised, and that were lost
     locks: dict[str, FileLock] = field(default_factory=dict)
     elsewhere: list[Planned] = field(default_factory=list)  # claimed, or made since, by another process
@@ -268,11 +283,11 @@ class _Loop:
         entry = self.ledger.commit(run, seconds)
         self.ledger.release(self.locks.pop(run.id))
         if self.keep == "best" and entry.has_model:
-            before = self.kept.setdefault(run.key, entry)
-            score, score_before = entry.seen_as(run).score, before.seen_as(run).score
-            # nan, the score of a diverged run, is not above any other score.
-            if score > score_before or math.isnan(score_before):
+            worse = before = self.kept.get(run.key)
+            if _is_better(entry, before, run):
                 self.kept[run.key] = entry
-            if before is not entry:
-                self.ledger.forget_model(entry if self.kept[run.key] is before else before)
+            else:
+                worse = entry
+            if worse is not None and worse.has_model:
+                self.ledger.forget_model(worse)
         self.course.finished(run, entry, seconds)

@@ -65,7 +65,7 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option(executing, "--ray-address", metavar="ADDRESS", help=help)
     option(executing, "--cpus-per-run", type=float, metavar="X", help="cores for each run, on Ray")
     option(executing, "--gpus-per-run", type=float, metavar="X", help="GPUs for each run, on Ray; may be a fraction")
-    help = "keep no trained model, the best of each method and task, or all (default: %(default)s)"
+    help = "keep no trained model, that of the best run of each method, task and factor, or all (default: %(default)s)"
     option(executing, "--keep", choices=("no", "best", "all"), default="no", help=help)
     help = "new attempts of a run that raises (default: %(default)s)"
     option(executing, "--retries", type=int, default=1, metavar="N", help=help)
