@@ -21,7 +21,7 @@ from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
 from mixout.record import applications, applied_to
 from mixout.selection import WhereLike, resolve
-from mixout.sources import AnchorSource, WeightMissingError, uncompiled
+from mixout.sources import OF_LORA, AnchorSource, WeightMissingError, uncompiled
 
 
 def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
@@ -152,10 +152,13 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
         methods = [method for record in applications(inner) for method in record.methods]
         to_zero = any(isinstance(method, MixingMethod) and method.anchor == "zero" for method in methods)
         if to_zero or not has_anchors(inner):
+            name_it = (
+                f"name it: interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or "
+                "folder; apply_ would take the trained weights for it"
+            )
             raise NotAppliedError(
-                "expected the start to go back to, got none: no anchor lies on this model. Name it: "
-                f"interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or folder; "
-                "apply_ would take the trained weights for it"
+                "expected the start to go back to, got none, since no anchor lies on this model; "
+                f"{OF_LORA if lora.sites(inner) else name_it}"
             )
         pairs = [weight_and_start(key, *entry) for key, entry in anchored_weights(inner).items()]
         for layer in lora.sites(inner).values():

@@ -66,6 +66,9 @@ class Anchor:
             raise ValueError(f"expected dtype as a floating point dtype, got {self.dtype}")
 
 
+OF_LORA = "a LoRA model starts at its frozen base, which apply_ takes for the anchor; or merge the adapters first"
+
+
 class WeightMissingError(AnchorMismatchError):
     """The source holds no weight of that name."""
 
@@ -90,7 +93,7 @@ def lookup(model: nn.Module, source: AnchorSource) -> Callable[[str, Tensor], Te
         if tensor is None:
             raise WeightMissingError(
                 f"expected the anchor to hold {name!r}, got none; leave the layer out with where=, "
-                f"or pass an anchor that has it{_hint(source)}"
+                f"or pass an anchor that has it{_hint(source, name)}"
             )
         if not isinstance(tensor, Tensor):
             raise TypeError(f"expected the anchor to hold tensors, got {type(tensor).__name__} for {name!r}")
@@ -120,8 +123,10 @@ def _current(name: str, parameter: Tensor) -> Tensor:
     return parameter
 
 
-def _hint(source: object) -> str:
-    """Why a weight may be missing: other names in transformers' files, a state dict under a key as of Lightning."""
+def _hint(source: object, name: str) -> str:
+    """Why a weight may be missing: it is of an adapter, has another name in a file, or lies in a dict (Lightning)."""
+    if "lora_" in name or ".base_layer." in name or name.startswith("base_model.model."):
+        return f"; {OF_LORA}"
     if isinstance(source, (str, Path)):
         return "; a file may store it under another name: load the base model and pass it"
     keys = [key for key, value in source.items() if isinstance(value, Mapping)] if isinstance(source, Mapping) else []

@@ -410,3 +410,18 @@ def test_each_base_is_hashed_once_whatever_acts_on_its_factors(methods, monkeypa
     model = mixout.apply_(lora(), methods)
     bases = [p.data_ptr() for name, p in model.named_parameters() if name.endswith("base_layer.weight")]
     assert sorted(digests) == sorted(bases)
+
+
+def test_the_start_of_plain_lora_is_said_to_be_its_base():
+    """Its own names are no other model's, and apply_ takes the frozen base for the anchor."""
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+    model = peft.get_peft_model(bert(), config)
+    with pytest.raises(mixout.NotAppliedError, match="starts at its frozen base, which apply_ takes for the anchor"):
+        mixout.interpolate_(model, 0.5)
+    for ask in (lambda: mixout.interpolate_(model, 0.5, bert()), lambda: mixout.distance(model, bert())):
+        with pytest.raises(mixout.AnchorMismatchError, match=r"starts at its frozen base, .*or merge the adapters"):
+            ask()
+    mixout.apply_(model, "mixout(0.5)")
+    before = mixout.distance(model).total
+    mixout.interpolate_(model, 0.5)
+    assert mixout.distance(model).total == pytest.approx(before / 2, rel=1e-5)
