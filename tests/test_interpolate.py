@@ -181,5 +181,11 @@ def test_zero_is_no_start_to_go_back_to():
     with pytest.raises(mixout.NotAppliedError, match="expected the start to go back to"):
         mixout.interpolate_(model, 0.5)
     assert model.weight.equal(before)
+    held = mixout.apply_(nn.Linear(2, 2), "dropconnect(0.5)+anchor_decay(1.0)")
+    start = held.weight.clone()
+    with torch.no_grad():
+        held.weight.add_(1.0)
+    assert mixout.distance(held).total == pytest.approx(2.0)
+    torch.testing.assert_close(mixout.interpolate_(held, 0.5).weight, start + 0.5)
     mixout.interpolate_(model, 0.5, {"weight": before, "bias": model.bias}, where="all")
     assert model.weight.equal(before)

@@ -19,7 +19,7 @@ from mixout.layers.mixed import REPLACED
 from mixout.methods import MixingMethod, optimizer_hooks, output
 from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
-from mixout.record import applications, applied_to
+from mixout.record import applied_here, applied_to
 from mixout.selection import WhereLike, resolve
 from mixout.sources import OF_LORA, AnchorSource, WeightMissingError, uncompiled
 
@@ -149,9 +149,8 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     inner = uncompiled(model)
     reshard_(inner)
     if anchor is None:
-        methods = [method for record in applications(inner) for method in record.methods]
-        to_zero = any(isinstance(method, MixingMethod) and method.anchor == "zero" for method in methods)
-        if to_zero or not has_anchors(inner):
+        anchored = anchored_weights(inner)
+        if any(_is_zero_of_method(*entry) for entry in anchored.values()) or not has_anchors(inner):
             name_it = (
                 f"name it: interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or "
                 "folder; apply_ would take the trained weights for it"
@@ -160,7 +159,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
                 "expected the start to go back to, got none, since no anchor lies on this model; "
                 f"{OF_LORA if lora.sites(inner) else name_it}"
             )
-        pairs = [weight_and_start(key, *entry) for key, entry in anchored_weights(inner).items()]
+        pairs = [weight_and_start(key, *entry) for key, entry in anchored.items()]
         for layer in lora.sites(inner).values():
             for name in held_adapters(layer):
                 lora.check_unmerged(layer)
@@ -173,6 +172,13 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     for weight, start in {id(weight): (weight, start) for weight, start in pairs}.values():
         _move_(weight, start, t)
     return model
+
+
+def _is_zero_of_method(module: nn.Module, field: str, anchor: AnchorTensor) -> bool:
+    """Whether the anchor of a weight is the 0 to which a method such as Dropconnect sets weights."""
+    record = applied_here(module) if isinstance(module, Mixed) and module._mixed.anchors.get(field) is anchor else None
+    methods = () if record is None else record.methods
+    return any(isinstance(method, MixingMethod) and method.anchor == "zero" for method in methods)
 
 
 def check_t(t: float) -> float:
@@ -221,7 +227,9 @@ def anchored_weights(model: nn.Module, *, own: bool = False) -> dict[str, tuple[
         if isinstance(module, Mixed) and name not in sites and not lora.is_factor(sites, name):
             for path, anchor in module._mixed.anchors.items():
                 start = anchor.start if isinstance(anchor, MovingAnchor) else anchor
-                by_key[f"{name}.{path}".lstrip(".")] = (module, path, start)
+                key = f"{name}.{path}".lstrip(".")
+                if start.tensor is not None or key not in by_key:  # the 0 of Dropconnect hides no start
+                    by_key[key] = (module, path, start)
     return {key: entry for key, entry in by_key.items() if own or not isinstance(entry[2], OwnWeight)}
 
 
