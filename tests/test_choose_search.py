@@ -172,6 +172,7 @@ def test_intervals_hold_no_score_that_cannot_be(metric, lowest):
         (0.03, 0.03, 3, False),
         (0.02, 0.03, 100, False),  # 0.03 sqrt(1/100 + 1/4) = 0.015
         (0.2, 0.0, 1, True),  # one run shows nothing
+        (0.2, 0.01, 2, True),  # nor do two, one of which would have to tell whether the choice is right
         (-0.02, 0.0, 3, True),
     ],
 )

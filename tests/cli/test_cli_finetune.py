@@ -15,7 +15,8 @@ import pytest
 
 import mixout
 from mixout.cli import main
-from mixout.finetune import train
+from mixout.finetune import folder, train
+from mixout.finetune import predict as predicting
 from mixout.finetune.record import Record
 from mixout.finetune.settings import Settings
 
@@ -181,6 +182,30 @@ def test_a_missing_extra_names_the_pip_command(missing, tmp_path, own_lines):
     (said,) = own_lines(ended.stderr)
     assert repr(missing) in said
     assert 'pip install "mixout[hf]"' in said
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_what_follows_the_training_can_be_continued(options, tmp_path, monkeypatch, capsys, cut_off):
+    """Interrupted while --test is answered, or between the record and the end."""
+    file = tmp_path / "new rows.csv"
+    file.write_text("text\nbata\n")
+    place, module, name = tmp_path / "out", *((folder, "finish") if cut_off else (predicting, "predict"))
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupt)
+        assert main([*options, "--test", str(file)]) == 130
+    before = (place / "record.json").read_bytes()
+    again = shlex.split(capsys.readouterr().err.rpartition("continue with: ")[2])
+    assert again == ["mixout", "finetune", "--resume", str(place), "--test", str(file)]
+    assert main(again[1:]) == 0
+    assert (place / "predictions.csv").read_text().startswith("text,")
+    assert (place / "record.json").read_bytes() == before
+    assert not (place / "checkpoints").exists()
+    assert main([*again[1:], "--seed", "1"]) == 2  # settings are of a run that goes on
+    assert "got a finished one" in capsys.readouterr().err
 
 
 def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):

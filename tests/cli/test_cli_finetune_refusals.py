@@ -50,7 +50,7 @@ def test_a_run_that_goes_on_takes_no_recipe(tiny, tmp_path, capsys):
 def test_a_finished_run_is_said_to_be_finished(tiny, tmp_path, capsys):
     finetune(tiny, tmp_path / "out")
     said = refused(["finetune", "--resume", str(tmp_path / "out")], capsys)
-    assert said.endswith("to resume, got a finished one: it is done\n")
+    assert re.search(r"to resume, got a finished one; answers for new rows: mixout predict \S+ FILE\n$", said)
 
 
 @pytest.mark.parametrize("name", ["config", "resume", "print_config", "print-config"])

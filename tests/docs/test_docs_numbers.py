@@ -119,6 +119,27 @@ def many_classes():
     page = " ".join((ROOT / "docs" / "finetune.md").read_text(encoding="utf-8").split())
     [said] = re.findall(r"times its rate the default has (.*?) with 400 rows\. The runs", page)
     yield NUMBER.findall(said), [*runs.xs(("auto", "0.0016"), level=["method", "rate"])]
+    [said] = re.findall(r"With 10 classes, which count as few, the default has (.*?)\. Other", page)
+    ten = runs.loc["modules-10", 400]
+    yield NUMBER.findall(said), [ten["auto", "rule"], ten["dropout(0.0)"].max()]
+
+
+def few_layers():
+    """By task and radius; and, in a sentence, of 400 rows of SST-2."""
+    runs = 100 * read("small").query("rate == 'rule'").set_index(["task", "rows", "method"]).score
+    methods = [*(f"anchor_decay(radius={radius})" for radius in ("0.005", "0.01", "0.02")), "plain"]
+    for name, found in rows("finetune.md", "three layers, 100 rows"):
+        yield found, [runs[name, 100, method] for method in methods]
+    page = " ".join((ROOT / "docs" / "finetune.md").read_text(encoding="utf-8").split())
+    [said] = re.findall(r"the default for so many rows has (.*?)\. The runs", page)
+    yield NUMBER.findall(said), [runs["SST-2", 400, method] for method in ("auto", "plain")]
+
+
+def luck_of_choices():
+    """In percent: another than the default where all are equal, and the better one where one is."""
+    runs = 100 * read("choose_luck").set_index(["runs", "gap"])
+    for name, found in rows("choose.md", "all are equal: another"):
+        yield found, [runs.other[int(name), 0.0], runs.better[int(name), 0.05], runs.better[int(name), 0.1]]
 
 
 def default_by_rows():
@@ -208,6 +229,8 @@ TABLES = [
     demo_tie,
     behind_a_search,
     many_classes,
+    few_layers,
+    luck_of_choices,
     default_by_rows,
     choices,
     dare,

@@ -27,10 +27,26 @@ def of_classes(count: int, rows: int = 500) -> Task:
     return Task(train=split, dev=split, name="t", labels=names, metrics=("f1",), metric="f1", source="")
 
 
-def of_width(width: int) -> torch.nn.Module:
+def of_width(width: int, **more: int) -> torch.nn.Module:
     model = torch.nn.Module()
-    model.config = SimpleNamespace(hidden_size=width)
+    model.config = SimpleNamespace(hidden_size=width, **more)
     return model
+
+
+@pytest.mark.parametrize(
+    ("layers", "rows", "method"),
+    [
+        (1, 100, "anchor_decay(radius=0.02)"),
+        (5, 399, "anchor_decay(radius=0.02)"),
+        (6, 100, "anchor_decay(radius=0.005)"),
+        (24, 100, "anchor_decay(radius=0.005)"),
+        (3, 400, "anchor_decay(radius=0.01)+dropout(0.0)"),
+    ],
+)
+def test_few_layers_go_farther_each(layers, rows, method):
+    chosen, why = defaults.complete(Settings(), of_width(384, num_hidden_layers=layers), of_classes(2, rows))
+    assert (chosen.method, chosen.learning_rate) == (method, 1e-4)
+    assert ("layer" in why["method"]) == (method == defaults.SHALLOW)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,6 @@ def test_a_run_says_all_of_it_before_it_trains(tiny_bert, tmp_path):
         "note: d: 5 of 5 training texts have several labels: rows contradict each other",
         "note: d: the 6 dev rows have 5 different texts; the others add little",
         "note: d: 1 of 5 dev texts has several labels: rows contradict each other",
-        "method anchor_decay(radius=0.005): below 400 rows weights stay near the pretrained ones",
-        "anchor_decay(radius=0.005): under Adam a weight goes about 0.005 from its start at most",
+        "method anchor_decay(radius=0.02): the weights of 2 layers, fewer than 6, go 4 times as far",
+        "anchor_decay(radius=0.02): under Adam a weight goes about 0.02 from its start at most",
     ]

@@ -87,6 +87,6 @@ def test_a_run_that_was_cut_off_after_its_record_is_done(settings, tmp_path, mon
     monkeypatch.undo()
     assert (tmp_path / "out/checkpoints").exists()
     assert main(["finetune", "--resume", str(tmp_path / "out")]) == 2
-    assert "got a finished one: it is done" in capsys.readouterr().err
+    assert "got a finished one; answers for new rows: mixout predict" in capsys.readouterr().err
     assert not (tmp_path / "out/checkpoints").exists()
     assert (tmp_path / "out/fisher.safetensors").exists()

@@ -78,7 +78,7 @@ def test_settings_of_before_a_setting_existed():
     [
         ({"method": "mixout(1.2)"}, "1.2"),
         ({"method": "mixuot(0.9)"}, "'mixout'"),
-        ({"method": "mixout+plain"}, "mixout(0.1)"),
+        ({"method": "mixout+plain"}, "plain alone"),
         ({"task_type": "token-classification", "multi_label": True}, "neither multi_label nor pair_column"),
         ({"method": ""}, "method"),
         ({"model": " "}, "model"),
@@ -148,3 +148,13 @@ def test_every_field_has_a_help_text():
     assert all(item.metadata["help"] for item in dataclasses.fields(Settings))
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().seed = 1
+
+
+def test_a_bare_name_means_the_same_in_a_sum():
+    for task_type, radius in (("classification", "0.005"), ("causal-lm", "0.025")):
+        settings = Settings(method="dropout + anchor_decay", task_type=task_type)
+        assert settings.method == f"dropout(0.1)+anchor_decay(radius={radius})"
+        alone = Settings(method="anchor_decay", task_type=task_type)
+        assert alone.method == f"anchor_decay(radius={radius})"
+    assert Settings(method="mixout+interpolate(0.5)").method == "mixout(0.7)+interpolate(0.5)"
+    assert Settings(method="anchor_decay(1e+2)").method == "anchor_decay(100.0)"

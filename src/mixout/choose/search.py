@@ -38,11 +38,12 @@ METHODS = (
 # Multiples of the rule's rate (plain fine-tuning) and of the best rate (other methods), the likeliest first.
 RATES, RATES_OF_METHOD = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 2.0, 0.5)
 SEARCHED, JUDGED = (0, 1), (2, 3, 4)
+LEAST = 3  # judged runs that a choice other than the default takes
 FINALISTS, REPEATS = 2, 3
 # About so many runs try everything: five rates of plain fine-tuning, three of each method, and the judging.
 USEFUL = 75
 # Shares of the budget after which the rate, each method's own rate, and the finalists are known.
-UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.25, 0.6, 0.7
+UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.2, 0.45, 0.5
 _SPLITS = [(part, repeat) for repeat in range(64) for part in SEARCHED]
 
 
@@ -108,7 +109,8 @@ class Search:
         splits = [split for split in common if split[0] in JUDGED and split[0] != without]
         ranked = self.ranked(tried, splits)
         differences = [self.runs[ranked[0]][split].score - self.runs[self.default][split].score for split in splits]
-        if len(differences) > 1:
+        # Three, so that two are left to judge the choice itself, without each part in turn.
+        if len(differences) >= (LEAST if without is None else LEAST - 1):
             # The parts' training rows overlap (Nadeau and Bengio, Machine Learning 52, 2003).
             error = stdev(differences) * math.sqrt(1 / len(differences) + 1 / (PARTS - 1))
             if fmean(differences) > error:

@@ -143,13 +143,16 @@ def _finetune(args: argparse.Namespace) -> int:
         raise InputError("expected --resume without --recipe, got both: the run has its settings; leave out --recipe")
     folder = options.get("resume") or options.get("output_dir")
     chosen = settings_in(options)
+    from mixout.finetune.folder import is_finished, unfinished
+
+    if resume and folder and not chosen and {"test", "push_to_hub"} & options.keys() and is_finished(Path(folder)):
+        return _rest(Path(folder), options)  # cut off after the training
     settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[options.get("recipe", "auto")], **chosen})
     if "print_config" in options:
         print(_config(settings), end="")
         return 0
     from mixout.finetune.cache import Cache
     from mixout.finetune.environment import leads
-    from mixout.finetune.folder import unfinished
     from mixout.finetune.record import WriteError
     from mixout.finetune.train import finetune
 
@@ -159,7 +162,7 @@ def _finetune(args: argparse.Namespace) -> int:
 
         card.prepare(options["push_to_hub"])
     if "test" in options:
-        from mixout.finetune.predict import predict, rows
+        from mixout.finetune.predict import rows
 
         # Errors in the file are found before the training.
         trained_on = cache.task(settings).train
@@ -172,19 +175,29 @@ def _finetune(args: argparse.Namespace) -> int:
     again = _again(output_dir, options)
     try:
         record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
+        if leads():
+            print(_summary(record, output_dir))
+            _rest(output_dir, options)
     except KeyboardInterrupt:
-        hint = f"continue with: {again}" if unfinished(output_dir) else "no files yet"
+        hint = f"continue with: {again}" if unfinished(output_dir) or is_finished(output_dir) else "no files yet"
         print(f"mixout: interrupted; {hint}", file=sys.stderr)
         return 130
     except WriteError as error:
         print(f"mixout: error: {error}; make room, then continue with: {again}", file=sys.stderr)
         return 1
-    if leads():
-        print(_summary(record, output_dir))
-        if "test" in options:
-            print(predict(output_dir, options["test"], output_dir / _PREDICTIONS))
-        if "push_to_hub" in options:
-            print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
+    return 0
+
+
+def _rest(output_dir: Path, options: Mapping[str, Any]) -> int:
+    """What follows the training: answers for new rows, and the upload."""
+    if "test" in options:
+        from mixout.finetune.predict import predict
+
+        print(predict(output_dir, options["test"], output_dir / _PREDICTIONS))
+    if "push_to_hub" in options:
+        from mixout.finetune import card
+
+        print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
     return 0
 
 

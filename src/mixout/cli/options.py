@@ -162,6 +162,8 @@ def _values(path: Path) -> dict[str, Any]:
 
     from mixout.finetune.tasks.tables import read_text
 
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got an empty file")
     try:
         # Each value as it is written: YAML reads 1e-4 as a text, and no as false.
         values = yaml.load(read_text(path), Loader=yaml.BaseLoader)

@@ -59,7 +59,9 @@ def check(settings: Settings) -> None:
         raise InputError(f'expected report_to as names of loggers, such as ("tensorboard",), got {loggers!r}')
     ts: object = settings.interpolate
     if not isinstance(ts, tuple) or not all(isinstance(t, (int, float)) and 0 <= t <= 1 for t in ts):
-        raise InputError(f"expected interpolate as numbers in [0, 1], such as 0.5 0.7, got {ts!r}")
+        raise InputError(
+            f"expected interpolate as numbers in [0, 1], such as 0.5 0.7 (in a study [0.5, 0.7]), got {ts!r}"
+        )
     if settings.evaluate != "epoch" and (settings.patience is not None or settings.keep_best):
         raise InputError(
             "expected evaluate='epoch' with patience or keep_best, which compare evaluations, got 'end'; use "

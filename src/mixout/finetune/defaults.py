@@ -6,7 +6,8 @@ Its reasons, and what it was compared with (``benchmarks/defaults.py``), are in 
           f = 4 \text{ if } C > 10 \text{, else } 1, \qquad 5 \cdot 10^{-6} \le \eta \le 5 \cdot 10^{-4}
 
 The exponent goes through 1e-4 for MiniLM (width 384) and 2e-5 for BERT-large (1,024); p is that of a method that mixes
-or masks, whose steps are shorter. To tell many classes C apart, or to tag words, weights must go farther. The epochs
+or masks, whose steps are shorter. To tell many classes C apart, or to tag words, weights must go farther; so must those
+of a model with few layers, if rows are few (benchmarks/results/classes.csv, small.csv). The epochs
 make ``STEPS`` steps, within bounds. Large data are seen fewer times, so that a first run ends: ``MOST_ROWS`` rows in
 all, but each at least once. LoRA takes ten times the rate, which Schulman et al. 2025 ("LoRA without regret") found
 right across models and data; f is 1 for it.
@@ -32,6 +33,8 @@ WIDER = "anchor_decay(radius=0.01)+dropout(0.0)"
 MOST_ROWS = 100_000
 FEW_CLASSES = 10
 FARTHER = 4  # times, with more classes, and for tags of words: learning rate and radius
+DEEP = 6  # layers
+SHALLOW = "anchor_decay(radius=0.02)"  # below MANY rows, for a model that is not DEEP
 WIDEST = "anchor_decay(radius=0.04)+dropout(0.0)"
 LORA = 10  # times the learning rate of full fine-tuning
 _EPOCHS = (3, 30)
@@ -55,7 +58,7 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     """
     why: dict[str, str] = {}
     if settings.method == AUTO:
-        method, reason = _method(settings, task)
+        method, reason = _method(settings, model, task)
         settings = replace(settings, method=method)
         why["method"] = f"method {method}: {reason}"
     if settings.learning_rate is None:
@@ -77,7 +80,7 @@ def complete(settings: Settings, model: nn.Module, task: Task) -> tuple[Settings
     return settings, why
 
 
-def _method(settings: Settings, task: Task) -> tuple[str, str]:
+def _method(settings: Settings, model: nn.Module, task: Task) -> tuple[str, str]:
     """The method of a run that names none, and why."""
     if task.kind == "text":
         return DECAY[settings.task_type], (
@@ -88,6 +91,9 @@ def _method(settings: Settings, task: Task) -> tuple[str, str]:
         return WIDEST, f"for {outputs} weights go {FARTHER} times as far, without the model's own dropout"
     if len(task.train) >= MANY:
         return WIDER, f"from {MANY} rows on weights may go farther, without the model's own dropout"
+    layers = getattr(getattr(model, "config", None), "num_hidden_layers", DEEP)
+    if layers < DEEP:
+        return SHALLOW, f"the weights of {count(layers, 'layer')}, fewer than {DEEP}, go {FARTHER} times as far"
     return DECAY[settings.task_type], f"below {MANY} rows weights stay near the pretrained ones"
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,13 +46,20 @@ def unfinished(folder: Path) -> bool:
     return (folder / CHECKPOINTS / _RUN).is_file()
 
 
-def begun(folder: Path) -> Settings:
-    """The settings of the unfinished run in ``folder``; InputError where there is none, or only its end was cut off."""
+def is_finished(folder: Path) -> bool:
+    """Whether ``folder`` holds a finished run; what a cut-off end has left behind is removed."""
     finished = (folder / RECORD_NAME).exists()
     if finished and unfinished(folder) and environment.leads():
         finish(folder)
+    return finished
+
+
+def begun(folder: Path) -> Settings:
+    """The settings of the unfinished run in ``folder``; InputError where there is none, or only its end was cut off."""
+    finished = is_finished(folder)
     if finished or not unfinished(folder):
-        got = "a finished one: it is done" if finished else "none; leave out --resume"
+        done = f"a finished one; answers for new rows: {shlex.join(['mixout', 'predict', str(folder)])} FILE"
+        got = done if finished else "none; leave out --resume"
         raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got {got}")
     return Settings.from_json(json.dumps(_plan(folder)["settings"]))
 

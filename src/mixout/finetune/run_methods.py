@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixout.errors import InputError, needs
 from mixout.finetune.environment import processes
-from mixout.finetune.settings import DECAY
+from mixout.finetune.settings import BARE, DECAY
 from mixout.layers import is_linear, lora
 from mixout.measure import check_t
 from mixout.methods import METHODS as LIBRARY
@@ -110,8 +110,10 @@ def parse(text: str) -> tuple[Method, ...]:
     Example:
         >>> parse("mixout")
         (Mixout(p=0.7),)
+        >>> parse("dropout(0.2) + anchor_decay")[1]
+        AnchorDecay(radius=0.005)
     """
-    methods = parse_with(USUAL.get(text.strip(), text), METHODS)
+    methods = parse_with(BARE.sub(lambda bare: USUAL.get(bare[1], bare[0]), text), METHODS)
     if len(methods) > 1 and any(isinstance(method, Plain) for method in methods):
         raise ValueError(f"expected plain alone, got {text!r}; leave it out of the sum")
     for method_type in (Lora, Interpolate):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +48,7 @@ PAPER: Mapping[str, Any] = {
 AUTO = "auto"
 # What anchor_decay without arguments means. A language model learned little within 0.005 (docs/causal-lm.md).
 DECAY = {task: f"anchor_decay(radius={0.025 if task == CAUSAL else 0.005})" for task in TASK_TYPES}
+BARE = re.compile(r"(?:^|(?<=\+))\s*(\w+)\s*(?=\+|$)")  # a method without arguments, alone or in a sum
 RECIPES: Mapping[str, Mapping[str, Any]] = {"auto": {}, "paper": PAPER}
 # Former defaults of settings that follow from model and data now: with them a study's earlier runs keep their identity.
 FORMER = {"learning_rate": 2e-5, "epochs": 3.0, "batch_size": 32}
@@ -188,8 +190,8 @@ class Settings:
         if self.method is None:
             object.__setattr__(self, "method", AUTO)
         check(self)
-        if self.method.strip() == "anchor_decay":
-            object.__setattr__(self, "method", DECAY[self.task_type])
+        decay = DECAY[self.task_type]
+        object.__setattr__(self, "method", BARE.sub(lambda m: decay if m[1] == "anchor_decay" else m[0], self.method))
         # Imported late: the help of the command line need not wait for torch.
         from mixout.methods import MixingMethod, spell
 

@@ -168,5 +168,5 @@ def test_options(real):
     assert load_task("docstrings", metric="f1").fingerprint() == real.fingerprint()
     with pytest.raises(InputError, match=r"labels that are classes, got 'pearson'"):
         load_task("docstrings", metric="pearson")
-    with pytest.raises(InputError, match=r"--data-dir only with a GLUE task, got it with the task 'docstrings'"):
+    with pytest.raises(InputError, match=r"data_dir only with a GLUE task, got it with the task 'docstrings'"):
         load_task("docstrings", data_dir="x")

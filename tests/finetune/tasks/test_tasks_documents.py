@@ -63,6 +63,13 @@ def test_a_folder_and_the_text_of_the_original_domain(tmp_path):
     assert load(place, original=before, column="text", metric="original_log_likelihood").metric.startswith("original")
 
 
+def test_conversations_in_prompt_and_completion_are_named(tmp_path):
+    """TRL reads them; here a conversation is one cell."""
+    row = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    with pytest.raises(InputError, match=r"got conversations; put each as a whole into one column, --text-column mess"):
+        read_original(write(tmp_path / "chats.jsonl", lines(row)), "text")
+
+
 def test_a_single_file_is_split_by_text_or_prompt(tmp_path):
     numbers = [f"number {k}" for k in range(100)]
     text = load(write(tmp_path / "a.txt", "\n\n".join(numbers)), original=None, column="text", metric=None)

@@ -97,7 +97,7 @@ CASES = {
         {"metric": "acuracy"},
         r"expected a metric of .*, got 'acuracy'; did you mean 'accur",
     ),
-    "data_dir": (GOOD, GOOD, {"data_dir": "x"}, r"expected --data-dir only with a GLUE task, got it with the task '"),
+    "data_dir": (GOOD, GOOD, {"data_dir": "x"}, r"expected data_dir only with a GLUE task, got it with the task '"),
 }
 
 

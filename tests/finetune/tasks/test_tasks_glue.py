@@ -151,13 +151,11 @@ def test_scores_out_of_range(tmp_path, score):
 
 def test_folders_that_are_not_there(tmp_path):
     with pytest.raises(
-        InputError, match=r"expected a folder of TSV files, got '.*nowhere', which is none; check --data"
+        InputError, match=r"expected a folder of TSV files, got '.*nowhere', which is none; check data_dir"
     ):
         load_task("RTE", data_dir=tmp_path / "nowhere")
     (tmp_path / "train.tsv").write_text("x")
-    with pytest.raises(
-        InputError, match=r"expected RTE/train.tsv and RTE/dev.tsv, .* got no dev.tsv; check --data-dir"
-    ):
+    with pytest.raises(InputError, match=r"expected RTE/train.tsv and RTE/dev.tsv, .* got no dev.tsv; check data_dir"):
         load_task("RTE", data_dir=tmp_path)
 
 
@@ -212,7 +210,7 @@ def test_a_hub_out_of_reach(monkeypatch, error):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(
-        InputError, match=r"nyu-mll/glue \(rte\) from the hub, got: Couldn't .* TSV files with --data-dir"
+        InputError, match=r"nyu-mll/glue \(rte\) from the hub, got: Couldn't .* TSV files: --data-dir DIR, in a study"
     ):
         load_task("RTE")
 

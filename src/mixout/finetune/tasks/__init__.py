@@ -49,7 +49,7 @@ def load_task(
             f"{_hint(name) or _beside(name) or '; check the path'}"
         )
     if data_dir is not None and key not in glue.LAYOUTS:
-        raise InputError(f"expected --data-dir only with a GLUE task, got it with the task {name!r}; leave it out")
+        raise InputError(f"expected data_dir only with a GLUE task, got it with the task {name!r}; leave it out")
     if external:
         return files.load(name, columns=columns or Columns(), metric=metric)
     if columns not in (None, Columns()):

@@ -158,6 +158,11 @@ def _documents(table: Table, column: str) -> Split:
         return Split(text=tuple(json.dumps(cell) for cell in cells), chat=True)
     if not paired:
         return Split(text=texts_in(table, column))
+    if any(isinstance(cell, list) for name in (_PROMPT, _COMPLETION) for cell in table.columns[name]):
+        raise InputError(
+            f"{table.name}: expected texts in the columns {_PROMPT!r} and {_COMPLETION!r}, got conversations; put each "
+            "as a whole into one column, --text-column messages, with --assistant-only-loss"
+        )
     return Split(text=texts_in(table, _COMPLETION), prompt=texts_in(table, _PROMPT))
 
 

@@ -95,7 +95,7 @@ def key_of(name: str) -> str:
 
 def _from_folder(key: str, layout: Layout, data_dir: Path) -> tuple[Split, Split]:
     if not data_dir.is_dir():
-        raise InputError(f"expected a folder of TSV files, got {str(data_dir)!r}, which is none; check --data-dir")
+        raise InputError(f"expected a folder of TSV files, got {str(data_dir)!r}, which is none; check data_dir")
     subfolders = [path for path in sorted(data_dir.iterdir()) if path.is_dir() and key_of(path.name) == key]
     folder = subfolders[0] if subfolders else data_dir
     train, dev = "train.tsv", f"dev{layout.matched}.tsv"
@@ -103,7 +103,7 @@ def _from_folder(key: str, layout: Layout, data_dir: Path) -> tuple[Split, Split
     if missing:
         raise InputError(
             f"expected {layout.name}/{train} and {layout.name}/{dev}, or both files directly, in {str(data_dir)!r}, "
-            f"got no {' and no '.join(missing)}; check --data-dir"
+            f"got no {' and no '.join(missing)}; check data_dir"
         )
     tables = [read_tsv(folder / name, header=layout.header) for name in (train, dev)]
     splits = [_split(layout, table) for table in tables]
@@ -144,7 +144,7 @@ def _from_hub(key: str, layout: Layout) -> tuple[Split, Split]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"expected the data set {HUB} ({key}) from the hub, got: {error}; "
-            "check the connection, or give a directory of GLUE's TSV files with --data-dir"
+            "check the connection, or name a folder of GLUE's TSV files: --data-dir DIR, in a study --set data_dir=DIR"
         ) from error
     label_type = float if layout.labels is None else int
     train, dev = (
