@@ -181,6 +181,14 @@ def test_zero_is_no_start_to_go_back_to():
     with pytest.raises(mixout.NotAppliedError, match="expected the start to go back to"):
         mixout.interpolate_(model, 0.5)
     assert model.weight.equal(before)
+    both = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    mixout.apply_(both, {"^0": "mixout(0.5)", "^1": "dropconnect(0.5)"}, where="all")
+    first, second = (layer.weight.clone() for layer in both)
+    with torch.no_grad():
+        both[0].weight.add_(1.0)
+    mixout.interpolate_(both, 0.5)
+    torch.testing.assert_close(both[0].weight, first + 0.5)
+    assert both[1].weight.equal(second)
     held = mixout.apply_(nn.Linear(2, 2), "dropconnect(0.5)+anchor_decay(1.0)")
     start = held.weight.clone()
     with torch.no_grad():

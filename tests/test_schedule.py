@@ -71,6 +71,17 @@ def test_a_resumed_scheduler_continues():
     assert other.p == pytest.approx(0.4)
 
 
+def test_a_schedule_may_be_any_class_with_its_two_methods():
+    class Steady:
+        def __call__(self, step):
+            return 0.25
+
+        def extremes(self):
+            return (0.25,)
+
+    assert PScheduler(mixout.apply_(nn.Linear(3, 3), Mixout(0.5)), Steady()).p == 0.25
+
+
 def test_p_is_checked():
     for bad in (lambda: LinearRamp(-0.1, 1, 4), lambda: CosineRamp(0, 2, 4)):
         with pytest.raises(ValueError, match=r"expected p in \[0, 1\]"):

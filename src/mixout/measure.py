@@ -149,8 +149,8 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     inner = uncompiled(model)
     reshard_(inner)
     if anchor is None:
-        anchored = anchored_weights(inner)
-        if any(_is_zero_of_method(*entry) for entry in anchored.values()) or not has_anchors(inner):
+        anchored = {key: entry for key, entry in anchored_weights(inner).items() if not _is_zero_of_method(*entry)}
+        if not (anchored or adapted_layers(inner)):
             name_it = (
                 f"name it: interpolate_(model, {t:g}, start), where start is the pretrained model, its state dict or "
                 "folder; apply_ would take the trained weights for it"

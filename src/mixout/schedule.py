@@ -93,7 +93,7 @@ def last_step_begins(steps: int, batches: int, accumulation: int) -> float:
 
 def check_schedule(model: nn.Module, schedule: Schedule) -> None:
     """Refuse, before the first step, a schedule with a p that the method of ``model`` does not have."""
-    if not isinstance(schedule, Schedule):
+    if isinstance(schedule, type) or not (callable(schedule) and hasattr(schedule, "extremes")):
         raise TypeError(f"expected a schedule, such as mixout.schedule.LinearRamp(0, 0.7, steps=100), got {schedule!r}")
     for applied in applied_to(model):
         for p in schedule.extremes():

@@ -204,6 +204,13 @@ def test_what_follows_the_training_can_be_continued(options, tmp_path, monkeypat
     assert (place / "predictions.csv").read_text().startswith("text,")
     assert (place / "record.json").read_bytes() == before
     assert not (place / "checkpoints").exists()
+    # Nothing is written where only the settings are asked for, or by another process than the first.
+    (place / "predictions.csv").unlink()
+    assert main([*again[1:], "--print-config"]) == 2
+    monkeypatch.setenv("RANK", "1")
+    assert main(again[1:]) == 0
+    monkeypatch.delenv("RANK")
+    assert not (place / "predictions.csv").exists()
     assert main([*again[1:], "--seed", "1"]) == 2  # settings are of a run that goes on
     assert "got a finished one" in capsys.readouterr().err
 

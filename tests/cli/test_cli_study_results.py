@@ -183,6 +183,11 @@ def test_the_models_between_are_exported_too(study, study_file, tmp_path):
     assert study("export", *known, *output, file=None) == 2  # all that a ledger holds, which has no restarts to count
     assert study("export", *known[:2], *output, file=None) == 0
     assert read_scores(tmp_path / "runs.csv") == runs
+    lines = (tmp_path / "known.csv").read_text().splitlines()
+    by_kind = sorted(lines[1:], key=lambda line: (" at t=" in line, "dropout" in line))
+    (tmp_path / "known.csv").write_text("\n".join([lines[0], *by_kind, ""]))  # as a spreadsheet sorts them
+    assert study("export", *known, *output, file=str(own)) == 0
+    assert read_scores(tmp_path / "runs.csv") == runs
     assert study("export", *known, *output, "--set", "interpolate=[0.7]", file=str(own)) == 0
     assert read_scores(tmp_path / "runs.csv") == [run for run in runs if not run.between]
 

@@ -27,7 +27,7 @@ def of_classes(count: int, rows: int = 500) -> Task:
     return Task(train=split, dev=split, name="t", labels=names, metrics=("f1",), metric="f1", source="")
 
 
-def of_width(width: int, **more: int) -> torch.nn.Module:
+def of_width(width: int, **more: object) -> torch.nn.Module:
     model = torch.nn.Module()
     model.config = SimpleNamespace(hidden_size=width, **more)
     return model
@@ -40,6 +40,9 @@ def of_width(width: int, **more: int) -> torch.nn.Module:
         (5, 399, "anchor_decay(radius=0.02)"),
         (6, 100, "anchor_decay(radius=0.005)"),
         (24, 100, "anchor_decay(radius=0.005)"),
+        (0, 100, "anchor_decay(radius=0.005)"),
+        (None, 100, "anchor_decay(radius=0.005)"),
+        ({"vision": 2}, 100, "anchor_decay(radius=0.005)"),  # as Lxmert has them
         (3, 400, "anchor_decay(radius=0.01)+dropout(0.0)"),
     ],
 )

@@ -119,6 +119,14 @@ def test_a_model_without_a_head_is_refused(tiny_bert, tmp_path):
         HeadFirst(1).on_train_begin(None, transformers.TrainerState(), None, model=model)
 
 
+def test_other_names_of_tied_parameters_are_passed_over(tiny_bert):
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    callback = HeadFirst(1, new=[name for name in model.state_dict() if name.startswith("cls")])
+    kept = callback._body(model)
+    assert any(parameter is model.bert.embeddings.word_embeddings.weight for parameter in kept)
+    assert not any(parameter is model.cls.predictions.bias for parameter in kept)
+
+
 @pytest.mark.parametrize("new", [["clasifier.weight"], "clasifier.weight", ["classifier.bias", "clasifier.weight"]])
 def test_a_parameter_that_is_not_there_is_named(new, tiny_bert):
     with pytest.raises(mixout.MixoutError, match=r"got 'clasifier\.weight'; did you mean 'classifier\.weight'"):

@@ -294,6 +294,28 @@ def test_a_trainer_is_told_of_adapters_that_came_after_the_method(method, tmp_pa
     assert "0 weights decay" in str(mixout.coverage(model)) or not isinstance(method, AnchorDecay)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["word_embeddings"]),
+        peft.IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[]),
+    ],
+    ids=["embedding", "IA3"],
+)
+def test_answers_are_not_held_under_other_kinds_of_adapters_either(config):
+    batch = {"input_ids": IDS}
+    model = peft.get_peft_model(mixout.apply_(bert(), OutputAnchor(1.0)), config)
+    with pytest.raises(mixout.MixoutError, match="got 'default', which came later"):
+        mixout.output_penalty(model, batch, model(**batch))
+    model = mixout.apply_(peft.get_peft_model(bert(), config), OutputAnchor(1.0)).eval()
+    assert mixout.output_penalty(model, batch, model(**batch)).item() == pytest.approx(0.0, abs=1e-9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "ia3_" in name:
+                parameter.add_(100.0)
+    assert mixout.output_penalty(model, batch, model(**batch)).item() > 1e-6
+
+
 def test_answers_are_not_held_under_an_adapter_that_came_later():
     """The start would be asked with the adapter on, so that nothing is ever punished."""
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])

@@ -213,7 +213,8 @@ def test_which_rows_count():
         ([torch.ones(2, 4, dtype=torch.float64)], {"where": "nothing"}, mixout.NothingMixedError, "check where="),
         (["a text"], {}, TypeError, "one of type str .*return_tensors='pt'"),
         ([{"input_ids": [1, 2]}], {}, TypeError, "one of type dict"),
-        ([{"input_ids": [[1, 2]], "labels": torch.ones(1)}], {}, TypeError, "one of type dict"),
+        ([(torch.ones(2, 4), None)], {}, TypeError, "one of type tuple"),
+        ([torch.tensor(1.0)], {}, TypeError, "one of type Tensor"),
         ([[1.0, 2.0]], {}, TypeError, "one of type list"),
         ([None], {}, TypeError, "one of type NoneType"),
     ],
@@ -221,6 +222,18 @@ def test_which_rows_count():
 def test_what_has_no_fisher(batches, options, error, message):
     with pytest.raises(error, match=message):
         mixout.fisher(logistic()[0], batches, **options)
+
+
+def test_what_lies_beside_the_tensors_is_handed_on():
+    class Net(nn.Linear):
+        def forward(self, x, **beside):
+            assert beside == {} or beside == {"language": ["de", "en"], "name": "a"}
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Net(3, 2), torch.randn(2, 3)
+    found = mixout.fisher(model, [torch.ones(0, 3), {"x": x, "language": ["de", "en"], "name": "a"}], where="all")
+    assert found["weight"].equal(mixout.fisher(model, [{"x": x}], where="all")["weight"])
 
 
 def test_a_file_of_weights_that_is_not_there_is_no_anchor(tmp_path):

@@ -167,17 +167,19 @@ def test_the_file_in_the_documentation():
     assert study.methods[0].settings["weight_decay"] == 0.01
 
 
+@pytest.mark.parametrize("beside", ["", "dropout(0.1)+"])
 @pytest.mark.parametrize(("where", "radius"), [("settings", 0.025), ("task", 0.025), ("", 0.005)])
-def test_a_decay_without_a_radius_has_the_usual_one_of_its_type_of_task(where, radius):
+def test_a_decay_without_a_radius_has_the_usual_one_of_its_type_of_task(where, radius, beside):
     kind = 'task_type = "causal-lm"\n'
     text = (
         f'[study]\nname = "a"\nrestarts = 1\n[settings]\nepochs = 1.0\n{kind * (where == "settings")}'
-        f'[[task]]\nname = "t.jsonl"\n{kind * (where == "task")}[[method]]\nname = " anchor_decay"\n'
+        f'[[task]]\nname = "t.jsonl"\n{kind * (where == "task")}[[method]]\nname = " {beside}anchor_decay"\n'
     )
     study = parse(text)
     [task], [method] = study.tasks, study.methods
-    assert method.label == "anchor_decay"
-    assert Settings(**{**study.settings, **task.settings, **method.settings}).method == f"anchor_decay(radius={radius})"
+    assert method.label == f"{beside}anchor_decay"
+    settings = Settings(**{**study.settings, **task.settings, **method.settings})
+    assert settings.method == f"{beside}anchor_decay(radius={radius})"
 
 
 def test_the_files_that_come_with_mixout_can_be_read():

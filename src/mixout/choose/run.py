@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mixout._names import count
 from mixout.choose import parts, verdict
-from mixout.choose.search import METHODS, PLAIN, USEFUL, Candidate, Search, Trained
+from mixout.choose.search import FEWEST, METHODS, PLAIN, USEFUL, Candidate, Search, Trained
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
 from mixout.finetune import card
@@ -247,9 +247,9 @@ def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) 
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / cost)
-    tell(
-        f"a run takes about {in_words(cost)}: the budget is good for {count(fit, 'run')}; about {USEFUL} try everything"
-    )
+    few = f"with less than about {FEWEST} the default is kept, " if fit < FEWEST else ""
+    good_for = f"the budget is good for {count(fit, 'run')}"
+    tell(f"a run takes about {in_words(cost)}: {good_for}; {few}about {USEFUL} try everything")
 
 
 def _seconds(entry: Entry) -> float:

@@ -145,8 +145,9 @@ def _finetune(args: argparse.Namespace) -> int:
     chosen = settings_in(options)
     from mixout.finetune.folder import is_finished, unfinished
 
-    if resume and folder and not chosen and {"test", "push_to_hub"} & options.keys() and is_finished(Path(folder)):
-        return _rest(Path(folder), options)  # cut off after the training
+    after = {"test", "push_to_hub"} & options.keys() and not chosen and "print_config" not in options
+    if resume and folder and after and is_finished(Path(folder)):  # cut off after the training
+        return _rest(Path(folder), options)
     settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[options.get("recipe", "auto")], **chosen})
     if "print_config" in options:
         print(_config(settings), end="")
@@ -170,14 +171,15 @@ def _finetune(args: argparse.Namespace) -> int:
         repeated = len({*trained_on.questions()} & {*tested.questions()})
         if repeated and settings.label_column in table.columns and leads():
             _report(f"note: {count(repeated, 'text')} of {options['test']} are trained on: its scores will be too good")
-    _tell_unnamed(settings, named=resume or "task" in chosen)
+    if not resume and "task" not in chosen and leads():
+        _report(f"no data named: this trains on {settings.task!r}, which comes with mixout; see mixout finetune --help")
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
     again = _again(output_dir, options)
     try:
         record = finetune(settings, output_dir, resume=resume, report=_report, bars=sys.stderr.isatty(), cache=cache)
         if leads():
             print(_summary(record, output_dir))
-            _rest(output_dir, options)
+        _rest(output_dir, options)
     except KeyboardInterrupt:
         hint = f"continue with: {again}" if unfinished(output_dir) or is_finished(output_dir) else "no files yet"
         print(f"mixout: interrupted; {hint}", file=sys.stderr)
@@ -189,7 +191,11 @@ def _finetune(args: argparse.Namespace) -> int:
 
 
 def _rest(output_dir: Path, options: Mapping[str, Any]) -> int:
-    """What follows the training: answers for new rows, and the upload."""
+    """What follows the training, in one process: answers for new rows, and the upload."""
+    from mixout.finetune.environment import leads
+
+    if not leads():
+        return 0
     if "test" in options:
         from mixout.finetune.predict import predict
 
@@ -235,13 +241,6 @@ def _predict(args: argparse.Namespace) -> int:
     chosen = {name: getattr(args, name) for name in names}
     print(predict(args.model, args.file, unclaimed(args.output, _PREDICTIONS), **chosen))
     return 0
-
-
-def _tell_unnamed(settings: Settings, *, named: bool) -> None:
-    from mixout.finetune.environment import leads
-
-    if not named and leads():
-        _report(f"no data named: this trains on {settings.task!r}, which comes with mixout; see mixout finetune --help")
 
 
 def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:

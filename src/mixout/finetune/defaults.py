@@ -91,8 +91,8 @@ def _method(settings: Settings, model: nn.Module, task: Task) -> tuple[str, str]
         return WIDEST, f"for {outputs} weights go {FARTHER} times as far, without the model's own dropout"
     if len(task.train) >= MANY:
         return WIDER, f"from {MANY} rows on weights may go farther, without the model's own dropout"
-    layers = getattr(getattr(model, "config", None), "num_hidden_layers", DEEP)
-    if layers < DEEP:
+    layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    if isinstance(layers, int) and 0 < layers < DEEP:
         return SHALLOW, f"the weights of {count(layers, 'layer')}, fewer than {DEEP}, go {FARTHER} times as far"
     return DECAY[settings.task_type], f"below {MANY} rows weights stay near the pretrained ones"
 

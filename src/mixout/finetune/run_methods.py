@@ -110,8 +110,8 @@ def parse(text: str) -> tuple[Method, ...]:
     Example:
         >>> parse("mixout")
         (Mixout(p=0.7),)
-        >>> parse("dropout(0.2) + anchor_decay")[1]
-        AnchorDecay(radius=0.005)
+        >>> parse("mixout+interpolate(0.5)")[0]
+        Mixout(p=0.7)
     """
     methods = parse_with(BARE.sub(lambda bare: USUAL.get(bare[1], bare[0]), text), METHODS)
     if len(methods) > 1 and any(isinstance(method, Plain) for method in methods):

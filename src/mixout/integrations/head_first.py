@@ -101,9 +101,11 @@ class HeadFirst(TrainerCallback):
             new = parameters.keys() - {key for key, *_ in resolve(BODY, model).parameters(model)}
         else:
             new = {self.new} if isinstance(self.new, str) else set(self.new)
-            if unknown := sorted(new - parameters.keys()):
+            # Other names of tied parameters, and buffers, are passed over: transformers may report them as missing.
+            aliases = dict(model.named_parameters(remove_duplicate=False))
+            if unknown := sorted(new - aliases.keys() - dict(model.named_buffers()).keys()):
                 near = nearest(unknown[0], parameters)
                 raise MixoutError(f"expected new= as names of the model's parameters, got {unknown[0]!r}{near}")
-        if not any(parameters[name].requires_grad for name in new):
+        if not any(parameters[name].requires_grad for name in new & parameters.keys()):
             raise MixoutError("expected a model with a new head, which is trained first, got none; leave HeadFirst out")
         return [parameter for name, parameter in parameters.items() if name not in new and parameter.requires_grad]

@@ -102,7 +102,7 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
 def problems(sites: dict[str, Any], name: str, unit: Unit) -> dict[str, str | None]:
     """Why each adapter of that site cannot be mixed, or None if it can; under the name "" why none can."""
     layer = sites[name]
-    masked = factors(layer)[0 if unit == "input" else 1]
+    masked = _factors(layer)[0 if unit == "input" else 1]
     whole = merged_around(sites, name) or _layer_obstacle(layer)
     reasons = {key: whole or variant(layer, key) or obstacle(factor, None) for key, factor in masked.items()}
     return reasons or {"": whole or "it holds no adapter"}
@@ -148,7 +148,7 @@ def mixed_factors(layer: Any) -> dict[str, Mixed]:
     """A factor of each adapter of ``layer`` that is mixed, or ``layer`` itself."""
     if isinstance(layer, Mixed):
         return {path.split(".")[1]: layer for path in layer._mixed.anchors}
-    return {name: factor for pairs in factors(layer) for name, factor in pairs.items() if isinstance(factor, Mixed)}
+    return {name: factor for pairs in _factors(layer) for name, factor in pairs.items() if isinstance(factor, Mixed)}
 
 
 def coverage_row(
@@ -182,7 +182,7 @@ def coverage_row(
     return "plain", "not chosen"
 
 
-def factors(layer: Any) -> list[dict[str, nn.Module]]:
+def _factors(layer: Any) -> list[dict[str, nn.Module]]:
     """The factors A, and B, by adapter; none where they are no modules."""
     pair = [getattr(layer, name, None) for name in ("lora_A", "lora_B")]
     return [dict(factors.items()) if isinstance(factors, nn.ModuleDict) else {} for factors in pair]

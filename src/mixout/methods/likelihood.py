@@ -141,22 +141,21 @@ def _weights(model: nn.Module, where: WhereLike) -> dict[str, nn.Parameter]:
 def _single(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """One example at a time, on the model's device."""
     for batch in batches:
-        values = [*batch.values()] if isinstance(batch, Mapping) else batch
-        if not isinstance(values, (Tensor, list, tuple)) or (
-            any(isinstance(value, (list, str)) for value in values) or not any(isinstance(v, Tensor) for v in values)
-        ):
+        named = batch if isinstance(batch, Mapping) else {}
+        names = [key for key, value in named.items() if isinstance(value, Tensor) and value.dim()]
+        parts = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, (tuple, list)) else ()
+        if not names and not (parts and all(isinstance(part, Tensor) and part.dim() for part in parts)):
             raise TypeError(
                 "expected batches of tensors whose first dimension counts examples, got one of type "
-                f"{type(batch).__name__} that holds others; a tokenizer makes tensors with return_tensors='pt'"
+                f"{type(batch).__name__} with others; a tokenizer makes tensors with return_tensors='pt'"
             )
-        if isinstance(batch, Mapping):
-            names = [key for key, value in batch.items() if isinstance(value, Tensor) and value.dim()]
-            for values in zip(*(torch.split(batch[key].to(device), 1) for key in names), strict=True):
-                yield {**batch, **dict(zip(names, values, strict=True))}
+        if names:
+            for values in zip(*(torch.split(named[key].to(device), 1) for key in names), strict=True):
+                yield {**named, **dict(zip(names, values, strict=True))}
         elif isinstance(batch, Tensor):
             yield from torch.split(batch.to(device), 1)
         else:
-            yield from zip(*(torch.split(tensor.to(device), 1) for tensor in batch), strict=True)
+            yield from zip(*(torch.split(part.to(device), 1) for part in parts), strict=True)
 
 
 def _surprise(predicted: Predictions, labels: Labels, generator: torch.Generator) -> Tensor:

@@ -229,14 +229,18 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
 
 def _check_adapters(model: nn.Module) -> None:
     """Refuse an adapter that came after the method: the start's answers would be those with it."""
-    factors = [(adapter, b) for site in lora.sites(model).values() for adapter, b in lora.factors(site)[1].items()]
-    known = {adapter for adapter, b in factors if FIELD in vars(b)}
-    for adapter, b in factors:
-        if adapter not in known and any(p.requires_grad for p in b.parameters()):
-            raise MixoutError(
-                f"expected adapters that were there at apply_, got {adapter!r}, which came later, so that "
-                "output_anchor does nothing; call remove_, add adapters, then apply_"
-            )
+    known, trained = set[str](), set[str]()
+    for site in lora.sites(model).values():
+        for path, module in site.named_modules():
+            for field, parameter in module._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    adapter = field if isinstance(module, nn.ParameterDict) else path.rpartition(".")[2]
+                    (known if FIELD in vars(module) else trained).add(adapter)
+    if late := sorted(trained - known):
+        raise MixoutError(
+            f"expected adapters that were there at apply_, got {late[0]!r}, which came later, so that output_anchor "
+            "does nothing; call remove_, add adapters, then apply_"
+        )
 
 
 @torch.no_grad()

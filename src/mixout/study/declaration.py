@@ -40,7 +40,7 @@ from typing import Any
 
 from mixout._names import nearest
 from mixout.errors import InputError
-from mixout.finetune.settings import EMBEDDED, Settings
+from mixout.finetune.settings import BARE, EMBEDDED, Settings
 from mixout.finetune.tasks import is_path
 from mixout.study.analysis.runs import text_of
 from mixout.study.grid import Axis, Study, check_settings
@@ -186,7 +186,8 @@ def _axis(kind: str, where: str, entry: dict[str, Any]) -> Axis:
         # Writes the method in its canonical spelling, and finds errors while the place in the file is known.
         canonical = getattr(Settings(**entry, **{kind: name}), kind)
         # The usual radius depends on the type of task, which may be named elsewhere in the file.
-        entry[kind] = name.strip() if kind == "method" and str(name).strip() == "anchor_decay" else canonical
+        usual = kind == "method" and any(bare[1] == "anchor_decay" for bare in BARE.finditer(str(name)))
+        entry[kind] = name.strip() if usual else canonical
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     if label is None and kind == "task":

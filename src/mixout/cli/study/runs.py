@@ -16,7 +16,7 @@ from mixout.errors import InputError
 from mixout.finetune.record import WriteError
 from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.restarts import reached
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import CellKey, Run
 from mixout.study.analysis.table import read_scores
 from mixout.study.declaration import read
 from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
@@ -200,12 +200,13 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
     current_ids = {id: run.id for run in planned for id in run.former}
     runs: dict[str, list[Run]] = {}
     for path in args.known:
-        own: list[Run] = []  # the latest trained run, and the models between its start and end
-        for run in read_scores(path):
+        table = read_scores(path)
+        between: dict[tuple[CellKey, int], list[Run]] = {}  # models between start and end, by the run that trained them
+        for run in table:
             if run.between:
-                own.append(run)
-                continue
-            own = [run]
+                trained = replace(run, method=run.method.rpartition(" at t=")[0])
+                between.setdefault((trained.key, run.restart), []).append(run)
+        for run in (run for run in table if not run.between):
             name = f"{run.task}, {run.method}, restart {run.restart}"
             if not run.id:
                 raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
@@ -223,7 +224,7 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
                     f"expected one score of each run, got {runs[id][0].score} and, in {path}, {run.score} of {name}; "
                     f"leave one of the tables out"
                 )
-            runs.setdefault(id, own)
+            runs.setdefault(id, [run, *between.get((run.key, run.restart), ())])
     return runs
 
 
