@@ -298,7 +298,7 @@ def test_a_trainer_is_told_of_adapters_that_came_after_the_method(method, tmp_pa
     "config",
     [
         peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["word_embeddings"]),
-        peft.IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[]),
+        peft.IA3Config(task_type="SEQ_CLS", target_modules=["value"], feedforward_modules=[]),
     ],
     ids=["embedding", "IA3"],
 )
