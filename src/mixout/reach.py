@@ -93,7 +93,7 @@ def rows(model: nn.Module, text: str) -> tuple[LayerCoverage, ...]:
 
 def warn_if_adapted_later(model: nn.Module) -> None:
     """Warn if adapters that came after a method have frozen what it mixes or decays."""
-    late = next((row for row in rows(model, "") if row.reason.endswith(lora.ADAPTED_LATER)), None)
+    late = next((row for row in rows(model, "") if lora.ADAPTED_LATER in row.reason), None)
     if late is not None:
         warnings.warn(f"{late.name!r}: {late.reason}", FrozenLayersWarning, stacklevel=outside())
 
@@ -146,7 +146,7 @@ def _kind(
     frozen = not any(p.requires_grad for p in decaying)
     if lora.within(sites, name) is not None:
         if decaying and frozen:
-            return "bypassed", f"decays, {lora.ADAPTED_LATER}"
+            return "bypassed", f"decays, {lora.ADAPTED_LATER}; remove_, and give A and B weight_decay"
         return lora.coverage_row(sites, name, module)
     if isinstance(module, Mixed) and any(parameter(module, path) is None for path in module._mixed.anchors):
         return "bypassed", f"its weight {REPLACED}"

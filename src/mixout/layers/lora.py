@@ -40,7 +40,7 @@ _CALLS_ITS_FACTORS = frozenset(
 # Initialisations that change the base: what the model began with is then u + s B A, and no longer u.
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-ADAPTED_LATER = "but frozen by an adapter that came later; remove_, add adapters, then apply_"
+ADAPTED_LATER = "but frozen by an adapter that came later"
 
 
 class MixedFactor(Mixed, nn.Linear):
@@ -161,7 +161,7 @@ def coverage_row(
         if isinstance(module, Mixed) and not is_frozen(module):
             return "mixed", ""
         if isinstance(module, Mixed):
-            return "bypassed", f"mixed, {ADAPTED_LATER}"
+            return "bypassed", f"mixed, {ADAPTED_LATER}; remove_, add adapters, then apply_"
         return "plain", "base of an adapter"
     problem = _layer_obstacle(layer)
     if not isinstance(module, Mixed) and (around := merged_around(sites, site_name) or problem) is not None:
