@@ -268,6 +268,7 @@ def chosen(
     for name, module in model.named_modules():
         if name in sites or lora.within(sites, name) is not None:
             continue
+        known = selection.covers(name, module) or selection.out(name, module)
         if selection.mixes(name, module):
             problem = obstacle(module, parent(model, name))
             if problem is None and sites and not is_trained(module):  # it stays at its anchor
@@ -276,11 +277,7 @@ def chosen(
                 layers[name] = module
             else:
                 reasons.append(f"{name}: {problem}")
-        elif (
-            selection.preset
-            and is_linear(module)
-            and not (selection.covers(name, module) or selection.out(name, module))
-        ):
+        elif selection.preset and is_linear(module) and not known:
             reasons.append(f"{name}: an output layer or a new head, left out by default ({selection.text})")
     if layers or adapted:
         return layers, adapted
