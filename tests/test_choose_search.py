@@ -203,6 +203,17 @@ def test_a_default_without_a_score_is_not_kept():
     assert found.decided([DEFAULT, other])[0] == other
 
 
+def test_a_candidate_without_a_score_is_not_chosen_wherever_it_failed():
+    found, other = Search(trainer(lambda _: 0.5), 1e9, DEFAULT), Candidate("mixout(0.7)", RATE)
+    for candidate, score in ((DEFAULT, 0.5), (other, 0.9)):
+        found.runs[candidate] = {
+            (part, 0): Trained(score=score + part / 1e3, predictions=(), seconds=1.0) for part in range(5)
+        }
+    assert found.decided([DEFAULT, other])[0] == other
+    found.runs[other][0, 0] = Trained(score=math.nan, predictions=(), seconds=1.0)
+    assert found.decided([DEFAULT, other])[0] == DEFAULT
+
+
 def test_what_cannot_be_told_apart():
     found = Search(trainer(lambda _: 0.5), 1e9, DEFAULT)
     worse, other = Candidate("worse", RATE), Candidate("other", RATE)

@@ -59,7 +59,7 @@ def install_(
         def is_others(name: str, _module: nn.Module, pattern: str = pattern) -> bool:
             return rule_of(rules, name) != pattern
 
-        rule_selection = selection.but(is_others, text)
+        rule_selection = selection.but(is_others, text, elsewhere=True)
         # Mixing first: mixed weights then have their anchor.
         for method in sorted(methods, key=lambda method: not isinstance(method, MixingMethod)):
             if isinstance(method, MixingMethod):

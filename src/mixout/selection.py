@@ -92,7 +92,7 @@ class Selection:
     covers: Selector  # which modules, of those that hold parameters, a decay takes
     text: str = ""  # what the caller wrote, for messages and reports
     preset: bool = False  # the caller chose a preset, or nothing
-    out: Selector = lambda *_: False  # what :meth:`but` has taken out
+    out: Selector = lambda *_: False  # what is in another part
     may_lack: bool = False  # layers that the anchor lacks are left out as new: the model does not name its heads
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
@@ -102,13 +102,13 @@ class Selection:
                 for key, parameter in module.named_parameters(prefix=name, recurse=False):
                     yield key, module, parameter
 
-    def but(self, out: Selector, text: str = "") -> Selection:
-        """This selection without the modules for which ``out`` is true."""
+    def but(self, out: Selector, text: str = "", *, elsewhere: bool = False) -> Selection:
+        """This selection without the modules for which ``out`` is true; ``elsewhere``: another part has them."""
         return replace(
             self,
             mixes=lambda name, module: self.mixes(name, module) and not out(name, module),
             covers=lambda name, module: self.covers(name, module) and not out(name, module),
-            out=lambda name, module: self.out(name, module) or out(name, module),
+            out=lambda name, module: self.out(name, module) or (elsewhere and out(name, module)),
             text=self.text + text,
         )
 

@@ -211,6 +211,10 @@ def test_what_follows_the_training_can_be_continued(options, tmp_path, monkeypat
     assert main(again[1:]) == 0
     monkeypatch.delenv("RANK")
     assert not (place / "predictions.csv").exists()
+    (place / "predictions.csv").write_text("of other rows")
+    assert main(again[1:]) == 2
+    assert "expected no predictions.csv in" in capsys.readouterr().err
+    assert (place / "predictions.csv").read_text() == "of other rows"
     assert main([*again[1:], "--seed", "1"]) == 2  # settings are of a run that goes on
     assert "got a finished one" in capsys.readouterr().err
 

@@ -188,6 +188,13 @@ def test_the_models_between_are_exported_too(study, study_file, tmp_path):
     (tmp_path / "known.csv").write_text("\n".join([lines[0], *by_kind, ""]))  # as a spreadsheet sorts them
     assert study("export", *known, *output, file=str(own)) == 0
     assert read_scores(tmp_path / "runs.csv") == runs
+    other = [lines[0], *by_kind, *(line.replace(run.id, f"{run.id[:-1]}x") for line in by_kind for run in runs[:1])]
+    (tmp_path / "two.csv").write_text("\n".join([*other, ""]))
+    assert study("export", "--known", str(tmp_path / "two.csv"), *output, file=None) == 2
+    renamed = [line.replace(" at t=0.5", " half way") for line in lines]
+    (tmp_path / "renamed.csv").write_text("\n".join([*renamed, ""]))
+    assert study("export", "--known", str(tmp_path / "renamed.csv"), *output, file=None) == 0
+    assert read_scores(tmp_path / "runs.csv") == [run for run in runs if not run.between]
     assert study("export", *known, *output, "--set", "interpolate=[0.7]", file=str(own)) == 0
     assert read_scores(tmp_path / "runs.csv") == [run for run in runs if not run.between]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 import transformers
 
 import mixout
@@ -42,3 +44,10 @@ def test_new_layers_are_left_out_of_any_choice(tiny_bert):
     mixout.apply_(model, mixout.AnchorDecay(0.5), where=pretrained_only(model, new, "all"))
     assert "classifier.weight" not in mixout.distance(model).by_layer
     assert "bert.pooler.dense.weight" in mixout.distance(model).by_layer
+
+
+def test_layers_that_are_all_new_are_named():
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
+    where = pretrained_only(model, {"1.weight", "1.bias"})
+    with pytest.raises(mixout.NothingMixedError, match=r"1: an output layer or a new head, left out by default"):
+        mixout.apply_(model, mixout.Mixout(0.5), where=where)

@@ -107,6 +107,7 @@ class Search:
         common = self.common(tried)
         if not math.isfinite(self.mean(self.default, common)):  # one of its runs has no score
             return self.ranked(tried)
+        tried = [candidate for candidate in tried if math.isfinite(self.mean(candidate, common))]
         splits = [split for split in common if split[0] in JUDGED and split[0] != without]
         ranked = self.ranked(tried, splits)
         differences = [self.runs[ranked[0]][split].score - self.runs[self.default][split].score for split in splits]

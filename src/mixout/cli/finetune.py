@@ -6,22 +6,21 @@ Only the options that are not settings are defined here; the others are in :mod:
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.options import add_device, add_settings, from_file, settings_in, unclaimed, use_device
+from mixout.cli.options import add_device, add_settings, as_config, from_file, settings_in, unclaimed, use_device
 from mixout.errors import InputError
 from mixout.finetune.settings import CAUSAL, RECIPES, Settings
 
 if TYPE_CHECKING:
+    from mixout.finetune.cache import Cache
     from mixout.finetune.record import Record
 
 _EXAMPLES = """examples:
@@ -143,14 +142,16 @@ def _finetune(args: argparse.Namespace) -> int:
         raise InputError("expected --resume without --recipe, got both: the run has its settings; leave out --recipe")
     folder = options.get("resume") or options.get("output_dir")
     chosen = settings_in(options)
-    from mixout.finetune.folder import is_finished, unfinished
+    from mixout.finetune.folder import is_finished
 
-    after = {"test", "push_to_hub"} & options.keys() and not chosen and "print_config" not in options
-    if resume and folder and after and is_finished(Path(folder)):  # cut off after the training
+    after = {"test", "push_to_hub"} & options.keys()
+    if resume and folder and after and not chosen and "print_config" not in options and is_finished(Path(folder)):
+        if "test" in options and Path(folder, _PREDICTIONS).exists():
+            raise InputError(f"expected no {_PREDICTIONS} in {folder!r}, got one; call mixout predict for other rows")
         return _rest(Path(folder), options)
     settings = _begun(chosen, folder) if resume else Settings(**{**RECIPES[options.get("recipe", "auto")], **chosen})
     if "print_config" in options:
-        print(_config(settings), end="")
+        print(as_config(settings), end="")
         return 0
     from mixout.finetune.cache import Cache
     from mixout.finetune.environment import leads
@@ -163,14 +164,7 @@ def _finetune(args: argparse.Namespace) -> int:
 
         card.prepare(options["push_to_hub"])
     if "test" in options:
-        from mixout.finetune.predict import rows
-
-        # Errors in the file are found before the training.
-        trained_on = cache.task(settings).train
-        table, tested = rows(options["test"], settings, pairs=trained_on.pair is not None)
-        repeated = len({*trained_on.questions()} & {*tested.questions()})
-        if repeated and settings.label_column in table.columns and leads():
-            _report(f"note: {count(repeated, 'text')} of {options['test']} are trained on: its scores will be too good")
+        _check_test(options["test"], settings, cache)
     if not resume and "task" not in chosen and leads():
         _report(f"no data named: this trains on {settings.task!r}, which comes with mixout; see mixout finetune --help")
     output_dir = Path(folder or Path("out") / settings.digest()[:12])
@@ -181,7 +175,7 @@ def _finetune(args: argparse.Namespace) -> int:
             print(_summary(record, output_dir))
         _rest(output_dir, options)
     except KeyboardInterrupt:
-        hint = f"continue with: {again}" if unfinished(output_dir) or is_finished(output_dir) else "no files yet"
+        hint = _hint(output_dir, again, after=bool(after))
         print(f"mixout: interrupted; {hint}", file=sys.stderr)
         return 130
     except WriteError as error:
@@ -205,6 +199,27 @@ def _rest(output_dir: Path, options: Mapping[str, Any]) -> int:
 
         print(f"on the hub: {card.push(output_dir, options['push_to_hub'])}")
     return 0
+
+
+def _check_test(file: str, settings: Settings, cache: Cache) -> None:
+    """Find errors in the file before the training, and texts that are trained on."""
+    from mixout.finetune.environment import leads
+    from mixout.finetune.predict import rows
+
+    trained_on = cache.task(settings).train
+    table, tested = rows(file, settings, pairs=trained_on.pair is not None)
+    repeated = len({*trained_on.questions()} & {*tested.questions()})
+    if repeated and settings.label_column in table.columns and leads():
+        _report(f"note: {count(repeated, 'text')} of {file} are trained on: its scores will be too good")
+
+
+def _hint(output_dir: Path, again: str, *, after: bool) -> str:
+    """What to do after an interruption; ``after``: something follows the training."""
+    from mixout.finetune.folder import is_finished, unfinished
+
+    if unfinished(output_dir) or (after and is_finished(output_dir)):
+        return f"continue with: {again}"
+    return f"the run is finished: {output_dir}" if is_finished(output_dir) else "no files yet"
 
 
 def _again(output_dir: Path, options: Mapping[str, Any]) -> str:
@@ -250,24 +265,6 @@ def _begun(chosen: dict[str, Any], folder: str | None) -> Settings:
     if folder is None:
         raise InputError("expected the folder of the run to go on with, got none; write --resume DIR")
     return replace(begun(Path(folder)), **chosen)
-
-
-def _config(settings: Settings) -> str:
-    """Settings as a file for ``--config``, including those chosen by model, data and method, with the reasons."""
-    from mixout.finetune import data, defaults, levels, models
-
-    task = data.subset(data.load(settings), settings)
-    shape = models.outline(settings.model, settings.task_type)
-    chosen, why = defaults.complete(settings, shape.model, task)
-    data.check_kind(chosen, task)
-    levels.check_limits(chosen, shape)
-    values = {name: value for name, value in asdict(chosen).items() if value is not None and value != ()}
-    # 2.0e-05: many readers of YAML take 2e-05 for a text.
-    texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value, ensure_ascii=False)) for name, value in values.items()}
-    reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
-    lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
-    # Letters that a code page would change are written as YAML escapes: the file is read as UTF-8.
-    return "\n".join([*lines, ""]).encode("ascii", "backslashreplace").decode()
 
 
 def _report(line: str) -> None:

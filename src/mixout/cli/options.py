@@ -7,9 +7,11 @@ another name in transformers' Trainer, that name is accepted, too.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,21 @@ def _words(values: Mapping[str, Any], parser: argparse.ArgumentParser) -> list[s
         elif str(value).lower() not in ("", "~", "null"):
             words.append(f"{option}={_text(value)}")  # with an equals sign, so that a value may begin with a dash
     return words
+
+
+def as_config(settings: Settings) -> str:
+    """Settings as a file for ``--config``, including those chosen by model, data and method, with the reasons."""
+    from mixout.finetune import data, defaults, levels, models
+
+    task = data.subset(data.load(settings), settings)
+    shape = models.outline(settings.model, settings.task_type)
+    chosen, why = defaults.complete(settings, shape.model, task)
+    data.check_kind(chosen, task)
+    levels.check_limits(chosen, shape)
+    values = {name: value for name, value in asdict(chosen).items() if value is not None and value != ()}
+    # 2.0e-05: many readers of YAML take 2e-05 for a text.
+    texts = {name: re.sub(r"^(\d)e", r"\1.0e", json.dumps(value, ensure_ascii=False)) for name, value in values.items()}
+    reasons = {name: f"  # {reason.partition(':')[2].strip()}" for name, reason in why.items()}
+    lines = [f"{name}: {text}{reasons.get(name, '')}" for name, text in texts.items()]
+    # Letters that a code page would change are written as YAML escapes: the file is read as UTF-8.
+    return "\n".join([*lines, ""]).encode("ascii", "backslashreplace").decode()

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -202,10 +203,14 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
     for path in args.known:
         table = read_scores(path)
         between: dict[tuple[CellKey, int], list[Run]] = {}  # models between start and end, by the run that trained them
+        trained = Counter((run.key, run.restart) for run in table if not run.between)
         for run in table:
-            if run.between:
-                trained = replace(run, method=run.method.rpartition(" at t=")[0])
-                between.setdefault((trained.key, run.restart), []).append(run)
+            if run.between and " at t=" in run.method:
+                whole = replace(run, method=run.method.rpartition(" at t=")[0])
+                between.setdefault((whole.key, run.restart), []).append(run)
+                if trained[whole.key, run.restart] > 1:
+                    name = f"{whole.task}, {whole.method}, restart {run.restart}"
+                    raise InputError(f"expected one run {name} in {path}, got several; pass their tables one by one")
         for run in (run for run in table if not run.between):
             name = f"{run.task}, {run.method}, restart {run.restart}"
             if not run.id:
