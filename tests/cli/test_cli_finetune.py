@@ -219,6 +219,18 @@ def test_what_follows_the_training_can_be_continued(options, tmp_path, monkeypat
     assert "got a finished one" in capsys.readouterr().err
 
 
+def test_an_interruption_of_the_end_alone_leaves_nothing_to_do(options, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "finish", interrupt)
+        assert main(options) == 130
+    assert capsys.readouterr().err.endswith(f"mixout: interrupted; the run is finished: {tmp_path / 'out'}\n")
+    assert main(["finetune", "--resume", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):
     def broken(*_, **__):
         raise ValueError("a bug")

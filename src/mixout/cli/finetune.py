@@ -187,7 +187,9 @@ def _finetune(args: argparse.Namespace) -> int:
 def _rest(output_dir: Path, options: Mapping[str, Any]) -> int:
     """What follows the training, in one process: answers for new rows, and the upload."""
     from mixout.finetune.environment import leads
+    from mixout.finetune.folder import settle
 
+    settle(output_dir)
     if not leads():
         return 0
     if "test" in options:
@@ -217,9 +219,10 @@ def _hint(output_dir: Path, again: str, *, after: bool) -> str:
     """What to do after an interruption; ``after``: something follows the training."""
     from mixout.finetune.folder import is_finished, unfinished
 
-    if unfinished(output_dir) or (after and is_finished(output_dir)):
-        return f"continue with: {again}"
-    return f"the run is finished: {output_dir}" if is_finished(output_dir) else "no files yet"
+    finished = is_finished(output_dir)
+    if finished and not after:
+        return f"the run is finished: {output_dir}"
+    return f"continue with: {again}" if finished or unfinished(output_dir) else "no files yet"
 
 
 def _again(output_dir: Path, options: Mapping[str, Any]) -> str:

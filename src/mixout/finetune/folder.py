@@ -47,19 +47,22 @@ def unfinished(folder: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether ``folder`` holds a finished run; what a cut-off end has left behind is removed."""
-    finished = (folder / RECORD_NAME).exists()
-    if finished and unfinished(folder) and environment.leads():
+    """Whether ``folder`` holds a finished run."""
+    return (folder / RECORD_NAME).exists()
+
+
+def settle(folder: Path) -> None:
+    """Remove what the end of a finished run has left behind if it was cut off."""
+    if is_finished(folder) and unfinished(folder) and environment.leads():
         finish(folder)
-    return finished
 
 
 def begun(folder: Path) -> Settings:
     """The settings of the unfinished run in ``folder``; InputError where there is none, or only its end was cut off."""
-    finished = is_finished(folder)
-    if finished or not unfinished(folder):
+    settle(folder)
+    if is_finished(folder) or not unfinished(folder):
         done = f"a finished one; answers for new rows: {shlex.join(['mixout', 'predict', str(folder)])} FILE"
-        got = done if finished else "none; leave out --resume"
+        got = done if is_finished(folder) else "none; leave out --resume"
         raise InputError(f"expected an unfinished run in {str(folder)!r} to resume, got {got}")
     return Settings.from_json(json.dumps(_plan(folder)["settings"]))
 
@@ -72,7 +75,7 @@ def check(folder: Path, settings: Settings, *, resume: bool) -> Settings:
     existing, problem, remedy = _existing(folder), "", "choose another one"
     if folder.is_file():
         problem = "which is a file"
-    elif (folder / RECORD_NAME).exists():
+    elif is_finished(folder):
         problem = "which holds a finished run"
     elif unfinished(folder) and not resume:
         problem, remedy = "which holds an unfinished run", "continue it with --resume, or choose another one"
