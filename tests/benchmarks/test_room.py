@@ -89,11 +89,26 @@ def test_too_few_restarts_are_refused(tmp_path, monkeypatch):
         room.main()
 
 
-def test_what_is_said_of_eight_rates(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "room.csv")])
-    room.main()
-    printed = " ".join(capsys.readouterr().out.split())
-    said = " ".join((ROOT / "docs" / "evidence-details.md").read_text(encoding="utf-8").split())
+@pytest.fixture
+def verdict_on(monkeypatch: pytest.MonkeyPatch, capsys):
+    """What the script prints of a table in results/, on one line."""
+
+    def printed(name: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / f"{name}.csv")])
+        room.main()
+        return " ".join(capsys.readouterr().out.split())
+
+    return printed
+
+
+def page(name: str) -> str:
+    """A page on one line."""
+    return " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split())
+
+
+def test_what_is_said_of_eight_rates(verdict_on):
+    printed = verdict_on("room")
+    said = page("evidence-details.md")
     assert "mixout(0.7): neither shown" in printed
     assert "neither shown to be tolerant nor shifted" in said
     for method, loss in (("wdecay(w_pre, 1000)", "0.0"), ("wdecay(w_pre, 160)", "1.9"), ("mixout(0.7)", "2.6")):
@@ -116,12 +131,9 @@ def test_what_is_said_of_eight_rates(monkeypatch: pytest.MonkeyPatch, capsys):
     assert (highest.get_group(room.MIXOUT) == runs.chance[0]).all()
 
 
-def test_what_is_said_of_three_more_tasks(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "room-tasks.csv")])
-    room.main()
-    printed = " ".join(capsys.readouterr().out.split())
-    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("evidence.md", "evidence-details.md")]
-    short, said = (" ".join(page.split()) for page in pages)
+def test_what_is_said_of_three_more_tasks(verdict_on):
+    printed = verdict_on("room-tasks")
+    short, said = page("evidence.md"), page("evidence-details.md")
     assert "wdecay(w_pre, 160): needs a rate" in printed
     assert "**The decay needs a rate**" in said
     assert "STS-B, wdecay(w_pre, 160): best rates [0.0004], 83.7 %, loss 14.7" in printed
@@ -135,11 +147,9 @@ def test_what_is_said_of_three_more_tasks(monkeypatch: pytest.MonkeyPatch, capsy
     assert sorted(runs[runs.learning_rate == 1.6e-3].score.round(3)) == [0.381, 0.772, 0.783, 0.823]
 
 
-def test_what_is_said_of_strengths_on_a_language_model(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["room.py", str(ROOT / "results" / "strength-causal.csv")])
-    room.main()
-    printed = " ".join(capsys.readouterr().out.split())
-    said = " ".join((ROOT / "docs" / "evidence-details.md").read_text(encoding="utf-8").split())
+def test_what_is_said_of_strengths_on_a_language_model(verdict_on):
+    printed = verdict_on("strength-causal")
+    said = page("evidence-details.md")
     assert "needs no rate: none; shown: none" in printed
     assert "none: best rates [0.001], 99.8 %, loss 13.7" in printed
     assert "loss of decay(40) 2.2116 1.1027 3.3205" in printed

@@ -60,7 +60,7 @@ def sites(model: nn.Module) -> dict[str, Any]:
     """The adapted layers of ``model`` by name; of nested ones the outermost, which decides what is called."""
     layers: dict[str, nn.Module] = {}
     tuner_class = loaded("peft.tuners.tuners_utils", "BaseTunerLayer")
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if tuner_class else ():
         # Sites of their own lie within others: the adapter of a second parameter of one layer, and what an adapted
         # base holds, as the out_proj of torch.nn.MultiheadAttention.
         outer = within(layers, name)

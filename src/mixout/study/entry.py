@@ -21,7 +21,7 @@ from mixout.finetune.metrics import KNOWN
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks.files import TEXT_METRICS
-from mixout.study.analysis.runs import Run, grouped, if_one, is_collapsed, text_of
+from mixout.study.analysis.runs import Run, between_name, grouped, if_one, is_collapsed, text_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
 RUN_NAME = "run.json"
@@ -116,7 +116,7 @@ class Entry:
         return [
             replace(
                 self.seen_as(planned),
-                method=f"{planned.method} at t={point['t']:g}",
+                method=between_name(planned.method, point["t"]),
                 score=point[planned.metric],
                 distance=None if self.run.distance is None else point["t"] * self.run.distance,
                 original=_original(point),

@@ -17,7 +17,7 @@ from mixout.errors import InputError
 from mixout.finetune.record import WriteError
 from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.restarts import reached
-from mixout.study.analysis.runs import CellKey, Run
+from mixout.study.analysis.runs import CellKey, Run, between_name, of_between
 from mixout.study.analysis.table import read_scores
 from mixout.study.declaration import read
 from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
@@ -205,12 +205,11 @@ def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | Non
         between: dict[tuple[CellKey, int], list[Run]] = {}  # models between start and end, by the run that trained them
         trained = Counter((run.key, run.restart) for run in table if not run.between)
         for run in table:
-            if run.between and " at t=" in run.method:
-                whole = replace(run, method=run.method.rpartition(" at t=")[0])
+            if run.between and (found := of_between(run.method)) is not None:
+                whole = replace(run, method=found[0])
                 between.setdefault((whole.key, run.restart), []).append(run)
                 if trained[whole.key, run.restart] > 1:
-                    name = f"{whole.task}, {whole.method}, restart {run.restart}"
-                    raise InputError(f"expected one run {name} in {path}, got several; pass their tables one by one")
+                    raise InputError(f"expected one run {whole} in {path}, got several; pass their tables one by one")
         for run in (run for run in table if not run.between):
             name = f"{run.task}, {run.method}, restart {run.restart}"
             if not run.id:
@@ -238,9 +237,9 @@ def as_planned(known_run: list[Run], plan: Planned) -> Iterator[Run]:
     run, *between = known_run
     yield replace(run, id=plan.id, **plan.key.named)
     for model in between:
-        t = model.method.rpartition(" at t=")[2]
-        if float(t) in plan.settings.interpolate:
-            yield replace(model, **plan.key.named | {"method": f"{plan.method} at t={t}"})
+        found = of_between(model.method)
+        if found is not None and found[1] in plan.settings.interpolate:
+            yield replace(model, **plan.key.named | {"method": between_name(plan.method, found[1])})
 
 
 def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
