@@ -16,6 +16,7 @@ from tests.finetune.conftest import interrupted
 from transformers import LlamaConfig
 
 import mixout.choose.run as running
+import mixout.choose.runs as estimating
 from mixout.choose import choose, search
 from mixout.cli import main
 from mixout.errors import InputError
@@ -113,6 +114,73 @@ def test_a_table_becomes_a_model_and_a_report(quick, settings, tmp_path):
     assert moved.dev == Record.read(moved.model).scores
 
 
+@pytest.fixture
+def scored(quick, monkeypatch):
+    """As ``quick``, with scores by method; answers are right as often in the same rows."""
+
+    def by(scores):
+        stub = executors.finetune
+
+        def run(settings, folder, **options):
+            stub(settings, folder, **options)
+            score = scores(settings, int(Path(settings.task).name[-1]))
+            labels = [
+                json.loads(line)["label"] for line in (Path(settings.task) / "dev.jsonl").read_text().splitlines()
+            ]
+            right = round(score * len(labels))
+            answers = tuple(label if at < right else 1 - label for at, label in enumerate(labels))
+            record = replace(Record.read(folder), score=score, scores={"accuracy": score}, predictions=answers)
+            record.write(folder)
+
+        monkeypatch.setattr(executors, "finetune", run)
+
+    return by
+
+
+def test_a_choice_whose_final_training_learns_nothing_gives_way_to_the_default(scored, settings, tmp_path, monkeypatch):
+    scored(lambda settings, _: 1.0 if settings.method.startswith("mixout") else 0.5)
+    whole, trained = running.finetune, []
+
+    def final(settings, folder, **options):
+        record = whole(settings, folder, **options)
+        trained.append(settings.method)
+        if settings.method.startswith("mixout"):
+            last = replace(record.training[-1], loss=0.7)
+            record = replace(record, training=(*record.training[:-1], last), verdict="it has hardly learned: so")
+        else:
+            record = replace(record, verdict="", training=(replace(record.training[-1], loss=0.1),))
+        record.write(folder)
+        return record
+
+    monkeypatch.setattr(running, "finetune", final)
+    lines = []
+    choice = choose(settings(), output_dir=tmp_path, budget="1h", methods=["mixout(0.5)"], report=lines.append)
+    assert trained == ["mixout(0.5)", "plain"]
+    assert Record.read(choice.model).settings.method == choice.method == "plain"
+    assert choice.table[0].candidate.method == "plain"
+    assert choice.sentence.startswith("The default, plain at 5e-4, is kept: mixout(0.5) at ")
+    assert "learned nothing when it was trained on all rows" in choice.sentence
+    assert (choice.expected.value, choice.default, choice.gain.value) == pytest.approx((0.5, 0.5, 0), abs=0.05)
+    assert any("the default is trained in its place" in line for line in lines)
+    again = choose(settings(), output_dir=tmp_path, budget="1h", methods=["mixout(0.5)"])
+    assert trained == ["mixout(0.5)", "plain"]
+    assert again == choice
+
+
+def test_a_choice_that_its_own_estimate_calls_worse_gives_way_to_the_default(scored, settings, tmp_path):
+    """Mixout is ahead in all three judged parts; without the first of them dropout is, which is poor there."""
+    scores = {"mixout(0.5)": (0.6, 0.6, 0.8, 0.8, 0.5), "dropout(0.0)": (0.6, 0.6, 0.1, 0.7, 0.7)}
+    scored(lambda settings, part: scores.get(settings.method, (0.5,) * 5)[part])
+    lines = []
+    choice = choose(settings(), output_dir=tmp_path, budget="1h", methods=[*scores], report=lines.append)
+    assert choice.method == Record.read(choice.model).settings.method == "plain"
+    assert choice.sentence.startswith("The default, plain at 5e-4, is kept: nothing else was clearly better.")
+    assert choice.expected.value == choice.default
+    [line] = [line for line in lines if "is ahead, but" in line]
+    assert line.startswith("mixout(0.5) at ")
+    assert "is worse than the default, by -" in line
+
+
 def test_a_dropout_that_the_model_has_is_plain_fine_tuning_and_is_left_out(quick, settings, tmp_path):
     """To the bit: as candidates beside plain they would be the same runs twice."""
     losses = {
@@ -129,7 +197,7 @@ def test_a_dropout_that_the_model_has_is_plain_fine_tuning_and_is_left_out(quick
 
 
 def test_the_time_of_a_run_is_estimated_by_fewer_steps_than_its_head_takes_alone(settings):
-    assert running._estimate(settings(max_steps=20, epochs=4.0, head_first=2.0, learning_rate=1e-3), Cache()) > 0
+    assert estimating._estimate(settings(max_steps=20, epochs=4.0, head_first=2.0, learning_rate=1e-3), Cache()) > 0
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -181,7 +249,7 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert f"{record.score:.4f}" not in card.content
     assert "tiny-bert on own.csv\n" in card.text
     assert "- Data: The user's file own.csv. 42 training examples.\n" in card.text
-    monkeypatch.setattr(running, "_estimate", lambda *_: 10.0)
+    monkeypatch.setattr(estimating, "_estimate", lambda *_: 10.0)
     quick.clear()
     assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
     assert "for one run and the final training, about 23 s, got 22 s; 12 min would try" in capsys.readouterr().err
@@ -295,7 +363,7 @@ def test_a_method_that_no_run_takes_is_refused_before_the_search(settings, tmp_p
     def budget(*_):
         raise InputError("budget")
 
-    monkeypatch.setattr(running, "_check_budget", budget)
+    monkeypatch.setattr(running, "check_budget", budget)
     changes, methods = ({"method": method}, []) if default else ({}, ["mixout(0.5)", method])
     with pytest.raises(InputError, match=f"^{re.escape(said)}"):
         choose(settings(**changes), output_dir=tmp_path / "out", budget="1h", methods=methods)

@@ -278,9 +278,9 @@ def test_choose_and_a_study_take_both_kinds(names, moods, settings, tmp_path):
             lambda _: None,
         )
         finalists = search.through(["mixout(0.5)"], lambda _: 1e-3)
-        value, plain, gain, judged = verdict.expected(search, finalists, task, rows)
-        assert (value.value, plain, gain.value) == (1.0, 1.0, 0.0)
-        assert judged == sum(len(rows[part]) for part in (2, 3, 4))
+        worth = verdict.expected(search, finalists, task, rows)
+        assert (worth.value.value, worth.default, worth.gain.value) == (1.0, 1.0, 0.0)
+        assert worth.rows == sum(len(rows[part]) for part in (2, 3, 4))
         metric, chance = Inputs().goal(chosen)
         assert (metric, 0 <= chance < 1) == (task.metric, True)
 

@@ -1,4 +1,4 @@
-"""Data and a budget -> a model, a report and one sentence. The only file of this folder that trains and writes.
+"""Data and a budget -> a model, a report and one sentence.
 
 ::
 
@@ -12,41 +12,31 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout._names import count
 from mixout.choose import parts, verdict
-from mixout.choose.search import FEWEST, METHODS, PLAIN, USEFUL, Candidate, Search, Trained
+from mixout.choose.runs import Runs, check_budget
+from mixout.choose.search import METHODS, PLAIN, Candidate, Search
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
 from mixout.finetune import card
 from mixout.finetune.cache import Cache
-from mixout.finetune.defaults import steps_per_epoch
-from mixout.finetune.environment import NOTE, own_streams, processes, quiet
+from mixout.finetune.environment import own_streams, processes, quiet
 from mixout.finetune.levels import apply_methods, reinitialise_
+from mixout.finetune.outcome import has_learned
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically, writing
-from mixout.finetune.run_methods import MeasuredDecay
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.train import finetune, fisher_rows
-from mixout.study.analysis.runs import Restart
-from mixout.study.analysis.words import in_words
-from mixout.study.entry import Entry
-from mixout.study.executors import LocalExecutor
-from mixout.study.identity import Inputs, Planned
+from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Report
-from mixout.study.runner import run as run_missing
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
-_PROBE = 5  # steps by which the time of a run is estimated before the first one
 
 
 def choose(
@@ -102,34 +92,46 @@ def choose(
         tell(f"{method} is not tried beside plain fine-tuning: the model's dropouts are set so already")
     cache = Cache()
     _check_methods([default.method, *methods], base, task, cache)
-    runs = _Runs(base, part_folders, inputs, ledger, cache, tell)
-    _check_budget(seconds, default, runs, tell)
+    runs = Runs(base, part_folders, inputs, ledger, cache, tell)
+    check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
     finalists = search.through(methods, rates.__getitem__)
-    chosen = finalists[0]
-    final = replace(
-        settings if own_dev else all_rows,
-        method=chosen.method,
-        learning_rate=chosen.rate,
-        batch_size=complete.batch_size,
-        epochs=complete.epochs,
-        evaluate="end",
-        save="no",
-    )
-    tell(f"{chosen} is chosen; it is trained on all {len(task.train)} rows")
-    record = _final(final, folder / "model", ledger, inputs, cache, tell)
+    worth = verdict.expected(search, finalists, task, rows)
+    if finalists[0] != default and worth is not None and worth.gain.value < 0 and not search.failed(default):
+        tell(
+            f"{finalists[0]} is ahead, but what is chosen without the rows that judge it is worse than the default, by "
+            f"{worth.gain.points()}: the default is kept"
+        )
+        finalists, worth = [default], verdict.expected(search, [default], task, rows)
+    ahead = finalists[0]
+    tell(f"{ahead} is chosen; it is trained on all {len(task.train)} rows")
+    tries = [
+        replace(
+            settings if own_dev else all_rows,
+            method=candidate.method,
+            learning_rate=candidate.rate,
+            batch_size=complete.batch_size,
+            epochs=complete.epochs,
+            evaluate="end",
+            save="no",
+        )
+        for candidate in (ahead, *(() if ahead == default or search.failed(default) else (default,)))
+    ]
+    record = _final(tries, task, folder / "model", ledger, inputs, cache, tell)
     if record.verdict:
         tell(record.verdict)
-    expected, default_score, gain, judged = verdict.expected(search, finalists, task, rows) or (None, None, None, 0)
+    chosen = Candidate(record.settings.method, record.settings.learning_rate)
+    if chosen != ahead:
+        worth = verdict.expected(search, [default], task, rows)
     tried = verdict.table(search, chosen)
     choice = Choice(
         method=chosen.method,
         learning_rate=chosen.rate,
         metric=task.metric,
-        expected=expected,
-        default=default_score,
-        gain=gain,
-        judged_rows=judged,
+        expected=None if worth is None else worth.value,
+        default=None if worth is None else worth.default,
+        gain=None if worth is None else worth.gain,
+        judged_rows=0 if worth is None else worth.rows,
         table=tried,
         alike=tuple(str(row.candidate) for row in tried if row.verdict == "cannot be told apart"),
         runs=search.made,
@@ -137,7 +139,7 @@ def choose(
         dev=record.scores if own_dev else {},
         warning=record.verdict,
         model=folder / "model",
-        sentence=verdict.sentence(task.metric, tried, default, expected, gain),
+        sentence=verdict.sentence(task.metric, tried, default, worth, failed=ahead if ahead != chosen else None),
     )
     # The model card names the user's data, not the folder of all rows.
     shown = replace(record, settings=replace(record.settings, task=settings.task))
@@ -186,105 +188,32 @@ def _check_methods(methods: Sequence[str], base: Settings, task: Task, cache: Ca
             apply_methods(model, settings, fisher_rows(settings, task, model, cache)[:1])
 
 
-class _Runs:
-    """Makes the runs that the ledger lacks, in this process."""
+def _final(
+    tries: Sequence[Settings], task: Task, folder: Path, ledger: Ledger, inputs: Inputs, cache: Cache, tell: Report
+) -> Record:
+    """The model on all rows: the first of ``tries`` that learns, or the last.
 
-    def __init__(
-        self, base: Settings, places: Sequence[Path], inputs: Inputs, ledger: Ledger, cache: Cache, tell: Report
-    ) -> None:
-        self.base, self.places, self.inputs, self.ledger, self.tell = base, places, inputs, ledger, tell
-        self.cache, self.executor = cache, LocalExecutor(cache)
-        self.noted = False
-
-    def __call__(self, candidate: Candidate, part: int, repeat: int) -> Trained:
-        """Make the run, or find it."""
-        planned = self.planned(candidate, part, repeat)
-        entry = self.ledger.find(planned)
-        new = entry is None
-        if entry is None:
-            # What failed in an earlier call is tried again.
-            failed = (self.ledger.folder / "runs" / planned.id).exists()
-            tally = run_missing([planned], self.ledger, self.executor, report=self._within, again=failed)
-            if tally.elsewhere:
-                raise InputError(f"expected {self.ledger.folder} for this call alone, got another process that uses it")
-            entry, self.noted = self.ledger.find(planned), True
-        if entry is None or entry.record is None:
-            raise InputError(f"expected {candidate} to train, got a run that failed, see above; leave the method out")
-        score = entry.seen_as(planned).counted
-        return Trained(score=score, predictions=entry.record.predictions, seconds=_seconds(entry), new=new)
-
-    def planned(self, candidate: Candidate, part: int, repeat: int) -> Planned:
-        """The run, as the ledger knows it."""
-        settings = replace(
-            self.base,
-            task=str(self.places[part]),
-            method=candidate.method,
-            learning_rate=candidate.rate,
-            seed=self.base.seed + repeat,
-        )
-        # The original texts matter only where a method measures the Fisher information on them.
-        if not any(isinstance(method, MeasuredDecay) and method.fisher for method in settings.methods):
-            settings = replace(settings, original=None)
-        place = Restart(task=f"part {part}", method=str(candidate), restart=repeat, factors={})
-        return self.inputs.planned(place, settings, check=False)
-
-    def _within(self, line: str) -> None:
-        """Progress of a run, failures, and the first run's notes; the end of a run is reported elsewhere."""
-        if line.startswith("  ") or "failed" in line or (line.startswith(NOTE) and not self.noted):
-            self.tell(line)
-
-
-def _check_budget(budget: float, default: Candidate, runs: _Runs, tell: Report) -> None:
-    """Refuse a budget that is too small for one run, by the time that a few steps take."""
-    first_run = runs.planned(default, 0, 0)
-    entry = runs.ledger.find(first_run)
-    cost = _estimate(first_run.settings, runs.cache) if entry is None else _seconds(entry)
-    final = cost * parts.PARTS / (parts.PARTS - 1)
-    if budget < cost + final:
-        raise InputError(
-            f"expected a budget for one run and the final training, about {in_words(math.ceil(cost + final))}, got "
-            f"{in_words(budget)}; {in_words(USEFUL * cost)} would try everything. Shorter runs: --max-steps, "
-            f"--train-size, or a smaller --model"
-        )
-    fit = math.floor((budget - final) / cost)
-    few = f"with less than about {FEWEST} the default is kept, " if fit < FEWEST else ""
-    good_for = f"the budget is good for {count(fit, 'run')}"
-    tell(f"a run takes about {in_words(cost)}: {good_for}; {few}about {USEFUL} try everything")
-
-
-def _seconds(entry: Entry) -> float:
-    # If its process was killed at its end, the times of its record.
-    recorded = 0.0 if entry.record is None else entry.record.seconds + entry.record.evaluation_seconds
-    return recorded if entry.wall is None else entry.wall
-
-
-def _estimate(settings: Settings, cache: Cache) -> float:
-    """The seconds that a run will take, by a few steps after a first one, which is slow."""
-    with tempfile.TemporaryDirectory() as folder:
-        for steps in (1, _PROBE):
-            began = time.perf_counter()
-            short = replace(settings, max_steps=min(steps, settings.max_steps or steps), head_first=0.0)
-            record = finetune(short, Path(folder) / str(steps), keep_model=False, cache=cache)
-    steps = settings.max_steps or math.ceil(steps_per_epoch(record.train_size, settings) * settings.epochs)
-    return time.perf_counter() - began + record.seconds * (steps / record.steps - 1)
-
-
-def _final(settings: Settings, folder: Path, ledger: Ledger, inputs: Inputs, cache: Cache, tell: Report) -> Record:
-    """The model on all rows; one of an earlier call stays if it is the same, and else goes to the ledger's trash."""
+    One of an earlier call stays if it is the same, and else goes to the ledger's trash.
+    """
     id_file = folder.with_suffix(".id")
     # The identity opens the dev file: it is asked for only where there is a final model, or after its training.
-    if (folder / RECORD_NAME).exists() and id_file.exists() and id_file.read_text() == inputs.identity(settings):
+    if (folder / RECORD_NAME).exists() and id_file.exists() and id_file.read_text() == inputs.identity(tries[0]):
         return Record.read(folder)
+    for settings in tries:
+        with writing(folder.parent):
+            ledger.discard(folder)
+            write_atomically(id_file, "")  # from now on what lies there is ours
+        # Scores before the end are not shown: they may be on rows that it is trained on.
+        record = finetune(
+            settings,
+            folder,
+            report=lambda line: tell(line) if "  step" in line and "dev" not in line else None,
+            cache=cache,
+        )
+        if has_learned(record, task):  # by its training loss: the dev rows choose nothing
+            break
+        if settings is not tries[-1]:
+            tell(f"{record.verdict or 'it has hardly learned'}\nthe default is trained in its place")
     with writing(folder.parent):
-        ledger.discard(folder)
-        write_atomically(id_file, "")  # from now on what lies there is ours
-    # Scores before the end are not shown: they may be on rows that it is trained on.
-    record = finetune(
-        settings,
-        folder,
-        report=lambda line: tell(line) if "  step" in line and "dev" not in line else None,
-        cache=cache,
-    )
-    with writing(folder.parent):
-        write_atomically(id_file, inputs.identity(settings))
+        write_atomically(id_file, inputs.identity(tries[0]))
     return record

@@ -103,14 +103,17 @@ class Search:
 
     def decided(self, finalists: Sequence[Candidate], *, without: int | None = None) -> list[Candidate]:
         """Ranked by the judged parts, the default first where the best is not one standard error better than it."""
-        tried = [candidate for candidate in finalists if candidate in self.runs]
-        common = self.common(tried)
-        if not math.isfinite(self.mean(self.default, common)):  # one of its runs has no score
-            return self.ranked(tried)
-        tried = [candidate for candidate in tried if math.isfinite(self.mean(candidate, common))]
-        splits = [split for split in common if split[0] in JUDGED and split[0] != without]
-        ranked = self.ranked(tried, splits)
-        differences = [self.runs[ranked[0]][split].score - self.runs[self.default][split].score for split in splits]
+
+        def judged(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
+            return [split for split in self.common(candidates) if split[0] in JUDGED and split[0] != without]
+
+        tried = [candidate for candidate in finalists if candidate in self.runs and not self.failed(candidate)]
+        if self.default not in tried:
+            return self.ranked(finalists)
+        ranked = self.ranked(tried, judged(tried))
+        runs, default_runs = self.runs[ranked[0]], self.runs[self.default]
+        # The two may have more in common than all have.
+        differences = [runs[split].score - default_runs[split].score for split in judged([ranked[0], self.default])]
         # Three, so that two are left to judge the choice itself, without each part in turn.
         if len(differences) >= (LEAST if without is None else LEAST - 1):
             # The parts' training rows overlap (Nadeau and Bengio, Machine Learning 52, 2003).
@@ -128,6 +131,10 @@ class Search:
     def common(self, candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
         """The splits that all of them have."""
         return sorted(set.intersection(*(set(self.runs[tried]) for tried in candidates))) if candidates else []
+
+    def failed(self, candidate: Candidate) -> bool:
+        """Whether one of its runs has no score."""
+        return any(math.isnan(trained.score) for trained in self.runs[candidate].values())
 
     def mean(self, candidate: Candidate, splits: Sequence[tuple[int, int]]) -> float:
         """Mean score; a run without a score is below everything."""

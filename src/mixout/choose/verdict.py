@@ -57,6 +57,16 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Worth:
+    """What a choice is worth on rows that had no part in it."""
+
+    value: Estimate  # the score on new data
+    default: float  # of the default on the same rows
+    gain: Estimate  # how much higher the first is
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One candidate in the table of what was tried."""
 
@@ -91,8 +101,8 @@ class Choice:
 
 def expected(
     search: Search, finalists: Sequence[Candidate], task: Task, parts: Sequence[Sequence[int]]
-) -> tuple[Estimate, float, Estimate, int] | None:
-    """The nested score, the default's, by how much the first is higher, and the number of rows.
+) -> Worth | None:
+    """The nested score beside the default's.
 
     None without rows, and where too few parts were judged: the choice, the first of ``finalists``, would have been the
     default without any of them.
@@ -132,7 +142,7 @@ def expected(
         low, high = wilson(round(value * len(truth)), len(truth))
         on_new_data = Estimate(value=value, low=low, high=high)
     gain = estimate(value - default, nested_values - default_values, lowest - 1, 1 - lowest)
-    return on_new_data, default, gain, len(truth)
+    return Worth(value=on_new_data, default=default, gain=gain, rows=len(truth))
 
 
 def _array(rows: Iterable[Any]) -> NDArray[np.object_]:
@@ -162,14 +172,20 @@ def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
 
 
 def sentence(
-    metric: str, tried: Sequence[Row], default: Candidate, value: Estimate | None, gain: Estimate | None
+    metric: str, tried: Sequence[Row], default: Candidate, worth: Worth | None, *, failed: Candidate | None = None
 ) -> str:
-    """How the choice, the first of what was tried, compares with the default, and what to expect."""
+    """How the choice, the first of what was tried, compares with the default, and what to expect.
+
+    ``failed``: what would have been chosen, but for its final training.
+    """
     chosen, is_default = tried[0].candidate, tried[0].candidate == default
     reason = "nothing else was clearly better" if len(tried) > 1 else "the budget was too small to try anything else"
+    if failed is not None:
+        reason = f"{failed} was ahead, but learned nothing when it was trained on all rows"
     start = f"The default, {default}, is kept: {reason}" if is_default else f"{chosen} was chosen"
-    if value is None or gain is None:
+    if worth is None:
         return f"{start}. The budget was too small to say what to expect on new data; give a larger one."
+    value, gain = worth.value, worth.gain
     expect = f"Expect {metric} {value.value:.3f} on new data (95 % interval {value.low:.3f} to {value.high:.3f})"
     if is_default:
         return f"{start}. {expect}."

@@ -174,6 +174,17 @@ def diverges(loss: float, reference: float) -> bool:
     return not loss <= FAR * reference
 
 
+def has_learned(record: Record, task: Task) -> bool:
+    """Whether the training loss has left that of a constant answer; dev rows are not asked.
+
+    True where that cannot be told: for a language model, and where smoothed labels make any loss large.
+    """
+    constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
+    if record.status == "diverged" or constant is None or constant[0] == 0 or record.settings.label_smoothing > 0:
+        return record.status != "diverged"
+    return record.training[-1].loss <= LEARNED * constant[0]
+
+
 def judge(record: Record, model: nn.Module, task: Task) -> str:
     """One sentence on a failed run, with what to try next; empty for a run that has learned."""
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
