@@ -63,6 +63,7 @@ def test_what_a_trainer_saved_at_its_end_does_not_silently_become_the_anchor(tin
 
 
 def test_a_folder_of_mixout_finetune_is_known_and_a_run_that_begins_there_says_so(tiny_bert, tiny_task, tmp_path):
+    pytest.importorskip("scipy", reason="the library alone is installed")
     options = {"task": tiny_task, "max_steps": 1, "epochs": None, "save": "no", "evaluate": "end", "max_length": 16}
     finetune(Settings(model=tiny_bert, **options), tmp_path / "first")
     model = transformers.AutoModel.from_pretrained(tmp_path / "first")
