@@ -11,7 +11,8 @@ of the search, all else by the rule; restart k trains on subset k with seed k. A
 a run whose row is there is skipped, so the script can be stopped at any time, and its options may be widened later.
 ``--set`` changes a setting of all runs (``--set epochs=10``), and is part of a row's name. One thread in a process.
 
-Tasks: five of GLUE from the folder ``--data-dir``; ``docstrings``, which is in the package; ``genre``, a table that is
+Tasks: five of GLUE from the folder ``--data-dir``; ``docstrings``, which is in the package, and
+``docstrings-N``, its first N packages; ``genre``, a table that is
 made of STS-B's training file: which of three sources a sentence is from; ``modules-N``, see benchmarks/modules.py; and
 ``phrases``, words of the same sentences with tags: what follows an article, up to the next function word, and numbers.
 Beside any model that ``mixout finetune`` takes, ``--model minilm-3`` is MiniLM's first three layers.
@@ -39,10 +40,12 @@ from mixout.errors import InputError
 from mixout.finetune.cache import Cache
 from mixout.finetune.defaults import MANY, WIDER
 from mixout.finetune.settings import TAGS, Settings
+from mixout.finetune.tasks import load_task
 from mixout.finetune.train import finetune
 from table import Table, read
 
 TASKS = ("SST-2", "CoLA", "RTE", "STS-B", "MRPC", "genre", "docstrings")
+FEWER_CLASSES = ("docstrings-4", "docstrings-6", "modules-4", "modules-6")
 MANY_OUTPUTS = ("modules-10", "modules-12", "modules-16", "modules-54", "phrases")
 SMALL = "minilm-3"
 _FUNCTION_WORDS = """
@@ -62,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/defaults.csv"), metavar="FILE")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the TSV files of GLUE; else the hub is asked")
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *MANY_OUTPUTS), default=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *FEWER_CLASSES, *MANY_OUTPUTS), default=TASKS)
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--rates", nargs="*", type=float, default=RATES, help="none: the rule alone")
@@ -115,6 +118,8 @@ def measure(run: dict[str, str], data_dir: str | None, folder: Path, cache: Cach
         values = {"task": str(make(Path(data_dir), folder))}
     elif run["task"].startswith("modules-"):
         values = {"task": str(modules.task(int(run["task"].partition("-")[2]), folder))}
+    elif run["task"].startswith("docstrings-"):
+        values = {"task": str(docstrings(int(run["task"].partition("-")[2]), folder))}
     if run["task"] == "phrases":
         values["task_type"] = TAGS
     for assignment in run["set"].split():
@@ -145,6 +150,17 @@ def first_layers(number: int, place: Path) -> Path:
         model.config.num_hidden_layers = number
         model.save_pretrained(place)
         AutoTokenizer.from_pretrained(source).save_pretrained(place)
+    return place
+
+
+def docstrings(classes: int, folder: Path) -> Path:
+    """The folder of the first packages of ``docstrings``, with the training and dev rows that are theirs."""
+    place, task = folder / f"docstrings-{classes}", load_task("docstrings")
+    place.mkdir(exist_ok=True)
+    for name, split in (("train", task.train), ("dev", task.dev)):
+        rows = [row for row in zip(split.text, split.label, strict=True) if row[1] < classes]
+        with (place / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *((text, task.labels[label]) for text, label in rows)])
     return place
 
 

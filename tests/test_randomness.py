@@ -186,6 +186,18 @@ def test_a_restored_state_continues_the_draws():
     assert mixout.save_state(other) == mixout.save_state(model)
 
 
+def test_a_state_of_several_ranks_continues_its_draws_in_one_process():
+    """There the agreed seed says that masks follow from counts, which none of the model's own settings does."""
+    model, (x, _) = net(), inputs()
+    draws = {name: 3 for name, module in model.named_modules() if hasattr(module, "_mixed")}
+    state = {**mixout.save_state(model), "agreed_seed": 5, "draws": draws}
+    mixout.load_state_(model, state)
+    first = model(x)
+    assert mixout.save_state(model)["draws"] == {name: 4 for name in draws}
+    mixout.load_state_(model, state)
+    assert model(x).equal(first)
+
+
 def test_a_restored_state_continues_the_draws_in_the_same_process():
     """Rolled back with the global RNG state, as a trainer does: the count must go on as it did before."""
     model, (x, _) = net(seed=3), inputs()

@@ -25,6 +25,7 @@ from mixout.errors import MixoutWarning as MixoutWarning
 from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.errors import RankMismatchError as RankMismatchError
+from mixout.errors import StrongDecayWarning as StrongDecayWarning
 from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
 from mixout.layers import register as register
 from mixout.measure import distance as distance

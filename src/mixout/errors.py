@@ -87,6 +87,14 @@ class ZeroDecayWarning(MixoutWarning):
     """
 
 
+class StrongDecayWarning(MixoutWarning):
+    """A learning rate is as large as the radius of AnchorDecay or larger, so each step goes most of the way back.
+
+    What to do: a smaller learning rate, or a larger radius. SGD goes about radius x gradient far, so 0.005 is too small
+    for it; try 1.
+    """
+
+
 class MissingPenaltyWarning(MixoutWarning):
     """A model with OutputAnchor is trained, and nobody adds its penalty to the loss, so the method does nothing.
 

@@ -155,6 +155,7 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
     for applied, part_state in zip(applications, states, strict=True):  # refused before anything is changed
         _check(model, applied, part_state)
     for applied, part_state in zip(applications, states, strict=True):
+        applied.seed.value = part_state["agreed_seed"]  # with which masks follow from counts
         if applied.mixing is not None:
             applied.mixing.set_p(part_state["p"])
             if applied.mixing.period is not None:
@@ -164,7 +165,6 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
             for name, share in _shares(model, applied).items():
                 if share.stream.in_force:
                     share.stream.restore(part_state["draws"].get(name, 0))
-        applied.seed.value = part_state["agreed_seed"]
 
 
 def _state(model: nn.Module, applied: Applied, *, tensors: bool) -> dict[str, Any]:

@@ -191,6 +191,22 @@ def test_a_subclass_without_a_forward_is_its_base_and_one_with_is_left_alone():
     assert "call mixout.register(Other) first" in str(mixout.coverage(model))
 
 
+def test_a_pass_of_another_thread_mixes_the_weight_and_not_the_phi_that_is_lent():
+    """With u = 0 and w = 1 each entry of Phi is 0 or 2; of a Phi that is mixed once more it would be 4."""
+    conv = nn.Conv1d(64, 1, 1, bias=False)
+    layer = mixout.apply_(nn.Sequential(conv), Mixout(0.5), where=mixout.Where(types=nn.Module), anchor=0)[0]
+    nn.init.ones_(layer.weight)
+    x, seen = torch.eye(64)[None], []
+    with layer.lent({"weight": torch.full_like(layer.weight, 2.0)}):  # as in the middle of a pass
+        thread = threading.Thread(target=lambda: seen.append(layer(x)))
+        thread.start()
+        thread.join()
+    [phi] = seen
+    assert {*phi.flatten().tolist()} == {0.0, 2.0}
+    phi.sum().backward()
+    assert layer.weight.grad.flatten().equal(phi.detach().flatten())
+
+
 def test_threads_do_not_leave_their_weights_behind():
     """Each pass of each thread sees a Phi, and afterwards the layer has its parameter back."""
     layer = mixout.apply_(nn.Sequential(nn.Conv1d(4, 4, 3)), Mixout(0.5), where=mixout.Where(types=nn.Module))[0]

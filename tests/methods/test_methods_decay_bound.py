@@ -13,6 +13,8 @@ import mixout
 from mixout import AnchorDecay
 from mixout.finetune.optimizers import BERTAdam
 
+pytestmark = pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
+
 
 class Lion(torch.optim.Optimizer):
     def __init__(self, params, lr):

@@ -160,6 +160,29 @@ def test_one_optimizer_for_each_parameter_in_the_backward_pass():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("lr", "method", "said"),
+    [
+        (0.1, AnchorDecay(radius=0.005), "lr=0.1, which is not below 0.005, the radius of '0.weight' .* 100% of the way"),
+        (0.005, AnchorDecay(200.0), "takes it 63% of the way back"),
+        (0.05, AnchorDecay(radius=0.1, relative=True), "not below 0.0[0-9]+, the radius"),
+        (0.0049, AnchorDecay(radius=0.005), None),
+        (0.1, AnchorDecay(20.0, decoupled=False), None),
+        (0.1, AnchorDecay(20.0, selective=True), None),
+        (torch.tensor(0.1), AnchorDecay(radius=0.005), None),  # on a GPU it would have to be waited for
+    ],
+)
+def test_a_learning_rate_that_takes_weights_all_the_way_back_is_told_once(lr, method, said):
+    model = mixout.apply_(net(), method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    if said is not None:
+        with pytest.warns(mixout.StrongDecayWarning, match=said) as told:
+            step_of_nothing(optimizer, model)
+        assert len(told) == 1
+        assert told[0].filename == step_of_nothing.__code__.co_filename
+    step_of_nothing(optimizer, model)
+
+
 def test_weight_decay_towards_zero_is_told_once_for_each_optimizer():
     model = mixout.apply_(net(), AnchorDecay(RATE))
     optimizers = [adamw(model, weight_decay=0.02), adamw(model, weight_decay=0.01)]
@@ -208,6 +231,7 @@ def test_removing_frees_the_anchors_while_the_optimizer_lives(monkeypatch):
     assert all(anchor() is None for anchor in anchors)
 
 
+@pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
 @pytest.mark.parametrize("other", ["copied", "applied", "removed"])
 def test_what_comes_or_goes_during_a_step_leaves_the_step_alone(other):
     """A lazy EMA in a hook of the optimizer, or another thread's models."""

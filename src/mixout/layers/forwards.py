@@ -191,7 +191,9 @@ class Lending(Mixed):
 
     def _phi(self, path: str, layout: Layout) -> Tensor:
         holder, field = holder_of(self, path)
-        weight: Tensor = getattr(holder, field)
+        # Not by the attribute, which may be the Phi of another thread. Replicas of DataParallel have no parameters.
+        parameter = holder._parameters.get(field)
+        weight: Tensor = getattr(holder, field) if parameter is None else parameter
         anchor, stream = self._mixed.anchors[path], self._mixed.stream
         if stays(weight, anchor):
             return weight

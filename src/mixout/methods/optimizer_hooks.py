@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mixout.anchor import AnchorTensor, OwnWeight, check_shape
-from mixout.errors import MixoutError, ZeroDecayWarning, outside
+from mixout.errors import MixoutError, StrongDecayWarning, ZeroDecayWarning, outside
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import check_stepped, laid_out, loaded
 from mixout.seeds import come_last_
@@ -86,6 +86,7 @@ class _Match:
     change: object = None  # the last one that was matched
     began: int = 0  # when the last step began, on the clock of steps
     warned: bool = False
+    warned_of_strength: bool = False
 
     @property
     def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
@@ -185,14 +186,30 @@ def _check(optimizer: Optimizer, match: _Match, entries: list[tuple[Target, nn.P
                 stacklevel=outside(),
             )
             match.warned = True
+        lr = group.get("lr")
+        if not match.warned_of_strength and target.method.shrinks and target.importance is None and _steep(lr, target):
+            warnings.warn(
+                f"{type(optimizer).__name__} has lr={lr:g}, which is not below {1 / target.strength:g}, the radius of "
+                f"{target.anchor.name} by {target.method}: each step takes it {-math.expm1(-lr * target.strength):.0%} "
+                "of the way back to its start, so it stays much nearer than that. Take a smaller learning rate, or a larger radius; "
+                "SGD goes about radius x gradient far, so try a radius of 1 with it",
+                StrongDecayWarning,
+                stacklevel=outside(),
+            )
+            match.warned_of_strength = True
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
-        if group.get("lr") is None and target.method.shrinks:
+        if lr is None and target.method.shrinks:
             raise MixoutError(
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
+
+
+def _steep(lr: object, target: Target) -> bool:
+    """Whether a step takes back more than 1 - 1/e of the distance; a rate on a GPU is not asked for."""
+    return isinstance(lr, (int, float)) and lr * target.strength >= 1
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
