@@ -157,10 +157,11 @@ def docstrings(classes: int, folder: Path) -> Path:
     """The folder of the first packages of ``docstrings``, with the training and dev rows that are theirs."""
     place, task = folder / f"docstrings-{classes}", load_task("docstrings")
     place.mkdir(exist_ok=True)
+    labels = task.labels or ()
     for name, split in (("train", task.train), ("dev", task.dev)):
-        rows = [row for row in zip(split.text, split.label, strict=True) if row[1] < classes]
+        rows = [(text, labels[label]) for text, label in zip(split.text, split.label, strict=True) if label < classes]
         with (place / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("text", "label"), *((text, task.labels[label]) for text, label in rows)])
+            csv.writer(file).writerows([("text", "label"), *rows])
     return place
 
 

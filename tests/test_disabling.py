@@ -40,6 +40,18 @@ def test_passes_are_those_of_the_fine_tuned_weights(method):
     assert not model(x).allclose(expected)
 
 
+def test_blocks_of_two_threads_may_overlap():
+    model, x = net(Mixout(0.9)), torch.randn(3, 8)
+    expected = copy.deepcopy(model).eval()(x)
+    first, second = mixout.disabled(model), mixout.disabled(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    torch.testing.assert_close(model(x), expected)
+    second.__exit__(None, None, None)
+    assert not model(x).allclose(expected)
+
+
 def test_gradients_are_whole():
     model = net(GradientMask(0.9))
     with mixout.disabled(model):

@@ -19,10 +19,12 @@ from mixout import _public
 
 PUBLIC = {
     "ALL", "AlreadyAppliedError", "Anchor", "AnchorDecay", "AnchorMismatchError", "BODY", "Coverage", "Distance",
+    "EvalModeWarning",
     "FineTunedAnchorWarning", "ForgottenMasksWarning", "FrozenLayersWarning", "GenerationWarning", "GradientMask",
     "InputError", "LowCoverageWarning", "Method", "MissingExtraError", "MissingPenaltyWarning", "Mixconnect", "Mixout",
     "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "OutputAnchor", "PAPER", "PScheduler",
-    "RankMismatchError", "Seed", "State", "StrongDecayWarning", "Where", "ZeroDecayWarning", "apply_", "by_depth", "coverage", "disabled",
+    "RankMismatchError", "Seed", "State", "StrongDecayWarning", "Where", "ZeroDecayWarning", "apply_",
+    "by_depth", "coverage", "disabled",
     "distance", "fingerprint", "fisher", "functional", "interpolate_", "load_state_", "methods", "optim",
     "output_penalty", "radius_used", "register", "remove_", "save_state", "schedule", "set_p_", "state",
 }  # fmt: skip

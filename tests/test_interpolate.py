@@ -1,10 +1,13 @@
 """interpolate_ against u + t (w - u) in float64, and against the authors' way: a new state dict."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import mixout
+import mixout.delta
 from mixout import AnchorDecay, GradientMask, Mixout
 from mixout.methods import Dropout
 
@@ -159,6 +162,39 @@ def test_a_compiled_model_and_a_part():
     mixout.interpolate_(model[2], 0.0)
     assert model[2].weight.equal(start["2.weight"])
     assert not model[0].weight.equal(start["0.weight"])
+
+
+@pytest.mark.parametrize("start", [lambda model: model, lambda model: model.state_dict()], ids=["model", "state"])
+def test_a_start_that_is_the_weights_themselves_is_refused(start):
+    model = nn.Sequential(nn.Linear(3, 2))
+    for call in (
+        lambda: mixout.interpolate_(model, 0.5, start(model)),
+        lambda: mixout.distance(model, start(model)),
+        lambda: mixout.delta.drop_(model, 0.5, start(model)),
+    ):
+        with pytest.raises(mixout.InputError, match=r"a start with weights of its own.*copy them before you train"):
+            call()
+
+
+def test_integers_stay():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Module())
+    model[1].table = nn.Parameter(torch.ones(3, 3, dtype=torch.int8), requires_grad=False)
+    start = copy.deepcopy(model.state_dict())
+    trained = model[0].weight.detach() + 1
+    for call, expected in ((mixout.interpolate_, trained - 0.5), (mixout.delta.drop_, None)):
+        with torch.no_grad():
+            model[0].weight.copy_(trained)
+        call(model, 0.5, start)
+        if expected is not None:
+            torch.testing.assert_close(model[0].weight.detach(), expected)
+        assert model[1].table.eq(1).all()
+
+
+def test_the_distance_of_complex_weights():
+    model = mixout.apply_(nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), mixout.OutputAnchor(1.0))
+    with torch.no_grad():
+        model[0].weight.add_(1j)
+    assert mixout.distance(model).total == pytest.approx(4.0)
 
 
 def test_distance_shrinks_by_t():

@@ -1,6 +1,8 @@
 """What training loops do to a mixed model: accumulation, loss scaling, checkpointing, in each form of the linear."""
 
+import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +199,38 @@ def test_a_first_pass_in_inference_mode_leaves_what_training_can_save(method, mo
     for _ in range(2):
         model(x.clone().requires_grad_()).sum().backward()
     assert model[0].weight.grad.norm() > 0
+
+
+def steps_of(model, number=20):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(number):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+
+
+def test_training_in_eval_mode_is_told_once():
+    """from_pretrained leaves a model in eval mode, in which nothing is mixed."""
+    model = mixout.apply_(nn.Sequential(nn.Linear(3, 2)).eval(), Mixout(0.5))
+    steps_of(model, 19)
+    with pytest.warns(mixout.EvalModeWarning, match=r"Mixout\(p=0\.5\) does nothing.*call model\.train\(\)") as told:
+        steps_of(model, 1)
+    assert Path(told[0].filename).name == Path(__file__).name
+    steps_of(model)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda model: model.train(),
+        lambda model: (model.train()(torch.randn(2, 3)), model.eval()),  # in turns
+        mixout.remove_,
+        copy.deepcopy,
+        lambda model: model[0].requires_grad_(False),
+    ],
+    ids=["train", "in turns", "removed", "copied", "frozen"],
+)
+def test_nobody_is_told_of_eval_mode_without_need(prepare):
+    model = mixout.apply_(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).eval(), Mixout(0.5), where="^0")
+    prepared = prepare(model)
+    steps_of(prepared if isinstance(prepared, nn.Sequential) else model, 21)

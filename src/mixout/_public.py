@@ -12,6 +12,7 @@ from mixout.covering import coverage as coverage
 from mixout.distances import Distance as Distance
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
+from mixout.errors import EvalModeWarning as EvalModeWarning
 from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning
 from mixout.errors import ForgottenMasksWarning as ForgottenMasksWarning
 from mixout.errors import FrozenLayersWarning as FrozenLayersWarning

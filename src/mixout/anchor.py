@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixout.errors import AnchorMismatchError, MixoutError
-from mixout.parts import laid_out, whole
+from mixout.errors import AnchorMismatchError, InputError, MixoutError
+from mixout.parts import laid_out, local, whole
 from mixout.sources import Anchor, AnchorSource, WeightMissingError, lookup
 
 ZERO = "0"  # the digest of u = 0
@@ -163,6 +163,7 @@ class AnchorStore:
         self.own = own  # the weights themselves: nothing is read or copied
         self._kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
         self._made: dict[int, AnchorTensor] = {}
+        self._shared: list[bool] = []  # whether a tensor that was asked for is the memory of the weight itself
         self.bases: dict[nn.Module, str] = {}  # digests of the frozen bases of LoRA layers, whose anchors are 0
         self._find = lookup(model, self._kept.source)
         self.of_this_moment = self._kept.source is None
@@ -172,20 +173,28 @@ class AnchorStore:
         if self.own:
             return OwnWeight()
         if id(parameter) not in self._made:
-            tensor = self._read(name, parameter)
-            anchor = AnchorTensor() if tensor is None else self._capture(name, tensor, parameter)
+            tensor = self._find(name, parameter)
+            anchor = AnchorTensor() if tensor is None else self._capture(name, self._copy(tensor, parameter), parameter)
             self._made[id(parameter)], anchor.name = anchor, repr(name)
         return self._made[id(parameter)]
 
     def tensor(self, name: str, parameter: Tensor) -> Tensor | None:
         """A copy of the starting weight, laid out as ``parameter`` is, to compare with once; None for 0."""
-        tensor = self._read(name, parameter)
-        return None if tensor is None else laid_out(tensor, parameter)
-
-    def _read(self, name: str, parameter: Tensor) -> Tensor | None:
-        tensor = self._find(name, parameter)
-        if tensor is None:
+        found = self._find(name, parameter)
+        if found is None:
             return None
+        self._shared.append(local(found).data_ptr() == local(parameter).data_ptr() != 0)
+        return laid_out(self._copy(found, parameter), parameter)
+
+    def check_apart(self) -> None:
+        """Refuse a source whose tensors, as far as they were asked for, are the weights themselves."""
+        if self._shared and all(self._shared):
+            raise InputError(
+                "expected a start with weights of its own, got those of this model, which training changes; copy them "
+                "before you train: start = copy.deepcopy(model.state_dict())"
+            )
+
+    def _copy(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         device = tensor.device if parameter.is_meta else parameter.device  # an anchor is never on the meta device
         return tensor.detach().to(device, parameter.dtype, copy=True)
 
@@ -235,9 +244,8 @@ class ImportanceStore(AnchorStore):
                 "mixout.fisher, or leave the layer out with where="
             ) from error
 
-    def _read(self, name: str, parameter: Tensor) -> Tensor | None:
-        tensor = self._find(name, parameter)
-        return None if tensor is None else tensor.detach().to(tensor.device if parameter.is_meta else parameter.device)
+    def _copy(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        return tensor.detach().to(tensor.device if parameter.is_meta else parameter.device)
 
     def _capture(self, name: str, tensor: Tensor, parameter: Tensor) -> AnchorTensor:
         if not bool(((tensor >= 0) & tensor.isfinite()).all()):

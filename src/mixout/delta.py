@@ -54,6 +54,7 @@ def drop_(
 
     Raises:
         AnchorMismatchError: if ``anchor`` lacks a parameter, or has another shape.
+        InputError: if ``anchor`` is the memory of the model's own weights, as its ``state_dict()`` is.
         TypeError, ValueError: if ``p`` is not a number in [0, 1], ``anchor`` is None, or ``unit`` is another.
 
     Example:

@@ -45,6 +45,8 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     """||w - u|| of one weight, of all ranks; with ``order`` infinity its largest entry. In blocks, without a copy."""
     weight, largest = weight.detach(), order == math.inf
     u = None if anchor is None else laid_out(anchor, weight)
+    if weight.is_complex():
+        weight, u = torch.view_as_real(weight), None if u is None else torch.view_as_real(u)
     value = _of_blocks(_differences(weight, u), order)
     if not largest and not _SQUARES_FIT[0] < float(value) < _SQUARES_FIT[1]:  # rare: once more, in float64
         value = _of_blocks((block.double() for block in _differences(weight, u)), order)

@@ -95,6 +95,13 @@ class StrongDecayWarning(MixoutWarning):
     """
 
 
+class EvalModeWarning(MixoutWarning):
+    """A model with a mixing method is trained in eval mode, so nothing is mixed.
+
+    What to do: call ``model.train()`` before training; ``from_pretrained`` returns a model in eval mode.
+    """
+
+
 class MissingPenaltyWarning(MixoutWarning):
     """A model with OutputAnchor is trained, and nobody adds its penalty to the loss, so the method does nothing.
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mixout import dropouts
 from mixout._torch import managed_by_fsdp
 from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, MovingAnchor, digest
-from mixout.errors import MixoutError, NothingMixedError
+from mixout.errors import EvalModeWarning, MixoutError, NothingMixedError
 from mixout.layers import Mixed, Mixing, Share, attach_, lora, mixed_class, parameter, restore_, swap_, weights
+from mixout.layers.mixed import in_eval_mode
+from mixout.layers.registry import holder_of
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
 from mixout.methods.decay import decays
 from mixout.parts import in_parts
@@ -23,6 +25,7 @@ from mixout.seeds import Period, Seed, SharedSeed
 from mixout.selection import ALL, BODY, PARTS, Selection, blocks, chosen, resolve
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
+from mixout.watch import STEPS, Watch
 
 # Methods by regular expression on layer names. The first expression that matches a layer decides; "" matches all.
 Rules: TypeAlias = Mapping[str, tuple[Method, ...]]
@@ -83,6 +86,9 @@ def _mix_(
 ) -> dict[str, nn.Module]:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
+    # A weight that a registered layer has from a child is that layer's: the child would mix it once more.
+    lent = {holder_of(layer, path)[0] for layer in layers.values() for path in weights(layer) if "." in path}
+    layers = {name: layer for name, layer in layers.items() if layer not in lent}
     dry_run, period = anchors.own, None if method.every == 1 else Period(method.every)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
     applied.mixing = mixing = Mixing(
@@ -124,9 +130,17 @@ def _mix_(
         swap_(module, mixed_type, Share(mixing=mixing, anchors=by_path, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in by_layer}
     if not dry_run:
+        mixing.watch = Watch((module for _, module, *_ in swaps), in_eval_mode, EvalModeWarning(_never_mixed(method)))
         attach_(model, mixed)
         guard_(model)
     return mixed
+
+
+def _never_mixed(method: MixingMethod) -> str:
+    return (
+        f"{method} does nothing: in {STEPS} optimizer steps all of its layers were in eval mode, in which "
+        "from_pretrained leaves a model; call model.train() before you train"
+    )
 
 
 def _anchored(
@@ -214,7 +228,7 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
             trained.setdefault(module, {})[field] = _of_base(sites[site], anchors)
     if not trained:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
-    watch = output.Watch(trained if method.beta and not anchors.own else ())  # no step follows a dry run
+    watch = output.watch_(trained if method.beta and not anchors.own else ())  # no step follows a dry run
     for module in dict.fromkeys([*trained, *frozen]):
         fields = trained.get(module, {}), tuple(frozen.get(module, ()))
         vars(module)[output.FIELD] = output.Held(method, *fields, watch)

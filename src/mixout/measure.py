@@ -38,6 +38,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         NotAppliedError: if ``anchor`` is None and the model holds no anchor.
         AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
         MixoutError: if a weight is computed by another tool since apply_.
+        InputError: if ``anchor`` is the memory of the model's own weights, as its ``state_dict()`` is.
 
     Example:
         >>> import mixout
@@ -63,6 +64,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
                 missing = error
     if missing is not None and not (selection.may_lack and pairs):
         raise missing
+    store.check_apart()
     return distances.distance(pairs)
 
 
@@ -134,6 +136,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
         NotAppliedError: if ``anchor`` is None and the model holds no anchor.
         AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
         MixoutError: if a weight is computed by another tool since apply_, or an adapter is no plain LoRA, or merged.
+        InputError: if ``anchor`` is the memory of the model's own weights, as its ``state_dict()`` is.
         TypeError, ValueError: if ``t`` is not a number in [0, 1].
 
     Example:
@@ -193,11 +196,14 @@ def check_t(t: float) -> float:
 def covered(
     model: nn.Module, anchor: AnchorSource, where: WhereLike
 ) -> list[tuple[str, nn.Module, nn.Parameter, Tensor | None]]:
-    """Name, module, parameter and anchor of all that ``where`` covers; a tied parameter once."""
+    """Name, module, parameter and anchor of all numbers that ``where`` covers, no integers; a tied parameter once."""
     store, holders = AnchorStore(model, anchor), dict[nn.Parameter, tuple[str, nn.Module]]()
     for key, module, weight in resolve(where, model).parameters(model):
-        holders.setdefault(weight, (key, module))
-    return [(key, module, weight, store.tensor(key, weight)) for weight, (key, module) in holders.items()]
+        if weight.is_floating_point() or weight.is_complex():
+            holders.setdefault(weight, (key, module))
+    found = [(key, module, weight, store.tensor(key, weight)) for weight, (key, module) in holders.items()]
+    store.check_apart()
+    return found
 
 
 def _move_(weight: Tensor, anchor: Tensor | None, t: float) -> None:

@@ -122,7 +122,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         >>> bool((plain == x @ model.weight.T).all()), model(x).item()
         (True, 0.0)
     """
-    switched = mixing_of(applied_to(model))
+    switched = [record.mixing for record in applied_to(model) if record.mixing is not None]
     for mixing in switched:
         mixing.switch(off=True)
     try:

@@ -155,7 +155,7 @@ def load_state_(model: nn.Module, state: dict[str, Any]) -> None:
     for applied, part_state in zip(applications, states, strict=True):  # refused before anything is changed
         _check(model, applied, part_state)
     for applied, part_state in zip(applications, states, strict=True):
-        applied.seed.value = part_state["agreed_seed"]  # with which masks follow from counts
+        applied.seed.restore(part_state["agreed_seed"])  # with which masks follow from counts
         if applied.mixing is not None:
             applied.mixing.set_p(part_state["p"])
             if applied.mixing.period is not None:

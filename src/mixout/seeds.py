@@ -88,6 +88,10 @@ class SharedSeed:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "remembered": OrderedDict()}  # a copy makes draws of its own
 
+    def restore(self, value: int | None) -> None:
+        """Go on with the seed of a saved state; ranks agree anew before they draw."""
+        self.value, self._compared = value, False
+
     @property
     def in_force(self) -> bool:
         """Whether masks follow from this seed; if not, from torch's default generators alone, as dropout's do."""

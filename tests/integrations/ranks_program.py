@@ -142,7 +142,15 @@ def resumed(rank):
     expected, gone_on = (DistributedDataParallel(m) for m in (model, other))
     for ddp in (expected, gone_on):
         train(ddp, lambda step, part: batch(step, part, rank), steps=[2])
-    return {"uninterrupted": weights(model), "resumed": weights(other)}
+    # Back to before the first pass: ranks agree anew.
+    torch.manual_seed(5000 + rank)
+    back = net()
+    beginning = mixout.save_state(back)
+    for _ in range(2):
+        back(batch(0, 0, rank))
+        used = mixout.save_state(back)["agreed_seed"]
+        mixout.load_state_(back, beginning)
+    return {"uninterrupted": weights(model), "resumed": weights(other), "again": used}
 
 
 def disagreements(rank):

@@ -100,6 +100,11 @@ def test_a_restored_state_brings_the_agreed_seed(results, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_ranks_agree_anew_on_a_state_of_before_the_first_pass(results, world):
+    assert len({rank["resumed"]["again"] for rank in results[world]}) == 1
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_anchors_are_not_broadcast(results, world):
     """Trap: as a buffer, DDP re-broadcasts the anchor at every forward."""
     for number, rank in enumerate(results[world]):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from trained import moved
+from transformers.pytorch_utils import Conv1D
 
 import mixout
 from mixout import Mixout
@@ -205,6 +206,26 @@ def test_a_pass_of_another_thread_mixes_the_weight_and_not_the_phi_that_is_lent(
     assert {*phi.flatten().tolist()} == {0.0, 2.0}
     phi.sum().backward()
     assert layer.weight.grad.flatten().equal(phi.detach().flatten())
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_child_whose_weight_its_registered_parent_mixes_is_not_mixed_once_more(every):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = Conv1D(4, 4)
+
+        def forward(self, x):
+            return self.proj(x)
+
+    mixout.register(Outer, weight="proj.weight", input_dim=0)
+    model = nn.Sequential(Outer())
+    mixout.apply_(model, Mixout(0.5, every=every), anchor=0, where=mixout.Where(types=nn.Module))
+    nn.init.ones_(model[0].proj.weight)
+    phis = torch.cat([model(torch.eye(4)).detach() for _ in range(40)]) if every == 1 else model(torch.eye(4))
+    assert {*phis.flatten().tolist()} <= {0.0, 2.0}
+    assert phis.any()
+    assert mixout.coverage(model).mixed == ("0.proj",)
 
 
 def test_threads_do_not_leave_their_weights_behind():

@@ -163,7 +163,7 @@ def test_one_optimizer_for_each_parameter_in_the_backward_pass():
 @pytest.mark.parametrize(
     ("lr", "method", "said"),
     [
-        (0.1, AnchorDecay(radius=0.005), "lr=0.1, which is not below 0.005, the radius of '0.weight' .* 100% of the way"),
+        (0.1, AnchorDecay(radius=0.005), "lr=0.1, which is not below 0.005, the radius .* 100% of"),
         (0.005, AnchorDecay(200.0), "takes it 63% of the way back"),
         (0.05, AnchorDecay(radius=0.1, relative=True), "not below 0.0[0-9]+, the radius"),
         (0.0049, AnchorDecay(radius=0.005), None),
@@ -181,6 +181,19 @@ def test_a_learning_rate_that_takes_weights_all_the_way_back_is_told_once(lr, me
         assert len(told) == 1
         assert told[0].filename == step_of_nothing.__code__.co_filename
     step_of_nothing(optimizer, model)
+
+
+def test_a_tied_weight_has_one_decay():
+    model = nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.Linear(3, 3)})
+    model["decoder"].weight = model["encoder"].weight
+    for name, radius in (("encoder", 0.5), ("decoder", 1.0)):
+        mixout.apply_(model[name], AnchorDecay(radius=radius))
+    step_of_nothing(torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1), nn.Linear(3, 3))
+    with pytest.raises(mixout.MixoutError, match=r"one decay of the tied weight.*radius=0\.5\) and .*radius=1\.0"):
+        step_of_nothing(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    mixout.remove_(model["decoder"])
+    mixout.apply_(model["decoder"], AnchorDecay(radius=0.5))
+    step_of_nothing(torch.optim.SGD(model.parameters(), lr=0.1), model)
 
 
 def test_weight_decay_towards_zero_is_told_once_for_each_optimizer():

@@ -12,8 +12,7 @@ import transformers
 from torch import nn
 
 import mixout
-from mixout import Mixout, OutputAnchor, seeds
-from mixout.methods import output
+from mixout import Mixout, OutputAnchor, seeds, watch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning"),
@@ -402,7 +401,7 @@ def stepped(model, steps, *, asked=False, other=None, scheduled=False):
 
 
 def test_a_penalty_that_nobody_adds_is_told_once(monkeypatch):
-    monkeypatch.setattr(output, "_UNASKED", 2)
+    monkeypatch.setattr(watch, "STEPS", 2)
     told = [(mixout.MissingPenaltyWarning, Path(__file__).name)]
     model = mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0))
     assert stepped(model, 1) == []
@@ -415,7 +414,7 @@ def test_a_penalty_that_nobody_adds_is_told_once(monkeypatch):
 
 
 def test_nobody_waits_for_the_penalty_of_another_model_of_a_copy_or_after_the_end(monkeypatch):
-    monkeypatch.setattr(output, "_UNASKED", 2)
+    monkeypatch.setattr(watch, "STEPS", 2)
     model = mixout.apply_(nn.Linear(3, 2), OutputAnchor(1.0))
     assert stepped(model, 3, other=nn.Linear(3, 2)) == []
     assert stepped(copy.deepcopy(model), 3) == []
@@ -425,4 +424,4 @@ def test_nobody_waits_for_the_penalty_of_another_model_of_a_copy_or_after_the_en
     mixout.apply_(model, OutputAnchor(1.0))
     del model
     gc.collect()
-    assert not any(isinstance(counter, output.Watch) for counter in seeds._COUNTERS)
+    assert not any(isinstance(getattr(one, "warning", None), mixout.MissingPenaltyWarning) for one in seeds._COUNTERS)

@@ -12,7 +12,7 @@ from torch import nn
 
 from mixout._names import nearest
 from mixout.errors import MixoutError, needs
-from mixout.record import applications, mixing_of
+from mixout.record import applications
 from mixout.schedule import last_step_begins
 from mixout.selection import BODY, resolve
 
@@ -78,7 +78,7 @@ class HeadFirst(TrainerCallback):
                 text = f"at most {last:g} epochs, where the last step of this run begins, got {self.epochs:g}"
                 raise MixoutError(f"expected HeadFirst for {text}: only the head would be trained")
         thaw = _FROZEN[model] = ExitStack()
-        for mixing in mixing_of(applications(model)):
+        for mixing in [applied.mixing for applied in applications(model) if applied.mixing is not None]:
             thaw.callback(mixing.switch, off=False)
             mixing.switch(off=True)
         for parameter in body:

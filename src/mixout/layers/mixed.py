@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -22,11 +23,15 @@ from mixout.parts import check_whole, in_parts, still_sharded
 from mixout.passes import Form, MixOptions
 from mixout.seeds import Period
 from mixout.streams import Stream
+from mixout.watch import Watch
 
 REPLACED = (
     "is computed by another tool since apply_ (pruning, weight norm, spectral norm, a parametrization), and mixing "
     "would undo what that does; call remove_ first, then prune, then apply_"
 )
+
+
+_SWITCHING = threading.Lock()
 
 
 @dataclass(kw_only=True)
@@ -40,7 +45,8 @@ class Mixing:
     gradient: Gradient
     form: Form = "auto"
     period: Period | None = None  # for masks that are kept for several optimizer steps
-    off: bool = field(init=False, default=False)
+    watch: Watch = field(init=False, default_factory=Watch)  # for steps in which no layer is mixed
+    off: int = field(init=False, default=0)  # how many blocks want it off: those of two threads may overlap
     version: int = field(init=False, default=0)
     stated: float = field(init=False)  # the method's p, before any schedule
     _number: float = field(init=False)
@@ -50,7 +56,7 @@ class Mixing:
         self.set_p(self.stated)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "off": False}  # nobody would switch a copy on again
+        return {**self.__dict__, "off": 0}  # nobody would switch a copy on again
 
     def set_p(self, p: float) -> None:
         """Change p, in place, so that a compiled graph sees it too."""
@@ -59,9 +65,10 @@ class Mixing:
         self.version += 1
 
     def switch(self, *, off: bool) -> None:
-        """Let training passes read plain weights, or mixed ones again."""
-        self.off = off
-        self.version += 1
+        """Let training passes read plain weights; or mixed ones again, once nobody else wants plain ones."""
+        with _SWITCHING:
+            self.off += 1 if off else -1
+            self.version += 1
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
@@ -184,7 +191,7 @@ def entry_of_mixed(layer: Mixed) -> Entry:
 def mixes(layer: Mixed) -> bool:
     """Whether this pass reads Phi: in training, not removed since, not switched off, with a weight that is trained."""
     # A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after restore_.
-    if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off:
+    if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off > 0:
         return False
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if tracing or (torch.compiler.is_compiling() and exporting()):
@@ -197,6 +204,12 @@ def mixes(layer: Mixed) -> bool:
         return True
     check_weights(layer)
     return not is_frozen(layer)
+
+
+def in_eval_mode(layer: nn.Module) -> bool:
+    """Whether a mixed layer was never mixed, and would not be now because of its mode alone."""
+    share: Share | None = vars(layer).get("_mixed")
+    return share is not None and not (layer.training or share.called or share.mixing.off)
 
 
 def is_frozen(layer: Mixed) -> bool:

@@ -149,6 +149,7 @@ def _match(optimizer: Optimizer) -> _Match:
 
 def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     decaying: dict[int, Target] = {}
+    others: dict[int, Target] = {}  # of a tied weight, by another method
     out_of_reach: dict[int, Target] = {}
     with _LOCK:
         live = list(TARGETS.values())
@@ -156,7 +157,8 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
         parameter = target.parameter()
         check_stepped(parameter, "anchor_decay")
         if parameter is not None:
-            decaying.setdefault(id(parameter), target)
+            if decaying.setdefault(id(parameter), target).method != target.method:
+                others[id(parameter)] = target
         elif target.module is not None:
             out_of_reach.update((id(p), target) for p in target.module.parameters() if p.requires_grad)
     # An optimizer within this one (SAM, Lookahead) decays what it steps.
@@ -166,6 +168,12 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     nested = {id(p) for optim in inner for group in optim.param_groups for p in group["params"]}
     stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in nested]
     for parameter, _ in stepped:
+        if (other := others.get(id(parameter))) is not None:
+            first = decaying[id(parameter)]
+            raise MixoutError(
+                f"expected one decay of the tied weight {first.anchor.name}, got {first.method} and {other.method}; "
+                "leave it out of one of them with where="
+            )
         if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
                 f"{lost.anchor.name} was parametrized or pruned after apply_, so AnchorDecay does not reach it; undo "
@@ -187,12 +195,14 @@ def _check(optimizer: Optimizer, match: _Match, entries: list[tuple[Target, nn.P
             )
             match.warned = True
         lr = group.get("lr")
-        if not match.warned_of_strength and target.method.shrinks and target.importance is None and _steep(lr, target):
+        shrinks = target.method.shrinks and target.importance is None
+        # A rate on a GPU is not asked for.
+        if not match.warned_of_strength and shrinks and isinstance(lr, float) and lr * target.strength >= 1:
             warnings.warn(
                 f"{type(optimizer).__name__} has lr={lr:g}, which is not below {1 / target.strength:g}, the radius of "
                 f"{target.anchor.name} by {target.method}: each step takes it {-math.expm1(-lr * target.strength):.0%} "
-                "of the way back to its start, so it stays much nearer than that. Take a smaller learning rate, or a larger radius; "
-                "SGD goes about radius x gradient far, so try a radius of 1 with it",
+                "of the way back to its start, so it stays much nearer than that. Take a smaller learning rate, or a "
+                "larger radius; SGD goes about radius x gradient far, so try a radius of 1 with it",
                 StrongDecayWarning,
                 stacklevel=outside(),
             )
@@ -205,11 +215,6 @@ def _check(optimizer: Optimizer, match: _Match, entries: list[tuple[Target, nn.P
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
-
-
-def _steep(lr: object, target: Target) -> bool:
-    """Whether a step takes back more than 1 - 1/e of the distance; a rate on a GPU is not asked for."""
-    return isinstance(lr, (int, float)) and lr * target.strength >= 1
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -18,8 +18,6 @@ Li et al., ICLR 2019.
 from __future__ import annotations
 
 import math
-import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -31,17 +29,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import kl_div
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import Optimizer
 
 from mixout.anchor import AnchorTensor
-from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError, outside
+from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError
 from mixout.layers import lora
 from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import IGNORED, Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
 from mixout.parts import local, reshard_
-from mixout.seeds import count_steps_
 from mixout.sources import uncompiled
+from mixout.watch import STEPS, Watch
 
 Direction = Literal["forward", "reverse"]
 On = Literal["logits", "hidden"]
@@ -83,36 +80,16 @@ class OutputAnchor(Method):
                 raise ValueError(f"expected {name} in {allowed}, got {getattr(self, name)!r}")
 
 
-class Watch:
-    """Warns once if steps are taken and nobody has asked for the penalty; ends with the modules, or without any."""
-
-    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
-        self.modules = [weakref.ref(module) for module in modules]
-        self.steps = 0
-        if self.modules:
-            count_steps_(self)
-
-    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
-        return Watch, ()  # nobody waits for a copy's penalty, as that of an average of weights
-
-    def count(self, optimizer: Optimizer) -> None:
-        """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
-        if not self.modules:
-            return
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-        modules = (module for ref in self.modules if (module := ref()) is not None and FIELD in vars(module))
-        self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
-        if self.steps == _UNASKED:
-            self.modules.clear()
-            warnings.warn(
-                f"OutputAnchor does nothing: in {_UNASKED} steps nobody has called mixout.output_penalty; write loss = "
-                "loss + mixout.output_penalty(model, batch, outputs), in a Trainer in its compute_loss",
-                MissingPenaltyWarning,
-                stacklevel=outside(),
-            )
-
-
-_UNASKED = 20  # steps without a penalty until the warning: some add it in every k-th step alone
+def watch_(modules: Iterable[nn.Module]) -> Watch:
+    """Warn once if steps are taken and nobody has asked for the penalty."""
+    return Watch(
+        modules,
+        lambda module: FIELD in vars(module),
+        MissingPenaltyWarning(
+            f"OutputAnchor does nothing: in {STEPS} steps nobody has called mixout.output_penalty; write loss = "
+            "loss + mixout.output_penalty(model, batch, outputs), in a Trainer in its compute_loss"
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""Tells a user whose method does nothing, once some steps have shown it."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mixout.errors import MixoutWarning, outside
+from mixout.seeds import count_steps_
+
+STEPS = 20  # steps until the warning: some add a penalty in every k-th step alone
+
+
+class Watch:
+    """Warns once if steps of ``modules`` are taken and all are ``idle``; ends with the first that is not."""
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module] = (),
+        idle: Callable[[nn.Module], bool] = bool,
+        warning: MixoutWarning | None = None,
+    ) -> None:
+        self.modules = [weakref.ref(module) for module in modules]
+        self.idle, self.warning = idle, warning
+        self.steps = 0
+        if self.modules:
+            count_steps_(self)
+
+    def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
+        return Watch, ()  # nobody waits for a copy, as that of an average of weights
+
+    def count(self, optimizer: Optimizer) -> None:
+        """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
+        modules = [module for ref in self.modules if (module := ref()) is not None]
+        if not modules or not all(map(self.idle, modules)):
+            self.modules.clear()
+            return
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
+        if self.steps == STEPS and self.warning is not None:
+            self.modules.clear()
+            warnings.warn(self.warning, stacklevel=outside())
