@@ -45,7 +45,7 @@ def test_the_anchor_is_no_part_of_state_dict_parameters_or_buffers():
 @pytest.mark.parametrize(
     "move", [lambda m: m.double(), lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.to(torch.float64)]
 )
-@pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
+@pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 def test_the_anchor_follows_to_another_dtype(method, move):
     """Trap: a plain attribute is not moved by .to(); anchor and weight in different dtypes: matmul raises."""
     model = move(mixout.apply_(fresh(), method))

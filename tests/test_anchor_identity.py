@@ -85,7 +85,7 @@ def test_fingerprints_tell_digests_and_their_order_apart():
     ],
 )
 @pytest.mark.parametrize("method", [Mixout(0.5), AnchorDecay(0.1), AnchorDecay(radius=0.1, relative=True)], ids=str)
-@pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
+@pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 def test_nothing_that_happens_to_the_model_changes_it(change, method):
     model = mixed(method)
     before = mixout.fingerprint(model)

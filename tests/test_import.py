@@ -23,7 +23,7 @@ PUBLIC = {
     "FineTunedAnchorWarning", "ForgottenMasksWarning", "FrozenLayersWarning", "GenerationWarning", "GradientMask",
     "InputError", "LowCoverageWarning", "Method", "MissingExtraError", "MissingPenaltyWarning", "Mixconnect", "Mixout",
     "MixoutError", "MixoutWarning", "NotAppliedError", "NothingMixedError", "OutputAnchor", "PAPER", "PScheduler",
-    "RankMismatchError", "Seed", "State", "StrongDecayWarning", "Where", "ZeroDecayWarning", "apply_",
+    "RankMismatchError", "Seed", "State", "DecayStrengthWarning", "Where", "ZeroDecayWarning", "apply_",
     "by_depth", "coverage", "disabled",
     "distance", "fingerprint", "fisher", "functional", "interpolate_", "load_state_", "methods", "optim",
     "output_penalty", "radius_used", "register", "remove_", "save_state", "schedule", "set_p_", "state",

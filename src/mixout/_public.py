@@ -12,6 +12,7 @@ from mixout.covering import coverage as coverage
 from mixout.distances import Distance as Distance
 from mixout.errors import AlreadyAppliedError as AlreadyAppliedError
 from mixout.errors import AnchorMismatchError as AnchorMismatchError
+from mixout.errors import DecayStrengthWarning as DecayStrengthWarning
 from mixout.errors import EvalModeWarning as EvalModeWarning
 from mixout.errors import FineTunedAnchorWarning as FineTunedAnchorWarning
 from mixout.errors import ForgottenMasksWarning as ForgottenMasksWarning
@@ -26,7 +27,6 @@ from mixout.errors import MixoutWarning as MixoutWarning
 from mixout.errors import NotAppliedError as NotAppliedError
 from mixout.errors import NothingMixedError as NothingMixedError
 from mixout.errors import RankMismatchError as RankMismatchError
-from mixout.errors import StrongDecayWarning as StrongDecayWarning
 from mixout.errors import ZeroDecayWarning as ZeroDecayWarning
 from mixout.layers import register as register
 from mixout.measure import distance as distance

@@ -87,11 +87,11 @@ class ZeroDecayWarning(MixoutWarning):
     """
 
 
-class StrongDecayWarning(MixoutWarning):
-    """A learning rate is as large as the radius of AnchorDecay or larger, so each step goes most of the way back.
+class DecayStrengthWarning(MixoutWarning):
+    """AnchorDecay is so strong that each step goes most of the way back, or so weak that it does nothing.
 
-    What to do: a smaller learning rate, or a larger radius. SGD goes about radius x gradient far, so 0.005 is too small
-    for it; try 1.
+    What to do: if it is too strong, a smaller learning rate, or a larger radius; SGD goes about radius x gradient far,
+    so 0.005 is too small for it; try 1. If it is too weak, a radius instead of a rate: AnchorDecay(radius=0.005).
     """
 
 

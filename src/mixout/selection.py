@@ -147,6 +147,8 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
         raise TypeError(
             "expected where to be mixout.BODY, PAPER or ALL, a regular expression, a mixout.Where "
             f"or a predicate (name, module) -> bool, got {where!r}"
+            + "; write mixout.Where(include=[...])"
+            * isinstance(where, (list, tuple, set))
         )
     predicate = _checked(selector)
     return Selection(mixes=predicate, covers=predicate, text=f"where={getattr(where, '__name__', where)}")

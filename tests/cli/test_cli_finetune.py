@@ -44,6 +44,7 @@ def test_a_run(options, tmp_path, capsys):
     assert all(line.startswith(beginnings) for line in printed.err.splitlines())
 
 
+@pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 def test_a_run_that_diverges_says_so(options, capsys):
     steps = ["--optimizer", "sgd", "--learning-rate", "1e30", "--max-grad-norm", "0"]
     assert main([*options, *steps]) == 0

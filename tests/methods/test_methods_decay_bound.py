@@ -13,7 +13,7 @@ import mixout
 from mixout import AnchorDecay
 from mixout.finetune.optimizers import BERTAdam
 
-pytestmark = pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 
 
 class Lion(torch.optim.Optimizer):

@@ -176,11 +176,33 @@ def test_a_learning_rate_that_takes_weights_all_the_way_back_is_told_once(lr, me
     model = mixout.apply_(net(), method)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     if said is not None:
-        with pytest.warns(mixout.StrongDecayWarning, match=said) as told:
+        with pytest.warns(mixout.DecayStrengthWarning, match=said) as told:
             step_of_nothing(optimizer, model)
         assert len(told) == 1
         assert told[0].filename == step_of_nothing.__code__.co_filename
     step_of_nothing(optimizer, model)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (AnchorDecay(1e-6), r"rate=1e-06\) does nothing: in 100 steps of SGD.* than 1e-07 .*did you mean radius=1e-06"),
+        (AnchorDecay(radius=1e6), "take a smaller radius"),
+        (AnchorDecay(1e-4), None),
+        (AnchorDecay(0.0), None),
+    ],
+)
+def test_a_decay_that_does_nothing_is_told_once(method, said):
+    model = mixout.apply_(net(), method)
+    optimizer = sgd(model)
+    for _ in range(99):
+        step_of_nothing(optimizer, model)
+    if said is not None:
+        with pytest.warns(mixout.DecayStrengthWarning, match=said) as told:
+            step_of_nothing(optimizer, model)
+        assert len(told) == 1
+    for _ in range(100):
+        step_of_nothing(optimizer, model)
 
 
 def test_a_tied_weight_has_one_decay():
@@ -244,7 +266,7 @@ def test_removing_frees_the_anchors_while_the_optimizer_lives(monkeypatch):
     assert all(anchor() is None for anchor in anchors)
 
 
-@pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
+@pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 @pytest.mark.parametrize("other", ["copied", "applied", "removed"])
 def test_what_comes_or_goes_during_a_step_leaves_the_step_alone(other):
     """A lazy EMA in a hook of the optimizer, or another thread's models."""

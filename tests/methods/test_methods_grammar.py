@@ -35,6 +35,7 @@ def test_parse_undoes_spell(several):
     ("text", "expected"),
     [
         ("mixout(0.9)", (Mixout(0.9),)),
+        ("Mixout(0.9)+AnchorDecay(radius=0.1)", (Mixout(0.9), AnchorDecay(radius=0.1))),
         ("mixout(0.7)+anchor_decay(0.01)", (Mixout(0.7), AnchorDecay(0.01))),
         ("dropout(0.1)", (Dropout(0.1),)),
         ("plain", (Plain(),)),
@@ -67,7 +68,6 @@ def test_the_canonical_text_leaves_out_defaults():
         ("dropconect(0.1)", "dropconnect"),
         ("anchordecay(0.1)", "anchor_decay"),
         ("anchor-decay(0.1)", "anchor_decay"),
-        ("Mixout(0.9)", "mixout"),
         ("plian", "plain"),
         ("mixout2(0.9)", "mixout"),
     ],

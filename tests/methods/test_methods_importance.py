@@ -18,7 +18,7 @@ def net():
 BATCHES = [torch.randn(6, 4, generator=torch.Generator().manual_seed(1))]
 
 
-@pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")
+@pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 def test_what_was_frozen_when_it_was_measured_decays_as_the_mean_once_it_is_trained():
     """Gradual unfreezing: it has no importance, and is held as without any."""
     model, plain = net(), net()

@@ -10,7 +10,7 @@ from mixout import AnchorDecay, GradientMask, Mixconnect, Mixout, OutputAnchor
 from mixout.methods import Dropconnect
 from mixout.optim import MoFO
 
-pytestmark = pytest.mark.filterwarnings("ignore::mixout.StrongDecayWarning")  # few steps, which must show
+pytestmark = pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")  # few steps, which must show
 
 CONFIG = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
 IDS = torch.randint(0, 30, (4, 6), generator=torch.Generator().manual_seed(0))

@@ -110,7 +110,7 @@ class Settings:
         AUTO,
         "what keeps the model near its pretrained weights, e.g. 'mixout(0.7)', 'lora(8)', 'dropout(0.1)' or 'plain'; "
         "several are joined by a plus; 'auto' is anchor_decay(radius=0.005), from 400 rows on "
-        "anchor_decay(radius=0.01)+dropout(0.0), for more than 10 classes and for tags "
+        "anchor_decay(radius=0.01)+dropout(0.0), for more than 7 classes and for tags "
         "anchor_decay(radius=0.04)+dropout(0.0), for causal-lm anchor_decay(radius=0.025)",
     )
     where: str = _option(

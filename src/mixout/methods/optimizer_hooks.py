@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-import warnings
 import weakref
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mixout.anchor import AnchorTensor, OwnWeight, check_shape
-from mixout.errors import MixoutError, StrongDecayWarning, ZeroDecayWarning, outside
+from mixout.anchor import AnchorTensor, OwnWeight
+from mixout.errors import MixoutError
+from mixout.methods.checks import Match, check
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import check_stepped, laid_out, loaded
 from mixout.seeds import come_last_
@@ -76,26 +76,7 @@ def targets(model: nn.Module) -> dict[str, Target]:
     return {f"{name}.{field}".lstrip("."): target for name, fields in modules for field, target in fields.items()}
 
 
-@dataclass
-class _Match:
-    """Which parameters of an optimizer decay, with the numbers of their groups."""
-
-    # By id: a parameter that refers to its optimizer must not be kept, and torch swaps none with a weak reference.
-    groups: list[list[int]] = field(default_factory=list)
-    held: list[tuple[weakref.ref[Target], int, int]] = field(default_factory=list)  # parameter's id, group's number
-    change: object = None  # the last one that was matched
-    began: int = 0  # when the last step began, on the clock of steps
-    warned: bool = False
-    warned_of_strength: bool = False
-
-    @property
-    def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
-        """Those whose target is still there; a target that comes during a step waits for the next."""
-        live = ((target, target.parameter(), p_id, n) for ref, p_id, n in self.held if (target := ref()) is not None)
-        return [(target, p, n) for target, p, p_id, n in live if p is not None and id(p) == p_id]
-
-
-_MATCHES: weakref.WeakKeyDictionary[Optimizer, _Match] = weakref.WeakKeyDictionary()
+_MATCHES: weakref.WeakKeyDictionary[Optimizer, Match] = weakref.WeakKeyDictionary()
 _HANDLES: list[Any] = []
 _LOCK = threading.RLock()  # of targets and handles
 _CHANGE = [object()]  # a new one whenever targets have come or gone, or parameters were exchanged
@@ -136,8 +117,8 @@ def _changed() -> None:
         _HANDLES.pop().remove()
 
 
-def _match(optimizer: Optimizer) -> _Match:
-    match = _MATCHES.setdefault(optimizer, _Match())
+def _match(optimizer: Optimizer) -> Match:
+    match = _MATCHES.setdefault(optimizer, Match())
     if any((target := ref()) is None or id(target.parameter()) != p_id for ref, p_id, _ in match.held):
         _CHANGE[0] = object()  # for all optimizers: another one may hold the new parameter
     change, groups = _CHANGE[0], [[id(p) for p in group["params"]] for group in optimizer.param_groups]
@@ -182,47 +163,12 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     return [(decaying[id(p)], p, number) for p, number in stepped if id(p) in decaying]
 
 
-def _check(optimizer: Optimizer, match: _Match, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
-    """Check before the step, which cannot be refused once it is taken."""
-    for target, weight, number in entries:
-        group = optimizer.param_groups[number]
-        if not match.warned and (to_zero := group.get("weight_decay")):
-            warnings.warn(
-                f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
-                "to their start: weight_decay pulls the same weights to zero; set it to 0 for them",
-                ZeroDecayWarning,
-                stacklevel=outside(),
-            )
-            match.warned = True
-        lr = group.get("lr")
-        shrinks = target.method.shrinks and target.importance is None
-        # A rate on a GPU is not asked for.
-        if not match.warned_of_strength and shrinks and isinstance(lr, float) and lr * target.strength >= 1:
-            warnings.warn(
-                f"{type(optimizer).__name__} has lr={lr:g}, which is not below {1 / target.strength:g}, the radius of "
-                f"{target.anchor.name} by {target.method}: each step takes it {-math.expm1(-lr * target.strength):.0%} "
-                "of the way back to its start, so it stays much nearer than that. Take a smaller learning rate, or a "
-                "larger radius; SGD goes about radius x gradient far, so try a radius of 1 with it",
-                StrongDecayWarning,
-                stacklevel=outside(),
-            )
-            match.warned_of_strength = True
-        if not (weight.requires_grad or weight.grad is not None):
-            continue
-        check_shape(target.anchor.name, target.anchor.tensor, weight)
-        if lr is None and target.method.shrinks:
-            raise MixoutError(
-                f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
-                "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
-            )
-
-
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     match = _match(optimizer)
     if not (entries := match.entries):
         return None
     match.began = next(_CLOCK)
-    _check(optimizer, match, entries)
+    check(optimizer, match, entries)
     if all(target.method.shrinks for target, *_ in entries):
         return None
     # With a closure the gradient is made inside the step: args are the optimizer and then the closure.
@@ -247,7 +193,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 @torch.no_grad()
-def _meet_gradient(optimizer: Optimizer, match: _Match) -> None:
+def _meet_gradient(optimizer: Optimizer, match: Match) -> None:
     """Look at the gradients, if selective; or add rate (w - u) to them, once."""
     # A fused optimizer under GradScaler divides the gradient itself: the penalty must be scaled like it.
     loss_scale = getattr(optimizer, "grad_scale", None)

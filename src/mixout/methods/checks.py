@@ -1,0 +1,92 @@
+"""What an optimizer steps of the weights that decay, and what is checked of it before each step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from mixout.anchor import check_shape
+from mixout.errors import DecayStrengthWarning, MixoutError, ZeroDecayWarning, outside
+
+if TYPE_CHECKING:
+    from mixout.methods.optimizer_hooks import Target
+
+_TRIED, _NOTHING = 100, 1e-6  # steps after which a decay is called too weak, and the share of the distance that is
+
+
+@dataclass
+class Match:
+    """Which parameters of an optimizer decay, with the numbers of their groups."""
+
+    # By id: a parameter that refers to its optimizer must not be kept, and torch swaps none with a weak reference.
+    groups: list[list[int]] = field(default_factory=list)
+    held: list[tuple[weakref.ref[Target], int, int]] = field(default_factory=list)  # parameter's id, group's number
+    change: object = None  # the last one that was matched
+    began: int = 0  # when the last step began, on the clock of steps
+    warned: bool = False
+    warned_of_strength: bool = False
+    steps: int = 0
+    strongest: float = 0.0  # share of the distance that a step has taken back, at most
+
+    @property
+    def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
+        """Those whose target is still there; a target that comes during a step waits for the next."""
+        live = ((target, target.parameter(), p_id, n) for ref, p_id, n in self.held if (target := ref()) is not None)
+        return [(target, p, n) for target, p, p_id, n in live if p is not None and id(p) == p_id]
+
+
+def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Parameter, int]]) -> None:
+    """Check before the step, which cannot be refused once it is taken."""
+    for target, weight, number in entries:
+        group = optimizer.param_groups[number]
+        if not match.warned and (to_zero := group.get("weight_decay")):
+            warnings.warn(
+                f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
+                "to their start: weight_decay pulls the same weights to zero; set it to 0 for them",
+                ZeroDecayWarning,
+                stacklevel=outside(),
+            )
+            match.warned = True
+        lr = group.get("lr")
+        if (
+            target.method.shrinks and target.importance is None and isinstance(lr, float)
+        ):  # on a GPU it is not asked for
+            match.strongest = max(match.strongest, lr * target.strength)
+            if lr * target.strength >= 1:
+                _warn_of_strength(
+                    match,
+                    f"{type(optimizer).__name__} has lr={lr:g}, which is not below {1 / target.strength:g}, the radius "
+                    f"of {target.anchor.name} by {target.method}: each step takes it "
+                    f"{-math.expm1(-lr * target.strength):.0%} of the way back to its start, so it stays much nearer "
+                    "than that. Take a smaller learning rate, or a larger radius; SGD goes about radius x gradient "
+                    "far, so try a radius of 1 with it",
+                )
+        if not (weight.requires_grad or weight.grad is not None):
+            continue
+        check_shape(target.anchor.name, target.anchor.tensor, weight)
+        if lr is None and target.method.shrinks:
+            raise MixoutError(
+                f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
+                "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
+            )
+    match.steps += 1
+    if match.steps == _TRIED and 0 < match.strongest < _NOTHING:
+        method = entries[0][0].method
+        meant = f"; did you mean radius={method.rate:g}?" if method.rate else "; take a smaller radius"
+        _warn_of_strength(
+            match,
+            f"{method} does nothing: in {_TRIED} steps of {type(optimizer).__name__} none has taken back more than "
+            f"{match.strongest:.1g} of the distance to the start{meant}",
+        )
+
+
+def _warn_of_strength(match: Match, text: str) -> None:
+    if not match.warned_of_strength:
+        match.warned_of_strength = True
+        warnings.warn(text, DecayStrengthWarning, stacklevel=outside())
