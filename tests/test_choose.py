@@ -181,6 +181,33 @@ def test_a_choice_that_its_own_estimate_calls_worse_gives_way_to_the_default(sco
     assert "is worse than the default, by -" in line
 
 
+def test_too_few_runs_to_choose_by_are_told_and_the_default_is_scored_in_all_its_judged_parts(
+    scored, settings, tmp_path, monkeypatch
+):
+    scored(lambda settings, part: 0.5)
+    made, run = [], search.Search._run
+
+    def some(self, candidate, split, until):
+        """Time for eight runs: the last judged part is the default's alone."""
+        if len(made) == 8 and split not in self.runs.get(candidate, ()):
+            return False
+        ran = run(self, candidate, split, until)
+        made.append((candidate, split)) if (candidate, split) not in made else None
+        return ran
+
+    monkeypatch.setattr(search.Search, "_run", some)
+    choice = choose(settings(), output_dir=tmp_path, budget="1h", methods=["mixout(0.5)", "dropout(0.0)"])
+    assert choice.sentence.startswith(
+        "The default, plain at 5e-4, is kept: with 8 runs nothing can be chosen, it takes"
+    )
+    judged = [split for candidate, split in made if str(candidate) == "plain at 5e-4" and split[0] in search.JUDGED]
+    folder = tmp_path / "parts"
+    sizes = [len((folder / f"part-{part}" / "dev.jsonl").read_text().splitlines()) for part, _ in judged]
+    assert judged
+    assert choice.judged_rows == sum(sizes)
+    assert choice.expected.value == choice.default
+
+
 def test_a_dropout_that_the_model_has_is_plain_fine_tuning_and_is_left_out(quick, settings, tmp_path):
     """To the bit: as candidates beside plain they would be the same runs twice."""
     losses = {

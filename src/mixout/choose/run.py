@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixout._names import count
 from mixout.choose import parts, verdict
 from mixout.choose.runs import Runs, check_budget
-from mixout.choose.search import METHODS, PLAIN, Candidate, Search
+from mixout.choose.search import FEWEST, METHODS, PLAIN, Candidate, Search
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
 from mixout.finetune import card
@@ -95,15 +96,7 @@ def choose(
     runs = Runs(base, part_folders, inputs, ledger, cache, tell)
     check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
-    finalists = search.through(methods, rates.__getitem__)
-    worth = verdict.expected(search, finalists, task, rows)
-    if finalists[0] != default and worth is not None and worth.gain.value < 0 and not search.failed(default):
-        tell(
-            f"{finalists[0]} is ahead, but what is chosen without the rows that judge it is worse than the default, by "
-            f"{worth.gain.points()}: the default is kept"
-        )
-        finalists, worth = [default], verdict.expected(search, [default], task, rows)
-    ahead = finalists[0]
+    ahead, worth, reason = _decide(search, search.through(methods, rates.__getitem__), task, rows, tell)
     tell(f"{ahead} is chosen; it is trained on all {len(task.train)} rows")
     tries = [
         replace(
@@ -122,6 +115,7 @@ def choose(
         tell(record.verdict)
     chosen = Candidate(record.settings.method, record.settings.learning_rate)
     if chosen != ahead:
+        reason = f"{ahead} was ahead, but learned nothing when it was trained on all rows"
         worth = verdict.expected(search, [default], task, rows)
     tried = verdict.table(search, chosen)
     choice = Choice(
@@ -139,7 +133,7 @@ def choose(
         dev=record.scores if own_dev else {},
         warning=record.verdict,
         model=folder / "model",
-        sentence=verdict.sentence(task.metric, tried, default, worth, failed=ahead if ahead != chosen else None),
+        sentence=verdict.sentence(task.metric, tried, default, worth, reason),
     )
     # The model card names the user's data, not the folder of all rows.
     shown = replace(record, settings=replace(record.settings, task=settings.task))
@@ -148,6 +142,25 @@ def choose(
         write_atomically(choice.model / "README.md", card.write(shown, result=verdict.result(choice)))
         verdict.write(choice, search, folder)
     return choice
+
+
+def _decide(
+    search: Search, finalists: list[Candidate], task: Task, rows: list[list[int]], tell: Report
+) -> tuple[Candidate, verdict.Worth | None, str]:
+    """What is chosen, what that is worth, and why the default is kept, if that is not the usual reason."""
+    default, reason = search.default, ""
+    if finalists[0] == default and not search.can_decide(finalists):
+        finalists = [default]
+        if len(search.runs) > 1:
+            reason = f"with {count(search.made, 'run')} nothing can be chosen, it takes about {FEWEST}"
+    worth = verdict.expected(search, finalists, task, rows)
+    if finalists[0] != default and worth is not None and worth.gain.value < 0 and not search.failed(default):
+        tell(
+            f"{finalists[0]} is ahead, but what is chosen without the rows that judge it is worse than the default, by "
+            f"{worth.gain.points()}: the default is kept"
+        )
+        finalists, worth = [default], verdict.expected(search, [default], task, rows)
+    return finalists[0], worth, reason
 
 
 def seconds_of(budget: str) -> float:

@@ -122,6 +122,11 @@ class Search:
                 return ranked
         return [self.default, *(candidate for candidate in ranked if candidate != self.default)]
 
+    def can_decide(self, finalists: Sequence[Candidate]) -> bool:
+        """Whether another than the default has so many judged runs that it could be chosen."""
+        pairs = (self.common([self.default, pick]) for pick in finalists if pick != self.default and pick in self.runs)
+        return any(sum(part in JUDGED for part, _ in splits) >= LEAST for splits in pairs)
+
     def ranked(self, candidates: Sequence[Candidate], splits: Sequence[tuple[int, int]] = ()) -> list[Candidate]:
         """Those that were run, the best first, by their means over ``splits``, or over all that all of them have."""
         tried = [candidate for candidate in candidates if candidate in self.runs]

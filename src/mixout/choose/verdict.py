@@ -171,18 +171,14 @@ def table(search: Search, chosen: Candidate) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (row.candidate != chosen, -row.runs, -row.mean)))
 
 
-def sentence(
-    metric: str, tried: Sequence[Row], default: Candidate, worth: Worth | None, *, failed: Candidate | None = None
-) -> str:
+def sentence(metric: str, tried: Sequence[Row], default: Candidate, worth: Worth | None, reason: str = "") -> str:
     """How the choice, the first of what was tried, compares with the default, and what to expect.
 
-    ``failed``: what would have been chosen, but for its final training.
+    ``reason``: why the default is kept, if not because nothing else was better.
     """
     chosen, is_default = tried[0].candidate, tried[0].candidate == default
-    reason = "nothing else was clearly better" if len(tried) > 1 else "the budget was too small to try anything else"
-    if failed is not None:
-        reason = f"{failed} was ahead, but learned nothing when it was trained on all rows"
-    start = f"The default, {default}, is kept: {reason}" if is_default else f"{chosen} was chosen"
+    usual = "nothing else was clearly better" if len(tried) > 1 else "the budget was too small to try anything else"
+    start = f"The default, {default}, is kept: {reason or usual}" if is_default else f"{chosen} was chosen"
     if worth is None:
         return f"{start}. The budget was too small to say what to expect on new data; give a larger one."
     value, gain = worth.value, worth.gain
