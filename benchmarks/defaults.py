@@ -38,7 +38,7 @@ from filelock import FileLock
 import modules
 from mixout.errors import InputError
 from mixout.finetune.cache import Cache
-from mixout.finetune.defaults import MANY, WIDER
+from mixout.finetune.defaults import MANY, WIDER, WIDEST
 from mixout.finetune.settings import TAGS, Settings
 from mixout.finetune.tasks import load_task
 from mixout.finetune.train import finetune
@@ -234,7 +234,8 @@ def report(rows: pd.DataFrame, wider: pd.DataFrame | None = None) -> str:
     found = searched[[whole[key[:4]] for key in searched.index]].groupby(level=cell)
     best = found.max()
     if wider is not None:
-        table["default"] = table[METHODS[0]].where(few_rows(table), default_of(wider, rows, cell))
+        ruled = by_the_rule(wider, rows, cell).reindex(table.index)
+        table["default"] = ruled[WIDEST].fillna(ruled[WIDER].where(~few_rows(table))).fillna(table[METHODS[0]])
         best = best.combine(table["default"].reindex(best.index), max)
     behind = table.rsub(best, axis="index").agg(["mean", "max"])
     table["best of the search"] = found.max()
@@ -244,16 +245,17 @@ def report(rows: pd.DataFrame, wider: pd.DataFrame | None = None) -> str:
 
 
 def few_rows(table: pd.DataFrame) -> Any:  # noqa: ANN401  an array of bools
-    """In which cells the default is that of few rows."""
+    """Which cells have few rows."""
     return table.index.get_level_values("rows").astype(int) < MANY
 
 
-def default_of(wider: pd.DataFrame, rows: pd.DataFrame, cell: list[str]) -> pd.Series:
-    """Mean scores of ``WIDER`` by the rule, of the restarts that the search has."""
+def by_the_rule(wider: pd.DataFrame, rows: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
+    """Mean scores of ``WIDER`` and of ``WIDEST`` by the rule, of the restarts that the search has."""
     names = [*cell, "restart"]
     searched = rows.loc[rows["rate"] != RULE, names].drop_duplicates()
-    runs = wider[(wider["rate"] == RULE) & (wider["method"] == WIDER)].merge(searched, on=names)
-    return (100 * runs["score"].astype(float)).groupby([runs[name] for name in cell]).mean()
+    runs = wider[(wider["rate"] == RULE) & wider["method"].isin((WIDER, WIDEST))].merge(searched, on=names)
+    means = (100 * runs["score"].astype(float)).groupby([runs[name] for name in (*cell, "method")]).mean()
+    return means.unstack("method").reindex(columns=[WIDER, WIDEST])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from mixout.finetune.defaults import MANY, WIDER
+from mixout.finetune.defaults import MANY, WIDER, WIDEST
 
 ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e-?\d+)?")
@@ -96,10 +96,13 @@ def behind_a_search():
     searched = means.drop("rule", level="rate").unstack("method").dropna()
     best = searched.max(axis=1).groupby(level=["model", "task", "rows"]).max()
     ruled = means.xs("rule", level="rate").unstack("method").loc[best.index]
-    wide = read("default_by_rows").query("rate == 'rule' and restart == 0 and method == @WIDER")
-    wide = 100 * wide.set_index(["model", "task", "rows"]).score.reindex(best.index)
+    wide = (
+        read("default_by_rows").query("rate == 'rule' and restart == 0").set_index(["model", "task", "rows", "method"])
+    )
+    wide = (100 * wide.score).unstack("method").reindex(best.index)
     few = best.index.get_level_values("rows") < MANY
-    ruled["default"] = ruled["anchor_decay(radius=0.005)"].where(few, wide)
+    by_rows = ruled["anchor_decay(radius=0.005)"].where(few, wide[WIDER])
+    ruled["default"] = wide[WIDEST].fillna(by_rows)  # of docstrings alone, which has eight classes
     behind = ruled.rsub(best.combine(ruled["default"], max), axis="index")
     for line, found in rows("finetune.md", "behind the best run,"):
         method = "plain" if "plain" in line else "default"
@@ -119,9 +122,16 @@ def many_classes():
     page = " ".join((ROOT / "docs" / "finetune.md").read_text(encoding="utf-8").split())
     [said] = re.findall(r"times its rate the default has (.*?) with 400 rows\. The runs", page)
     yield NUMBER.findall(said), [*runs.xs(("auto", "0.0016"), level=["method", "rate"])]
-    [said] = re.findall(r"With 10 classes, which count as few, the default has (.*?)\. Other", page)
-    ten = runs.loc["modules-10", 400]
-    yield NUMBER.findall(said), [ten["auto", "rule"], ten["dropout(0.0)"].max()]
+
+
+def border_of_many_classes():
+    """The default for many classes, at four times the rate, beside that for few."""
+    runs = 100 * read("class_border").set_index(["task", "rows", "method", "rate"]).score.sort_index()
+    for name, found in rows("finetune.md", "as for many classes"):
+        task, _, size = name.partition(", ")
+        cell = runs.loc[task, int(size.replace(",", ""))]
+        few = "anchor_decay(radius=0.005)" if int(size.replace(",", "")) < MANY else WIDER
+        yield found, [cell[WIDEST, 0.0004], cell[few, 0.0001]]
 
 
 def few_layers():
@@ -131,8 +141,12 @@ def few_layers():
     for name, found in rows("finetune.md", "three layers, 100 rows"):
         yield found, [runs[name, 100, method] for method in methods]
     page = " ".join((ROOT / "docs" / "finetune.md").read_text(encoding="utf-8").split())
-    [said] = re.findall(r"the default for so many rows has (.*?)\. The runs", page)
+    [said] = re.findall(r"the default for so many rows has (.*?)\. With 100", page)
     yield NUMBER.findall(said), [runs["SST-2", 400, method] for method in ("auto", "plain")]
+    [said] = re.findall(r"the default for many has (.*?)\. The runs", page)
+    slow = 100 * read("small").query("rate == '0.0001' and task == 'docstrings'").set_index("method").score
+    few = [slow["anchor_decay(radius=0.02)"], slow["plain"]]
+    yield [one for one in NUMBER.findall(said) if one != "0.02"], [runs["docstrings", 100, WIDEST], *few]
 
 
 def luck_of_choices():
@@ -229,6 +243,7 @@ TABLES = [
     demo_tie,
     behind_a_search,
     many_classes,
+    border_of_many_classes,
     few_layers,
     luck_of_choices,
     default_by_rows,

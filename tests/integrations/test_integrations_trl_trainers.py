@@ -159,6 +159,7 @@ def test_policy_gradients_refuse_mixing(folder, kind, attached):
 
 
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+@pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 def test_policy_gradients_take_a_decay(folder, kind):
     """A strong one holds every matrix at its start; a scale is trained."""
     model = mixout.apply_(policy(folder, kind), mixout.AnchorDecay(1e6))
