@@ -38,6 +38,11 @@ def is_watched() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+def is_observed() -> bool:
+    """Whether a mode sees every operation, or a transform of ``torch.func`` is active; in one call, for layers."""
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+
+
 def exporting() -> bool:
     """Whether ``torch.export`` traces; ``torch.compile`` of torch 2.7 takes the public ``is_exporting`` for true."""
     return torch.compiler._is_exporting_flag

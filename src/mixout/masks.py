@@ -22,7 +22,7 @@ from typing import Any, Literal, ParamSpec
 import torch
 from torch import Tensor
 
-from mixout._torch import in_functional_transform, is_watched
+from mixout._torch import is_observed, is_watched
 from mixout.streams import NO_STREAM, Stream, draw_in_graph
 
 Unit = Literal["input", "output", "element", "layer"]
@@ -108,7 +108,7 @@ def draw_element_coefficients(
     shape: tuple[int, ...], p: float, dtype: torch.dtype, device: torch.device, *, stream: Stream | None = None
 ) -> Tensor:
     """M / (1-p) of the mask that :func:`draw_elements` gives, in float32 on the host in the memory of its integers."""
-    immutable = (stream is not None and stream.period is not None) or not _may_change()
+    immutable = (stream is not None and stream.period is not None) or is_observed()
     if immutable or device.type != "cpu" or dtype != torch.float32 or _bound(p) == 2**31:
         return draw_elements(shape, p, device=device, stream=stream).to(dtype).mul(scale_of(p))
     scale = torch.tensor(scale_of(p), dtype=dtype, device="cpu").view(torch.int32)
@@ -143,15 +143,11 @@ def draw_coefficients(
     return coefficients(drawn, constants(p, dtype)).to(device, non_blocking=True)
 
 
-def _may_change() -> bool:
-    """Whether new numbers may be changed in place: selective checkpointing forbids it, ``torch.vmap`` warns."""
-    return not (is_watched() or in_functional_transform())
-
-
 def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """M / (1-p) from uniform numbers and :func:`constants`."""
     bound, scale, zero = of_p
-    if scale.dtype != drawn.dtype or not _may_change():
+    # In place where nobody minds: selective checkpointing forbids it, torch.vmap warns.
+    if is_observed() or scale.dtype is not torch.float32:
         return torch.where(drawn.ge(bound), scale, zero)
     return drawn.ge_(bound).mul_(scale)  # nobody else has the numbers
 

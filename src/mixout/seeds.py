@@ -69,7 +69,10 @@ class Seed:
 
 def ranks() -> int:
     """How many processes train together; 1 where torch.distributed is not in use."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _DISTRIBUTED and dist.is_initialized() else 1
+
+
+_DISTRIBUTED = dist.is_available()  # in this build of torch
 
 
 class SharedSeed:

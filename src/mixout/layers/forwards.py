@@ -23,6 +23,7 @@ from mixout.masks import coefficients, constants, draw_coefficients, mask_shape
 from mixout.ops.mix import autocast_dtype
 from mixout.parts import check_whole
 from mixout.passes import MixOptions, embedding_pass, linear_pass, native_up_to, phi_pass
+from mixout.seeds import ranks
 
 
 def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -41,7 +42,10 @@ class Short:
     version: int  # or with another p
     most: float  # numbers in an input from which another form is faster
     p: float
+    dtype: torch.dtype  # of weight and anchor
+    numel: int
     on_host: bool
+    free: bool  # masks follow from torch's default generator, unless ranks have met since
     like: Tensor  # ones of the mask's shape; on a GPU their dropout is M / (1-p) in one kernel
     of_p: tuple[Tensor, Tensor, Tensor]  # see mixout.masks.constants
 
@@ -64,7 +68,10 @@ class Short:
         like = torch.ones(size, dtype=torch.float32 if on_host else weight.dtype, device=weight.device)
         if type(like) is not Tensor:  # FakeTensorMode's: not for later passes
             return None
-        return cls(size, weight, anchor, mixing.version, most, p, on_host, like, constants(p, weight.dtype))
+        free, of_p = not share.stream.in_force, constants(p, weight.dtype)
+        return cls(
+            size, weight, anchor, mixing.version, most, p, weight.dtype, weight.numel(), on_host, free, like, of_p
+        )
 
     def fits(self, share: Share, parameters: dict[str, Any], x: Tensor) -> bool:
         """Whether weight, anchor and p are unchanged, and ``x`` is small enough."""
@@ -73,9 +80,9 @@ class Short:
             parameters.get("weight") is weight
             and share.anchor.tensor is self.anchor
             and share.mixing.version == self.version
-            and weight.dtype == self.anchor.dtype  # its data may have been exchanged
-            and weight.device == self.anchor.device
-            and weight.shape == self.anchor.shape
+            and weight.dtype is self.dtype  # its data may have been exchanged; other devices and shapes raise in lerp
+            and weight.numel() == self.numel
+            and weight.is_cpu is self.on_host
             and weight.requires_grad
             and x.numel() < self.most
             and x.layout is torch.strided
@@ -97,7 +104,7 @@ class MixedLinear(Mixed, nn.Linear):
             short, parameters = share.short, self._parameters
             if short.fits(share, parameters, input):
                 share.passes += 1
-                if share.stream.in_force:
+                if not short.free or ranks() > 1:
                     weight, period = short.weight, share.mixing.period
                     if period is not None:
                         period.note(f"{share.stream.key}.weight", weight)
