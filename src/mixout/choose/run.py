@@ -23,9 +23,9 @@ from mixout.choose.runs import Runs, check_budget
 from mixout.choose.search import METHODS, PLAIN, Candidate, Search
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
-from mixout.finetune import card
+from mixout.finetune import card, data
 from mixout.finetune.cache import Cache
-from mixout.finetune.environment import own_streams, processes, quiet
+from mixout.finetune.environment import NOTE, own_streams, processes, quiet
 from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.outcome import has_learned
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically, writing
@@ -71,7 +71,7 @@ def choose(
     _check_place(folder, settings)
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
-    task, own_dev = parts.training_rows(settings)
+    task, own_dev = _training_rows(settings, tell)
     methods = [replace(settings, method=method).method for method in methods]
     inputs, ledger = Inputs(), Ledger(folder / "ledger")
     with writing(folder):
@@ -161,6 +161,13 @@ def seconds_of(budget: str) -> float:
     if match is None or float(match[1]) == 0:
         raise InputError(f"expected a budget such as 90s, 30m or 2h, got {budget!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _training_rows(settings: Settings, tell: Report) -> tuple[Task, bool]:
+    task, own_dev = parts.training_rows(settings)
+    if task.dotted:
+        tell(f"{NOTE}{task.name}: {data.dotted(task)}")
+    return task, own_dev
 
 
 def _check_place(folder: Path, settings: Settings) -> None:

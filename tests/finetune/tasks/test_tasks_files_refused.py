@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 
 import pandas as pd
@@ -248,7 +249,7 @@ def test_rows_of_a_single_file_keep_their_lines(tmp_path):
     texts = [f"text {i}" for i in range(200)]
     held_out = {i for i, text in enumerate(texts) if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % 5 == 0}
     first, second = sorted(held_out)[3:5]
-    (tmp_path / "t.csv").write_text(rows(200, lambda i: "odd" if i in (first, second) else "ab"[i % 2]))
+    (tmp_path / "t.csv").write_text(rows(200, lambda i: "odd" if i in (first, second) else i / 4))
     with pytest.raises(
         InputError, match=rf"line {first + 2}: .* got 'odd'; 2 of {len(held_out)} rows .*{second + 2}\)"
     ):
@@ -257,9 +258,35 @@ def test_rows_of_a_single_file_keep_their_lines(tmp_path):
 
 def test_a_column_of_names_is_no_column_of_classes(tmp_path):
     with pytest.raises(
-        InputError, match=r"got 50 different ones in 50 training rows \(1, 2, .*, \.\.\.\); .*--label-column"
+        InputError, match=r"got 50 different ones in 50 training rows \(n01, n02, .*, \.\.\.\); else name .*--label-col"
     ):
-        load_task(folder(tmp_path, rows(50, lambda i: i + 1), rows(2, lambda i: 0)))
+        load_task(folder(tmp_path, rows(50, lambda i: f"n{i + 1:02d}"), rows(2, lambda i: "n00")))
+
+
+@pytest.mark.parametrize("count", [50, 33])
+def test_a_column_of_whole_values_says_how_to_learn_values(tmp_path, count):
+    train = rows(50, lambda i: 7 * (i % count))
+    with pytest.raises(InputError, match="; if they are values, choose --metric spearman"):
+        load_task(folder(tmp_path, train, rows(2, lambda i: 1)))
+    assert load_task(folder(tmp_path, train, rows(2, lambda i: 1)), metric="spearman").kind == "values"
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator"),
+    [("1.0{},50", ";"), ("{}.50 \u20ac", ";"), ('"1,0{}"', ","), ("${}.50", ","), ("{} kg", ",")],
+)
+def test_numbers_for_people_are_named(tmp_path, cell, separator):
+    """Numbers with a thousands sign or a unit: as classes that differ in each row, and as values."""
+    header, first = f"text{separator}label\n", cell.format(10).strip('"')
+    table = header + "".join(f"text {row}{separator}{cell.format(row)}\n" for row in range(10, 60))
+    with pytest.raises(
+        InputError, match=re.escape(f"if {first!r} is a value, write it without thousands sign and unit")
+    ):
+        load_task(folder(tmp_path, table, f"{header}a{separator}other\n"))
+    with pytest.raises(
+        InputError, match=rf"line 2: .* got {re.escape(repr(first))}; .*write numbers without thousands"
+    ):
+        load_task(folder(tmp_path, table, table), metric="spearman")
 
 
 def test_a_label_that_is_new_is_named_also_among_many_classes(tmp_path):

@@ -27,9 +27,13 @@ from mixout.finetune.tasks.cells import (
     are_values,
     checked,
     in_order,
+    in_two,
+    is_written,
+    labels_in,
     separator_of,
     split_of,
     texts_in,
+    with_all_classes,
 )
 from mixout.finetune.tasks.tables import READERS, Table, number, read, read_text
 
@@ -62,17 +66,18 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         columns = replace(columns, holds="labels")
     separator = separator_of(cells) if columns.holds == "labels" else ""
     tables = [checked(table, columns, pair, separator) for table in tables]
-    if len(tables) == 1:
-        [whole] = tables
+    whole, split = tables[0], len(tables) == 1
+    if split:
         sides = halves(whole.name, whole.columns["text"], "texts")
-        # For messages: the file may have what one part lacks.
-        parts = ("without the fifth that is the dev set", "the fifth that is the dev set")
-        tables = [replace(whole.take(r), name=f"{whole.name} ({part})") for r, part in zip(sides, parts, strict=True)]
-    train, dev = tables
-    rows: Sequence[Any] = train.columns["label"]
-    labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
-    by_metric = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
+        tables = in_two(whole, sides)
+    labels = labels_in(tables[0])
+    by_metric = metric in metrics.REGRESSION and any(number(label) is not None or is_written(label) for label in labels)
     regression = columns.holds == "label" and (by_metric or are_values(labels))
+    if split and not regression:
+        tables = in_two(whole, with_all_classes(whole, *sides))
+        labels = labels_in(tables[0])
+    train, dev = tables
+    rows = train.columns["label"]
     names = None if regression else in_order(labels)
     kind = columns.holds if columns.holds != "label" else "values" if regression else "classes"
     fitting = metrics.of_kind(kind, names or ())
@@ -89,6 +94,7 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         source=source,
         separator=separator,
         comma=regression and train.comma,
+        dotted=train.dotted or dev.dotted,
     )
 
 

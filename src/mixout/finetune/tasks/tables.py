@@ -30,6 +30,7 @@ class Table:
     lines: Sequence[int]  # where each row starts in the file, from 1
     unit: str = "line"  # what ``lines`` count; Parquet has rows
     comma: bool = False  # whether numbers may be written as 0,5
+    dotted: str = ""  # a label such as 1.050, if it may be meant as 1050
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
         """Refuse a table without these columns by an InputError that lists those that exist."""
