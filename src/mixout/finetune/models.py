@@ -24,6 +24,7 @@ import torch
 from mixout._names import nearest
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune.environment import own_streams, quiet
+from mixout.finetune.folder import elsewhere
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TAGS, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
 
@@ -242,7 +243,10 @@ def _find(model: str) -> tuple[str, str, bool]:
     path = Path(os.path.expanduser(model))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"expected a folder with config.json and weights, got {model!r} without config.json")
+            raise InputError(
+                f"expected a folder with config.json and weights, got {model!r} without config.json; "
+                f"{elsewhere(path) or 'name a folder that save_pretrained wrote'}"
+            )
         return str(path), f"the folder {path.name}", True
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(

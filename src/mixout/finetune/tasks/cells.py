@@ -19,6 +19,7 @@ OPTIONAL_PAIR = "text_pair"
 # 1.050 in a file with semicolons, and a number with a thousands sign or a unit: 1.050,50 or 1,050 or 10.50 EUR.
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(\.\d{3})+")
 _WRITTEN = re.compile(r"[$\u20ac\u00a3\u00a5]?\s?[-+]?\d[\d.,'\s]*([%$\u20ac\u00a3\u00a5]|[^\W\d_]{1,3})?")
+_COLUMN = "name another column with --label-column"
 _SPEARMAN = "if they are values, choose --metric spearman"
 SEPARATORS = (",", ";", "|", "+", "/")  # tried between several labels in a cell, before blanks
 
@@ -215,15 +216,15 @@ def with_all_classes(table: Table, train: list[int], dev: list[int]) -> tuple[li
 
 
 def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Split:
-    """Turn labels into values, or into numbers of classes."""
+    """Turn labels into values, or into numbers of classes; without training rows, for a model that knows these."""
     labels: Sequence[Any] = table.columns["label"]
     texts: tuple[Any, ...] = tuple(table.columns["text"])
     label: tuple[Any, ...]
     if names is None:
         values = [number(label) for label in labels]
         good = [value is not None for value in values]
-        hint = ", or use --multi-label where cells hold several labels" if train_size else ""  # only in training
-        remedy = f"correct or remove the row{hint}"
+        hint = "use --multi-label where cells hold several labels" if train_size else _COLUMN
+        remedy = f"correct or remove the row, or {hint}"
         if is_written(next((label for label, is_good in zip(labels, good, strict=True) if not is_good), "")):
             remedy = "write numbers without thousands sign and unit, as 1050.5"
         table.check(good, labels, "a number as label (regression)", remedy)
@@ -232,7 +233,8 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
         numbers = {name: index for index, name in enumerate(names)}
         shown = ", ".join([*names[:20], *["..."][: len(names) - 20]])
         good = [numbers.keys() >= ({row} if isinstance(row, str) else {*row}) for row in labels]
-        remedy = "correct it, or give training rows with it"
+        known = "also occurs in the training rows" if train_size else "the model knows"
+        remedy = f"correct it, or {'give training rows with it' if train_size else _COLUMN}"
         per_row = len(names) / train_size if train_size > 20 and isinstance(labels[0], str) else 0.0
         are_numbers = all(number(name) is not None for name in names)
         if per_row > 0.9 and not all(good):
@@ -242,12 +244,12 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
                 hint = f"; if {written!r} is a value, write it without thousands sign and unit, as 1050.5"
             raise InputError(
                 f"expected labels that several rows share, got {len(names)} different ones in {train_size} training "
-                f"rows ({shown}){hint}; else name another column with --label-column"
+                f"rows ({shown}){hint}; else {_COLUMN}"
             )
         if per_row > 0.5:
             remedy += f"; {train_size} training rows have {len(names)} labels: is it another --label-column?"
             remedy += f"; {_SPEARMAN}" if are_numbers else ""
-        table.check(good, labels, f"a label that also occurs in the training rows ({shown})", remedy)
+        table.check(good, labels, f"a label that {known} ({shown})", remedy)
         if isinstance(labels[0], str):
             label = tuple(numbers[name] for name in labels)
         elif isinstance(texts[0], tuple):
