@@ -145,7 +145,7 @@ def choose(
     shown = replace(record, settings=replace(record.settings, task=settings.task))
     shown = shown if own_dev else replace(shown, source=record.source | {"data": task.source})
     with writing(folder):
-        write_atomically(choice.model / "README.md", card.write(shown, result=verdict.result(choice)))
+        write_atomically(choice.model / "README.md", card.write(shown, task=task, result=verdict.result(choice)))
         verdict.write(choice, search, folder)
     return choice
 

@@ -278,6 +278,8 @@ def _report(line: str) -> None:
 
 
 def _summary(record: Record, folder: Path) -> str:
+    from mixout.finetune.card import told_errors
+
     def said(scores: Mapping[str, float]) -> str:
         return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
@@ -290,7 +292,7 @@ def _summary(record: Record, folder: Path) -> str:
     lines.append(f"model, record.json and model card: {folder}")
     if record.settings.task_type != CAUSAL:
         lines.append(f"answers for new rows: mixout predict {shlex.quote(str(folder))} FILE")
-    spread = record.standard_errors.get(record.metric)
+    spread = told_errors(record).get(record.metric)
     error = "" if spread is None else f"; standard error over {record.dev_size:,} dev examples: {spread:.4f}"
     head = (
         f"{record.settings.method} on {record.settings.task}: {said(record.scores)} on the dev set (a constant answer: "
