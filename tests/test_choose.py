@@ -239,6 +239,7 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     record = Record.read(tmp_path / "out/model")
     assert record.train_size == 42
     assert record.labels == ("first", "second")
+    assert printed.endswith(f"\nanswers for new rows: mixout predict {tmp_path / 'out/model'} FILE\n")
     # The model knows the columns of the file.
     assert (record.settings.text_column, record.settings.label_column) == ("review", "stars")
     assert main(["predict", str(tmp_path / "out/model"), str(table), "--output", str(tmp_path / "p.csv")]) == 0
@@ -254,6 +255,7 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
     assert "for one run and the final training, about 23 s, got 22 s; 12 min would try" in capsys.readouterr().err
     assert not {"run", "final"} & {*quick}
+    assert not (tmp_path / "none").exists()
 
 
 def test_text_that_a_method_measures_is_the_same_in_all_runs(quick, settings, tiny_task, tmp_path):

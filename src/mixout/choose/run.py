@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 from mixout.choose import parts, verdict
 from mixout.choose.runs import Runs, check_budget
@@ -36,9 +39,28 @@ from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Report
 
+_P = ParamSpec("_P")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
+def _leaving_no_parts(call: Callable[_P, Choice]) -> Callable[_P, Choice]:
+    """A call that leaves no folder behind where it refuses what it is given, and made the folder itself."""
+
+    @wraps(call)
+    def tidy(*args: _P.args, **kwargs: _P.kwargs) -> Choice:
+        folder = Path(str(kwargs["output_dir"]))
+        existed = folder.exists()
+        try:
+            return call(*args, **kwargs)
+        except InputError:
+            if not existed and not any(folder.glob("ledger/*/*")):  # no run was made
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    return tidy
+
+
+@_leaving_no_parts
 def choose(
     settings: Settings,
     *,

@@ -60,16 +60,10 @@ def write(record: Record, *, task: Task | None = None, result: str = "") -> str:
         pipeline=_TAGS.get(settings.task_type, "text-classification"),
         before=first.scores if first.step == 0 else {},
         result=result,
-        errors=told_errors(record),
         told=_TOLD.split(),
         short=_short,
         count=count,
     )
-
-
-def told_errors(record: Record) -> dict[str, float]:
-    """The standard errors that say something: one of 0, where all answers are right, would read as certainty."""
-    return {name: error for name, error in record.standard_errors.items() if round(error, 4) > 0}
 
 
 def rendered(package: str, name: str, **values: Any) -> str:  # noqa: ANN401

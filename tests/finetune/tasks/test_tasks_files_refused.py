@@ -56,7 +56,7 @@ CASES = {
         b"text,label\na,good\nb\xe9,bad\n",
         GOOD,
         {},
-        r"train.csv, line 3: expected UTF-8, got byte 0xe9 at offset 19; save the file as UTF-8",
+        r"train.csv, line 3: .* got byte 0xe9 at offset 19; save .* as UTF-8 \(in Excel: Save as, CSV UTF-8\)",
     ),
     "empty file": (GOOD, "", {}, r"dev.csv: expected rows, got an empty file"),
     "header only": (GOOD, "text,label\n", {}, r"dev.csv: expected rows under the header, got none"),
@@ -125,14 +125,27 @@ def test_folders_that_lack_a_file(tmp_path):
         load_task(str(tmp_path))
 
 
+def test_a_folder_with_a_test_file_is_split_and_tested(tmp_path):
+    path = folder(tmp_path, GOOD, name="test.csv")
+    command = re.escape(f"split train: mixout finetune {path}/train.csv --test {path}/test.csv")
+    with pytest.raises(InputError, match=rf"got test.csv, train.csv; add it, or {command}$"):
+        load_task(path)
+
+
 def test_single_files_that_cannot_be_used(tmp_path):
     (tmp_path / "data.xlsx").write_text(GOOD)
-    with pytest.raises(InputError, match=r"data.xlsx: expected a file that ends in .csv, .*, got '.xlsx'; convert it"):
+    with pytest.raises(
+        InputError,
+        match=r"data.xlsx: expected a file that ends in .csv, .*, got '.xlsx'; save it .*Excel: Save as, CSV",
+    ):
         load_task(str(tmp_path / "data.xlsx"))
     with pytest.raises(
         InputError, match=r"expected a file or folder that exists, .*dta.xlsx'; did you mean 'data.xlsx'"
     ):
         load_task(str(tmp_path / "dta.xlsx"))
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(InputError, match=r"got '.json'; write one object a line, .* a file that ends in .jsonl"):
+        load_task(str(tmp_path / "data.json"))
     (tmp_path / "data").write_text(GOOD)
     with pytest.raises(InputError, match=r"got 'no ending'; convert it"):
         load_task(str(tmp_path / "data"))

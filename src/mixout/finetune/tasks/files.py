@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,14 +67,14 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         columns = replace(columns, holds="labels")
     separator = separator_of(cells) if columns.holds == "labels" else ""
     tables = [checked(table, columns, pair, separator) for table in tables]
-    whole, split = tables[0], len(tables) == 1
-    if split:
+    whole = tables[0] if len(tables) == 1 else None
+    if whole:
         sides = halves(whole.name, whole.columns["text"], "texts")
         tables = in_two(whole, sides)
     labels = labels_in(tables[0])
     by_metric = metric in metrics.REGRESSION and any(number(label) is not None or is_written(label) for label in labels)
     regression = columns.holds == "label" and (by_metric or are_values(labels))
-    if split and not regression:
+    if whole and not regression:
         tables = in_two(whole, with_all_classes(whole, *sides))
         labels = labels_in(tables[0])
     train, dev = tables
@@ -110,10 +111,9 @@ def load_text(path: str | Path, *, original: Path | None, column: str, metric: s
     tables, source = read_splits(path, column=column)
     parts = [_documents(table, column) for table in tables]
     if len(parts) == 1:
-        [whole] = parts
-        # Split by the prompt if there is one, so that no question stands on both sides.
-        keys = whole.text if whole.prompt is None else whole.prompt
-        parts = [whole.select(rows) for rows in halves(tables[0].name, keys, "documents")]
+        # By the prompt if there is one, so that no question stands on both sides.
+        keys = parts[0].prompt or parts[0].text
+        parts = [parts[0].select(rows) for rows in halves(tables[0].name, keys, "documents")]
     scores = ("log_likelihood", "perplexity")
     return Task(
         name=short_name(path),
@@ -228,11 +228,15 @@ def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(R
         )
     if len(candidates) == 1:
         return candidates
-    listed = candidates or files
+    remedy = "remove all but one" if candidates else "add it, or give a single file to be split"
+    named = {path.stem: str(path) for path in files if path.suffix.lower() in READERS}
+    if not candidates and {"train", "test"} <= named.keys() and ".txt" not in endings:  # a language model has no --test
+        remedy = (
+            f"add it, or split train: {shlex.join(['mixout', 'finetune', named['train'], '--test', named['test']])}"
+        )
     raise InputError(
         f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(endings)}, got "
-        f"{', '.join(path.name for path in listed) or 'an empty folder'}; "
-        f"{'remove all but one' if candidates else 'add it, or give a single file to be split'}"
+        f"{', '.join(path.name for path in candidates or files) or 'an empty folder'}; {remedy}"
     )
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from mixout.errors import InputError, needs
 
 _NAMED = 5  # most rows that a message names
+_EXCEL = "in Excel: Save as, CSV UTF-8"
+_JSON = 'write one object a line, {"text": ..., "label": ...}, into a file that ends in .jsonl'
+_CONVERTED = {".json": _JSON, **dict.fromkeys((".xlsx", ".xls", ".ods"), f"save it as a table: {_EXCEL}")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def read(path: Path, endings: Iterable[str] = ()) -> Table:
     if reader is None:
         raise InputError(
             f"{path.name}: expected a file that ends in {', '.join(endings or READERS)}, got {ending!r}; "
-            "convert it to one of them"
+            f"{_CONVERTED.get(ending.lower(), 'convert it to one of them')}"
         )
     return reader(path)
 
@@ -271,7 +274,7 @@ def read_text(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{path.name}, line {line}: expected UTF-8, got byte 0x{data[error.start]:02x} at offset "
-            f"{error.start}; save the file as UTF-8"
+            f"{error.start}; save the file as UTF-8 ({_EXCEL})"
         ) from error
     if not text.strip():
         raise InputError(f"{path.name}: expected rows, got an empty file; add rows, or leave the file out")
