@@ -256,6 +256,11 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert "for one run and the final training, about 23 s, got 22 s; 12 min would try" in capsys.readouterr().err
     assert not {"run", "final"} & {*quick}
     assert not (tmp_path / "none").exists()
+    # In a table with semicolons, what 1.050 means is asked at the start.
+    labels = ["1.050", "2.831", "758"] * 20
+    table.write_text("review;stars\n" + "".join(f"{row};{label}\n" for row, label in enumerate(labels)))
+    assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
+    assert "note: own: the label '1.050' is read as 1.05; if its dot" in capsys.readouterr().err
 
 
 def test_text_that_a_method_measures_is_the_same_in_all_runs(quick, settings, tiny_task, tmp_path):
