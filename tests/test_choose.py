@@ -302,6 +302,16 @@ def test_what_cannot_be_is_refused_before_any_training(settings, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("label", "said"), [("{}0", "choose --metric spearman$"), ("{} kg", "if '10 kg' is a value, write")]
+)
+def test_values_that_would_be_classes_say_so(settings, tmp_path, label, said):
+    table = tmp_path / "own.csv"
+    table.write_text("text,label\n" + "".join(f"{row},{label.format(row)}\n" for row in range(10, 70)))
+    with pytest.raises(InputError, match=rf"or leave the class out; .*{said}"):
+        choose(settings(task=str(table)), output_dir=tmp_path / "out")
+
+
 @pytest.fixture
 def untrained(settings, monkeypatch):
     """Lets nothing be trained."""

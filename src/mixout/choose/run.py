@@ -48,7 +48,7 @@ def _leaving_no_parts(call: Callable[_P, Choice]) -> Callable[_P, Choice]:
 
     @wraps(call)
     def tidy(*args: _P.args, **kwargs: _P.kwargs) -> Choice:
-        folder = Path(str(kwargs["output_dir"]))
+        folder = Path(str(kwargs.get("output_dir", ".")))
         existed = folder.exists()
         try:
             return call(*args, **kwargs)

@@ -90,6 +90,7 @@ def test_decimal_commas_may_be_classes_and_a_slip_among_values_is_named(tmp_path
         (["1.000", "2.000", "758"], "note: t: the label '1.000' is read as 1; if its dot is .* the column: 1000"),
         (["1.050", "2.831", "0.758"], None),  # here another number shows that the dot is a decimal sign
         (["1.050", "2.83", "758"], None),
+        (["1.050", "mk2", "mk3"], None),  # classes
     ],
 )
 def test_dots_that_may_separate_thousands_are_told(tmp_path, labels, told):

@@ -20,7 +20,6 @@ OPTIONAL_PAIR = "text_pair"
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(\.\d{3})+")
 _WRITTEN = re.compile(r"[$\u20ac\u00a3\u00a5]?\s?[-+]?\d[\d.,'\s]*([%$\u20ac\u00a3\u00a5]|[^\W\d_]{1,3})?")
 _COLUMN = "name another column with --label-column"
-_SPEARMAN = "if they are values, choose --metric spearman"
 SEPARATORS = (",", ";", "|", "+", "/")  # tried between several labels in a cell, before blanks
 
 
@@ -69,13 +68,13 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
     comma = False
     if table.comma and columns.holds == "label":
         raw = [str(cell).strip() for cell in cells]
-        with_dot = [label for label in raw if "." in label and "," not in label]
-        if with_dot and all(map(_THOUSANDS.fullmatch, with_dot)):
-            dotted = next((label for label in with_dot if number(label) is not None), "")
         points = [spelled(label.replace(",", ".", 1)) for label in labels]
         numeric = [number(point) is not None for point in points]
         if 2 * sum(numeric) > len(numeric):
             comma = any("," in label for label in labels)
+            with_dot = [label for label in raw if "." in label and "," not in label]
+            if all(map(_THOUSANDS.fullmatch, with_dot)):
+                dotted = next((label for label in with_dot if number(label) is not None), "")
             if comma and dotted:
                 good = [label not in with_dot for label in raw]
                 table.check(good, raw, "numbers with one sign, a comma as in 0,5", "write 1.050 as 1050")
@@ -181,6 +180,16 @@ def is_written(label: str) -> bool:
     return number(label) is None and _WRITTEN.fullmatch(label) is not None
 
 
+def if_values(names: Sequence[str]) -> str:
+    """A part of a message on classes: what to do if they are values. Empty where they do not look like these."""
+    written = [name for name in names if is_written(name)]
+    if any(number(name) is None and not is_written(name) for name in names):
+        return ""
+    if written:
+        return f"; if {written[0]!r} is a value, write it without thousands sign and unit, as 1050.5"
+    return "; if they are values, choose --metric spearman"
+
+
 def in_order(labels: Sequence[str]) -> tuple[str, ...]:
     """Sort the labels: by value where all are numbers, so that 10 comes after 9, else as text."""
     names = sorted(set(labels))
@@ -236,19 +245,14 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
         known = "also occurs in the training rows" if train_size else "the model knows"
         remedy = f"correct it, or {'give training rows with it' if train_size else _COLUMN}"
         per_row = len(names) / train_size if train_size > 20 and isinstance(labels[0], str) else 0.0
-        are_numbers = all(number(name) is not None for name in names)
         if per_row > 0.9 and not all(good):
-            written = next(filter(is_written, names), None)
-            hint = f"; {_SPEARMAN}" if are_numbers else ""
-            if written is not None:
-                hint = f"; if {written!r} is a value, write it without thousands sign and unit, as 1050.5"
             raise InputError(
                 f"expected labels that several rows share, got {len(names)} different ones in {train_size} training "
-                f"rows ({shown}){hint}; else {_COLUMN}"
+                f"rows ({shown}){if_values(names)}; else {_COLUMN}"
             )
         if per_row > 0.5:
-            remedy += f"; {train_size} training rows have {len(names)} labels: is it another --label-column?"
-            remedy += f"; {_SPEARMAN}" if are_numbers else ""
+            many = f"{train_size} training rows have {len(names)} labels"
+            remedy += f"{if_values(names)}; {many}: is it another --label-column?"
         table.check(good, labels, f"a label that {known} ({shown})", remedy)
         if isinstance(labels[0], str):
             label = tuple(numbers[name] for name in labels)
