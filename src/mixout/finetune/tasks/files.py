@@ -231,9 +231,7 @@ def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(R
     remedy = "remove all but one" if candidates else "add it, or give a single file to be split"
     named = {path.stem: str(path) for path in files if path.suffix.lower() in READERS}
     if not candidates and {"train", "test"} <= named.keys() and ".txt" not in endings:  # a language model has no --test
-        remedy = (
-            f"add it, or split train: {shlex.join(['mixout', 'finetune', named['train'], '--test', named['test']])}"
-        )
+        remedy = f"add it, or split train: mixout finetune {shlex.join([named['train'], '--test', named['test']])}"
     raise InputError(
         f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(endings)}, got "
         f"{', '.join(path.name for path in candidates or files) or 'an empty folder'}; {remedy}"
