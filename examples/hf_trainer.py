@@ -29,4 +29,4 @@ if __name__ == "__main__":
         # old one, and p goes on.
         attach_(trainer, schedule=LinearRamp(0.0, 0.9, steps=2))
         trainer.train()
-        mixout.remove_(model).save_pretrained(f"{folder}/final")  # saved before or after remove_: plain weights
+        trainer.save_model(f"{folder}/final")  # plain weights, before or after mixout.remove_, and the tokenizer

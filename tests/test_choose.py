@@ -266,6 +266,7 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     record = Record.read(tmp_path / "out/model")
     assert record.train_size == 42
     assert record.labels == ("first", "second")
+    assert printed.endswith(f"\nanswers for new rows: mixout predict {tmp_path / 'out/model'} FILE\n")
     # The model knows the columns of the file.
     assert (record.settings.text_column, record.settings.label_column) == ("review", "stars")
     assert main(["predict", str(tmp_path / "out/model"), str(table), "--output", str(tmp_path / "p.csv")]) == 0
@@ -281,6 +282,12 @@ def test_all_rows_of_a_single_file_are_trained_on(quick, settings, tiny_task, tm
     assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
     assert "for one run and the final training, about 23 s, got 22 s; 12 min would try" in capsys.readouterr().err
     assert not {"run", "final"} & {*quick}
+    assert not (tmp_path / "none").exists()
+    # In a table with semicolons, what 1.050 means is asked at the start.
+    labels = ["1.050", "2.831", "758"] * 20
+    table.write_text("review;stars\n" + "".join(f"{row};{label}\n" for row, label in enumerate(labels)))
+    assert main([*words, "--budget", "22s", "--output-dir", str(tmp_path / "none")]) == 2
+    assert "note: own: the label '1.050' is read as 1.05; if its dot" in capsys.readouterr().err
 
 
 def test_text_that_a_method_measures_is_the_same_in_all_runs(quick, settings, tiny_task, tmp_path):
@@ -320,6 +327,16 @@ def test_what_cannot_be_is_refused_before_any_training(settings, tmp_path, monke
     with pytest.raises(InputError, match=said):
         choose(settings(task=str(table), **changes), output_dir=tmp_path / "out", budget=budget)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "said"), [("{}0", "choose --metric spearman$"), ("{} kg", "if '10 kg' is a value, write")]
+)
+def test_values_that_would_be_classes_say_so(settings, tmp_path, label, said):
+    table = tmp_path / "own.csv"
+    table.write_text("text,label\n" + "".join(f"{row},{label.format(row)}\n" for row in range(10, 70)))
+    with pytest.raises(InputError, match=rf"or leave the class out; .*{said}"):
+        choose(settings(task=str(table)), output_dir=tmp_path / "out")
 
 
 @pytest.fixture

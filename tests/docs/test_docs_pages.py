@@ -15,6 +15,7 @@ from torch import nn
 
 import mixout
 from mixout import cli
+from mixout.finetune.predict import predict
 from mixout.finetune.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,11 @@ def offline(monkeypatch, tmp_path, tiny_bert):
     names = ("AutoModelForSequenceClassification", "AutoTokenizer")
     for owner in (getattr(transformers, name) for name in names):
         load = owner.from_pretrained
-        monkeypatch.setattr(owner, "from_pretrained", lambda _, load=load, **options: load(tiny_bert, **options))
+
+        def of(name, load=load, **options):
+            return load(name if Path(name).is_dir() else tiny_bert, **options)
+
+        monkeypatch.setattr(owner, "from_pretrained", of)
     arguments = transformers.TrainingArguments
 
     def short(*args, **options):
@@ -53,12 +58,9 @@ def offline(monkeypatch, tmp_path, tiny_bert):
     monkeypatch.chdir(tmp_path)
 
 
-def rows(count=8):
+def rows(count=8, **padding):
     tokenizer = transformers.AutoTokenizer.from_pretrained("any")
-    return [
-        {**tokenizer(f"text {number}", padding="max_length", max_length=8), "labels": number % 2}
-        for number in range(count)
-    ]
+    return [{**tokenizer("text " * (1 + number % 5), **padding), "labels": number % 2} for number in range(count)]
 
 
 def classifier():
@@ -72,10 +74,11 @@ def loop():
     return {"model": model, "data": data, "optimizer": optimizer, "criterion": nn.functional.cross_entropy}
 
 
-def trainer():
+def trainer(**padding):
     return {
-        "model": classifier(), "rows": rows(), "Trainer": transformers.Trainer,
+        "model": classifier(), "rows": rows(**padding), "Trainer": transformers.Trainer,
         "args": transformers.TrainingArguments("out", weight_decay=0.0),
+        "tokenizer": transformers.AutoTokenizer.from_pretrained("any"),
     }  # fmt: skip
 
 
@@ -96,8 +99,8 @@ def old():
     """A model, and texts that it must not forget."""
     tokenizer = transformers.AutoTokenizer.from_pretrained("any")
     batches = [tokenizer("some old text", return_tensors="pt")]
-    given = {"tokenizer": tokenizer, "old_texts": ["one", "two"], "old_batches": batches}
-    return {**trainer(), **given, "batches": [{**batches[0], "labels": torch.tensor([1])}]}
+    given = {"old_texts": ["one", "two"], "old_batches": batches, **trainer(padding="max_length", max_length=8)}
+    return {**given, "batches": [{**batches[0], "labels": torch.tensor([1])}]}
 
 
 def interpolated():
@@ -149,6 +152,9 @@ def test_the_code_of_a_page_runs(page, fresh_accelerate):
     with torch.random.fork_rng(), contextlib.redirect_stdout(None):
         for block in blocks(page):
             exec(compile(block, str(page), "exec"), names)
+    if Path("my-model").exists():
+        Path("new.csv").write_text("text\nsome text\n", encoding="utf-8")
+        assert predict("my-model", "new.csv", "answers.csv").startswith("1 prediction: ")
 
 
 def test_sentences_are_short(capsys):

@@ -14,10 +14,11 @@ import huggingface_hub
 import pytest
 
 from mixout.cli import main
+from mixout.cli.finetune import _summary
 from mixout.errors import InputError
 from mixout.finetune import card, data
 from mixout.finetune.record import Record
-from mixout.finetune.settings import UNSEEN, Settings
+from mixout.finetune.settings import TAGS, UNSEEN, Settings
 from mixout.finetune.train import finetune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +53,58 @@ def test_the_hub_reads_the_scores_from_the_card(settings, tmp_path):
         "transformers",
         ["mixout"],
     )
+
+
+def answered(place: Path) -> list[dict]:
+    """What the code on the card prints, from the folder itself."""
+    [code] = re.findall(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
+    printed: list = []
+    exec(code.replace("FOLDER", str(place)), {"print": printed.extend})
+    return printed
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")  # one token a word
+def test_the_card_says_how_the_model_is_used(settings, causal, moods, names, tmp_path):
+    """A pipeline answers as predict does: a class, several labels, a value, entities, text."""
+    (tmp_path / "values").mkdir()
+    for name in ("train", "dev"):
+        (tmp_path / f"values/{name}.csv").write_text("text,text_pair,label\na,b,30.5\nc,d,70.5\n")
+    finetune(settings(epochs=0.2), tmp_path / "a")
+    assert answered(tmp_path / "a")[0]["label"] in ("first", "second")
+    finetune(settings(task=moods, epochs=0.2), tmp_path / "b")
+    assert {one["label"] for one in answered(tmp_path / "b")[0]} == {"joy", "fear", "very good"}
+    finetune(settings(task=tmp_path / "values", epochs=0.2), tmp_path / "c")
+    assert answered(tmp_path / "c")
+    finetune(settings(task=names, task_type=TAGS, epochs=8.0), tmp_path / "d")
+    assert {one["entity_group"] for one in answered(tmp_path / "d")} <= {"O", "X"}
+    finetune(causal(epochs=0.2), tmp_path / "e")
+    assert "generated_text" in answered(tmp_path / "e")[0]
+
+
+def test_the_card_names_the_classes(settings, names, tmp_path):
+    finetune(settings(epochs=0.2), tmp_path / "a")
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert "\n- Training examples by class: `first` 21, `second` 21.\n" in text
+    assert "\n\nf1 is that of the class `second`.\nA constant answer" in text
+    assert re.search(r" on \d+ cores? of ", text)
+    finetune(settings(task=names, task_type=TAGS, epochs=0.2), tmp_path / "b")
+    text = (tmp_path / "b" / "README.md").read_text()
+    assert re.search(r"\n- Training words by label: `B-X` \d+, `I-X` \d+, `O` \d+\.\n", text)
+    assert "f1 is" not in text
+    rows = [f"{word},{number}" for number in range(23) for word in (f"a{number}", f"b{number}")]
+    (tmp_path / "many").mkdir()
+    for name in ("train", "dev"):
+        (tmp_path / f"many/{name}.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    finetune(settings(task=tmp_path / "many", max_steps=1), tmp_path / "c")
+    assert ", `19` 2, ....\n" in (tmp_path / "c" / "README.md").read_text()
+
+
+def test_an_error_of_0_is_no_certainty(settings, tmp_path):
+    """All 20 dev rows are right: a standard error of 0 would say that this is so for all rows."""
+    record = finetune(settings(method="plain", epochs=16.0), tmp_path / "a")
+    assert (record.score, record.standard_errors["accuracy"]) == (1.0, 0.0)
+    assert "standard error" not in (tmp_path / "a" / "README.md").read_text()
+    assert "standard error" not in _summary(record, tmp_path / "a")
 
 
 def test_scores_on_training_rows_are_no_result(settings, tiny_task, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import transformers
 
 from mixout.errors import InputError, MissingExtraError
 from mixout.finetune import models
-from mixout.finetune.models import load, longest_input, outline, revision
+from mixout.finetune.models import load, load_trained, longest_input, outline, revision
+from mixout.finetune.settings import TASK_TYPES
 
 LABELS = ("no", "yes")
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -147,6 +149,21 @@ def test_a_tokenizer_that_needs_another_package_says_so(tiny_bert, monkeypatch: 
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lacking)
     with pytest.raises(MissingExtraError, match=r"requires the SentencePiece library, which was not found\.; install"):
         load(tiny_bert, labels=LABELS, init_seed=0)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "llama"])
+def test_a_folder_without_a_tokenizer_is_refused(architecture, small_model, tmp_path):
+    """Trap: for most architectures transformers makes a tokenizer then that knows no word."""
+    small_model(architecture).save_pretrained(tmp_path)
+    for read in (partial(load, labels=LABELS, init_seed=0), partial(load_trained, task_type=TASK_TYPES[0]), outline):
+        with pytest.raises(InputError, match=r"without one that knows words; .* tokenizer\.save_pretrained\(FOLDER\)"):
+            read(str(tmp_path))
+
+
+def test_a_language_model_without_a_tokenizer_is_refused(tiny_llama, tmp_path):
+    transformers.AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="expected a tokenizer beside the model"):
+        models.load_causal(str(tmp_path))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

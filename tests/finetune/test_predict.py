@@ -13,8 +13,10 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
+from tests.finetune.conftest import interrupted
 
 from mixout.errors import InputError
+from mixout.finetune import models
 from mixout.finetune import predict as predicting
 from mixout.finetune.predict import predict
 from mixout.finetune.train import finetune
@@ -49,8 +51,8 @@ def test_rows_are_asked_as_in_training(pairs, tmp_path):
         predict(pairs, alone, tmp_path / "p.csv")
     other = write(tmp_path / "other.jsonl", text=["bata", "dota"], text_pair=["a", "b"], label=["1", "maybe"])
     assert predict(pairs, other, tmp_path / "p.csv").endswith(
-        "; not scored: other.jsonl, line 2: expected a label that also occurs in the training rows (0, 1), got "
-        "'maybe'; correct it, or give training rows with it"
+        "; not scored: other.jsonl, line 2: expected a label that the model knows (0, 1), got 'maybe'; correct it, or "
+        "name another column with --label-column"
     )
     assert predict(pairs, other, tmp_path / "p.csv", max_length=4).endswith("; 2 texts were cut after 4 tokens")
     with pytest.raises(InputError, match="max_length <= 64"):
@@ -92,6 +94,20 @@ def test_cells_of_any_kind_are_copied(pairs, tmp_path):
         found = {name: json.loads(row[name]) for name in names}
         said = {"days": ["2024-01-02"], "times": ["2024-01-02 03:04:00"], "inside": {"day": "2024-01-02"}}
         assert found == {name: (cells | said)[name] for name in names}
+
+
+def test_a_folder_without_a_model_says_where_one_is(settings, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", text=["bata"])
+    interrupted(settings(save=2), tmp_path / "run", 3)
+    finetune(settings(epochs=0.1), tmp_path / "chosen/model")
+    for name, said in (
+        ("run", r"finish its run: mixout finetune --resume \S+/run$"),
+        ("chosen", "name '.*/chosen/model'$"),
+    ):
+        with pytest.raises(InputError, match=rf"without config\.json; {said}"):
+            predict(tmp_path / name, rows, tmp_path / "p.csv")
+        with pytest.raises(InputError, match=said):
+            models.load(str(tmp_path / name), labels=("a", "b"), init_seed=0)
 
 
 def test_a_model_whose_answers_are_random_is_refused(tiny_bert, tmp_path):
@@ -171,7 +187,7 @@ def test_lists_are_json_and_advice_is_of_this_command(settings, tmp_path):
     table = pyarrow.table({"text": ["bata"], "label": ["none"], "list": [[1.0, float("nan")]], "accent": [["\u00e9"]]})
     pyarrow.parquet.write_table(table, tmp_path / "new.parquet")
     said = predict(tmp_path / "out", tmp_path / "new.parquet", tmp_path / "p.csv")
-    assert "got 'none'; correct or remove the row" in said
+    assert "got 'none'; correct or remove the row, or name another column with --label-column" in said
     assert "--multi-label" not in said
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as handle:
         [row] = csv.DictReader(handle)

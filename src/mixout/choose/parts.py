@@ -20,7 +20,7 @@ from mixout.finetune import data
 from mixout.finetune.record import write_atomically
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks import Task, files, is_path
-from mixout.finetune.tasks.cells import OPTIONAL_PAIR
+from mixout.finetune.tasks.cells import OPTIONAL_PAIR, if_values
 
 with needs("hf", "choosing"):
     from sklearn.model_selection import StratifiedGroupKFold
@@ -62,7 +62,7 @@ def _check(task: Task) -> None:
         if texts[number] < PARTS:
             raise InputError(
                 f"expected at least {PARTS} different texts of each class, one for each part, got {texts[number]} of "
-                f"{name!r}; label more of them, or leave the class out"
+                f"{name!r}; label more of them, or leave the class out{if_values(task.labels or ())}"
             )
 
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 from mixout._names import count
 from mixout.choose import parts, verdict
@@ -24,9 +27,9 @@ from mixout.choose.runs import Runs, check_budget
 from mixout.choose.search import FEWEST, METHODS, PLAIN, Candidate, Search
 from mixout.choose.verdict import Choice
 from mixout.errors import InputError
-from mixout.finetune import card
+from mixout.finetune import card, data
 from mixout.finetune.cache import Cache
-from mixout.finetune.environment import own_streams, processes, quiet
+from mixout.finetune.environment import NOTE, own_streams, processes, quiet
 from mixout.finetune.levels import apply_methods, reinitialise_
 from mixout.finetune.outcome import has_learned
 from mixout.finetune.record import RECORD_NAME, Record, write_atomically, writing
@@ -37,9 +40,28 @@ from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Report
 
+_P = ParamSpec("_P")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
+def _leaving_no_parts(call: Callable[_P, Choice]) -> Callable[_P, Choice]:
+    """A call that leaves no folder behind where it refuses what it is given, and made the folder itself."""
+
+    @wraps(call)
+    def tidy(*args: _P.args, **kwargs: _P.kwargs) -> Choice:
+        folder = Path(str(kwargs.get("output_dir", ".")))
+        existed = folder.exists()
+        try:
+            return call(*args, **kwargs)
+        except InputError:
+            if not existed and not any(folder.glob("ledger/*/*")):  # no run was made
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    return tidy
+
+
+@_leaving_no_parts
 def choose(
     settings: Settings,
     *,
@@ -72,7 +94,7 @@ def choose(
     _check_place(folder, settings)
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
-    task, own_dev = parts.training_rows(settings)
+    task, own_dev = _training_rows(settings, tell)
     methods = [replace(settings, method=method).method for method in methods]
     inputs, ledger = Inputs(), Ledger(folder / "ledger")
     with writing(folder):
@@ -139,7 +161,7 @@ def choose(
     shown = replace(record, settings=replace(record.settings, task=settings.task))
     shown = shown if own_dev else replace(shown, source=record.source | {"data": task.source})
     with writing(folder):
-        write_atomically(choice.model / "README.md", card.write(shown, result=verdict.result(choice)))
+        write_atomically(choice.model / "README.md", card.write(shown, task=task, result=verdict.result(choice)))
         verdict.write(choice, search, folder)
     return choice
 
@@ -174,6 +196,13 @@ def seconds_of(budget: str) -> float:
     if match is None or float(match[1]) == 0:
         raise InputError(f"expected a budget such as 90s, 30m or 2h, got {budget!r}")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _training_rows(settings: Settings, tell: Report) -> tuple[Task, bool]:
+    task, own_dev = parts.training_rows(settings)
+    if task.dotted:
+        tell(f"{NOTE}{task.name}: {data.dotted(task)}")
+    return task, own_dev
 
 
 def _check_place(folder: Path, settings: Settings) -> None:

@@ -245,6 +245,7 @@ def _choose(args: argparse.Namespace) -> int:
     def work(report: Any) -> int:  # noqa: ANN401
         choice = choose(settings, output_dir=args.output_dir, budget=args.budget, methods=methods, report=report)
         print(f"{text(choice)}\nmodel {choice.model}\nreport {Path(args.output_dir) / 'report.md'}")
+        print(f"answers for new rows: mixout predict {shlex.quote(str(choice.model))} FILE")
         return 0
 
     return guarded(work, args.output_dir)
@@ -290,7 +291,7 @@ def _summary(record: Record, folder: Path) -> str:
     lines.append(f"model, record.json and model card: {folder}")
     if record.settings.task_type != CAUSAL:
         lines.append(f"answers for new rows: mixout predict {shlex.quote(str(folder))} FILE")
-    spread = record.standard_errors.get(record.metric)
+    spread = record.told_errors.get(record.metric)
     error = "" if spread is None else f"; standard error over {record.dev_size:,} dev examples: {spread:.4f}"
     head = (
         f"{record.settings.method} on {record.settings.task}: {said(record.scores)} on the dev set (a constant answer: "

@@ -1,6 +1,6 @@
 """The model card, README.md: how a model was trained, what it scores, and what that is worth.
 
-Made from the record alone by card.md.j2, so it says nothing that the record does not. ``push`` uploads it with the
+Made by card.md.j2 from the record, and from the task the number of rows of each class. ``push`` uploads it with the
 model.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -21,11 +22,14 @@ from mixout._names import count
 from mixout.errors import InputError, needs
 from mixout.finetune.record import Record
 from mixout.finetune.settings import CAUSAL, TAGS
+from mixout.finetune.tasks import Task
 
 with needs("hf", "model cards"):
     from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCardData
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
+_TAGS = {CAUSAL: "text-generation", TAGS: TAGS}  # of a model, and of the pipeline that answers with it
+_CLASSES = 20  # most classes that are named
 # The settings that the card lists; the rest is in record.json.
 _TOLD = (
     "method where head optimizer learning_rate schedule warmup weight_decay layer_decay reinit_layers epochs max_steps "
@@ -34,9 +38,15 @@ _TOLD = (
 )
 
 
-def write(record: Record, *, result: str = "") -> str:
-    """The card's text, Markdown with the header that model hubs read; ``result`` in place of the record's scores."""
+def write(record: Record, *, task: Task | None = None, result: str = "") -> str:
+    """The card's text, Markdown with the header that model hubs read.
+
+    ``task`` adds how often each class occurs, which no record holds; ``result`` is in place of the record's scores.
+    """
     settings, first = record.settings, record.evaluations[0]
+    rows = task.train.label if task is not None and record.labels else ()
+    counts = Counter(number for row in rows for number in task.of_row(row))  # type: ignore[union-attr]
+    names = [f"`{name}` {counts[number]:,}" for number, name in enumerate(record.labels or ())]
     loaders = {CAUSAL: "AutoModelForCausalLM", TAGS: "AutoModelForTokenClassification"}
     return rendered(
         "mixout.finetune",
@@ -46,6 +56,8 @@ def write(record: Record, *, result: str = "") -> str:
         header=_header(record),
         fitted=record.fitted,
         loader=loaders.get(settings.task_type, "AutoModelForSequenceClassification"),
+        classes=", ".join([*names[:_CLASSES], *["..."][: len(names) - _CLASSES]]) if counts else "",
+        pipeline=_TAGS.get(settings.task_type, "text-classification"),
         before=first.scores if first.step == 0 else {},
         result=result,
         told=_TOLD.split(),
@@ -64,7 +76,7 @@ def rendered(package: str, name: str, **values: Any) -> str:  # noqa: ANN401
 def _header(record: Record) -> str:
     """YAML, with the scores as model hubs list them."""
     settings = record.settings
-    tag = {CAUSAL: "text-generation", TAGS: TAGS}.get(settings.task_type, "text-classification")
+    tag = _TAGS.get(settings.task_type, "text-classification")
     task, on_hub = settings.task.partition(":")[0], "on the hub" in record.source["data"]
     results = [
         EvalResult(

@@ -146,6 +146,8 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
     elif task.kind == "values":
         values, comma = task.train.label, ", read with the comma as decimal sign" * task.comma
         lines.append(f"the labels are values from {min(values):g} to {max(values):g} (regression){comma}")
+    if task.dotted:
+        notes.append(dotted(task))
     if any(cut):
         notes.append(
             f"{cut[0]} of {len(task.train)} training texts and {cut[1]} of {len(task.dev)} dev texts are cut: they are "
@@ -163,6 +165,14 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
     notes += _repeats("training", asked, task.train.label if classes else ())
     notes += _repeats("dev", dev_asked, task.dev.label if classes else ())
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
+
+
+def dotted(task: Task) -> str:
+    """What is said of labels such as 1.050 in a file with semicolons, which may be meant as 1050."""
+    return (
+        f"the label {task.dotted!r} is read as {float(task.dotted):g}; if its dot is a thousands sign, remove the dots "
+        f"of the column: {task.dotted.replace('.', '')}"
+    )
 
 
 def _repeats(side: str, asked: Sequence[str], labels: Sequence[object]) -> list[str]:

@@ -51,6 +51,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / RECORD_NAME).exists()
 
 
+def elsewhere(folder: Path) -> str:
+    """What to do where a folder is given as a model and holds none; empty where that cannot be told."""
+    if unfinished(folder):
+        return f"finish its run: {shlex.join(['mixout', 'finetune', '--resume', str(folder)])}"
+    return f"name {str(folder / 'model')!r}" if (folder / "model" / "config.json").is_file() else ""
+
+
 def settle(folder: Path) -> None:
     """Remove what the end of a finished run has left behind if it was cut off."""
     if is_finished(folder) and unfinished(folder) and environment.leads():

@@ -24,6 +24,7 @@ import torch
 from mixout._names import nearest
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune.environment import own_streams, quiet
+from mixout.finetune.folder import elsewhere
 from mixout.finetune.settings import CAUSAL, EMBEDDED, TAGS, TASK_TYPES
 from mixout.integrations.huggingface import new_parameters
 
@@ -132,10 +133,27 @@ def _read(model: str, task_type: str, init_seed: int = 0, **options: Any) -> Loa
                 **options,
             )
         # After the model: without a network, the first request waits for the hub's retries.
-        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+        tokenizer = _tokenizer(location, model, local=local)
     if not local and (commit := getattr(network.config, "_commit_hash", None)):
         source = f"{source} at commit {commit}"
     return Loaded(model=network, tokenizer=tokenizer, new=new_parameters(network, info), source=source, sha256=sha256)
+
+
+def _tokenizer(location: str, model: str, *, local: bool) -> Tokenizer:
+    """The tokenizer; InputError where its files are missing: transformers may make one then that knows no word."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+        words = {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens, "\u2581"}  # T5's sign for a blank
+    except (OSError, ValueError, TypeError, KeyError):
+        if not local or (Path(location) / "tokenizer_config.json").is_file():
+            raise
+        words = set()
+    if not words:
+        raise InputError(
+            f"expected a tokenizer beside the model, got {model!r} without one that knows words; save the tokenizer "
+            "that the model was trained with there: tokenizer.save_pretrained(FOLDER)"
+        )
+    return tokenizer
 
 
 def _whole(loaded: Loaded, model: str, remedy: str = "name another model") -> Loaded:
@@ -160,7 +178,7 @@ def outline(model: str, task_type: str = _LABELS) -> Loaded:
         with quiet(), own_streams(), torch.device("meta"):
             config = AutoConfig.from_pretrained(location, local_files_only=local)
             network = loader.from_config(config)
-        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local)
+        tokenizer = _tokenizer(location, model, local=local)
     return Loaded(model=network, tokenizer=tokenizer, new=frozenset(), source=source, sha256=None)
 
 
@@ -199,6 +217,8 @@ def _reading(model: str, purpose: str) -> Iterator[None]:
     """Turn what reading a model's files in the body may raise into errors of the input."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
             f"expected a pretrained model for {purpose} ({EMBEDDED!r}, a folder with config.json and "
@@ -223,7 +243,10 @@ def _find(model: str) -> tuple[str, str, bool]:
     path = Path(os.path.expanduser(model))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"expected a folder with config.json and weights, got {model!r} without config.json")
+            raise InputError(
+                f"expected a folder with config.json and weights, got {model!r} without config.json; "
+                f"{elsewhere(path) or 'name a folder that save_pretrained wrote'}"
+            )
         return str(path), f"the folder {path.name}", True
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(

@@ -21,6 +21,7 @@ from mixout.errors import InputError, needs
 from mixout.finetune import metrics, models
 from mixout.finetune.batches import Example, answers, by_length, collate, cut_texts, encode
 from mixout.finetune.environment import quiet
+from mixout.finetune.folder import elsewhere
 from mixout.finetune.levels import check_limits
 from mixout.finetune.record import RECORD_NAME, Record, writing
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
@@ -71,7 +72,10 @@ def predict(
         raise InputError(f"expected output as CSV, got {path.name!r}; name a file that ends in .csv")
     record = Record.read(folder) if (folder / RECORD_NAME).is_file() else None
     if not (folder / "config.json").is_file():
-        raise InputError(f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json")
+        remedy = elsewhere(folder) or "name the one that mixout finetune wrote"
+        raise InputError(
+            f"expected the folder of a fine-tuned model, got {str(folder)!r} without config.json; {remedy}"
+        )
     trained = Settings(task_type=models.task_type_of(str(folder))) if record is None else record.settings
     overrides: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
     overrides |= {"max_length": max_length, "model": str(folder)}

@@ -96,6 +96,11 @@ class Record:
         """Whether the dev rows are those that the model was trained on: its scores there are no result."""
         return self.fingerprints["train"] == self.fingerprints["dev"]
 
+    @property
+    def told_errors(self) -> dict[str, float]:
+        """The standard errors that say something: one of 0, where all answers are right, would read as certainty."""
+        return {name: error for name, error in self.standard_errors.items() if round(error, 4) > 0}
+
     def to_json(self) -> str:
         """One JSON object, one line a field; numbers that are not finite become the strings 'nan', 'inf' and '-inf'."""
         values = {"format": _FORMAT, **asdict(self)}

@@ -140,7 +140,7 @@ def finetune(
                 settings, task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
                 start=start, chosen=chosen, interpolated=scores_between, coverage=covered, fingerprints=fingerprints,
             ))  # fmt: skip
-            _write(run_dir, loaded, record, keep_model=keep_model)
+            _write(run_dir, loaded, record, given, keep_model=keep_model)
             trainer.accelerator.wait_for_everyone()
     return record
 
@@ -207,7 +207,7 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     partial.replace(path)
 
 
-def _write(run_dir: Path, loaded: models.Loaded, record: Record, *, keep_model: bool) -> None:
+def _write(run_dir: Path, loaded: models.Loaded, record: Record, task: Task, *, keep_model: bool) -> None:
     """The plain model, its tokenizer and card; then the record, which makes the run a finished one.
 
     Every process must call this, since the weights may lie in parts; one writes.
@@ -218,7 +218,7 @@ def _write(run_dir: Path, loaded: models.Loaded, record: Record, *, keep_model: 
     if keep_model:
         loaded.model.save_pretrained(run_dir, state_dict=weights)
         loaded.tokenizer.save_pretrained(run_dir)
-        write_atomically(run_dir / "README.md", card.write(record))
+        write_atomically(run_dir / "README.md", card.write(record, task=task))
     else:
         (run_dir / folder.CHECKPOINTS / folder.FISHER).unlink(missing_ok=True)
     record.write(run_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 
@@ -82,6 +83,34 @@ def test_decimal_commas_may_be_classes_and_a_slip_among_values_is_named(tmp_path
     assert load_task(folder(tmp_path, quoted, quoted)).labels == ("0,3", "1,2")
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["1.050", "2.831", "758"], "note: t: the label '1.050' is read as 1.05; if its dot is .* the column: 1050"),
+        (["1.000", "2.000", "758"], "note: t: the label '1.000' is read as 1; if its dot is .* the column: 1000"),
+        (["1.050", "2.831", "0.758"], None),  # here another number shows that the dot is a decimal sign
+        (["1.050", "2.83", "758"], None),
+        (["1.050", "mk2", "mk3"], None),  # classes
+    ],
+)
+def test_dots_that_may_separate_thousands_are_told(tmp_path, labels, told):
+    (tmp_path / "t").mkdir()
+    table = "text;label\n" + "".join(f"{row};{label}\n" for row, label in enumerate(labels))
+    for text, expected in ((table, told), (table.replace(";", ","), None)):
+        task = load_task(folder(tmp_path / "t", text, text))
+        said = [line for line in describe(task) if "thousands" in line]
+        assert len(said) == (expected is not None)
+        assert all(re.fullmatch(expected, line) for line in said)
+
+
+def test_one_column_has_one_decimal_sign(tmp_path):
+    both = "text;label\na;1.050\nb;2,5\nc;0,5\n"
+    with pytest.raises(
+        InputError, match=r"line 2: expected numbers with one sign, .* got '1.050'; write 1.050 as 1050"
+    ):
+        load_task(folder(tmp_path, both, both))
+
+
 def sides() -> tuple[list[str], list[str]]:
     """Texts that a single file trains on, and those that it holds out."""
     texts = [f"text {row}" for row in range(60)]
@@ -114,6 +143,17 @@ def test_a_class_on_one_side_of_a_single_file_is_not_called_missing_from_it(tmp_
     (tmp_path / "one.csv").write_text("text,label\n" + "".join(lines))
     with pytest.raises(InputError, match=said):
         load_task(str(tmp_path / "one.csv"))
+
+
+def test_a_class_that_only_the_held_out_fifth_has_is_trained_on(tmp_path):
+    """All other rows stay where the hash puts them."""
+    train, dev = sides()
+    labels = {text: "ab"[row % 2] for part in (train, dev) for row, text in enumerate(part)} | {dev[3]: "rare"}
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"{text},{labels[text]}\n" for text in labels))
+    task = load_task(str(tmp_path / "one.csv"))
+    assert (set(task.train.text), set(task.dev.text)) == ({*train, dev[3]}, {*dev} - {dev[3]})
+    assert task.labels == ("a", "b", "rare")
+    assert "note: one: no dev row has the class 'rare'" in describe(task)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])

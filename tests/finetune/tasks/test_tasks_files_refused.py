@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 
 import pandas as pd
@@ -55,7 +56,7 @@ CASES = {
         b"text,label\na,good\nb\xe9,bad\n",
         GOOD,
         {},
-        r"train.csv, line 3: expected UTF-8, got byte 0xe9 at offset 19; save the file as UTF-8",
+        r"train.csv, line 3: .* got byte 0xe9 at offset 19; save .* as UTF-8 \(in Excel: Save as, CSV UTF-8\)",
     ),
     "empty file": (GOOD, "", {}, r"dev.csv: expected rows, got an empty file"),
     "header only": (GOOD, "text,label\n", {}, r"dev.csv: expected rows under the header, got none"),
@@ -124,14 +125,27 @@ def test_folders_that_lack_a_file(tmp_path):
         load_task(str(tmp_path))
 
 
+def test_a_folder_with_a_test_file_is_split_and_tested(tmp_path):
+    path = folder(tmp_path, GOOD, name="test.csv")
+    command = re.escape(f"split train: mixout finetune {path}/train.csv --test {path}/test.csv")
+    with pytest.raises(InputError, match=rf"got test.csv, train.csv; add it, or {command}$"):
+        load_task(path)
+
+
 def test_single_files_that_cannot_be_used(tmp_path):
     (tmp_path / "data.xlsx").write_text(GOOD)
-    with pytest.raises(InputError, match=r"data.xlsx: expected a file that ends in .csv, .*, got '.xlsx'; convert it"):
+    with pytest.raises(
+        InputError,
+        match=r"data.xlsx: expected a file that ends in .csv, .*, got '.xlsx'; save it .*Excel: Save as, CSV",
+    ):
         load_task(str(tmp_path / "data.xlsx"))
     with pytest.raises(
         InputError, match=r"expected a file or folder that exists, .*dta.xlsx'; did you mean 'data.xlsx'"
     ):
         load_task(str(tmp_path / "dta.xlsx"))
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(InputError, match=r"got '.json'; write one object a line, .* a file that ends in .jsonl"):
+        load_task(str(tmp_path / "data.json"))
     (tmp_path / "data").write_text(GOOD)
     with pytest.raises(InputError, match=r"got 'no ending'; convert it"):
         load_task(str(tmp_path / "data"))
@@ -248,7 +262,7 @@ def test_rows_of_a_single_file_keep_their_lines(tmp_path):
     texts = [f"text {i}" for i in range(200)]
     held_out = {i for i, text in enumerate(texts) if int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % 5 == 0}
     first, second = sorted(held_out)[3:5]
-    (tmp_path / "t.csv").write_text(rows(200, lambda i: "odd" if i in (first, second) else "ab"[i % 2]))
+    (tmp_path / "t.csv").write_text(rows(200, lambda i: "odd" if i in (first, second) else i / 4))
     with pytest.raises(
         InputError, match=rf"line {first + 2}: .* got 'odd'; 2 of {len(held_out)} rows .*{second + 2}\)"
     ):
@@ -257,9 +271,35 @@ def test_rows_of_a_single_file_keep_their_lines(tmp_path):
 
 def test_a_column_of_names_is_no_column_of_classes(tmp_path):
     with pytest.raises(
-        InputError, match=r"got 50 different ones in 50 training rows \(1, 2, .*, \.\.\.\); .*--label-column"
+        InputError, match=r"got 50 different ones in 50 training rows \(n01, n02, .*, \.\.\.\); else name .*--label-col"
     ):
-        load_task(folder(tmp_path, rows(50, lambda i: i + 1), rows(2, lambda i: 0)))
+        load_task(folder(tmp_path, rows(50, lambda i: f"n{i + 1:02d}"), rows(2, lambda i: "n00")))
+
+
+@pytest.mark.parametrize("count", [50, 33])
+def test_a_column_of_whole_values_says_how_to_learn_values(tmp_path, count):
+    train = rows(50, lambda i: 7 * (i % count))
+    with pytest.raises(InputError, match="; if they are values, choose --metric spearman"):
+        load_task(folder(tmp_path, train, rows(2, lambda i: 1)))
+    assert load_task(folder(tmp_path, train, rows(2, lambda i: 1)), metric="spearman").kind == "values"
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator"),
+    [("1.0{},50", ";"), ("{}.50 \u20ac", ";"), ('"1,0{}"', ","), ("${}.50", ","), ("{} kg", ",")],
+)
+def test_numbers_for_people_are_named(tmp_path, cell, separator):
+    """Numbers with a thousands sign or a unit: as classes that differ in each row, and as values."""
+    header, first = f"text{separator}label\n", cell.format(10).strip('"')
+    table = header + "".join(f"text {row}{separator}{cell.format(row)}\n" for row in range(10, 60))
+    with pytest.raises(
+        InputError, match=re.escape(f"if {first!r} is a value, write it without thousands sign and unit")
+    ):
+        load_task(folder(tmp_path, table, f"{header}a{separator}other\n"))
+    with pytest.raises(
+        InputError, match=rf"line 2: .* got {re.escape(repr(first))}; .*write numbers without thousands"
+    ):
+        load_task(folder(tmp_path, table, table), metric="spearman")
 
 
 def test_a_label_that_is_new_is_named_also_among_many_classes(tmp_path):

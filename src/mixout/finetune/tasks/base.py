@@ -71,6 +71,7 @@ class Task:
     source: str  # one sentence on where the data came from
     separator: str = ""  # between several labels in a cell
     comma: bool = False  # whether values were written as 0,5
+    dotted: str = ""  # a label such as 1.050, if it may be meant as 1050
     original: Split | None = None  # text that the model knew before, to see how far it moved there
 
     @property

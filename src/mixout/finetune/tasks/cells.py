@@ -6,6 +6,7 @@ then they are values. It neither repairs nor skips rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,6 +16,10 @@ from mixout.finetune.tasks.base import Split
 from mixout.finetune.tasks.tables import Table, is_empty, number
 
 OPTIONAL_PAIR = "text_pair"
+# 1.050 in a file with semicolons, and a number with a thousands sign or a unit: 1.050,50 or 1,050 or 10.50 EUR.
+_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(\.\d{3})+")
+_WRITTEN = re.compile(r"[$\u20ac\u00a3\u00a5]?\s?[-+]?\d[\d.,'\s]*([%$\u20ac\u00a3\u00a5]|[^\W\d_]{1,3})?")
+_COLUMN = "name another column with --label-column"
 SEPARATORS = (",", ";", "|", "+", "/")  # tried between several labels in a cell, before blanks
 
 
@@ -58,13 +63,21 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
             "token-classification"
         )
     texts = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
+    dotted = ""
     labels: list[Any] = [several(cell, separator) if columns.holds == "labels" else spelled(cell) for cell in cells]
     comma = False
     if table.comma and columns.holds == "label":
+        raw = [str(cell).strip() for cell in cells]
         points = [spelled(label.replace(",", ".", 1)) for label in labels]
         numeric = [number(point) is not None for point in points]
         if 2 * sum(numeric) > len(numeric):
             comma = any("," in label for label in labels)
+            with_dot = [label for label in raw if "." in label and "," not in label]
+            if all(map(_THOUSANDS.fullmatch, with_dot)):
+                dotted = next((label for label in with_dot if number(label) is not None), "")
+            if comma and dotted:
+                good = [label not in with_dot for label in raw]
+                table.check(good, raw, "numbers with one sign, a comma as in 0,5", "write 1.050 as 1050")
             labels = [
                 point if is_value else label for point, is_value, label in zip(points, numeric, labels, strict=True)
             ]
@@ -72,7 +85,7 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
     if columns.holds == "labels":
         expected, remedy = f"labels in column {columns.label!r}", "fill the row; [] stands for none of the labels"
     table.check([label not in ("", None) for label in labels], cells, expected, remedy)
-    return replace(table, columns={**texts, "label": labels}, comma=comma)
+    return replace(table, columns={**texts, "label": labels}, comma=comma, dotted=dotted)
 
 
 def texts_in(table: Table, column: str) -> tuple[str, ...]:
@@ -157,6 +170,26 @@ def are_values(labels: Sequence[str]) -> bool:
     return any(not value.is_integer() for value in numbers) and 2 * len(numbers) > len(labels)
 
 
+def is_written(label: str) -> bool:
+    """Whether a label is a number for people alone: with a thousands sign or a unit.
+
+    Example:
+        >>> [is_written(label) for label in ("1.050,50", "10.50 EUR", "1,050", "1050.5", "good", "v1")]
+        [True, True, True, False, False, False]
+    """
+    return number(label) is None and _WRITTEN.fullmatch(label) is not None
+
+
+def if_values(names: Sequence[str]) -> str:
+    """A part of a message on classes: what to do if they are values. Empty where they do not look like these."""
+    written = [name for name in names if is_written(name)]
+    if any(number(name) is None and not is_written(name) for name in names):
+        return ""
+    if written:
+        return f"; if {written[0]!r} is a value, write it without thousands sign and unit, as 1050.5"
+    return "; if they are values, choose --metric spearman"
+
+
 def in_order(labels: Sequence[str]) -> tuple[str, ...]:
     """Sort the labels: by value where all are numbers, so that 10 comes after 9, else as text."""
     names = sorted(set(labels))
@@ -164,32 +197,63 @@ def in_order(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=values.__getitem__) if len(values) == len(names) else names)
 
 
+def labels_in(table: Table) -> list[str]:
+    """The labels of all rows, one after another."""
+    rows: Sequence[Any] = table.columns["label"]
+    return [label for row in rows for label in ([row] if isinstance(row, str) else row)]
+
+
+def in_two(table: Table, sides: Sequence[Sequence[int]]) -> list[Table]:
+    """The training and the dev rows of a table, each by a name that says so: the file may have what one part lacks."""
+    parts = ("without the fifth that is the dev set", "the fifth that is the dev set")
+    return [replace(table.take(rows), name=f"{table.name} ({part})") for rows, part in zip(sides, parts, strict=True)]
+
+
+def with_all_classes(table: Table, train: list[int], dev: list[int]) -> tuple[list[int], list[int]]:
+    """Both sides of a split of the rows: classes of the dev side alone are training rows, with all rows of their texts.
+
+    Not if that takes most dev rows, or a class has less than two training rows in the mean: then the labels are to be
+    looked at.
+    """
+    labels = [{label} if isinstance(label, str) else {*label} for label in table.columns["label"]]  # type: ignore[misc]
+    texts, known = table.columns["text"], set().union(*(labels[row] for row in train))
+    lone = {texts[row] for row in dev if not labels[row] <= known}
+    moved = [row for row in dev if texts[row] in lone]
+    if 2 * len(moved) > len(dev) or 2 * len(known) > len(train):
+        return train, dev
+    return sorted([*train, *moved]), [row for row in dev if texts[row] not in lone]
+
+
 def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Split:
-    """Turn labels into values, or into numbers of classes."""
+    """Turn labels into values, or into numbers of classes; without training rows, for a model that knows these."""
     labels: Sequence[Any] = table.columns["label"]
     texts: tuple[Any, ...] = tuple(table.columns["text"])
     label: tuple[Any, ...]
     if names is None:
         values = [number(label) for label in labels]
         good = [value is not None for value in values]
-        hint = ", or use --multi-label where cells hold several labels" if train_size else ""  # only in training
-        remedy = f"correct or remove the row{hint}"
+        hint = "use --multi-label where cells hold several labels" if train_size else _COLUMN
+        remedy = f"correct or remove the row, or {hint}"
+        if is_written(next((label for label, is_good in zip(labels, good, strict=True) if not is_good), "")):
+            remedy = "write numbers without thousands sign and unit, as 1050.5"
         table.check(good, labels, "a number as label (regression)", remedy)
         label = tuple(value for value in values if value is not None)
     else:
         numbers = {name: index for index, name in enumerate(names)}
         shown = ", ".join([*names[:20], *["..."][: len(names) - 20]])
         good = [numbers.keys() >= ({row} if isinstance(row, str) else {*row}) for row in labels]
-        remedy = "correct it, or give training rows with it"
+        known = "also occurs in the training rows" if train_size else "the model knows"
+        remedy = f"correct it, or {'give training rows with it' if train_size else _COLUMN}"
         per_row = len(names) / train_size if train_size > 20 and isinstance(labels[0], str) else 0.0
         if per_row > 0.9 and not all(good):
             raise InputError(
                 f"expected labels that several rows share, got {len(names)} different ones in {train_size} training "
-                f"rows ({shown}); name another column with --label-column"
+                f"rows ({shown}){if_values(names)}; else {_COLUMN}"
             )
         if per_row > 0.5:
-            remedy += f"; {train_size} training rows have {len(names)} labels: is it another --label-column?"
-        table.check(good, labels, f"a label that also occurs in the training rows ({shown})", remedy)
+            many = f"{train_size} training rows have {len(names)} labels"
+            remedy += f"{if_values(names)}; {many}: is it another --label-column?"
+        table.check(good, labels, f"a label that {known} ({shown})", remedy)
         if isinstance(labels[0], str):
             label = tuple(numbers[name] for name in labels)
         elif isinstance(texts[0], tuple):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,13 @@ from mixout.finetune.tasks.cells import (
     are_values,
     checked,
     in_order,
+    in_two,
+    is_written,
+    labels_in,
     separator_of,
     split_of,
     texts_in,
+    with_all_classes,
 )
 from mixout.finetune.tasks.tables import READERS, Table, number, read, read_text
 
@@ -62,17 +67,18 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         columns = replace(columns, holds="labels")
     separator = separator_of(cells) if columns.holds == "labels" else ""
     tables = [checked(table, columns, pair, separator) for table in tables]
-    if len(tables) == 1:
-        [whole] = tables
+    whole = tables[0] if len(tables) == 1 else None
+    if whole:
         sides = halves(whole.name, whole.columns["text"], "texts")
-        # For messages: the file may have what one part lacks.
-        parts = ("without the fifth that is the dev set", "the fifth that is the dev set")
-        tables = [replace(whole.take(r), name=f"{whole.name} ({part})") for r, part in zip(sides, parts, strict=True)]
-    train, dev = tables
-    rows: Sequence[Any] = train.columns["label"]
-    labels: list[str] = [*rows] if columns.holds == "label" else [label for row in rows for label in row]
-    by_metric = metric in metrics.REGRESSION and any(number(label) is not None for label in labels)
+        tables = in_two(whole, sides)
+    labels = labels_in(tables[0])
+    by_metric = metric in metrics.REGRESSION and any(number(label) is not None or is_written(label) for label in labels)
     regression = columns.holds == "label" and (by_metric or are_values(labels))
+    if whole and not regression:
+        tables = in_two(whole, with_all_classes(whole, *sides))
+        labels = labels_in(tables[0])
+    train, dev = tables
+    rows = train.columns["label"]
     names = None if regression else in_order(labels)
     kind = columns.holds if columns.holds != "label" else "values" if regression else "classes"
     fitting = metrics.of_kind(kind, names or ())
@@ -89,6 +95,7 @@ def task_of(tables: list[Table], source: str, *, name: str, columns: Columns, me
         source=source,
         separator=separator,
         comma=regression and train.comma,
+        dotted=train.dotted or dev.dotted,
     )
 
 
@@ -104,10 +111,9 @@ def load_text(path: str | Path, *, original: Path | None, column: str, metric: s
     tables, source = read_splits(path, column=column)
     parts = [_documents(table, column) for table in tables]
     if len(parts) == 1:
-        [whole] = parts
-        # Split by the prompt if there is one, so that no question stands on both sides.
-        keys = whole.text if whole.prompt is None else whole.prompt
-        parts = [whole.select(rows) for rows in halves(tables[0].name, keys, "documents")]
+        # By the prompt if there is one, so that no question stands on both sides.
+        keys = parts[0].prompt or parts[0].text
+        parts = [parts[0].select(rows) for rows in halves(tables[0].name, keys, "documents")]
     scores = ("log_likelihood", "perplexity")
     return Task(
         name=short_name(path),
@@ -222,11 +228,13 @@ def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(R
         )
     if len(candidates) == 1:
         return candidates
-    listed = candidates or files
+    remedy = "remove all but one" if candidates else "add it, or give a single file to be split"
+    named = {path.stem: str(path) for path in files if path.suffix.lower() in READERS}
+    if not candidates and {"train", "test"} <= named.keys() and ".txt" not in endings:  # a language model has no --test
+        remedy = f"add it, or split train: mixout finetune {shlex.join([named['train'], '--test', named['test']])}"
     raise InputError(
         f"expected one file {' or '.join(stems)} in {str(folder)!r} that ends in {', '.join(endings)}, got "
-        f"{', '.join(path.name for path in listed) or 'an empty folder'}; "
-        f"{'remove all but one' if candidates else 'add it, or give a single file to be split'}"
+        f"{', '.join(path.name for path in candidates or files) or 'an empty folder'}; {remedy}"
     )
 
 

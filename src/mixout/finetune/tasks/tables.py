@@ -19,6 +19,9 @@ from pathlib import Path
 from mixout.errors import InputError, needs
 
 _NAMED = 5  # most rows that a message names
+_EXCEL = "in Excel: Save as, CSV UTF-8"
+_JSON = 'write one object a line, {"text": ..., "label": ...}, into a file that ends in .jsonl'
+_CONVERTED = {".json": _JSON, **dict.fromkeys((".xlsx", ".xls", ".ods"), f"save it as a table: {_EXCEL}")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Table:
     lines: Sequence[int]  # where each row starts in the file, from 1
     unit: str = "line"  # what ``lines`` count; Parquet has rows
     comma: bool = False  # whether numbers may be written as 0,5
+    dotted: str = ""  # a label such as 1.050, if it may be meant as 1050
 
     def require(self, names: Sequence[str], remedy: str = "rename a column") -> None:
         """Refuse a table without these columns by an InputError that lists those that exist."""
@@ -94,7 +98,7 @@ def read(path: Path, endings: Iterable[str] = ()) -> Table:
     if reader is None:
         raise InputError(
             f"{path.name}: expected a file that ends in {', '.join(endings or READERS)}, got {ending!r}; "
-            "convert it to one of them"
+            f"{_CONVERTED.get(ending.lower(), 'convert it to one of them')}"
         )
     return reader(path)
 
@@ -270,7 +274,7 @@ def read_text(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"{path.name}, line {line}: expected UTF-8, got byte 0x{data[error.start]:02x} at offset "
-            f"{error.start}; save the file as UTF-8"
+            f"{error.start}; save the file as UTF-8 ({_EXCEL})"
         ) from error
     if not text.strip():
         raise InputError(f"{path.name}: expected rows, got an empty file; add rows, or leave the file out")
