@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ class Entry:
     record: Record | None  # None for a run that failed
     settings: Mapping[str, Any]  # name to value, as in the plan; settings added by later versions have their default
     wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
-    looks: int = 1  # planned number of looks at the study when this run was added
+    until: Mapping[str, float] = field(default_factory=dict)  # as planned; empty without looks
+    # the settings that say where data and model lie, where that is elsewhere now
+    places: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 1  # how often a failed run was tried; 1 for one that ended
     traceback: str | None = None  # of the last attempt of a failed run
 
@@ -146,7 +148,7 @@ def result_of(values: Mapping[str, Any], names: tuple[str, ...] = _OUTCOME) -> s
 
 def describe(run: Planned, wall: float | None) -> str:
     """The text of ``run.json``: the settings of the run, and its names in the study."""
-    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks")}
+    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks", "until")}
     return json.dumps({"format": FORMAT, **values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
 
 
@@ -162,9 +164,9 @@ def read_entry(folder: Path) -> Entry:
         raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
     if values["id"] != folder.name.partition(".")[0]:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
-    place = {name: values[name] for name in _PLACE}
+    place = {name: values[name] for name in _PLACE} | {"looks": values.get("looks", 1)}
     settings = _DEFAULTS | values["settings"]
-    known: dict[str, Any] = {"folder": folder, "settings": settings, "looks": values.get("looks", 1)}
+    known: dict[str, Any] = {"folder": folder, "settings": settings, "until": values.get("until", {})}
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])

@@ -58,7 +58,6 @@ def report_on(
         folder,
         title=title,
         baseline=baseline,
-        looks=max((entry.looks for entry in entries), default=1),
         margin=margin,
         notes=[*rates, *_without_points(planned or (), contents), *_origins(entries), *contents.remarks()],
         commands=[*commands, *best_again(runs, entries)],
