@@ -107,19 +107,21 @@ class Entry:
         scored = {"metric": metric} if self.record is None else _scored(self.record, metric)
         return replace(self.run, **scored, chance=chance)
 
-    def between(self, planned: Planned) -> list[Run]:
-        """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
+    def between(self, seen: Run, ts: Sequence[float]) -> list[Run]:
+        """The models between start and end at ``ts`` (``interpolate``), as runs of methods of their own.
+
+        ``seen`` is the run itself, under the names that count.
 
         Each has the scores that the record holds for the weights at u + t (w - u); t = 1 is the run itself. If the run
         failed, none has a score.
         """
-        unscored = tuple({"t": t, planned.metric: math.nan} for t in dict.fromkeys(planned.settings.interpolate))
+        unscored = tuple({"t": t, seen.metric: math.nan} for t in dict.fromkeys(ts))
         points = unscored if self.record is None else self.record.interpolated
         return [
             replace(
-                self.seen_as(planned),
-                method=between_name(planned.method, point["t"]),
-                score=point[planned.metric],
+                seen,
+                method=between_name(seen.method, point["t"]),
+                score=point[seen.metric],
                 distance=None if self.run.distance is None else point["t"] * self.run.distance,
                 original=_original(point),
                 kl_to_base=point.get("kl_to_base"),
@@ -132,7 +134,7 @@ class Entry:
                 id="",  # of the trained model alone
             )
             for point in points
-            if point["t"] in planned.settings.interpolate and point["t"] != 1
+            if point["t"] in ts and point["t"] != 1
         ]
 
 

@@ -30,11 +30,11 @@ from mixout.finetune.values import far
 from mixout.methods import Dropout, MixingMethod, Plain
 from mixout.study.analysis.runs import Restart
 
-_COLUMNS = ("text_column", "pair_column", "label_column")
+COLUMNS = ("text_column", "pair_column", "label_column")
 PLACES = ("model", "task", "data_dir", "original")  # where things lie: represented by their content
 _WATCHED = {"metric": None, "evaluate": "epoch", "save": "epoch"}  # with the defaults of 0.1
 WATCHED = (*UNSEEN, *_WATCHED)  # without influence on the result
-_LEFT_OUT = (*PLACES, *_COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent ``seed``
+_LEFT_OUT = (*PLACES, *COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent ``seed``
 
 
 @dataclass(frozen=True, kw_only=True)

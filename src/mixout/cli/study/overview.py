@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.study.runs import asked, check_no_file, command, declared, known
+from mixout.cli.study.runs import asked, check_no_file, command, declared, known, no_runs
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
@@ -21,8 +21,8 @@ from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
 from mixout.study.grid import RATE, Axis, Clock, Study, wanted
 from mixout.study.identity import PLACES, WATCHED, Inputs, Planned
-from mixout.study.ledger import Contents, Ledger
-from mixout.study.reporting import best_again
+from mixout.study.ledger import Contents, Ledger, not_writable
+from mixout.study.reporting import best_again, located
 
 _STATES = ("done", "failed", "missing")
 
@@ -116,12 +116,14 @@ def status(args: argparse.Namespace) -> int:
     runs: Sequence[Planned | Run]
     if args.file is None:
         check_no_file(args)
-        runs = named = contents.runs()
+        entries = [*contents.entries.values()]
+        runs = named = [run for run in contents.runs() if not run.between]
         shown = {run.id for run in named}
     else:
         runs = planned = wanted(*asked(args, contents), contents)
-        named, shown = contents.of(planned), {entry.run.id for _, entry in contents.pairs(planned)}
-    print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
+        entries, named = located(planned, contents), contents.of(planned)
+        shown = {entry.run.id for _, entry in contents.pairs(planned)}
+    print(_table(runs, contents) if runs else no_runs(args))
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:
             print(f"\nfailed after {count(entry.attempts, 'attempt')}: {entry.run}: {entry.run.error}")
@@ -142,7 +144,7 @@ def status(args: argparse.Namespace) -> int:
     if contents.leftovers:
         folders = count(len(contents.leftovers), "folder")
         print(f"\n{folders} of runs that were cut off, or are being made by another process")
-    if again := best_again(named, [*contents.entries.values()]):
+    if again := best_again(named, entries):
         print("\n" + "\n".join(again))
     return 0
 

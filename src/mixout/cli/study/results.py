@@ -81,8 +81,9 @@ def _exported(args: argparse.Namespace) -> list[Run]:
         metric = check_no_file(args)
         known_runs = known(args, (), metric)
         # A run that failed here may have ended elsewhere.
-        ledger_runs = [run for run in contents.runs(metric) if run.status != "failed" or run.id not in known_runs]
-        return [*itertools.chain(*(known_runs | {run.id: [run] for run in ledger_runs}).values())]
+        groups = contents.by_id(metric).items()
+        kept = {id: runs for id, runs in groups if runs[0].status != "failed" or id not in known_runs}
+        return [*itertools.chain(*(known_runs | kept).values())]
     planned = asked(args, contents)[1]
     known_runs, exported = known(args, planned), []
     for plan in planned:

@@ -259,6 +259,11 @@ def command(step: str, args: argparse.Namespace) -> str:
     return shlex.join(["mixout", "study", step, args.file or "FILE", *options_of(args, args.restarts), *tables])
 
 
+def no_runs(args: argparse.Namespace) -> str:
+    """That a ledger holds no runs, and if so that it does not exist."""
+    return f"no runs in {args.ledger}" + ("" if Path(args.ledger).is_dir() else ", which does not exist")
+
+
 def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
