@@ -22,6 +22,7 @@ from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks.files import TEXT_METRICS
 from mixout.study.analysis.runs import Run, between_name, grouped, if_one, is_collapsed, text_of
+from mixout.study.analysis.words import error_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
 RUN_NAME = "run.json"
@@ -172,7 +173,7 @@ def read_entry(folder: Path) -> Entry:
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])
-        error = traceback.strip().rpartition("\n")[2]
+        error = error_of(traceback)
         goal = {"metric": values["metric"], "chance": values["chance"]}
         run = Run(**place, **goal, score=math.nan, status="failed", error=error)
         return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
