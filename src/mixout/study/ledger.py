@@ -83,6 +83,7 @@ class Contents:
     def by_id(self, metric: str | None = None) -> dict[str, list[Run]]:
         """Every run, also the failed ones, sorted by task, method, factors and restart; by ``metric`` if it is given.
 
+        Each is followed by the models between start and end that its own settings ask for.
         If runs have the same place, as in two studies with different settings, the settings that differ become factors.
         A label that is shared by several methods is followed by the method.
         """

@@ -7,8 +7,11 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+
+from filelock import FileLock
 
 from mixout._names import count
 from mixout.cli.lines import aligned
@@ -48,8 +51,8 @@ def plan(args: argparse.Namespace) -> int:
         print("nothing is missing" if not failed else "no other run is missing")
     elif seconds is None:
         print(
-            f"{len(left)} to run. How long that takes is not known yet: "
-            f"'{command('run', args)} --pilot' runs one restart of each cell"
+            f"{len(left)} to run. How long that takes is not known yet. This runs one restart of each cell:\n"
+            f"  {command('run', args)} --pilot"
         )
     else:
         print(f"{len(left)} to run, about {in_words(seconds)} one after the other")
@@ -162,9 +165,13 @@ def prune(args: argparse.Namespace) -> int:
         not_asked = [entry for id, entry in contents.entries.items() if id not in asked_ids]
     useless: dict[Path, str] = {}
     # Held until all is moved, so that nobody begins such a run meanwhile; None of what another process is making.
-    locks = {id: ledger.claim(id) for id in {folder.name.partition(".")[0] for folder in contents.leftovers}}
+    locks: dict[str, FileLock | None] = {}
     for folder in contents.leftovers:
-        if locks[folder.name.partition(".")[0]] is not None:
+        id = folder.name.partition(".")[0]
+        # A list is made of a ledger that cannot be written to, too: nothing is locked then.
+        with suppress(*(() if args.yes else (InputError,))):
+            locks[id] = locks[id] if id in locks else ledger.claim(id)
+        if locks.get(id, ...) is not None:
             useless[folder] = "cut off, or failed and ended elsewhere"
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
@@ -173,7 +180,10 @@ def prune(args: argparse.Namespace) -> int:
     for folder, why in useless.items():
         print(f"{folder}: {why}")
         if args.yes:
-            ledger.discard(folder)
+            try:
+                ledger.discard(folder)
+            except OSError as error:
+                raise not_writable(ledger.folder, error) from error
     for lock in locks.values():
         if lock is not None:
             ledger.release(lock)

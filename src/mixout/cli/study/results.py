@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -37,7 +38,9 @@ def export(args: argparse.Namespace) -> int:
         raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
     runs = _exported(args)
     if not runs:
-        raise InputError(f"expected runs in {args.ledger}, got none; run the study first")
+        from mixout.cli.study.runs import no_runs
+
+        raise InputError(f"expected runs to export, got {no_runs(args)}; run the study first, or name its --ledger")
     with needs("hf", "tables"):
         import pandas
     rows = to_csv_rows(runs)
@@ -96,7 +99,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
 
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
-    from mixout.cli.study.runs import asked, check_no_file, options_of
+    from mixout.cli.study.runs import asked, check_no_file, no_runs, options_of
     from mixout.study.grid import wanted
     from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
@@ -106,7 +109,7 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
             raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     contents = Ledger(args.ledger).read()
     study, planned, metric, options = None, None, None, ["--ledger", args.ledger]
-    title, baseline, commands = Path(args.ledger).name, args.baseline, []
+    title, baseline, commands = Path(os.path.abspath(args.ledger)).name, args.baseline, []
     if args.file is not None:
         study, grid = asked(args, contents)
         planned = wanted(study, grid, contents)
@@ -124,6 +127,8 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
         title, baseline = study.title or study.name, args.baseline or study.baseline
     elif (metric := check_no_file(args)) is not None:
         options += ["--set", f"metric={metric}"]
+    if not contents.entries:
+        raise InputError(f"expected runs to report on, got {no_runs(args)}; run the study first, or name its --ledger")
     for line in contents.remarks():
         print(line, file=sys.stderr)
     return report_on(
@@ -146,7 +151,7 @@ def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
         raise InputError("expected either a study FILE or --scores CSV, got both")
     of_ledgers = {"--restarts": args.restarts is not None, "--set": args.set, "--ledger": args.ledger != LEDGER}
     if given := [name for name, is_given in of_ledgers.items() if is_given]:
-        raise InputError(f"expected {given[0]} only with a ledger, got it with --scores; leave it out")
+        raise InputError(f"expected either --scores or {given[0]}, got both: the table holds all runs; leave one out")
     if Path(args.scores).resolve().parent == folder.resolve():
         raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
     return write_report(

@@ -8,13 +8,14 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import Lines
 from mixout.errors import InputError
 from mixout.finetune.record import WriteError
+from mixout.finetune.settings import Settings
 from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.restarts import reached
 from mixout.study.analysis.runs import CellKey, Run, between_name, of_between
@@ -26,6 +27,8 @@ from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.runner import Report, Tally, missing
 from mixout.study.runner import run as run_missing
+
+_TEXTS = [item.name for item in fields(Settings) if item.type in ("str", "str | None")]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
         if args.known:
             raise InputError("expected either --known or --until-width, got both: it looks at the ledger's runs alone")
         return guarded(lambda report: _ended(_until(study, args, ledger, executor, report), args), args.ledger)
-    if study.rate is not None and args.known:
-        raise InputError("expected no --known in a study with rate = 'best', which looks at the ledger's runs alone")
     planned = study.runs()
     done = known(args, planned)
 
@@ -159,6 +160,8 @@ def declared(args: argparse.Namespace) -> Study:
     study = read(args.file)
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)
+    if study.rate is not None and getattr(args, "known", []):
+        raise InputError("expected no --known in a study with rate = 'best', which looks at the ledger's runs alone")
     return study.with_settings(dict(map(_setting, args.set)))
 
 
@@ -269,7 +272,9 @@ def _setting(text: str) -> tuple[str, object]:
     if not equals:
         raise InputError(f"expected --set NAME=VALUE, got {text!r}")
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         # Text without quotation marks, which a shell would remove anyway.
         return name, value
+    # A folder or file may have the name of a number or a date.
+    return name, parsed if isinstance(parsed, str) or name not in _TEXTS else value
