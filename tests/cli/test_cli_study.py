@@ -37,7 +37,7 @@ def test_from_the_plan_to_the_report(study, tmp_path, capsys, study_file, number
     far = "anchor_decay(200.0): under Adam a weight goes about 0.005 from its start at most"
     assert capsys.readouterr().out.count(far) == 1
     again = f"mixout study run {study_file} --ledger {tmp_path / 'ledger'}"
-    assert f"'{again} --pilot'" in printed
+    assert f"\n  {again} --pilot\n" in printed
     assert not (tmp_path / "ledger").exists()
 
     assert study("run", "--pilot") == 0
@@ -256,16 +256,19 @@ def test_until_the_difference_is_known(study, tmp_path, capsys, words, looks, la
         ("run", ["--set", "epoch=3"], "did you mean 'epochs'"),
         ("run", ["--set", "epochs"], "--set NAME=VALUE, got 'epochs'"),
         ("run", ["--set", "seed=3"], "restart k has seed k"),
+        ("run", ["--set", "restarts=3"], "write it under [study], or --restarts N"),
+        ("run", ["--set", "report_to=tensorboard"], "such as [\"tensorboard\"], got 'tensorboard'"),
+        ("run", ["--set", "model=2024-01-01"], "'2024-01-01'"),
         ("run", ["--set", "method=mixout(0.9)"], "got 'method', which its tasks or methods name themselves"),
         ("run", ["--pilot", "--until-width", "1"], "either --pilot or --until-width"),
         ("run", ["--until-width", "1", "--looks", "0"], "looks >= 1, got 0"),
         ("run", ["--until-width", "-1"], "width > 0 in points"),
         ("export", ["--output", "runs.xlsx"], ".csv or .parquet"),
-        ("export", [], "got none; run the study first"),
+        ("export", [], "ledger, which does not exist; run the study first"),
         ("report", ["--scores", "runs.csv"], "either a study FILE or --scores"),
         ("report", ["--unit", "percent"], "--unit only with --scores"),
         ("report", ["--margin", "0"], "run the study first"),
-        ("report", [], "run the study first"),
+        ("report", [], "ledger, which does not exist; run the study first"),
         ("pln", [], "did you mean 'plan'"),
         ("run", ["--keep", "bast"], "did you mean 'best'"),
     ],
@@ -291,6 +294,25 @@ def test_options_that_need_a_file(study, capsys):
     assert "no runs in" in capsys.readouterr().out
 
 
+def test_a_folder_may_be_called_like_a_number(study, tiny_bert, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("1e3").symlink_to(tiny_bert)
+    assert study("plan", "--set", "model=1e3") == 0
+    assert study("plan", "--set", 'model="1e3"') == 0
+    capsys.readouterr()
+
+
+def test_of_an_error_of_several_lines_the_first_is_shown(study, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error: boom\nCompile with a flag\n")
+
+    monkeypatch.setattr(executors, "finetune", fails)
+    assert study("run", "--restarts", "1", "--retries", "0") == 1
+    assert capsys.readouterr().err.count("after 1 attempt: RuntimeError: CUDA error: boom, ") == 2
+    assert study("status") == 0
+    assert capsys.readouterr().out.count(": RuntimeError: CUDA error: boom\n") == 2
+
+
 def test_an_error_of_a_run_ends_the_study(study, capsys, monkeypatch):
     def wrong(*_, **__):
         raise InputError("expected max_length <= 16")
@@ -311,6 +333,9 @@ def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
     # Two of the three restarts are compared, at one rate.
     assert "with 2 restarts the test of 1 comparison cannot show" in said
     assert said.count("so set restarts to 7") == 1
+    for step in ("plan", "run", "export"):
+        assert main(["study", step, str(file), "--ledger", ledger, "--known", "runs.csv"]) == 2
+        assert "no --known in a study with rate = 'best'" in capsys.readouterr().err
     assert main(["study", "run", str(file), "--ledger", ledger]) == 0
     assert capsys.readouterr().out.startswith("8 runs in this call")  # 2 x 2 to search, 2 x 2 to judge
     assert main(["study", "run", str(file), "--ledger", ledger]) == 0

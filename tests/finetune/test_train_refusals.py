@@ -116,5 +116,5 @@ def test_what_is_not_written_needs_no_room(settings, tmp_path, monkeypatch: pyte
     # As much as is asked for beside the weights.
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda _path: usage._replace(free=16 << 20))
     finetune(settings(epochs=0.1), tmp_path / "record", keep_model=False)
-    with pytest.raises(InputError, match=r"make room, or choose another output-dir$"):
+    with pytest.raises(InputError, match=r"make room, or choose another --output-dir \(in a study --ledger\)$"):
         finetune(settings(epochs=0.1), tmp_path / "model")

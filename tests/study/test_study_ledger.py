@@ -152,7 +152,7 @@ def test_every_score_of_a_run_can_be_the_one_that_counts(runs, tmp_path, finish)
 
 def test_how_often_the_study_was_to_be_looked_at_stays_with_the_run(runs, tmp_path, finish):
     finish(Ledger(tmp_path), replace(runs[0], looks=5))
-    assert Ledger(tmp_path).read().entries[runs[0].id].looks == 5
+    assert Ledger(tmp_path).read().entries[runs[0].id].run.looks == 5
 
 
 HOLDER = """

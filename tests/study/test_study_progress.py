@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from mixout.finetune.environment import NOTE
 from mixout.finetune.settings import Settings
+from mixout.study.analysis.runs import Run
+from mixout.study.entry import Entry
+from mixout.study.executors import LocalExecutor, PoolExecutor
 from mixout.study.grid import Clock
 from mixout.study.identity import Planned
 from mixout.study.ledger import Contents
@@ -66,9 +72,18 @@ def test_whole_tasks_compare_by_their_epochs_and_not_with_subsets():
     assert known.expect([planned(epochs=20.0)]) == pytest.approx(400.0)
 
 
+@pytest.mark.parametrize(("workers", "said"), [(1, "about 30 s left"), (2, "about 15 s left"), (8, "about 10 s left")])
+def test_the_time_left_is_that_of_runs_at_a_time(workers, said):
+    runs, lines = [planned(method=f"mixout({k / 10})") for k in range(4)], []
+    course = Course(runs, runs, Contents(), lines.append, PoolExecutor(workers))
+    run = Run(**runs[0].key.named, restart=0, id=runs[0].id, score=0.7)
+    course.finished(runs[0], Entry(folder=Path(), run=replace(run, seconds=9.0), record=None, settings={}), 10.0)
+    assert lines[-1].endswith(said)
+
+
 def test_a_note_is_passed_on_once_and_at_once():
     runs, lines = [planned(method="plain"), planned(method="mixout(0.9)")], []
-    course = Course(runs, runs, Contents(), lines.append)
+    course = Course(runs, runs, Contents(), lines.append, LocalExecutor())
     for run in runs:
         course.within(run.id, NOTE + "slow here")
         course.within(run.id, "  step 1/6, 0 s")

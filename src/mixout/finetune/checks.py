@@ -56,7 +56,7 @@ def check(settings: Settings) -> None:
     loggers: object = settings.report_to
     # A text is a sequence of texts too, its letters.
     if not isinstance(loggers, tuple) or not all(isinstance(name, str) for name in loggers):
-        raise InputError(f'expected report_to as names of loggers, such as ("tensorboard",), got {loggers!r}')
+        raise InputError(f'expected report_to as a list of names of loggers, such as ["tensorboard"], got {loggers!r}')
     ts: object = settings.interpolate
     if not isinstance(ts, tuple) or not all(isinstance(t, (int, float)) and 0 <= t <= 1 for t in ts):
         raise InputError(

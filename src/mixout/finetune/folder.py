@@ -128,10 +128,10 @@ def check_space(folder: Path, *, weights: int, settings: Settings, keep_model: b
     needed = weights * copies + (16 << 20)
     free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
-        advice = ", or do without checkpoints: --save no" if checkpoints else ""
+        advice = ", or do without checkpoints: --save no (in a study --set save=no)" if checkpoints else ""
         raise InputError(
             f"expected {needed / 1e6:,.0f} MB of free disk for {str(folder)!r}, got {free / 1e6:,.0f} MB; make room, "
-            f"or choose another output-dir{advice}"
+            f"or choose another --output-dir (in a study --ledger){advice}"
         )
 
 

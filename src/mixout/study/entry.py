@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.settings import CAUSAL, Settings
 from mixout.finetune.tasks.files import TEXT_METRICS
 from mixout.study.analysis.runs import Run, between_name, grouped, if_one, is_collapsed, text_of
+from mixout.study.analysis.words import error_of
 from mixout.study.identity import PLACES, WATCHED, Planned
 
 RUN_NAME = "run.json"
@@ -63,7 +64,9 @@ class Entry:
     record: Record | None  # None for a run that failed
     settings: Mapping[str, Any]  # name to value, as in the plan; settings added by later versions have their default
     wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
-    looks: int = 1  # planned number of looks at the study when this run was added
+    until: Mapping[str, float] = field(default_factory=dict)  # as planned; empty without looks
+    # the settings that say where data and model lie, where that is elsewhere now
+    places: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 1  # how often a failed run was tried; 1 for one that ended
     traceback: str | None = None  # of the last attempt of a failed run
 
@@ -105,19 +108,21 @@ class Entry:
         scored = {"metric": metric} if self.record is None else _scored(self.record, metric)
         return replace(self.run, **scored, chance=chance)
 
-    def between(self, planned: Planned) -> list[Run]:
-        """The models between start and end that the study asks for (``interpolate``), as runs of methods of their own.
+    def between(self, seen: Run, ts: Sequence[float]) -> list[Run]:
+        """The models between start and end at ``ts`` (``interpolate``), as runs of methods of their own.
+
+        ``seen`` is the run itself, under the names that count.
 
         Each has the scores that the record holds for the weights at u + t (w - u); t = 1 is the run itself. If the run
         failed, none has a score.
         """
-        unscored = tuple({"t": t, planned.metric: math.nan} for t in dict.fromkeys(planned.settings.interpolate))
+        unscored = tuple({"t": t, seen.metric: math.nan} for t in dict.fromkeys(ts))
         points = unscored if self.record is None else self.record.interpolated
         return [
             replace(
-                self.seen_as(planned),
-                method=between_name(planned.method, point["t"]),
-                score=point[planned.metric],
+                seen,
+                method=between_name(seen.method, point["t"]),
+                score=point[seen.metric],
                 distance=None if self.run.distance is None else point["t"] * self.run.distance,
                 original=_original(point),
                 kl_to_base=point.get("kl_to_base"),
@@ -130,7 +135,7 @@ class Entry:
                 id="",  # of the trained model alone
             )
             for point in points
-            if point["t"] in planned.settings.interpolate and point["t"] != 1
+            if point["t"] in ts and point["t"] != 1
         ]
 
 
@@ -146,7 +151,7 @@ def result_of(values: Mapping[str, Any], names: tuple[str, ...] = _OUTCOME) -> s
 
 def describe(run: Planned, wall: float | None) -> str:
     """The text of ``run.json``: the settings of the run, and its names in the study."""
-    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks")}
+    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks", "until")}
     return json.dumps({"format": FORMAT, **values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
 
 
@@ -162,13 +167,13 @@ def read_entry(folder: Path) -> Entry:
         raise NewerError(f"expected a run of format {FORMAT} at most, got {values['format']}")
     if values["id"] != folder.name.partition(".")[0]:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
-    place = {name: values[name] for name in _PLACE}
+    place = {name: values[name] for name in _PLACE} | {"looks": values.get("looks", 1)}
     settings = _DEFAULTS | values["settings"]
-    known: dict[str, Any] = {"folder": folder, "settings": settings, "looks": values.get("looks", 1)}
+    known: dict[str, Any] = {"folder": folder, "settings": settings, "until": values.get("until", {})}
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
         traceback = str(failure["traceback"])
-        error = traceback.strip().rpartition("\n")[2]
+        error = error_of(traceback)
         goal = {"metric": values["metric"], "chance": values["chance"]}
         run = Run(**place, **goal, score=math.nan, status="failed", error=error)
         return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)

@@ -65,6 +65,11 @@ class Executor(contextlib.AbstractContextManager["Executor"], ABC):
 
     slots = 1
 
+    @property
+    def at_once(self) -> int:
+        """How many jobs are worked on at a time, if there are enough: of those taken, some may wait."""
+        return self.slots
+
     @abstractmethod
     def start(self, job: Job) -> None:
         """Take a job. At most ``slots`` are taken at a time; each comes back from :meth:`wait`."""

@@ -29,6 +29,7 @@ from mixout.study.ledger import Contents
 _NAMES = tuple(item.name for item in fields(Settings))
 RATE = "learning_rate"
 _PLACED = {"task": "list it under [[task]]", "method": "list it under [[method]]", "seed": "restart k has seed k"}
+_PLACED |= {"restarts": "write it under [study], or --restarts N", "baseline": "write it under [study]"}
 # A factor changes the result, and gets a column of that name beside those of the score.
 _NO_FACTORS = (*_PLACED, *WATCHED)
 

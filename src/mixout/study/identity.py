@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -30,11 +30,11 @@ from mixout.finetune.values import far
 from mixout.methods import Dropout, MixingMethod, Plain
 from mixout.study.analysis.runs import Restart
 
-_COLUMNS = ("text_column", "pair_column", "label_column")
+COLUMNS = ("text_column", "pair_column", "label_column")
 PLACES = ("model", "task", "data_dir", "original")  # where things lie: represented by their content
 _WATCHED = {"metric": None, "evaluate": "epoch", "save": "epoch"}  # with the defaults of 0.1
 WATCHED = (*UNSEEN, *_WATCHED)  # without influence on the result
-_LEFT_OUT = (*PLACES, *_COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent ``seed``
+_LEFT_OUT = (*PLACES, *COLUMNS, "seed", *WATCHED)  # the four resolved seeds represent ``seed``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Planned(Restart):
     metric: str  # the score that counts
     chance: float | None  # what a constant answer scores; None where that is not known before the run
     looks: int = 1  # how often the study is to be looked at before restarts are added
+    until: Mapping[str, float] = field(default_factory=dict)  # by which rule: restarts of a batch, and until-width
 
 
 class Inputs:

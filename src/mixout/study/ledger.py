@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -72,11 +73,17 @@ class Contents:
 
         Each is followed by the models between start and end that the study asks for.
         """
-        return [run for plan, entry in self.pairs(planned) for run in (entry.seen_as(plan), *entry.between(plan))]
+        seen = [(entry, entry.seen_as(plan), plan.settings.interpolate) for plan, entry in self.pairs(planned)]
+        return [one for entry, run, ts in seen for one in (run, *entry.between(run, ts))]
 
     def runs(self, metric: str | None = None) -> list[Run]:
+        """The runs of :meth:`by_id` in one list."""
+        return [*chain(*self.by_id(metric).values())]
+
+    def by_id(self, metric: str | None = None) -> dict[str, list[Run]]:
         """Every run, also the failed ones, sorted by task, method, factors and restart; by ``metric`` if it is given.
 
+        Each is followed by the models between start and end that its own settings ask for.
         If runs have the same place, as in two studies with different settings, the settings that differ become factors.
         A label that is shared by several methods is followed by the method.
         """
@@ -100,7 +107,9 @@ class Contents:
                 names |= {name for name, _ in traits[group[0].id].items() ^ traits[run.id].items()}
         factors = {id: {name: texts[name] for name in sorted(names) if name in texts} for id, texts in traits.items()}
         runs = [replace(run, factors=factors[run.id] | run.factors) for run in runs]
-        return sorted(runs, key=lambda run: (run.key, run.restart))
+        runs.sort(key=lambda run: (run.key, run.restart))
+        pairs = [(self.entries[run.id], run) for run in runs]
+        return {run.id: [run, *entry.between(run, entry.settings["interpolate"])] for entry, run in pairs}
 
     def _by_one_metric(self, asked: str | None) -> list[Run]:
         """All runs; those of one task by one metric: the one most runs use, among those for which all have scores."""
@@ -198,7 +207,7 @@ class Ledger:
         except Timeout:
             return None
         except OSError as error:
-            raise InputError(f"expected a ledger that can be written to, got {str(self.folder)!r}: {error}") from error
+            raise not_writable(self.folder, error) from error
         return lock
 
     def release(self, lock: FileLock) -> None:
@@ -238,6 +247,13 @@ class Ledger:
             if self.work(run).exists():
                 shutil.rmtree(self.work(run))
 
+    def count_looks(self, entry: Entry, plan: Planned) -> None:
+        """Record in a run that was there already how often its study is looked at. WriteError where that fails."""
+        path = entry.folder / RUN_NAME
+        values = json.loads(path.read_text(encoding="utf-8")) | {"looks": plan.looks, "until": dict(plan.until)}
+        with writing(self.folder):
+            write_atomically(path, json.dumps(values, indent=1) + "\n")
+
     def discard(self, folder: Path) -> None:
         """Move a folder to the trash, if it is there."""
         if not folder.exists():
@@ -251,6 +267,11 @@ class Ledger:
         for path in entry.folder.iterdir():
             if path.name not in (RUN_NAME, RECORD_NAME):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def not_writable(folder: Path, error: OSError) -> InputError:
+    """The error that a ledger cannot be changed."""
+    return InputError(f"expected a ledger that can be written to, got {str(folder)!r}: {error}")
 
 
 def _data(entry: Entry) -> str | None:

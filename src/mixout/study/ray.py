@@ -66,12 +66,23 @@ class RayExecutor(Executor):
             ) from error
         cpus, gpus = self._shares
         gpus = float("GPU" in self._ray.cluster_resources()) if gpus is None else gpus
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        self._shares = (cpus, gpus)
+        if not self._room():
             self._ray.shutdown()
             raise InputError(f"expected a machine with {cpus:g} cores and {gpus:g} GPUs for each run, got none")
         self._remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt)
         return self
+
+    def _room(self) -> int:
+        """How many runs the machines that are there now have room for."""
+        shares = [(name, share) for name, share in zip(("CPU", "GPU"), self._shares, strict=True) if share]
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return sum(int(min((node.get(n, 0) / share for n, share in shares), default=self.slots)) for node in nodes)
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs are worked on at a time; the others wait for room."""
+        return max(1, min(self.slots, self._room()))
 
     def start(self, job: Job) -> None:
         """Submit a job."""
@@ -92,7 +103,7 @@ class RayExecutor(Executor):
             # Raised outside of the run, such as by a worker without mixout.
             return Outcome(job=job, error=str(error))
         except self._ray.exceptions.RayError as error:
-            # As one line, since only the last line is shown to users.
+            # As one line: the first alone would not say what was lost.
             text = " ".join(str(error).split())
             return Outcome(job=job, error=f"{type(error).__name__}: {text}", lost=True)
         for note in notes:

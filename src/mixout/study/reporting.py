@@ -20,7 +20,7 @@ from mixout.study.analysis.compare import MARGIN
 from mixout.study.analysis.runs import Run, grouped, if_one
 from mixout.study.entry import RUN_NAME, Entry
 from mixout.study.grid import Study, judged
-from mixout.study.identity import Planned
+from mixout.study.identity import COLUMNS, PLACES, Planned
 from mixout.study.ledger import Contents
 from mixout.study.report import Data, write_report
 
@@ -51,14 +51,13 @@ def report_on(
         runs, entries = contents.runs(metric), list(contents.entries.values())
     else:
         runs, rates = (contents.of(planned), []) if study is None else judged(study, planned, contents)
-        entries = [entry for _, entry in contents.pairs(planned)]
+        entries = located(planned, contents)
     records = [entry.record for entry in entries if entry.record is not None]
     return write_report(
         runs,
         folder,
         title=title,
         baseline=baseline,
-        looks=max((entry.looks for entry in entries), default=1),
         margin=margin,
         notes=[*rates, *_without_points(planned or (), contents), *_origins(entries), *contents.remarks()],
         commands=[*commands, *best_again(runs, entries)],
@@ -66,6 +65,16 @@ def report_on(
         settings=shared([entry.settings for entry in entries]),
         data=known_data(runs, entries, read=planned is not None),
     )
+
+
+def located(planned: Sequence[Planned], contents: Contents) -> list[Entry]:
+    """The entries of the planned runs, with where the plan found data and model: the ledger may come from elsewhere."""
+    entries = []
+    for plan, entry in contents.pairs(planned):
+        now = {name: getattr(plan.settings, name) for name in (*PLACES, *COLUMNS)}
+        moved = {name: value for name, value in now.items() if value != entry.settings[name]}
+        entries.append(replace(entry, places=moved))
+    return entries
 
 
 def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]:
@@ -95,20 +104,21 @@ def known_data(runs: Sequence[Run], entries: Sequence[Entry], *, read: bool) -> 
     ``read``: also the texts, if the data are available and unchanged since the runs were tested on them.
     """
     records = {entry.run.id: entry.record for entry in entries if entry.record is not None}
+    places = {entry.run.id: entry.places for entry in entries}
     data_by_task = {}
     for task, task_runs in grouped((run for run in runs if run.id in records), lambda run: run.task).items():
         record, size = records[task_runs[0].id], if_one(records[run.id].train_size for run in task_runs)
         source = record.source.get("data", "")
         data = Data(source=source, train_size=size, dev_size=record.dev_size, labels=record.labels)
-        data_by_task[task] = _with_texts(data, record) if read else data
+        data_by_task[task] = _with_texts(data, record, places[task_runs[0].id]) if read else data
     return data_by_task
 
 
-def _with_texts(data: Data, record: Record) -> Data:
+def _with_texts(data: Data, record: Record, places: Mapping[str, Any]) -> Data:
     if record.settings.task_type == CAUSAL or record.nested:  # a corpus is not read for three examples
         return data
     try:
-        dev = load(record.settings).dev
+        dev = load(replace(record.settings, **places)).dev
     except (InputError, MissingExtraError, OSError):
         return data
     if not isinstance(dev, Split) or dev.fingerprint() != record.fingerprints.get("dev"):
@@ -119,18 +129,23 @@ def _with_texts(data: Data, record: Record) -> Data:
 
 
 def best_again(runs: Sequence[Run], entries: Sequence[Entry]) -> list[str]:
-    """For each task a comment, and the command that repeats its best run and keeps the model; and one for any run."""
-    settings = {entry.run.id: entry.settings for entry in entries if entry.record is not None}
+    """For each task a comment, and the command that repeats its best run and keeps the model; and one for any run.
+
+    Where data and model were found elsewhere than recorded, the commands name these places.
+    """
+    settings = {entry.run.id: {**entry.settings, **entry.places} for entry in entries if entry.record is not None}
     scored = (run for run in runs if run.id in settings and not math.isnan(run.score))
     lines = []
     for task, task_runs in grouped(scored, lambda run: run.task).items():
         run = max(task_runs, key=lambda candidate: candidate.score)
         lines.append(f"# the best run on {task}: {run.method}, restart {run.restart}, {run.metric} {run.score:.4f}")
         lines.append(command(settings[run.id], f"out/{run.id[:8]}"))
-    if lines:
-        lines.append("# any other run, with the first letters of its id, its folder's name, for ID")
+    moves = grouped(entries if lines else (), lambda entry: tuple(entry.places.items()))
+    for places, group in moves.items():
+        of = f" on {', '.join(dict.fromkeys(entry.run.task for entry in group))}" if len(moves) > 1 else ""
+        lines.append(f"# any other run{of}, with the first letters of its id, its folder's name, for ID")
         runs_folder = shlex.quote(entries[0].folder.parent.as_posix())
-        lines.append(f"mixout finetune --output-dir out/again --config {runs_folder}/ID*/{RUN_NAME}")
+        lines.append(f"{command(dict(places), 'out/again')} --config {runs_folder}/ID*/{RUN_NAME}")
     return lines
 
 

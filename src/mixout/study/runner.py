@@ -24,7 +24,7 @@ from mixout.errors import InputError
 from mixout.finetune.environment import NOTE
 from mixout.finetune.record import RECORD_NAME
 from mixout.study.analysis.runs import CellKey
-from mixout.study.analysis.words import in_words
+from mixout.study.analysis.words import error_of, in_words
 from mixout.study.entry import Entry
 from mixout.study.executors import TENSORBOARD, Executor, Job, Outcome
 from mixout.study.grid import Clock
@@ -97,7 +97,7 @@ def run(
                 "use that version, or another ledger"
             )
     queue = missing(planned, contents, again=again)
-    course = Course(planned, queue, contents, report)
+    course = Course(planned, queue, contents, report, executor)
     pairs = contents.pairs(planned)
     attempts = {run.id: entry.attempts for run, entry in pairs if again and entry.record is None}
     kept = dict[CellKey, Entry]()
@@ -133,7 +133,12 @@ class Course:
     """Reports the progress of a study of ``planned`` runs, of which the ``missing`` ones are to be made."""
 
     def __init__(
-        self, planned: Sequence[Planned], missing: Sequence[Planned], contents: Contents, report: Report
+        self,
+        planned: Sequence[Planned],
+        missing: Sequence[Planned],
+        contents: Contents,
+        report: Report,
+        executor: Executor,
     ) -> None:
         self.ended = self.failed = 0
         self.left = {run.id: run for run in missing}
@@ -141,8 +146,8 @@ class Course:
         self._total = len(planned)
         self._clock = Clock.of(planned, contents)
         self._notes: set[str] = set()
-        self._began = self._told = time.perf_counter()
-        self._worked = 0.0
+        self._told = time.perf_counter()
+        self._executor, self._timed = executor, False
         pairs = contents.pairs(planned)
         failed = sum(entry.record is None for _, entry in pairs)
         if len(pairs) > failed:
@@ -171,7 +176,7 @@ class Course:
         """A run has ended with a record."""
         if wall is not None:
             self._clock.add(run, wall)
-            self._worked += wall
+            self._timed = True
         suffix = ", diverged" if entry.run.status == "diverged" else ", at chance" if entry.run.failed else ""
         self._end(run, f"{entry.run.metric} {entry.run.score:.3f}{suffix} ({entry.run.seconds:.0f} s of training)")
 
@@ -185,10 +190,8 @@ class Course:
         del self.left[run.id]
         failed = f", {self.failed} failed" if self.failed else ""
         work, left = self._clock.expect(list(self.left.values())), ""
-        if self.left and work is not None and self._worked:
-            # Several runs at a time: the work that is left, at the speed so far.
-            speed = self._worked / (time.perf_counter() - self._began)
-            left = f", about {in_words(work / speed)} left"
+        if self.left and work is not None and self._timed:  # before the first run the executor may not have begun
+            left = f", about {in_words(work / min(len(self.left), self._executor.at_once))} left"
         self.report(f"[{self._total - len(self.left)}/{self._total}] {run}: {result}{failed}{left}")
 
 
@@ -268,7 +271,7 @@ class _Loop:
             return True
         self.tries[run.id, outcome.lost] += 1
         attempts = self.tries[run.id, True] + self.tries[run.id, False]
-        error = outcome.error.strip().rpartition("\n")[2]
+        error = error_of(outcome.error)
         if self.tries[run.id, outcome.lost] <= (LOSSES if outcome.lost else self.retries):
             self.course.report(f"{run}: attempt {attempts} failed, trying again: {error}")
             return False

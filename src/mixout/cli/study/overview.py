@@ -7,12 +7,15 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from filelock import FileLock
+
 from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.study.runs import asked, check_no_file, command, declared, known
+from mixout.cli.study.runs import asked, check_no_file, command, declared, known, no_runs
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
@@ -21,8 +24,8 @@ from mixout.study.analysis.stats import smallest_p
 from mixout.study.analysis.words import in_words
 from mixout.study.grid import RATE, Axis, Clock, Study, wanted
 from mixout.study.identity import PLACES, WATCHED, Inputs, Planned
-from mixout.study.ledger import Contents, Ledger
-from mixout.study.reporting import best_again
+from mixout.study.ledger import Contents, Ledger, not_writable
+from mixout.study.reporting import best_again, located
 
 _STATES = ("done", "failed", "missing")
 
@@ -48,8 +51,8 @@ def plan(args: argparse.Namespace) -> int:
         print("nothing is missing" if not failed else "no other run is missing")
     elif seconds is None:
         print(
-            f"{len(left)} to run. How long that takes is not known yet: "
-            f"'{command('run', args)} --pilot' runs one restart of each cell"
+            f"{len(left)} to run. How long that takes is not known yet. This runs one restart of each cell:\n"
+            f"  {command('run', args)} --pilot"
         )
     else:
         print(f"{len(left)} to run, about {in_words(seconds)} one after the other")
@@ -116,12 +119,14 @@ def status(args: argparse.Namespace) -> int:
     runs: Sequence[Planned | Run]
     if args.file is None:
         check_no_file(args)
-        runs = named = contents.runs()
+        entries = [*contents.entries.values()]
+        runs = named = [run for run in contents.runs() if not run.between]
         shown = {run.id for run in named}
     else:
         runs = planned = wanted(*asked(args, contents), contents)
-        named, shown = contents.of(planned), {entry.run.id for _, entry in contents.pairs(planned)}
-    print(_table(runs, contents) if runs else f"no runs in {args.ledger}")
+        entries, named = located(planned, contents), contents.of(planned)
+        shown = {entry.run.id for _, entry in contents.pairs(planned)}
+    print(_table(runs, contents) if runs else no_runs(args))
     for id, entry in contents.entries.items():
         if id in shown and entry.record is None:
             print(f"\nfailed after {count(entry.attempts, 'attempt')}: {entry.run}: {entry.run.error}")
@@ -142,7 +147,7 @@ def status(args: argparse.Namespace) -> int:
     if contents.leftovers:
         folders = count(len(contents.leftovers), "folder")
         print(f"\n{folders} of runs that were cut off, or are being made by another process")
-    if again := best_again(named, [*contents.entries.values()]):
+    if again := best_again(named, entries):
         print("\n" + "\n".join(again))
     return 0
 
@@ -160,9 +165,13 @@ def prune(args: argparse.Namespace) -> int:
         not_asked = [entry for id, entry in contents.entries.items() if id not in asked_ids]
     useless: dict[Path, str] = {}
     # Held until all is moved, so that nobody begins such a run meanwhile; None of what another process is making.
-    locks = {id: ledger.claim(id) for id in {folder.name.partition(".")[0] for folder in contents.leftovers}}
+    locks: dict[str, FileLock | None] = {}
     for folder in contents.leftovers:
-        if locks[folder.name.partition(".")[0]] is not None:
+        id = folder.name.partition(".")[0]
+        # A list is made of a ledger that cannot be written to, too: nothing is locked then.
+        with suppress(*(() if args.yes else (InputError,))):
+            locks[id] = locks[id] if id in locks else ledger.claim(id)
+        if locks.get(id, ...) is not None:
             useless[folder] = "cut off, or failed and ended elsewhere"
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
@@ -171,7 +180,10 @@ def prune(args: argparse.Namespace) -> int:
     for folder, why in useless.items():
         print(f"{folder}: {why}")
         if args.yes:
-            ledger.discard(folder)
+            try:
+                ledger.discard(folder)
+            except OSError as error:
+                raise not_writable(ledger.folder, error) from error
     for lock in locks.values():
         if lock is not None:
             ledger.release(lock)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mixout.cli.options import unclaimed
 from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
 from mixout.finetune.record import WriteError, writing
-from mixout.study.analysis.runs import Run
+from mixout.study.analysis.runs import Run, text_of
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
 
@@ -37,7 +38,9 @@ def export(args: argparse.Namespace) -> int:
         raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
     runs = _exported(args)
     if not runs:
-        raise InputError(f"expected runs in {args.ledger}, got none; run the study first")
+        from mixout.cli.study.runs import no_runs
+
+        raise InputError(f"expected runs to export, got {no_runs(args)}; run the study first, or name its --ledger")
     with needs("hf", "tables"):
         import pandas
     rows = to_csv_rows(runs)
@@ -81,8 +84,9 @@ def _exported(args: argparse.Namespace) -> list[Run]:
         metric = check_no_file(args)
         known_runs = known(args, (), metric)
         # A run that failed here may have ended elsewhere.
-        ledger_runs = [run for run in contents.runs(metric) if run.status != "failed" or run.id not in known_runs]
-        return [*itertools.chain(*(known_runs | {run.id: [run] for run in ledger_runs}).values())]
+        groups = contents.by_id(metric).items()
+        kept = {id: runs for id, runs in groups if runs[0].status != "failed" or id not in known_runs}
+        return [*itertools.chain(*(known_runs | kept).values())]
     planned = asked(args, contents)[1]
     known_runs, exported = known(args, planned), []
     for plan in planned:
@@ -95,7 +99,7 @@ def _exported(args: argparse.Namespace) -> list[Run]:
 
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
-    from mixout.cli.study.runs import asked, check_no_file, options_of
+    from mixout.cli.study.runs import asked, check_no_file, no_runs, options_of
     from mixout.study.grid import wanted
     from mixout.study.ledger import Ledger
     from mixout.study.reporting import report_on
@@ -105,7 +109,7 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
             raise InputError(f"expected --{name} only with --scores CSV; a ledger knows it")
     contents = Ledger(args.ledger).read()
     study, planned, metric, options = None, None, None, ["--ledger", args.ledger]
-    title, baseline, commands = Path(args.ledger).name, args.baseline, []
+    title, baseline, commands = Path(os.path.abspath(args.ledger)).name, args.baseline, []
     if args.file is not None:
         study, grid = asked(args, contents)
         planned = wanted(study, grid, contents)
@@ -114,9 +118,17 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
             print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
         options = [args.file, *options_of(args, study.restarts)]
         commands.append(shlex.join(["mixout", "study", "run", *options]))
+        looked = max((entry for _, entry in contents.pairs(planned)), key=lambda entry: entry.run.looks, default=None)
+        if looked is not None and looked.run.looks > 1:
+            # Runs that were made before the width was stored: W stands for it.
+            rule: dict[str, object] = {**(looked.until or {"until-width": "W"}), "looks": looked.run.looks}
+            words = itertools.chain(*((f"--{name}", text_of(value)) for name, value in rule.items()))
+            commands.append(shlex.join(["mixout", "study", "run", args.file, *options_of(args, None), *words]))
         title, baseline = study.title or study.name, args.baseline or study.baseline
     elif (metric := check_no_file(args)) is not None:
         options += ["--set", f"metric={metric}"]
+    if not contents.entries:
+        raise InputError(f"expected runs to report on, got {no_runs(args)}; run the study first, or name its --ledger")
     for line in contents.remarks():
         print(line, file=sys.stderr)
     return report_on(
@@ -139,7 +151,7 @@ def _on_scores(args: argparse.Namespace, folder: Path) -> Path:
         raise InputError("expected either a study FILE or --scores CSV, got both")
     of_ledgers = {"--restarts": args.restarts is not None, "--set": args.set, "--ledger": args.ledger != LEDGER}
     if given := [name for name, is_given in of_ledgers.items() if is_given]:
-        raise InputError(f"expected {given[0]} only with a ledger, got it with --scores; leave it out")
+        raise InputError(f"expected either --scores or {given[0]}, got both: the table holds all runs; leave one out")
     if Path(args.scores).resolve().parent == folder.resolve():
         raise InputError(f"expected --output-dir beside the table, got {args.output_dir!r}, which holds it")
     return write_report(

@@ -8,13 +8,14 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import Lines
 from mixout.errors import InputError
 from mixout.finetune.record import WriteError
+from mixout.finetune.settings import Settings
 from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.restarts import reached
 from mixout.study.analysis.runs import CellKey, Run, between_name, of_between
@@ -26,6 +27,8 @@ from mixout.study.identity import Inputs, Planned
 from mixout.study.ledger import Contents, Ledger
 from mixout.study.runner import Report, Tally, missing
 from mixout.study.runner import run as run_missing
+
+_TEXTS = [item.name for item in fields(Settings) if item.type in ("str", "str | None")]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
         if args.known:
             raise InputError("expected either --known or --until-width, got both: it looks at the ledger's runs alone")
         return guarded(lambda report: _ended(_until(study, args, ledger, executor, report), args), args.ledger)
-    if study.rate is not None and args.known:
-        raise InputError("expected no --known in a study with rate = 'best', which looks at the ledger's runs alone")
     planned = study.runs()
     done = known(args, planned)
 
@@ -107,11 +108,16 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
     if len(study.methods) < 2:
         raise InputError("expected two methods or more with --until-width, got one: there is no difference to know")
     # All batches at once, so that errors in a later one are found now. Each run stores the planned number of looks.
-    all_runs = [replace(run, looks=args.looks) for run in replace(study, restarts=study.restarts * args.looks).runs()]
+    until = {"restarts": study.restarts, "until-width": args.until_width}
+    longest = replace(study, restarts=study.restarts * args.looks)
+    all_runs = [replace(run, looks=args.looks, until=until) for run in longest.runs()]
     tally = Tally(ran=0, failed=0)
     for look in range(1, args.looks + 1):
         batch = [run for run in all_runs if run.restart < study.restarts * look]
         tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
+        for plan, entry in ledger.read().pairs(batch):
+            if entry.run.looks < args.looks:
+                ledger.count_looks(entry, plan)
         runs = ledger.read().of(batch)
         comparisons = compare(runs, study.baseline, looks=args.looks)
         for c in comparisons:
@@ -154,6 +160,8 @@ def declared(args: argparse.Namespace) -> Study:
     study = read(args.file)
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)
+    if study.rate is not None and getattr(args, "known", []):
+        raise InputError("expected no --known in a study with rate = 'best', which looks at the ledger's runs alone")
     return study.with_settings(dict(map(_setting, args.set)))
 
 
@@ -254,12 +262,19 @@ def command(step: str, args: argparse.Namespace) -> str:
     return shlex.join(["mixout", "study", step, args.file or "FILE", *options_of(args, args.restarts), *tables])
 
 
+def no_runs(args: argparse.Namespace) -> str:
+    """That a ledger holds no runs, and if so that it does not exist."""
+    return f"no runs in {args.ledger}" + ("" if Path(args.ledger).is_dir() else ", which does not exist")
+
+
 def _setting(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"expected --set NAME=VALUE, got {text!r}")
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         # Text without quotation marks, which a shell would remove anyway.
         return name, value
+    # A folder or file may have the name of a number or a date.
+    return name, parsed if isinstance(parsed, str) or name not in _TEXTS else value

@@ -21,7 +21,7 @@ STATUSES = ("finished", "diverged", "failed")
 COLUMNS = (
     *("task", "method", "restart", "score", "metric", "chance", "seconds", "distance", "original"),
     *("kl_to_base", "peak_memory", "dev_size", "standard_error", "status", "error", "collapsed", "paired", "between"),
-    "id",
+    *("id", "looks"),
 )  # of a table of runs; any other column is a factor
 
 _LARGEST = 1e100  # a score beyond has a square that is not finite
@@ -108,12 +108,14 @@ class Run(Restart):
     paired: bool = True
     between: bool = False  # a model between the start and the end of a run (``interpolate``), not a run of its own
     id: str = ""  # the run's identity; empty for runs made elsewhere
+    looks: int = 1  # planned number of looks at the study that the run belongs to
 
     def __post_init__(self) -> None:
         if not self.task or not self.method:
             raise InputError(f"expected a task and a method, got task {self.task!r} and method {self.method!r}")
-        if self.restart < 0:
-            raise InputError(f"expected restart >= 0, got {self.restart}")
+        for name, least in (("restart", 0), ("looks", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"expected {name} >= {least}, got {getattr(self, name)}")
         if abs(self.score) > _LARGEST:
             raise InputError(
                 f"expected a score within {_LARGEST:g}, or nan for a run without one, got {self.score}; leave it empty "

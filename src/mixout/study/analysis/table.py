@@ -34,9 +34,10 @@ def read_scores(
     """Runs from a CSV file with the columns task, method, restart and score.
 
     Optional columns are the other scalar fields of :class:`Run`: metric, chance, status, error, seconds, peak_memory,
-    distance, original, kl_to_base, dev_size, standard_error (by the choice of dev examples), id, and ``paired`` and
-    ``collapsed`` (yes or no). A column without a name, such as the index that pandas writes, is left out. Every other
-    column is a factor. An empty score is a run that failed; so is the status "failed", even with a score beside it.
+    distance, original, kl_to_base, dev_size, standard_error (by the choice of dev examples), id, looks (planned for the
+    study), and ``paired`` and ``collapsed`` (yes or no). A column without a name, such as the index that pandas writes,
+    is left out. Every other column is a factor. An empty score is a run that failed; so is the status "failed", even
+    with a score beside it.
 
     Args:
         path: file in UTF-8 with a header.
@@ -79,12 +80,14 @@ def read_scores(
 def to_csv_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     """One row a run, all with the same columns: scalar fields, then every factor that occurs; no curves.
 
+    The column looks is there only if some run was to be looked at more than once.
+
     Unknown values are None. Written as CSV the rows are read back by :func:`read_scores`.
     """
     factors = sorted({name for run in runs for name in run.factors})
+    names = [name for name in COLUMNS if name != "looks" or any(run.looks > 1 for run in runs)]
     return [
-        {name: getattr(run, name) for name in COLUMNS} | {name: run.factors.get(name) for name in factors}
-        for run in runs
+        {name: getattr(run, name) for name in names} | {name: run.factors.get(name) for name in factors} for run in runs
     ]
 
 
@@ -197,11 +200,11 @@ def _value(name: str, text: str) -> str | bool | float:
     except ValueError:
         raise InputError(f"expected {name} to be a number, got {text!r}") from None
     # 3.0 is how pandas writes the 3 of a column in which a value is missing.
-    if name == "restart" and not value.is_integer():
+    if name in ("restart", "looks") and not value.is_integer():
         raise InputError(f"expected {name} to be a whole number, got {text!r}")
     if name != "score" and not math.isfinite(value):
         raise InputError(f"expected {name} to be a finite number, got {text!r}; leave the cell empty if it is unknown")
-    return int(value) if name in ("restart", "peak_memory", "dev_size") else value
+    return int(value) if name in ("restart", "looks", "peak_memory", "dev_size") else value
 
 
 def _run(path: Path, line: int, row: Mapping[str, str | None], unnamed: Sequence[str]) -> Run:

@@ -1,4 +1,4 @@
-"""Numbers as a reader needs them, in the answer, the report and on the command line."""
+"""Numbers and errors as a reader needs them, in the answer, the report and on the command line."""
 
 from __future__ import annotations
 
@@ -139,3 +139,17 @@ def memory(size: float | None) -> str:
     if size is None:
         return MISSING
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def error_of(traceback: str) -> str:
+    r"""Type and message of the exception that a traceback is of; of several lines the first that says something.
+
+    Example:
+        >>> error_of('Traceback:\n  File "a.py", line 1, in f\n    f()\nRuntimeError: CUDA error\nSee there.')
+        'RuntimeError: CUDA error'
+    """
+    lines = traceback.strip().rpartition('\n  File "')[2].splitlines()
+    start = next((index for index, line in enumerate(lines[1:], start=1) if line[:1].strip()), -1)
+    first, *others = lines[start:] or [""]
+    more = next((line.strip() for line in others if line.strip()), "") if first.rstrip().endswith(":") else ""
+    return f"{first.rstrip()} {more}".strip()

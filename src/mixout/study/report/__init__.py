@@ -31,7 +31,6 @@ def write_report(
     *,
     title: str,
     baseline: str | None = None,
-    looks: int = 1,
     margin: float = MARGIN,
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
@@ -41,7 +40,7 @@ def write_report(
 ) -> Path:
     """Analyse runs, failed ones too, and write the report into a folder; files of an earlier one are replaced.
 
-    ``baseline``, ``looks`` and ``margin`` are those of :func:`mixout.study.analysis.summary.analyse`. The others are
+    ``baseline`` and ``margin`` are those of :func:`mixout.study.analysis.summary.analyse`. The others are
     shown: lines on what was left out, commands that repeat the runs, versions and hardware, settings that all runs
     share, and what each task was trained and tested on.
 
@@ -54,6 +53,7 @@ def write_report(
     """
     folder = Path(folder)
     check_folder(folder)
+    looks = max((run.looks for run in runs), default=1)
     summary = analyse(runs, baseline=baseline, looks=looks, margin=margin)
     summary = replace(summary, notes=(*notes, *summary.notes))
     details = {"Settings": settings or {}, "Environment": environment or {}}
