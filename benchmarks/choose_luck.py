@@ -18,7 +18,7 @@ from mixout.choose.search import JUDGED, Candidate, Search, Trained
 RESULTS = Path(__file__).parent / "results" / "choose_luck.csv"
 METHODS = ("dropout(0.0)", "mixout(0.5)", "mixout(0.7)", "anchor", "interpolate(0.5)", "lora(8)")
 BETTER, DEFAULT = "mixout(0.7)", Candidate("anchor", 1e-4)
-BUDGETS, GAPS, SEARCHES = (12.0, 18.5, 26.5, 36.5, 1e4), (0.0, 0.05, 0.1), 400
+BUDGETS, GAPS, SEARCHES = (12.0, 16.5, 18.5, 26.5, 36.5, 1e4), (0.0, 0.05, 0.1), 400
 
 
 def search(seed: int, budget: float, gap: float) -> tuple[Candidate, int, int]:

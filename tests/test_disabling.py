@@ -52,6 +52,21 @@ def test_blocks_of_two_threads_may_overlap():
     assert not model(x).allclose(expected)
 
 
+def test_blocks_within_blocks_are_compiled_no_further(monkeypatch):
+    torch._dynamo.reset()
+    model, x, graphs = net(Mixout(0.9)), torch.randn(3, 8), []
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    compiled(x)
+    with mixout.disabled(model):
+        compiled(x)
+        number = len(graphs)
+        with mixout.disabled(model), mixout.disabled(model):
+            compiled(x)
+    compiled(x)
+    assert len(graphs) == number
+    torch._dynamo.reset()
+
+
 def test_gradients_are_whole():
     model = net(GradientMask(0.9))
     with mixout.disabled(model):

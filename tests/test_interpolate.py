@@ -169,11 +169,31 @@ def test_a_start_that_is_the_weights_themselves_is_refused(start):
     model = nn.Sequential(nn.Linear(3, 2))
     for call in (
         lambda: mixout.interpolate_(model, 0.5, start(model)),
-        lambda: mixout.distance(model, start(model)),
         lambda: mixout.delta.drop_(model, 0.5, start(model)),
     ):
         with pytest.raises(mixout.InputError, match=r"a start with weights of its own.*copy them before you train"):
             call()
+
+
+def test_a_frozen_body_may_be_shared_with_the_start():
+    body = nn.Linear(3, 3).requires_grad_(False)
+    one, other = (nn.Sequential(body, nn.Linear(3, 2)) for _ in range(2))
+    mixout.interpolate_(one, 0.5, other, where="^0")
+    assert mixout.distance(one, one).total == 0
+
+
+@pytest.mark.parametrize("call", [mixout.interpolate_, mixout.delta.drop_])
+def test_integers_that_differ_are_refused_before_anything_moves(call):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Module())
+    model[1].packed = nn.Parameter(torch.ones(3, dtype=torch.uint8), requires_grad=False)
+    start = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model[0].weight.add_(1)
+        model[1].packed.add_(1)
+    before = model[0].weight.clone()
+    with pytest.raises(mixout.InputError, match=r"'1\.packed' of torch\.uint8, whose start is another; dequantise"):
+        call(model, 0.5, start)
+    assert model[0].weight.equal(before)
 
 
 def test_integers_stay():

@@ -209,6 +209,11 @@ def steps_of(model, number=20):
         optimizer.step()
 
 
+def switched_off_once(model):
+    with mixout.disabled(model):
+        pass
+
+
 def test_training_in_eval_mode_is_told_once():
     """from_pretrained leaves a model in eval mode, in which nothing is mixed."""
     model = mixout.apply_(nn.Sequential(nn.Linear(3, 2)).eval(), Mixout(0.5))
@@ -227,8 +232,9 @@ def test_training_in_eval_mode_is_told_once():
         mixout.remove_,
         copy.deepcopy,
         lambda model: model[0].requires_grad_(False),
+        switched_off_once,
     ],
-    ids=["train", "in turns", "removed", "copied", "frozen"],
+    ids=["train", "in turns", "removed", "copied", "frozen", "disabled"],
 )
 def test_nobody_is_told_of_eval_mode_without_need(prepare):
     model = mixout.apply_(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).eval(), Mixout(0.5), where="^0")

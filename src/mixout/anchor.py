@@ -163,7 +163,7 @@ class AnchorStore:
         self.own = own  # the weights themselves: nothing is read or copied
         self._kept = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
         self._made: dict[int, AnchorTensor] = {}
-        self._shared: list[bool] = []  # whether a tensor that was asked for is the memory of the weight itself
+        self._shared: list[bool] = []  # whether a tensor is the memory of the trained weight that it was asked for
         self.bases: dict[nn.Module, str] = {}  # digests of the frozen bases of LoRA layers, whose anchors are 0
         self._find = lookup(model, self._kept.source)
         self.of_this_moment = self._kept.source is None
@@ -183,7 +183,8 @@ class AnchorStore:
         found = self._find(name, parameter)
         if found is None:
             return None
-        self._shared.append(local(found).data_ptr() == local(parameter).data_ptr() != 0)
+        if parameter.requires_grad:
+            self._shared.append(local(found).data_ptr() == local(parameter).data_ptr() != 0)
         return laid_out(self._copy(found, parameter), parameter)
 
     def check_apart(self) -> None:

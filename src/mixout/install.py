@@ -15,7 +15,6 @@ from mixout.anchor import ZERO, AnchorStore, AnchorTensor, ImportanceStore, Movi
 from mixout.errors import EvalModeWarning, MixoutError, NothingMixedError
 from mixout.layers import Mixed, Mixing, Share, attach_, lora, mixed_class, parameter, restore_, swap_, weights
 from mixout.layers.mixed import in_eval_mode
-from mixout.layers.registry import holder_of
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, optimizer_hooks, output
 from mixout.methods.decay import decays
 from mixout.parts import in_parts
@@ -86,9 +85,6 @@ def _mix_(
 ) -> dict[str, nn.Module]:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
     layers, adapted = chosen(model, selection, method.unit)
-    # A weight that a registered layer has from a child is that layer's: the child would mix it once more.
-    lent = {holder_of(layer, path)[0] for layer in layers.values() for path in weights(layer) if "." in path}
-    layers = {name: layer for name, layer in layers.items() if layer not in lent}
     dry_run, period = anchors.own, None if method.every == 1 else Period(method.every)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
     applied.mixing = mixing = Mixing(
@@ -130,7 +126,8 @@ def _mix_(
         swap_(module, mixed_type, Share(mixing=mixing, anchors=by_path, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in by_layer}
     if not dry_run:
-        mixing.watch = Watch((module for _, module, *_ in swaps), in_eval_mode, EvalModeWarning(_never_mixed(method)))
+        watched = [module for _, module, *_ in swaps] if method.p else []
+        mixing.watch = Watch(watched, in_eval_mode, EvalModeWarning(_never_mixed(method)))
         attach_(model, mixed)
         guard_(model)
     return mixed

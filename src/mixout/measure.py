@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixout import distances
 from mixout.anchor import AnchorStore, AnchorTensor, MovingAnchor, OwnWeight, check_shape
 from mixout.distances import Distance
-from mixout.errors import MixoutError, NotAppliedError
+from mixout.errors import InputError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
 from mixout.layers.mixed import REPLACED
 from mixout.methods import MixingMethod, optimizer_hooks, output
@@ -30,7 +30,8 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
     Args:
         model: a model, or any part of one.
         anchor: None for the anchors that lie on the model's layers; else any source that :func:`mixout.apply_` takes,
-            so that models trained with and without mixing are measured alike. For LoRA layers this is the norm of
+            so that models trained with and without mixing are measured alike. It must be a copy: the weights of
+            ``model`` itself, as in its ``state_dict()``, have distance 0. For LoRA layers this is the norm of
             W - u = s B A; DoRA layers, whose W is another, are not measured.
         where: with ``anchor``: which layers' weights count, as in :func:`mixout.apply_`.
 
@@ -38,7 +39,6 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         NotAppliedError: if ``anchor`` is None and the model holds no anchor.
         AnchorMismatchError: if ``anchor`` lacks a weight, or a weight has another shape than its anchor.
         MixoutError: if a weight is computed by another tool since apply_.
-        InputError: if ``anchor`` is the memory of the model's own weights, as its ``state_dict()`` is.
 
     Example:
         >>> import mixout
@@ -64,7 +64,6 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
                 missing = error
     if missing is not None and not (selection.may_lack and pairs):
         raise missing
-    store.check_apart()
     return distances.distance(pairs)
 
 
@@ -196,11 +195,16 @@ def check_t(t: float) -> float:
 def covered(
     model: nn.Module, anchor: AnchorSource, where: WhereLike
 ) -> list[tuple[str, nn.Module, nn.Parameter, Tensor | None]]:
-    """Name, module, parameter and anchor of all numbers that ``where`` covers, no integers; a tied parameter once."""
+    """Name, module, parameter and anchor of all that ``where`` covers; a tied parameter once; integers stay."""
     store, holders = AnchorStore(model, anchor), dict[nn.Parameter, tuple[str, nn.Module]]()
     for key, module, weight in resolve(where, model).parameters(model):
         if weight.is_floating_point() or weight.is_complex():
             holders.setdefault(weight, (key, module))
+        elif (start := store.tensor(key, weight)) is None or not weight.equal(start):
+            raise InputError(
+                f"expected weights between which one can go, got {key!r} of {weight.dtype}, whose start is another; "
+                "dequantise the model, or leave it out with where="
+            )
     found = [(key, module, weight, store.tensor(key, weight)) for weight, (key, module) in holders.items()]
     store.check_apart()
     return found

@@ -118,7 +118,9 @@ def choose(
     runs = Runs(base, part_folders, inputs, ledger, cache, tell)
     check_budget(seconds, default, runs, tell)
     search = Search(runs, seconds, default, tell)
-    ahead, worth, reason = _decide(search, search.through(methods, rates.__getitem__), task, rows, tell)
+    ahead, worth, reason = _decide(search, search.through(methods, rates.__getitem__), task, rows)
+    if reason:
+        tell(reason)
     tell(f"{ahead} is chosen; it is trained on all {len(task.train)} rows")
     tries = [
         replace(
@@ -137,7 +139,7 @@ def choose(
         tell(record.verdict)
     chosen = Candidate(record.settings.method, record.settings.learning_rate)
     if chosen != ahead:
-        reason = f"{ahead} was ahead, but learned nothing when it was trained on all rows"
+        reason = f"{ahead} was ahead, but its training on all rows failed"
         worth = verdict.expected(search, [default], task, rows)
     tried = verdict.table(search, chosen)
     choice = Choice(
@@ -167,7 +169,7 @@ def choose(
 
 
 def _decide(
-    search: Search, finalists: list[Candidate], task: Task, rows: list[list[int]], tell: Report
+    search: Search, finalists: list[Candidate], task: Task, rows: list[list[int]]
 ) -> tuple[Candidate, verdict.Worth | None, str]:
     """What is chosen, what that is worth, and why the default is kept, if that is not the usual reason."""
     default, reason = search.default, ""
@@ -177,9 +179,9 @@ def _decide(
             reason = f"with {count(search.made, 'run')} nothing can be chosen, it takes about {FEWEST}"
     worth = verdict.expected(search, finalists, task, rows)
     if finalists[0] != default and worth is not None and worth.gain.value < 0 and not search.failed(default):
-        tell(
-            f"{finalists[0]} is ahead, but what is chosen without the rows that judge it is worse than the default, by "
-            f"{worth.gain.points()}: the default is kept"
+        reason = (
+            f"{finalists[0]} was ahead, but what is chosen without the rows that judge it is worse than the default, "
+            f"by {worth.gain.points()}"
         )
         finalists, worth = [default], verdict.expected(search, [default], task, rows)
     return finalists[0], worth, reason

@@ -92,7 +92,7 @@ def check_budget(budget: float, default: Candidate, runs: Runs, tell: Report) ->
             f"--train-size, or a smaller --model"
         )
     fit = math.floor((budget - final) / cost)
-    few = f"with less than about {FEWEST} the default is kept, " if fit < FEWEST else ""
+    few = f"with less than about {FEWEST} the default is mostly kept, " if fit < FEWEST else ""
     good_for = f"the budget is good for {count(fit, 'run')}"
     tell(f"a run takes about {in_words(cost)}: {good_for}; {few}about {USEFUL} try everything")
 

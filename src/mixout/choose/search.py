@@ -42,7 +42,7 @@ LEAST = 3  # judged runs that a choice other than the default takes
 FINALISTS, REPEATS = 2, 3
 # About so many runs try everything: five rates of plain fine-tuning, three of each method, and the judging.
 USEFUL = 75
-FEWEST = 17  # below about so many the default is kept, since too few runs judge (benchmarks/choose_luck.py)
+FEWEST = 15  # below about so many the default is mostly kept, since too few runs judge (benchmarks/choose_luck.py)
 # Shares of the budget after which the rate, each method's own rate, and the finalists are known.
 UNTIL_RATE, UNTIL_METHODS, UNTIL_FINALISTS = 0.2, 0.45, 0.5
 _SPLITS = [(part, repeat) for repeat in range(64) for part in SEARCHED]

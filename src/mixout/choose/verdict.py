@@ -208,10 +208,12 @@ def _difference(search: Search, candidate: Candidate, chosen: Candidate) -> Esti
 def result(choice: Choice) -> str:
     """The sentence, and the scores that are worth something: for report and model card."""
     paragraphs = [choice.sentence]
-    if choice.expected is not None:
+    if choice.expected is not None and choice.gain is not None:
+        by_default = choice.gain.low == choice.gain.high == 0
+        who = "the default" if by_default else "the candidate that is chosen without it"
         paragraphs.append(
-            f"The expected score is from {choice.judged_rows} training rows in parts. Each part was answered by the "
-            f"candidate that is chosen without it, trained on the other rows. The default has "
+            f"The expected score is from {choice.judged_rows} training rows in parts. Each part was answered by "
+            f"{who}, trained on the other rows. The default has "
             f"{choice.metric} {choice.default:.3f} on the same rows. The model itself is trained on all rows."
         )
     if choice.dev:

@@ -34,7 +34,7 @@ from mixout.finetune.run_methods import Interpolate, P
 from mixout.finetune.settings import Settings
 from mixout.finetune.tasks import Task
 from mixout.finetune.tasks.files import SPLIT
-from mixout.methods import MixingMethod, spell
+from mixout.methods import MixingMethod, OutputAnchor, spell
 from mixout.parts import reshard_
 
 with needs("hf", "fine-tuning"):
@@ -177,10 +177,11 @@ def diverges(loss: float, reference: float) -> bool:
 def has_learned(record: Record, task: Task) -> bool:
     """Whether the training loss has left that of a constant answer; dev rows are not asked.
 
-    True where that cannot be told: for a language model, and where smoothed labels make any loss large.
+    True where that cannot be told: for a language model, and where smoothed labels or a penalty make any loss large.
     """
     constant = constant_losses(task, balanced=record.settings.class_weights == "balanced")
-    if record.status == "diverged" or constant is None or constant[0] == 0 or record.settings.label_smoothing > 0:
+    larger = record.settings.label_smoothing > 0 or any(isinstance(m, OutputAnchor) for m in record.settings.methods)
+    if record.status == "diverged" or constant is None or constant[0] == 0 or larger:
         return record.status != "diverged"
     return record.training[-1].loss <= LEARNED * constant[0]
 

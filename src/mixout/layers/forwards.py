@@ -32,6 +32,12 @@ def mixed_pass(layer: Mixed, x: Tensor, weight: Tensor, anchor: Tensor | None, b
     return linear_pass(x, weight, anchor, bias, layer.mix_options())
 
 
+def own_weight(holder: nn.Module, field: str) -> Tensor:
+    """The parameter, and not the attribute, which may be the Phi that another thread or a registered parent lends."""
+    weight: Tensor | None = holder._parameters.get(field)
+    return getattr(holder, field) if weight is None else weight  # replicas of DataParallel have no parameters
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Short:
     """What passes in torch's own operations need, once an earlier pass has made the checks."""
@@ -139,8 +145,9 @@ class Transposed(Mixed):
         """(..., in) to (..., out)."""
         if not mixes(self):
             return super().forward(x)
-        anchor = self._mixed.anchor.beside(self.weight)
-        return mixed_pass(self, x, self.weight.t(), None if anchor is None else anchor.t(), self.bias)
+        weight = own_weight(self, "weight")
+        anchor = self._mixed.anchor.beside(weight)
+        return mixed_pass(self, x, weight.t(), None if anchor is None else anchor.t(), self.bias)
 
 
 class MixedEmbedding(Mixed, nn.Embedding):
@@ -151,10 +158,11 @@ class MixedEmbedding(Mixed, nn.Embedding):
         if not mixes(self):
             return nn.Embedding.forward(self, input)
         self.count_pass()
+        weight = own_weight(self, "weight")
         return embedding_pass(
             input,
-            self.weight,
-            self._mixed.anchor.beside(self.weight),
+            weight,
+            self._mixed.anchor.beside(weight),
             self.mix_options(),
             padding_idx=self.padding_idx,
             max_norm=self.max_norm,
@@ -198,9 +206,7 @@ class Lending(Mixed):
 
     def _phi(self, path: str, layout: Layout) -> Tensor:
         holder, field = holder_of(self, path)
-        # Not by the attribute, which may be the Phi of another thread. Replicas of DataParallel have no parameters.
-        parameter = holder._parameters.get(field)
-        weight: Tensor = getattr(holder, field) if parameter is None else parameter
+        weight = own_weight(holder, field)
         anchor, stream = self._mixed.anchors[path], self._mixed.stream
         if stays(weight, anchor):
             return weight

@@ -46,17 +46,19 @@ class Mixing:
     form: Form = "auto"
     period: Period | None = None  # for masks that are kept for several optimizer steps
     watch: Watch = field(init=False, default_factory=Watch)  # for steps in which no layer is mixed
-    off: int = field(init=False, default=0)  # how many blocks want it off: those of two threads may overlap
+    off: bool = field(init=False)
+    blocks: int = field(init=False, default=0)  # that want it off: those of two threads may overlap
     version: int = field(init=False, default=0)
     stated: float = field(init=False)  # the method's p, before any schedule
     _number: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.off = False  # of the instance from the beginning: graphs ask where it lies
         self.stated = float(self.p)
         self.set_p(self.stated)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "off": 0}  # nobody would switch a copy on again
+        return {**self.__dict__, "off": False, "blocks": 0}  # nobody would switch a copy on again
 
     def set_p(self, p: float) -> None:
         """Change p, in place, so that a compiled graph sees it too."""
@@ -67,8 +69,10 @@ class Mixing:
     def switch(self, *, off: bool) -> None:
         """Let training passes read plain weights; or mixed ones again, once nobody else wants plain ones."""
         with _SWITCHING:
-            self.off += 1 if off else -1
+            self.blocks += 1 if off else -1
+            self.off = self.blocks > 0
             self.version += 1
+        self.watch.modules.clear()  # whoever switches knows when it mixes
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
@@ -191,7 +195,7 @@ def entry_of_mixed(layer: Mixed) -> Entry:
 def mixes(layer: Mixed) -> bool:
     """Whether this pass reads Phi: in training, not removed since, not switched off, with a weight that is trained."""
     # A tool that has kept a mixed layer's bound forward (accelerate's hooks) still calls it after restore_.
-    if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off > 0:
+    if not layer.training or "_mixed" not in layer.__dict__ or layer._mixed.mixing.off:
         return False
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if tracing or (torch.compiler.is_compiling() and exporting()):

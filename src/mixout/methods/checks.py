@@ -15,9 +15,11 @@ from mixout.anchor import check_shape
 from mixout.errors import DecayStrengthWarning, MixoutError, ZeroDecayWarning, outside
 
 if TYPE_CHECKING:
+    from mixout.methods.decay import AnchorDecay
     from mixout.methods.optimizer_hooks import Target
 
-_TRIED, _NOTHING = 100, 1e-6  # steps after which a decay is called too weak, and the share of the distance that is
+# A learning rate of so many radii pins weights; a decay that takes back less in each of so many steps does nothing.
+_PINNED, _TRIED, _NOTHING = 3.0, 100, 1e-6
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Match:
     warned: bool = False
     warned_of_strength: bool = False
     steps: int = 0
-    strongest: float = 0.0  # share of the distance that a step has taken back, at most
+    strongest: float = 0.0  # share of the distance that a step with a rate has taken back, at most
+    strongest_method: AnchorDecay | None = None  # the method that did
 
     @property
     def entries(self) -> list[tuple[Target, nn.Parameter, int]]:
@@ -53,36 +56,40 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
                 stacklevel=outside(),
             )
             match.warned = True
-        lr = group.get("lr")
-        if (
-            target.method.shrinks and target.importance is None and isinstance(lr, float)
-        ):  # on a GPU it is not asked for
-            match.strongest = max(match.strongest, lr * target.strength)
-            if lr * target.strength >= 1:
-                _warn_of_strength(
-                    match,
-                    f"{type(optimizer).__name__} has lr={lr:g}, which is not below {1 / target.strength:g}, the radius "
-                    f"of {target.anchor.name} by {target.method}: each step takes it "
-                    f"{-math.expm1(-lr * target.strength):.0%} of the way back to its start, so it stays much nearer "
-                    "than that. Take a smaller learning rate, or a larger radius; SGD goes about radius x gradient "
-                    "far, so try a radius of 1 with it",
-                )
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
+        lr = group.get("lr")
         if lr is None and target.method.shrinks:
             raise MixoutError(
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
+        # A tensor may be on a GPU, for which one would have to wait.
+        if target.method.shrinks and target.importance is None and isinstance(lr, (int, float)):
+            _check_strength(type(optimizer).__name__, lr, target, match)
     match.steps += 1
-    if match.steps == _TRIED and 0 < match.strongest < _NOTHING:
-        method = entries[0][0].method
-        meant = f"; did you mean radius={method.rate:g}?" if method.rate else "; take a smaller radius"
+    if match.steps == _TRIED and match.strongest_method is not None and match.strongest < _NOTHING:
+        method = match.strongest_method
+        meant = f"did you mean radius={method.rate:g}?" if method.strength < 1 else "take a larger one"
         _warn_of_strength(
             match,
             f"{method} does nothing: in {_TRIED} steps of {type(optimizer).__name__} none has taken back more than "
-            f"{match.strongest:.1g} of the distance to the start{meant}",
+            f"{match.strongest:.1g} of the distance to the start; {meant}",
+        )
+
+
+def _check_strength(optimizer: str, lr: float, target: Target, match: Match) -> None:
+    share = lr * target.strength
+    if target.method.rate and share > match.strongest:
+        match.strongest, match.strongest_method = share, target.method
+    if share >= _PINNED:
+        _warn_of_strength(
+            match,
+            f"{optimizer} has lr={lr:g}, {share:.2g} times {1 / target.strength:g}, the radius of {target.anchor.name} "
+            f"by {target.method}: each step takes it {-math.expm1(-share):.0%} of the way back to its start, so it "
+            "stays much nearer than that. Take a smaller learning rate, or a larger radius; SGD goes about radius x "
+            "gradient far, so try a radius of 1 with it",
         )
 
 

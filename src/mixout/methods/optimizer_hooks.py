@@ -130,7 +130,6 @@ def _match(optimizer: Optimizer) -> Match:
 
 def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     decaying: dict[int, Target] = {}
-    others: dict[int, Target] = {}  # of a tied weight, by another method
     out_of_reach: dict[int, Target] = {}
     with _LOCK:
         live = list(TARGETS.values())
@@ -138,8 +137,7 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
         parameter = target.parameter()
         check_stepped(parameter, "anchor_decay")
         if parameter is not None:
-            if decaying.setdefault(id(parameter), target).method != target.method:
-                others[id(parameter)] = target
+            decaying.setdefault(id(parameter), target)
         elif target.module is not None:
             out_of_reach.update((id(p), target) for p in target.module.parameters() if p.requires_grad)
     # An optimizer within this one (SAM, Lookahead) decays what it steps.
@@ -149,12 +147,6 @@ def _entries(optimizer: Optimizer) -> list[tuple[Target, nn.Parameter, int]]:
     nested = {id(p) for optim in inner for group in optim.param_groups for p in group["params"]}
     stepped = [(p, n) for n, group in enumerate(optimizer.param_groups) for p in group["params"] if id(p) not in nested]
     for parameter, _ in stepped:
-        if (other := others.get(id(parameter))) is not None:
-            first = decaying[id(parameter)]
-            raise MixoutError(
-                f"expected one decay of the tied weight {first.anchor.name}, got {first.method} and {other.method}; "
-                "leave it out of one of them with where="
-            )
         if id(parameter) not in decaying and (lost := out_of_reach.get(id(parameter))) is not None:
             raise MixoutError(
                 f"{lost.anchor.name} was parametrized or pruned after apply_, so AnchorDecay does not reach it; undo "

@@ -98,7 +98,8 @@ def _parse_one(part: str, methods: Mapping[str, type[Method]]) -> Method:
     match = _CALL.fullmatch(part)
     if match is None:
         raise ValueError(f'expected a method such as "mixout(0.9)", got {part!r}')
-    name = {known.__name__: key for key, known in methods.items()}.get(match["name"], match["name"])  # Mixout: mixout
+    by_class = {known.__name__: key for table in (METHODS, methods) for key, known in table.items()}  # Mixout: mixout
+    name = by_class.get(match["name"], match["name"])
     if name not in methods:
         hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else nearest(name, [*methods])
         raise ValueError(f"expected a method among {', '.join(methods)}, got {name!r}{hint}")
