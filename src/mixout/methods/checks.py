@@ -59,15 +59,30 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
         if not (weight.requires_grad or weight.grad is not None):
             continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
-        lr = group.get("lr")
-        if lr is None and target.method.shrinks:
+        if group.get("lr") is None and target.method.shrinks:
             raise MixoutError(
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
                 "with, got None; give it one (Adafactor: lr=, relative_step=False), or decay with decoupled=False"
             )
-        # A tensor may be on a GPU, for which one would have to wait.
-        if target.method.shrinks and target.importance is None and isinstance(lr, (int, float)):
-            _check_strength(type(optimizer).__name__, lr, target, match)
+
+
+def check_strength(optimizer: Optimizer, match: Match, acting: list[tuple[Target, int]]) -> None:
+    """Warn of a decay that pins weights, or does nothing; ``acting``: a target of each strength, its group's number."""
+    for target, number in acting:
+        lr = optimizer.param_groups[number]["lr"]
+        if not isinstance(lr, (int, float)):  # a tensor may be on a GPU, for which one would have to wait
+            continue
+        share = lr * target.strength
+        if target.method.rate and share > match.strongest:
+            match.strongest, match.strongest_method = share, target.method
+        if share >= _PINNED:
+            _warn_of_strength(
+                match,
+                f"{type(optimizer).__name__} has lr={lr:g}, {share:.2g} times {1 / target.strength:g}, the radius of "
+                f"{target.anchor.name} by {target.method}: each step takes it {-math.expm1(-share):.0%} of the way "
+                "back to its start, so it stays much nearer than that. Take a smaller learning rate, or a larger "
+                "radius; SGD goes about radius x gradient far, so try a radius of 1 with it",
+            )
     match.steps += 1
     if match.steps == _TRIED and match.strongest_method is not None and match.strongest < _NOTHING:
         method = match.strongest_method
@@ -76,20 +91,6 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
             match,
             f"{method} does nothing: in {_TRIED} steps of {type(optimizer).__name__} none has taken back more than "
             f"{match.strongest:.1g} of the distance to the start; {meant}",
-        )
-
-
-def _check_strength(optimizer: str, lr: float, target: Target, match: Match) -> None:
-    share = lr * target.strength
-    if target.method.rate and share > match.strongest:
-        match.strongest, match.strongest_method = share, target.method
-    if share >= _PINNED:
-        _warn_of_strength(
-            match,
-            f"{optimizer} has lr={lr:g}, {share:.2g} times {1 / target.strength:g}, the radius of {target.anchor.name} "
-            f"by {target.method}: each step takes it {-math.expm1(-share):.0%} of the way back to its start, so it "
-            "stays much nearer than that. Take a smaller learning rate, or a larger radius; SGD goes about radius x "
-            "gradient far, so try a radius of 1 with it",
         )
 
 

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from mixout.anchor import AnchorTensor, OwnWeight
 from mixout.errors import MixoutError
-from mixout.methods.checks import Match, check
+from mixout.methods.checks import Match, check, check_strength
 from mixout.methods.decay import AnchorDecay, Before, before, shrink_, shrink_selectively_, shrink_weighted_
 from mixout.parts import check_stepped, laid_out, loaded
 from mixout.seeds import come_last_
@@ -216,7 +216,7 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
     if match is None or not (entries := match.entries):
         return
     now = next(_CLOCK)
-    groups: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Target, Tensor, Any]]] = {}
     for target, weight, number in entries:
         target.penalised = None
         # What was decayed since this step began was decayed by an optimizer within it.
@@ -234,10 +234,11 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
             continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
         key = number, target.strength, anchor is None, weight.dtype, weight.device, mesh
-        groups.setdefault(key, []).append((weight, anchor))
-    for (number, strength, to_zero, *_), pairs in groups.items():
-        weights, anchors = map(list, zip(*pairs, strict=True))
+        groups.setdefault(key, []).append((target, weight, anchor))
+    for (number, strength, to_zero, *_), members in groups.items():
+        _, weights, anchors = map(list, zip(*members, strict=True))
         shrink_(weights, None if to_zero else anchors, _exponent(optimizer, number, strength))
+    check_strength(optimizer, match, [(members[0][0], number) for (number, *_), members in groups.items()])
 
 
 def _exponent(optimizer: Optimizer, number: int, strength: float) -> float | Tensor:
