@@ -33,6 +33,7 @@ Every: TypeAlias = int | Literal["run"]
 
 # How long a rank waits for rank 0's first training pass.
 PATIENCE = timedelta(minutes=5)
+_DISTRIBUTED = dist.is_available()  # in this build of torch
 # Keys in the store of the process group.
 _RUN, _APPLIED = "mixout/run", "mixout/applied"
 
@@ -70,9 +71,6 @@ class Seed:
 def ranks() -> int:
     """How many processes train together; 1 where torch.distributed is not in use."""
     return dist.get_world_size() if _DISTRIBUTED and dist.is_initialized() else 1
-
-
-_DISTRIBUTED = dist.is_available()  # in this build of torch
 
 
 class SharedSeed:

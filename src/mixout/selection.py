@@ -144,11 +144,10 @@ def resolve(where: WhereLike, model: nn.Module) -> Selection:
         covers = selector if selector.types else lambda name, _: selector.names(name)  # a decay takes all types
         return Selection(mixes=selector, covers=covers, text=f"where={where!r}")
     if not callable(selector):
+        hint = "; write mixout.Where(include=[...])" * isinstance(where, (list, tuple, set))
         raise TypeError(
             "expected where to be mixout.BODY, PAPER or ALL, a regular expression, a mixout.Where "
-            f"or a predicate (name, module) -> bool, got {where!r}"
-            + "; write mixout.Where(include=[...])"
-            * isinstance(where, (list, tuple, set))
+            f"or a predicate (name, module) -> bool, got {where!r}{hint}"
         )
     predicate = _checked(selector)
     return Selection(mixes=predicate, covers=predicate, text=f"where={getattr(where, '__name__', where)}")

@@ -33,14 +33,18 @@ class Watch:
     def __reduce__(self) -> tuple[type[Watch], tuple[()]]:
         return Watch, ()  # nobody waits for a copy, as that of an average of weights
 
+    def end(self) -> None:
+        """Warn no more."""
+        self.modules.clear()
+
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
         modules = [module for ref in self.modules if (module := ref()) is not None]
         if not modules or not all(map(self.idle, modules)):
-            self.modules.clear()
+            self.end()
             return
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
         if self.steps == STEPS and self.warning is not None:
-            self.modules.clear()
+            self.end()
             warnings.warn(self.warning, stacklevel=outside())

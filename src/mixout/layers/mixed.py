@@ -72,7 +72,7 @@ class Mixing:
             self.blocks += 1 if off else -1
             self.off = self.blocks > 0
             self.version += 1
-        self.watch.modules.clear()  # whoever switches knows when it mixes
+        self.watch.end()  # whoever switches knows when it mixes
 
     def __repr__(self) -> str:
         return f"p={float(self.p):g}, unit={self.unit!r}, noise={self.noise!r}, gradient={self.gradient!r}"
@@ -213,7 +213,7 @@ def mixes(layer: Mixed) -> bool:
 def in_eval_mode(layer: nn.Module) -> bool:
     """Whether a mixed layer was never mixed, and would not be now because of its mode alone."""
     share: Share | None = vars(layer).get("_mixed")
-    return share is not None and not (layer.training or share.called or share.mixing.off)
+    return share is not None and not (layer.training or share.called)
 
 
 def is_frozen(layer: Mixed) -> bool:

@@ -184,7 +184,7 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
         raise NotAppliedError("expected a model with OutputAnchor; call mixout.apply_(model, mixout.OutputAnchor(1.0))")
     _check_adapters(model)
     for _, state in modules.values():
-        state.watch.modules.clear()
+        state.watch.end()
     tensors, seen = {}, set[int]()  # a tied weight by its first name, as functional_call wants it
     for name, (module, state) in modules.items():
         for field, anchor in state.anchors.items():
