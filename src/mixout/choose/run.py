@@ -15,11 +15,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
 
 from mixout._names import count
 from mixout.choose import parts, verdict
@@ -40,28 +38,9 @@ from mixout.study.identity import Inputs
 from mixout.study.ledger import Ledger
 from mixout.study.runner import Report
 
-_P = ParamSpec("_P")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def _leaving_no_parts(call: Callable[_P, Choice]) -> Callable[_P, Choice]:
-    """A call that leaves no folder behind where it refuses what it is given, and made the folder itself."""
-
-    @wraps(call)
-    def tidy(*args: _P.args, **kwargs: _P.kwargs) -> Choice:
-        folder = Path(str(kwargs.get("output_dir", ".")))
-        existed = folder.exists()
-        try:
-            return call(*args, **kwargs)
-        except InputError:
-            if not existed and not any(folder.glob("ledger/*/*")):  # no run was made
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-    return tidy
-
-
-@_leaving_no_parts
 def choose(
     settings: Settings,
     *,
@@ -94,7 +73,19 @@ def choose(
     _check_place(folder, settings)
     if processes() > 1:
         raise InputError("expected one process, got a launch with several; start mixout choose without torchrun")
-    task, own_dev = _training_rows(settings, tell)
+    existed = folder.exists()
+    try:
+        return _choose(settings, folder, seconds, methods, tell)
+    except InputError:
+        if not existed and not any(folder.glob("ledger/*/*")):  # ours, and no run was made
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _choose(settings: Settings, folder: Path, seconds: float, methods: Sequence[str], tell: Report) -> Choice:
+    task, own_dev = parts.training_rows(settings)
+    if task.dotted:
+        tell(f"{NOTE}{task.name}: {data.dotted(task)}")
     methods = [replace(settings, method=method).method for method in methods]
     inputs, ledger = Inputs(), Ledger(folder / "ledger")
     with writing(folder):
@@ -116,12 +107,13 @@ def choose(
     cache = Cache()
     _check_methods([default.method, *methods], base, task, cache)
     runs = Runs(base, part_folders, inputs, ledger, cache, tell)
-    check_budget(seconds, default, runs, tell)
+    check_budget(seconds, default, runs)
     search = Search(runs, seconds, default, tell)
     ahead, worth, reason = _decide(search, search.through(methods, rates.__getitem__), task, rows)
     if reason:
         tell(reason)
     tell(f"{ahead} is chosen; it is trained on all {len(task.train)} rows")
+    candidates = [ahead] if ahead == default or search.failed(default) else [ahead, default]
     tries = [
         replace(
             settings if own_dev else all_rows,
@@ -132,7 +124,7 @@ def choose(
             evaluate="end",
             save="no",
         )
-        for candidate in (ahead, *(() if ahead == default or search.failed(default) else (default,)))
+        for candidate in candidates
     ]
     record = _final(tries, task, folder / "model", ledger, inputs, cache, tell)
     if record.verdict:
@@ -198,13 +190,6 @@ def seconds_of(budget: str) -> float:
     if match is None or float(match[1]) == 0:
         raise InputError(f"expected a budget such as 90s, 30m or 2h, got {budget!r}")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _training_rows(settings: Settings, tell: Report) -> tuple[Task, bool]:
-    task, own_dev = parts.training_rows(settings)
-    if task.dotted:
-        tell(f"{NOTE}{task.name}: {data.dotted(task)}")
-    return task, own_dev
 
 
 def _check_place(folder: Path, settings: Settings) -> None:

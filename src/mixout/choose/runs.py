@@ -79,7 +79,7 @@ class Runs:
             self.tell(line)
 
 
-def check_budget(budget: float, default: Candidate, runs: Runs, tell: Report) -> None:
+def check_budget(budget: float, default: Candidate, runs: Runs) -> None:
     """Refuse a budget that is too small for one run, by the time that a few steps take."""
     first_run = runs.planned(default, 0, 0)
     entry = runs.ledger.find(first_run)
@@ -94,7 +94,7 @@ def check_budget(budget: float, default: Candidate, runs: Runs, tell: Report) ->
     fit = math.floor((budget - final) / cost)
     few = f"with less than about {FEWEST} the default is mostly kept, " if fit < FEWEST else ""
     good_for = f"the budget is good for {count(fit, 'run')}"
-    tell(f"a run takes about {in_words(cost)}: {good_for}; {few}about {USEFUL} try everything")
+    runs.tell(f"a run takes about {in_words(cost)}: {good_for}; {few}about {USEFUL} try everything")
 
 
 def _seconds(entry: Entry) -> float:

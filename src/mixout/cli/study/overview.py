@@ -7,11 +7,8 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from mixout._names import count
 from mixout.cli.lines import aligned
@@ -163,16 +160,16 @@ def prune(args: argparse.Namespace) -> int:
     else:
         asked_ids = {id for run in asked(args, contents)[1] for id in (run.id, *run.former)}
         not_asked = [entry for id, entry in contents.entries.items() if id not in asked_ids]
-    useless: dict[Path, str] = {}
-    # Held until all is moved, so that nobody begins such a run meanwhile; None of what another process is making.
-    locks: dict[str, FileLock | None] = {}
-    for folder in contents.leftovers:
-        id = folder.name.partition(".")[0]
-        # A list is made of a ledger that cannot be written to, too: nothing is locked then.
-        with suppress(*(() if args.yes else (InputError,))):
-            locks[id] = locks[id] if id in locks else ledger.claim(id)
-        if locks.get(id, ...) is not None:
-            useless[folder] = "cut off, or failed and ended elsewhere"
+    ids = {folder: folder.name.partition(".")[0] for folder in contents.leftovers}
+    try:
+        # Held until all is moved, so that nobody begins such a run meanwhile; None of what another process is making.
+        locks = {id: ledger.claim(id) for id in {*ids.values()}}
+    except InputError:
+        if args.yes:
+            raise
+        locks = {}  # a list is made of a ledger that cannot be written to, too
+    taken = {id for id, lock in locks.items() if lock is None}
+    useless = {folder: "cut off, or failed and ended elsewhere" for folder, id in ids.items() if id not in taken}
     useless |= {folder: f"damaged: {why}" for folder, why in contents.damaged.items()}
     for entries in contents.conflicts.values():
         useless |= {entry.folder: f"another result of {entries[0].folder.name}" for entry in entries[1:]}
