@@ -61,6 +61,11 @@ def check(settings: Settings, tmp_path: Path, printed: str) -> None:
     assert not (tmp_path / "two" / "checkpoints").exists()
 
 
+def test_an_end_without_haste_is_seen():
+    ended = subprocess.run([sys.executable, "-c", FINALISED], capture_output=True, text=True, check=True)
+    assert ended.stderr == "handlers ran\nfinalised\n"
+
+
 def test_classes(settings, tmp_path):
     # 42 rows in batches of 8: the last has two rows, of which the second process gets none.
     chosen = settings(method="mixout(0.5)+anchor_decay(0.1)", accumulation=2, save=2, keep_best=True)

@@ -30,11 +30,12 @@ fsdp_config:
   fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
   fsdp_state_dict_type: {kept}_STATE_DICT
 """
-# The command, which ends after a step, and says how its processes end.
+# The command, which fails after a step, and says how its processes end.
 STOPPED = f"""
 import sys
 {FINALISED}
 from mixout import cli
+from mixout.errors import InputError
 from mixout.finetune.course import Course
 
 method, step = Course.on_step_end, int(sys.argv[1])
@@ -42,7 +43,7 @@ method, step = Course.on_step_end, int(sys.argv[1])
 def stopping(self, args, state, control, **kwargs):
     method(self, args, state, control, **kwargs)
     if state.global_step == step:
-        sys.exit(7)
+        raise InputError("stopped")
 
 Course.on_step_end = stopping
 sys.argv[1:] = sys.argv[2:]
@@ -162,7 +163,9 @@ class TestTraining:
         place = tmp_path / "two"
         ended = launch(chosen, place, stop=4, kept=kept)
         assert ended.returncode != 0
-        assert "finalised" in ended.stderr
+        assert "mixout: error: stopped" in ended.stderr
+        assert "finalised" not in ended.stderr
+        assert "SIGABRT" not in ended.stderr
         checkpoint = place / "checkpoints" / "checkpoint-3"
         assert {"complete", "pytorch_model_fsdp_0"} <= {path.name for path in checkpoint.iterdir()}
         with pytest.raises(InputError, match="began with FSDP2, got a launch without"):

@@ -95,29 +95,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command() -> int:
     """:func:`main`, as a process of its own: the only one of a machine, or one of several that share a run."""
     status = main()
-    if status == 0 and "torch" in sys.modules:
-        _leave()
+    if "torch" in sys.modules:
+        _leave(status)
     return status
 
 
-def _leave() -> None:
-    """Leave the other processes of a launch, if there are any; this ends the process, with 0.
+def _leave(status: int) -> None:
+    """Leave the other processes of a launch, if there are any; this ends the process.
 
     What is left of a parallel model keeps Gloo's threads, which may hold tensors of the last exchange. Freed during
-    Python's finalisation, these end the process by SIGABRT, and the launcher calls a finished run failed.
+    Python's finalisation, these end the process by SIGABRT, and the launcher calls a finished run failed, or an error
+    that was told a crash.
     """
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    distributed.destroy_process_group()
+    if status == 0:  # after an error the others may wait in an exchange
+        distributed.destroy_process_group()
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():
             thread.join()
     atexit._run_exitfuncs()  # loggers may send what is left
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
