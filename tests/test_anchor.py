@@ -124,6 +124,16 @@ def test_an_anchor_captured_after_a_fine_tuned_checkpoint_is_found():
     assert mixout.distance(right).total == mixout.distance(model).total
 
 
+def test_masks_of_layers_with_other_names_are_refused():
+    state = mixout.save_state(mixout.apply_(nn.Sequential(nn.Linear(2, 2)), Mixout(0.5), seed=1))
+    model = nn.ModuleDict({"layer": nn.Linear(2, 2)})
+    model["layer"].load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)})
+    mixout.apply_(model, Mixout(0.5), seed=1)
+    state["fingerprint"] = mixout.save_state(model)["fingerprint"]
+    with pytest.raises(mixout.MixoutError, match="got masks of '0' in the state, which no layer had"):
+        mixout.load_state_(model, state)
+
+
 def test_state_of_another_method_or_version_is_refused():
     model = mixout.apply_(fresh(), Mixout(0.5))
     state = mixout.save_state(model)

@@ -148,6 +148,14 @@ def test_generation_in_training_mode_is_plain_and_says_so_once(lm):
     assert not lm(ids).logits.allclose(lm(ids).logits)  # mixed again
 
 
+@pytest.mark.parametrize("method", [mixout.methods.GradientMask(0.5), Mixout(0.0)], ids=str)
+def test_generation_does_not_warn_where_training_passes_are_plain(lm, method):
+    mixout.apply_(mixout.remove_(lm), method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generated(lm)
+
+
 def test_generation_in_eval_mode_or_disabled_does_not_warn(lm):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -46,6 +47,16 @@ def test_nobody_is_warned_without_cause(checkpoint, tiny_bert):
         assert mixout.distance(fine_tuned).total == 0
         mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.Mixout(0.5), anchor=tiny_bert)
         mixout.apply_(transformers.AutoModel.from_pretrained(checkpoint), mixout.methods.Dropconnect(0.5))
+        # Adapters, whose base is what they are put on.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # of peft
+        config = peft.LoraConfig(target_modules=["query"])
+        for method in (
+            mixout.OutputAnchor(1.0, on="hidden"),
+            mixout.AnchorDecay(1.0, selective=True),
+            mixout.Mixout(0.5),
+        ):
+            adapted = peft.get_peft_model(transformers.AutoModel.from_pretrained(checkpoint), config)
+            mixout.apply_(adapted, method)
 
 
 def test_what_a_trainer_saved_at_its_end_does_not_silently_become_the_anchor(tiny_bert, tmp_path):

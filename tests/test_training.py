@@ -224,17 +224,33 @@ def test_training_in_eval_mode_is_told_once():
     steps_of(model)
 
 
+def test_an_evaluation_after_which_nobody_calls_train_is_told():
+    model = mixout.apply_(nn.Sequential(nn.Linear(3, 2)), Mixout(0.5))
+    for _ in range(30):  # in turns
+        steps_of(model.train(), 1)
+        steps_of(model.eval(), 1)
+    with pytest.warns(mixout.EvalModeWarning, match=r"call model\.train\(\) before you train, and after you evaluate"):
+        steps_of(model, 20)
+
+
+def test_a_p_that_rises_from_0_in_eval_mode_is_told():
+    model = mixout.apply_(nn.Sequential(nn.Linear(3, 2)).eval(), Mixout(0.0))
+    steps_of(model, 30)
+    mixout.set_p_(model, 0.5)
+    with pytest.warns(mixout.EvalModeWarning):
+        steps_of(model, 20)
+
+
 @pytest.mark.parametrize(
     "prepare",
     [
         lambda model: model.train(),
-        lambda model: (model.train()(torch.randn(2, 3)), model.eval()),  # in turns
         mixout.remove_,
         copy.deepcopy,
         lambda model: model[0].requires_grad_(False),
         switched_off_once,
     ],
-    ids=["train", "in turns", "removed", "copied", "frozen", "disabled"],
+    ids=["train", "removed", "copied", "frozen", "disabled"],
 )
 def test_nobody_is_told_of_eval_mode_without_need(prepare):
     model = mixout.apply_(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).eval(), Mixout(0.5), where="^0")

@@ -17,7 +17,7 @@ from mixout._names import nearest
 from mixout.anchor import AnchorStore
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, outside
 from mixout.install import Rules, install_, rule_of, undo_
-from mixout.layers import Mixed, is_linear
+from mixout.layers import Mixed, is_linear, lora
 from mixout.layers.mixed import is_frozen
 from mixout.methods import AnchorDecay, Dropout, Method, MixingMethod, OutputAnchor, as_methods, spell
 from mixout.methods.optimizer_hooks import targets
@@ -135,7 +135,8 @@ def apply_(
             if weights and not any(weight.requires_grad for weight in weights):
                 decays = [m for m in methods if isinstance(m, AnchorDecay)]
                 _warn_of_frozen(f"{len(weights)} weights", decays, "decays")
-        if anchor_spec.source is None and ((layers and given) or holds):
+        # Adapters are put on a model as it is: their base is what they are to stay near.
+        if anchor_spec.source is None and ((layers and given) or holds) and not lora.sites(model):
             warn_if_fine_tuned(model)
     except BaseException:  # a warning too, where warnings are errors
         undo_(model)

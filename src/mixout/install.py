@@ -24,7 +24,7 @@ from mixout.seeds import Period, Seed, SharedSeed
 from mixout.selection import ALL, BODY, PARTS, Selection, blocks, chosen, resolve
 from mixout.sources import WeightMissingError
 from mixout.streams import Stream
-from mixout.watch import STEPS, Watch
+from mixout.watch import Watch
 
 # Methods by regular expression on layer names. The first expression that matches a layer decides; "" matches all.
 Rules: TypeAlias = Mapping[str, tuple[Method, ...]]
@@ -126,17 +126,17 @@ def _mix_(
         swap_(module, mixed_type, Share(mixing=mixing, anchors=by_path, plain=type(module), stream=stream))
     mixed = {name: layers[name] for name in by_layer}
     if not dry_run:
-        watched = [module for _, module, *_ in swaps] if method.p else []
-        mixing.watch = Watch(watched, in_eval_mode, EvalModeWarning(_never_mixed(method)))
+        watched = [module for _, module, *_ in swaps]
+        mixing.watch = Watch(watched, in_eval_mode, EvalModeWarning(_not_mixed(method)))
         attach_(model, mixed)
         guard_(model)
     return mixed
 
 
-def _never_mixed(method: MixingMethod) -> str:
+def _not_mixed(method: MixingMethod) -> str:
     return (
-        f"{method} does nothing: in {STEPS} optimizer steps all of its layers were in eval mode, in which "
-        "from_pretrained leaves a model; call model.train() before you train"
+        f"{method} does nothing: all of its layers are in eval mode, in which from_pretrained and an evaluation leave "
+        "a model; call model.train() before you train, and after you evaluate"
     )
 
 
@@ -175,9 +175,9 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 factors += [(module, _of_base(sites[site], anchors))] if lora.is_factor(sites, name) else []
                 continue
             raise ValueError(
-                f"expected weights that are decayed as they are, got the adapter of {name!r}: decaying the factors "
-                "A and B is not a decay of W - u = s B A; leave adapted layers out with where=, and give A and B "
-                "the optimizer's own weight_decay"
+                f"expected weights that are decayed as they are, got the adapter of {name!r}: to decay what an adapter "
+                "trains, as the factors A and B of LoRA, is not a decay of W - u; leave adapted layers out with where=, "
+                "and give the adapters the optimizer's own weight_decay"
             )
         # In a model with adapters, frozen weights stay at their anchor anyway.
         parameters = module.named_parameters(recurse=False)
@@ -221,7 +221,8 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
         site = lora.within(sites, name)
         if site is None or not lora.is_factor(sites, name):
             trained.setdefault(module, {})[field] = anchors.anchor(key, p)
-        elif ".lora_B." in f".{name}.":  # at B = 0 an adapted layer is its base, whatever A is
+        elif ".lora_B." in f".{name}." or not _other_factor(model, key).requires_grad:
+            # At B = 0 an adapted layer is its base, whatever A is; where B is frozen, at A = 0.
             trained.setdefault(module, {})[field] = _of_base(sites[site], anchors)
     if not trained:
         raise NothingMixedError("expected a parameter that requires a gradient for output_anchor, got none")
@@ -229,6 +230,11 @@ def _anchor_outputs_(model: nn.Module, method: OutputAnchor, anchors: AnchorStor
     for module in dict.fromkeys([*trained, *frozen]):
         fields = trained.get(module, {}), tuple(frozen.get(module, ()))
         vars(module)[output.FIELD] = output.Held(method, *fields, watch)
+
+
+def _other_factor(model: nn.Module, key: str) -> Tensor:
+    """B of the factor A called ``key``."""
+    return model.get_parameter(re.sub(r"\blora_A\b", "lora_B", key))
 
 
 def _check_gathered(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from mixout.anchor import AnchorTensor
 from mixout.errors import GenerationWarning, MixoutError, NotAppliedError, outside
 from mixout.layers.mixed import Mixing
 from mixout.masks import check_p
-from mixout.methods import Method, spell
+from mixout.methods import Method, MixingMethod, spell
 from mixout.seeds import SharedSeed
 
 # Attributes of a module. FIELD: what was applied to it. NEW: it was left out, as the anchor has no weight for it.
@@ -134,18 +134,21 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def check_policy(model: Any) -> None:  # noqa: ANN401  any module
     """Refuse to mix the policy of a policy-gradient trainer of TRL, if ``model`` is one."""
-    tags = _POLICY_GRADIENT.intersection(getattr(model, "model_tags", None) or ())
-    if tags and mixing_of(applications(model)):
+    tag = (getattr(model, "model_tags", None) or ("",))[-1]  # of the last trainer that had the model
+    if tag in _POLICY_GRADIENT and mixing_of(applications(model)):
         raise MixoutError(
-            f"expected a method that does not mix for TRL's {min(tags)!r} trainer, got {applications(model)[0]}: it "
+            f"expected a method that does not mix for TRL's {tag!r} trainer, got {applications(model)[0]}: it "
             "samples from the unmixed model and would train the mixed one, another policy, so that its gradient would "
             "be no policy gradient; use mixout.AnchorDecay there, and mixing with SFTTrainer or DPOTrainer"
         )
 
 
 def mixing_of(records: list[Applied]) -> list[Mixing]:
-    """The mixing of each record that mixes and is not switched off."""
-    return [record.mixing for record in records if record.mixing is not None and not record.mixing.off]
+    """The mixing of each record whose training passes differ from those in eval mode, if it is not switched off."""
+    methods = [(record.mixing, m) for record in records for m in record.methods if isinstance(m, MixingMethod)]
+    # GradientMask, whose anchor is the weight itself, leaves the pass as it is.
+    mixings = dict.fromkeys(mixing for mixing, m in methods if mixing is not None and m.anchor != "own")
+    return [mixing for mixing in mixings if not mixing.off and mixing.probability() != 0.0]
 
 
 class PlainGenerate:

@@ -214,6 +214,11 @@ def _check(model: nn.Module, applied: Applied, state: dict[str, Any]) -> None:
             f"expected the anchor with fingerprint {state['fingerprint']}, got {current['fingerprint']}; "
             "load the pretrained weights, call apply_, and only then load the checkpoint"
         )
+    if unknown := sorted(state["draws"].keys() - _shares(model, applied).keys()):
+        raise MixoutError(
+            f"expected the names that layers had when apply_ was called, got masks of {unknown[0]!r} in the state, "
+            "which no layer had; call apply_ on the same module, before it becomes a part of another"
+        )
     shapes = {name: tuple(anchor.tensor.shape) for name, anchor in _moving(model, applied).items()}
     saved = {name: tuple(tensor.shape) for name, tensor in state.get("anchors", {}).items()}
     if saved != shapes:

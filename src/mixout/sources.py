@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mixout.errors import AnchorMismatchError, FineTunedAnchorWarning, InputError, needs, outside
 
@@ -112,9 +113,9 @@ def is_zero(source: AnchorSource) -> bool:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` has wrapped, under whose names its weights are known; others as they are."""
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
+    """The module that ``torch.compile`` or DDP has wrapped, whose names its weights have; others as they are."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    return uncompiled(inner) if isinstance(inner, nn.Module) else model
 
 
 def _current(name: str, parameter: Tensor) -> Tensor:

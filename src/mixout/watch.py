@@ -16,7 +16,7 @@ STEPS = 20  # steps until the warning: some add a penalty in every k-th step alo
 
 
 class Watch:
-    """Warns once if steps of ``modules`` are taken and all are ``idle``; ends with the first that is not."""
+    """Warns once if so many steps of ``modules`` are taken one after another and all are ``idle`` in each of them."""
 
     def __init__(
         self,
@@ -39,12 +39,25 @@ class Watch:
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
-        modules = [module for ref in self.modules if (module := ref()) is not None]
-        if not modules or not all(map(self.idle, modules)):
-            self.end()
+        if self._is_busy():
+            self.steps = 0
             return
+        modules = [module for ref in self.modules if (module := ref()) is not None]
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         self.steps += any(id(p) in stepped for module in modules for p in module._parameters.values())
-        if self.steps == STEPS and self.warning is not None:
+        if self.steps == STEPS:
+            self._warn()
+
+    def look(self) -> None:
+        """Warn before the first step, if all are idle now."""
+        if not self._is_busy():
+            self._warn()
+
+    def _is_busy(self) -> bool:
+        """Whether a module is not idle; the first one is enough, since this is asked in each step."""
+        return any((module := ref()) is not None and not self.idle(module) for ref in self.modules)
+
+    def _warn(self) -> None:
+        if self.modules and self.warning is not None:
             self.end()
             warnings.warn(self.warning, stacklevel=outside())

@@ -226,6 +226,47 @@ def test_the_distance_of_a_lora_model_is_logged():
     assert len(set(logged)) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Found . module.* in eval mode")  # of Lightning, which does not say what it means
+def test_a_model_in_eval_mode_is_told_before_it_trains():
+    module = Module()
+    module.model.eval()
+    with pytest.warns(mixout.EvalModeWarning, match=r"Mixout\(p=0\.5\) does nothing.*call model\.train\(\)") as told:
+        fit(module, epochs=8)
+    assert [one.category for one in told].count(mixout.EvalModeWarning) == 1
+
+
+def test_a_seed_counts_in_the_fit_that_follows_a_search_for_the_learning_rate(tmp_path):
+    """The search puts a checkpoint of its own back, whose random state is not that of the next fit."""
+
+    def run(seed):
+        module = Module()
+        module.lr = 0.05
+        trainer = lightning.Trainer(
+            default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False,
+            enable_model_summary=False, enable_checkpointing=False, callbacks=[MixoutCallback()],
+        )  # fmt: skip
+        lightning.pytorch.tuner.Tuner(trainer).lr_find(module, shuffled(), num_training=4, update_attr=False)
+        torch.manual_seed(seed)
+        trainer.fit(module, shuffled())
+        return module
+
+    assert not equal(run(1), run(2))
+    assert equal(run(1), run(1))
+
+
+@pytest.mark.filterwarnings("ignore::mixout.ZeroDecayWarning")
+def test_what_is_logged_can_be_monitored_in_epochs_shorter_than_the_interval(tmp_path):
+    module, monitors = (
+        Module(method=[mixout.Mixout(0.5), mixout.AnchorDecay(radius=1.0)]),
+        ("anchor_distance", "anchor_radius_used"),
+    )
+    saving = ModelCheckpoint(tmp_path, monitor=monitors[0], mode="max")
+    stopping = lightning.pytorch.callbacks.EarlyStopping(monitors[1], mode="max", check_on_train_epoch_end=True)
+    fit(module, place=tmp_path, callbacks=[MixoutCallback(), saving, stopping], log_every_n_steps=50)
+    assert float(saving.best_model_score) == pytest.approx(mixout.distance(module).total, rel=0.1)
+    assert stopping.best_score > 0
+
+
 def test_adapters_that_came_after_the_method_are_told():
     peft = pytest.importorskip("peft")
     module = Module()

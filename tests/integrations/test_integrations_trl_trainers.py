@@ -158,6 +158,20 @@ def test_policy_gradients_refuse_mixing(folder, kind, attached):
         trainer.train()
 
 
+def test_policy_gradients_take_masked_gradients_and_leave_the_model_to_others(folder):
+    """GradientMask trains the policy that it samples from. TRL's tags stay on a model that another trainer gets."""
+    from mixout.integrations.huggingface import attach_
+
+    model = mixout.apply_(policy(folder, "GRPO"), mixout.methods.GradientMask(0.5))
+    trainer = trainer_for("GRPO", model, folder)
+    attach_(trainer)
+    trainer.train()
+    trainer = trainer_for("SFT", mixout.apply_(mixout.remove_(model), mixout.Mixout(0.5)), folder)
+    attach_(trainer)
+    trainer.train()
+    assert mixout.distance(model).total > 0
+
+
 @pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
 @pytest.mark.filterwarnings("ignore::mixout.DecayStrengthWarning")
 def test_policy_gradients_take_a_decay(folder, kind):

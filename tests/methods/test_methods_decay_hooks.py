@@ -18,6 +18,8 @@ from mixout import AnchorDecay
 from mixout.methods import optimizer_hooks
 from mixout.methods.optimizer_hooks import attach_, detach_, targets
 
+WEIGHTS = {name: torch.ones_like(value) for name, value in net().named_parameters()}
+
 
 class WithoutRate(torch.optim.Optimizer):
     def __init__(self, params, **options):
@@ -161,13 +163,52 @@ def test_one_optimizer_for_each_parameter_in_the_backward_pass():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+class Freeing(torch.optim.Optimizer):
+    """SGD that frees each gradient once it was used."""
+
+    def __init__(self, model):
+        super().__init__(model.parameters(), {"lr": ETA})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None:
+                p.sub_(p.grad, alpha=ETA)
+                p.grad = None
+
+
+def freeing_after(model):
+    optimizer = sgd(model)
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "method", [AnchorDecay(RATE), AnchorDecay(RATE, weights=WEIGHTS), AnchorDecay(1.0, selective=True)]
+)
+@pytest.mark.parametrize("make", [Freeing, freeing_after])
+def test_weights_decay_whose_gradients_the_step_has_dropped(make, method):
+    models = [mixout.apply_(net(), method) for _ in range(2)]
+    train(models[0], make(models[0]), batches(3))
+    train(models[1], sgd(models[1]), batches(3))
+    for first, second in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-14)
+    # Not those that had none before the step.
+    with torch.no_grad():
+        models[0][0].weight.add_(1.0)
+    before = models[0][0].weight.clone()
+    make(models[0]).step()
+    assert models[0][0].weight.equal(before)
+
+
 @pytest.mark.parametrize(
     ("lr", "method", "said"),
     [
         (0.1, AnchorDecay(radius=0.005), "lr=0.1, 20 times 0.005, the radius of '0.weight' .* 100% of"),
         (0.015, AnchorDecay(200.0), "takes it 95% of the way back"),
         (1, AnchorDecay(radius=0.3), "lr=1, 3.3 times 0.3, the radius"),
-        (torch.tensor(0.1), AnchorDecay(radius=0.005), None),  # on a GPU it would have to be waited for
+        (torch.tensor(0.1), AnchorDecay(radius=0.005), "lr=0.1, 20 times 0.005"),
+        (0.1, AnchorDecay(radius=0.005, weights=WEIGHTS), "lr=0.1, 20 times 0.005"),
         (0.1, AnchorDecay(radius=0.1, relative=True), "times 0.0[0-9]+, the radius"),
         (0.0149, AnchorDecay(radius=0.005), None),
         (0.1, AnchorDecay(20.0, decoupled=False), None),
@@ -177,7 +218,7 @@ def test_one_optimizer_for_each_parameter_in_the_backward_pass():
 def test_a_learning_rate_that_takes_weights_all_the_way_back_is_told_once(lr, method, said):
     model = mixout.apply_(net(), method)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    frozen = mixout.apply_(nn.Linear(2, 2), method).requires_grad_(False)
+    frozen = mixout.apply_(nn.Linear(2, 2), AnchorDecay(radius=0.005)).requires_grad_(False)
     optimizer.add_param_group({"params": frozen.parameters(), "lr": 1e3})  # which never decays
     if said is not None:
         with pytest.warns(mixout.DecayStrengthWarning, match=said) as told:
@@ -191,6 +232,7 @@ def test_a_learning_rate_that_takes_weights_all_the_way_back_is_told_once(lr, me
     ("method", "said"),
     [
         (AnchorDecay(1e-6), r"rate=1e-06\) does nothing: in 100 steps of SGD.* than 1e-07 .*did you mean radius=1e-06"),
+        (AnchorDecay(1e-6, weights=WEIGHTS), r"does nothing: in 100 steps of SGD"),
         (AnchorDecay(radius=1e6), None),
         (AnchorDecay(1e-4), None),
         (AnchorDecay(0.0), None),
@@ -199,6 +241,8 @@ def test_a_learning_rate_that_takes_weights_all_the_way_back_is_told_once(lr, me
 def test_a_decay_that_does_nothing_is_told_once(method, said):
     model = mixout.apply_(net(), method)
     optimizer = sgd(model)
+    for _ in range(100):  # the body is frozen at first
+        optimizer.step()
     for _ in range(99):
         step_of_nothing(optimizer, model)
     if said is not None:
@@ -235,9 +279,10 @@ def test_weight_decay_towards_zero_is_told_once_for_each_optimizer():
     optimizers[0].add_param_group({"params": [nn.Parameter(torch.zeros(1, dtype=torch.float64))]})
     for optimizer in optimizers:
         step_of_nothing(optimizer, model)  # nothing is told again
-    # Not where it acts on other weights only.
+    # Not where it acts on other weights only, or on frozen ones.
     groups = [{"params": [model[0].weight, model[2].weight]}, {"params": [model[0].bias], "weight_decay": 0.1}]
     step_of_nothing(torch.optim.AdamW(groups, lr=ETA, weight_decay=0.0), model)
+    adamw(mixout.apply_(net(), AnchorDecay(RATE)).requires_grad_(False), weight_decay=0.1).step()
 
 
 def test_attach_and_detach_of_one_module():

@@ -283,6 +283,23 @@ def test_with_adapters_the_start_is_the_model_without_them():
     assert all(anchor.tensor is None for anchor in held)  # nothing is copied
 
 
+def test_where_b_is_frozen_the_start_is_the_model_at_a_of_0():
+    peft = pytest.importorskip("peft")
+    batch = BATCHES[llama]
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = peft.get_peft_model(llama(), config)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.requires_grad_(False)
+    mixout.apply_(model, OutputAnchor(0.3)).eval()
+    outputs = model(**batch)
+    found = mixout.output_penalty(model, batch, outputs)
+    with torch.no_grad(), model.disable_adapter():
+        expected = 0.3 * divergence(llama, "forward", outputs.logits, model(**batch).logits)
+    assert expected > 0
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_plain_modules_and_pairs():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))

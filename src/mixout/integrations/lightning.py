@@ -18,7 +18,7 @@ from mixout._names import renamed
 from mixout.errors import AnchorMismatchError, MissingExtraError, missing_module
 from mixout.integrations import measures
 from mixout.reach import warn_if_adapted_later
-from mixout.record import applied_to, follow_
+from mixout.record import applied_to, follow_, mixing_of
 from mixout.schedule import Schedule, check_schedule
 
 try:
@@ -43,7 +43,7 @@ class MixoutCallback(Callback):
     Args:
         schedule: p as a function of the optimizer steps done; None leaves p alone, and a resumed run gets its own back.
         log: log what :func:`mixout.integrations.measures` finds after the step just done, every
-            ``log_every_n_steps``. It reads all anchored weights.
+            ``log_every_n_steps`` optimizer steps and at the end of each epoch. It reads all anchored weights.
 
     Raises:
         NotAppliedError: when training begins, if the module carries no method, or with ``schedule`` none that mixes.
@@ -57,9 +57,11 @@ class MixoutCallback(Callback):
         self._logs = log  # Lightning sets an attribute log of its own
         self._streams: dict[str, Any] | None = None
         self._within_epoch = False
+        self._told = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning casts the module after it has loaded a checkpoint: float64 weights would be rounded to float32."""
+        self._streams = None  # of a checkpoint that was loaded before, as by Tuner.lr_find
         if trainer.precision == "64-true":
             pl_module.double()
 
@@ -95,6 +97,10 @@ class MixoutCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Within an epoch the order was drawn before the checkpoint: what the dataloader has drawn now is undone."""
+        if not self._told:
+            self._told = True
+            for mixing in mixing_of(applied_to(pl_module)):
+                mixing.watch.look()  # Lightning leaves a module's mode as it is
         self._follow(trainer, pl_module)
         if self._streams is not None and self._within_epoch:
             _restore(self._streams)
@@ -108,9 +114,9 @@ class MixoutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """As often as Lightning hands metrics to its loggers."""
+        """As often as Lightning hands metrics to its loggers, and before an epoch's end, when monitors look."""
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._logs and interval and trainer.global_step % interval == 0:
+        if self._logs and (trainer.is_last_batch or (interval and trainer.global_step % interval == 0)):
             pl_module.log_dict(measures(pl_module), on_step=True, on_epoch=False)
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,7 +34,7 @@ REPLACED = (
 _SWITCHING = threading.Lock()
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Mixing:
     """What all mixed layers of one :func:`mixout.apply_` share."""
 
@@ -91,6 +91,7 @@ class Share:
     plain: type[nn.Module]  # its class without mixing
     stream: Stream  # the random numbers of its masks
     passes: int = 0  # training passes in which it was mixed
+    seen: int = 0  # of these, until the last step that the watch has counted
     short: Any = None  # see layers/forwards.py
     anchor: AnchorTensor = field(init=False)  # the first of them
 
@@ -211,9 +212,12 @@ def mixes(layer: Mixed) -> bool:
 
 
 def in_eval_mode(layer: nn.Module) -> bool:
-    """Whether a mixed layer was never mixed, and would not be now because of its mode alone."""
+    """Whether a mixed layer was not mixed since this was asked last, and would not be because of its mode alone."""
     share: Share | None = vars(layer).get("_mixed")
-    return share is not None and not (layer.training or share.called)
+    if share is None or layer.training or share.mixing.probability() == 0.0 or share.stream.drawn_in_graphs:
+        return False
+    passes, share.seen = share.passes - share.seen, share.passes
+    return passes == 0
 
 
 def is_frozen(layer: Mixed) -> bool:

@@ -8,7 +8,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from mixout.anchor import check_shape
@@ -48,6 +48,9 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
     """Check before the step, which cannot be refused once it is taken."""
     for target, weight, number in entries:
         group = optimizer.param_groups[number]
+        target.stepped = weight.grad is not None
+        if not (weight.requires_grad or target.stepped):
+            continue
         if not match.warned and (to_zero := group.get("weight_decay")):
             warnings.warn(
                 f"{type(optimizer).__name__} has weight_decay={float(to_zero):g} on weights that {target.method} pulls "
@@ -56,8 +59,6 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
                 stacklevel=outside(),
             )
             match.warned = True
-        if not (weight.requires_grad or weight.grad is not None):
-            continue
         check_shape(target.anchor.name, target.anchor.tensor, weight)
         if group.get("lr") is None and target.method.shrinks:
             raise MixoutError(
@@ -70,8 +71,9 @@ def check_strength(optimizer: Optimizer, match: Match, acting: list[tuple[Target
     """Warn of a decay that pins weights, or does nothing; ``acting``: a target of each strength, its group's number."""
     for target, number in acting:
         lr = optimizer.param_groups[number]["lr"]
-        if not isinstance(lr, (int, float)):  # a tensor may be on a GPU, for which one would have to wait
+        if isinstance(lr, Tensor) and not lr.is_cpu:  # one would have to wait for a GPU
             continue
+        lr = float(lr)
         share = lr * target.strength
         if target.method.rate and share > match.strongest:
             match.strongest, match.strongest_method = share, target.method
@@ -83,7 +85,7 @@ def check_strength(optimizer: Optimizer, match: Match, acting: list[tuple[Target
                 "back to its start, so it stays much nearer than that. Take a smaller learning rate, or a larger "
                 "radius; SGD goes about radius x gradient far, so try a radius of 1 with it",
             )
-    match.steps += 1
+    match.steps += bool(acting)
     if match.steps == _TRIED and match.strongest_method is not None and match.strongest < _NOTHING:
         method = match.strongest_method
         meant = f"did you mean radius={method.rate:g}?" if method.strength < 1 else "take a larger one"

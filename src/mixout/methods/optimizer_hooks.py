@@ -35,6 +35,7 @@ class Target:
     strength: float  # times the learning rate, or if coupled w - u, or if selective nothing
     importance: AnchorTensor | None
     decayed_at: int = 0  # on the clock of steps
+    stepped: bool = False  # the weight had a gradient before the step under way, which may drop it
     # The gradient that holds the penalty, until a step has ended; in another tuple each time that it is added.
     penalised: tuple[Tensor] | None = None
     before: Before | None = None  # of the step under way, if selective
@@ -217,10 +218,12 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
         return
     now = next(_CLOCK)
     groups: dict[tuple[Any, ...], list[tuple[Target, Tensor, Any]]] = {}
+    acting: dict[tuple[int, float], Target] = {}
     for target, weight, number in entries:
         target.penalised = None
         # What was decayed since this step began was decayed by an optimizer within it.
-        if weight.grad is None or not target.method.decoupled or target.decayed_at > match.began:
+        stepped, target.stepped = target.stepped or weight.grad is not None, False
+        if not stepped or not target.method.decoupled or target.decayed_at > match.began:
             continue
         target.decayed_at = now
         anchor = target.anchor.follow(weight)
@@ -229,6 +232,7 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
                 shrink_selectively_(weight, anchor, target.before, target.strength)
             target.before = None
             continue
+        acting.setdefault((number, target.strength), target)
         if (importance := target.importance_beside(weight)) is not None:
             shrink_weighted_(weight, anchor, importance, _exponent(optimizer, number, target.strength))
             continue
@@ -238,7 +242,7 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
     for (number, strength, to_zero, *_), members in groups.items():
         _, weights, anchors = map(list, zip(*members, strict=True))
         shrink_(weights, None if to_zero else anchors, _exponent(optimizer, number, strength))
-    check_strength(optimizer, match, [(members[0][0], number) for (number, *_), members in groups.items()])
+    check_strength(optimizer, match, [(target, number) for (number, _), target in acting.items()])
 
 
 def _exponent(optimizer: Optimizer, number: int, strength: float) -> float | Tensor:

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import kl_div
-from torch.nn.parallel import DistributedDataParallel
 
 from mixout.anchor import AnchorTensor
 from mixout.errors import MissingPenaltyWarning, MixoutError, NotAppliedError
@@ -147,7 +146,7 @@ def output_penalty(
         >>> output_penalty(model, x, model(x)).item()
         0.0
     """
-    inner = uncompiled(model.module if isinstance(model, DistributedDataParallel) else model)
+    inner = uncompiled(model)
     reshard_(inner)  # FSDP2 shows the parts of all weights then; backward passes gather again
     method, anchors = _anchored(inner)
     args, options = as_call(batch)
