@@ -75,27 +75,12 @@ def _written(make: Callable[[], str], folder: Path, option: str) -> int:
 
 
 def _exported(args: argparse.Namespace) -> list[Run]:
-    """The runs of the ledger and of the ``--known`` tables; with a study those that it asks for, in its order."""
-    from mixout.cli.study.runs import as_planned, asked, check_no_file, known
+    """The runs of the ledger; with a study those that it asks for, in its order."""
+    from mixout.cli.study.runs import asked, check_no_file
     from mixout.study.ledger import Ledger
 
     contents = Ledger(args.ledger).read()
-    if args.file is None:
-        metric = check_no_file(args)
-        known_runs = known(args, (), metric)
-        # A run that failed here may have ended elsewhere.
-        groups = contents.by_id(metric).items()
-        kept = {id: runs for id, runs in groups if runs[0].status != "failed" or id not in known_runs}
-        return [*itertools.chain(*(known_runs | kept).values())]
-    planned = asked(args, contents)[1]
-    known_runs, exported = known(args, planned), []
-    for plan in planned:
-        entry = contents.entry(plan)
-        if plan.id not in known_runs or (entry is not None and entry.record is not None):
-            exported += contents.of([plan])
-        else:
-            exported += as_planned(known_runs[plan.id], plan)
-    return exported
+    return contents.runs(check_no_file(args)) if args.file is None else contents.of(asked(args, contents)[1])
 
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
