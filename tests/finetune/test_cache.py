@@ -163,11 +163,6 @@ def test_what_one_run_may_not_ask_for_is_refused_after_another_run_too():
         cache.task(replace(task, assistant_only_loss=True))
 
 
-def test_tokens_before_a_model():
-    with pytest.raises(RuntimeError, match="expected a model before its tokens"):
-        Cache().tokens(Split(text=("a",), label=(0,)), Settings())
-
-
 def test_the_saved_tokenizer_is_the_one_that_was_loaded(settings, tiny_bert, tmp_path):
     finetune(settings(epochs=0.1), tmp_path / "out")
     saved, loaded = (json.loads((Path(at) / "tokenizer.json").read_text()) for at in (tmp_path / "out", tiny_bert))

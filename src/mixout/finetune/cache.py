@@ -99,9 +99,7 @@ class Cache:
 
     def _tokenizer(self) -> Tokenizer:
         """A copy: encoding changes a tokenizer, and the change would be saved with the model."""
-        if self._model is None:
-            raise RuntimeError("expected a model before its tokens, got none; call model() first")
-        return copy.deepcopy(self._model[1].tokenizer)
+        return copy.deepcopy(self._model[1].tokenizer)  # type: ignore[index]  # a model is loaded before its tokens
 
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:
