@@ -90,8 +90,7 @@ def _choose(settings: Settings, folder: Path, seconds: float, methods: Sequence[
     inputs, ledger = Inputs(), Ledger(folder / "ledger")
     with writing(folder):
         rows = parts.split(task, settings.seed)
-        part_folders = parts.write(task, rows, folder / "parts", settings)
-        all_folder = str(parts.write_all(task, folder / "parts", settings))
+        *part_folders, all_folder = map(str, parts.write(task, rows, folder / "parts", settings))
     all_rows = replace(settings, task=all_folder, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
     # Method, rate, batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
