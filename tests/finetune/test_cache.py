@@ -131,9 +131,9 @@ def test_files_that_change_are_read_again(settings, tiny_bert, tiny_task, tmp_pa
 
 
 def test_models_and_labels_take_turns(settings, tiny_bert, tmp_path, counts):
-    cache = Cache()
+    cache, task = Cache(), Cache().task(settings())
     for labels in (("a", "b"), ("a", "b"), None, ("a", "b")):
-        loaded, start = cache.model(tiny_bert, labels=labels, init_seed=0)
+        loaded, start = cache.model(settings(), replace(task, labels=labels))
         assert loaded.model.config.num_labels == (1 if labels is None else 2)
         assert start.keys() == dict(loaded.model.named_parameters()).keys() - loaded.new
         assert all(start[name].data_ptr() != loaded.model.get_parameter(name).data_ptr() for name in start)

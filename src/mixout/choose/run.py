@@ -211,7 +211,7 @@ def _check_methods(methods: Sequence[str], base: Settings, task: Task, cache: Ca
     for method in methods:
         settings = replace(base, method=method)
         with quiet(), own_streams():
-            model, _ = cache.model_of(settings, task)
+            model, _ = cache.model(settings, task)
             model = reinitialise_(model, settings.reinit_layers, settings.stream_seed("init"))
             apply_methods(model, settings, fisher_rows(settings, task, model, cache)[:1])
 

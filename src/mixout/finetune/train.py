@@ -87,7 +87,7 @@ def finetune(
     environment.forget_peak_memory()
     environment.keep_memory()
     with quiet(), own_streams():
-        loaded, pretrained = shared.model_of(settings, task)
+        loaded, pretrained = shared.model(settings, task)
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
