@@ -234,11 +234,6 @@ def split_of(table: Table, names: tuple[str, ...] | None, train_size: int) -> Sp
         known = "also occurs in the training rows" if train_size else "the model knows"
         remedy = f"correct it, or {'give training rows with it' if train_size else _COLUMN}"
         per_row = len(names) / train_size if train_size > 20 and isinstance(labels[0], str) else 0.0
-        if per_row > 0.9 and not all(good):
-            raise InputError(
-                f"expected labels that several rows share, got {len(names)} different ones in {train_size} training "
-                f"rows ({shown}){if_values(names)}; else {_COLUMN}"
-            )
         if per_row > 0.5:
             many = f"{train_size} training rows have {len(names)} labels"
             remedy += f"{if_values(names)}; {many}: is it another --label-column?"
