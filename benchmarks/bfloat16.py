@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from mixout.finetune.environment import emulates_bfloat16
 from mixout.finetune.models import load
 from pairs import Run, clock_of, interleave
 from table import environment
@@ -32,13 +31,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15, help="pairs of each length")
     parser.add_argument("--output", type=Path, default=RESULTS / "precision.csv")
     options = parser.parse_args()
+    capabilities = torch.cpu.get_capabilities().items()
+    has_bf16 = any(able for name, able in capabilities if name.endswith("bf16") or name == "avx_ne_convert")
     rows = []
     for length in LENGTHS:
         steps = step(length, "fp32"), step(length, "bf16")
         paired = interleave(*steps, pairs=options.pairs, warmup=1, clock=clock_of(torch.device("cpu")))
         row = {"texts": TEXTS, "length": length, "ratio": f"{paired.ratio:.3f}", "low": f"{paired.low:.3f}"}
         row |= {"high": f"{paired.high:.3f}", "pairs": paired.pairs, "fp32_s": f"{paired.base:.4f}"}
-        row |= {"bf16_s": f"{paired.variant:.4f}", "has_bf16": not emulates_bfloat16()}
+        row |= {"bf16_s": f"{paired.variant:.4f}", "has_bf16": has_bf16}
         rows.append(row | environment())
         print(f"{length} tokens: {row['ratio']} ({row['low']} to {row['high']}), bf16 over fp32")
     with options.output.open("w", newline="") as file:

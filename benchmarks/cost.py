@@ -73,10 +73,9 @@ def step(settings: Settings, cache: Cache) -> tuple[Run, float]:
     task = cache.task(settings)
     if task.kind == "text":
         raise InputError(f"expected a study of classifiers, got the text of {settings.task!r}; name another study")
-    seed = settings.stream_seed("init")
     with quiet(), tempfile.TemporaryDirectory() as place:
-        loaded, _ = cache.model(settings.model, labels=task.labels, init_seed=seed)
-        loaded = reinitialise_(loaded, settings.reinit_layers, seed)
+        loaded, _ = cache.model(settings, task)
+        loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
         train, dev = cache.tokens(task.train, settings), cache.tokens(task.dev, settings)
         # For a decay by importance, of which a few examples are as good as many here.
         apply_methods(loaded, settings, [{"input_ids": torch.tensor([one["input_ids"]])} for one in train[:4]])

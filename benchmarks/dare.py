@@ -28,7 +28,7 @@ from mixout.anchor import old_fingerprint
 from mixout.delta import drop_
 from mixout.errors import InputError, MixoutError
 from mixout.finetune import models
-from mixout.finetune.batches import DevSet, encode
+from mixout.finetune.batches import DevSet, collator, encode
 from mixout.finetune.environment import quiet
 from mixout.finetune.record import RECORD_NAME, Record
 from mixout.finetune.tasks import Columns, load_task
@@ -68,7 +68,7 @@ class Subject:
     @torch.no_grad()
     def score(self) -> float:
         """The dev set's score with the model's current weights."""
-        collate, examples = self.dev.collator(self.loaded.tokenizer), self.dev.sorted()
+        collate, examples = collator(self.dev.task.kind, self.loaded.tokenizer), self.dev.sorted()
         outputs = []
         for start in range(0, len(examples), 32):
             batch = collate([dict(one) for one in examples[start : start + 32]])

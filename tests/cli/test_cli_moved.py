@@ -27,6 +27,7 @@ def test_an_option_that_is_gone_says_what_to_write(words, capsys):
     [
         (["finetune", "--fp16"], "write --precision fp16"),
         (["finetune", "--overwrite_output_dir"], "write --output-dir with another folder"),
+        (["study", "run", "table1", "--known", "runs.csv"], "copy the folder runs of the other ledger into this one"),
         (["predict", "a", "b", "--fp16"], "see mixout predict --help"),
         (["predict", "a", "b", "--lr", "1"], "see mixout predict --help"),
     ],

@@ -333,9 +333,6 @@ def test_each_method_at_its_own_best_rate(study_file, tmp_path, capsys):
     # Two of the three restarts are compared, at one rate.
     assert "with 2 restarts the test of 1 comparison cannot show" in said
     assert said.count("so set restarts to 7") == 1
-    for step in ("plan", "run", "export"):
-        assert main(["study", step, str(file), "--ledger", ledger, "--known", "runs.csv"]) == 2
-        assert "no --known in a study with rate = 'best'" in capsys.readouterr().err
     assert main(["study", "run", str(file), "--ledger", ledger]) == 0
     assert capsys.readouterr().out.startswith("8 runs in this call")  # 2 x 2 to search, 2 x 2 to judge
     assert main(["study", "run", str(file), "--ledger", ledger]) == 0

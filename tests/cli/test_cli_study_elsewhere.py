@@ -71,12 +71,6 @@ def test_the_models_between_are_there_without_the_file(study, study_file, tmp_pa
     capsys.readouterr()
     assert study("status", file=None) == 0
     assert "at t=" not in capsys.readouterr().out
-    # A study goes on from the table without losing them.
-    failing.undo()
-    assert study("retry", file=str(own)) == 0
-    assert study("export", "--output", str(table), file=None) == 0
-    assert main(["study", "export", str(own), "--ledger", "new", "--known", str(table), "--output", str(table)]) == 0
-    assert [run.between for run in read_scores(table)] == [False, True] * 4
 
 
 def test_a_report_has_the_name_of_the_ledger_also_from_within_it(study, tmp_path, monkeypatch):

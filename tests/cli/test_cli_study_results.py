@@ -1,4 +1,4 @@
-"""mixout study report and export: all that a ledger holds, and tables that are known."""
+"""mixout study report and export: all that a ledger holds, and tables."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import csv
 import errno
 import html
 import json
-import re
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import pytest
 
 from mixout.cli import main
 from mixout.study.analysis.table import read_scores
-from mixout.study.declaration import read
 from mixout.study.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
@@ -74,90 +71,6 @@ def test_a_table_that_cannot_be_written_leaves_nothing(study, tmp_path, monkeypa
     assert [*(tmp_path / "there").iterdir()] == []
 
 
-def test_a_study_goes_on_from_a_table(study, tmp_path, capsys, numbers):
-    assert study("run") == 0
-    table = str(tmp_path / "runs.csv")
-    assert study("export", "--output", table) == 0
-    # Another machine, which has the table and no ledger.
-    shutil.rmtree(tmp_path / "ledger")
-    capsys.readouterr()
-    assert study("plan", "--restarts", "3", "--known", table) == 0
-    printed = capsys.readouterr().out
-    assert [numbers(line) for line in printed.splitlines()[3:5]] == [["3", "2", "0", "1", "?"]] * 2
-    # What the plan says to call makes a run of each cell, though restart 0 is known.
-    said = re.search(r"^  mixout (study run .* --pilot)$", printed, re.MULTILINE)
-    assert said is not None
-    assert main(shlex.split(said[1])) == 0
-    assert capsys.readouterr().out.startswith("2 runs in this call")
-    assert study("run", "--restarts", "3", "--known", table) == 0
-    assert capsys.readouterr().out.startswith("0 runs in this call")
-    assert sorted((run.method, run.restart) for run in Ledger(tmp_path / "ledger").runs()) == [
-        ("dropout(0.0)", 2), ("mixout(0.5)", 2),
-    ]  # fmt: skip
-    both = str(tmp_path / "both.csv")
-    everything = [(method, restart) for method in ("dropout(0.0)", "mixout(0.5)") for restart in range(3)]
-    assert study("export", "--known", table, "--output", both, file=None) == 0
-    assert sorted((run.method, run.restart) for run in read_scores(both)) == everything
-    assert study("export", "--restarts", "3", "--known", table, "--output", both) == 0
-    assert sorted((run.method, run.restart) for run in read_scores(both)) == everything
-    assert [run for run in read_scores(both) if run.restart < 2] == read_scores(table)
-    # A name is the study's own, also where another one stands in the table.
-    Path(table).write_text(Path(table).read_text().replace("mixout(0.5)", "ours"))
-    assert study("export", "--known", table, "--output", both) == 0
-    assert {run.method for run in read_scores(both)} == {"dropout(0.0)", "mixout(0.5)"}
-
-
-def test_what_failed_elsewhere_is_run_again_and_the_other_way_round(study, tmp_path, failing, capsys, numbers):
-    here, there, both = (str(tmp_path / name) for name in ("here.csv", "there.csv", "both.csv"))
-    assert study("run") == 1
-    assert study("export", "--output", there) == 0
-    first = tmp_path / "ledger"
-    first.rename(tmp_path / "first")
-    failing.undo()
-    capsys.readouterr()
-    assert study("plan", "--known", there) == 0
-    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[4:5]] == [["2", "1", "0", "1"]]
-    assert study("run", "--known", there) == 0
-    assert capsys.readouterr().out.startswith("1 run in this call")
-    assert study("export", "--known", there, "--output", here) == 0
-    assert [run.status for run in read_scores(here)] == ["finished"] * 4
-    # The ledger in which it failed, and a table in which it ended.
-    shutil.rmtree(first)
-    (tmp_path / "first").rename(first)
-    for file in ({}, {"file": None}):
-        assert study("export", "--known", here, "--output", both, **file) == 0
-        assert sorted(read_scores(both), key=str) == sorted(read_scores(here), key=str)
-    capsys.readouterr()
-    assert study("plan", "--known", here) == 0
-    assert [numbers(line)[:4] for line in capsys.readouterr().out.splitlines()[3:5]] == [["2", "2", "0", "0"]] * 2
-
-
-def test_tables_that_are_known_have_identities_and_agree(study, tmp_path, capsys):
-    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
-    first.write_text("task,method,restart,score,id\nwords,plain,0,0.5,a\nwords,plain,1,,b\n")
-    second.write_text("task,method,restart,score,id\nwords,plain,0,0.25,a\n")
-    assert study("run", "--known", str(first), str(first), str(second)) == 2
-    assert "one score of each run, got 0.5 and" in capsys.readouterr().err
-    second.write_text("task,method,restart,score\nwords,plain,0,0.25\n")
-    assert study("plan", "--known", str(second)) == 2
-    assert "words, plain, restart 0 without an id" in capsys.readouterr().err
-    assert study("run", "--known", str(first), "--until-width", "1") == 2
-    assert "either --known or --until-width" in capsys.readouterr().err
-    assert not (tmp_path / "ledger").exists()
-
-
-@pytest.mark.parametrize("step", ["plan", "run", "export"])
-def test_what_is_known_by_another_metric_is_not_known(step, study, study_file, tmp_path, capsys):
-    rows = [f"words,{one.method},{one.restart},0.5,accuracy,{one.id}\n" for one in read(study_file).runs()]
-    table = tmp_path / "known.csv"
-    table.write_text("".join(["task,method,restart,score,metric,id\n", *rows]))
-    output = ["--output", str(tmp_path / "runs.csv")] if step == "export" else []
-    assert study(step, "--known", str(table), "--set", "metric=f1", *output) == 2
-    assert "expected f1 as the metric in" in capsys.readouterr().err
-    assert not (tmp_path / "runs.csv").exists()
-    assert study(step, "--known", str(table), *output) == 0
-
-
 def test_the_models_between_count_wherever_they_are_asked_for(study, study_file, tmp_path, capsys):
     text, own = Path(study_file).read_text(), tmp_path / "own.toml"
     for table in ("[settings]", "[[task]]", "[[method]]"):
@@ -173,29 +86,9 @@ def test_the_models_between_are_exported_too(study, study_file, tmp_path):
     assert study("export", "--restarts", "1", *output, file=str(own)) == 0
     runs = read_scores(tmp_path / "runs.csv")
     assert [run.method.endswith("at t=0.5") for run in runs] == [run.between for run in runs] == [False, True] * 2
-    (tmp_path / "known.csv").write_text((tmp_path / "runs.csv").read_text())
-    known = ["--known", str(tmp_path / "known.csv"), "--restarts", "1"]
-    assert study("plan", *known, file=str(own)) == 0
-    # Also where the runs are in the table alone; and only at the t that the study asks for.
-    shutil.rmtree(tmp_path / "ledger")
-    assert study("export", *known, *output, file=str(own)) == 0
+    assert study("export", *output, file=None) == 0
     assert read_scores(tmp_path / "runs.csv") == runs
-    assert study("export", *known, *output, file=None) == 2  # all that a ledger holds, which has no restarts to count
-    assert study("export", *known[:2], *output, file=None) == 0
-    assert read_scores(tmp_path / "runs.csv") == runs
-    lines = (tmp_path / "known.csv").read_text().splitlines()
-    by_kind = sorted(lines[1:], key=lambda line: (" at t=" in line, "dropout" in line))
-    (tmp_path / "known.csv").write_text("\n".join([lines[0], *by_kind, ""]))  # as a spreadsheet sorts them
-    assert study("export", *known, *output, file=str(own)) == 0
-    assert read_scores(tmp_path / "runs.csv") == runs
-    other = [lines[0], *by_kind, *(line.replace(run.id, f"{run.id[:-1]}x") for line in by_kind for run in runs[:1])]
-    (tmp_path / "two.csv").write_text("\n".join([*other, ""]))
-    assert study("export", "--known", str(tmp_path / "two.csv"), *output, file=None) == 2
-    renamed = [line.replace(" at t=0.5", " half way") for line in lines]
-    (tmp_path / "renamed.csv").write_text("\n".join([*renamed, ""]))
-    assert study("export", "--known", str(tmp_path / "renamed.csv"), *output, file=None) == 0
-    assert read_scores(tmp_path / "runs.csv") == [run for run in runs if not run.between]
-    assert study("export", *known, *output, "--set", "interpolate=[0.7]", file=str(own)) == 0
+    assert study("export", *output, "--set", "interpolate=[0.7]", file=str(own)) == 0
     assert read_scores(tmp_path / "runs.csv") == [run for run in runs if not run.between]
 
 
@@ -257,10 +150,6 @@ def test_a_ledger_alone_is_reported_by_the_metric_that_is_asked_for(study, tmp_p
     capsys.readouterr()
     assert study("report", "--set", "metric=pearson", *words, file=None) == 2
     assert "got 'pearson'; they have accuracy" in capsys.readouterr().err
-    table = str(tmp_path / "runs.csv")
-    assert study("export", "--output", table, file=None) == 0
-    assert study("export", "--set", "metric=f1", "--known", table, file=None) == 2
-    assert "expected f1 as the metric" in capsys.readouterr().err
     assert study("report", "--set", "epochs=1.0", *words, file=None) == 2
     assert "takes --set metric=NAME alone" in capsys.readouterr().err
 

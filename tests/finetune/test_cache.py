@@ -131,9 +131,9 @@ def test_files_that_change_are_read_again(settings, tiny_bert, tiny_task, tmp_pa
 
 
 def test_models_and_labels_take_turns(settings, tiny_bert, tmp_path, counts):
-    cache = Cache()
+    cache, task = Cache(), Cache().task(settings())
     for labels in (("a", "b"), ("a", "b"), None, ("a", "b")):
-        loaded, start = cache.model(tiny_bert, labels=labels, init_seed=0)
+        loaded, start = cache.model(settings(), replace(task, labels=labels))
         assert loaded.model.config.num_labels == (1 if labels is None else 2)
         assert start.keys() == dict(loaded.model.named_parameters()).keys() - loaded.new
         assert all(start[name].data_ptr() != loaded.model.get_parameter(name).data_ptr() for name in start)
@@ -161,11 +161,6 @@ def test_what_one_run_may_not_ask_for_is_refused_after_another_run_too():
     cache.task(task)
     with pytest.raises(InputError, match="assistant_only_loss only with conversations"):
         cache.task(replace(task, assistant_only_loss=True))
-
-
-def test_tokens_before_a_model():
-    with pytest.raises(RuntimeError, match="expected a model before its tokens"):
-        Cache().tokens(Split(text=("a",), label=(0,)), Settings())
 
 
 def test_the_saved_tokenizer_is_the_one_that_was_loaded(settings, tiny_bert, tmp_path):

@@ -29,42 +29,6 @@ def test_the_peak_of_the_host_is_the_runs_own():
     assert environment.peak_memory()["host"] < before - (1 << 27)
 
 
-@pytest.mark.parametrize(
-    ("said", "emulates"),
-    [
-        ([("flags", "fpu avx2 avx512f"), ("flags", "fpu avx2 avx512f")], True),
-        ([("flags", "fpu avx512_bf16")], False),
-        ([("flags", "fpu amx_bf16 amx_tile")], False),
-        ([("flags", "fpu avx2 avx_ne_convert")], False),
-        ([("Features", "fp asimd bf16 i8mm")], False),
-        ([("Features", "fp asimd")], True),
-        # A part of a word is another ability.
-        ([("flags", "fpu bf16_of_another_kind")], True),
-        ([("model name", "one of which nothing is known")], False),
-        ([], False),
-    ],
-)
-def test_who_emulates_bfloat16(said, emulates, monkeypatch):
-    monkeypatch.setattr(environment, "_cpuinfo", lambda: said)
-    assert environment.emulates_bfloat16() is (emulates and not torch.accelerator.is_available())
-
-
-def test_what_linux_says_of_this_processor_is_what_torch_finds(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    found = torch.cpu.get_capabilities()
-    native = any(able for name, able in found.items() if name.endswith("bf16") or name == "avx_ne_convert")
-    # Elsewhere nothing is known, so nothing is said.
-    assert environment.emulates_bfloat16() is (Path("/proc/cpuinfo").exists() and not native)
-
-
-@pytest.mark.parametrize(("precision", "emulates", "told"), [("bf16", True, 1), ("bf16", False, 0), ("fp32", True, 0)])
-def test_a_run_that_emulates_bfloat16_says_so_first(precision, emulates, told, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "emulates_bfloat16", lambda: emulates)
-    lines: list[str] = []
-    finetune(settings(precision=precision, epochs=1.0), tmp_path / "out", report=lines.append)
-    assert ["bfloat16" in line for line in lines] == [True] * told + [False] * (len(lines) - told)
-
-
 def test_precision_is_what_the_settings_say(settings, tmp_path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate):
     # As accelerate launch --mixed_precision bf16, or a saved accelerate config, hands it over.
     plain = finetune(settings(), tmp_path / "plain")

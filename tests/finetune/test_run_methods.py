@@ -140,7 +140,7 @@ def test_a_decay_measures_its_fisher_information_once(settings, tmp_path, monkey
     held = load_file(tmp_path / "whole" / "fisher.safetensors")
     # The library's own, on the first, the tenth, ... of 42 training rows, spread evenly.
     shared = Cache()
-    loaded, _ = shared.model(chosen.model, labels=("bad", "good"), init_seed=chosen.stream_seed("init"))
+    loaded, _ = shared.model(chosen, shared.task(chosen))
     rows = shared.tokens(shared.task(chosen).train, chosen)
     rows = [rows[k * len(rows) // 5] for k in range(5)]
     batches = [{n: torch.tensor([row[n]]) for n in row if n != "labels"} for row in rows]
@@ -252,7 +252,7 @@ def test_models_between_start_and_end_are_scored_and_the_trained_one_is_kept(set
     # The oracle: weights averaged by hand, judged by transformers.
     base, model = weights(tiny_bert), transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     task, shared = Cache().task(chosen), Cache()
-    shared.model(chosen.model, labels=task.labels, init_seed=0)
+    shared.model(chosen, task)
     for t, found in ((0.0, start), (0.5, half)):
         mixed = {name: base[name] + t * (one[name] - base[name]) if name in base else one[name] for name in one}
         model.load_state_dict(mixed, strict=False)

@@ -80,19 +80,15 @@ def split(task: Task, seed: int) -> list[list[int]]:
 def write(task: Task, parts: Sequence[Sequence[int]], folder: Path, settings: Settings) -> list[Path]:
     """Write the folder of each part, with the numbers of the classes as labels, so that these keep their order.
 
-    Columns are called as in the settings, so that the final model knows those of the user's files.
+    The last folder has all rows as training and as dev rows, with the names of the classes. Columns are called as in
+    the settings, so that the final model knows those of the user's files.
     """
     named, folders = task.kind != "classes", []
     for number, held_out in enumerate(parts):
         train_rows = sorted(row for part in parts if part is not held_out for row in part)
         folders.append(_write(folder / f"part-{number}", task, train_rows, held_out, settings, named=named))
-    return folders
-
-
-def write_all(task: Task, folder: Path, settings: Settings) -> Path:
-    """Write a folder whose training and dev rows are all rows, with the names of the classes."""
     rows = range(len(task.train))
-    return _write(folder / "all", task, rows, rows, settings, named=True)
+    return [*folders, _write(folder / "all", task, rows, rows, settings, named=True)]
 
 
 def _write(

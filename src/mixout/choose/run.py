@@ -90,8 +90,7 @@ def _choose(settings: Settings, folder: Path, seconds: float, methods: Sequence[
     inputs, ledger = Inputs(), Ledger(folder / "ledger")
     with writing(folder):
         rows = parts.split(task, settings.seed)
-        part_folders = parts.write(task, rows, folder / "parts", settings)
-        all_folder = str(parts.write_all(task, folder / "parts", settings))
+        *part_folders, all_folder = map(str, parts.write(task, rows, folder / "parts", settings))
     all_rows = replace(settings, task=all_folder, data_dir=None, train_size=None, subset_seed=None, metric=task.metric)
     # Method, rate, batch size and epochs as for all rows, also in the parts.
     complete = inputs.complete(all_rows)
@@ -212,7 +211,7 @@ def _check_methods(methods: Sequence[str], base: Settings, task: Task, cache: Ca
     for method in methods:
         settings = replace(base, method=method)
         with quiet(), own_streams():
-            model, _ = cache.model_of(settings, task)
+            model, _ = cache.model(settings, task)
             model = reinitialise_(model, settings.reinit_layers, settings.stream_seed("init"))
             apply_methods(model, settings, fisher_rows(settings, task, model, cache)[:1])
 

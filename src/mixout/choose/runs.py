@@ -35,7 +35,7 @@ class Runs:
     """Makes the runs that the ledger lacks, in this process."""
 
     def __init__(
-        self, base: Settings, places: Sequence[Path], inputs: Inputs, ledger: Ledger, cache: Cache, tell: Report
+        self, base: Settings, places: Sequence[str], inputs: Inputs, ledger: Ledger, cache: Cache, tell: Report
     ) -> None:
         self.base, self.places, self.inputs, self.ledger, self.tell = base, places, inputs, ledger, tell
         self.cache, self.executor = cache, LocalExecutor(cache)
@@ -62,7 +62,7 @@ class Runs:
         """The run, as the ledger knows it."""
         settings = replace(
             self.base,
-            task=str(self.places[part]),
+            task=self.places[part],
             method=candidate.method,
             learning_rate=candidate.rate,
             seed=self.base.seed + repeat,

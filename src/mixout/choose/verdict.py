@@ -187,8 +187,6 @@ def sentence(metric: str, tried: Sequence[Row], default: Candidate, worth: Worth
         return f"{start}. {expect}."
     if gain.low > 0:
         return f"{start}. {expect}: better than the default, {default}, by {gain.points()}."
-    if gain.high < 0:
-        return f"{start}. {expect}: worse than the default, {default}, by {gain.points()}; take the default."
     return f"{start}. {expect}: not shown to be better than the default, {default}; the difference is {gain.points()}."
 
 

@@ -33,6 +33,7 @@ _FORMER = {
     "--fp16": ("--precision", "write --precision fp16"),
     "--bf16": ("--precision", "write --precision bf16"),
     "--warmup-steps": ("--warmup", "write --warmup with the share of the steps, such as 0.1"),
+    "--known": ("--ledger", "copy the folder runs of the other ledger into this one, in place of its table"),
     "--overwrite-output-dir": ("--output-dir", "write --output-dir with another folder: no run is overwritten"),
 }
 # Commands of version 0.1, and what replaces them.

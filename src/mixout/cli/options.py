@@ -108,7 +108,7 @@ def settings_in(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse hides the class
     value_type, name = kind_of(item), item.name
-    options: dict[str, Any] = {"dest": name, "type": _steps_or_word if name == "save" else value_type}
+    options: dict[str, Any] = {"dest": name, "type": value_type}
     options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(value_type, name.upper())
     unset = item.default in (None, (), False, "none", 0.0) or name == "text_column"
     default = "chosen by model, data and method" if name in FORMER else "" if unset else item.default
@@ -116,6 +116,8 @@ def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse
     if item.metadata["choices"]:
         options["choices"] = item.metadata["choices"]
         del options["metavar"]
+    if name == "save":
+        options["type"] = lambda text: int(text) if text.isdigit() else text
     if value_type is tuple:
         options |= {"nargs": "+", "type": float if name == "interpolate" else str}
     if value_type is bool:
@@ -123,10 +125,6 @@ def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse
     group.add_argument(f"--{name.replace('_', '-')}", **options)
     for alias in _ALIASES.get(name, "").split():
         group.add_argument(f"--{alias}", **(options | {"help": argparse.SUPPRESS}))
-
-
-def _steps_or_word(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
 
 
 def _truth(text: str) -> bool:

@@ -109,6 +109,11 @@ def collate(windows: Sequence[Example]) -> dict[str, Tensor]:
     }
 
 
+def collator(kind: str, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+    """What makes a batch of examples of a kind of task: with a label for each token, or one a text."""
+    return collate if kind in ("tags", "text") else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
+
+
 def by_length(examples: Sequence[Example]) -> list[int]:
     """The rows in the order of their lengths, so that batches hold little padding."""
     return sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]))
@@ -132,11 +137,6 @@ class Dev:
         in_file_order = np.empty_like(outputs)
         in_file_order[self.order] = outputs
         return in_file_order
-
-    def collator(self, tokenizer: Tokenizer) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        """What makes a batch of examples."""
-        has_tokens = self.task.kind in ("tags", "text")  # a label for each token
-        return collate if has_tokens else DataCollatorWithPadding(tokenizer)  # type: ignore[return-value]
 
     def scores_on(self, rows: Array) -> dict[str, float]:
         """The scores of the last evaluation on some rows, or documents, of the dev set."""

@@ -46,21 +46,14 @@ class Cache:
             self._tasks[key] = data.load(settings)
         return data.subset(self._tasks[key], settings)
 
-    def model_of(self, settings: Settings, task: Task) -> tuple[Loaded, Mapping[str, Tensor]]:
-        """:meth:`model` as a run with these settings on this task needs it."""
-        return self.model(
-            settings.model,
-            labels=task.labels,
-            init_seed=settings.stream_seed("init"),
-            task_type=settings.task_type,
-            several=task.kind == "labels",
-        )
-
-    def model(self, model: str, *, init_seed: int, **options: Any) -> tuple[Loaded, Mapping[str, Tensor]]:  # noqa: ANN401
-        """What :func:`mixout.finetune.models.load` loads, and the pretrained values of its parameters.
+    def model(self, settings: Settings, task: Task) -> tuple[Loaded, Mapping[str, Tensor]]:
+        """The model that a run with these settings on this task begins with, and the pretrained values of its weights.
 
         The values are shared: do not change them. Parameters that are new have none.
         """
+        model, init_seed = settings.model, settings.stream_seed("init")
+        several = task.kind == "labels"
+        options: dict[str, Any] = {"labels": task.labels, "task_type": settings.task_type, "several": several}
         key = (model, *options.items(), _signature(model))
         if self._model is not None and self._model[0] == key:
             loaded = again(self._model[1], init_seed=init_seed)
@@ -99,9 +92,7 @@ class Cache:
 
     def _tokenizer(self) -> Tokenizer:
         """A copy: encoding changes a tokenizer, and the change would be saved with the model."""
-        if self._model is None:
-            raise RuntimeError("expected a model before its tokens, got none; call model() first")
-        return copy.deepcopy(self._model[1].tokenizer)
+        return copy.deepcopy(self._model[1].tokenizer)  # type: ignore[index]  # a model is loaded before its tokens
 
 
 def again(loaded: Loaded, *, init_seed: int) -> Loaded:

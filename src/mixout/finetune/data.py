@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from mixout._names import count
 from mixout.errors import InputError
@@ -59,8 +59,7 @@ def load(settings: Settings) -> Task:
 
 def columns_of(settings: Settings) -> Columns:
     """The columns of labelled text, and what they hold."""
-    labels: Literal["label", "labels"] = "labels" if settings.multi_label else "label"
-    holds: Literal["label", "labels", "tags"] = "tags" if settings.task_type == TAGS else labels
+    holds: Any = "tags" if settings.task_type == TAGS else "labels" if settings.multi_label else "label"
     return Columns(text=settings.text_column, pair=settings.pair_column, label=settings.label_column, holds=holds)
 
 

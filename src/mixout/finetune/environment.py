@@ -25,8 +25,6 @@ from mixout.errors import needs
 NOTE = "note: "
 # Parameters of mallopt: the most blocks mapped separately, and the free memory above which it is returned.
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1
-# Linux's flags of x86 and Arm processors for bfloat16 products.
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 # Of a launch: the places of a process, and the precision and compilation that it asks for.
 _PLACES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _LAUNCHER = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO", "ACCELERATE_DOWNCAST")
@@ -46,22 +44,13 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, threads, accelerator, operating system."""
-    models = (value for name, value in _cpuinfo() if name == "model name")
     return {
-        "processor": next(models, platform.processor() or "unknown"),
+        "processor": _in_proc("cpuinfo", r"^model name\s*:\s*(.+)$") or platform.processor() or "unknown",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def emulates_bfloat16() -> bool:
-    """Whether training in bfloat16 would run on a CPU without instructions for it, as far as Linux tells."""
-    if torch.accelerator.is_available():
-        return False
-    flags = [value.split() for name, value in _cpuinfo() if name.lower() in ("flags", "features")]
-    return bool(flags) and not _BFLOAT16.intersection(*flags)
 
 
 def forget_peak_memory() -> None:
@@ -81,12 +70,9 @@ def peak_memory() -> dict[str, int | None]:
     None where they are not known: on other systems than Linux, and without a GPU. VmHWM can be reset, unlike
     ``ru_maxrss``, and does not start with the parent process's peak.
     """
-    match = None
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    host = _in_proc("self/status", r"^VmHWM:\s*(\d+) kB$")
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    return {"host": int(match[1]) * 1024 if match else None, "device": device}
+    return {"host": None if host is None else int(host) * 1024, "device": device}
 
 
 def keep_memory() -> None:
@@ -105,14 +91,12 @@ def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
-def _cpuinfo() -> list[tuple[str, str]]:
-    """What Linux says of each processor, name and value; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    pairs = (line.partition(":") for line in lines)
-    return [(name.strip(), value.strip()) for name, _, value in pairs]
+def _in_proc(file: str, pattern: str) -> str | None:
+    """What the group of ``pattern`` stands for in a file of Linux about its processes; None elsewhere."""
+    match = None
+    with contextlib.suppress(OSError):
+        match = re.search(pattern, Path("/proc", file).read_text(encoding="utf-8"), re.MULTILINE)
+    return match[1] if match else None
 
 
 def processes() -> int:

@@ -146,8 +146,6 @@ def begin(
         earlier = _plan(folder)
         recorded = earlier["fingerprints"]
         changed = [name for name in fingerprints if fingerprints[name] != recorded.get(name)]
-        if earlier.get("chosen", {}).get("labels") != chosen.get("labels"):  # begun by an earlier version
-            changed.append("units of the labels")
         if changed:
             raise InputError(
                 f"expected the run in {str(folder)!r} to go on with what it began with, got other content for: "

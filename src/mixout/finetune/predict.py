@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from mixout._names import count
-from mixout.errors import InputError, needs
+from mixout.errors import InputError
 from mixout.finetune import metrics, models
-from mixout.finetune.batches import Example, answers, by_length, collate, cut_texts, encode
+from mixout.finetune.batches import Example, answers, by_length, collator, cut_texts, encode
 from mixout.finetune.environment import quiet
 from mixout.finetune.folder import elsewhere
 from mixout.finetune.levels import check_limits
@@ -28,9 +28,6 @@ from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Split
 from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, Columns, checked, split_of, texts_in, words_in
 from mixout.finetune.tasks.tables import Table, is_empty, read
-
-with needs("hf", "predictions"):
-    from transformers import DataCollatorWithPadding
 
 _BATCH = 32
 _NOT_CSV = (".parquet", ".json", ".jsonl", ".tsv", ".xlsx")
@@ -96,7 +93,7 @@ def predict(
     kinds = {"multi_label_classification": "labels", "regression": "values"}
     kind = kinds.get(config.problem_type, "values" if config.num_labels == 1 else "classes")
     kind = "tags" if settings.task_type == TAGS else kind
-    outputs = _outputs(loaded, examples, collate if kind == "tags" else DataCollatorWithPadding(loaded.tokenizer))
+    outputs = _outputs(loaded, examples, collator(kind, loaded.tokenizer))
     predicted: list[Any]
     if kind == "tags":
         predicted = [_tags(*row) for row in zip(outputs, examples, split.text, strict=True)]

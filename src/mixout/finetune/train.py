@@ -87,7 +87,7 @@ def finetune(
     environment.forget_peak_memory()
     environment.keep_memory()
     with quiet(), own_streams():
-        loaded, pretrained = shared.model_of(settings, task)
+        loaded, pretrained = shared.model(settings, task)
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
         loaded = reinitialise_(loaded, settings.reinit_layers, settings.stream_seed("init"))
@@ -146,8 +146,6 @@ def finetune(
 
 
 def _notes(settings: Settings) -> Iterator[str]:
-    if settings.precision == "bf16" and environment.emulates_bfloat16():
-        yield "this processor has no instructions for bfloat16; precision 'fp32' is faster here"
     devices = torch.cuda.device_count()
     if devices > 1 and not os.environ.get("WORLD_SIZE"):
         yield f"one of {devices} GPUs is used; for all: torchrun --nproc-per-node {devices} -m mixout finetune ..."

@@ -20,7 +20,7 @@ import torch
 
 from mixout.errors import MissingExtraError, needs
 from mixout.finetune import environment, folder, optimizers, sharding
-from mixout.finetune.batches import IGNORED, Buckets, DevSet, Example
+from mixout.finetune.batches import IGNORED, Buckets, DevSet, Example, collator
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Bars, Course, Report, arguments
 from mixout.finetune.defaults import steps_per_epoch
@@ -88,7 +88,7 @@ class TextTrainer(Trainer):
                 args=args,
                 train_dataset=examples,
                 eval_dataset=dev.sorted(),
-                data_collator=dev.collator(loaded.tokenizer),
+                data_collator=collator(task.kind, loaded.tokenizer),
                 processing_class=loaded.tokenizer,
                 compute_metrics=lambda outputs: dev.score(outputs.predictions),  # type: ignore[arg-type]
                 preprocess_logits_for_metrics=dev.keep,

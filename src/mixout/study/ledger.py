@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -77,10 +76,6 @@ class Contents:
         return [one for entry, run, ts in seen for one in (run, *entry.between(run, ts))]
 
     def runs(self, metric: str | None = None) -> list[Run]:
-        """The runs of :meth:`by_id` in one list."""
-        return [*chain(*self.by_id(metric).values())]
-
-    def by_id(self, metric: str | None = None) -> dict[str, list[Run]]:
         """Every run, also the failed ones, sorted by task, method, factors and restart; by ``metric`` if it is given.
 
         Each is followed by the models between start and end that its own settings ask for.
@@ -109,7 +104,7 @@ class Contents:
         runs = [replace(run, factors=factors[run.id] | run.factors) for run in runs]
         runs.sort(key=lambda run: (run.key, run.restart))
         pairs = [(self.entries[run.id], run) for run in runs]
-        return {run.id: [run, *entry.between(run, entry.settings["interpolate"])] for entry, run in pairs}
+        return [one for entry, run in pairs for one in (run, *entry.between(run, entry.settings["interpolate"]))]
 
     def _by_one_metric(self, asked: str | None) -> list[Run]:
         """All runs; those of one task by one metric: the one most runs use, among those for which all have scores."""

@@ -48,11 +48,8 @@ def add(commands: Any) -> None:  # noqa: ANN401  argparse hides the class
     option("prune", "--not-in", dest="file", metavar="FILE", help=help)
     help = "runs of each method on each task; default: the file's; for status, report, export and prune all there are"
     option(" ".join(SUBCOMMANDS), "--restarts", type=int, metavar="N", help=help)
-    repeatable: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     help = "settings in place of those under [settings] in the file, e.g. model=minilm train_size=500"
-    option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, **repeatable)
-    help = "tables of earlier exports: runs that ended there count as done, and are exported again"
-    option("plan run export", "--known", metavar="CSV", help=help, **repeatable)
+    option(" ".join(SUBCOMMANDS), "--set", metavar="NAME=VALUE", help=help, nargs="+", action="extend", default=[])
     help = "run only the first restart of each method on each task, to see how long it takes"
     option("run", "--pilot", action="store_true", help=help)
     help = "add batches of restarts until the interval of every difference from the baseline is at most W points wide"

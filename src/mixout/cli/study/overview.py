@@ -6,13 +6,13 @@ import argparse
 import math
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from mixout._names import count
 from mixout.cli.lines import aligned
-from mixout.cli.study.runs import asked, check_no_file, command, declared, known, no_runs
+from mixout.cli.study.runs import asked, check_no_file, command, declared, no_runs
 from mixout.errors import InputError
 from mixout.methods.text import reaches
 from mixout.study.analysis.restarts import fewest_restarts
@@ -33,15 +33,14 @@ def plan(args: argparse.Namespace) -> int:
     contents = Ledger(args.ledger).read()
     inputs = Inputs()
     runs = wanted(study, study.runs(inputs), contents)
-    done = known(args, runs)
-    left, failed = ([run for run in runs if _state(run, contents, done) == state] for state in ("missing", "failed"))
+    left, failed = ([run for run in runs if _state(run, contents) == state] for state in ("missing", "failed"))
     clock = Clock.of(runs, contents)
     sizes = [(len(study.tasks), "task"), (len(study.methods), "method")]
     factors = [f"{len(values)} of {name}" for name, values in study.factors.items()]
     product = [*(count(*size) for size in sizes), *factors, count(study.restarts, "restart")]
     equals = " =" if study.rate is None else ", of"  # a search leaves some out
     print(f"{study.name}: {count(len(runs), 'run')}{equals} {' x '.join(product)}\n")
-    print(_table(runs, contents, clock, done=done))
+    print(_table(runs, contents, clock))
     seconds = clock.expect(left)
     print()
     if not left:
@@ -189,13 +188,11 @@ def prune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(
-    runs: Sequence[Planned | Run], contents: Contents, clock: Clock | None = None, *, done: Collection[str] = ()
-) -> str:
+def _table(runs: Sequence[Planned | Run], contents: Contents, clock: Clock | None = None) -> str:
     """One row for each cell: its runs by state, and with a clock how long the missing ones take."""
     rows = [["task", "method", "runs", *_STATES, *(["time"] if clock else [])]]
     for (task, method), members in grouped(runs, lambda run: (run.task, run.label)).items():
-        states = [_state(run, contents, done) for run in members]
+        states = [_state(run, contents) for run in members]
         row = [task, method, str(len(members)), *(str(states.count(state)) for state in _STATES)]
         if clock:
             pairs = zip(members, states, strict=True)
@@ -205,8 +202,6 @@ def _table(
     return aligned(rows)
 
 
-def _state(run: Planned | Run, contents: Contents, done: Collection[str]) -> str:
+def _state(run: Planned | Run, contents: Contents) -> str:
     entry = contents.entry(run) if isinstance(run, Planned) else contents.entries.get(run.id)
-    if run.id in done or (entry is not None and entry.record is not None):
-        return "done"
-    return "missing" if entry is None else "failed"
+    return "missing" if entry is None else "failed" if entry.record is None else "done"

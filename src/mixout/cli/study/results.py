@@ -20,7 +20,7 @@ from mixout.cli.options import unclaimed
 from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
 from mixout.finetune.record import WriteError, writing
-from mixout.study.analysis.runs import Run, text_of
+from mixout.study.analysis.runs import text_of
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
 
@@ -36,10 +36,12 @@ def export(args: argparse.Namespace) -> int:
     path = unclaimed(args.output, "runs.csv")
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"expected --output as a file that ends in .csv or .parquet, got {args.output!r}")
-    runs = _exported(args)
-    if not runs:
-        from mixout.cli.study.runs import no_runs
+    from mixout.cli.study.runs import asked, check_no_file, no_runs
+    from mixout.study.ledger import Ledger
 
+    contents = Ledger(args.ledger).read()
+    runs = contents.runs(check_no_file(args)) if args.file is None else contents.of(asked(args, contents)[1])
+    if not runs:
         raise InputError(f"expected runs to export, got {no_runs(args)}; run the study first, or name its --ledger")
     with needs("hf", "tables"):
         import pandas
@@ -72,30 +74,6 @@ def _written(make: Callable[[], str], folder: Path, option: str) -> int:
         print(f"mixout: error: {error}; choose another {option}, or call it again", file=sys.stderr)
         return 1
     return 0
-
-
-def _exported(args: argparse.Namespace) -> list[Run]:
-    """The runs of the ledger and of the ``--known`` tables; with a study those that it asks for, in its order."""
-    from mixout.cli.study.runs import as_planned, asked, check_no_file, known
-    from mixout.study.ledger import Ledger
-
-    contents = Ledger(args.ledger).read()
-    if args.file is None:
-        metric = check_no_file(args)
-        known_runs = known(args, (), metric)
-        # A run that failed here may have ended elsewhere.
-        groups = contents.by_id(metric).items()
-        kept = {id: runs for id, runs in groups if runs[0].status != "failed" or id not in known_runs}
-        return [*itertools.chain(*(known_runs | kept).values())]
-    planned = asked(args, contents)[1]
-    known_runs, exported = known(args, planned), []
-    for plan in planned:
-        entry = contents.entry(plan)
-        if plan.id not in known_runs or (entry is not None and entry.record is not None):
-            exported += contents.of([plan])
-        else:
-            exported += as_planned(known_runs[plan.id], plan)
-    return exported
 
 
 def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:

@@ -6,8 +6,7 @@ import argparse
 import shlex
 import sys
 import tomllib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from mixout.finetune.record import WriteError
 from mixout.finetune.settings import Settings
 from mixout.study.analysis.compare import Comparison, choose_baseline, compare
 from mixout.study.analysis.restarts import reached
-from mixout.study.analysis.runs import CellKey, Run, between_name, of_between
-from mixout.study.analysis.table import read_scores
 from mixout.study.declaration import read
 from mixout.study.executors import Executor, LocalExecutor, PoolExecutor
 from mixout.study.grid import Study, wanted, with_all_restarts
@@ -41,18 +38,13 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(
                 "expected no --until-width in a study with rate = 'best', whose first restarts are its search"
             )
-        if args.known:
-            raise InputError("expected either --known or --until-width, got both: it looks at the ledger's runs alone")
         return guarded(lambda report: _ended(_until(study, args, ledger, executor, report), args), args.ledger)
     planned = study.runs()
-    done = known(args, planned)
 
     def work(report: Report) -> int:
         tally, runs = Tally(ran=0, failed=0), wanted(study, planned, ledger.read())
         while True:
-            batch = [run for run in runs if run.id not in done]
-            if args.pilot:
-                batch = list({run.key: run for run in reversed(batch)}.values())[::-1]
+            batch = list({run.key: run for run in reversed(runs)}.values())[::-1] if args.pilot else runs
             tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
             next_runs = wanted(study, planned, ledger.read())
             if args.pilot or len(next_runs) == len(runs):
@@ -160,8 +152,6 @@ def declared(args: argparse.Namespace) -> Study:
     study = read(args.file)
     if args.restarts is not None:
         study = replace(study, restarts=args.restarts)
-    if study.rate is not None and getattr(args, "known", []):
-        raise InputError("expected no --known in a study with rate = 'best', which looks at the ledger's runs alone")
     return study.with_settings(dict(map(_setting, args.set)))
 
 
@@ -193,63 +183,6 @@ def check_no_file(args: argparse.Namespace) -> str | None:
     return None if metric is None else str(metric)
 
 
-def known(args: argparse.Namespace, planned: Sequence[Planned], asked: str | None = None) -> dict[str, list[Run]]:
-    """The runs of the tables that ``--known`` names, by identity, without those that failed.
-
-    Each is followed by the models between its start and end.
-
-    A run that failed on one machine may end on another, so it is run again. A run that was exported under an identity
-    of 0.1 is found under that of ``planned``. Runs that are not planned have the metric that is ``asked`` for, if any.
-
-    Raises:
-        InputError: a table cannot be read, a run has no identity or another metric than planned, or two tables disagree
-            on one.
-    """
-    metrics = {run.id: run.metric for run in planned}
-    current_ids = {id: run.id for run in planned for id in run.former}
-    runs: dict[str, list[Run]] = {}
-    for path in args.known:
-        table = read_scores(path)
-        between: dict[tuple[CellKey, int], list[Run]] = {}  # models between start and end, by the run that trained them
-        trained = Counter((run.key, run.restart) for run in table if not run.between)
-        for run in table:
-            if run.between and (found := of_between(run.method)) is not None:
-                whole = replace(run, method=found[0])
-                between.setdefault((whole.key, run.restart), []).append(run)
-                if trained[whole.key, run.restart] > 1:
-                    raise InputError(f"expected one run {whole} in {path}, got several; pass their tables one by one")
-        for run in (run for run in table if not run.between):
-            name = f"{run.task}, {run.method}, restart {run.restart}"
-            if not run.id:
-                raise InputError(f"expected {path} as mixout study export writes it, got {name} without an id")
-            if run.status == "failed":
-                continue
-            id = current_ids.get(run.id, run.id)
-            if run.metric != (metric := metrics.get(id, asked or run.metric)):
-                raise InputError(
-                    f"expected {metric} as the metric in {path}, got {run.metric} of {name}; leave the table out, or "
-                    f"export it again with --set metric={metric}"
-                )
-            # nan, the score of a run that diverged, differs from itself.
-            if id in runs and repr(runs[id][0].score) != repr(run.score):
-                raise InputError(
-                    f"expected one score of each run, got {runs[id][0].score} and, in {path}, {run.score} of {name}; "
-                    f"leave one of the tables out"
-                )
-            runs.setdefault(id, [run, *between.get((run.key, run.restart), ())])
-    return runs
-
-
-def as_planned(known_run: list[Run], plan: Planned) -> Iterator[Run]:
-    """A run of a table under the study's own names, and the models between its start and end that it asks for."""
-    run, *between = known_run
-    yield replace(run, id=plan.id, **plan.key.named)
-    for model in between:
-        found = of_between(model.method)
-        if found is not None and found[1] in plan.settings.interpolate:
-            yield replace(model, **plan.key.named | {"method": between_name(plan.method, found[1])})
-
-
 def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
     """The options that name a study's ledger and runs."""
     restart_options = [] if restarts is None else ["--restarts", str(restarts)]
@@ -258,8 +191,7 @@ def options_of(args: argparse.Namespace, restarts: int | None) -> list[str]:
 
 def command(step: str, args: argparse.Namespace) -> str:
     """The command to call next, on the same study and ledger."""
-    tables = ["--known", *args.known] if getattr(args, "known", []) and step in ("plan", "run", "export") else []
-    return shlex.join(["mixout", "study", step, args.file or "FILE", *options_of(args, args.restarts), *tables])
+    return shlex.join(["mixout", "study", step, args.file or "FILE", *options_of(args, args.restarts)])
 
 
 def no_runs(args: argparse.Namespace) -> str:

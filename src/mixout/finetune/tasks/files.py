@@ -39,7 +39,7 @@ from mixout.finetune.tasks.cells import (
 from mixout.finetune.tasks.tables import READERS, Table, number, read, read_text
 
 # Such as imdb, stanfordnlp/imdb, org/name:train[:1000] and org/name:train,test.
-_HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<splits>\S+))?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:\S+)?")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)")
 DEV = ("dev", "validation")
 SPLIT = "split 80/20 by a hash of the text"  # a part of a task's source
@@ -259,12 +259,11 @@ def is_hub_name(task: str) -> bool:
 
 def from_hub(task: str) -> tuple[list[Table], str]:
     """The tables of a data set, one or two, and where they came from; InputError where there is no such split."""
-    match = _HUB_NAME.fullmatch(task)
-    name, splits = (match["name"], match["splits"]) if match else (task, None)
+    name, _, splits = task.partition(":")
     with needs("data", "data sets of the hub"):
         import datasets
     try:
-        if splits is None:
+        if not splits:
             dataset = datasets.load_dataset(name)
             names = ["train", *[split for split in reversed(DEV) if split in dataset][:1]]
             parts = [dataset[split] for split in names]

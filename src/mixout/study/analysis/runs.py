@@ -266,17 +266,6 @@ def between_name(method: str, t: float) -> str:
     return f"{method} at t={t:g}"
 
 
-def of_between(name: str) -> tuple[str, float] | None:
-    """The method and t of such a name, or None.
-
-    Example:
-        >>> of_between(between_name("mixout(0.5)", 0.25)), of_between("half way")
-        (('mixout(0.5)', 0.25), None)
-    """
-    found = re.fullmatch(r"(.+) at t=([\d.e-]+)", name)
-    return (found[1], float(found[2])) if found else None
-
-
 def if_one(values: Iterable[T]) -> T | None:
     """The value that all of them have; None if they differ, or if there are none.
 
