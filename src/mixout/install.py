@@ -176,7 +176,7 @@ def _decay_(model: nn.Module, method: AnchorDecay, selection: Selection, anchors
                 continue
             raise ValueError(
                 f"expected weights that are decayed as they are, got the adapter of {name!r}: to decay what an adapter "
-                "trains, as the factors A and B of LoRA, is not a decay of W - u; leave adapted layers out with where=, "
+                "trains, as A and B of LoRA, is not a decay of W - u; leave adapted layers out with where=, "
                 "and give the adapters the optimizer's own weight_decay"
             )
         # In a model with adapters, frozen weights stay at their anchor anyway.
