@@ -36,6 +36,14 @@ def unscanned() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights are the same whatever ran before."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny tensors gain nothing from a second thread, and lose a lot to it where tests run side by side."""

@@ -195,6 +195,16 @@ def test_tags_are_learned_saved_and_predicted(settings, names, tmp_path):
         predict(tmp_path / "out", write(tmp_path / "t.jsonl", [{"text": "a b"}]), tmp_path / "p.csv")
 
 
+def test_a_constant_answer_is_scored_on_the_words_that_a_model_reads(settings, tmp_path):
+    """Long rows end with one tag, which is cut."""
+    rows = [{"text": ["bata", "dota"] * 2 + ["kita"] * 20, "label": ["A", "B"] * 2 + ["O"] * 20}] * 8
+    for name in ("train", "dev"):
+        write(tmp_path / f"{name}.jsonl", rows)
+    chosen = settings(task=tmp_path, task_type="token-classification", max_length=6, epochs=0.5, metric="accuracy")
+    record = finetune(chosen, tmp_path / "out")
+    assert record.chance == 0.5  # of four words that are left
+
+
 def test_a_tag_lies_on_the_first_token_of_its_word_and_the_loss_is_the_mean_over_words(tmp_path):
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers

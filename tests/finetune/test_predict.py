@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,33 @@ def test_rows_are_asked_as_in_training(pairs, tmp_path):
     assert predict(pairs, other, tmp_path / "p.csv", max_length=4).endswith("; 2 texts were cut after 4 tokens")
     with pytest.raises(InputError, match="max_length <= 64"):
         predict(pairs, other, tmp_path / "p.csv", max_length=65)
+
+
+def test_rows_with_labels_that_the_model_does_not_know_are_not_scored(pairs, tmp_path):
+    texts = ["bata", "dota", "kita"]
+    most = write(tmp_path / "most.jsonl", text=texts, text_pair=texts, label=["1", "maybe", "0"])
+    assert re.search(
+        r"accuracy \d\.\d+.* of the 2 rows with a label that the model knows$", predict(pairs, most, tmp_path / "p.csv")
+    )
+
+
+def test_a_column_without_a_name_is_copied(pairs, tmp_path):
+    """As pandas writes its index."""
+    frame = pandas.DataFrame({"text": ["bata", "dota"], "text_pair": ["a", "b"]}, index=[7, 9])
+    frame.to_csv(tmp_path / "indexed.csv")
+    predict(pairs, tmp_path / "indexed.csv", tmp_path / "p.csv")
+    assert list(pandas.read_csv(tmp_path / "p.csv", index_col=0).index) == [7, 9]
+
+
+def test_values_with_a_dot_that_may_mean_thousands_are_told(settings, tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text(
+            "text,label\n" + "".join(f"text {n},{900.5 + 50 * n}\n" for n in range(4))
+        )
+    finetune(settings(task=tmp_path, epochs=0.5, metric="pearson"), tmp_path / "out")
+    (tmp_path / "asked.csv").write_text("text;label\ntext 1;950\ntext 2;1.000\ntext 3;1.050\n")
+    found = predict(tmp_path / "out", tmp_path / "asked.csv", tmp_path / "p.csv")
+    assert "the label '1.000' is read as 1; if its dot is a thousands sign" in found
 
 
 def test_a_column_that_is_named_is_there_and_was_trained_on(settings, tiny_task, pairs, tmp_path):

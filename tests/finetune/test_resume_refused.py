@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from tests.finetune.conftest import interrupted
@@ -47,6 +50,37 @@ def test_a_run_begun_before_a_setting_existed_goes_on(settings, tmp_path):
     with pytest.raises(InputError, match=r"batching \(was 'random', got 'bucketed'\)"):
         finetune(settings(save=4, batching="bucketed"), tmp_path / "out", resume=True)
     finetune(settings(save=4), tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_which_another_process_trains_is_refused(settings, tmp_path, resume):
+    if resume:
+        interrupted(settings(save=4), tmp_path / "out", 6)
+    program = (
+        "import sys, pathlib; from mixout.finetune.folder import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(InputError, match="for this run alone, got another process that trains in it"):
+            finetune(settings(save=4), tmp_path / "out", resume=resume)
+        other.stdin.close()
+    finetune(settings(save=4), tmp_path / "out", resume=resume)
+
+
+def test_a_folder_that_another_run_takes_while_this_one_loads_is_refused(settings, tmp_path, monkeypatch):
+    begin = folder.begin
+
+    def late(*args, **kwargs):
+        monkeypatch.setattr(folder, "begin", begin)
+        interrupted(settings(save=4, learning_rate=1e-5), tmp_path / "out", 6)
+        return begin(*args, **kwargs)
+
+    monkeypatch.setattr(folder, "begin", late)
+    monkeypatch.setattr(folder, "alone", lambda _folder: contextlib.nullcontext())  # as on another machine
+    with pytest.raises(InputError, match=r"got '.*out', which holds an unfinished run; continue it with --resume, or"):
+        finetune(settings(save=4, learning_rate=1e-3), tmp_path / "out")
 
 
 def test_other_data_are_refused(settings, tiny_task, tmp_path):

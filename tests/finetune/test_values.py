@@ -95,6 +95,11 @@ def test_a_head_without_bias_takes_the_scale_alone(settings, small_model, tmp_pa
         assert [float(row["prediction"]) for row in csv.DictReader(file)] == pytest.approx(run.predictions, rel=1e-4)
 
 
+def test_values_that_no_scale_fits_are_refused(settings, tmp_path):
+    with pytest.raises(InputError, match="expected labels up to 1e150, got 7e\\+300"):
+        finetune(settings(task=folder(tmp_path / "far", 1e300), metric="pearson"), tmp_path / "run")
+
+
 def test_a_head_that_was_trained_keeps_its_units(settings, tmp_path):
     far = folder(tmp_path / "far", 1000.0, 50_000.0)
     first = finetune(settings(task=far, metric="pearson"), tmp_path / "first")

@@ -85,7 +85,7 @@ def choose(
 def _choose(settings: Settings, folder: Path, seconds: float, methods: Sequence[str], tell: Report) -> Choice:
     task, own_dev = parts.training_rows(settings)
     if task.dotted:
-        tell(f"{NOTE}{task.name}: {data.dotted(task)}")
+        tell(f"{NOTE}{task.name}: {data.dotted(task.dotted)}")
     methods = [replace(settings, method=method).method for method in methods]
     inputs, ledger = Inputs(), Ledger(folder / "ledger")
     with writing(folder):

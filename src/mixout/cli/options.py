@@ -110,7 +110,7 @@ def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse
     value_type, name = kind_of(item), item.name
     options: dict[str, Any] = {"dest": name, "type": value_type}
     options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(value_type, name.upper())
-    unset = item.default in (None, (), False, "none", 0.0) or name == "text_column"
+    unset = item.default in (None, (), False, "none") or (item.default == 0.0 and name != "seed")
     default = "chosen by model, data and method" if name in FORMER else "" if unset else item.default
     options["help"] = f"{item.metadata['help']}{f' (default: {default})' if default else ''}".replace("%", "%%")
     if item.metadata["choices"]:
@@ -170,7 +170,8 @@ def _values(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{path.name}: expected YAML or JSON, got what does not parse: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {type(values).__name__}")
+        kind = "TOML, which studies alone take" if path.suffix == ".toml" else type(values).__name__
+        raise InputError(f"{path.name}: expected lines such as 'learning_rate: 1e-4', got {kind}")
     settings = values.get("settings")
     return settings if isinstance(settings, dict) and {"id", "digest"} & values.keys() else values
 

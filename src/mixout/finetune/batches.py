@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -210,9 +211,19 @@ class DevSet(Dev):
 
     def chance(self) -> float:
         """What a constant answer scores."""
-        return metrics.chance(
-            self.task.metric, list(self.task.dev.label), classes=self.task.classes, tags=self.task.tags
-        )
+        task = self.task
+        labels = [*scored(task, (), self.examples).dev.label]
+        return metrics.chance(task.metric, labels, classes=task.classes, tags=task.tags)
+
+
+def scored(task: Task, train: Sequence[Example], dev: Sequence[Example]) -> Task:
+    """A task of tags with those of the words that the model reads: words that were cut are in no loss and no score."""
+    if task.kind != "tags":
+        return task
+    train_tags, dev_tags = (
+        tuple(tuple(tag for tag in example["labels"] if tag != IGNORED) for example in side) for side in (train, dev)
+    )
+    return replace(task, train=replace(task.train, label=train_tags), dev=replace(task.dev, label=dev_tags))
 
 
 def answers(outputs: Array, kind: str) -> Array:

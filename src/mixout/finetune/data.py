@@ -146,7 +146,7 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
         values, comma = task.train.label, ", read with the comma as decimal sign" * task.comma
         lines.append(f"the labels are values from {min(values):g} to {max(values):g} (regression){comma}")
     if task.dotted:
-        notes.append(dotted(task))
+        notes.append(dotted(task.dotted))
     if any(cut):
         notes.append(
             f"{cut[0]} of {len(task.train)} training texts and {cut[1]} of {len(task.dev)} dev texts are cut: they are "
@@ -166,11 +166,11 @@ def describe(task: Task, *, cut: tuple[int, int] = (0, 0), max_length: int = 0) 
     return lines + [f"{NOTE}{task.name}: {note}" for note in notes]
 
 
-def dotted(task: Task) -> str:
+def dotted(label: str) -> str:
     """What is said of labels such as 1.050 in a file with semicolons, which may be meant as 1050."""
     return (
-        f"the label {task.dotted!r} is read as {float(task.dotted):g}; if its dot is a thousands sign, remove the dots "
-        f"of the column: {task.dotted.replace('.', '')}"
+        f"the label {label!r} is read as {float(label):g}; if its dot is a thousands sign, remove the dots of the "
+        f"column: {label.replace('.', '')}"
     )
 
 
@@ -228,11 +228,9 @@ def _labels(task: Task, names: Sequence[str]) -> list[str]:
     elif len(present) < len(names):
         lacking = [repr(name) for label, name in enumerate(names) if label not in present]
         notes.append(f"no dev row has the class {', '.join(lacking[:_NAMED])}{', ...' if lacking[_NAMED:] else ''}")
-    if len(names) > 2 and all(number(name) is not None for name in names):
-        notes.append(
-            f"the labels are numbers ({names[0]} to {names[-1]}), and each is a class; if they are values, "
-            "choose --metric spearman"
-        )
+    written = any(map(cells.is_written, names))  # few of these may be sizes or ranks, such as 2nd
+    if len(names) > (_NAMED if written else 2) and (hint := cells.if_values(names)):
+        notes.append(f"the labels are numbers ({names[0]} to {names[-1]}), and each is a class{hint}")
     elif parts := _parts(names):
         notes.append(
             f"labels such as {max(names, key=len)!r} look like several in one cell, and each combination is a class: "

@@ -15,15 +15,19 @@ It neither trains nor loads models.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mixout.errors import InputError
 from mixout.finetune import environment
@@ -135,13 +139,38 @@ def check_space(folder: Path, *, weights: int, settings: Settings, keep_model: b
         )
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse, by an InputError, a folder in which another process of this machine trains now."""
+    if not environment.leads():
+        yield
+        return
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"mixout-{name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"expected {str(folder)!r} for this run alone, got another process that trains in it; wait until it has "
+            "ended, or choose another output-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
 def begin(
-    folder: Path, settings: Settings, chosen: dict[str, str], fingerprints: Mapping[str, str | None]
+    folder: Path, settings: Settings, chosen: dict[str, str], fingerprints: Mapping[str, str | None], *, resume: bool
 ) -> tuple[Path | None, dict[str, str]]:
     """Take the folder for this run: the checkpoint to go on from, or None; and what was chosen when the run began.
 
-    InputError where data or pretrained weights are not those that the run began with, or the folder cannot be made.
+    InputError where data or pretrained weights are not those that the run began with, or the folder cannot be made, or
+    another run has taken it since :func:`check`.
     """
+    if not resume and environment.leads():
+        check(folder, settings, resume=False)
     if unfinished(folder):
         earlier = _plan(folder)
         recorded = earlier["fingerprints"]

@@ -20,13 +20,23 @@ from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune import metrics, models
 from mixout.finetune.batches import Example, answers, by_length, collator, cut_texts, encode
+from mixout.finetune.data import dotted
 from mixout.finetune.environment import quiet
 from mixout.finetune.folder import elsewhere
 from mixout.finetune.levels import check_limits
 from mixout.finetune.record import RECORD_NAME, Record, writing
 from mixout.finetune.settings import CAUSAL, TAGS, Settings
 from mixout.finetune.tasks import Split
-from mixout.finetune.tasks.cells import OPTIONAL_PAIR, SEPARATORS, Columns, checked, split_of, texts_in, words_in
+from mixout.finetune.tasks.cells import (
+    OPTIONAL_PAIR,
+    SEPARATORS,
+    Columns,
+    checked,
+    spelled,
+    split_of,
+    texts_in,
+    words_in,
+)
 from mixout.finetune.tasks.tables import Table, is_empty, read
 
 _BATCH = 32
@@ -179,7 +189,13 @@ def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str]
     labelled = [row for row, cell in enumerate(cells) if not is_empty(cell)]
     if not labelled:
         return ""
-    some = f" of the {len(labelled):,} rows with a label" * (len(labelled) < len(cells))
+    which = "rows with a label"
+    if kind == "classes" and 2 * len(known := [row for row in labelled if spelled(cells[row]) in names]) > len(
+        labelled
+    ):
+        which += " that the model knows" * (len(known) < len(labelled))
+        labelled = known
+    some = f" of the {len(labelled):,} {which}" * (len(labelled) < len(cells))
     table, preds = table.take(labelled), [preds[row] for row in labelled]
     holds: Any = kind if kind in ("labels", "tags") else "label"
     columns = Columns(text=settings.text_column, label=settings.label_column, holds=holds)
@@ -187,7 +203,8 @@ def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str]
     # The separator of several labels is not recorded: it is the one that leaves only known labels.
     for separator in (*SEPARATORS, " ") if kind == "labels" else ("",):
         try:
-            truth: Any = split_of(checked(table, columns, None, separator), labels, 0).label
+            read_as = checked(table, columns, None, separator)
+            truth: Any = split_of(read_as, labels, 0).label
             break
         except InputError as error:
             reason = error
@@ -198,4 +215,5 @@ def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str]
         preds, truth = ([[pair[side] for pair in row] for row in pairs] for side in (0, 1))
     classes, tags = None if labels is None else len(labels), labels if kind == "tags" else None
     scores = metrics.compute(metrics.of_kind(kind, names), preds, truth, classes=classes, tags=tags)
-    return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}{some}"
+    note = f"; {dotted(read_as.dotted)}" if read_as.dotted else ""
+    return f"; {', '.join(f'{name} {value:.4f}' for name, value in scores.items())}{some}{note}"

@@ -82,7 +82,7 @@ class Settings:
     )
     task_type: str = _option(
         "classification",
-        "classification (regression if the labels are numbers), token-classification (a tag for each word), or "
+        "classification (regression where a label has a fraction), token-classification (a tag for each word), or "
         "causal-lm (a language model learns the text)",
         " ".join(TASK_TYPES),
     )

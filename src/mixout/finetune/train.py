@@ -18,7 +18,7 @@ from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune import card, defaults, environment, folder, models, outcome, sharding
-from mixout.finetune.batches import collate
+from mixout.finetune.batches import collate, scored
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
@@ -76,9 +76,8 @@ def finetune(
     # Of several processes one reports and writes.
     leads = environment.leads()
     tell: Report = report if report is not None and leads else lambda _line: None
-    settings = settings.resolved()
     run_dir = Path(output_dir)
-    settings = folder.check(run_dir, settings, resume=resume)
+    settings = folder.check(run_dir, settings.resolved(), resume=resume)
     _check_machine(settings)
     for note in _notes(settings):
         tell(environment.NOTE + note)
@@ -86,7 +85,7 @@ def finetune(
     task = shared.task(settings)
     environment.forget_peak_memory()
     environment.keep_memory()
-    with quiet(), own_streams():
+    with quiet(), own_streams(), folder.alone(run_dir):
         loaded, pretrained = shared.model(settings, task)
         settings, chosen = defaults.complete(settings, loaded.model, task)
         _check_fits(settings, task, loaded)
@@ -105,12 +104,13 @@ def finetune(
             str(fisher_path) if fisher_path.is_file() else None,
         )
         fingerprints = {"anchor": old_fingerprint(start), **given.fingerprints(), "weights": loaded.sha256}
-        weight_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        folder.check_space(run_dir, weights=weight_bytes, settings=settings, keep_model=keep_model)
+        sizes = (p.numel() * p.element_size() for p in loaded.model.parameters())
+        folder.check_space(run_dir, weights=sum(sizes), settings=settings, keep_model=keep_model)
         if report is not None and leads:
             described = describe(given, cut=shared.cut(task, settings), max_length=settings.max_length)
             for line in (*described, *chosen.values(), *reaches(settings.methods)):
                 tell(line)
+        task = scored(task, examples, dev.examples)
         with folder.making(run_dir):
             trainer = TextTrainer(settings, run_dir, loaded, task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
@@ -121,7 +121,7 @@ def finetune(
         )
         # The last check: from here on the folder holds an unfinished run of these very settings.
         with trainer.accelerator.main_process_first():
-            checkpoint, chosen = folder.begin(run_dir, settings, chosen, fingerprints)
+            checkpoint, chosen = folder.begin(run_dir, settings, chosen, fingerprints, resume=resume)
         with writing(run_dir):
             if importance is not None and leads:
                 _save(importance, fisher_path)

@@ -43,6 +43,9 @@ def far(labels: Sequence[float]) -> bool:
 
 def _moments(labels: Sequence[float]) -> tuple[float, float]:
     values = np.array(labels, dtype=np.float64)
+    largest = np.abs(values).max()
+    if largest > 1e150:
+        raise InputError(f"expected labels up to 1e150, got {largest:g}; correct or remove the row")
     return float(values.mean()), float(values.std())
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import re
 import subprocess
 import sys
+from decimal import Decimal
 
 import pandas as pd
 import pyarrow.parquet
@@ -20,6 +22,68 @@ from mixout.finetune.tasks.tables import read
 
 TEXTS = ['He said "no", twice', "two\nlines", "ünïcode \u2028 text", "x, y", "=1+1", "NA"]
 LABELS = ["good", "bad", "good", "bad", "NA", "good"]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("first", ["", "sep=;"])
+def test_the_separator_is_what_the_header_has_outside_quotation_marks(tmp_path, first, ends):
+    lines = [first] * bool(first) + [
+        'id;text;label;"remark, free"',
+        "1;a;good;x",
+        "2;b;bad;y, z",
+        "3;c;good;",
+        "4;d;bad",
+    ]
+    (tmp_path / "x.csv").write_bytes(ends.join(lines[:-1]).encode())
+    table = read(tmp_path / "x.csv")
+    assert dict(table.columns)["remark, free"] == ("x", "y, z", "")
+    assert list(table.lines) == [number + len(lines) - 5 for number in (2, 3, 4)]
+    (tmp_path / "x.csv").write_bytes(ends.join(lines).encode())
+    with pytest.raises(InputError, match=rf"x.csv, line {len(lines)}: expected 4 cells .*, got 3"):
+        read(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [[1, 0, 1], [0, 0, 1], [0, 1, 0]],
+        [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]],
+        ["[1, 0, 1]", "0 0 1", "0,1,0"],
+    ],
+    ids=["integers", "floats", "text"],
+)
+def test_vectors_of_0_and_1_are_labels_by_position(tmp_path, cells):
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": cells})
+    for stem in ("train", "dev"):
+        save(tmp_path / f"{stem}.parquet", frame)
+    task = load_task(str(tmp_path), columns=Columns(holds="labels"))
+    assert (task.labels, task.train.label) == (("0", "1", "2"), ((1, 0, 1), (0, 0, 1), (0, 1, 0)))
+
+
+def test_labels_of_a_data_base_are_read(tmp_path):
+    days = [datetime.date(2026, 1, day) for day in (1, 2, 1, 2)]
+    for name, labels in {"values": [Decimal("1.50"), Decimal("2.25")] * 2, "days": days}.items():
+        (tmp_path / name).mkdir()
+        for stem in ("train", "dev"):
+            save(tmp_path / name / f"{stem}.parquet", pd.DataFrame({"text": ["a", "b", "c", "d"], "label": labels}))
+    assert load_task(str(tmp_path / "values")).train.label == (1.5, 2.25, 1.5, 2.25)
+    assert load_task(str(tmp_path / "days")).labels == ("2026-01-01", "2026-01-02")
+
+
+def test_classes_of_two_rows_are_each_trained_on(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"text {row},class {row // 2}\n" for row in range(400)))
+    task = load_task(str(tmp_path / "x.csv"))
+    assert task.classes == len({*task.train.label}) == 200
+
+
+@pytest.mark.parametrize("label", ["{}.75%", "\u2212{}.5", "{} EUR"])
+def test_many_classes_that_are_numbers_for_people_are_told(tmp_path, label):
+    rows = "".join(f"text {row},{label.format(row % 40)}\n" for row in range(400))
+    (tmp_path / "x.csv").write_text("text,label\n" + rows)
+    assert any(
+        "each is a class; if '" in line and "' is a value, write it" in line
+        for line in describe(load_task(str(tmp_path / "x.csv")))
+    )
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".CSV"])

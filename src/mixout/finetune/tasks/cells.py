@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
 from typing import Any, Literal
 
 from mixout.errors import InputError
@@ -18,7 +20,7 @@ from mixout.finetune.tasks.tables import Table, is_empty, number
 OPTIONAL_PAIR = "text_pair"
 # 1.050 in a file with semicolons, and a number with a thousands sign or a unit: 1.050,50 or 1,050 or 10.50 EUR.
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(\.\d{3})+")
-_WRITTEN = re.compile(r"[$\u20ac\u00a3\u00a5]?\s?[-+]?\d[\d.,'\s]*([%$\u20ac\u00a3\u00a5]|[^\W\d_]{1,3})?")
+_WRITTEN = re.compile(r"[$\u20ac\u00a3\u00a5]?\s?[-+\u2212]?\d[\d.,'\s]*([%$\u20ac\u00a3\u00a5]|[^\W\d_]{1,3})?")
 # Around all labels of a cell, and around one.
 _BRACKETS = re.compile(r"\A(?:\[([^][]*)\]|\(([^()]*)\)|\{([^{}]*)\})\Z")
 _QUOTES = re.compile(r"\A(['\"])(.*)\1\Z", re.DOTALL)
@@ -51,7 +53,7 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
     Labels are text; several labels, or the tags of a text that is a tuple of words, are tuples of text.
     """
     names = [columns.text, *([] if pair is None else [pair]), columns.label]
-    remedy = "rename a column, or name yours with --text-column, --pair-column or --label-column"
+    remedy = "rename a column, add a header, or name yours with --text-column, --pair-column or --label-column"
     table.require(names, f"{remedy}; text without labels is for --task-type causal-lm")
     cells = table.columns[columns.label]
     if columns.holds == "tags":
@@ -67,6 +69,8 @@ def checked(table: Table, columns: Columns, pair: str | None, separator: str) ->
         )
     texts = {"text": texts_in(table, columns.text)} | ({} if pair is None else {"pair": texts_in(table, pair)})
     dotted = ""
+    if columns.holds == "labels":
+        cells = by_position(cells)
     labels: list[Any] = [several(cell, separator) if columns.holds == "labels" else spelled(cell) for cell in cells]
     comma = False
     if table.comma and columns.holds == "label":
@@ -140,9 +144,28 @@ def several(cell: object, separator: str) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(label for part in parts if (label := spelled(part))))
 
 
+def by_position(cells: Sequence[object]) -> Sequence[object]:
+    """Cells that are all vectors of 0 and 1 of one length, as lists of the positions of their ones; others as they are.
+
+    Example:
+        >>> by_position([[1, 0, 1], [0, 0, 0]]), by_position(["[0, 1]", "[1, 1]"]), by_position(["0, 1", "1"])
+        ([['0', '2'], []], [['1'], ['0', '1']], ['0, 1', '1'])
+    """
+    vectors: list[list[Any]] = []
+    for cell in cells:
+        if isinstance(cell, str):
+            vectors.append([number(part) for part in re.split(r"[,;\s]+", cell.strip(" []"))])
+        else:
+            vectors.append(cell if isinstance(cell, list) else [])
+    are_hot = all(part in (0, 1) for vector in vectors for part in vector)
+    if not are_hot or len(set(map(len, vectors))) > 1 or len(vectors[0]) < 2:
+        return cells
+    return [[str(position) for position, has in enumerate(vector) if has] for vector in vectors]
+
+
 def spelled(cell: object) -> str:
     """Spell a label; a whole number that a file stores as a float (1.0) is the class 1. Empty without a label."""
-    text = str(cell).strip() if isinstance(cell, (str, int, float)) else ""
+    text = str(cell).strip() if isinstance(cell, (str, int, float, Decimal, date)) else ""
     value = number(text)
     if value is not None and value.is_integer() and "." in text:
         return str(int(value))
@@ -201,14 +224,13 @@ def in_two(table: Table, sides: Sequence[Sequence[int]]) -> list[Table]:
 def with_all_classes(table: Table, train: list[int], dev: list[int]) -> tuple[list[int], list[int]]:
     """Both sides of a split of the rows: classes of the dev side alone are training rows, with all rows of their texts.
 
-    Not if that takes most dev rows, or a class has less than two training rows in the mean: then the labels are to be
-    looked at.
+    Not if that takes most dev rows, or a class has less than two rows in the mean: then the labels are to be looked at.
     """
     labels = [{label} if isinstance(label, str) else {*label} for label in table.columns["label"]]  # type: ignore[misc]
     texts, known = table.columns["text"], set().union(*(labels[row] for row in train))
     lone = {texts[row] for row in dev if not labels[row] <= known}
     moved = [row for row in dev if texts[row] in lone]
-    if 2 * len(moved) > len(dev) or 2 * len(known) > len(train):
+    if 2 * len(moved) > len(dev) or 2 * len(known.union(*labels)) > len(labels):
         return train, dev
     return sorted([*train, *moved]), [row for row in dev if texts[row] not in lone]
 

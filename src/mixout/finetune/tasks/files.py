@@ -228,7 +228,7 @@ def members(folder: Path, stems: Sequence[str], endings: Sequence[str] = tuple(R
         )
     if len(candidates) == 1:
         return candidates
-    remedy = "remove all but one" if candidates else "add it, or give a single file to be split"
+    remedy = "remove all but one" if candidates else "add it, or rename yours, or give a single file to be split"
     named = {path.stem: str(path) for path in files if path.suffix.lower() in READERS}
     if not candidates and {"train", "test"} <= named.keys() and ".txt" not in endings:  # a language model has no --test
         remedy = f"add it, or split train: mixout finetune {shlex.join([named['train'], '--test', named['test']])}"

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import dropwhile, groupby
@@ -29,7 +30,7 @@ class Table:
     """Rows of one file, column by column."""
 
     name: str  # of the file
-    columns: Mapping[str, Sequence[object]]  # those that have a name; a cell that the file leaves out is None
+    columns: Mapping[str, Sequence[object]]  # of unnamed ones the first; a cell that the file leaves out is None
     lines: Sequence[int]  # where each row starts in the file, from 1
     unit: str = "line"  # what ``lines`` count; Parquet has rows
     comma: bool = False  # whether numbers may be written as 0,5
@@ -41,7 +42,7 @@ class Table:
         if missing:
             raise InputError(
                 f"{self.name}: expected a column {' and a column '.join(map(repr, missing))}, got the columns "
-                f"{', '.join(map(repr, self.columns))}; {remedy}"
+                f"{', '.join(map(repr, filter(str.strip, self.columns)))}; {remedy}"
             )
 
     def take(self, rows: Sequence[int]) -> Table:
@@ -106,22 +107,25 @@ def read(path: Path, endings: Iterable[str] = ()) -> Table:
 def read_csv(path: Path) -> Table:
     """Read comma-separated values with a header; quoted cells may hold commas and line breaks.
 
-    A header with semicolons and no comma comes from a spreadsheet in a country that writes 0,5: semicolons are then
-    the separator. If the header has only tabs, the separator is the tab.
+    The separator is what the header has most of outside quotation marks: commas; semicolons, from a spreadsheet in a
+    country that writes 0,5; or tabs. A first line ``sep=;``, as Excel writes it, names it.
     """
     text = read_text(path)
-    header = text.partition("\n")[0]
-    separator = next((mark for mark in ",;\t" if mark in header), ",")
+    if named := re.match(r"sep=(.)\r?\n", text):
+        text = text[named.end() :]
+    header = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
+    separator = named[1] if named else max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     rows: list[list[str]] = []
-    lines = [1]
+    first = 2 if named else 1
+    lines = [first]
     # The limit on the length of a cell is the whole process's; texts may be longer.
     limit = csv.field_size_limit()
     csv.field_size_limit(max(limit, len(text)))
     try:
         for row in reader:
             rows.append(row)
-            lines.append(reader.line_num + 1)
+            lines.append(reader.line_num + first)
     except csv.Error as error:
         raise InputError(
             f"{path.name}, line {lines[-1]}: expected comma-separated values, got a row that does not parse "
@@ -257,7 +261,10 @@ def _table(path: Path, header: Sequence[str], rows: list[list[str]], lines: Sequ
     table.check(fits, list(map(len, rows)), f"{len(header)} cells ({', '.join(header)})", "check the separators")
     width = len(header)
     columns = zip(*(row if any(row) else [None] * width for row in rows), strict=True)
-    return replace(table, columns={name: cells for name, cells in zip(header, columns, strict=True) if name.strip()})
+    by_name: dict[str, Sequence[object]] = {}
+    for name, cells in zip(header, columns, strict=True):
+        by_name.setdefault(name if name.strip() else "", cells)
+    return replace(table, columns=by_name)
 
 
 def read_text(path: Path) -> str:
