@@ -209,7 +209,7 @@ def test_the_selective_decay_pulls_the_factors_towards_0():
 
 @pytest.mark.parametrize(
     "method",
-    [Mixout(0.5), Mixout(0.5, unit="output"), OutputAnchor(1.0), AnchorDecay(1.0, selective=True)],
+    [Mixout(0.5), OutputAnchor(1.0), AnchorDecay(1.0, selective=True)],
     ids=str,
 )
 def test_interpolation_scales_the_delta_of_every_adapter_that_a_method_acts_on(method):
