@@ -88,7 +88,7 @@ def apply_(
 
     Warns:
         FineTunedAnchorWarning: if the current weights are a checkpoint of a Trainer's run.
-        FrozenLayersWarning: if every layer that is chosen is frozen.
+        FrozenLayersWarning: if every layer to mix and every weight to decay is frozen.
         LowCoverageWarning: if less than half of the FLOPs of the body, or of the chosen layers, is reached.
 
     Example:
@@ -128,13 +128,16 @@ def apply_(
         layers = install_(model, rules, selection, anchors, seed_spec, form, keep_dropout=keep_dropout)
         if layers:
             check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
-        if layers and all(isinstance(layer, Mixed) and is_frozen(layer) for layer in layers.values()):
-            _warn_of_frozen(f"{len(layers)} layers", [m for m in methods if isinstance(m, MixingMethod)], "mixes")
-        else:
-            weights = [weight for target in targets(model).values() if (weight := target.parameter()) is not None]
-            if weights and not any(weight.requires_grad for weight in weights):
-                decays = [m for m in methods if isinstance(m, AnchorDecay)]
-                _warn_of_frozen(f"{len(weights)} weights", decays, "decays")
+        decaying = (target.parameter() for target in targets(model).values())
+        acts = [not is_frozen(module) for module in model.modules() if isinstance(module, Mixed)]
+        acts += [weight.requires_grad for weight in decaying if weight is not None]
+        if acts and not any(acts):
+            warnings.warn(
+                f"none of the {len(acts)} layers and weights that {spell(methods)} acts on requires a gradient: "
+                "nothing is done to them until one does; choose layers that are trained with where=, or unfreeze these",
+                FrozenLayersWarning,
+                stacklevel=outside(),
+            )
         if anchor_spec.source is None and ((layers and given) or holds):
             warn_if_fine_tuned(model)
     except BaseException:  # a warning too, where warnings are errors
@@ -228,15 +231,6 @@ def remove_(model: nn.Module) -> nn.Module:
             )
     undo_(model)
     return model
-
-
-def _warn_of_frozen(chosen: str, methods: Sequence[Method], acts: str) -> None:
-    warnings.warn(
-        f"none of the {chosen} that apply_ has chosen requires a gradient: {spell(methods)} {acts} nothing until one "
-        "does; choose layers that are trained with where=, or unfreeze these",
-        FrozenLayersWarning,
-        stacklevel=outside(),
-    )
 
 
 def check_applicable(model: nn.Module) -> None:
