@@ -41,13 +41,9 @@ class AnchorTensor:
         if self.tensor is None or self.fixed:
             return
         # ``fn`` sees an example only: ``Module.to_empty`` would leave garbage in the anchor.
-        example = fn(torch.empty((2,) * self.tensor.dim(), dtype=self.tensor.dtype, device=self.tensor.device))
-        if example.is_meta:
-            return
-        layout = torch.preserve_format
-        if example.dim() == 4 and example.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-        self.tensor = self.tensor.to(example.device, example.dtype, memory_format=layout)
+        example = fn(torch.empty((), dtype=self.tensor.dtype, device=self.tensor.device))
+        if not example.is_meta:
+            self.tensor = self.tensor.to(example.device, example.dtype)
 
     def beside(self, weight: Tensor) -> Tensor | None:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
