@@ -255,8 +255,7 @@ def chosen(model: nn.Module, selection: Selection) -> tuple[dict[str, nn.Module]
     adapted: dict[str, tuple[Any, list[str]]] = {}
     reasons, sites = [], lora.sites(model)
     for name, site in sites.items():
-        base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some types of adapters wrap no base
-        if not selection.mixes(name, base):
+        if not selection.mixes(name, site.get_base_layer()):
             continue
         problems = lora.problems(sites, name)
         if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
