@@ -131,17 +131,14 @@ def _mix_(
     mixed = {name: layers[name] for name in by_layer}
     if not dry_run:
         watched = [module for _, module, *_ in swaps] if method.p else []
-        mixing.watch = Watch(watched, in_eval_mode, EvalModeWarning(_never_mixed(method)))
+        warning = EvalModeWarning(
+            f"{method} does nothing: in {STEPS} optimizer steps all of its layers were in eval mode, in which "
+            "from_pretrained leaves a model; call model.train() before you train"
+        )
+        mixing.watch = Watch(watched, in_eval_mode, warning)
         attach_(model, mixed)
         guard_(model)
     return mixed
-
-
-def _never_mixed(method: MixingMethod) -> str:
-    return (
-        f"{method} does nothing: in {STEPS} optimizer steps all of its layers were in eval mode, in which "
-        "from_pretrained leaves a model; call model.train() before you train"
-    )
 
 
 def _anchored(
