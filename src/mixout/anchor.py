@@ -45,11 +45,20 @@ class AnchorTensor:
         if not example.is_meta:
             self.tensor = self.tensor.to(example.device, example.dtype)
 
+    def check(self, weight: Tensor) -> None:
+        """Refuse a weight of another shape."""
+        if self.tensor is not None and self.tensor.shape != weight.shape:
+            raise AnchorMismatchError(
+                f"{self.name} has shape {tuple(weight.shape)}, its anchor {tuple(self.tensor.shape)}: it was resized "
+                "since apply_; call mixout.remove_(model), resize, then apply_ (if the model was trained, with the "
+                "pretrained weights in the new size as anchor=), or leave the layer out with where="
+            )
+
     def beside(self, weight: Tensor) -> Tensor | None:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
         if self.tensor is None:
             return None
-        check_shape(self.name, self.tensor, weight)
+        self.check(weight)
         found = self.tensor
         if not self.fixed and (found.device != weight.device or found.dtype != weight.dtype):
             # The weight was moved without its module, or is no Parameter: one that is passed in for a single call.
@@ -111,7 +120,7 @@ class MovingAnchor(AnchorTensor):
 
     def beside(self, weight: Tensor) -> Tensor:
         """The tensor, which a pass casts."""
-        check_shape(self.name, self.tensor, weight)
+        self.check(weight)
         if weight.device != self.tensor.device and not weight.is_meta:
             self.tensor = self.tensor.to(weight.device)
         return self.tensor
@@ -128,16 +137,6 @@ class MovingAnchor(AnchorTensor):
         """Take the values of ``saved``, a whole tensor, as those of that period."""
         self.moved_in = period
         self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
-
-
-def check_shape(name: str, anchor: Tensor | None, weight: Tensor) -> None:
-    """Refuse a weight that has another shape than its anchor."""
-    if anchor is not None and anchor.shape != weight.shape:
-        raise AnchorMismatchError(
-            f"{name} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.shape)}: it was resized since apply_; "
-            "call mixout.remove_(model), resize, then apply_ (if the model was trained, with the pretrained weights in "
-            "the new size as anchor=), or leave the layer out with where="
-        )
 
 
 class AnchorStore:

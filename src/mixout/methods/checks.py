@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from mixout.anchor import check_shape
 from mixout.errors import DecayStrengthWarning, MixoutError, ZeroDecayWarning, outside
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
             match.warned = True
         if not (weight.requires_grad or weight.grad is not None):
             continue
-        check_shape(target.anchor.name, target.anchor.tensor, weight)
+        target.anchor.check(weight)
         if group.get("lr") is None and target.method.shrinks:
             raise MixoutError(
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "
