@@ -70,7 +70,7 @@ def apply_authors_(model: nn.Module, p: float) -> nn.Module:
     """
     if not 0 <= p < 1:
         raise ValueError(f"expected p in [0, 1), got {p}; the expanded form divides by 1-p")
-    for module in chosen(model, resolve(None, model), "input")[0].values():
+    for module in chosen(model, resolve(None, model))[0].values():
         if isinstance(module, nn.Linear):
             module.__class__ = AuthorsLinear
             module.anchor, module.p = module.weight.detach().clone(), p  # type: ignore[assignment]

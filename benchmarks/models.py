@@ -210,7 +210,7 @@ def count(case: Case) -> Work:
     Attention of width d: six products of 2 B L^2 d, half of that where it is causal. The rest is an estimate.
     """
     plain = build(case, "meta")
-    mixed = chosen(plain, resolve(None, plain), "input")[0].keys()
+    mixed = chosen(plain, resolve(None, plain))[0].keys()
     flops: dict[str, int] = {}
     elements = 0
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixout
-from mixout.distances import distance, norm
+from mixout import distances
+from mixout.distances import blocks, distance, norm
 from mixout.integrations import measures
 
 
@@ -93,6 +94,13 @@ def test_tiny_differences_count(scale):
     expected = (w.double() - u.double()).norm().item()
     assert expected > 0
     assert distance({"a": (w, u)}).total == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_weight_that_has_not_moved_is_read_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr(distances, "blocks", lambda *args, **options: reads.append(args) or blocks(*args, **options))
+    assert distance({"a": (torch.ones(300, 300), torch.ones(300, 300))}).total == 0
+    assert len(reads) == 1
 
 
 def test_weight_and_anchor_may_differ_in_dtype_and_layout():

@@ -62,14 +62,14 @@ def test_exporting():
         assert torch.export.export(Seen(), (x,), strict=strict).module()(x).item() == 1
 
 
-def test_is_watched():
+def test_is_observed():
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
 
-    assert not _torch.is_watched()
+    assert not _torch.is_observed()
     with Watch():
-        assert _torch.is_watched()
+        assert _torch.is_observed()
 
 
 def test_in_backward():

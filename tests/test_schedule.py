@@ -71,15 +71,19 @@ def test_a_resumed_scheduler_continues():
     assert other.p == pytest.approx(0.4)
 
 
-def test_a_schedule_may_be_any_class_with_its_two_methods():
+def test_a_schedule_may_be_any_function_of_the_step():
     class Steady:
         def __call__(self, step):
             return 0.25
 
-        def extremes(self):
-            return (0.25,)
+    def halved(step):
+        return 0.5**step
 
-    assert PScheduler(mixout.apply_(nn.Linear(3, 3), Mixout(0.5)), Steady()).p == 0.25
+    for schedule, expected in ((Steady(), 0.25), (halved, 0.5), (lambda step: step / 10, 0.1)):
+        model = mixout.apply_(nn.Linear(3, 3), Mixout(0.5))
+        scheduler = PScheduler(model, schedule)
+        scheduler.step()
+        assert scheduler.p == mixout.state(model).p == expected
 
 
 def test_p_is_checked():
@@ -94,9 +98,13 @@ def test_p_is_checked():
         mixout.set_p_(model, 1.01)
     with pytest.raises(TypeError, match="number"):
         mixout.set_p_(model, "0.5")
-    for schedule in (lambda _step: 0.5, 0.5, LinearRamp):
+    for schedule in (None, 0.5, LinearRamp):
         with pytest.raises(TypeError, match=r"expected a schedule, such as mixout\.schedule\.LinearRamp\(0, 0\.7"):
             PScheduler(model, schedule)
+    with pytest.raises(ValueError, match=r"expected p in \[0, 1\]"):
+        PScheduler(model, lambda _step: 1.5)
+    with pytest.raises(TypeError, match="expected p to be a number"):
+        PScheduler(model, lambda _step: None)
     assert mixout.save_state(model)["p"] == 0.5
     with pytest.raises(mixout.NotAppliedError):
         PScheduler(nn.Linear(3, 3), LinearRamp(0.5, 0.5, 1))

@@ -33,13 +33,11 @@ def is_batched(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
-def is_watched() -> bool:
-    """Whether a mode sees every operation: selective checkpointing does, and refuses a result changed in place."""
-    return bool(torch._C._len_torch_dispatch_stack())
-
-
 def is_observed() -> bool:
-    """Whether a mode sees every operation, or a transform of ``torch.func`` is active; in one call, for layers."""
+    """Whether a mode sees every operation (selective checkpointing does), or a transform of ``torch.func`` is active.
+
+    The former refuses a result that is changed in place, the latter warns.
+    """
     return bool(torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
 
 

@@ -32,7 +32,6 @@ class AnchorTensor:
         self.digest = digest  # of u as it was captured
         self.fixed = fixed  # keeps its dtype and device, whatever happens to the weight: cast and moved in each pass
         self.name = "a weight"  # of the weight, for messages
-        self._elsewhere: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AnchorTensor:
         return copy.copy(self)  # shares the tensor, which is constant
@@ -42,40 +41,38 @@ class AnchorTensor:
         if self.tensor is None or self.fixed:
             return
         # ``fn`` sees an example only: ``Module.to_empty`` would leave garbage in the anchor.
-        example = fn(torch.empty((2,) * self.tensor.dim(), dtype=self.tensor.dtype, device=self.tensor.device))
-        if example.is_meta:
-            return
-        layout = torch.preserve_format
-        if example.dim() == 4 and example.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-        self.tensor = self.tensor.to(example.device, example.dtype, memory_format=layout)
-        self._elsewhere = None
+        example = fn(torch.empty((), dtype=self.tensor.dtype, device=self.tensor.device))
+        if not example.is_meta:
+            self.tensor = self.tensor.to(example.device, example.dtype)
 
-    def follow(self, weight: Tensor) -> Tensor | None:
-        """The tensor, moved for good to the device and dtype of ``weight``, the module's own parameter."""
-        if self.tensor is None:
-            return None
-        check_shape(self.name, self.tensor, weight)
-        moved = self.tensor.to(weight.device, weight.dtype)
-        if not (self.fixed or weight.is_meta):
-            self.tensor = moved
-        return laid_out(moved, weight)
+    def check(self, weight: Tensor) -> None:
+        """Refuse a weight of another shape."""
+        if self.tensor is not None and self.tensor.shape != weight.shape:
+            raise AnchorMismatchError(
+                f"{self.name} has shape {tuple(weight.shape)}, its anchor {tuple(self.tensor.shape)}: it was resized "
+                "since apply_; call mixout.remove_(model), resize, then apply_ (if the model was trained, with the "
+                "pretrained weights in the new size as anchor=), or leave the layer out with where="
+            )
 
     def beside(self, weight: Tensor) -> Tensor | None:
         """The tensor on the device and in the dtype of ``weight``, which a pass reads; a fixed one as it is."""
         if self.tensor is None:
             return None
-        check_shape(self.name, self.tensor, weight)
-        if self.fixed or _alike(self.tensor, weight):
-            return laid_out(self.tensor, weight)
-        # The weight was moved without its module, or is passed in for one call (functional_call).
-        moved = self._elsewhere
-        if moved is None or not _alike(moved, weight):
+        self.check(weight)
+        found = self.tensor
+        if not self.fixed and (found.device != weight.device or found.dtype != weight.dtype):
+            # The weight was moved without its module, or is no Parameter: one that is passed in for a single call.
             with torch.inference_mode(mode=False):  # a later pass may save it for its backward
-                moved = self.tensor.to(weight.device, weight.dtype)
-            if type(moved) is type(self.tensor):  # else FakeTensorMode's: not for later passes
-                self._elsewhere = moved
-        return laid_out(moved, weight)
+                found = found.to(weight.device, weight.dtype)
+            # Not for later passes: what FakeTensorMode makes, and a meta tensor.
+            if isinstance(weight, nn.Parameter) and type(found) is type(self.tensor) and not found.is_meta:
+                self.tensor = found
+        return laid_out(found, weight)
+
+    def cast(self, weight: Tensor) -> Tensor | None:
+        """The tensor on the device and in the dtype of ``weight``; a fixed one too."""
+        found = self.beside(weight)
+        return None if found is None else found.to(weight.device, weight.dtype)
 
 
 class OwnWeight(AnchorTensor):
@@ -123,7 +120,7 @@ class MovingAnchor(AnchorTensor):
 
     def beside(self, weight: Tensor) -> Tensor:
         """The tensor, which a pass casts."""
-        check_shape(self.name, self.tensor, weight)
+        self.check(weight)
         if weight.device != self.tensor.device and not weight.is_meta:
             self.tensor = self.tensor.to(weight.device)
         return self.tensor
@@ -140,20 +137,6 @@ class MovingAnchor(AnchorTensor):
         """Take the values of ``saved``, a whole tensor, as those of that period."""
         self.moved_in = period
         self.tensor.copy_(laid_out(saved.to(self.tensor.device, self.tensor.dtype), self.tensor))
-
-
-def check_shape(name: str, anchor: Tensor | None, weight: Tensor) -> None:
-    """Refuse a weight that has another shape than its anchor."""
-    if anchor is not None and anchor.shape != weight.shape:
-        raise AnchorMismatchError(
-            f"{name} has shape {tuple(weight.shape)}, its anchor {tuple(anchor.shape)}: it was resized since apply_; "
-            "call mixout.remove_(model), resize, then apply_ (if the model was trained, with the pretrained weights in "
-            "the new size as anchor=), or leave the layer out with where="
-        )
-
-
-def _alike(tensor: Tensor, weight: Tensor) -> bool:
-    return tensor.device == weight.device and tensor.dtype == weight.dtype
 
 
 class AnchorStore:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Never, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from mixout._names import nearest
 from mixout.anchor import AnchorStore
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, outside
 from mixout.install import Rules, install_, rule_of, undo_
@@ -31,12 +29,6 @@ from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fi
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
-_FORMER = {
-    "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
-    "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
-    "scope": 'write seed=mixout.Seed(scope="rank")',
-}
-
 
 def apply_(
     model: nn.Module,
@@ -47,7 +39,6 @@ def apply_(
     seed: int | Seed | None = None,
     keep_dropout: bool = False,
     form: Form = "auto",
-    **former: Never,
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
@@ -74,7 +65,6 @@ def apply_(
         keep_dropout: leave the model's own dropouts on beside a mixing method.
         form: how linear layers are computed: ``"auto"``, by device and size; ``"fast"``; or ``"lean"``, with the least
             memory. See :func:`mixout.functional.mixed_linear`.
-        former: keywords of version 0.1, which are refused with the names of today.
 
     Returns:
         ``model``.
@@ -88,7 +78,7 @@ def apply_(
 
     Warns:
         FineTunedAnchorWarning: if the current weights are a checkpoint of a Trainer's run.
-        FrozenLayersWarning: if every layer that is chosen is frozen.
+        FrozenLayersWarning: if every layer to mix and every weight to decay is frozen.
         LowCoverageWarning: if less than half of the FLOPs of the body, or of the chosen layers, is reached.
 
     Example:
@@ -101,11 +91,6 @@ def apply_(
     """
     anchor_spec = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
     seed_spec = seed if isinstance(seed, Seed) else Seed(seed)
-    for name in former:
-        raise TypeError(
-            f"apply_ takes no keyword {name!r}; {_FORMER[name]}" if name in _FORMER
-            else f"apply_ got an unexpected keyword {name!r}{nearest(name, inspect.signature(apply_).parameters)}"
-        )  # fmt: skip
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model as a torch.nn.Module, got {type(model).__name__}; of a trainer pass its model")
     if form not in FORMS:
@@ -128,13 +113,16 @@ def apply_(
         layers = install_(model, rules, selection, anchors, seed_spec, form, keep_dropout=keep_dropout)
         if layers:
             check_reach(model, selection.but(lambda name, _: rule_of(rules, name) is None))
-        if layers and all(isinstance(layer, Mixed) and is_frozen(layer) for layer in layers.values()):
-            _warn_of_frozen(f"{len(layers)} layers", [m for m in methods if isinstance(m, MixingMethod)], "mixes")
-        else:
-            weights = [weight for target in targets(model).values() if (weight := target.parameter()) is not None]
-            if weights and not any(weight.requires_grad for weight in weights):
-                decays = [m for m in methods if isinstance(m, AnchorDecay)]
-                _warn_of_frozen(f"{len(weights)} weights", decays, "decays")
+        decaying = (target.parameter() for target in targets(model).values())
+        acts = [not is_frozen(module) for module in model.modules() if isinstance(module, Mixed)]
+        acts += [weight.requires_grad for weight in decaying if weight is not None]
+        if acts and not any(acts):
+            warnings.warn(
+                f"none of the {len(acts)} layers and weights that {spell(methods)} acts on requires a gradient: "
+                "nothing is done to them until one does; choose layers that are trained with where=, or unfreeze these",
+                FrozenLayersWarning,
+                stacklevel=outside(),
+            )
         # Adapters are put on a model as it is: their base is what they are to stay near.
         if anchor_spec.source is None and ((layers and given) or holds) and not lora.sites(model):
             warn_if_fine_tuned(model)
@@ -229,15 +217,6 @@ def remove_(model: nn.Module) -> nn.Module:
             )
     undo_(model)
     return model
-
-
-def _warn_of_frozen(chosen: str, methods: Sequence[Method], acts: str) -> None:
-    warnings.warn(
-        f"none of the {chosen} that apply_ has chosen requires a gradient: {spell(methods)} {acts} nothing until one "
-        "does; choose layers that are trained with where=, or unfreeze these",
-        FrozenLayersWarning,
-        stacklevel=outside(),
-    )
 
 
 def check_applicable(model: nn.Module) -> None:

@@ -48,7 +48,7 @@ def norm(weight: Tensor, anchor: Tensor | None, order: float = 2) -> float:
     if weight.is_complex():
         weight, u = torch.view_as_real(weight), None if u is None else torch.view_as_real(u)
     value = _of_blocks(_differences(weight, u), order)
-    if not largest and not _SQUARES_FIT[0] < float(value) < _SQUARES_FIT[1]:  # rare: once more, in float64
+    if not largest and value and not _SQUARES_FIT[0] < value < _SQUARES_FIT[1]:  # rare: once more, in float64
         value = _of_blocks((block.double() for block in _differences(weight, u)), order)
     if hasattr(weight, "placements"):
         value = of_all_ranks(value, weight, largest=True) if largest else of_all_ranks(value**2, weight).sqrt()

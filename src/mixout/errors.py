@@ -124,7 +124,7 @@ class ForgottenMasksWarning(MixoutWarning):
 
 
 class FrozenLayersWarning(MixoutWarning):
-    """Every layer that was chosen is frozen, so nothing is mixed until a weight requires a gradient.
+    """Every layer to mix and every weight to decay is frozen, so nothing is done until one requires a gradient.
 
     What to do: choose layers that are trained with ``where=``, or unfreeze these.
     """

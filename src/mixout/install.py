@@ -84,7 +84,7 @@ def _mix_(
     model: nn.Module, method: MixingMethod, selection: Selection, anchors: AnchorStore, applied: Applied, form: Form
 ) -> dict[str, nn.Module]:
     """Swap the chosen layers, and the factors of the chosen adapters, for mixed ones."""
-    layers, adapted = chosen(model, selection, method.unit)
+    layers, adapted = chosen(model, selection)
     dry_run, period = anchors.own, None if method.every == 1 else Period(method.every)
     p = torch.tensor(method.p, dtype=torch.float64, device="cpu")
     applied.mixing = mixing = Mixing(
@@ -97,14 +97,17 @@ def _mix_(
             "same mask, got 'rank'; leave scope out"
         )
     if adapted:
-        if method.anchor_ema is not None:
+        if (method.anchor, method.unit, method.gradient, method.anchor_ema) != ("given", "input", "exact", None):
             raise ValueError(
-                "expected no anchor_ema on LoRA layers, whose anchor is their frozen base, got "
-                f"{method.anchor_ema}; leave it out, or leave adapted layers out with where="
+                "expected mixout with unit='input' and gradient='exact', and without anchor_ema, on LoRA layers, whose "
+                f"anchor is their frozen base, got {method}; choose these, leave adapted layers out with where=, or "
+                "merge the adapters first"
             )
-        sites = [site for site, _ in adapted.values()]
-        takes_anchor = method.anchor == "given"
-        lora.check_fits(model, sites, mixing, takes_anchor=takes_anchor, of_this_moment=anchors.of_this_moment)
+        if not anchors.of_this_moment:
+            raise ValueError(
+                "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
+            )
+        lora.check_base(model)
     stores = {"zero": AnchorStore(model, 0), "own": AnchorStore(model, own=True)}
     anchor_of = stores.get(method.anchor, anchors).anchor
     # All anchors first: one that is missing must leave the model as it was.
@@ -115,29 +118,26 @@ def _mix_(
             for path, start in by_path.items():
                 by_path[path] = MovingAnchor(start, parameter(layers[name], path), method.anchor_ema)  # type: ignore[arg-type]
     applied.seed.subject = subject(str(applied), by_layer)
-    swaps: list[Any] = [(name, layers[name], mixed_class(layers[name]), by_path) for name, by_path in by_layer.items()]
+    swaps = [(name, layers[name], by_path) for name, by_path in by_layer.items()]
     for name, (site, adapters) in adapted.items():
-        for suffix, module, paths, mixed_type in lora.swaps(site, adapters, mixing):
-            swaps.append((f"{name}{suffix}", module, mixed_type, {path: _of_base(site, anchors) for path in paths}))
+        for suffix, module, paths in lora.swaps(site, adapters):
+            swaps.append((f"{name}{suffix}", module, {path: _of_base(site, anchors) for path in paths}))
     block_names = [name for name, _ in blocks(model)] if method.unit == "layer" else []
-    for name, module, mixed_type, by_path in swaps:
+    for name, module, by_path in swaps:
         block = next((block_name for block_name in block_names if f"{name}.".startswith(f"{block_name}.")), name)
         stream = Stream(applied.seed, name, period, block if method.unit == "layer" else None)
-        swap_(module, mixed_type, Share(mixing=mixing, anchors=by_path, plain=type(module), stream=stream))
+        share = Share(mixing=mixing, anchors=by_path, plain=type(module), stream=stream)
+        swap_(module, mixed_class(module), share)  # type: ignore[arg-type]  # each chosen one has a class
     mixed = {name: layers[name] for name in by_layer}
     if not dry_run:
-        watched = [module for _, module, *_ in swaps]
-        mixing.watch = Watch(watched, in_eval_mode, EvalModeWarning(_not_mixed(method)))
+        warning = EvalModeWarning(
+            f"{method} does nothing: all of its layers are in eval mode, in which from_pretrained and an evaluation "
+            "leave a model; call model.train() before you train, and after you evaluate"
+        )
+        mixing.watch = Watch([module for _, module, _ in swaps], in_eval_mode, warning)
         attach_(model, mixed)
         guard_(model)
     return mixed
-
-
-def _not_mixed(method: MixingMethod) -> str:
-    return (
-        f"{method} does nothing: all of its layers are in eval mode, in which from_pretrained and an evaluation leave "
-        "a model; call model.train() before you train, and after you evaluate"
-    )
 
 
 def _anchored(

@@ -22,7 +22,7 @@ from typing import Any, Literal, ParamSpec
 import torch
 from torch import Tensor
 
-from mixout._torch import is_observed, is_watched
+from mixout._torch import is_observed
 from mixout.streams import NO_STREAM, Stream, draw_in_graph
 
 Unit = Literal["input", "output", "element", "layer"]
@@ -155,7 +155,7 @@ def coefficients(drawn: Tensor, of_p: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def constants(p: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """P, and 1/(1-p) and 0 in ``dtype``: as tensors of the right dtype torch takes them faster than as numbers."""
     # Under a mode they may be of the mode, as FakeTensorMode's, and are not for later passes.
-    return (_constants.__wrapped__ if is_watched() else _constants)(p, dtype)
+    return (_constants.__wrapped__ if is_observed() else _constants)(p, dtype)
 
 
 @functools.lru_cache(maxsize=64)

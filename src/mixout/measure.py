@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mixout import distances
-from mixout.anchor import AnchorStore, AnchorTensor, MovingAnchor, OwnWeight, check_shape
+from mixout.anchor import AnchorStore, AnchorTensor, MovingAnchor, OwnWeight
 from mixout.distances import Distance
 from mixout.errors import InputError, MixoutError, NotAppliedError
 from mixout.layers import Mixed, lora, parameter, weights
@@ -283,5 +283,4 @@ def weight_and_start(name: str, module: nn.Module, field: str, anchor: AnchorTen
     weight = parameter(module, field)
     if weight is None:
         raise MixoutError(f"{name!r} {REPLACED}")
-    check_shape(repr(name), anchor.tensor, weight)
     return weight, anchor.beside(weight)

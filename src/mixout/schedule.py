@@ -1,15 +1,16 @@
 """p over the steps of a run, without recompilation.
 
-A schedule is a function of the step; :class:`PScheduler` follows it as a learning-rate scheduler follows its own.
+A schedule is any function of the step, counted from 0; :class:`PScheduler` follows it as a learning-rate scheduler
+follows its own.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
@@ -17,21 +18,11 @@ from mixout._names import renamed
 from mixout.masks import check_p
 from mixout.record import applied_to, follow_
 
-
-class Schedule(ABC):
-    """p as a function of the step, counted from 0. Abstract."""
-
-    @abstractmethod
-    def __call__(self, step: int) -> float:
-        """The p at ``step``."""
-
-    def extremes(self) -> tuple[float, ...]:
-        """The lowest and the highest p of the run, as far as they are known beforehand: here p at step 0."""
-        return (self(0),)
+Schedule: TypeAlias = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class LinearRamp(Schedule):
+class LinearRamp:
     """``start + (end - start) step / steps``, then ``end``.
 
     Args:
@@ -57,10 +48,6 @@ class LinearRamp(Schedule):
     def __call__(self, step: int) -> float:
         """The p at ``step``."""
         return self.start + (self.end - self.start) * self._share(min(max(step, 0) / self.steps, 1.0))
-
-    def extremes(self) -> tuple[float, ...]:
-        """The p at the first and at the last step."""
-        return self.start, self.end
 
     @staticmethod
     def _share(progress: float) -> float:
@@ -93,12 +80,12 @@ def last_step_begins(steps: int, batches: int, accumulation: int) -> float:
 
 def check_schedule(model: nn.Module, schedule: Schedule) -> None:
     """Refuse, before the first step, a schedule with a p that the method of ``model`` does not have."""
-    if isinstance(schedule, type) or not (callable(schedule) and hasattr(schedule, "extremes")):
+    if isinstance(schedule, type) or not callable(schedule):
         raise TypeError(f"expected a schedule, such as mixout.schedule.LinearRamp(0, 0.7, steps=100), got {schedule!r}")
-    for applied in applied_to(model):
-        for p in schedule.extremes():
+    for step in (0, getattr(schedule, "steps", 0)):  # a ramp says where it ends
+        for applied in applied_to(model):
             if applied.mixing is not None:
-                check_p(p, applied.mixing.noise)
+                check_p(schedule(step), applied.mixing.noise)
 
 
 class PScheduler:
@@ -108,11 +95,13 @@ class PScheduler:
 
     Args:
         model: a model that carries a mixing method.
-        schedule: p as a function of the step.
+        schedule: p as a function of the step, such as ``lambda step: 0.9 if step < 100 else 0.5``. Its p at step 0 is
+            checked at once, and that at its ``steps``, if it has such an attribute; others when they are reached.
 
     Raises:
         NotAppliedError: if ``model`` carries no mixing method.
-        ValueError: if the schedule reaches 1 and the method's noise is Gaussian.
+        TypeError, ValueError: if ``schedule`` is no function, or a p of it is no number in [0, 1], or is 1 where the
+            method's noise is Gaussian.
 
     Example:
         >>> import mixout

@@ -17,7 +17,6 @@ from torch import nn
 
 from mixout.errors import NothingMixedError
 from mixout.layers import entry_of, is_linear, lora, obstacle, parameter, weights
-from mixout.masks import Unit
 
 BODY = "body"
 """All linear layers of the pretrained body: the default."""
@@ -250,18 +249,15 @@ def parent(model: nn.Module, name: str) -> nn.Module | None:
     return model.get_submodule(name.rpartition(".")[0]) if name else None
 
 
-def chosen(
-    model: nn.Module, selection: Selection, unit: Unit
-) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
+def chosen(model: nn.Module, selection: Selection) -> tuple[dict[str, nn.Module], dict[str, tuple[Any, list[str]]]]:
     """The layers to mix; the LoRA layers, each with its adapters to mix; at least one of these."""
     layers: dict[str, nn.Module] = {}
     adapted: dict[str, tuple[Any, list[str]]] = {}
     reasons, sites = [], lora.sites(model)
     for name, site in sites.items():
-        base = site.get_base_layer() if hasattr(site, "get_base_layer") else site  # some types of adapters wrap no base
-        if not selection.mixes(name, base):
+        if not selection.mixes(name, site.get_base_layer()):
             continue
-        problems = lora.problems(sites, name, unit)
+        problems = lora.problems(sites, name)
         if adapters := [adapter for adapter, problem in problems.items() if problem is None]:
             adapted[name] = site, adapters
         else:

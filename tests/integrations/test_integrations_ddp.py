@@ -140,7 +140,7 @@ def test_each_rank_its_own_masks(results):
         ("seed", {1}, "rank 0 has drawn none for it"),
         ("p", {1}, "rank 0 has drawn none for it"),
         ("anchor", {1}, "digest of layers and anchors"),
-        ("p later", {0, 1}, "expected the same p on every rank, got 0.5 on rank 0 and 0.6 on rank 1; set p from"),
+        ("p later", {0, 1}, "expected the same p on every rank, got 0.5 on rank 0 and 0.6 on rank 1; apply"),
         ("draws", {0, 1}, "expected the same draws on every rank, got {'first': 2, 'middle': 2"),
         ("own masks", {0, 1}, "none"),
     ],

@@ -31,14 +31,20 @@ def test_another_base_is_found_on_resume():
         mixout.load_state_(mixout.apply_(lora(seed=9), Mixout(0.5)), state)
 
 
+ONLY = "expected mixout with unit='input' and gradient='exact', and without anchor_ema, on LoRA layers"
+
+
 @pytest.mark.parametrize(
     ("methods", "options", "message"),
     [
-        (Mixconnect(0.5), {}, "needs W or B A itself"),
-        (Mixout(0.5, unit="element"), {}, "needs W or B A itself"),
-        (Mixout(0.5, gradient="dense"), {}, "needs W or B A itself"),
-        (Dropconnect(0.5), {}, "needs W or B A itself"),
-        (GradientMask(0.5), {}, "needs W or B A itself"),
+        (Mixconnect(0.5), {}, ONLY),
+        (Mixout(0.5, unit="element"), {}, ONLY),
+        (Mixout(0.5, unit="output"), {}, ONLY),
+        (Mixout(0.5, gradient="dense"), {}, ONLY),
+        (Mixout(0.5, gradient="paper"), {}, ONLY),
+        (Mixout(0.5, every=2, anchor_ema=0.5), {}, ONLY),
+        (Dropconnect(0.5), {}, ONLY),
+        (GradientMask(0.5), {}, ONLY),
         (Mixout(0.5), {"anchor": 0}, "leave anchor= out"),
         (AnchorDecay(0.1), {}, "is not a decay of W - u"),
     ],

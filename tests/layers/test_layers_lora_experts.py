@@ -116,9 +116,9 @@ def test_adapters_of_stacked_experts_have_a_mask_for_each_expert(kind):
 
 def test_what_adapters_of_parameters_cannot_do_is_refused():
     for method in (Mixout(0.5, unit="output"), Mixout(0.5, gradient="paper")):
-        with pytest.raises(ValueError, match="expected unit 'input' and gradient 'exact' for adapters of parameters"):
+        with pytest.raises(ValueError, match="expected mixout with unit='input' and gradient='exact'"):
             mixout.apply_(with_adapters(Experts()), method)
-    model = mixout.apply_(with_adapters(Experts(), linear=["1"]), Mixout(0.5, gradient="paper"), where="^1$")
+    model = mixout.apply_(with_adapters(Experts(), linear=["1"]), Mixout(0.5), where="^1$")
     assert set(mixout.coverage(model).mixed) == {"1.lora_A.default"}
     with pytest.raises(ValueError, match="decaying the factors A and B is not a decay"):
         mixout.apply_(with_adapters(Experts()), mixout.AnchorDecay(1.0))

@@ -28,24 +28,17 @@ def check_ranks(model: nn.Module, group: dist.ProcessGroup | None = None) -> Non
         RankMismatchError: on every rank, if one differs from the first; the message says in what.
         NotAppliedError: if the model carries no method.
     """
-    own_facts = _facts(model)
     facts_by_rank: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(facts_by_rank, own_facts, group=group)
+    dist.all_gather_object(facts_by_rank, _facts(model), group=group)
     for rank, facts in enumerate(facts_by_rank):
         for name, first in facts_by_rank[0].items():
             if facts.get(name) != first:
                 raise RankMismatchError(
                     f"expected the same {name} on every rank, got {first} on rank 0 and {facts.get(name)} on rank "
-                    f"{rank}; {_REMEDIES.get(name, _APPLY_ALIKE)}, or give each rank its own masks with "
+                    f"{rank}; apply the same method with the same seed to the same weights, set p from the step, and "
+                    "call every mixed layer equally often on every rank, or give each rank its own masks with "
                     'seed=mixout.Seed(scope="rank")'
                 )
-
-
-_APPLY_ALIKE = "apply the same method with the same seed to the same weights on every rank"
-_REMEDIES = {
-    "p": "set p from the step, which all ranks share",
-    "draws": "call every mixed layer equally often on every rank while the model is in training mode",
-}
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:

@@ -59,12 +59,14 @@ class Short:
     def of(cls, share: Share, weight: Tensor) -> Short | None:
         """For a layer that can be small and has its anchor beside its weight; None for any other."""
         check_whole(weight)  # DeepSpeed's ZeRO-3 is initialised after apply_
-        mixing, anchor = share.mixing, share.anchor.tensor
+        mixing = share.mixing
         p = float(mixing.probability())  # a number: selective checkpointing counts torch's operations
-        if anchor is None or isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
+        if isinstance(share.anchor, OwnWeight) or type(weight) is not nn.Parameter or p == 0:
             return None
-        alike = (anchor.dtype, anchor.device, anchor.shape) == (weight.dtype, weight.device, weight.shape)
-        if not alike or mixing.noise != "bernoulli" or mixing.unit == "element":
+        anchor = share.anchor.beside(weight)
+        if anchor is None or (anchor.dtype, anchor.device) != (weight.dtype, weight.device):
+            return None
+        if mixing.noise != "bernoulli" or mixing.unit == "element":
             return None
         options = MixOptions(p, mixing.unit, mixing.gradient, mixing.noise, share.stream, mixing.form)
         most = native_up_to(weight, options, autocast=True)

@@ -4,9 +4,8 @@ With W = u + s B A, where u is the frozen base, A is (r, in) and B is (out, r), 
 
     Phi = u + (m / (1-p)) (W - u) = u + s B A diag(m) / (1-p)
 
-which is A with its columns mixed with 0. With a mask entry per output, the rows of B are. In the paper's gradient
-dPhi/dW is m: by the chain rule those of A and of B are both smaller by the factor 1-p. Each adapter has its own masks.
-A mask entry for each element, or another anchor, would need B A in each pass, or a copy of the base: both are refused.
+which is A with its columns mixed with 0. Each adapter has its own masks. Other units, other gradients and another
+anchor would need B A in each pass, a second mixed factor, or a copy of the base: they are refused.
 
 An adapter of a parameter (``target_parameters``, for stacked experts) has an A for each expert, one below the other.
 peft reads its factors and calls neither, so it is the layer around them that is mixed, with a mask for each expert.
@@ -19,18 +18,17 @@ It does not import peft: where a model holds its layers, peft is loaded.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
+from mixout.distances import norm
 from mixout.errors import MixoutError
-from mixout.layers import entry_of, mixed_class, obstacle
-from mixout.layers.mixed import Mixed, Mixing, is_frozen, mixes
+from mixout.layers import entry_of, obstacle
+from mixout.layers.mixed import Mixed, is_frozen
 from mixout.layers.registry import ADAPTED_PARAMETER, dotted
-from mixout.masks import Unit
-from mixout.parts import in_parts, loaded
+from mixout.parts import in_parts, loaded, whole
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
 _CALLS_ITS_FACTORS = frozenset(
@@ -41,19 +39,6 @@ _CALLS_ITS_FACTORS = frozenset(
 _MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 ADAPTED_LATER = "but frozen by an adapter that came later"
-
-
-class MixedFactor(Mixed, nn.Linear):
-    """The factor that is not masked, in the paper's convention: its gradient too is smaller by 1-p."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        if not mixes(self):
-            return nn.Linear.forward(self, input)
-        self.count_pass()
-        constant = self.weight.detach()
-        slope = 1 - self._mixed.mixing.probability()
-        return nn.functional.linear(input, constant + slope * (self.weight - constant), self.bias)
 
 
 def sites(model: nn.Module) -> dict[str, Any]:
@@ -99,56 +84,27 @@ def is_factor(sites: dict[str, Any], name: str) -> bool:
     return site_name is not None and name[len(site_name) + 1 :].startswith(("lora_A.", "lora_B."))
 
 
-def problems(sites: dict[str, Any], name: str, unit: Unit) -> dict[str, str | None]:
+def problems(sites: dict[str, Any], name: str) -> dict[str, str | None]:
     """Why each adapter of that site cannot be mixed, or None if it can; under the name "" why none can."""
     layer = sites[name]
-    masked = _factors(layer)[0 if unit == "input" else 1]
     whole = merged_around(sites, name) or _layer_obstacle(layer)
-    reasons = {key: whole or variant(layer, key) or obstacle(factor, None) for key, factor in masked.items()}
+    reasons = {key: whole or variant(layer, key) or obstacle(a, None) for key, a in _factors(layer).items()}
     return reasons or {"": whole or "it holds no adapter"}
 
 
-def check_fits(
-    model: nn.Module, sites: Iterable[nn.Module], mixing: Mixing, *, takes_anchor: bool, of_this_moment: bool
-) -> None:
-    """Refuse a method that ``sites``, the chosen adapted layers, cannot carry."""
-    if not takes_anchor or mixing.unit not in ("input", "output") or mixing.gradient == "dense":
-        raise ValueError(
-            "expected mixout with unit 'input' or 'output' and gradient 'exact' or 'paper' on LoRA layers, got another "
-            f"method ({mixing}): it needs W or B A itself, which a LoRA layer never makes; merge the adapter, or "
-            "choose one of these"
-        )
-    if any(map(is_of_a_parameter, sites)) and (mixing.unit, mixing.gradient) != ("input", "exact"):
-        raise ValueError(
-            "expected unit 'input' and gradient 'exact' for adapters of parameters (target_parameters), got another "
-            f"({mixing}); choose these, or leave such layers out with where="
-        )
-    if not of_this_moment:
-        raise ValueError(
-            "expected no anchor for LoRA layers, whose anchor is their frozen base, got one; leave anchor= out"
-        )
-    check_base(model)
-
-
-def swaps(layer: Any, chosen: Sequence[str], mixing: Mixing) -> Iterator[tuple[str, nn.Module, list[str], type[Mixed]]]:
-    """The modules to mix for the adapters ``chosen``: name within ``layer``, module, weights and mixed class."""
-    class_of: Any = mixed_class  # each chosen one has a class
+def swaps(layer: Any, chosen: Sequence[str]) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """The modules to mix for the adapters ``chosen``: name within ``layer``, module, and weights."""
     if is_of_a_parameter(layer):
-        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen], class_of(layer)
-        return
-    masked, unmasked = ("lora_A", "lora_B") if mixing.unit == "input" else ("lora_B", "lora_A")
-    for adapter in chosen:
-        factors = {name: getattr(layer, name)[adapter] for name in (masked, unmasked)}
-        yield f".{masked}.{adapter}", factors[masked], ["weight"], class_of(factors[masked])
-        if mixing.gradient == "paper":
-            yield f".{unmasked}.{adapter}", factors[unmasked], ["weight"], MixedFactor
+        yield "", layer, [f"lora_A.{adapter}.weight" for adapter in chosen]
+    else:
+        yield from ((f".lora_A.{adapter}", layer.lora_A[adapter], ["weight"]) for adapter in chosen)
 
 
 def mixed_factors(layer: Any) -> dict[str, Mixed]:
-    """A factor of each adapter of ``layer`` that is mixed, or ``layer`` itself."""
+    """The factor A of each adapter of ``layer`` that is mixed, or ``layer`` itself."""
     if isinstance(layer, Mixed):
         return {path.split(".")[1]: layer for path in layer._mixed.anchors}
-    return {name: factor for pairs in _factors(layer) for name, factor in pairs.items() if isinstance(factor, Mixed)}
+    return {name: factor for name, factor in _factors(layer).items() if isinstance(factor, Mixed)}
 
 
 def coverage_row(
@@ -172,7 +128,7 @@ def coverage_row(
         return "bypassed", problem
     mixed, mixed_anywhere = mixed_factors(layer), {key for site in sites.values() for key in mixed_factors(site)}
     read_mixed = is_of_a_parameter(layer) and part == "lora_A" and adapter in mixed
-    if read_mixed or (isinstance(module, Mixed) and not isinstance(module, MixedFactor)):
+    if read_mixed or isinstance(module, Mixed):
         return ("mixed", "") if adapter in layer.active_adapters else ("plain", "its adapter is not active")
     if adapter in mixed:
         return "plain", "the other factor of a mixed adapter"
@@ -182,10 +138,10 @@ def coverage_row(
     return "plain", "not chosen"
 
 
-def _factors(layer: Any) -> list[dict[str, nn.Module]]:
-    """The factors A, and B, by adapter; none where they are no modules."""
-    pair = [getattr(layer, name, None) for name in ("lora_A", "lora_B")]
-    return [dict(factors.items()) if isinstance(factors, nn.ModuleDict) else {} for factors in pair]
+def _factors(layer: Any) -> dict[str, nn.Module]:
+    """The factors A by adapter; none where they are no modules."""
+    factors = getattr(layer, "lora_A", None)
+    return dict(factors.items()) if isinstance(factors, nn.ModuleDict) else {}
 
 
 def _layer_obstacle(layer: Any) -> str | None:
@@ -261,22 +217,13 @@ def base_name(name: str, layer: Any) -> str:
 
 
 def delta_norm(layer: Any) -> float:
-    """||W - u|| of a layer with its active adapters, in float64: ||B A|| = ||R A|| where B = Q R, Q orthonormal."""
+    """||W - u|| = ||s B A|| of a layer with its active adapters."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active or layer.disable_adapters:
         return 0.0
-    factor, groups = layer.lora_A[active[0]].weight, getattr(layer.get_base_layer(), "groups", 1)
-    grouped = isinstance(groups, int) and groups > 1  # a convolution whose outputs read a part of A's rows each
-    stacks = groups if grouped else getattr(layer, "num_experts", 1)
-    device = factor.device if factor.is_cuda else torch.device("cpu")
-    a, b = [], []
-    for name in active:
-        pair = (factors[name].weight for factors in (layer.lora_A, layer.lora_B))
-        wide, tall = (weight.detach().to(device).double().flatten(1) for weight in pair)  # convolutions have more axes
-        a.append(wide.reshape(stacks, -1, wide.shape[1]))
-        # A group's rows of B lie together; of experts the columns of B alternate.
-        stacked = (
-            tall.reshape(stacks, -1, tall.shape[1]) if grouped else tall.reshape(len(tall), -1, stacks).permute(2, 0, 1)
+    if getattr(layer.get_base_layer(), "groups", 1) != 1:
+        raise MixoutError(
+            "expected adapters whose s B A peft can compute, to measure a distance, got one of a convolution with "
+            "groups; leave it out of target_modules, or pass log=False to the callback"
         )
-        b.append(layer.scaling[name] * stacked)
-    return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())
+    return norm(whole(sum(layer.get_delta_weight(name).detach() for name in active)), None)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from mixout.anchor import check_shape
 from mixout.errors import DecayStrengthWarning, MixoutError, ZeroDecayWarning, outside
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def check(optimizer: Optimizer, match: Match, entries: list[tuple[Target, nn.Par
                 stacklevel=outside(),
             )
             match.warned = True
-        check_shape(target.anchor.name, target.anchor.tensor, weight)
+        target.anchor.check(weight)
         if group.get("lr") is None and target.method.shrinks:
             raise MixoutError(
                 f"expected a learning rate of {type(optimizer).__name__}, which AnchorDecay's strength is multiplied "

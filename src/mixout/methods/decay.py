@@ -204,23 +204,16 @@ def before(weight: Tensor, anchor: Tensor | None, gradient: Tensor) -> Before:
 @torch.no_grad()
 def shrink_selectively_(weight: Tensor, anchor: Tensor | None, then: Before, strength: float) -> None:
     """Undo a part of what the step has added to the distance, where the gradient asked to go back; never beyond u."""
-    if _known_to_be_0(then.agreement):
+    if then.agreement.device.type == "cpu" and not then.agreement > 0:  # known without waiting for a GPU
         return
     norm = _products(weight, anchor, None)[1].sqrt()
     ratio = ((norm - then.norm) / norm).nan_to_num(0.0)  # 0 / 0 where w is u
     share = torch.where(then.agreement > 0, (strength * ratio).clamp(0, 1), 0).to(weight.dtype)
-    if _known_to_be_0(share):
-        return
     for w, u in blocks(weight, anchor):
         if u is None:
             w.mul_(1 - share)
         else:
             w.lerp_(u, share)
-
-
-def _known_to_be_0(value: Tensor) -> bool:
-    """Whether it is 0 or less, where that can be seen without waiting for a GPU."""
-    return value.device.type == "cpu" and not bool(value > 0)
 
 
 def _products(weight: Tensor, anchor: Tensor | None, gradient: Tensor | None) -> Tensor:

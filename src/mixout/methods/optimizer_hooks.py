@@ -194,7 +194,7 @@ def _meet_gradient(optimizer: Optimizer, match: Match) -> None:
         grad = weight.grad
         if grad is None or target.method.shrinks:
             continue
-        anchor, sign = target.anchor.follow(weight), -1 if optimizer.param_groups[number].get("maximize") else 1
+        anchor, sign = target.anchor.cast(weight), -1 if optimizer.param_groups[number].get("maximize") else 1
         if target.method.selective:
             target.before = before(weight, anchor, grad if sign > 0 else -grad)
             continue
@@ -226,7 +226,7 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
         if not stepped or not target.method.decoupled or target.decayed_at > match.began:
             continue
         target.decayed_at = now
-        anchor = target.anchor.follow(weight)
+        anchor = target.anchor.cast(weight)
         if target.method.selective:
             if target.before is not None:
                 shrink_selectively_(weight, anchor, target.before, target.strength)

@@ -191,7 +191,7 @@ def _anchored(model: nn.Module) -> tuple[OutputAnchor, dict[str, Tensor]]:
             if weight is None:
                 raise MixoutError(f"{path!r} {REPLACED}")
             if id(weight) not in seen:
-                start = anchor.follow(weight)
+                start = anchor.cast(weight)
                 tensors[path] = torch.zeros_like(weight) if start is None else start
                 seen.add(id(weight))
         for field in state.frozen:
