@@ -72,6 +72,23 @@ def test_a_dtype_that_would_round_the_anchor_is_refused():
         mixout.apply_(model, Mixout(0.5), anchor=mixout.Anchor(device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ({"anchor_dtype": torch.bfloat16}, "write anchor=mixout.Anchor(dtype=...)"),
+        ({"anchor_device": "cpu"}, 'write anchor=mixout.Anchor(device="cpu")'),
+        ({"scope": "rank"}, 'write seed=mixout.Seed(scope="rank")'),
+        ({"were": "all"}, "unexpected keyword 'were'; did you mean 'where'?"),
+    ],
+)
+def test_a_former_keyword_leads_to_the_present_one(former, present):
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(TypeError) as refused:
+        mixout.apply_(model, Mixout(0.5), **former)
+    assert present in str(refused.value)
+    assert type(model[0]) is nn.Linear
+
+
 def test_a_seed_says_the_same_as_its_number():
     found = []
     for seed in (3, mixout.Seed(3)):

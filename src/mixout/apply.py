@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Never, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from mixout._names import nearest
 from mixout.anchor import AnchorStore
 from mixout.errors import AlreadyAppliedError, FrozenLayersWarning, MixoutError, outside
 from mixout.install import Rules, install_, rule_of, undo_
@@ -29,6 +31,12 @@ from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fi
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
+_FORMER = {
+    "anchor_dtype": "write anchor=mixout.Anchor(dtype=...)",
+    "anchor_device": 'write anchor=mixout.Anchor(device="cpu")',
+    "scope": 'write seed=mixout.Seed(scope="rank")',
+}
+
 
 def apply_(
     model: nn.Module,
@@ -39,6 +47,7 @@ def apply_(
     seed: int | Seed | None = None,
     keep_dropout: bool = False,
     form: Form = "auto",
+    **former: Never,
 ) -> nn.Module:
     """Fine-tune ``model`` with ``method`` from now on; in place.
 
@@ -65,6 +74,7 @@ def apply_(
         keep_dropout: leave the model's own dropouts on beside a mixing method.
         form: how linear layers are computed: ``"auto"``, by device and size; ``"fast"``; or ``"lean"``, with the least
             memory. See :func:`mixout.functional.mixed_linear`.
+        former: keywords of version 0.1, which are refused with the names of today.
 
     Returns:
         ``model``.
@@ -91,6 +101,11 @@ def apply_(
     """
     anchor_spec = anchor if isinstance(anchor, Anchor) else Anchor(anchor)
     seed_spec = seed if isinstance(seed, Seed) else Seed(seed)
+    for name in former:
+        raise TypeError(
+            f"apply_ takes no keyword {name!r}; {_FORMER[name]}" if name in _FORMER
+            else f"apply_ got an unexpected keyword {name!r}{nearest(name, inspect.signature(apply_).parameters)}"
+        )  # fmt: skip
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model as a torch.nn.Module, got {type(model).__name__}; of a trainer pass its model")
     if form not in FORMS:
