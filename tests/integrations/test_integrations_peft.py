@@ -348,12 +348,17 @@ def test_the_adapter_of_a_convolution_has_a_distance(method):
 
 
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
-def test_the_distance_of_an_adapter_that_peft_cannot_compute_is_refused():
+def test_the_distance_of_a_grouped_convolution_is_that_of_each_group():
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(6, 2))
-    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"]))
+    config = peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+    layer = peft.get_peft_model(model, config).base_model.model[0]
     mixout.apply_(model, AnchorDecay(1.0, selective=True), where=mixout.ALL)
-    with pytest.raises(mixout.MixoutError, match="got one of a convolution with groups; leave it out"):
-        mixout.distance(model)
+    # What the adapter adds is linear in its input: its response to each unit input is a column of W - u.
+    ones = torch.eye(4 * 9).view(-1, 4, 3, 3)
+    with torch.no_grad():
+        columns = layer.lora_B["default"](layer.lora_A["default"](ones)) * layer.scaling["default"]
+    assert mixout.distance(model).total == pytest.approx(columns.norm().item(), rel=1e-6)
 
 
 def test_a_selective_decay_reaches_every_adapter_of_an_attention_layer():

@@ -21,14 +21,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from mixout.distances import norm
 from mixout.errors import MixoutError
 from mixout.layers import entry_of, obstacle
 from mixout.layers.mixed import Mixed, is_frozen
 from mixout.layers.registry import ADAPTED_PARAMETER, dotted
-from mixout.parts import in_parts, loaded, whole
+from mixout.parts import in_parts, loaded
 
 # The classes whose forward calls the factors' modules, each on its own. Others merge them first, or hold no modules.
 _CALLS_ITS_FACTORS = frozenset(
@@ -217,13 +217,22 @@ def base_name(name: str, layer: Any) -> str:
 
 
 def delta_norm(layer: Any) -> float:
-    """||W - u|| = ||s B A|| of a layer with its active adapters."""
+    """||W - u|| of a layer with its active adapters, in float64: ||B A|| = ||R A|| where B = Q R, Q orthonormal."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if not active or layer.disable_adapters:
         return 0.0
-    if getattr(layer.get_base_layer(), "groups", 1) != 1:
-        raise MixoutError(
-            "expected adapters whose s B A peft can compute, to measure a distance, got one of a convolution with "
-            "groups; leave it out of target_modules, or pass log=False to the callback"
+    factor, groups = layer.lora_A[active[0]].weight, getattr(layer.get_base_layer(), "groups", 1)
+    grouped = isinstance(groups, int) and groups > 1  # a convolution whose outputs read a part of A's rows each
+    stacks = groups if grouped else getattr(layer, "num_experts", 1)
+    device = factor.device if factor.is_cuda else torch.device("cpu")
+    a, b = [], []
+    for name in active:
+        pair = (factors[name].weight for factors in (layer.lora_A, layer.lora_B))
+        wide, tall = (weight.detach().to(device).double().flatten(1) for weight in pair)  # convolutions have more axes
+        a.append(wide.reshape(stacks, -1, wide.shape[1]))
+        # A group's rows of B lie together; of experts the columns of B alternate.
+        stacked = (
+            tall.reshape(stacks, -1, tall.shape[1]) if grouped else tall.reshape(len(tall), -1, stacks).permute(2, 0, 1)
         )
-    return norm(whole(sum(layer.get_delta_weight(name).detach() for name in active)), None)
+        b.append(layer.scaling[name] * stacked)
+    return float((torch.linalg.qr(torch.cat(b, dim=2)).R @ torch.cat(a, dim=1)).norm())
