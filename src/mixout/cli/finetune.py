@@ -6,7 +6,6 @@ Only the options that are not settings are defined here; the others are in :mod:
 from __future__ import annotations
 
 import argparse
-import errno
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -180,8 +179,7 @@ def _finetune(args: argparse.Namespace) -> int:
         print(f"mixout: interrupted; {hint}", file=sys.stderr)
         return 130
     except WriteError as error:
-        room = "make room, then " if getattr(error.__cause__, "errno", errno.ENOSPC) == errno.ENOSPC else ""
-        print(f"mixout: error: {error}; {room}continue with: {again}", file=sys.stderr)
+        print(f"mixout: error: {error}; make room, then continue with: {again}", file=sys.stderr)
         return 1
     return 0
 
