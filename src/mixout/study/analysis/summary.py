@@ -239,10 +239,10 @@ def _next(chosen: Sequence[Leader]) -> list[str]:
     """What would have shown, and what to do."""
     few, clear = [leader for leader in chosen if leader.few], [leader for leader in chosen if not leader.few]
     sentences, steps = [], []
-    for (n, fewest, what, of), group in grouped(few, lambda lead: (lead.restarts, lead.smallest, *_few(lead))).items():
+    for (n, fewest), group in grouped(few, lambda leader: (leader.restarts, leader.smallest)).items():
         where = "" if len(group) == len(chosen) else f" on {_list([leader.best.task for leader in group])}"
-        sentences.append(f"{what}{where} can't show a difference by the test used here; {fewest} can.")
-        steps.append(f"run {count(fewest - n, 'more restart')}{of}{where}")
+        sentences.append(f"{count(n, 'restart')}{where} can't show a difference by the test used here; {fewest} can.")
+        steps.append(f"run {count(fewest - n, 'more restart')}{where}")
     if not clear:
         these = "of those that can't be told apart" if any(leader.lower for leader in few) else "method"
         return [*sentences, f"Next: {' and '.join(steps)}, or take the cheapest {these}{_cheapest(chosen)}."]
@@ -261,23 +261,6 @@ def _next(chosen: Sequence[Leader]) -> list[str]:
     if 0 < more <= 1000:
         steps.append(f"{count(more, 'more restart')} would show 1 point between the two best")
     return [*sentences, f"Next: {'; '.join(steps)}."]
-
-
-def _few(leader: Leader) -> tuple[str, str]:
-    """What is too few, in words, and which methods need more; empty if all do."""
-
-    def named(methods: Sequence[str]) -> str:
-        return ", ".join(methods) if len(methods) < 3 else f"{len(methods)} methods"
-
-    cells = [leader.best, *(cell for cell in leader.alike if cell.method in leader.few)]
-    if leader.restarts < min(cell.n for cell in cells):
-        names = "" if len(leader.few) == len(leader.alike) + len(leader.lower) else named(leader.few)
-        return f"{count(leader.restarts, 'pair')} of restarts{names and f' with {names}'}", names and f" of {names}"
-    few = [cell for cell in cells if cell.n < leader.smallest]
-    most = max(cell.n for cell in few)
-    number = count(most, "restart") if most == leader.restarts else f"{leader.restarts} to {most} restarts"
-    of = "" if len(few) == 1 + len(leader.alike) + len(leader.lower) else f" of {named([cell.method for cell in few])}"
-    return f"{number}{of or ' of each method'}", of
 
 
 def _cheapest(chosen: Sequence[Leader]) -> str:
