@@ -159,20 +159,6 @@ def test_several_tasks_have_a_line_each():
     assert [line.split(":")[0] for line in verdict[1:3]] == ["No winner on RTE", "No winner on MRPC"]
 
 
-def test_what_a_factor_costs_each_method_is_said():
-    costs = {"plain": 0.2, "mixout(0.7)": 0.02}
-    runs = [
-        Run(task="RTE", method=method, restart=k, score=0.7 - cost * (rate == "1e-3"), factors={"learning_rate": rate})
-        for method, cost in costs.items()
-        for rate in ("1e-4", "1e-3")
-        for k in range(2)
-    ]
-    assert (
-        "Over the values of learning rate the mean of mixout(0.7) changes least, by 2.0 points, "
-        "that of plain most, by 20.0." in analyse(runs).verdict
-    )
-
-
 def on(task: str, n: int, methods: int, lead: float) -> list[Run]:
     """A task on which the last of some methods leads by so much."""
     draw = np.random.default_rng(1)

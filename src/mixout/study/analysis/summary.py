@@ -17,7 +17,7 @@ from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, fro
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import Power, detectable, fewest_restarts, needed, plan
-from mixout.study.analysis.runs import Placed, Run, by_cell, grouped, place, spoken
+from mixout.study.analysis.runs import Placed, Run, by_cell, grouped, place
 from mixout.study.analysis.stats import ALPHA, SMALLEST
 from mixout.study.analysis.words import figures, percent_of, rounded
 
@@ -91,11 +91,11 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
     cells = summarise(all_runs)
     baseline = choose_baseline([cell.method for cell in cells], baseline)
     comparisons = compare(all_runs, baseline, looks=looks, margin=margin)
-    leader_list, swept = leaders(all_runs, cells, looks=looks), sweeps(cells)
+    leader_list = leaders(all_runs, cells, looks=looks)
     return Summary(
         baseline=baseline,
         looks=looks,
-        verdict=answer(leader_list, swept),
+        verdict=answer(leader_list),
         leaders=tuple(leader_list),
         cells=tuple(cells),
         comparisons=tuple(comparisons),
@@ -103,7 +103,7 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         powers=tuple(plan(comparisons)),
         instabilities=tuple(instability(all_runs)),
         doses=tuple(doses(cells)),
-        sweeps=tuple(swept),
+        sweeps=tuple(sweeps(cells)),
         front=tuple(Placed(**cell.key.named) for cell in front(cells)),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
@@ -169,7 +169,7 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
     return leader_list
 
 
-def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
+def answer(found: Sequence[Leader]) -> tuple[str, ...]:
     """The answer in a few sentences: the best, what can't be told apart from it, what would have shown, what to do.
 
     Example:
@@ -186,7 +186,7 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
     of_task = grouped(found, lambda leader: leader.best.task)
     chosen = [max(task_leaders, key=lambda leader: leader.best.mean or 0.0) for task_leaders in of_task.values()]
     if len(chosen) == 1:
-        sentences = [*_winner(chosen[0]), *_steadiest(sweeps, chosen[0])]
+        sentences = _winner(chosen[0])
     else:
         won, tasks = sum(bool(leader.lower) for leader in chosen), f"of {len(chosen)} tasks"
         first = f"Methods differ on {won} {tasks}." if won else f"No winner on any {tasks}."
@@ -217,22 +217,6 @@ def _winner(leader: Leader) -> list[str]:
     ends = [rounded(-end * leader.points) for end in second.interval or ()]
     interval = f" ({percent_of(second.confidence)} interval {ends[1]} to {ends[0]})" if ends else ""
     return [top, f"The next, {second.method}, is {rounded(-second.difference * leader.points)} points lower{interval}."]
-
-
-def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
-    """What a wrong value of the first factor costs each method: an observed range, not a test."""
-    ranges = []
-    for sweep in sweeps:
-        means = [cell.mean for cell in sweep.cells if cell.mean is not None]
-        if sweep.factor == sweeps[0].factor and not sweep.factors and len(means) > 1:
-            ranges.append(((max(means) - min(means)) * leader.points, sweep.method))
-    if len(ranges) < 2:
-        return []
-    (least, steady), *_, (most, unsteady) = sorted(ranges)
-    return [
-        f"Over the values of {spoken(sweeps[0].factor)} the mean of {steady} changes least, by {rounded(least)} "
-        f"points, that of {unsteady} most, by {rounded(most)}."
-    ]
 
 
 def _next(chosen: Sequence[Leader]) -> list[str]:
