@@ -20,7 +20,7 @@ from mixout.cli.options import unclaimed
 from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
 from mixout.finetune.record import WriteError, writing
-from mixout.study.analysis.runs import Run, text_of
+from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
 
@@ -118,12 +118,6 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
             print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
         options = [args.file, *options_of(args, study.restarts)]
         commands.append(shlex.join(["mixout", "study", "run", *options]))
-        looked = max((entry for _, entry in contents.pairs(planned)), key=lambda entry: entry.run.looks, default=None)
-        if looked is not None and looked.run.looks > 1:
-            # Runs that were made before the width was stored: W stands for it.
-            rule: dict[str, object] = {**(looked.until or {"until-width": "W"}), "looks": looked.run.looks}
-            words = itertools.chain(*((f"--{name}", text_of(value)) for name, value in rule.items()))
-            commands.append(shlex.join(["mixout", "study", "run", args.file, *options_of(args, None), *words]))
         title, baseline = study.title or study.name, args.baseline or study.baseline
     elif (metric := check_no_file(args)) is not None:
         options += ["--set", f"metric={metric}"]
