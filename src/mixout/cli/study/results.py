@@ -19,7 +19,7 @@ from mixout.cli.lines import Lines
 from mixout.cli.options import unclaimed
 from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
-from mixout.finetune.record import WriteError, writing
+from mixout.finetune.record import WriteError, write_atomically, writing
 from mixout.study.analysis.runs import Run
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
@@ -47,17 +47,12 @@ def export(args: argparse.Namespace) -> int:
 
     def write() -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            if path.suffix == ".csv":
-                pandas.DataFrame(rows, dtype=object).to_csv(temporary, index=False, lineterminator="\n")
-            else:
-                with needs("data", "Parquet files"):
-                    import pyarrow  # noqa: F401  without it pandas refuses, and in other words
-                pandas.DataFrame(rows).to_parquet(temporary, index=False)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if path.suffix == ".csv":
+            write_atomically(path, pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))
+        else:
+            with needs("data", "Parquet files"):
+                import pyarrow  # noqa: F401  without it pandas refuses, and in other words
+            write_atomically(path, pandas.DataFrame(rows).to_parquet(index=False))
         return f"{count(len(rows), 'run')} in {path}"
 
     return _written(write, path.parent, "--output")
