@@ -57,7 +57,6 @@ def test_everything_is_in_it():
         "instabilities": 6,
         "doses": 2,
         "sweeps": 0,
-        "front": 0,
         "notes": 0,
     }
 
@@ -93,7 +92,7 @@ def test_methods_are_compared_at_the_same_factors_alone():
 def test_json_holds_the_same_numbers():
     found = analyse(study())
     read = json.loads(found.to_json())
-    assert read["format"] == 6
+    assert read["format"] == 7
     assert [cell["mean"] for cell in read["cells"]] == [cell.mean for cell in found.cells]
     assert [c["p_holm"] for c in read["comparisons"]] == [c.p_holm for c in found.comparisons]
 

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from mixout._names import count
-from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, front, sweeps
+from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, sweeps
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import Power, detectable, fewest_restarts, needed, plan
-from mixout.study.analysis.runs import Placed, Run, by_cell, grouped, place
+from mixout.study.analysis.runs import Run, by_cell, grouped, place
 from mixout.study.analysis.stats import ALPHA, SMALLEST
 from mixout.study.analysis.words import figures, percent_of, rounded
 
-_FORMAT = 6
+_FORMAT = 7
 _CHEAPER = 0.9  # below this share of the longest training time the cheapest method is named
 _NAMED = 4
 
@@ -57,7 +57,6 @@ class Summary:
     instabilities: tuple[Instability, ...]  # of predictions
     doses: tuple[Sweep, ...]  # p against score
     sweeps: tuple[Sweep, ...]  # scores over each numeric factor
-    front: tuple[Placed, ...]  # cells that no other of their task beats in both score and what is kept
     notes: tuple[str, ...]  # what was left out or could not be compared, in words
 
     def to_json(self) -> str:
@@ -104,7 +103,6 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         instabilities=tuple(instability(all_runs)),
         doses=tuple(doses(cells)),
         sweeps=tuple(sweeps(cells)),
-        front=tuple(Placed(**cell.key.named) for cell in front(cells)),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
 
