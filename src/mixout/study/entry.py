@@ -67,7 +67,6 @@ class Entry:
     # the settings that say where data and model lie, where that is elsewhere now
     places: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 1  # how often a failed run was tried; 1 for one that ended
-    traceback: str | None = None  # of the last attempt of a failed run
 
     @property
     def origin(self) -> str:
@@ -171,11 +170,9 @@ def read_entry(folder: Path) -> Entry:
     known: dict[str, Any] = {"folder": folder, "settings": settings}
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
-        traceback = str(failure["traceback"])
-        error = error_of(traceback)
         goal = {"metric": values["metric"], "chance": values["chance"]}
-        run = Run(**place, **goal, score=math.nan, status="failed", error=error)
-        return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
+        run = Run(**place, **goal, score=math.nan, status="failed", error=error_of(str(failure["traceback"])))
+        return Entry(**known, run=run, record=None, attempts=failure["attempts"])
     record = _record(folder)
     memory = record.peak_memory
     run = Run(
