@@ -6,11 +6,11 @@ import csv
 import errno
 import html
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas
 import pyarrow.parquet
 import pytest
 
@@ -60,11 +60,10 @@ def test_an_export_overwrites_what_is_named_alone(study, tmp_path, monkeypatch, 
 def test_a_table_that_cannot_be_written_leaves_nothing(study, tmp_path, monkeypatch, capsys):
     assert study("run") == 0
 
-    def full(_frame, place, **_options):
-        Path(place).write_text("method,")
+    def full(_handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pandas.DataFrame, "to_csv", full)
+    monkeypatch.setattr(os, "fsync", full)
     (tmp_path / "there").mkdir()
     assert study("export", "--output", str(tmp_path / "there" / "runs.csv")) == 1
     assert "could not write to" in capsys.readouterr().err

@@ -66,6 +66,7 @@ def test_each_restart_may_have_its_own_subset():
         ("mixout(.90)", "mixuot(.90)", r"\[\[method\]\] 1: method: .*did you mean 'mixout'"),
         ("mixout(.90)", "mixout(1.5)", r"\[\[method\]\] 1: .*1.5"),
         ("epochs", "epoch", r"\[\[method\]\] 2: .*did you mean 'epochs'"),
+        ("epochs = 20", "seed = 3", r"\[\[method\]\] 2: .*restart k has seed k"),
         ('"sgd"', '"sgdm"', r"\[\[method\]\] 3: .*did you mean 'sgd'"),
         ('label = "SGD"', "label = 3", "label of a method as text, got 3"),
         ("restarts = 3", "restarts = 3\ntitle = 7", "expected title as text, got 7"),

@@ -96,8 +96,6 @@ PLAIN = {"method": "plain"}
             {"methods": [Axis(label=name, settings={"method": name}) for name in ("auto", DECAY)]},
             r"as 'words, anchor_decay.*\('auto' chooses 'anchor_decay\(radius=0.02\)' for these rows\); remove one",
         ),
-        ({"methods": [Axis(label="a", settings={})]}, "to hold 'method'"),
-        ({"methods": [Axis(label="a", settings=PLAIN | {"seed": 3})]}, "restart k has seed k"),
         ({"tasks": [Axis(label="t", settings={"task": "./nowhere.csv"})]}, "nowhere"),
         ({"tasks": [Axis(label="t", settings={"task": "rtee"})]}, "exists, or a task .*RTE.*did you mean 'rte'"),
         ({"factors": {"epoch": [1]}}, "did you mean 'epochs'"),

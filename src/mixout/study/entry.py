@@ -64,11 +64,9 @@ class Entry:
     record: Record | None  # None for a run that failed
     settings: Mapping[str, Any]  # name to value, as in the plan; settings added by later versions have their default
     wall: float | None = None  # seconds from start to end, with loading and evaluations; None where unknown
-    until: Mapping[str, float] = field(default_factory=dict)  # as planned; empty without looks
     # the settings that say where data and model lie, where that is elsewhere now
     places: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 1  # how often a failed run was tried; 1 for one that ended
-    traceback: str | None = None  # of the last attempt of a failed run
 
     @property
     def origin(self) -> str:
@@ -151,7 +149,7 @@ def result_of(values: Mapping[str, Any], names: tuple[str, ...] = _OUTCOME) -> s
 
 def describe(run: Planned, wall: float | None) -> str:
     """The text of ``run.json``: the settings of the run, and its names in the study."""
-    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks", "until")}
+    values = {name: getattr(run, name) for name in (*_PLACE, "metric", "chance", "looks")}
     return json.dumps({"format": FORMAT, **values, "settings": asdict(run.settings), "wall": wall}, indent=1) + "\n"
 
 
@@ -169,14 +167,12 @@ def read_entry(folder: Path) -> Entry:
         raise InputError(f"expected the run {folder.name}, got that of {values['id']}")
     place = {name: values[name] for name in _PLACE} | {"looks": values.get("looks", 1)}
     settings = _DEFAULTS | values["settings"]
-    known: dict[str, Any] = {"folder": folder, "settings": settings, "until": values.get("until", {})}
+    known: dict[str, Any] = {"folder": folder, "settings": settings}
     if "." not in folder.name:
         failure = json.loads((folder / FAILURE_NAME).read_text(encoding="utf-8"))
-        traceback = str(failure["traceback"])
-        error = error_of(traceback)
         goal = {"metric": values["metric"], "chance": values["chance"]}
-        run = Run(**place, **goal, score=math.nan, status="failed", error=error)
-        return Entry(**known, run=run, record=None, attempts=failure["attempts"], traceback=traceback)
+        run = Run(**place, **goal, score=math.nan, status="failed", error=error_of(str(failure["traceback"])))
+        return Entry(**known, run=run, record=None, attempts=failure["attempts"])
     record = _record(folder)
     memory = record.peak_memory
     run = Run(

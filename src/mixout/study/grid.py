@@ -176,9 +176,6 @@ def _check_axes(kind: str, axes: Sequence[Axis]) -> None:
     for axis in axes:
         if not isinstance(axis.label, str) or not axis.label.strip():
             raise InputError(f"expected the label of a {kind} as text, got {axis.label!r}")
-        if kind not in axis.settings:
-            raise InputError(f"expected the settings of the {kind} {axis.label!r} to hold {kind!r}, got none")
-        check_settings(f"{kind} {axis.label!r}", {name: axis.settings[name] for name in axis.settings if name != kind})
         if axis.label in seen:
             raise InputError(f"expected every {kind} under its own label, got {axis.label!r} twice; give it a label")
         seen.add(axis.label)

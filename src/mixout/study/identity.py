@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -47,7 +47,6 @@ class Planned(Restart):
     metric: str  # the score that counts
     chance: float | None  # what a constant answer scores; None where that is not known before the run
     looks: int = 1  # how often the study is to be looked at before restarts are added
-    until: Mapping[str, float] = field(default_factory=dict)  # by which rule: restarts of a batch, and until-width
 
 
 class Inputs:

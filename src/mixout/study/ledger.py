@@ -242,10 +242,10 @@ class Ledger:
             if self.work(run).exists():
                 shutil.rmtree(self.work(run))
 
-    def count_looks(self, entry: Entry, plan: Planned) -> None:
+    def count_looks(self, entry: Entry, looks: int) -> None:
         """Record in a run that was there already how often its study is looked at. WriteError where that fails."""
         path = entry.folder / RUN_NAME
-        values = json.loads(path.read_text(encoding="utf-8")) | {"looks": plan.looks, "until": dict(plan.until)}
+        values = json.loads(path.read_text(encoding="utf-8")) | {"looks": looks}
         with writing(self.folder):
             write_atomically(path, json.dumps(values, indent=1) + "\n")
 

@@ -128,8 +128,7 @@ def _attempt(job: Job) -> tuple[Outcome | MixoutError | WriteError, dict[str, by
     try:
         if _inputs.identity(job.settings) != job.id:
             raise InputError(
-                "expected data, weights and mixout as they are where the study was started, got others; "
-                "copy them there (the embedded task follows the installed libraries)"
+                "expected data, weights and mixout as they are where the study was started, got others; copy them there"
             )
         with tempfile.TemporaryDirectory() as folder:
             # TensorBoard's events come back with the run's files: the driver's folder may not exist on this machine.
@@ -156,4 +155,4 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / RECORD_NAME, files[RECORD_NAME].decode("utf-8"))
+        write_atomically(folder / RECORD_NAME, files[RECORD_NAME])

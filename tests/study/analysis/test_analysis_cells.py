@@ -138,8 +138,3 @@ def test_the_dev_sets_own_error_stands_beside_that_of_restarts():
     lost = replace(known[0], restart=2, score=math.nan, status="failed", standard_error=None)
     assert summarise([*known, lost])[0].dev_error == pytest.approx(0.03)
     assert summarise([*known, replace(lost, score=0.7)])[0].dev_error is None
-
-
-def test_the_level_is_the_mean_of_what_did_not_fail():
-    assert cell([0.9, 0.5, 0.7]).level == pytest.approx(0.8)
-    assert cell([0.5, 0.4]).level is None

@@ -142,8 +142,8 @@ def test_a_run_that_kills_its_worker_is_recorded_and_the_study_goes_on(cluster, 
     killer.join()
     entry = ledger.read().entries[deadly.id]
     assert (entry.record, entry.attempts) == (None, 2)
-    assert entry.traceback is not None
-    assert entry.traceback.startswith("WorkerCrashedError: ")
+    assert entry.run.error is not None
+    assert entry.run.error.startswith("WorkerCrashedError: ")
     assert ledger.read().entries[harmless.id].run.status == "finished"
 
 

@@ -7,7 +7,6 @@ imported where they are used.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import shlex
 import sys
@@ -19,8 +18,7 @@ from mixout.cli.lines import Lines
 from mixout.cli.options import unclaimed
 from mixout.cli.study import LEDGER
 from mixout.errors import InputError, needs
-from mixout.finetune.record import WriteError, writing
-from mixout.study.analysis.runs import text_of
+from mixout.finetune.record import WriteError, write_atomically, writing
 from mixout.study.analysis.table import read_scores, to_csv_rows
 
 
@@ -49,17 +47,12 @@ def export(args: argparse.Namespace) -> int:
 
     def write() -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            if path.suffix == ".csv":
-                pandas.DataFrame(rows, dtype=object).to_csv(temporary, index=False, lineterminator="\n")
-            else:
-                with needs("data", "Parquet files"):
-                    import pyarrow  # noqa: F401  without it pandas refuses, and in other words
-                pandas.DataFrame(rows).to_parquet(temporary, index=False)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if path.suffix == ".csv":
+            write_atomically(path, pandas.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))
+        else:
+            with needs("data", "Parquet files"):
+                import pyarrow  # noqa: F401  without it pandas refuses, and in other words
+            write_atomically(path, pandas.DataFrame(rows).to_parquet(index=False))
         return f"{count(len(rows), 'run')} in {path}"
 
     return _written(write, path.parent, "--output")
@@ -96,12 +89,6 @@ def _on_ledger(args: argparse.Namespace, folder: Path) -> Path:
             print(f"{missing} of {len(planned)} runs are missing; the report is on the others", file=sys.stderr)
         options = [args.file, *options_of(args, study.restarts)]
         commands.append(shlex.join(["mixout", "study", "run", *options]))
-        looked = max((entry for _, entry in contents.pairs(planned)), key=lambda entry: entry.run.looks, default=None)
-        if looked is not None and looked.run.looks > 1:
-            # Runs that were made before the width was stored: W stands for it.
-            rule: dict[str, object] = {**(looked.until or {"until-width": "W"}), "looks": looked.run.looks}
-            words = itertools.chain(*((f"--{name}", text_of(value)) for name, value in rule.items()))
-            commands.append(shlex.join(["mixout", "study", "run", args.file, *options_of(args, None), *words]))
         title, baseline = study.title or study.name, args.baseline or study.baseline
     elif (metric := check_no_file(args)) is not None:
         options += ["--set", f"metric={metric}"]

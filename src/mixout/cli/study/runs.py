@@ -100,16 +100,15 @@ def _until(study: Study, args: argparse.Namespace, ledger: Ledger, executor: Exe
     if len(study.methods) < 2:
         raise InputError("expected two methods or more with --until-width, got one: there is no difference to know")
     # All batches at once, so that errors in a later one are found now. Each run stores the planned number of looks.
-    until = {"restarts": study.restarts, "until-width": args.until_width}
     longest = replace(study, restarts=study.restarts * args.looks)
-    all_runs = [replace(run, looks=args.looks, until=until) for run in longest.runs()]
+    all_runs = [replace(run, looks=args.looks) for run in longest.runs()]
     tally = Tally(ran=0, failed=0)
     for look in range(1, args.looks + 1):
         batch = [run for run in all_runs if run.restart < study.restarts * look]
         tally += run_missing(batch, ledger, executor, report=report, retries=args.retries, keep=args.keep)
-        for plan, entry in ledger.read().pairs(batch):
+        for _, entry in ledger.read().pairs(batch):
             if entry.run.looks < args.looks:
-                ledger.count_looks(entry, plan)
+                ledger.count_looks(entry, args.looks)
         runs = ledger.read().of(batch)
         comparisons = compare(runs, study.baseline, looks=args.looks)
         for c in comparisons:

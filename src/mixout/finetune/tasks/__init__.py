@@ -87,8 +87,8 @@ def _beside(name: str) -> str:
 def docstrings() -> Task:
     """The embedded task: which of eight libraries does this sentence come from?
 
-    Its 7,200 sentences are first sentences of docstrings, with the names of libraries masked, in docstrings.tsv beside
-    this file, with their licences. benchmarks/docstring_corpus.py made both.
+    Its 7,200 sentences are first sentences of docstrings, with the names of libraries masked and without those that two
+    libraries share, in docstrings.tsv beside this file, with their licences.
     """
     table = read_tsv(Path(__file__).with_name("docstrings.tsv"))
     sides = table.columns["split"]

@@ -51,7 +51,6 @@ class Cell(Placed):
     failure_rate: float  # share of failed runs
     failure_low: float  # lower end of its Wilson interval
     failure_high: float  # its upper end
-    level: float | None  # mean of the runs that did not fail; None where there are none
     best_of: tuple[float, ...]  # expected best of k of these scores, for k = 1 to n
     seconds: float | None  # mean training time of the runs that know it
     peak_memory: int | None  # the largest, in bytes
@@ -100,7 +99,6 @@ def expected_best(scores: Sequence[float]) -> tuple[float, ...]:
 def _cell(key: CellKey, runs: list[Run]) -> Cell:
     counted = [run for run in runs if np.isfinite(run.counted)]
     scores = np.array([run.counted for run in counted], dtype=np.float64)
-    working = np.array([run.score for run in runs if not run.failed], dtype=np.float64)
     n, failed = len(scores), sum(run.failed for run in runs)
     low, high = (None if failed else mean_interval(scores)) or (None, None)
     failure_low, failure_high = wilson(failed, len(runs))
@@ -125,7 +123,6 @@ def _cell(key: CellKey, runs: list[Run]) -> Cell:
         failure_rate=failed / len(runs),
         failure_low=failure_low,
         failure_high=failure_high,
-        level=float(working.mean()) if len(working) else None,
         best_of=expected_best(scores.tolist()),
         seconds=_mean(run.seconds for run in runs),
         peak_memory=max((run.peak_memory for run in runs if run.peak_memory is not None), default=None),

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from mixout._names import count
-from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, front, sweeps
+from mixout.study.analysis.across import Aggregate, Sweep, aggregate, doses, sweeps
 from mixout.study.analysis.cells import Cell, Instability, instability, summarise
 from mixout.study.analysis.compare import MARGIN, Comparison, choose_baseline, compare, points_of
 from mixout.study.analysis.restarts import Power, detectable, fewest_restarts, needed, plan
-from mixout.study.analysis.runs import Placed, Run, by_cell, grouped, place, spoken
+from mixout.study.analysis.runs import Run, by_cell, grouped, place
 from mixout.study.analysis.stats import ALPHA, SMALLEST
 from mixout.study.analysis.words import figures, percent_of, rounded
 
-_FORMAT = 6
+_FORMAT = 7
 _CHEAPER = 0.9  # below this share of the longest training time the cheapest method is named
 _NAMED = 4
 
@@ -57,7 +57,6 @@ class Summary:
     instabilities: tuple[Instability, ...]  # of predictions
     doses: tuple[Sweep, ...]  # p against score
     sweeps: tuple[Sweep, ...]  # scores over each numeric factor
-    front: tuple[Placed, ...]  # cells that no other of their task beats in both score and what is kept
     notes: tuple[str, ...]  # what was left out or could not be compared, in words
 
     def to_json(self) -> str:
@@ -91,11 +90,11 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
     cells = summarise(all_runs)
     baseline = choose_baseline([cell.method for cell in cells], baseline)
     comparisons = compare(all_runs, baseline, looks=looks, margin=margin)
-    leader_list, swept = leaders(all_runs, cells, looks=looks), sweeps(cells)
+    leader_list = leaders(all_runs, cells, looks=looks)
     return Summary(
         baseline=baseline,
         looks=looks,
-        verdict=answer(leader_list, swept),
+        verdict=answer(leader_list),
         leaders=tuple(leader_list),
         cells=tuple(cells),
         comparisons=tuple(comparisons),
@@ -103,8 +102,7 @@ def analyse(runs: Iterable[Run], *, baseline: str | None = None, looks: int = 1,
         powers=tuple(plan(comparisons)),
         instabilities=tuple(instability(all_runs)),
         doses=tuple(doses(cells)),
-        sweeps=tuple(swept),
-        front=tuple(Placed(**cell.key.named) for cell in front(cells)),
+        sweeps=tuple(sweeps(cells)),
         notes=tuple(_notes(cells, comparisons, baseline)),
     )
 
@@ -169,7 +167,7 @@ def leaders(runs: Sequence[Run], cells: Sequence[Cell], *, looks: int = 1) -> li
     return leader_list
 
 
-def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, ...]:
+def answer(found: Sequence[Leader]) -> tuple[str, ...]:
     """The answer in a few sentences: the best, what can't be told apart from it, what would have shown, what to do.
 
     Example:
@@ -186,7 +184,7 @@ def answer(found: Sequence[Leader], sweeps: Sequence[Sweep] = ()) -> tuple[str, 
     of_task = grouped(found, lambda leader: leader.best.task)
     chosen = [max(task_leaders, key=lambda leader: leader.best.mean or 0.0) for task_leaders in of_task.values()]
     if len(chosen) == 1:
-        sentences = [*_winner(chosen[0]), *_steadiest(sweeps, chosen[0])]
+        sentences = _winner(chosen[0])
     else:
         won, tasks = sum(bool(leader.lower) for leader in chosen), f"of {len(chosen)} tasks"
         first = f"Methods differ on {won} {tasks}." if won else f"No winner on any {tasks}."
@@ -219,30 +217,14 @@ def _winner(leader: Leader) -> list[str]:
     return [top, f"The next, {second.method}, is {rounded(-second.difference * leader.points)} points lower{interval}."]
 
 
-def _steadiest(sweeps: Sequence[Sweep], leader: Leader) -> list[str]:
-    """What a wrong value of the first factor costs each method: an observed range, not a test."""
-    ranges = []
-    for sweep in sweeps:
-        means = [cell.mean for cell in sweep.cells if cell.mean is not None]
-        if sweep.factor == sweeps[0].factor and not sweep.factors and len(means) > 1:
-            ranges.append(((max(means) - min(means)) * leader.points, sweep.method))
-    if len(ranges) < 2:
-        return []
-    (least, steady), *_, (most, unsteady) = sorted(ranges)
-    return [
-        f"Over the values of {spoken(sweeps[0].factor)} the mean of {steady} changes least, by {rounded(least)} "
-        f"points, that of {unsteady} most, by {rounded(most)}."
-    ]
-
-
 def _next(chosen: Sequence[Leader]) -> list[str]:
     """What would have shown, and what to do."""
     few, clear = [leader for leader in chosen if leader.few], [leader for leader in chosen if not leader.few]
     sentences, steps = [], []
-    for (n, fewest, what, of), group in grouped(few, lambda lead: (lead.restarts, lead.smallest, *_few(lead))).items():
+    for (n, fewest), group in grouped(few, lambda leader: (leader.restarts, leader.smallest)).items():
         where = "" if len(group) == len(chosen) else f" on {_list([leader.best.task for leader in group])}"
-        sentences.append(f"{what}{where} can't show a difference by the test used here; {fewest} can.")
-        steps.append(f"run {count(fewest - n, 'more restart')}{of}{where}")
+        sentences.append(f"{count(n, 'restart')}{where} can't show a difference by the test used here; {fewest} can.")
+        steps.append(f"run {count(fewest - n, 'more restart')}{where}")
     if not clear:
         these = "of those that can't be told apart" if any(leader.lower for leader in few) else "method"
         return [*sentences, f"Next: {' and '.join(steps)}, or take the cheapest {these}{_cheapest(chosen)}."]
@@ -261,23 +243,6 @@ def _next(chosen: Sequence[Leader]) -> list[str]:
     if 0 < more <= 1000:
         steps.append(f"{count(more, 'more restart')} would show 1 point between the two best")
     return [*sentences, f"Next: {'; '.join(steps)}."]
-
-
-def _few(leader: Leader) -> tuple[str, str]:
-    """What is too few, in words, and which methods need more; empty if all do."""
-
-    def named(methods: Sequence[str]) -> str:
-        return ", ".join(methods) if len(methods) < 3 else f"{len(methods)} methods"
-
-    cells = [leader.best, *(cell for cell in leader.alike if cell.method in leader.few)]
-    if leader.restarts < min(cell.n for cell in cells):
-        names = "" if len(leader.few) == len(leader.alike) + len(leader.lower) else named(leader.few)
-        return f"{count(leader.restarts, 'pair')} of restarts{names and f' with {names}'}", names and f" of {names}"
-    few = [cell for cell in cells if cell.n < leader.smallest]
-    most = max(cell.n for cell in few)
-    number = count(most, "restart") if most == leader.restarts else f"{leader.restarts} to {most} restarts"
-    of = "" if len(few) == 1 + len(leader.alike) + len(leader.lower) else f" of {named([cell.method for cell in few])}"
-    return f"{number}{of or ' of each method'}", of
 
 
 def _cheapest(chosen: Sequence[Leader]) -> str:

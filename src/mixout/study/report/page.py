@@ -23,7 +23,7 @@ from markupsafe import Markup
 from mixout._names import count
 from mixout.study.analysis.cells import Cell, Instability
 from mixout.study.analysis.compare import Comparison, compare
-from mixout.study.analysis.runs import Run, by_cell, grouped, if_one, spoken
+from mixout.study.analysis.runs import Run, by_cell, grouped, if_one
 from mixout.study.analysis.stats import holm
 from mixout.study.analysis.summary import Summary
 from mixout.study.analysis.words import Scores, number
@@ -107,19 +107,9 @@ def compose(
 
 def _facts(cells: Sequence[Cell], runs: Sequence[Run]) -> str:
     """How large the study is, in a line; ``runs`` are those that were trained."""
-    trained = {run.key for run in runs}
-    sizes = sorted({cell.runs for cell in cells})
-    restarts = count(sizes[0], "restart") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} restarts"
-    values = grouped(sorted({pair for cell in cells for pair in cell.factors.items()}), lambda pair: pair[0])
-    parts = [
-        count(len(runs), "run"),
-        count(len({cell.task for cell in cells}), "task"),
-        count(len({cell.method for cell in cells}), "method"),
-        *(f"{len(pairs)} values of {spoken(name)}" for name, pairs in values.items() if len(pairs) > 1),
-        f"{restarts} each",
-        f"{sum(cell.failed for cell in cells if cell.key in trained):,} failed",
-    ]
-    return " \u00b7 ".join(parts)
+    sizes = [(runs, "run"), ({cell.task for cell in cells}, "task"), ({cell.method for cell in cells}, "method")]
+    failed = sum(run.failed for run in runs)
+    return " \u00b7 ".join([*(count(len(items), noun) for items, noun in sizes), f"{failed:,} failed"])
 
 
 @cache
