@@ -210,7 +210,7 @@ def test_models_between_start_and_end_are_methods_that_nobody_trains(declare, tm
     cells = {row["method"]: row for row in rows(page.with_name("cells.csv"))}
     kept = [float(cells["mixout(0.5) at t=0.5"][name]) for name in ("distance", "original")]
     assert kept == pytest.approx([0.125, 0.8])
-    assert "2 runs hold no scores for some t of interpolate" in page.read_text(encoding="utf-8")
+    assert "2 runs without scores for some t of interpolate" in page.read_text(encoding="utf-8")
     # Without the setting, and as a table of runs, it is the study of before.
     assert [run.method for run in contents.of(planned)] == [run.method for run in planned]
     assert len(contents.runs()) == 8

@@ -161,7 +161,7 @@ def test_the_best_run_may_have_no_model_which_is_said(declare, tmp_path, execute
             shutil.rmtree(entries[run.id].folder)
     execute(planned, ledger, lines, keep="best")
     assert [entry.has_model for entry in ledger.read().entries.values()] == [False] * len(planned)
-    assert "the best runs of 2 cells were made before without a model, which is kept of a better run alone" in lines
+    assert "2 cells: the best run was made before without a model; only a better one keeps one" in lines
 
 
 def test_attempts_are_counted_on(declare, tmp_path, monkeypatch, execute, hooked):

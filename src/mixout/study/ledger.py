@@ -32,6 +32,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mixout._names import count
 from mixout.errors import InputError
 from mixout.finetune.folder import CHECKPOINTS
 from mixout.finetune.record import RECORD_NAME, sync_folder, write_atomically, writing
@@ -133,10 +134,8 @@ class Contents:
             f"with {'; '.join(dict.fromkeys(entry.origin for entry in entries))}."
             for entries in self.conflicts.values()
         ]
-        for folders, text in ((self.damaged, "damaged"), (self.newer, "of a newer mixout, which this one cannot read")):
-            if folders:
-                lines.append(f"{len(folders)} run{' is' if len(folders) == 1 else 's are'} {text}.")
-        return lines
+        unread = ((self.damaged, "damaged"), (self.newer, "of a newer mixout"))
+        return lines + [f"{count(len(folders), 'run')} not read: {why}." for folders, why in unread if folders]
 
 
 class Ledger:

@@ -84,9 +84,7 @@ def _without_points(planned: Sequence[Planned], contents: Contents) -> list[str]
         for plan, entry in contents.pairs(planned)
         if entry.record is not None
     )
-    hold = "run holds" if lacking == 1 else "runs hold"
-    text = f"{lacking} {hold} no scores for some t of interpolate, which was set later."
-    return [text] if lacking else []
+    return [f"{count(lacking, 'run')} without scores for some t of interpolate, which was set later."] * bool(lacking)
 
 
 def _origins(entries: Sequence[Entry]) -> list[str]:

@@ -105,8 +105,7 @@ def run(
         if entry.record is not None and _is_better(entry, kept.get(run.key), run):
             kept[run.key] = entry
     if without := sum(not entry.has_model for entry in kept.values()):
-        cells = "the best run of a cell was" if without == 1 else f"the best runs of {without} cells were"
-        report(f"{cells} made before without a model, which is kept of a better run alone")
+        report(f"{count(without, 'cell')}: the best run was made before without a model; only a better one keeps one")
     loop = _Loop(ledger, course, retries, keep, attempts, kept)
     left = loop.recovered(queue)
     if left:
