@@ -27,7 +27,7 @@ from mixout.reach import check_reach
 from mixout.record import applied_here, applied_to
 from mixout.seeds import Seed
 from mixout.selection import WhereLike, blocks, resolve
-from mixout.sources import Anchor, AnchorSource, is_zero, uncompiled, warn_if_fine_tuned
+from mixout.sources import Anchor, AnchorSource, is_zero, unwrapped, warn_if_fine_tuned
 
 ByLayer: TypeAlias = Mapping[str, Method | str | Sequence[Method | str]]
 
@@ -112,7 +112,7 @@ def apply_(
         raise ValueError(f"expected form in {FORMS}, got {form!r}")
     rules = rules_of(method)
     methods = tuple(dict.fromkeys(m for group in rules.values() for m in group))
-    original, model = model, uncompiled(model)
+    original, model = model, unwrapped(model)
     for group in rules.values():
         if len({m.name for m in group}) < len(group) or sum(isinstance(m, MixingMethod) for m in group) > 1:
             raise ValueError(f"expected different methods of which at most one mixes, got {spell(group)}")
@@ -169,7 +169,7 @@ def by_depth(model: nn.Module, method: Callable[[float], Method]) -> dict[str, M
         >>> [method.p for method in by_depth(model, lambda depth: Mixout(0.9 - 0.4 * depth)).values()]
         [0.9, 0.7, 0.5]
     """
-    names = [name for name, block in blocks(uncompiled(model)) if any(map(is_linear, block.modules()))]
+    names = [name for name, block in blocks(unwrapped(model)) if any(map(is_linear, block.modules()))]
     if not names:
         raise ValueError(
             f"expected a model whose blocks lie in a torch.nn.ModuleList, got {type(model).__name__} without one; "

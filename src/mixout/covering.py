@@ -26,7 +26,7 @@ from mixout.reach import LayerCoverage as LayerCoverage
 from mixout.reach import rows as layer_rows
 from mixout.record import applications
 from mixout.selection import BODY, PARTS, WhereLike, names_its_body, resolve
-from mixout.sources import uncompiled
+from mixout.sources import unwrapped
 
 # The labels of the kinds, in the order of the table.
 _TOLD = {"mixed": "mixed", "decayed": "decays", "bypassed": "out of reach", "plain": "not mixed"}
@@ -181,7 +181,7 @@ def coverage(
           not mixed      1 x LayerNorm            6  1
                              LayerNorm is not a layer that mixout can mix
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     if method is None:
         records = applications(model)
         return _report(model, ", ".join(map(str, records)) or "no method", records[0].where if records else "")

@@ -21,7 +21,7 @@ from mixout.measure import covered
 from mixout.parts import laid_out, reshard_, whole
 from mixout.passes import MixOptions
 from mixout.selection import WhereLike
-from mixout.sources import AnchorSource, uncompiled
+from mixout.sources import AnchorSource, unwrapped
 from mixout.streams import Stream
 
 
@@ -67,7 +67,7 @@ def drop_(
     if anchor is None:
         raise TypeError("expected anchor as the base model, its state dict or a file of it, got None")
     p = check_p(p)
-    model, original = uncompiled(model), model
+    model, original = unwrapped(model), model
     reshard_(model)
     # A tied weight is dropped once. All anchors first: one that is missing must leave the model as it was.
     for name, module, weight, start in covered(model, anchor, where):

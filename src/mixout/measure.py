@@ -21,7 +21,7 @@ from mixout.methods.optimizer_hooks import targets
 from mixout.parts import reshard_
 from mixout.record import applied_here, applied_to
 from mixout.selection import WhereLike, resolve
-from mixout.sources import OF_LORA, AnchorSource, WeightMissingError, uncompiled
+from mixout.sources import OF_LORA, AnchorSource, WeightMissingError, unwrapped
 
 
 def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike = None) -> Distance:
@@ -46,7 +46,7 @@ def distance(model: nn.Module, anchor: AnchorSource = None, *, where: WhereLike 
         >>> distance(model).total
         0.0
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     reshard_(model)
     if anchor is None:
         check_anchored(model)
@@ -100,7 +100,7 @@ def radius_used(model: nn.Module) -> dict[str, float]:
         >>> radius_used(model)
         {'0.weight': 0.5}
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     reshard_(model)
     used = {}
     for key, target in targets(model).items():
@@ -148,7 +148,7 @@ def interpolate_(model: nn.Module, t: float, anchor: AnchorSource = None, *, whe
     Source: Wortsman et al., CVPR 2022, arXiv 2109.01903.
     """
     t = check_t(t)
-    inner = uncompiled(model)
+    inner = unwrapped(model)
     reshard_(inner)
     if anchor is None:
         anchored = {key: entry for key, entry in anchored_weights(inner).items() if not _is_zero_of_method(*entry)}

@@ -145,10 +145,13 @@ def check_policy(model: Any) -> None:  # noqa: ANN401  any module
 
 def mixing_of(records: list[Applied]) -> list[Mixing]:
     """The mixing of each record whose training passes differ from those in eval mode, if it is not switched off."""
-    methods = [(record.mixing, m) for record in records for m in record.methods if isinstance(m, MixingMethod)]
-    # GradientMask, whose anchor is the weight itself, leaves the pass as it is.
-    mixings = dict.fromkeys(mixing for mixing, m in methods if mixing is not None and m.anchor != "own")
-    return [mixing for mixing in mixings if not mixing.off and mixing.probability() != 0.0]
+    found = []
+    for record in records:
+        # GradientMask, whose anchor is the weight itself, leaves the pass as it is.
+        changes = any(isinstance(method, MixingMethod) and method.anchor != "own" for method in record.methods)
+        if changes and record.mixing is not None and not record.mixing.off and record.mixing.probability() != 0.0:
+            found.append(record.mixing)
+    return found
 
 
 class PlainGenerate:

@@ -23,7 +23,7 @@ from mixout.methods import Method
 from mixout.methods.optimizer_hooks import targets
 from mixout.parts import whole
 from mixout.record import Applied, applied_here, applied_to
-from mixout.sources import uncompiled
+from mixout.sources import unwrapped
 
 STATE_VERSION = 3
 
@@ -32,7 +32,7 @@ class State:
     """What :func:`mixout.apply_` has left on a model, read at each access; see :func:`state`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = uncompiled(model)
+        self._model = unwrapped(model)
         applied_to(self._model)
 
     @property

@@ -112,10 +112,10 @@ def is_zero(source: AnchorSource) -> bool:
     return isinstance(source, (int, float)) and not isinstance(source, bool) and source == 0
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module that ``torch.compile`` or DDP has wrapped, whose names its weights have; others as they are."""
     inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
-    return uncompiled(inner) if isinstance(inner, nn.Module) else model
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 def _current(name: str, parameter: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def _hint(source: object, name: str) -> str:
 
 def _reader(source: object) -> Callable[[str], Tensor | None]:
     if isinstance(source, nn.Module):
-        source = uncompiled(source).state_dict()
+        source = unwrapped(source).state_dict()
     if isinstance(source, Mapping):
         return source.get
     if isinstance(source, (str, Path)):

@@ -39,7 +39,7 @@ class Watch:
 
     def count(self, optimizer: Optimizer) -> None:
         """Count a step of ``optimizer``, if a module has one of the parameters that it has stepped."""
-        if self._is_busy():
+        if not self.modules or self._is_busy():
             self.steps = 0
             return
         modules = [module for ref in self.modules if (module := ref()) is not None]

@@ -110,8 +110,8 @@ def _add_option(group: Any, item: Field[Any]) -> None:  # noqa: ANN401  argparse
     value_type, name = kind_of(item), item.name
     options: dict[str, Any] = {"dest": name, "type": value_type}
     options["metavar"] = _METAVARS.get(name) or {int: "N", float: "X"}.get(value_type, name.upper())
-    unset = item.default in (None, (), False, "none") or (item.default == 0.0 and name != "seed")
-    default = "chosen by model, data and method" if name in FORMER else "" if unset else item.default
+    unset = item.default is None or item.default is False or item.default == ()
+    default = "chosen by model, data and method" if name in FORMER else "" if unset else str(item.default)
     options["help"] = f"{item.metadata['help']}{f' (default: {default})' if default else ''}".replace("%", "%%")
     if item.metadata["choices"]:
         options["choices"] = item.metadata["choices"]

@@ -212,8 +212,7 @@ class DevSet(Dev):
     def chance(self) -> float:
         """What a constant answer scores."""
         task = self.task
-        labels = [*scored(task, (), self.examples).dev.label]
-        return metrics.chance(task.metric, labels, classes=task.classes, tags=task.tags)
+        return metrics.chance(task.metric, list(task.dev.label), classes=task.classes, tags=task.tags)
 
 
 def scored(task: Task, train: Sequence[Example], dev: Sequence[Example]) -> Task:

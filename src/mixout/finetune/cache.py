@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mixout.finetune import causal, data, models
-from mixout.finetune.batches import DevSet, Example, Tokenizer, cut_texts, encode
+from mixout.finetune.batches import DevSet, Example, Tokenizer, cut_texts, encode, scored
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.environment import own_streams
 from mixout.finetune.models import Loaded
@@ -79,6 +79,7 @@ class Cache:
         """The dev set in tokens, with the text of the original domain where a language model has some."""
         examples, smoothing = self.tokens(task.dev, settings), settings.label_smoothing
         if task.kind != "text":
+            task = scored(task, self.tokens(task.train, settings), examples)
             return DevSet(task, examples, smoothing, balanced=settings.class_weights == "balanced")
         return DevTexts(task, examples, self.tokens(task.original, settings) if task.original else [], smoothing)
 

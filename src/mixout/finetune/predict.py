@@ -190,11 +190,9 @@ def _scores(table: Table, settings: Settings, preds: list[Any], names: list[str]
     if not labelled:
         return ""
     which = "rows with a label"
-    if kind == "classes" and 2 * len(known := [row for row in labelled if spelled(cells[row]) in names]) > len(
-        labelled
-    ):
-        which += " that the model knows" * (len(known) < len(labelled))
-        labelled = known
+    known = [row for row in labelled if spelled(cells[row]) in names] if kind == "classes" else labelled
+    if len(labelled) / 2 < len(known) < len(labelled):
+        labelled, which = known, f"{which} that the model knows"
     some = f" of the {len(labelled):,} {which}" * (len(labelled) < len(cells))
     table, preds = table.take(labelled), [preds[row] for row in labelled]
     holds: Any = kind if kind in ("labels", "tags") else "label"

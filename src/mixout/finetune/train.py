@@ -18,7 +18,7 @@ from mixout._names import nearest
 from mixout.anchor import old_fingerprint
 from mixout.errors import InputError, MissingExtraError, needs
 from mixout.finetune import card, defaults, environment, folder, models, outcome, sharding
-from mixout.finetune.batches import collate, scored
+from mixout.finetune.batches import collate
 from mixout.finetune.cache import Cache
 from mixout.finetune.causal import DevTexts
 from mixout.finetune.course import Report
@@ -110,9 +110,8 @@ def finetune(
             described = describe(given, cut=shared.cut(task, settings), max_length=settings.max_length)
             for line in (*described, *chosen.values(), *reaches(settings.methods)):
                 tell(line)
-        task = scored(task, examples, dev.examples)
         with folder.making(run_dir):
-            trainer = TextTrainer(settings, run_dir, loaded, task, examples, dev, report=tell, bars=bars and leads)
+            trainer = TextTrainer(settings, run_dir, loaded, dev.task, examples, dev, report=tell, bars=bars and leads)
         # The model lies on its device now, as it will when it is measured again.
         drift = (
             Divergence(loaded.model, pretrained, dev.dev, settings.batch_size)
@@ -137,7 +136,7 @@ def finetune(
                     mixout.interpolate_(loaded.model, method.t, start, where=where)
                     trainer.evaluate()
             record = units.settle_(loaded.model, outcome.record(
-                settings, task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
+                settings, dev.task, loaded, dev, state, diverged=trainer.course.diverged, closeness=drift.scores(),
                 start=start, chosen=chosen, interpolated=scores_between, coverage=covered, fingerprints=fingerprints,
             ))  # fmt: skip
             _write(run_dir, loaded, record, given, keep_model=keep_model)

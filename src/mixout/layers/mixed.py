@@ -34,7 +34,7 @@ REPLACED = (
 _SWITCHING = threading.Lock()
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True)
 class Mixing:
     """What all mixed layers of one :func:`mixout.apply_` share."""
 

@@ -31,7 +31,7 @@ from mixout.errors import MixoutError, NothingMixedError
 from mixout.methods.decay import decays
 from mixout.parts import in_parts
 from mixout.selection import WhereLike, resolve
-from mixout.sources import uncompiled
+from mixout.sources import unwrapped
 
 Labels = Literal["sampled", "given"]
 Batch = Mapping[str, Any] | Sequence[Tensor] | Tensor
@@ -90,7 +90,7 @@ def fisher(
         raise ValueError(f"expected labels 'sampled' or 'given', got {labels!r}")
     if isinstance(batches, (Mapping, Tensor)):
         raise TypeError(f"expected batches as a list or a loader, got one {type(batches).__name__}; pass [batch]")
-    model = uncompiled(model)
+    model = unwrapped(model)
     weights = _weights(model, where)
     device = next(iter(weights.values())).device
     generator = torch.Generator(device).manual_seed(seed)

@@ -217,7 +217,7 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
     if match is None or not (entries := match.entries):
         return
     now = next(_CLOCK)
-    groups: dict[tuple[Any, ...], list[tuple[Target, Tensor, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Tensor, Any]]] = {}
     acting: dict[tuple[int, float], Target] = {}
     for target, weight, number in entries:
         target.penalised = None
@@ -238,9 +238,9 @@ def _after_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:  # noqa
             continue
         mesh = getattr(weight, "device_mesh", None)  # of a DTensor
         key = number, target.strength, anchor is None, weight.dtype, weight.device, mesh
-        groups.setdefault(key, []).append((target, weight, anchor))
-    for (number, strength, to_zero, *_), members in groups.items():
-        _, weights, anchors = map(list, zip(*members, strict=True))
+        groups.setdefault(key, []).append((weight, anchor))
+    for (number, strength, to_zero, *_), pairs in groups.items():
+        weights, anchors = map(list, zip(*pairs, strict=True))
         shrink_(weights, None if to_zero else anchors, _exponent(optimizer, number, strength))
     check_strength(optimizer, match, [(target, number) for (number, _), target in acting.items()])
 

@@ -36,7 +36,7 @@ from mixout.layers.mixed import REPLACED
 from mixout.methods.likelihood import IGNORED, Batch, as_call, evaluated, predictions, predicts_next
 from mixout.methods.mixing import Method
 from mixout.parts import local, reshard_
-from mixout.sources import uncompiled
+from mixout.sources import unwrapped
 from mixout.watch import STEPS, Watch
 
 Direction = Literal["forward", "reverse"]
@@ -146,7 +146,7 @@ def output_penalty(
         >>> output_penalty(model, x, model(x)).item()
         0.0
     """
-    inner = uncompiled(model)
+    inner = unwrapped(model)
     reshard_(inner)  # FSDP2 shows the parts of all weights then; backward passes gather again
     method, anchors = _anchored(inner)
     args, options = as_call(batch)
