@@ -224,6 +224,12 @@ def test_training_in_eval_mode_is_told_once():
     steps_of(model)
 
 
+def test_a_watch_that_has_ended_asks_nothing_of_a_step():
+    model = mixout.apply_(nn.Sequential(nn.Linear(3, 2)), Mixout(0.5))
+    switched_off_once(model)
+    model[0]._mixed.mixing.watch.count(None)  # no optimizer is looked at
+
+
 def test_an_evaluation_after_which_nobody_calls_train_is_told():
     model = mixout.apply_(nn.Sequential(nn.Linear(3, 2)), Mixout(0.5))
     for _ in range(30):  # in turns

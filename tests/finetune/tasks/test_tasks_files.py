@@ -60,6 +60,15 @@ def test_vectors_of_0_and_1_are_labels_by_position(tmp_path, cells):
     assert (task.labels, task.train.label) == (("0", "1", "2"), ((1, 0, 1), (0, 0, 1), (0, 1, 0)))
 
 
+def test_shards_need_no_columns_without_a_name(tmp_path):
+    for number, header in enumerate((",text,label", "text,label")):
+        first = "7," * header.startswith(",")
+        rows = "".join(f"{first}{text},{label}\n" for text, label in (("a", "good"), ("b", "bad")))
+        for stem in ("train", "dev"):
+            (tmp_path / f"{stem}-0000{number}-of-00002.csv").write_text(f"{header}\n{rows}")
+    assert load_task(str(tmp_path)).train.text == ("a", "b", "a", "b")
+
+
 def test_labels_of_a_data_base_are_read(tmp_path):
     days = [datetime.date(2026, 1, day) for day in (1, 2, 1, 2)]
     for name, labels in {"values": [Decimal("1.50"), Decimal("2.25")] * 2, "days": days}.items():

@@ -56,9 +56,10 @@ class Table:
         first = tables[0]
         if len(tables) == 1:
             return first
+        names = [name for name in first.columns if name]
         for table in tables:
-            table.require([*first.columns])
-        columns = {name: [cell for table in tables for cell in table.columns[name]] for name in first.columns}
+            table.require(names)
+        columns = {name: [cell for table in tables for cell in table.columns[name]] for name in names}
         rows = range(1, sum(len(table.lines) for table in tables) + 1)
         return replace(first, name=f"{first.name} and the shards after it", columns=columns, lines=rows, unit="row")
 
